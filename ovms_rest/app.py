@@ -1,0 +1,71 @@
+"""The WSGI application, wired: settings, config, models, resources."""
+
+import os
+import sys
+from collections.abc import Mapping
+
+import falcon
+
+from ovms_rest.config import load_config
+from ovms_rest.errors import ConfigError, ServingError
+from ovms_rest.models.registry import ModelRegistry, load_models
+from ovms_rest.pool.cores import usable_cores
+from ovms_rest.pool.receiving import receive_from_gunicorn
+from ovms_rest.serving.body import Receive, receive_from_wsgi
+from ovms_rest.serving.cors import Cors
+from ovms_rest.serving.error_handlers import handle_serving_error, serialize_falcon_error
+from ovms_rest.serving.resources import (
+    AnyPath,
+    Infer,
+    Live,
+    ModelDescription,
+    ModelReady,
+    Ready,
+    Registry,
+    ServerDescription,
+)
+from ovms_rest.serving.routing import Request, Router
+from ovms_rest.settings import Settings, read_settings
+
+
+class App(falcon.App):  # type: ignore[type-arg]
+    """The application with the models that it serves, which gunicorn's hooks open in every worker."""
+
+    models: ModelRegistry
+    load_timeout_seconds: int
+
+
+def create_app(registry: Registry, settings: Settings, receive: Receive = receive_from_wsgi) -> App:
+    """Wire the resources to what they serve."""
+    app = App(router=Router(), request_type=Request, middleware=[Cors(settings)] if settings.allowed_origins else None)
+    app.add_error_handler(ServingError, handle_serving_error)
+    app.set_error_serializer(serialize_falcon_error)
+    app.add_route("/*", AnyPath())
+    app.add_route("/v2", ServerDescription())
+    app.add_route("/v2/health/live", Live())
+    app.add_route("/v2/health/ready", Ready(registry))
+    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.add_route(model, ModelDescription(registry))
+        app.add_route(f"{model}/ready", ModelReady(registry))
+        app.add_route(f"{model}/infer", Infer(registry, settings, receive))
+    return app
+
+
+def load_app(environ: Mapping[str, str]) -> App:
+    """Read settings and config, load the models and make the application. Raises ConfigError."""
+    settings = read_settings(environ)
+    models = load_models(load_config(settings.config), usable_cores(), settings.load_timeout_seconds)
+    app = create_app(models, settings, receive_from_gunicorn)
+    app.models = models
+    app.load_timeout_seconds = settings.load_timeout_seconds
+    return app
+
+
+def get_app() -> App:
+    """Make the application from the environment, for gunicorn; a mistake there ends the process with its lines."""
+    try:
+        return load_app(os.environ)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"ovms_rest: {problem}", file=sys.stderr)
+        sys.exit(1)

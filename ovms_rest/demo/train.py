@@ -1,0 +1,102 @@
+"""Train the demo model, a classifier of handwritten digits, and write it with some requests for it.
+
+    pip install '.[train]' && python -m ovms_rest.demo.train
+
+The data are the 1,797 digits of 8x8 grey pixels that scikit-learn carries (UCI ML, optical recognition of handwritten
+digits, Alpaydin and Kaynak). A fifth of them is held out: the accuracy that is printed is measured on those, with the
+written model in OpenVINO, and the samples are the first of
+them that it gets right.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import orjson
+from numpy.typing import NDArray
+from openvino import opset15
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPClassifier
+
+HERE = Path(__file__).parent
+MODEL = HERE / "digits" / "1" / "digits.xml"
+SAMPLES = HERE / "samples"
+SEED = 7
+
+Images = NDArray[np.float32]
+
+
+def load() -> tuple[Images, Images, NDArray[Any], NDArray[Any]]:
+    """Return training and held-out images [n,8,8,1], white on black from 0 to 255, and their digits [n]."""
+    images, digits = load_digits(return_X_y=True)
+    images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.float32)
+    parts: tuple[Any, ...] = tuple(train_test_split(images, digits, test_size=0.2, random_state=SEED, stratify=digits))
+    return parts
+
+
+def shift(images: Images, rows: int, columns: int) -> Images:
+    """Move images by whole pixels; what comes in at the edges is black."""
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return padded[:, 1 + rows : 9 + rows, 1 + columns : 9 + columns]
+
+
+def train(images: Images, digits: NDArray[Any]) -> MLPClassifier:
+    """Train a perceptron with one hidden layer on the images and on each of them moved by a pixel."""
+    moves = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]
+    moved = np.concatenate([shift(images, *move) for move in moves]).reshape(-1, 64) / 255
+    classifier = MLPClassifier((256,), alpha=1e-3, max_iter=300, random_state=SEED)
+    return classifier.fit(moved, np.tile(digits, len(moves)))
+
+
+def build(classifier: MLPClassifier) -> openvino.Model:
+    """Make it an OpenVINO model: image FP32 [-1,8,8,1] -> digit INT64 [-1], probabilities FP32 [-1,10]."""
+    image = opset15.parameter([-1, 8, 8, 1], openvino.Type.f32, name="image")
+    layer = opset15.divide(opset15.reshape(image, [-1, 64], special_zero=False), np.float32(255))
+    for weights, bias in zip(classifier.coefs_, classifier.intercepts_, strict=True):
+        product = opset15.matmul(layer, weights.astype(np.float32), transpose_a=False, transpose_b=False)
+        layer = opset15.add(product, bias.astype(np.float32))
+        if weights is not classifier.coefs_[-1]:
+            layer = opset15.relu(layer)
+    probabilities = opset15.softmax(layer, 1)
+    best = opset15.topk(probabilities, np.int64(1), axis=1, mode="max", sort="value", index_element_type="i64")
+    digit = opset15.squeeze(best.output(1), np.int64(1))
+    image.output(0).set_names({"image"})
+    digit.output(0).set_names({"digit"})
+    probabilities.output(0).set_names({"probabilities"})
+    model = openvino.Model([opset15.result(digit), opset15.result(probabilities)], [image], "digits")
+    model.set_rt_info(" ".join(map(str, classifier.classes_)), ["model_info", "labels"])
+    return model
+
+
+def write_sample(image: Images, name: str) -> None:
+    """Write an image as PNG, and as the requests that classify it, in JSON and in binary (the JSON's length in the name)."""
+    Image.fromarray(image.reshape(8, 8).astype(np.uint8)).save(SAMPLES / f"{name}.png")
+    tensor: dict[str, Any] = {"name": "image", "datatype": "FP32", "shape": [1, 8, 8, 1]}
+    (SAMPLES / f"{name}.json").write_bytes(
+        orjson.dumps({"inputs": [tensor | {"data": image.ravel().tolist()}]}) + b"\n"
+    )
+    head = orjson.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": image.nbytes}}]})
+    (SAMPLES / f"{name}-{len(head)}.bin").write_bytes(head + image.tobytes())
+
+
+def main() -> None:
+    """Train, write and measure."""
+    images, held_out, digits, held_out_digits = load()
+    classifier = train(images, digits)
+    MODEL.parent.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(build(classifier), MODEL, compress_to_fp16=False)
+    model = openvino.compile_model(MODEL, "CPU")
+    found = model(held_out)["digit"]
+    print(f"held-out accuracy: {np.mean(found == held_out_digits):.2%} of {len(held_out)} digits")
+    print(f"size: {sum(file.stat().st_size for file in MODEL.parent.iterdir())} bytes")
+    SAMPLES.mkdir(exist_ok=True)
+    for digit in (3, 5, 7):
+        index = int(np.flatnonzero((held_out_digits == digit) & (found == digit))[0])
+        write_sample(held_out[index], f"digit-{digit}")
+
+
+if __name__ == "__main__":
+    main()

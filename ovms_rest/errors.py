@@ -1,0 +1,48 @@
+"""What can go wrong: with a request, as one family; with the start; with one model.
+
+The message is written for the person who has to act on it: what was at fault, what came, what is allowed. Which HTTP
+status a ServingError becomes stands in `serving.error_handlers`, nowhere else.
+"""
+
+from collections.abc import Sequence
+
+
+class ServingError(Exception):
+    """A request that cannot be answered as asked; its text goes to the client."""
+
+
+class InvalidRequestError(ServingError):
+    """The request breaks the protocol or does not fit the model: the client's mistake."""
+
+
+class NotFoundError(ServingError):
+    """The model or the version is not served."""
+
+
+class BodyTooLargeError(ServingError):
+    """The body, or what it decompresses to, is over the limit."""
+
+
+class UnsupportedEncodingError(ServingError):
+    """The body has a `Content-Encoding` that cannot be undone."""
+
+
+class NotReadyError(ServingError):
+    """Something that is configured does not serve."""
+
+
+class InferenceError(ServingError):
+    """The model failed at this request; OpenVINO's own text is in the log."""
+
+
+class ConfigError(Exception):
+    """Settings or a config file that the service cannot start with; `problems` has a line for each fault."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        """Keep the lines."""
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class LoadError(Exception):
+    """A model that cannot be served; its text is the reason, in one line."""

@@ -1,0 +1,1 @@
+"""Models: found on disk, proven, compiled, inferred."""

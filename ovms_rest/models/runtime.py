@@ -1,0 +1,259 @@
+"""OpenVINO: reading, describing, compiling and inferring. No other module imports it.
+
+Strings never pass OpenVINO's Python binding, which drops NULs at the end of an element and crashes on a tensor without
+elements. A model's string tensors are replaced by the three tensors of StringTensorPack and StringTensorUnpack, which
+a BytesArray is made of.
+"""
+
+import functools
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+from openvino import opset15
+
+from ovms_rest.errors import InferenceError, LoadError
+from ovms_rest.models.compilation import Compilation
+from ovms_rest.protocol.datatypes import BYTES, DATATYPES, UINT8
+from ovms_rest.protocol.strings import BytesArray, from_matrix
+from ovms_rest.protocol.tensors import Array, Dim, ModelMetadata, Tensor, TensorMetadata
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
+
+_DATATYPES = {
+    "boolean": "BOOL",
+    "i8": "INT8",
+    "i16": "INT16",
+    "i32": "INT32",
+    "i64": "INT64",
+    "u8": UINT8,
+    "u16": "UINT16",
+    "u32": "UINT32",
+    "u64": "UINT64",
+    "f16": "FP16",
+    "bf16": "BF16",
+    "f32": "FP32",
+    "f64": "FP64",
+    "string": BYTES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """An input or output: what the client sees, and which tensors of the compiled model it is (three for BYTES)."""
+
+    metadata: TensorMetadata
+    indices: tuple[int, ...]
+
+
+class Model:
+    """A version of a model: read when made, compiled by `compile`, ready to infer in this process after `open`."""
+
+    def __init__(self, name: str, version: int, file: Path, compilation: Compilation) -> None:
+        """Read the file and describe it. Raises LoadError."""
+        self.compilation = compilation
+        self.file = file
+        self._local = threading.local()
+        self._compiled: Any = None
+        self._read: Any = _read(file)
+        rt_info = _describe_rt_info(self._read)
+        inputs = {port.name: port for port in map(_describe, *_enumerate(self._read.inputs, "in_"))}
+        outputs = {port.name: port for port in map(_describe, *_enumerate(self._read.outputs, "out_"))}
+        for kind, described, ports in (("inputs", inputs, self._read.inputs), ("outputs", outputs, self._read.outputs)):
+            if len(described) != len(ports) or not ports:
+                raise LoadError(f"the model has {len(ports)} {kind} with {len(described)} different names")
+        self._inputs, self._outputs = _split_strings(self._read, inputs, outputs)
+        self.metadata = ModelMetadata(
+            name,
+            str(version),
+            {port.metadata.name: port.metadata for port in self._inputs},
+            {port.metadata.name: port.metadata for port in self._outputs},
+            rt_info,
+        )
+
+    def compile(self) -> None:
+        """Compile the model for its device. Raises LoadError."""
+        try:
+            self._compiled = _core().compile_model(
+                self._read, self.compilation.device, dict(self.compilation.properties)
+            )
+        except RuntimeError as error:
+            raise LoadError(f"cannot be compiled for {self.compilation.device}: {_one_line(error)}") from error
+        self._read = None
+
+    def open(self) -> None:
+        """Make the model ready in this process: compile it unless that was inherited, and infer once.
+
+        Raises LoadError.
+        """
+        if self._compiled is None:
+            self.compile()
+        self._local = threading.local()  # what the process forked from may have left there is not for this one
+        try:
+            self._infer({port.metadata.name: _zeros(port.metadata) for port in self._inputs})
+        except RuntimeError as error:
+            dynamic = [port.metadata.name for port in self._inputs if port.metadata.static_shape is None]
+            if not dynamic:
+                raise LoadError(f"fails at its first inference: {_one_line(error)}") from error
+            # With sizes of 1 for what is dynamic it need not work; clients know better ones.
+            log.debug("model %r refused the sizes tried to warm it up: %s", self.metadata.name, _one_line(error))
+
+    def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+        """Infer with an array for every input; return a tensor for every output, by name.
+
+        The arrays must be writable, as OpenVINO reads them in place. The tensors are views on memory that the next
+        inference of the same thread overwrites. Raises InferenceError.
+        """
+        try:
+            return self._infer(arrays)
+        except RuntimeError as error:
+            log.error("inference of model %r failed: %s", self.metadata.name, _one_line(error))
+            raise InferenceError(
+                f"model {self.metadata.name!r} version {self.metadata.version} failed at this request; "
+                "the reason is in the log of the server"
+            ) from error
+
+    def _infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+        try:
+            request = self._local.request
+        except AttributeError:
+            request = self._local.request = self._compiled.create_infer_request()
+        for port in self._inputs:
+            _set_input(request, port, arrays[port.metadata.name])
+        request.infer(None, share_outputs=True, decode_strings=False)
+        return {port.metadata.name: _get_output(request, port) for port in self._outputs}
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    return openvino.Core()
+
+
+def _read(file: Path) -> openvino.Model:
+    try:
+        return _core().read_model(file)
+    except RuntimeError as error:
+        raise LoadError(f"cannot read {file}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """Reduce an exception of OpenVINO to what it says, without the places in its sources."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from ", "Check "))]
+    return " ".join(said or lines)[:500]
+
+
+# --- What a model takes and gives
+
+
+def _enumerate(ports: list[Any], prefix: str) -> tuple[list[Any], list[str]]:
+    return ports, [f"{prefix}{index}" for index in range(len(ports))]
+
+
+def _describe(port: Any, default_name: str) -> TensorMetadata:
+    name = port.get_any_name() if port.get_names() else default_name
+    element_type = port.get_element_type().get_type_name()
+    if element_type not in _DATATYPES:
+        raise LoadError(f"tensor {name!r} has the element type {element_type}, which KServe v2 has no datatype for")
+    shape = port.get_partial_shape()
+    dims = None if shape.rank.is_dynamic else tuple(map(_describe_dim, shape))
+    return TensorMetadata(name, _DATATYPES[element_type], dims)
+
+
+def _describe_dim(dim: Any) -> Dim:
+    high = dim.get_max_length()
+    return Dim(dim.get_min_length(), None if high == -1 else high)
+
+
+def _describe_rt_info(model: openvino.Model) -> dict[str, Any] | None:
+    if not model.has_rt_info(["model_info"]):
+        return None
+    return {"model_info": _plain(model.get_rt_info(["model_info"]))}
+
+
+def _plain(value: Any) -> Any:
+    value = getattr(value, "value", value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _split_strings(
+    model: openvino.Model, inputs: dict[str, TensorMetadata], outputs: dict[str, TensorMetadata]
+) -> tuple[list[_Port], list[_Port]]:
+    """Replace every string tensor by its begins, ends and symbols; return the ports in alphabetical order."""
+    parameters = [[parameter] for parameter in model.get_parameters()]
+    results = [[result] for result in model.get_results()]
+    for nodes in parameters:
+        if nodes[0].get_element_type() == openvino.Type.string:
+            (whole,) = nodes
+            shape = whole.get_partial_shape()
+            nodes[:] = [
+                opset15.parameter(shape, openvino.Type.i32),
+                opset15.parameter(shape, openvino.Type.i32),
+                opset15.parameter(openvino.PartialShape([-1]), openvino.Type.u8),
+            ]
+            whole.output(0).replace(opset15.string_tensor_pack(*nodes).output(0))
+            model.remove_parameter(whole)
+            model.add_parameters(nodes)
+    for nodes in results:
+        if nodes[0].get_element_type() == openvino.Type.string:
+            (whole,) = nodes
+            unpacked = opset15.string_tensor_unpack(whole.input_value(0))
+            nodes[:] = [opset15.result(unpacked.output(index)) for index in range(3)]
+            model.remove_result(whole)
+            model.add_results(nodes)
+    model.validate_nodes_and_infer_types()
+    return (
+        _sort_ports(inputs, parameters, model.get_parameter_index),
+        _sort_ports(outputs, results, model.get_result_index),
+    )
+
+
+def _sort_ports(described: dict[str, TensorMetadata], nodes: list[list[Any]], index_of: Any) -> list[_Port]:
+    ports = [
+        _Port(metadata, tuple(map(index_of, parts))) for metadata, parts in zip(described.values(), nodes, strict=True)
+    ]
+    return sorted(ports, key=lambda port: port.metadata.name)
+
+
+# --- Arrays in and out
+
+
+def _set_input(request: Any, port: _Port, array: Array) -> None:
+    if isinstance(array, BytesArray):
+        for index, part in zip(port.indices, (array.begins, array.ends, array.symbols), strict=True):
+            request.set_input_tensor(index, openvino.Tensor(part, True))
+    elif array.dtype == ml_dtypes.bfloat16:  # which the binding does not know
+        bits = array.view(np.uint16)
+        request.set_input_tensor(port.indices[0], openvino.Tensor(bits, bits.shape, openvino.Type.bf16))
+    else:
+        request.set_input_tensor(port.indices[0], openvino.Tensor(array, True))
+
+
+def _get_output(request: Any, port: _Port) -> Tensor:
+    name, datatype = port.metadata.name, port.metadata.datatype
+    arrays: list[NDArray[Any]] = [request.get_output_tensor(index).data for index in port.indices]
+    if datatype == BYTES:
+        return Tensor(name, BYTES, BytesArray(*arrays))
+    (array,) = arrays
+    if datatype == "BF16":
+        return Tensor(name, datatype, array.view(ml_dtypes.bfloat16))
+    if datatype == UINT8 and array.ndim == 2 and name.lower().endswith("_string"):  # OVMS; protocol.md section 7
+        return Tensor(name, BYTES, from_matrix(array))
+    return Tensor(name, datatype, array)
+
+
+def _zeros(metadata: TensorMetadata) -> Array:
+    """Make an input to try a model with: zeros or empty strings, every dynamic dimension as small as it may be."""
+    shape = tuple(dim.low or int(dim.size is None) for dim in metadata.dims or ())
+    if metadata.datatype == BYTES:
+        return BytesArray(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(0, np.uint8))
+    return np.zeros(shape, DATATYPES[metadata.datatype].dtype)

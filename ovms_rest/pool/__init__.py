@@ -1,0 +1,1 @@
+"""The gunicorn side: how many workers, what happens around a fork, the form of gunicorn's own errors."""

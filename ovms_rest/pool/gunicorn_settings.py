@@ -1,0 +1,32 @@
+"""gunicorn's settings for the service; gunicorn.conf.py takes them all, and gunicorn's own flags win over them."""
+
+import os
+import sys
+
+from ovms_rest.pool import http_errors
+from ovms_rest.pool.cores import usable_cores
+from ovms_rest.pool.hooks import child_exit, post_worker_init, pre_fork, worker_exit
+
+__all__ = [
+    "child_exit",
+    "control_socket_disable",
+    "post_worker_init",
+    "pre_fork",
+    "preload_app",
+    "worker_class",
+    "worker_exit",
+    "workers",
+    "wsgi_app",
+]
+
+wsgi_app = "ovms_rest.app:get_app()"
+worker_class = "sync"
+# The models are loaded by the arbiter, once for all workers.
+preload_app = True
+workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())
+# gunicorn would make one by a path that all instances of a user share, unless asked for another.
+control_socket_disable = not any(
+    "--control-socket" in argument for argument in (*sys.argv, os.environ.get("GUNICORN_CMD_ARGS", ""))
+)
+
+http_errors.install()

@@ -1,0 +1,417 @@
+"""From the bytes of an inference request to an InferenceRequest (KServe v2 and its binary tensor data extension).
+
+Every function raises InvalidRequestError for what the client got wrong, and nothing else whatever the bytes are.
+`label` arguments name the place in the request for such a message: `inputs[0] 'image'`.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype, round_to_bfloat16
+from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, unpack
+from ovms_rest.protocol.tensors import (
+    MAX_DIM,
+    Array,
+    Dim,
+    InferenceRequest,
+    Parameters,
+    RequestedOutput,
+    Tensor,
+    TensorMetadata,
+)
+
+MAX_DEPTH = 100
+# numpy's; OpenVINO knows no model of more.
+MAX_RANK = 64
+# numpy has no array without elements whose other dims come to more bytes than an address has.
+MAX_EMPTY = 2**59
+# How much of a client's value a message repeats.
+_SHOWN = 60
+
+_ABSENT: Any = object()
+_NO_PARAMETERS: Parameters = MappingProxyType({})
+_JSON_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+
+
+def decode_header_length(value: str | None, body_size: int) -> int | None:
+    """Read `Inference-Header-Content-Length`: how many bytes of the body are the JSON; None when there is no header.
+
+    A header that came several times has its values joined by commas, as WSGI does it.
+    """
+    if value is None:
+        return None
+    lengths = [item.strip(" \t") for item in value.split(",")]
+    significant = {item.lstrip("0") for item in lengths}
+    if len(significant) > 1 or not all(item.isascii() and item.isdigit() for item in lengths):
+        raise InvalidRequestError(
+            f"Inference-Header-Content-Length is {_show(value)}, expected one integer from 0 to the body's length"
+        )
+    length = significant.pop() or "0"
+    if len(length) > 18 or int(length) > body_size:
+        raise InvalidRequestError(
+            f"Inference-Header-Content-Length is {_show(value)}, but the body has only {body_size} bytes"
+        )
+    return int(length)
+
+
+def decode_request(body: memoryview, header_length: int | None = None) -> InferenceRequest:
+    """Decode the body of an inference request.
+
+    The first `header_length` bytes (None: all) are JSON, what follows are the binary tensors in the order of the
+    inputs. Binary tensors become views on `body`.
+    """
+    json_part, binary_part = (body, body[:0]) if header_length is None else (body[:header_length], body[header_length:])
+    root = _parse_json(json_part)
+    _check_depth([value for key, value in root.items() if key != "inputs"], 1)
+    request_id = root.get("id", "")
+    if type(request_id) is not str:
+        raise InvalidRequestError(f"id is {_describe(request_id)}, expected a string")
+    parameters = _decode_parameters(root, "")
+    binary_output = _decode_flag(parameters, "binary_data_output", "")
+    return InferenceRequest(
+        inputs=_decode_inputs(root, binary_part),
+        outputs=_decode_outputs(root, binary_output),
+        binary_output=binary_output,
+        id=request_id,
+        parameters=parameters,
+    )
+
+
+def decode_raw_request(body: memoryview, inputs: Mapping[str, TensorMetadata]) -> InferenceRequest:
+    """Decode a body that is nothing but the data of a model's only input (header length 0).
+
+    The shape is the model's. One dimension that is not static is computed from the size; with more of them dim 0
+    counts as 1. A BYTES input takes the body as its one element. All outputs are answered as binary.
+    """
+    if len(inputs) != 1:
+        raise InvalidRequestError(
+            "Inference-Header-Content-Length is 0, which sends the body as the data of a model's only input, "
+            f"but this model has {len(inputs)} inputs: {_list(inputs)}"
+        )
+    (metadata,) = inputs.values()
+    label = f"input {metadata.name!r}"
+    dims = metadata.dims or ()
+    if metadata.datatype == BYTES:
+        shape = tuple(1 if dim.size is None and dim.holds(1) else dim.low for dim in dims)
+        if math.prod(shape) != 1:
+            raise InvalidRequestError(
+                f"{label}: a raw body is one string, but the model's shape is {metadata.describe_shape()}"
+            )
+        return _raw(metadata, _strings([0], [len(body)], body, shape))
+    datatype = DATATYPES[metadata.datatype]
+    shape = _raw_shape(dims, datatype, len(body), f"{label}: shape {metadata.describe_shape()}")
+    return _raw(metadata, _view(body, datatype, shape, label))
+
+
+def _raw(metadata: TensorMetadata, array: Array) -> InferenceRequest:
+    return InferenceRequest((Tensor(metadata.name, metadata.datatype, array),), binary_output=True)
+
+
+def _raw_shape(dims: tuple[Dim, ...], datatype: Datatype, size: int, label: str) -> tuple[int, ...]:
+    open_dims = [index for index, dim in enumerate(dims) if dim.size is None]
+    sizes = [dim.low for dim in dims]
+    if len(open_dims) > 1 and open_dims[0] == 0:
+        sizes[open_dims.pop(0)] = 1
+    if len(open_dims) > 1:
+        raise InvalidRequestError(
+            f"{label} leaves {len(open_dims)} dims open besides dim 0, which the size of a raw body does not settle; "
+            "send a JSON header that gives the shape"
+        )
+    if open_dims:
+        row = datatype.size * math.prod(dim for index, dim in enumerate(sizes) if index != open_dims[0])
+        if row == 0 or size % row:
+            raise InvalidRequestError(f"{label} takes a multiple of {row} bytes of {datatype.name}, but {size} came")
+        sizes[open_dims[0]] = size // row
+    needed = datatype.size * math.prod(sizes)
+    if needed != size:
+        raise InvalidRequestError(f"{label} takes {needed} bytes of {datatype.name}, but {size} came")
+    return tuple(sizes)
+
+
+# --- The JSON part
+
+
+def _parse_json(part: memoryview) -> dict[str, Any]:
+    if not part:
+        raise InvalidRequestError("the request has no JSON, expected an object with the key 'inputs'")
+    try:
+        root = orjson.loads(part)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the request is not valid JSON: {error}") from error
+    if type(root) is not dict:
+        raise InvalidRequestError(f"the request is {_describe(root)}, expected an object with the key 'inputs'")
+    return root
+
+
+def _check_depth(values: list[Any], depth: int) -> None:
+    """Refuse values, those of one object at that depth, that are nested deeper than MAX_DEPTH."""
+    while containers := [value for value in values if type(value) is list or type(value) is dict]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            _refuse_depth()
+        values = list(chain.from_iterable(item.values() if type(item) is dict else item for item in containers))
+
+
+def _refuse_depth() -> NoReturn:
+    raise InvalidRequestError(f"the JSON is nested deeper than {MAX_DEPTH} levels")
+
+
+def _decode_parameters(owner: dict[str, Any], label: str) -> Parameters:
+    parameters = owner.get("parameters", _ABSENT)
+    if parameters is _ABSENT:
+        return _NO_PARAMETERS
+    if type(parameters) is not dict:
+        raise InvalidRequestError(f"{label}parameters is {_describe(parameters)}, expected an object")
+    for name, value in parameters.items():
+        if type(value) not in (str, int, float, bool):
+            raise InvalidRequestError(
+                f"{label}parameters.{name} is {_describe(value)}, expected a string, a number or a boolean"
+            )
+    return parameters
+
+
+def _decode_flag(parameters: Parameters, name: str, label: str, default: bool = False) -> bool:
+    flag = parameters.get(name, default)
+    if type(flag) is not bool:
+        raise InvalidRequestError(f"{label}parameters.{name} is {_describe(flag)}, expected a boolean")
+    return flag
+
+
+def _decode_outputs(root: dict[str, Any], binary_output: bool) -> tuple[RequestedOutput, ...]:
+    items = root.get("outputs", _ABSENT)
+    if items is _ABSENT:
+        return ()
+    if type(items) is not list:
+        raise InvalidRequestError(f"outputs is {_describe(items)}, expected an array of objects")
+    outputs = []
+    for index, item in enumerate(items):
+        if type(item) is not dict:
+            raise InvalidRequestError(f"outputs[{index}] is {_describe(item)}, expected an object with the key 'name'")
+        name = _decode_name(item, f"outputs[{index}]")
+        label = f"outputs[{index}] {_quote(name)}: "
+        parameters = _decode_parameters(item, label)
+        outputs.append(RequestedOutput(name, _decode_flag(parameters, "binary_data", label, binary_output)))
+    return tuple(outputs)
+
+
+def _decode_name(item: dict[str, Any], label: str) -> str:
+    name = item.get("name", _ABSENT)
+    if type(name) is not str:
+        raise InvalidRequestError(f"{label}: name is {_describe(name)}, expected a string")
+    return name
+
+
+# --- Inputs
+
+
+def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tensor, ...]:
+    items = root.get("inputs", _ABSENT)
+    if type(items) is not list or not items:
+        found = "empty" if items == [] else _describe(items)
+        raise InvalidRequestError(f"inputs is {found}, expected an array of one or more objects")
+    last_binary = max((index for index, item in enumerate(items) if _is_binary(item)), default=-1)
+    tensors, rest = [], binary_part
+    for index, item in enumerate(items):
+        if type(item) is not dict:
+            raise InvalidRequestError(
+                f"inputs[{index}] is {_describe(item)}, expected an object with name, shape and datatype"
+            )
+        _check_depth([value for key, value in item.items() if key != "data"], 3)
+        name = _decode_name(item, f"inputs[{index}]")
+        label = f"inputs[{index}] {_quote(name)}"
+        shape = _decode_shape(item, label)
+        datatype = _decode_datatype(item, label)
+        size = _decode_parameters(item, f"{label}: ").get("binary_data_size")
+        if "data" in item:
+            if size is not None:
+                raise InvalidRequestError(f"{label} has both data and parameters.binary_data_size, expected one")
+            array = _decode_json_data(item["data"], datatype, shape, label)
+        else:
+            array, rest = _decode_binary_data(rest, size, datatype, shape, label, index == last_binary)
+        tensors.append(Tensor(name, datatype, array))
+    if rest:
+        raise InvalidRequestError(
+            f"{len(rest)} bytes are left over behind the JSON and the tensors, "
+            f"which took {len(binary_part) - len(rest)} of {len(binary_part)} bytes"
+        )
+    return tuple(tensors)
+
+
+def _is_binary(item: Any) -> bool:
+    return type(item) is dict and "data" not in item
+
+
+def _decode_shape(item: dict[str, Any], label: str) -> tuple[int, ...]:
+    shape = item.get("shape", _ABSENT)
+    if type(shape) is not list:
+        raise InvalidRequestError(f"{label}: shape is {_describe(shape)}, expected an array of integers")
+    if len(shape) > MAX_RANK:
+        raise InvalidRequestError(f"{label}: shape has {len(shape)} dims, at most {MAX_RANK} are allowed")
+    for dim in shape:
+        if type(dim) is not int or not 0 <= dim <= MAX_DIM:
+            raise InvalidRequestError(f"{label}: shape has the dim {_show(dim)}, expected integers from 0 to {MAX_DIM}")
+    if 0 in shape and math.prod(dim or 1 for dim in shape) > MAX_EMPTY:
+        raise InvalidRequestError(f"{label}: shape {_list(shape)} is too large even though it holds no element")
+    return tuple(shape)
+
+
+def _decode_datatype(item: dict[str, Any], label: str) -> str:
+    datatype = item.get("datatype", _ABSENT)
+    if type(datatype) is not str or (datatype not in DATATYPES and datatype != BYTES):
+        found = _show(datatype) if type(datatype) is str else _describe(datatype)
+        raise InvalidRequestError(f"{label}: datatype is {found}, expected one of {', '.join(DATATYPE_NAMES)}")
+    return datatype
+
+
+def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: str) -> Array:
+    if type(data) is not list:
+        raise InvalidRequestError(f"{label}: data is {_describe(data)}, expected an array")
+    elements, types = _flatten(data)
+    count = math.prod(shape)
+    if len(elements) != count:
+        raise InvalidRequestError(f"{label}: data has {len(elements)} elements, but shape {_list(shape)} means {count}")
+    if datatype == BYTES:
+        if not types <= {str}:
+            _refuse_element(elements, {str}, "BYTES are strings", label)
+        if count > MAX_ELEMENTS:
+            raise InvalidRequestError(f"{label}: {count} strings in one tensor, at most {MAX_ELEMENTS} are allowed")
+        return BytesArray.of([element.encode() for element in elements], shape)
+    return _numbers(elements, types, DATATYPES[datatype], label).reshape(shape)
+
+
+def _flatten(data: list[Any]) -> tuple[list[Any], set[type]]:
+    """Flatten an array nested in any form; return its elements and the types that occur among them."""
+    depth = 4  # root, inputs, inputs[i], data
+    while (types := set(map(type, data))) == {list}:
+        depth += 1
+        if depth > MAX_DEPTH:
+            _refuse_depth()
+        data = list(chain.from_iterable(data))
+    if list in types:
+        mixed, data = data, []
+        _flatten_mixed(mixed, data, depth)
+        types = set(map(type, data))
+    return data, types
+
+
+def _flatten_mixed(items: list[Any], elements: list[Any], depth: int) -> None:
+    """Append the elements of an array in which arrays stand beside elements; each is touched once."""
+    if depth > MAX_DEPTH:
+        _refuse_depth()
+    for item in items:
+        if type(item) is list:
+            _flatten_mixed(item, elements, depth + 1)
+        else:
+            elements.append(item)
+
+
+def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: str) -> NDArray[Any]:
+    """Convert JSON elements, rounding floats once from 64 bits and refusing whatever does not fit the datatype."""
+    values = f"{datatype.name} is {datatype.json_values}"
+    if not types <= datatype.json_types:
+        _refuse_element(elements, datatype.json_types, values, label)
+    try:
+        with np.errstate(over="ignore"):
+            if datatype.name == "BF16":
+                array = round_to_bfloat16(np.array(elements, np.float64))
+            else:
+                array = np.array(elements, datatype.dtype)
+    except OverflowError as error:  # numpy's refusal of an integer out of range
+        limits = np.iinfo(datatype.dtype)
+        index = next(index for index, element in enumerate(elements) if not limits.min <= element <= limits.max)
+        raise InvalidRequestError(f"{label}: data[{index}] is {_show(elements[index])}, {values}") from error
+    if float in datatype.json_types and not np.isfinite(array).all():
+        index = int(np.isfinite(array).argmin())
+        raise InvalidRequestError(f"{label}: data[{index}] is {_show(elements[index])}, {values}")
+    return array
+
+
+def _refuse_element(elements: list[Any], allowed: set[type] | frozenset[type], values: str, label: str) -> NoReturn:
+    index, element = next((index, item) for index, item in enumerate(elements) if type(item) not in allowed)
+    raise InvalidRequestError(f"{label}: data[{index}] is {_show(element)}, {values}")
+
+
+def _decode_binary_data(
+    rest: memoryview, size: Any, datatype: str, shape: tuple[int, ...], label: str, last: bool
+) -> tuple[Array, memoryview]:
+    """Take a tensor from the front of `rest`; return it and what is left. `size` None is no `binary_data_size`."""
+    if size is not None and (type(size) is not int or size < 0):
+        raise InvalidRequestError(
+            f"{label}: parameters.binary_data_size is {_show(size)}, expected an integer of at least 0"
+        )
+    count = math.prod(shape)
+    if datatype != BYTES:
+        needed = count * DATATYPES[datatype].size
+        if size is not None and size != needed:
+            raise InvalidRequestError(
+                f"{label}: parameters.binary_data_size is {size}, but {datatype} of shape {_list(shape)} "
+                f"takes {needed} bytes"
+            )
+        size = needed
+    elif size is None:
+        if not last:
+            raise InvalidRequestError(
+                f"{label}: parameters.binary_data_size is missing, which only the last binary input may leave out "
+                "when its datatype is BYTES"
+            )
+        size = len(rest)
+    if size > len(rest):
+        raise InvalidRequestError(
+            f"{label}: {size} bytes of binary data are expected, but {len(rest)} are left behind the JSON "
+            "(Inference-Header-Content-Length tells where the JSON ends)"
+        )
+    section, rest = rest[:size], rest[size:]
+    if datatype == BYTES:
+        begins, ends = unpack(section, count, label)
+        return _strings(begins, ends, section, shape), rest
+    return _view(section, DATATYPES[datatype], shape, label), rest
+
+
+def _strings(begins: list[int], ends: list[int], symbols: memoryview, shape: tuple[int, ...]) -> BytesArray:
+    return BytesArray(
+        np.array(begins, np.int32).reshape(shape),
+        np.array(ends, np.int32).reshape(shape),
+        np.frombuffer(symbols, np.uint8),
+    )
+
+
+def _view(section: memoryview, datatype: Datatype, shape: tuple[int, ...], label: str) -> NDArray[Any]:
+    """See bytes as an array. Only one that begins at an odd place for its datatype is copied."""
+    array = np.frombuffer(section, np.uint8)
+    if datatype.name == BOOL and array.size and array.max() > 1:
+        index = int((array > 1).argmax())
+        raise InvalidRequestError(f"{label}: BOOL element {index} is the byte {array[index]}, expected 0 or 1")
+    array = array.view(datatype.dtype)
+    return (array if array.flags.aligned else array.copy()).reshape(shape)
+
+
+# --- Words for messages
+
+
+def _describe(value: Any) -> str:
+    """Name the JSON type of a value, with the value of a number."""
+    if value is _ABSENT:
+        return "missing"
+    return _JSON_NAMES.get(type(value)) or f"the number {value}"
+
+
+def _quote(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")
+
+
+def _show(value: Any) -> str:
+    """Repeat a value of the client's as JSON, cut where it is long."""
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _list(values: Any) -> str:
+    return f"[{','.join(map(str, values))}]"

@@ -1,0 +1,66 @@
+"""From an InferenceResponse to the bytes that are sent: the JSON, then the binary tensors."""
+
+from typing import Any
+
+import numpy as np
+import orjson
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.datatypes import DATATYPES
+from ovms_rest.protocol.strings import BytesArray, pack
+from ovms_rest.protocol.tensors import InferenceResponse, Tensor
+
+Buffer = bytes | memoryview
+
+
+def encode_response(response: InferenceResponse) -> tuple[bytes, list[Buffer]]:
+    """Encode a response: its JSON and, in the order of the outputs, the data of the binary ones that have any.
+
+    The data are views on the tensors' memory wherever the tensors are contiguous. Raises InvalidRequestError for a
+    string that JSON cannot hold.
+    """
+    outputs, sections = [], []
+    for tensor, binary in zip(response.outputs, response.binary, strict=True):
+        output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if binary:
+            section = _encode_binary(tensor)
+            # Clients in C++ take any other key of an output's parameters for a failure.
+            output["parameters"] = {"binary_data_size": len(section)}
+            if section:
+                sections.append(section)
+        else:
+            output["data"] = _encode_json(tensor)
+        outputs.append(output)
+    root: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
+    if response.id:
+        root["id"] = response.id
+    root["outputs"] = outputs
+    return orjson.dumps(root, option=orjson.OPT_SERIALIZE_NUMPY), sections
+
+
+def _encode_binary(tensor: Tensor) -> Buffer:
+    if isinstance(tensor.array, BytesArray):
+        return pack(tensor.array)
+    # reshape copies only what is not contiguous; numpy knows no buffer of bfloat16, nor memoryview of zero size.
+    return tensor.array.reshape(-1).view(np.uint8).data if tensor.array.size else b""
+
+
+def _encode_json(tensor: Tensor) -> Any:
+    """Flatten a tensor to what orjson writes as protocol.md section 5 says: shortest floats, null for what is none."""
+    if isinstance(tensor.array, BytesArray):
+        return _encode_strings(tensor.name, tensor.array)
+    flat = tensor.array.reshape(-1)
+    return flat.astype(np.float32) if flat.dtype == DATATYPES["BF16"].dtype else flat
+
+
+def _encode_strings(name: str, array: BytesArray) -> list[str]:
+    strings = []
+    for index, element in enumerate(array.elements()):
+        try:
+            strings.append(element.decode())
+        except UnicodeDecodeError as error:
+            raise InvalidRequestError(
+                f"output {name!r}: string {index} is not valid UTF-8 and cannot be answered in JSON; ask for binary "
+                f"by parameters.binary_data of the output or parameters.binary_data_output of the request"
+            ) from error
+    return strings

@@ -1,0 +1,122 @@
+"""BYTES: strings of any bytes, as arrays, on the wire and as rows of a UINT8 matrix."""
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovms_rest.errors import InvalidRequestError
+
+# The bounds of OVMS for one tensor of strings, and for one that is laid out as a matrix.
+MAX_ELEMENTS = 33_554_432
+MAX_MATRIX_BYTES = 2**30
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BytesArray:
+    """An array of byte strings, the counterpart of an ndarray for BYTES.
+
+    Element i is `symbols[begins.flat[i]:ends.flat[i]]`; the shape of `begins` and `ends` (int32) is the array's.
+    These are the three tensors of OpenVINO's StringTensorPack. `symbols` (uint8, one dimension) may hold bytes that
+    belong to no element, so that a received body serves as it is. Its length stays below 2**31 because the limit of a
+    body does (`settings`).
+    """
+
+    begins: NDArray[np.int32]
+    ends: NDArray[np.int32]
+    symbols: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, elements: Iterable[bytes], shape: tuple[int, ...]) -> Self:
+        """Lay out elements, in row-major order, as an array of that shape."""
+        elements = list(elements)
+        ends = np.cumsum([len(element) for element in elements], dtype=np.int64).astype(np.int32)
+        begins = np.zeros_like(ends)
+        begins[1:] = ends[:-1]
+        # A bytearray, for OpenVINO wants memory that may be written to.
+        symbols = np.frombuffer(bytearray(b"".join(elements)), np.uint8)
+        return cls(begins.reshape(shape), ends.reshape(shape), symbols)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dims, as of an ndarray."""
+        shape: tuple[int, ...] = self.begins.shape
+        return shape
+
+    def elements(self) -> list[bytes]:
+        """Return the elements in row-major order."""
+        symbols = self.symbols.data
+        return [
+            bytes(symbols[begin:end])
+            for begin, end in zip(self.begins.ravel().tolist(), self.ends.ravel().tolist(), strict=True)
+        ]
+
+
+def unpack(section: memoryview, count: int, label: str) -> tuple[list[int], list[int]]:
+    """Find the elements of a binary BYTES tensor: a 4-byte little-endian length and that many bytes for each.
+
+    Returns where each begins and ends in `section`. Raises InvalidRequestError, beginning with `label`, unless
+    exactly `count` elements fill the section.
+    """
+    if count > MAX_ELEMENTS:
+        raise InvalidRequestError(f"{label}: {count} strings in one tensor, at most {MAX_ELEMENTS} are allowed")
+    begins: list[int] = []
+    ends: list[int] = []
+    position, size = 0, len(section)
+    while position < size:
+        if len(begins) == count:
+            raise InvalidRequestError(
+                f"{label}: its shape means {count} strings, after which {size - position} bytes are left over"
+            )
+        if position + 4 > size:
+            raise InvalidRequestError(
+                f"{label}: string {len(begins)} has only {size - position} bytes of its 4-byte length"
+            )
+        begin = position + 4
+        position = begin + _LENGTH.unpack_from(section, position)[0]
+        if position > size:
+            raise InvalidRequestError(
+                f"{label}: the length of string {len(begins)} is {position - begin} bytes, but {size - begin} are left"
+            )
+        begins.append(begin)
+        ends.append(position)
+    if len(begins) != count:
+        raise InvalidRequestError(f"{label}: its shape means {count} strings, but {len(begins)} came")
+    return begins, ends
+
+
+def pack(array: BytesArray) -> bytes:
+    """Lay out an array as a binary BYTES tensor, the reverse of `unpack`."""
+    parts: list[bytes] = []
+    for element in array.elements():
+        parts += (_LENGTH.pack(len(element)), element)
+    return b"".join(parts)
+
+
+def to_matrix(array: BytesArray, label: str) -> NDArray[np.uint8]:
+    """Lay out strings, shape [n], as UINT8 rows [n, longest + 1], each ended and filled with NULs (OVMS's form).
+
+    Raises InvalidRequestError, beginning with `label`, when the matrix would be larger than 1 GiB.
+    """
+    elements = array.elements()
+    width = max(map(len, elements), default=0) + 1
+    if len(elements) * width > MAX_MATRIX_BYTES:
+        raise InvalidRequestError(
+            f"{label}: {len(elements)} strings, the longest of {width - 1} bytes, make a matrix of "
+            f"{len(elements) * width} bytes, at most {MAX_MATRIX_BYTES} are allowed"
+        )
+    matrix = np.zeros((len(elements), width), np.uint8)
+    for row, element in zip(matrix, elements, strict=True):
+        row[: len(element)] = np.frombuffer(element, np.uint8)
+    return matrix
+
+
+def from_matrix(matrix: NDArray[np.uint8]) -> BytesArray:
+    """Read UINT8 rows [n, width] as n strings, each up to its first NUL: the reverse of `to_matrix`."""
+    rows: Sequence[bytes] = [row.tobytes().partition(b"\0")[0] for row in matrix]
+    return BytesArray.of(rows, (len(rows),))

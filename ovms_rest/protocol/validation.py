@@ -1,0 +1,95 @@
+"""Whether a request fits a model, and the arrays that it gives to the model's inputs."""
+
+from collections.abc import Iterable, Mapping
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.datatypes import BYTES, UINT8
+from ovms_rest.protocol.strings import BytesArray, to_matrix
+from ovms_rest.protocol.tensors import Array, InferenceRequest, ModelMetadata, RequestedOutput, Tensor, TensorMetadata
+
+
+def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[str, Array]:
+    """Match the request's inputs with the model's: each exactly once, its datatype, a shape that fits.
+
+    Returns the array for every input of the model, by name. Raises InvalidRequestError.
+    """
+    arrays: dict[str, Array] = {}
+    for tensor in request.inputs:
+        expected = metadata.inputs.get(tensor.name)
+        if expected is None:
+            raise InvalidRequestError(
+                f"input {tensor.name!r} is unknown to model {metadata.name!r}, whose inputs are "
+                f"{_names(metadata.inputs)}"
+            )
+        if tensor.name in arrays:
+            raise InvalidRequestError(f"input {tensor.name!r} came more than once")
+        arrays[tensor.name] = _fit(tensor, expected)
+    if len(arrays) != len(metadata.inputs):
+        missing = metadata.inputs.keys() - arrays.keys()
+        raise InvalidRequestError(
+            f"{'input' if len(missing) == 1 else 'inputs'} {_names(sorted(missing))} of model {metadata.name!r} "
+            "did not come"
+        )
+    return arrays
+
+
+def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tuple[RequestedOutput, ...]:
+    """Return the outputs to answer, in order: those asked for, or all in alphabetical order.
+
+    Raises InvalidRequestError for a name that is unknown or repeated.
+    """
+    if not request.outputs:
+        return tuple(RequestedOutput(name, request.binary_output) for name in metadata.outputs)
+    seen = set()
+    for name, _ in request.outputs:
+        if name not in metadata.outputs:
+            raise InvalidRequestError(
+                f"output {name!r} is unknown to model {metadata.name!r}, whose outputs are {_names(metadata.outputs)}"
+            )
+        if name in seen:
+            raise InvalidRequestError(f"output {name!r} is asked for more than once")
+        seen.add(name)
+    return request.outputs
+
+
+def _fit(tensor: Tensor, expected: TensorMetadata) -> Array:
+    if tensor.datatype != expected.datatype:
+        if _takes_strings(expected) and isinstance(tensor.array, BytesArray):
+            return _fit_strings(tensor, tensor.array, expected)
+        raise InvalidRequestError(
+            f"input {tensor.name!r}: datatype is {tensor.datatype}, the model takes {expected.datatype}"
+        )
+    if not expected.holds(tensor.shape):
+        raise InvalidRequestError(
+            f"input {tensor.name!r}: shape is {_shape(tensor.shape)}, the model takes {expected.describe_shape()}"
+        )
+    return tensor.array
+
+
+def _takes_strings(expected: TensorMetadata) -> bool:
+    """A UINT8 matrix takes BYTES too, a string in each row (OVMS; protocol.md section 7)."""
+    return expected.datatype == UINT8 and expected.dims is not None and len(expected.dims) == 2
+
+
+def _fit_strings(tensor: Tensor, strings: BytesArray, expected: TensorMetadata) -> Array:
+    label = f"input {tensor.name!r}"
+    if len(tensor.shape) != 1 or tensor.shape == (0,):
+        raise InvalidRequestError(
+            f"{label}: {BYTES} for this {UINT8} input come in shape [n] with n of at least 1, "
+            f"not {_shape(tensor.shape)}"
+        )
+    matrix = to_matrix(strings, label)
+    if not expected.holds(matrix.shape):
+        raise InvalidRequestError(
+            f"{label}: {matrix.shape[0]} strings, the longest of {matrix.shape[1] - 1} bytes, make rows of shape "
+            f"{_shape(matrix.shape)} with the NUL at the end, the model takes {expected.describe_shape()}"
+        )
+    return matrix
+
+
+def _names(names: Mapping[str, object] | Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, shape))}]"

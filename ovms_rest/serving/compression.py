@@ -1,0 +1,41 @@
+"""Compression of answers to inferences, by what the client accepts (RFC 9110, section 12.5.3)."""
+
+import zlib
+from collections.abc import Iterable
+
+from ovms_rest.protocol.encoding import Buffer
+
+# A first step already saves most of what text can; more costs many times an inference.
+_LEVEL = 1
+_CONTAINERS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+
+
+def choose_encoding(accept_encoding: str) -> str | None:
+    """Choose gzip, deflate or None (identity) by weight; of equal ones the first in that order.
+
+    What is malformed in the header counts as not being there. `*` is not taken for a wish to have something compressed.
+    """
+    weights = {}
+    for item in accept_encoding.lower().split(","):
+        coding, _, parameter = item.partition(";")
+        name, _, value = parameter.partition("=")
+        weights[coding.strip()] = _weight(value) if name.strip() == "q" else 1.0
+    identity = weights.get("identity", 0.0)
+    for coding in sorted(_CONTAINERS, key=lambda coding: -weights.get(coding, 0.0)):
+        if weights.get(coding, 0.0) > 0.0 and weights[coding] >= identity:
+            return coding
+        return None
+    return None
+
+
+def _weight(value: str) -> float:
+    try:
+        return min(max(float(value), 0.0), 1.0)
+    except ValueError:
+        return 0.0
+
+
+def compress(parts: Iterable[Buffer], encoding: str) -> bytes:
+    """Compress the parts of a body as one stream."""
+    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _CONTAINERS[encoding])
+    return b"".join([*map(compressor.compress, parts), compressor.flush()])

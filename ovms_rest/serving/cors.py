@@ -1,0 +1,27 @@
+"""CORS as OVMS has it: its four options are sent with every response as they are."""
+
+import falcon
+
+from ovms_rest.settings import Settings
+
+
+class Cors:
+    """Falcon middleware that adds the headers."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Prepare the headers from the settings."""
+        self._headers = {
+            "Access-Control-Allow-Origin": settings.allowed_origins,
+            "Access-Control-Allow-Methods": settings.allowed_methods,
+            "Access-Control-Allow-Headers": settings.allowed_headers,
+            # A page could not read a binary answer without it.
+            "Access-Control-Expose-Headers": "Inference-Header-Content-Length",
+        }
+        if settings.allow_credentials:
+            self._headers["Access-Control-Allow-Credentials"] = "true"
+
+    def process_response(
+        self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
+    ) -> None:
+        """Add the headers, to errors too."""
+        resp.set_headers(self._headers)

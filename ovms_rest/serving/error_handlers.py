@@ -1,0 +1,58 @@
+"""The one way out for errors: the table from errors to statuses, and their form, `{"error": "<message>"}`."""
+
+from typing import Any
+
+import falcon
+import orjson
+
+from ovms_rest.errors import (
+    BodyTooLargeError,
+    InferenceError,
+    InvalidRequestError,
+    NotFoundError,
+    NotReadyError,
+    ServingError,
+    UnsupportedEncodingError,
+)
+
+STATUSES: dict[type[ServingError], int] = {
+    InvalidRequestError: 400,
+    NotFoundError: 404,
+    BodyTooLargeError: 413,
+    UnsupportedEncodingError: 415,
+    NotReadyError: 400,
+    InferenceError: 500,
+}
+
+# What a client could not read from the status and the message alone.
+_HEADERS: dict[type[ServingError], dict[str, str]] = {
+    UnsupportedEncodingError: {"Accept-Encoding": "gzip, deflate, identity"},
+}
+
+
+def encode_error(message: str) -> bytes:
+    """Return the body of an error response."""
+    return orjson.dumps({"error": message})
+
+
+def handle_serving_error(req: falcon.Request, resp: falcon.Response, error: ServingError, params: Any) -> None:
+    """Answer an error of ours."""
+    resp.status = STATUSES[type(error)]
+    resp.set_headers(_HEADERS.get(type(error), {}))
+    resp.content_type = falcon.MEDIA_JSON
+    resp.data = encode_error(str(error))
+
+
+def serialize_falcon_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
+    """Write the errors that Falcon finds: unknown paths, wrong methods, and the 500 that a bug becomes."""
+    if isinstance(error, falcon.HTTPRouteNotFound):
+        message = f"path {req.path!r} is unknown"
+    elif isinstance(error, falcon.HTTPMethodNotAllowed):
+        allowed = (error.headers or {}).get("Allow") if isinstance(error.headers, dict) else None
+        message = f"method {req.method} is not allowed for {req.path!r}, allowed: {allowed}"
+    elif error.status_code == 500:
+        message = "internal error; the reason is in the log of the server"
+    else:
+        message = error.description or str(error.status)
+    resp.content_type = falcon.MEDIA_JSON
+    resp.data = encode_error(message)

@@ -1,0 +1,45 @@
+"""From the target of a request to a responder, where Falcon's own ways differ from protocol.md section 1."""
+
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import falcon
+from falcon.routing import DefaultRouter
+
+_SLASH_TOLERANT = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Request(falcon.Request):
+    """A request whose path keeps an encoded slash in a model's name and loses a slash at the end of a GET.
+
+    WSGI decodes the path before it is split, so that the model `a%2Fready` would look like the readiness of `a`.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, env: dict[str, Any], options: falcon.RequestOptions | None = None) -> None:
+        """Take the raw target where the server hands it on, as gunicorn does."""
+        raw = env.get("RAW_URI", "")
+        if raw.startswith("/") and ("%2f" in raw or "%2F" in raw):
+            path = raw.partition("?")[0].replace("%2f", "%252F").replace("%2F", "%252F")
+            env["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1").removeprefix(env.get("SCRIPT_NAME", ""))
+        super().__init__(env, options)
+        if self.path.endswith("/") and len(self.path) > 1 and self.method in _SLASH_TOLERANT:
+            self.path = self.path[:-1]
+        elif self.path == "*":
+            self.path = "/*"
+
+
+class _Methods(dict[str, Any]):
+    """The responders of a path by method; a method that nobody knows is one more that is not allowed."""
+
+    def __missing__(self, method: str) -> Any:
+        return self["CONNECT"]
+
+
+class Router(DefaultRouter):
+    """Falcon's router, with 405 instead of 400 for methods unknown to it."""
+
+    def map_http_methods(self, resource: object, **kwargs: Any) -> dict[str, Any]:
+        """Map the methods of a resource."""
+        return _Methods(super().map_http_methods(resource, **kwargs))

@@ -1,0 +1,88 @@
+"""The settings of the service, from environment variables; the fields of `Settings` are the list of them."""
+
+import difflib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ovms_rest.errors import ConfigError
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
+
+PREFIX = "OVMS_REST_"
+DEMO_CONFIG = Path(__file__).parent / "demo" / "config.json"
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _flag(value: str) -> bool:
+    try:
+        return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+    except KeyError:
+        raise ValueError("expected true or false") from None
+
+
+def _between(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not (value.isascii() and value.isdigit() and low <= int(value[:20]) <= high):
+            raise ValueError(f"expected an integer from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def _setting(default: Any, parse: Callable[[str], Any], meaning: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "meaning": meaning})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every field is set by the variable of its name in capitals behind `OVMS_REST_`."""
+
+    config: Path = _setting(DEMO_CONFIG, Path, "path of the JSON config; without it the demo model is served")
+    max_body_bytes: int = _setting(
+        256 * 2**20,
+        # Strings are found in a body by 32-bit offsets, which OpenVINO's string tensors have.
+        _between(1, 2**31 - 1),
+        "largest body of a request, received or decompressed; above it the answer is 413",
+    )
+    load_timeout_seconds: int = _setting(
+        300, _between(1, 86400), "how long a model may take to be read, compiled and tried before it is given up"
+    )
+    response_compression: bool = _setting(
+        False, _flag, "compress answers of inferences when the client asks by Accept-Encoding (gzip, deflate)"
+    )
+    allowed_origins: str = _setting("", _text, "CORS: value of Access-Control-Allow-Origin; empty turns CORS off")
+    allowed_methods: str = _setting("*", _text, "CORS: value of Access-Control-Allow-Methods")
+    allowed_headers: str = _setting("*", _text, "CORS: value of Access-Control-Allow-Headers")
+    allow_credentials: bool = _setting(False, _flag, "CORS: send Access-Control-Allow-Credentials: true")
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Read the settings from environment variables; empty ones count as not set.
+
+    A name that is nearly a setting's is told in the log. Others are left alone: Kubernetes puts variables of its own,
+    such as OVMS_REST_SERVICE_HOST, into every pod beside a Service called ovms-rest.
+
+    Raises ConfigError for a value that is not allowed.
+    """
+    known = {PREFIX + setting.name.upper(): setting for setting in fields(Settings)}
+    values, problems = {}, []
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or not text:
+            continue
+        if variable not in known:
+            for near in difflib.get_close_matches(variable, known, n=1, cutoff=0.8):
+                log.warning("%s is no setting and has no effect; did you mean %s?", variable, near)
+            continue
+        try:
+            values[known[variable].name] = known[variable].metadata["parse"](text)
+        except ValueError as error:
+            problems.append(f"{variable}: {error}, got {text!r}")
+    if problems:
+        raise ConfigError(problems)
+    return Settings(**values)
