@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+import ovms_rest.models  # noqa: F401  isort: skip  before openvino, which without it would send usage statistics
 import openvino
 import orjson
 from numpy.typing import NDArray
@@ -72,7 +74,7 @@ def build(classifier: MLPClassifier) -> openvino.Model:
 
 
 def write_sample(image: Images, name: str) -> None:
-    """Write an image as PNG, and as the requests that classify it, in JSON and in binary (the JSON's length in the name)."""
+    """Write an image as PNG and as requests in JSON and in binary, the latter with its JSON's length in the name."""
     Image.fromarray(image.reshape(8, 8).astype(np.uint8)).save(SAMPLES / f"{name}.png")
     tensor: dict[str, Any] = {"name": "image", "datatype": "FP32", "shape": [1, 8, 8, 1]}
     (SAMPLES / f"{name}.json").write_bytes(

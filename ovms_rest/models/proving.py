@@ -1,6 +1,6 @@
 """Trying models in a throwaway process, so that one that crashes or hangs does not take the arbiter with it.
 
-The process is started anew and not forked: a forked one hangs when it compiles with the settings of the shared models.
+The process is started anew and not forked: what OpenVINO has in the arbiter is nothing to try a model on.
 It reads its tasks as one JSON document and writes a line of JSON at every step, so that it is known which model it was
 at, and at what, when it dies or falls silent.
 """
@@ -106,7 +106,7 @@ def main() -> None:
             answer(step="being compiled")
             model.compile()
             answer(step="inferring for the first time")
-            model.open()
+            model.open(lambda: None)
             del model
         except LoadError as error:
             answer(reason=str(error))

@@ -48,9 +48,8 @@ class ModelRegistry:
             raise NotFoundError(f"model {name!r} does not serve: {entry.reason}")
         number = max(entry.versions) if version is None else parse_version(version)
         if number not in entry.versions:
-            raise NotFoundError(
-                f"version {version!r} of model {name!r} is not served; served are {self.versions(name)}"
-            )
+            served = ", ".join(self.versions(name))
+            raise NotFoundError(f"version {version!r} of model {name!r} is not served; served: {served}")
         return entry.versions[number]
 
     def versions(self, name: str) -> list[str]:
@@ -63,13 +62,17 @@ class ModelRegistry:
         if missing:
             raise NotReadyError("; ".join(f"model {name!r} does not serve: {why}" for name, why in missing.items()))
 
-    def open(self, opening: Callable[[str], None]) -> None:
-        """Make every model ready in this process, calling `opening` with the name of each before it is begun with."""
+    def open(self, opening: Callable[[str], None], retire: Callable[[], None]) -> None:
+        """Make every model ready in this process.
+
+        `opening` is called with the name of each before it is begun with, and with "" at the end; `retire` later, when
+        a model has become unusable in this process.
+        """
         for name, entry in list(self._entries.items()):
             opening(name)
             for version, model in entry.versions.items():
                 try:
-                    model.open()
+                    model.open(retire)
                 except LoadError as error:
                     self.give_up(name, f"version {version} {error}")
         opening("")

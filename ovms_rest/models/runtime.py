@@ -2,13 +2,14 @@
 
 Strings never pass OpenVINO's Python binding, which drops NULs at the end of an element and crashes on a tensor without
 elements. A model's string tensors are replaced by the three tensors of StringTensorPack and StringTensorUnpack, which
-a BytesArray is made of.
+a BytesArray is made of; an output has its shape besides.
 """
 
+import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ _DATATYPES = {
 
 @dataclass(frozen=True, slots=True)
 class _Port:
-    """An input or output: what the client sees, and which tensors of the compiled model it is (three for BYTES)."""
+    """An input or output: what the client sees, and which tensors of the compiled model it is.
+
+    For BYTES these are begins, ends and symbols, and of an output the shape.
+    """
 
     metadata: TensorMetadata
     indices: tuple[int, ...]
@@ -61,6 +65,7 @@ class Model:
         self.compilation = compilation
         self.file = file
         self._local = threading.local()
+        self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None
         self._read: Any = _read(file)
         rt_info = _describe_rt_info(self._read)
@@ -88,19 +93,20 @@ class Model:
             raise LoadError(f"cannot be compiled for {self.compilation.device}: {_one_line(error)}") from error
         self._read = None
 
-    def open(self) -> None:
+    def open(self, retire: Callable[[], None]) -> None:
         """Make the model ready in this process: compile it unless that was inherited, and infer once.
 
-        Raises LoadError.
+        `retire` will be called after an inference whose failure leaves the model unusable in this process. Raises
+        LoadError.
         """
         if self._compiled is None:
             self.compile()
         self._local = threading.local()  # what the process forked from may have left there is not for this one
+        self._retire = retire
         try:
-            self._infer({port.metadata.name: _zeros(port.metadata) for port in self._inputs})
+            self._infer(self._zeros(step=0))
         except RuntimeError as error:
-            dynamic = [port.metadata.name for port in self._inputs if port.metadata.static_shape is None]
-            if not dynamic:
+            if not self._is_dynamic():
                 raise LoadError(f"fails at its first inference: {_one_line(error)}") from error
             # With sizes of 1 for what is dynamic it need not work; clients know better ones.
             log.debug("model %r refused the sizes tried to warm it up: %s", self.metadata.name, _one_line(error))
@@ -115,10 +121,39 @@ class Model:
             return self._infer(arrays)
         except RuntimeError as error:
             log.error("inference of model %r failed: %s", self.metadata.name, _one_line(error))
+            if self._is_dynamic() and not self._recover():
+                log.error("model %r is unusable in this worker after that failure", self.metadata.name)
+                self._retire()
             raise InferenceError(
                 f"model {self.metadata.name!r} version {self.metadata.version} failed at this request; "
                 "the reason is in the log of the server"
             ) from error
+
+    def _is_dynamic(self) -> bool:
+        return any(port.metadata.static_shape is None for port in self._inputs)
+
+    def _recover(self) -> bool:
+        """Bring the compiled model back to a known state after a failed inference; tell whether that succeeded.
+
+        The CPU plugin (2026.4.1) takes over the shapes of an inference only where they differ from those of the last
+        one that succeeded, so that after a failure the next good request would be run with the shapes of the bad one.
+        Two inferences with different shapes that both succeed leave nothing of it, whatever the last ones were.
+        """
+        small, large = self._zeros(step=0), self._zeros(step=1)
+        if all(small[name].shape == large[name].shape for name in small):
+            return False
+        with contextlib.suppress(RuntimeError):  # fails when these are the last shapes that succeeded
+            self._infer(small)
+        try:
+            self._infer(large)
+            self._infer(small)
+        except RuntimeError:
+            return False
+        return True
+
+    def _zeros(self, step: int) -> dict[str, Array]:
+        """Make inputs to try the model with: zeros or empty strings, in dynamic dims the smallest size or the next."""
+        return {port.metadata.name: _zeros(port.metadata, step) for port in self._inputs}
 
     def _infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         try:
@@ -188,7 +223,7 @@ def _plain(value: Any) -> Any:
 def _split_strings(
     model: openvino.Model, inputs: dict[str, TensorMetadata], outputs: dict[str, TensorMetadata]
 ) -> tuple[list[_Port], list[_Port]]:
-    """Replace every string tensor by its begins, ends and symbols; return the ports in alphabetical order."""
+    """Replace every string tensor by those that a _Port names; return the ports in alphabetical order."""
     parameters = [[parameter] for parameter in model.get_parameters()]
     results = [[result] for result in model.get_results()]
     for nodes in parameters:
@@ -207,7 +242,9 @@ def _split_strings(
         if nodes[0].get_element_type() == openvino.Type.string:
             (whole,) = nodes
             unpacked = opset15.string_tensor_unpack(whole.input_value(0))
-            nodes[:] = [opset15.result(unpacked.output(index)) for index in range(3)]
+            # A tensor without elements leaves StringTensorUnpack out, with what the last inference left in its outputs.
+            shape = opset15.shape_of(whole.input_value(0))
+            nodes[:] = [*(opset15.result(unpacked.output(index)) for index in range(3)), opset15.result(shape)]
             model.remove_result(whole)
             model.add_results(nodes)
     model.validate_nodes_and_infer_types()
@@ -242,7 +279,10 @@ def _get_output(request: Any, port: _Port) -> Tensor:
     name, datatype = port.metadata.name, port.metadata.datatype
     arrays: list[NDArray[Any]] = [request.get_output_tensor(index).data for index in port.indices]
     if datatype == BYTES:
-        return Tensor(name, BYTES, BytesArray(*arrays))
+        begins, ends, symbols, shape = arrays
+        if 0 in shape:
+            return Tensor(name, BYTES, BytesArray.of([], tuple(shape.tolist())))
+        return Tensor(name, BYTES, BytesArray(begins, ends, symbols))
     (array,) = arrays
     if datatype == "BF16":
         return Tensor(name, datatype, array.view(ml_dtypes.bfloat16))
@@ -251,9 +291,15 @@ def _get_output(request: Any, port: _Port) -> Tensor:
     return Tensor(name, datatype, array)
 
 
-def _zeros(metadata: TensorMetadata) -> Array:
-    """Make an input to try a model with: zeros or empty strings, every dynamic dimension as small as it may be."""
-    shape = tuple(dim.low or int(dim.size is None) for dim in metadata.dims or ())
+def _zeros(metadata: TensorMetadata, step: int) -> Array:
+    shape = tuple(_near_smallest(dim, step) for dim in metadata.dims or ())
     if metadata.datatype == BYTES:
         return BytesArray(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(0, np.uint8))
     return np.zeros(shape, DATATYPES[metadata.datatype].dtype)
+
+
+def _near_smallest(dim: Dim, step: int) -> int:
+    if dim.size is not None:
+        return dim.size
+    size = max(dim.low, 1) + step
+    return size if dim.high is None else min(size, dim.high)

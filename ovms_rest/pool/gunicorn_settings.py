@@ -5,11 +5,12 @@ import sys
 
 from ovms_rest.pool import http_errors
 from ovms_rest.pool.cores import usable_cores
-from ovms_rest.pool.hooks import child_exit, post_worker_init, pre_fork, worker_exit
+from ovms_rest.pool.hooks import child_exit, post_fork, post_worker_init, pre_fork, worker_exit
 
 __all__ = [
     "child_exit",
     "control_socket_disable",
+    "post_fork",
     "post_worker_init",
     "pre_fork",
     "preload_app",

@@ -4,6 +4,7 @@ import gc
 import logging
 import mmap
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 # So many workers may die at a model before it is given up.
 MAX_DEATHS = 3
 _NAME_BYTES = 4096
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 _deaths: Counter[str] = Counter()
 
@@ -26,22 +28,40 @@ def pre_fork(arbiter: Any, worker: Any) -> None:
     gc.freeze()
 
 
+def post_fork(arbiter: Any, worker: Any) -> None:
+    """Keep the queue into which signals go until the worker has handlers of its own."""
+    worker.early_signals = arbiter.SIG_QUEUE
+
+
 def post_worker_init(worker: Any) -> None:
     """Open the models in a new worker, before it accepts connections.
 
     gunicorn kills a worker that does not report for its `timeout`. The time to open the models comes on top of that,
     by a report dated ahead.
+
+    A signal to end that came before the worker had handlers of its own went to its copy of the arbiter's. Lost there,
+    it would have the arbiter wait for the worker for its whole `graceful_timeout`.
     """
     app: App = worker.wsgi
     ahead = time.monotonic() + app.load_timeout_seconds
     os.utime(worker.tmp.fileno(), (ahead, ahead))
-    app.models.open(lambda name: _note(worker.opening, name))
+    app.models.open(lambda name: note_opening(worker, name), _retire)
     worker.notify()
+    while not worker.early_signals.empty():
+        number = worker.early_signals.get()
+        if number in _ENDING:
+            os.kill(os.getpid(), number)
 
 
-def _note(page: mmap.mmap, name: str) -> None:
-    page.seek(0)
-    page.write(name.encode()[: _NAME_BYTES - 1] + b"\0")
+def _retire() -> None:
+    """Have this worker finish what it is at and end; the arbiter forks another."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def note_opening(worker: Any, name: str) -> None:
+    """Note the model that a worker is at, "" for none."""
+    worker.opening.seek(0)
+    worker.opening.write(name.encode()[: _NAME_BYTES - 1] + b"\0")
 
 
 def child_exit(arbiter: Any, worker: Any) -> None:

@@ -1,0 +1,42 @@
+"""Fixtures: a service with a model of every kind, shared by the tests that only ask it."""
+
+import model_zoo
+import pytest
+from openvino import Type
+from service import serve, write_config
+
+ELEMENT_TYPES = {
+    "BOOL": Type.boolean,
+    "INT8": Type.i8,
+    "INT16": Type.i16,
+    "INT32": Type.i32,
+    "INT64": Type.i64,
+    "UINT8": Type.u8,
+    "UINT16": Type.u16,
+    "UINT32": Type.u32,
+    "UINT64": Type.u64,
+    "FP16": Type.f16,
+    "BF16": Type.bf16,
+    "FP32": Type.f32,
+    "FP64": Type.f64,
+}
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory):
+    """Two workers that serve relu, add, types (all datatypes), scalar, strings, text2d, matrix and an ONNX model."""
+    directory = tmp_path_factory.mktemp("service")
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    model_zoo.save(model_zoo.relu(), directory / "relu")
+    model_zoo.save(model_zoo.add(), directory / "add")
+    every = {name: (element_type, (-1, 2)) for name, element_type in ELEMENT_TYPES.items()}
+    model_zoo.save(model_zoo.passthrough(**every), directory / "types")
+    model_zoo.save(model_zoo.relu(()), directory / "scalar")
+    model_zoo.save(model_zoo.strings(), directory / "strings")
+    model_zoo.save(model_zoo.strings((-1, 2)), directory / "text2d")
+    model_zoo.save(model_zoo.matrix(), directory / "matrix")
+    model_zoo.save_onnx_add_one(directory / "onnx")
+    names = ("relu", "add", "types", "scalar", "strings", "text2d", "matrix", "onnx")
+    config = write_config(directory, *({"name": name, "base_path": name, "plugin_config": exact} for name in names))
+    with serve(directory, "-w", "2", config=config) as running:
+        yield running

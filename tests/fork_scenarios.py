@@ -1,0 +1,199 @@
+"""What a forked worker may do with models that were compiled before the fork, each scenario in a process of its own.
+
+    python fork_scenarios.py SCENARIO DIRECTORY
+
+DIRECTORY is empty and writable. A scenario ends with exit code 0, or with a traceback. A child that hangs is ended by
+an alarm and fails it.
+"""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import model_zoo
+import numpy as np
+from openvino import Type, opset15
+
+from ovms_rest.models.compilation import plan_compilation
+from ovms_rest.models.runtime import Model
+
+PATIENCE = 20
+
+
+def compiled(directory: Path, name: str, model, **plugin_config) -> Model:
+    """Compile a model as the arbiter does."""
+    file = model_zoo.save(model, directory / name) / "1" / "model.xml"
+    loaded = Model(name, 1, file, plan_compilation("CPU", plugin_config, cores=2))
+    if loaded.compilation.shared:
+        loaded.compile()
+    return loaded
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Run work in a forked child that ends as a worker does; return its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.alarm(PATIENCE)
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def join(*pids: int) -> None:
+    """Wait for children; fail unless all ended well."""
+    for pid in pids:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status == 0, f"a child ended with {status}"
+
+
+def images(count: int) -> np.ndarray:
+    """Make different inputs for different batch sizes."""
+    return np.random.default_rng(count).standard_normal((count, 3, 16, 16), np.float32)
+
+
+def convolutions():
+    """A small network with a dynamic batch: image FP32 [-1,3,16,16] -> y."""
+    random = np.random.default_rng(0)
+    image = model_zoo.parameter("image", (-1, 3, 16, 16), Type.f32)
+    data = image
+    for channels_in, channels_out in ((3, 16), (16, 32)):
+        weights = random.standard_normal((channels_out, channels_in, 3, 3), np.float32)
+        data = opset15.relu(opset15.convolution(data, opset15.constant(weights), [1, 1], [1, 1], [1, 1], [1, 1]))
+    return model_zoo.model_of({"y": data}, [image])
+
+
+def many_forks(directory: Path) -> None:
+    """Children of one compiled model infer with shapes of their own, and get what an unforked process gets."""
+    model = compiled(directory, "m", convolutions())
+    reference = compiled(directory, "reference", convolutions())
+    reference.open(lambda: None)
+    expected = {count: reference.infer({"image": images(count)})["y"].array.copy() for count in (1, 2, 5)}
+
+    def work(first: int) -> None:
+        model.open(lambda: None)
+        for count in (first, 1, 5, 2):
+            found = model.infer({"image": images(count)})["y"].array
+            assert np.array_equal(found, expected[count])
+
+    for _ in range(20):
+        join(*(fork(lambda count=count: work(count)) for count in (1, 2, 5)))
+
+
+def compile_while_children_run(directory: Path) -> None:
+    """The arbiter goes on compiling while its children infer, and forks others with what is new."""
+    models = [compiled(directory, "m0", convolutions())]
+    go_on, stop = os.pipe()
+
+    def work() -> None:
+        for model in models:
+            model.open(lambda: None)
+        os.set_blocking(go_on, False)
+        while True:
+            for model in models:
+                model.infer({"image": images(3)})
+            try:
+                assert os.read(go_on, 1) == b""
+            except BlockingIOError:
+                continue
+            return
+
+    def child() -> None:
+        os.close(stop)
+        work()
+
+    running = []
+    for index in range(1, 5):
+        running += [fork(child), fork(child)]
+        models.append(compiled(directory, f"m{index}", convolutions()))
+        models[-1].open(lambda: None)
+        models[-1].infer({"image": images(2)})
+    os.close(stop)
+    join(*running)
+
+
+def compile_in_another_thread_while_forking(directory: Path) -> None:
+    """Forks at any moment of a compilation that another thread of the arbiter is at."""
+    model = compiled(directory, "m", convolutions())
+    done = threading.Event()
+
+    def compile_others() -> None:
+        index = 0
+        while not done.is_set():
+            compiled(directory, f"other{index}", convolutions())
+            index += 1
+
+    thread = threading.Thread(target=compile_others)
+    thread.start()
+
+    def work() -> None:
+        model.open(lambda: None)
+        model.infer({"image": images(2)})
+
+    try:
+        for _ in range(20):
+            join(fork(work))
+    finally:
+        done.set()
+        thread.join()
+
+
+def compile_in_children(directory: Path) -> None:
+    """A child compiles with more threads, for latency, and beside models that it inherited."""
+    shared = compiled(directory, "shared", convolutions())
+    shared.open(lambda: None)
+    shared.infer({"image": images(1)})
+    own = [
+        compiled(directory, "latency", convolutions(), PERFORMANCE_HINT="LATENCY"),
+        compiled(directory, "threads", convolutions(), INFERENCE_NUM_THREADS=2),
+    ]
+    assert not any(model.compilation.shared for model in own)
+
+    def work() -> None:
+        for model in (shared, *own):
+            model.open(lambda: None)
+        results = [model.infer({"image": images(2)})["y"].array.copy() for model in (shared, *own)]
+        for result in results[1:]:
+            np.testing.assert_allclose(result, results[0], rtol=0.05, atol=0.5)
+
+    for _ in range(5):
+        join(fork(work), fork(work))
+
+
+def failures_arrive(directory: Path) -> None:
+    """An inference that fails in a forked child raises there, and the next one succeeds."""
+    from ovms_rest.errors import InferenceError
+
+    model = compiled(directory, "m", model_zoo.product())
+    square = np.ones((2, 2), np.float32)
+
+    def work() -> None:
+        model.open(lambda: None)
+        model.infer({"left": square, "right": square})
+        try:
+            model.infer({"left": np.ones((2, 3), np.float32), "right": square})
+        except InferenceError:
+            assert model.infer({"left": square, "right": square})["product"].shape == (2, 2)
+        else:
+            raise AssertionError("it gave an answer")
+
+    join(fork(work))
+
+
+SCENARIOS = (
+    many_forks,
+    compile_while_children_run,
+    compile_in_another_thread_while_forking,
+    compile_in_children,
+    failures_arrive,
+)
+
+if __name__ == "__main__":
+    next(scenario for scenario in SCENARIOS if scenario.__name__ == sys.argv[1])(Path(sys.argv[2]))

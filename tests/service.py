@@ -1,0 +1,167 @@
+"""A real gunicorn with the service, as a user starts it."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 60  # seconds for what should take far less
+
+
+class Answer(NamedTuple):
+    """A response; the names of `headers` are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self):
+        """Parse the body."""
+        return json.loads(self.body)
+
+
+class Service:
+    """A running service."""
+
+    def __init__(self, process: subprocess.Popen, log: Path) -> None:
+        """Take the arbiter's process and the file of its log."""
+        self.process = process
+        self._log = log
+        self.port = 0
+
+    @property
+    def log(self) -> str:
+        """All that was logged so far."""
+        return self._log.read_text()
+
+    def wait_for(self, condition: Callable[[], object]) -> object:
+        """Wait until a condition holds and return what it gave; fail with the log when that takes too long."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"in vain:\n{self.log}"
+            time.sleep(0.02)
+        return found
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the arbiter."""
+        self.process.send_signal(number)
+
+    def request(self, method: str, path: str, body: bytes | dict | None = None, headers: dict | None = None) -> Answer:
+        """Send a request on a connection of its own; a dict is sent as JSON."""
+        data = json.dumps(body).encode() if isinstance(body, dict) else body
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request(method, path, data, headers or {})
+            response = connection.getresponse()
+            return Answer(
+                response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+            )
+
+    def get(self, path: str) -> Answer:
+        """GET a path."""
+        return self.request("GET", path)
+
+    def infer(self, model: str, body: bytes | dict, **headers: str) -> Answer:
+        """POST an inference; underscores in the names of headers stand for dashes."""
+        return self.request(
+            "POST",
+            f"/v2/models/{model}/infer",
+            body,
+            {name.replace("_", "-"): value for name, value in headers.items()},
+        )
+
+    def raw(self, data: bytes, half: bool = False) -> Answer:
+        """Send bytes as they are, and no more after them when `half`; return the last response that comes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+            connection.sendall(data)
+            if half:
+                connection.shutdown(socket.SHUT_WR)
+            received = b""
+            while chunk := connection.recv(65536):
+                received += chunk
+        starts = [found.start() for found in re.finditer(rb"HTTP/1\.\d \d{3} ", received)]
+        head, _, body = received[starts[-1] :].partition(b"\r\n\r\n")
+        status, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return Answer(int(status.split()[1]), headers, body)
+
+
+def environment(home: Path, **variables: str) -> dict[str, str]:
+    """Return the environment of a user who has set these variables and nothing else of ours or gunicorn's."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OVMS_REST_", "GUNICORN", "WEB_CONCURRENCY"))
+    }
+    return {**inherited, "HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **variables}
+
+
+@contextlib.contextmanager
+def serve(directory: Path, *arguments: str, config: Path | None = None, **variables: str) -> Iterator[Service]:
+    """Run gunicorn in the checkout on a port of its own choice, end it by SIGTERM, and check that nothing is left."""
+    if config is not None:
+        variables["OVMS_REST_CONFIG"] = str(config)
+    log = directory / "service.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            ["gunicorn", "-b", "127.0.0.1:0", *arguments],
+            cwd=ROOT,
+            env=environment(directory, **variables),
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    service = Service(process, log)
+    try:
+
+        def listening():
+            assert process.poll() is None, f"it ended with {process.returncode}:\n{service.log}"
+            return re.search(r"Listening at: https?://127\.0\.0\.1:(\d+)", service.log)
+
+        service.port = int(service.wait_for(listening)[1])
+        yield service
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(PATIENCE) == 0, service.log
+    finally:
+        left = _end_session(process)
+    assert not left, f"processes were left behind: {left}\n{service.log}"
+
+
+def _end_session(process: subprocess.Popen) -> list[str]:
+    """Kill whatever is left of the service; return what it was."""
+    left = [line for stat in Path("/proc").glob("[0-9]*/stat") if f" {process.pid} " in (line := _read(stat))]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(PATIENCE)
+    return left
+
+
+def _read(stat: Path) -> str:
+    """Read name, state, parent and session of a process, nothing when it is gone."""
+    try:
+        return " ".join(stat.read_text().split()[0:6]) + " "
+    except OSError:
+        return ""
+
+
+def write_config(directory: Path, *models: dict, **sections: object) -> Path:
+    """Write a config file with these models; return its path."""
+    path = directory / "config.json"
+    path.write_text(json.dumps({"model_config_list": [{"config": model} for model in models], **sections}))
+    return path

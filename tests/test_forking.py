@@ -1,0 +1,12 @@
+"""Compiled models survive a fork, as design and memory need it; the scenarios say what exactly."""
+
+import subprocess
+import sys
+
+import fork_scenarios
+import pytest
+
+
+@pytest.mark.parametrize("scenario", [scenario.__name__ for scenario in fork_scenarios.SCENARIOS])
+def test_scenario(scenario, tmp_path):
+    subprocess.run([sys.executable, fork_scenarios.__file__, scenario, tmp_path], check=True, timeout=120)

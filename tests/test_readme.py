@@ -1,0 +1,70 @@
+"""The README: its requests give what it shows, its tables are those of the code, its test command is CI's."""
+
+import re
+import subprocess
+from dataclasses import fields
+
+import pytest
+from service import ROOT, environment, serve
+
+from ovms_rest.settings import PREFIX, Settings
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+REQUESTS = [
+    (command, answer) for block in BLOCKS for command, answer in re.findall(r"^\$ (.*)\n(.*)\n", block, re.MULTILINE)
+]
+DEMO = "http://127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The service as the first command starts it, on another port."""
+    with serve(tmp_path_factory.mktemp("demo")) as running:
+        yield running
+
+
+@pytest.mark.parametrize(("command", "answer"), REQUESTS)
+def test_a_request_gives_what_the_readme_shows(demo, command, answer, tmp_path):
+    assert DEMO in command
+    done = subprocess.run(
+        ["bash", "-c", command.replace(DEMO, f"http://127.0.0.1:{demo.port}")],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pattern = re.escape(answer).replace(r"\[\.\.\.\]", r"\[[0-9.,e-]+\]")
+    assert re.fullmatch(pattern, done.stdout.strip())
+
+
+def test_the_readme_has_requests():
+    assert len(REQUESTS) >= 5
+
+
+def test_the_python_example_runs(demo, tmp_path):
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(
+        ["python", "-c", code.replace("127.0.0.1:8000", f"127.0.0.1:{demo.port}")],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(re.findall(r"\d\.\d+e[-+]\d+|\d\.\d+", done.stdout)) == 10
+
+
+def test_the_table_of_settings_is_the_code_s():
+    rows = re.findall(r"^\| `(OVMS_REST_\w+)` \| (.*?) \| (.*) \|$", README, re.MULTILINE)
+    expected = [(PREFIX + field.name.upper(), field.default, field.metadata["meaning"]) for field in fields(Settings)]
+    assert [(name, meaning) for name, _, meaning in rows] == [(name, meaning) for name, _, meaning in expected]
+    assert [default for _, default, _ in rows[1:]] == [
+        str(default).lower() if isinstance(default, bool) else str(default) or "(empty)"
+        for _, default, _ in expected[1:]
+    ]
+
+
+def test_ci_runs_the_readme_s_test_command():
+    (command,) = re.findall(r"^(pip install '\.\[test\]'.*)$", README, re.MULTILINE)
+    assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text()

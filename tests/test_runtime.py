@@ -1,0 +1,251 @@
+"""Models in OpenVINO: what they are described as, and what they infer."""
+
+import re
+
+import ml_dtypes
+import model_zoo
+import numpy as np
+import openvino
+import pytest
+from conftest import ELEMENT_TYPES
+from openvino import Type, opset15
+
+from ovms_rest.errors import InferenceError, LoadError
+from ovms_rest.models.compilation import plan_compilation
+from ovms_rest.models.runtime import Model
+from ovms_rest.protocol.datatypes import DATATYPES
+from ovms_rest.protocol.strings import BytesArray
+
+EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
+
+
+def open_model(base_path, name="model", retire=lambda: None):
+    (file,) = (base_path / "1").glob("*.[xo]*")
+    model = Model(name, 1, file, EXACT)
+    model.open(retire)
+    return model
+
+
+def describe(tensors):
+    return {name: f"{tensor.datatype}{tensor.describe_shape()}" for name, tensor in tensors.items()}
+
+
+def test_tensors_are_described_in_alphabetical_order(tmp_path):
+    metadata = open_model(model_zoo.save(model_zoo.add(), tmp_path)).metadata
+    assert list(describe(metadata.inputs).items()) == [("left", "FP32[1,3]"), ("right", "FP32[1,3]")]
+    assert list(describe(metadata.outputs)) == ["difference", "sum"]
+
+
+def test_dynamic_and_ranged_dims_are_kept(tmp_path):
+    metadata = open_model(model_zoo.save(model_zoo.relu("?,1..8,4.."), tmp_path)).metadata
+    assert describe(metadata.inputs) == {"x": "FP32[-1,1:8,4:]"}
+    assert metadata.inputs["x"].to_json()["shape"] == [-1, -1, -1]
+
+
+def test_outputs_without_names_are_called_by_their_index(tmp_path):
+    x = opset15.parameter([2], Type.f32)
+    model = openvino.Model([opset15.result(opset15.relu(x)), opset15.result(opset15.abs(x))], [x])
+    model_zoo.save(model, tmp_path)
+    file = tmp_path / "1" / "model.xml"  # save_model gives names, which other writers of IR do not
+    file.write_text(re.sub(r' (output_)?names="[^"]*"', "", file.read_text()))
+    metadata = open_model(tmp_path).metadata
+    assert (list(metadata.inputs), list(metadata.outputs)) == (["in_0"], ["out_0", "out_1"])
+
+
+def test_rt_info_has_strings_for_leaves(tmp_path):
+    model = model_zoo.relu()
+    model.set_rt_info(["cat", "dog"], ["model_info", "labels"])
+    model.set_rt_info({"height": 200, "width": 300}, ["model_info", "resolution"])
+    metadata = open_model(model_zoo.save(model, tmp_path)).metadata
+    assert metadata.to_json(["1"])["rt_info"] == {
+        "model_info": {"labels": "cat dog", "resolution": {"height": "200", "width": "300"}}
+    }
+
+
+def test_a_model_without_model_info_has_no_rt_info(tmp_path):
+    assert "rt_info" not in open_model(model_zoo.save(model_zoo.relu(), tmp_path)).metadata.to_json(["1"])
+
+
+@pytest.mark.parametrize("datatype", ELEMENT_TYPES)
+@pytest.mark.parametrize("shape", [(3, 2), (0, 2)])
+def test_every_datatype_goes_through_with_all_its_bits(tmp_path, datatype, shape):
+    model = open_model(model_zoo.save(model_zoo.passthrough(x=(ELEMENT_TYPES[datatype], (-1, 2))), tmp_path))
+    dtype = DATATYPES[datatype].dtype
+    random = np.random.default_rng(1)
+    array = (
+        random.integers(0, 2, shape).astype(bool)
+        if datatype == "BOOL"
+        else np.frombuffer(bytearray(random.bytes(int(np.prod(shape)) * dtype.itemsize)), dtype).reshape(shape)
+    )
+    (tensor,) = model.infer({"x": array}).values()
+    assert (tensor.name, tensor.datatype, tensor.shape) == ("x", datatype, shape)
+    assert tensor.array.dtype == dtype
+    assert tensor.array.tobytes() == array.tobytes()
+
+
+def test_bfloat16_is_computed_as_bfloat16(tmp_path):
+    model = open_model(model_zoo.save(model_zoo.relu((4,), Type.bf16), tmp_path))
+    array = np.array([1.5, -2, 3.140625, -0.5], ml_dtypes.bfloat16)
+    assert model.infer({"x": array})["y"].array.tolist() == [1.5, 0, 3.140625, 0]
+
+
+def test_scalars_have_the_empty_shape(tmp_path):
+    model = open_model(model_zoo.save(model_zoo.relu(()), tmp_path))
+    tensor = model.infer({"x": np.array(4.5, np.float32)})["y"]
+    assert (tensor.shape, tensor.array.tolist()) == ((), 4.5)
+
+
+@pytest.mark.parametrize(
+    ("elements", "shape"),
+    [
+        ([b"abc", b"", b"NULs at the end\0\0", b"\xff\xfe not UTF-8", b"\0", b"\xc3\xa9"], (6,)),
+        ([b"a", b"", b"\0\0", b"d"], (2, 2)),
+        ([b"", b""], (2,)),
+        ([], (0,)),
+        ([b"one"], ()),
+    ],
+)
+def test_strings_keep_every_byte_at_any_rank(tmp_path, elements, shape):
+    model = open_model(model_zoo.save(model_zoo.strings([-1] * len(shape)), tmp_path))
+    tensor = model.infer({"text": BytesArray.of(elements, shape)})["text"]
+    assert (tensor.datatype, tensor.shape, tensor.array.elements()) == ("BYTES", shape, elements)
+
+
+def test_strings_and_numbers_stand_beside_each_other(tmp_path):
+    number = opset15.parameter([2], Type.f32, name="a_number")
+    text = opset15.parameter([-1], Type.string, name="b_text")
+    last = opset15.parameter([1], Type.i64, name="c_last")
+    for node in (number, text, last):
+        node.output(0).set_names({node.get_friendly_name()})
+    outputs = {"z_number": opset15.relu(number), "x_last": opset15.abs(last)}
+    for name, node in outputs.items():
+        node.output(0).set_names({name})
+    model = openvino.Model(
+        [opset15.result(outputs["z_number"]), opset15.result(text), opset15.result(outputs["x_last"])],
+        [number, text, last],
+    )
+    opened = open_model(model_zoo.save(model, tmp_path))
+    tensors = opened.infer(
+        {
+            "a_number": np.array([-1, 2], np.float32),
+            "b_text": BytesArray.of([b"x", b"yz"], (2,)),
+            "c_last": np.array([-5], np.int64),
+        }
+    )
+    assert list(tensors) == ["b_text", "x_last", "z_number"]
+    assert tensors["b_text"].array.elements() == [b"x", b"yz"]
+    assert tensors["x_last"].array.tolist() == [5]
+    assert tensors["z_number"].array.tolist() == [0, 2]
+
+
+def test_a_matrix_called_string_comes_back_as_strings(tmp_path):
+    model = open_model(model_zoo.save(model_zoo.matrix(output="rows_STRING"), tmp_path))
+    tensor = model.infer({"rows": np.array([[97, 98, 0], [99, 0, 100]], np.uint8)})["rows_STRING"]
+    assert (tensor.datatype, tensor.shape, tensor.array.elements()) == ("BYTES", (2,), [b"ab", b"c"])
+
+
+def test_another_matrix_comes_back_as_numbers(tmp_path):
+    model = open_model(model_zoo.save(model_zoo.matrix(output="rows_out"), tmp_path))
+    assert model.infer({"rows": np.array([[97, 0]], np.uint8)})["rows_out"].datatype == "UINT8"
+
+
+def test_inputs_are_read_in_place(tmp_path):
+    """An aligned array is what the compiled model's input tensor points to during the inference."""
+    model = open_model(model_zoo.save(model_zoo.relu(), tmp_path))
+    array = np.ones((1, 4), np.float32)
+    model.infer({"x": array})
+    pointer = model._local.request.get_input_tensor(0).data.__array_interface__["data"][0]
+    assert pointer == array.__array_interface__["data"][0]
+
+
+def test_onnx_is_served(tmp_path):
+    model = open_model(model_zoo.save_onnx_add_one(tmp_path))
+    assert describe(model.metadata.inputs) == {"x": "FP32[-1,2]"}
+    assert model.infer({"x": np.array([[1, 2]], np.float32)})["y"].array.tolist() == [[2, 3]]
+
+
+def multiply(model, left, right):
+    product = model.infer({"left": np.ones(left, np.float32), "right": np.ones(right, np.float32)})["product"].array
+    assert (product == left[1]).all()
+    return product.shape
+
+
+def test_a_failing_inference_is_an_error_without_openvinos_text(tmp_path, caplog):
+    model = open_model(model_zoo.save(model_zoo.product(), tmp_path), "product")
+    with pytest.raises(InferenceError) as failure:
+        multiply(model, (2, 3), (2, 2))
+    assert str(failure.value) == (
+        "model 'product' version 1 failed at this request; the reason is in the log of the server"
+    )
+    assert "inference of model 'product' failed: " in caplog.text
+    assert "Matmul input shapes are incompatible" in caplog.text
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_failing_inference_harms_no_later_one(tmp_path, size):
+    """Left alone, OpenVINO would refuse the shapes of the last good request for ever after a bad one."""
+    retired = []
+    model = open_model(model_zoo.save(model_zoo.product(), tmp_path), retire=lambda: retired.append(1))
+    good = (size, size)
+    for _ in range(2):
+        assert multiply(model, good, good) == good
+        with pytest.raises(InferenceError):
+            multiply(model, (2, 3), (2, 2))
+        assert multiply(model, good, good) == good
+    assert not retired
+
+
+def test_a_failure_that_cannot_be_mended_retires_the_process(tmp_path):
+    """The inputs that would mend it do not fit this model: the left one has to have 3 columns."""
+    left, right = model_zoo.parameter("left", (-1, -1), Type.f32), model_zoo.parameter("right", (2, 3), Type.f32)
+    both = opset15.concat([left, right], 0)
+    model = openvino.Model([opset15.result(both)], [left, right])
+    retired = []
+    opened = open_model(model_zoo.save(model, tmp_path), retire=lambda: retired.append(1))
+    with pytest.raises(InferenceError):
+        opened.infer({"left": np.ones((1, 2), np.float32), "right": np.ones((2, 3), np.float32)})
+    assert retired == [1]
+
+
+def test_strings_of_an_earlier_inference_never_come_back(tmp_path):
+    """OpenVINO leaves the outputs of its unpacking as they were when there is no string to unpack."""
+    model = open_model(model_zoo.save(model_zoo.strings((-1, 2)), tmp_path))
+    model.infer({"text": BytesArray.of([b"secret", b"strings"], (1, 2))})
+    array = model.infer({"text": BytesArray.of([], (0, 2))})["text"].array
+    assert (array.shape, array.elements()) == ((0, 2), [])
+
+
+def test_a_corrupt_file_is_told_in_one_line(tmp_path):
+    directory = tmp_path / "1"
+    directory.mkdir()
+    (directory / "model.xml").write_text("<net garbage")
+    (directory / "model.bin").write_bytes(b"")
+    with pytest.raises(LoadError, match=r"^cannot read .*/1/model\.xml: Unable to read the model: .*$") as failure:
+        open_model(tmp_path)
+    assert "\n" not in str(failure.value)
+
+
+def test_an_unknown_plugin_key_is_told_in_one_line(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path)
+    plan = plan_compilation("CPU", {"NO_SUCH_KEY": 1}, cores=2)
+    model = Model("m", 1, tmp_path / "1" / "model.xml", plan)
+    with pytest.raises(LoadError, match=r"^cannot be compiled for CPU: NotFound: Unsupported property NO_SUCH_KEY"):
+        model.open(lambda: None)
+
+
+def test_a_datatype_outside_the_protocol_is_refused(tmp_path):
+    x = opset15.parameter([2], Type.u4, name="x")
+    x.output(0).set_names({"x"})
+    model_zoo.save(openvino.Model([opset15.result(opset15.convert(x, "f32"))], [x]), tmp_path)
+    with pytest.raises(LoadError, match=r"^tensor 'x' has the element type u4, which KServe v2 has no datatype for$"):
+        open_model(tmp_path)
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    x = opset15.parameter([2], Type.f32, name="x")
+    x.output(0).set_names({"x"})
+    y = opset15.relu(x)
+    y.output(0).set_names({"y"})
+    model_zoo.save(openvino.Model([opset15.result(y), opset15.result(y)], [x]), tmp_path)
+    with pytest.raises(LoadError, match=r"^the model has 2 outputs with 1 different names$"):
+        open_model(tmp_path)
