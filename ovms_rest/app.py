@@ -15,7 +15,6 @@ from ovms_rest.serving.body import Receive, receive_from_wsgi
 from ovms_rest.serving.cors import Cors
 from ovms_rest.serving.error_handlers import handle_serving_error, serialize_falcon_error
 from ovms_rest.serving.resources import (
-    AnyPath,
     Infer,
     Live,
     ModelDescription,
@@ -40,7 +39,6 @@ def create_app(registry: Registry, settings: Settings, receive: Receive = receiv
     app = App(router=Router(), request_type=Request, middleware=[Cors(settings)] if settings.allowed_origins else None)
     app.add_error_handler(ServingError, handle_serving_error)
     app.set_error_serializer(serialize_falcon_error)
-    app.add_route("/*", AnyPath())
     app.add_route("/v2", ServerDescription())
     app.add_route("/v2/health/live", Live())
     app.add_route("/v2/health/ready", Ready(registry))

@@ -71,6 +71,8 @@ def _check_name(value: Any) -> Problem | None:
 def _check_base_path(value: Any) -> Problem | None:
     if type(value) is not str or not value:
         return f"expected the path of a directory, got {_describe(value)}"
+    if "\0" in value:
+        return f"a path has no NUL character, got {_describe(value)}"
     if "://" in value:
         return f"only local directories can be served, got {_describe(value)}"
     return None
@@ -92,13 +94,13 @@ def _check_nireq(value: Any) -> Problem | None:
 
 
 def _check_version_policy(value: Any) -> Problem | None:
-    if value != {"latest": {"num_versions": 1}}:
+    if not _is_same(value, {"latest": {"num_versions": 1}}):
         return f'only {{"latest": {{"num_versions": 1}}}}, the default, is supported yet, got {_describe(value)}'
     return None
 
 
 def _check_monitoring(value: Any) -> Problem | None:
-    if value != {"metrics": {"enable": False}}:
+    if not _is_same(value, {"metrics": {"enable": False}}):
         return f'metrics are not served yet, only {{"metrics": {{"enable": false}}}} is allowed, got {_describe(value)}'
     return None
 
@@ -189,6 +191,14 @@ def _check_keys(
             yield f"{place}{key}: {problem}"
 
 
+def _is_same(value: Any, allowed: Any) -> bool:
+    """Compare as JSON, in which neither true nor 1.0 is 1."""
+    return _describe(value) == _describe(allowed)
+
+
 def _describe(value: Any) -> str:
-    text = orjson.dumps(value).decode()
+    try:
+        text = orjson.dumps(value).decode()
+    except TypeError:  # nested deeper than orjson writes, though it reads it
+        return "a value nested too deep to be shown"
     return text if len(text) <= 80 else f"{text[:80]}..."

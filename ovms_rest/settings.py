@@ -28,7 +28,7 @@ def _flag(value: str) -> bool:
 
 def _between(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        if not (value.isascii() and value.isdigit() and low <= int(value[:20]) <= high):
+        if not (value.isascii() and value.isdigit() and low <= int(value.lstrip("0")[:20] or 0) <= high):
             raise ValueError(f"expected an integer from {low} to {high}")
         return int(value)
 

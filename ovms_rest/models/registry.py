@@ -12,6 +12,7 @@ from ovms_rest.models.proving import Task, prove
 from ovms_rest.models.repository import find_model_file, find_versions, parse_version
 from ovms_rest.models.runtime import Model
 from ovms_rest.protocol.tensors import TensorMetadata
+from ovms_rest.protocol.words import quote
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
@@ -43,13 +44,13 @@ class ModelRegistry:
         entry = self._entries.get(name)
         if entry is None:
             known = ", ".join(map(repr, list(self._entries)[:_LISTED])) + (", ..." * (len(self._entries) > _LISTED))
-            raise NotFoundError(f"model {name!r} is unknown; configured are {known or 'none'}")
+            raise NotFoundError(f"model {quote(name)} is unknown; configured are {known or 'none'}")
         if not entry.versions:
             raise NotFoundError(f"model {name!r} does not serve: {entry.reason}")
         number = max(entry.versions) if version is None else parse_version(version)
         if number not in entry.versions:
             served = ", ".join(self.versions(name))
-            raise NotFoundError(f"version {version!r} of model {name!r} is not served; served: {served}")
+            raise NotFoundError(f"version {quote(version or '')} of model {name!r} is not served; served: {served}")
         return entry.versions[number]
 
     def versions(self, name: str) -> list[str]:

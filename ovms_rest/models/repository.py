@@ -41,10 +41,8 @@ def find_model_file(version_directory: Path) -> Path:
         files = sorted(path for path in version_directory.iterdir() if path.is_file())
     except OSError as error:
         raise LoadError(f"cannot read the version directory {version_directory}: {error.strerror}") from error
-    xml, weights, onnx = ([path for path in files if path.suffix == suffix] for suffix in (".xml", ".bin", ".onnx"))
-    if xml and weights:
-        return xml[0]
-    if onnx:
-        return onnx[0]
+    xml, onnx = ([path for path in files if path.suffix == suffix] for suffix in (".xml", ".onnx"))
+    for path in (*(path for path in xml if path.with_suffix(".bin") in files), *onnx):
+        return path
     missing = f"{xml[0].name} has no .bin beside it" if xml else "expected a .xml with its .bin, or a .onnx"
     raise LoadError(f"no model in {version_directory}: {missing}")

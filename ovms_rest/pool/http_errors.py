@@ -5,6 +5,7 @@ gunicorn writes them as HTML pages from one method of its base worker, which has
 
 import logging
 import socket
+import ssl
 from http import HTTPStatus
 from typing import Any
 
@@ -25,6 +26,12 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (errors.ForbiddenProxyRequest, 403),
     (errors.ConfigurationProblem, 500),
     (errors.ParseException, 400),
+    # These are no ParseExceptions: a body that breaks off or is framed wrongly, and a handshake that fails.
+    (errors.NoMoreData, 400),
+    (errors.InvalidChunkSize, 400),
+    (errors.InvalidChunkExtension, 400),
+    (errors.ChunkMissingTerminator, 400),
+    (ssl.SSLError, 400),
 )
 
 

@@ -27,18 +27,14 @@ from ovms_rest.protocol.tensors import (
     Tensor,
     TensorMetadata,
 )
+from ovms_rest.protocol.words import ABSENT, cut, describe, join, quote, show
 
 MAX_DEPTH = 100
 # numpy's; OpenVINO knows no model of more.
 MAX_RANK = 64
 # numpy has no array without elements whose other dims come to more bytes than an address has.
 MAX_EMPTY = 2**59
-# How much of a client's value a message repeats.
-_SHOWN = 60
-
-_ABSENT: Any = object()
 _NO_PARAMETERS: Parameters = MappingProxyType({})
-_JSON_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
 
 def decode_header_length(value: str | None, body_size: int) -> int | None:
@@ -52,12 +48,12 @@ def decode_header_length(value: str | None, body_size: int) -> int | None:
     significant = {item.lstrip("0") for item in lengths}
     if len(significant) > 1 or not all(item.isascii() and item.isdigit() for item in lengths):
         raise InvalidRequestError(
-            f"Inference-Header-Content-Length is {_show(value)}, expected one integer from 0 to the body's length"
+            f"Inference-Header-Content-Length is {show(value)}, expected one integer from 0 to the body's length"
         )
     length = significant.pop() or "0"
     if len(length) > 18 or int(length) > body_size:
         raise InvalidRequestError(
-            f"Inference-Header-Content-Length is {_show(value)}, but the body has only {body_size} bytes"
+            f"Inference-Header-Content-Length is {show(value)}, but the body has only {body_size} bytes"
         )
     return int(length)
 
@@ -73,7 +69,7 @@ def decode_request(body: memoryview, header_length: int | None = None) -> Infere
     _check_depth([value for key, value in root.items() if key != "inputs"], 1)
     request_id = root.get("id", "")
     if type(request_id) is not str:
-        raise InvalidRequestError(f"id is {_describe(request_id)}, expected a string")
+        raise InvalidRequestError(f"id is {describe(request_id)}, expected a string")
     parameters = _decode_parameters(root, "")
     binary_output = _decode_flag(parameters, "binary_data_output", "")
     return InferenceRequest(
@@ -94,7 +90,7 @@ def decode_raw_request(body: memoryview, inputs: Mapping[str, TensorMetadata]) -
     if len(inputs) != 1:
         raise InvalidRequestError(
             "Inference-Header-Content-Length is 0, which sends the body as the data of a model's only input, "
-            f"but this model has {len(inputs)} inputs: {_list(inputs)}"
+            f"but this model has {len(inputs)} inputs: {join(inputs)}"
         )
     (metadata,) = inputs.values()
     label = f"input {metadata.name!r}"
@@ -147,7 +143,7 @@ def _parse_json(part: memoryview) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise InvalidRequestError(f"the request is not valid JSON: {error}") from error
     if type(root) is not dict:
-        raise InvalidRequestError(f"the request is {_describe(root)}, expected an object with the key 'inputs'")
+        raise InvalidRequestError(f"the request is {describe(root)}, expected an object with the key 'inputs'")
     return root
 
 
@@ -165,15 +161,15 @@ def _refuse_depth() -> NoReturn:
 
 
 def _decode_parameters(owner: dict[str, Any], label: str) -> Parameters:
-    parameters = owner.get("parameters", _ABSENT)
-    if parameters is _ABSENT:
+    parameters = owner.get("parameters", ABSENT)
+    if parameters is ABSENT:
         return _NO_PARAMETERS
     if type(parameters) is not dict:
-        raise InvalidRequestError(f"{label}parameters is {_describe(parameters)}, expected an object")
+        raise InvalidRequestError(f"{label}parameters is {describe(parameters)}, expected an object")
     for name, value in parameters.items():
         if type(value) not in (str, int, float, bool):
             raise InvalidRequestError(
-                f"{label}parameters.{name} is {_describe(value)}, expected a string, a number or a boolean"
+                f"{label}parameters.{cut(name)} is {describe(value)}, expected a string, a number or a boolean"
             )
     return parameters
 
@@ -181,31 +177,31 @@ def _decode_parameters(owner: dict[str, Any], label: str) -> Parameters:
 def _decode_flag(parameters: Parameters, name: str, label: str, default: bool = False) -> bool:
     flag = parameters.get(name, default)
     if type(flag) is not bool:
-        raise InvalidRequestError(f"{label}parameters.{name} is {_describe(flag)}, expected a boolean")
+        raise InvalidRequestError(f"{label}parameters.{name} is {describe(flag)}, expected a boolean")
     return flag
 
 
 def _decode_outputs(root: dict[str, Any], binary_output: bool) -> tuple[RequestedOutput, ...]:
-    items = root.get("outputs", _ABSENT)
-    if items is _ABSENT:
+    items = root.get("outputs", ABSENT)
+    if items is ABSENT:
         return ()
     if type(items) is not list:
-        raise InvalidRequestError(f"outputs is {_describe(items)}, expected an array of objects")
+        raise InvalidRequestError(f"outputs is {describe(items)}, expected an array of objects")
     outputs = []
     for index, item in enumerate(items):
         if type(item) is not dict:
-            raise InvalidRequestError(f"outputs[{index}] is {_describe(item)}, expected an object with the key 'name'")
+            raise InvalidRequestError(f"outputs[{index}] is {describe(item)}, expected an object with the key 'name'")
         name = _decode_name(item, f"outputs[{index}]")
-        label = f"outputs[{index}] {_quote(name)}: "
+        label = f"outputs[{index}] {quote(name)}: "
         parameters = _decode_parameters(item, label)
         outputs.append(RequestedOutput(name, _decode_flag(parameters, "binary_data", label, binary_output)))
     return tuple(outputs)
 
 
 def _decode_name(item: dict[str, Any], label: str) -> str:
-    name = item.get("name", _ABSENT)
+    name = item.get("name", ABSENT)
     if type(name) is not str:
-        raise InvalidRequestError(f"{label}: name is {_describe(name)}, expected a string")
+        raise InvalidRequestError(f"{label}: name is {describe(name)}, expected a string")
     return name
 
 
@@ -213,20 +209,20 @@ def _decode_name(item: dict[str, Any], label: str) -> str:
 
 
 def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tensor, ...]:
-    items = root.get("inputs", _ABSENT)
+    items = root.get("inputs", ABSENT)
     if type(items) is not list or not items:
-        found = "empty" if items == [] else _describe(items)
+        found = "empty" if items == [] else describe(items)
         raise InvalidRequestError(f"inputs is {found}, expected an array of one or more objects")
     last_binary = max((index for index, item in enumerate(items) if _is_binary(item)), default=-1)
     tensors, rest = [], binary_part
     for index, item in enumerate(items):
         if type(item) is not dict:
             raise InvalidRequestError(
-                f"inputs[{index}] is {_describe(item)}, expected an object with name, shape and datatype"
+                f"inputs[{index}] is {describe(item)}, expected an object with name, shape and datatype"
             )
         _check_depth([value for key, value in item.items() if key != "data"], 3)
         name = _decode_name(item, f"inputs[{index}]")
-        label = f"inputs[{index}] {_quote(name)}"
+        label = f"inputs[{index}] {quote(name)}"
         shape = _decode_shape(item, label)
         datatype = _decode_datatype(item, label)
         size = _decode_parameters(item, f"{label}: ").get("binary_data_size")
@@ -250,34 +246,34 @@ def _is_binary(item: Any) -> bool:
 
 
 def _decode_shape(item: dict[str, Any], label: str) -> tuple[int, ...]:
-    shape = item.get("shape", _ABSENT)
+    shape = item.get("shape", ABSENT)
     if type(shape) is not list:
-        raise InvalidRequestError(f"{label}: shape is {_describe(shape)}, expected an array of integers")
+        raise InvalidRequestError(f"{label}: shape is {describe(shape)}, expected an array of integers")
     if len(shape) > MAX_RANK:
         raise InvalidRequestError(f"{label}: shape has {len(shape)} dims, at most {MAX_RANK} are allowed")
     for dim in shape:
         if type(dim) is not int or not 0 <= dim <= MAX_DIM:
-            raise InvalidRequestError(f"{label}: shape has the dim {_show(dim)}, expected integers from 0 to {MAX_DIM}")
+            raise InvalidRequestError(f"{label}: shape has the dim {show(dim)}, expected integers from 0 to {MAX_DIM}")
     if 0 in shape and math.prod(dim or 1 for dim in shape) > MAX_EMPTY:
-        raise InvalidRequestError(f"{label}: shape {_list(shape)} is too large even though it holds no element")
+        raise InvalidRequestError(f"{label}: shape {join(shape)} is too large even though it holds no element")
     return tuple(shape)
 
 
 def _decode_datatype(item: dict[str, Any], label: str) -> str:
-    datatype = item.get("datatype", _ABSENT)
+    datatype = item.get("datatype", ABSENT)
     if type(datatype) is not str or (datatype not in DATATYPES and datatype != BYTES):
-        found = _show(datatype) if type(datatype) is str else _describe(datatype)
+        found = show(datatype) if type(datatype) is str else describe(datatype)
         raise InvalidRequestError(f"{label}: datatype is {found}, expected one of {', '.join(DATATYPE_NAMES)}")
     return datatype
 
 
 def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: str) -> Array:
     if type(data) is not list:
-        raise InvalidRequestError(f"{label}: data is {_describe(data)}, expected an array")
+        raise InvalidRequestError(f"{label}: data is {describe(data)}, expected an array")
     elements, types = _flatten(data)
     count = math.prod(shape)
     if len(elements) != count:
-        raise InvalidRequestError(f"{label}: data has {len(elements)} elements, but shape {_list(shape)} means {count}")
+        raise InvalidRequestError(f"{label}: data has {len(elements)} elements, but shape {join(shape)} means {count}")
     if datatype == BYTES:
         if not types <= {str}:
             _refuse_element(elements, {str}, "BYTES are strings", label)
@@ -327,16 +323,16 @@ def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: s
     except OverflowError as error:  # numpy's refusal of an integer out of range
         limits = np.iinfo(datatype.dtype)
         index = next(index for index, element in enumerate(elements) if not limits.min <= element <= limits.max)
-        raise InvalidRequestError(f"{label}: data[{index}] is {_show(elements[index])}, {values}") from error
+        raise InvalidRequestError(f"{label}: data[{index}] is {show(elements[index])}, {values}") from error
     if float in datatype.json_types and not np.isfinite(array).all():
         index = int(np.isfinite(array).argmin())
-        raise InvalidRequestError(f"{label}: data[{index}] is {_show(elements[index])}, {values}")
+        raise InvalidRequestError(f"{label}: data[{index}] is {show(elements[index])}, {values}")
     return array
 
 
 def _refuse_element(elements: list[Any], allowed: set[type] | frozenset[type], values: str, label: str) -> NoReturn:
     index, element = next((index, item) for index, item in enumerate(elements) if type(item) not in allowed)
-    raise InvalidRequestError(f"{label}: data[{index}] is {_show(element)}, {values}")
+    raise InvalidRequestError(f"{label}: data[{index}] is {show(element)}, {values}")
 
 
 def _decode_binary_data(
@@ -345,14 +341,14 @@ def _decode_binary_data(
     """Take a tensor from the front of `rest`; return it and what is left. `size` None is no `binary_data_size`."""
     if size is not None and (type(size) is not int or size < 0):
         raise InvalidRequestError(
-            f"{label}: parameters.binary_data_size is {_show(size)}, expected an integer of at least 0"
+            f"{label}: parameters.binary_data_size is {show(size)}, expected an integer of at least 0"
         )
     count = math.prod(shape)
     if datatype != BYTES:
         needed = count * DATATYPES[datatype].size
         if size is not None and size != needed:
             raise InvalidRequestError(
-                f"{label}: parameters.binary_data_size is {size}, but {datatype} of shape {_list(shape)} "
+                f"{label}: parameters.binary_data_size is {size}, but {datatype} of shape {join(shape)} "
                 f"takes {needed} bytes"
             )
         size = needed
@@ -391,27 +387,3 @@ def _view(section: memoryview, datatype: Datatype, shape: tuple[int, ...], label
         raise InvalidRequestError(f"{label}: BOOL element {index} is the byte {array[index]}, expected 0 or 1")
     array = array.view(datatype.dtype)
     return (array if array.flags.aligned else array.copy()).reshape(shape)
-
-
-# --- Words for messages
-
-
-def _describe(value: Any) -> str:
-    """Name the JSON type of a value, with the value of a number."""
-    if value is _ABSENT:
-        return "missing"
-    return _JSON_NAMES.get(type(value)) or f"the number {value}"
-
-
-def _quote(name: str) -> str:
-    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")
-
-
-def _show(value: Any) -> str:
-    """Repeat a value of the client's as JSON, cut where it is long."""
-    text = orjson.dumps(value).decode()
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _list(values: Any) -> str:
-    return f"[{','.join(map(str, values))}]"

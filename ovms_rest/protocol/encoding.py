@@ -16,7 +16,7 @@ Buffer = bytes | memoryview
 def encode_response(response: InferenceResponse) -> tuple[bytes, list[Buffer]]:
     """Encode a response: its JSON and, in the order of the outputs, the data of the binary ones that have any.
 
-    The data are views on the tensors' memory wherever the tensors are contiguous. Raises InvalidRequestError for a
+    The data are views on the tensors' memory wherever a tensor is contiguous. Raises InvalidRequestError for a
     string that JSON cannot hold.
     """
     outputs, sections = [], []
@@ -41,15 +41,14 @@ def encode_response(response: InferenceResponse) -> tuple[bytes, list[Buffer]]:
 def _encode_binary(tensor: Tensor) -> Buffer:
     if isinstance(tensor.array, BytesArray):
         return pack(tensor.array)
-    # reshape copies only what is not contiguous; numpy knows no buffer of bfloat16, nor memoryview of zero size.
-    return tensor.array.reshape(-1).view(np.uint8).data if tensor.array.size else b""
+    return np.ascontiguousarray(tensor.array).reshape(-1).view(np.uint8).data  # numpy has no buffer of bfloat16
 
 
 def _encode_json(tensor: Tensor) -> Any:
     """Flatten a tensor to what orjson writes as protocol.md section 5 says: shortest floats, null for what is none."""
     if isinstance(tensor.array, BytesArray):
         return _encode_strings(tensor.name, tensor.array)
-    flat = tensor.array.reshape(-1)
+    flat = np.ascontiguousarray(tensor.array).reshape(-1)
     return flat.astype(np.float32) if flat.dtype == DATATYPES["BF16"].dtype else flat
 
 

@@ -6,6 +6,7 @@ from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray, to_matrix
 from ovms_rest.protocol.tensors import Array, InferenceRequest, ModelMetadata, RequestedOutput, Tensor, TensorMetadata
+from ovms_rest.protocol.words import join, quote
 
 
 def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[str, Array]:
@@ -18,7 +19,7 @@ def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[
         expected = metadata.inputs.get(tensor.name)
         if expected is None:
             raise InvalidRequestError(
-                f"input {tensor.name!r} is unknown to model {metadata.name!r}, whose inputs are "
+                f"input {quote(tensor.name)} is unknown to model {metadata.name!r}, whose inputs are "
                 f"{_names(metadata.inputs)}"
             )
         if tensor.name in arrays:
@@ -44,7 +45,8 @@ def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tupl
     for name, _ in request.outputs:
         if name not in metadata.outputs:
             raise InvalidRequestError(
-                f"output {name!r} is unknown to model {metadata.name!r}, whose outputs are {_names(metadata.outputs)}"
+                f"output {quote(name)} is unknown to model {metadata.name!r}, whose outputs are "
+                f"{_names(metadata.outputs)}"
             )
         if name in seen:
             raise InvalidRequestError(f"output {name!r} is asked for more than once")
@@ -61,7 +63,7 @@ def _fit(tensor: Tensor, expected: TensorMetadata) -> Array:
         )
     if not expected.holds(tensor.shape):
         raise InvalidRequestError(
-            f"input {tensor.name!r}: shape is {_shape(tensor.shape)}, the model takes {expected.describe_shape()}"
+            f"input {tensor.name!r}: shape is {join(tensor.shape)}, the model takes {expected.describe_shape()}"
         )
     return tensor.array
 
@@ -75,21 +77,16 @@ def _fit_strings(tensor: Tensor, strings: BytesArray, expected: TensorMetadata) 
     label = f"input {tensor.name!r}"
     if len(tensor.shape) != 1 or tensor.shape == (0,):
         raise InvalidRequestError(
-            f"{label}: {BYTES} for this {UINT8} input come in shape [n] with n of at least 1, "
-            f"not {_shape(tensor.shape)}"
+            f"{label}: {BYTES} for this {UINT8} input come in shape [n] with n of at least 1, not {join(tensor.shape)}"
         )
     matrix = to_matrix(strings, label)
     if not expected.holds(matrix.shape):
         raise InvalidRequestError(
             f"{label}: {matrix.shape[0]} strings, the longest of {matrix.shape[1] - 1} bytes, make rows of shape "
-            f"{_shape(matrix.shape)} with the NUL at the end, the model takes {expected.describe_shape()}"
+            f"{join(matrix.shape)} with the NUL at the end, the model takes {expected.describe_shape()}"
         )
     return matrix
 
 
 def _names(names: Mapping[str, object] | Iterable[str]) -> str:
     return ", ".join(map(repr, names))
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"[{','.join(map(str, shape))}]"

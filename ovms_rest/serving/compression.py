@@ -1,5 +1,6 @@
 """Compression of answers to inferences, by what the client accepts (RFC 9110, section 12.5.3)."""
 
+import re
 import zlib
 from collections.abc import Iterable
 
@@ -7,6 +8,7 @@ from ovms_rest.protocol.encoding import Buffer
 
 # A first step already saves most of what text can; more costs many times an inference.
 _LEVEL = 1
+_ITEM = re.compile(r"(?P<coding>[^;\s]+)(?:[ \t]*;[ \t]*q=(?P<weight>0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?")
 _CONTAINERS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
@@ -17,22 +19,14 @@ def choose_encoding(accept_encoding: str) -> str | None:
     """
     weights = {}
     for item in accept_encoding.lower().split(","):
-        coding, _, parameter = item.partition(";")
-        name, _, value = parameter.partition("=")
-        weights[coding.strip()] = _weight(value) if name.strip() == "q" else 1.0
+        if found := _ITEM.fullmatch(item.strip(" \t")):
+            weights[found["coding"]] = float(found["weight"] or 1)
     identity = weights.get("identity", 0.0)
     for coding in sorted(_CONTAINERS, key=lambda coding: -weights.get(coding, 0.0)):
         if weights.get(coding, 0.0) > 0.0 and weights[coding] >= identity:
             return coding
         return None
     return None
-
-
-def _weight(value: str) -> float:
-    try:
-        return min(max(float(value), 0.0), 1.0)
-    except ValueError:
-        return 0.0
 
 
 def compress(parts: Iterable[Buffer], encoding: str) -> bytes:

@@ -43,14 +43,6 @@ class Registry(Protocol):
         """Raise NotReadyError unless everything configured serves."""
 
 
-class AnyPath:
-    """OPTIONS *."""
-
-    def on_options(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer the methods that some path allows."""
-        resp.set_header("Allow", "GET, HEAD, OPTIONS, POST")
-
-
 class ServerDescription:
     """GET /v2."""
 

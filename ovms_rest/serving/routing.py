@@ -1,11 +1,13 @@
 """From the target of a request to a responder, where Falcon's own ways differ from protocol.md section 1."""
 
+import re
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import falcon
-from falcon.routing import DefaultRouter
+from falcon.routing import DefaultRouter, set_default_responders
 
+_AUTHORITY = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 _SLASH_TOLERANT = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -20,14 +22,14 @@ class Request(falcon.Request):
     def __init__(self, env: dict[str, Any], options: falcon.RequestOptions | None = None) -> None:
         """Take the raw target where the server hands it on, as gunicorn does."""
         raw = env.get("RAW_URI", "")
-        if raw.startswith("/") and ("%2f" in raw or "%2F" in raw):
-            path = raw.partition("?")[0].replace("%2f", "%252F").replace("%2F", "%252F")
+        if "%2f" in raw or "%2F" in raw:
+            path = _AUTHORITY.sub("", raw.partition("?")[0]).replace("%2f", "%252F").replace("%2F", "%252F")
             env["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1").removeprefix(env.get("SCRIPT_NAME", ""))
         super().__init__(env, options)
         if self.path.endswith("/") and len(self.path) > 1 and self.method in _SLASH_TOLERANT:
             self.path = self.path[:-1]
-        elif self.path == "*":
-            self.path = "/*"
+        if self.method == "WEBSOCKET":
+            self.method = "websocket"  # which Falcon keeps for itself in capitals
 
 
 class _Methods(dict[str, Any]):
@@ -37,8 +39,30 @@ class _Methods(dict[str, Any]):
         return self["CONNECT"]
 
 
+class _AnyPath:
+    """OPTIONS *."""
+
+    def on_options(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer the methods that some path allows."""
+        resp.set_header("Allow", "GET, HEAD, OPTIONS, POST")
+
+
 class Router(DefaultRouter):
-    """Falcon's router, with 405 instead of 400 for methods unknown to it."""
+    """Falcon's router, with `OPTIONS *`, 405 for methods unknown to it, and no path that begins with two slashes."""
+
+    def __init__(self) -> None:
+        """Prepare the one path that is none."""
+        super().__init__()
+        resource = _AnyPath()
+        methods = self.map_http_methods(resource)
+        set_default_responders(methods)
+        self._asterisk: Any = (resource, methods, {}, "*")
+
+    def find(self, uri: str, req: falcon.Request | None = None) -> Any:
+        """Find the responders of a path."""
+        if uri == "*":
+            return self._asterisk
+        return None if uri.startswith("//") else super().find(uri, req)
 
     def map_http_methods(self, resource: object, **kwargs: Any) -> dict[str, Any]:
         """Map the methods of a resource."""

@@ -1,0 +1,44 @@
+"""The words of messages: values of clients, named and shortened, so that no message grows with the request."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+# Stands for a key that is not there; null is a value like any other.
+ABSENT: Any = object()
+
+# How much of a client's value a message repeats.
+_SHOWN = 60
+
+_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+
+
+def describe(value: Any) -> str:
+    """Name the JSON type of a value, with the value of a number."""
+    if value is ABSENT:
+        return "missing"
+    return _NAMES.get(type(value)) or f"the number {value}"
+
+
+def show(value: Any) -> str:
+    """Repeat a value as JSON, cut where it is long."""
+    try:
+        return cut(orjson.dumps(value).decode())
+    except TypeError:  # nested deeper than orjson writes, though it reads it
+        return describe(value)
+
+
+def quote(name: str) -> str:
+    """Repeat a name in quotes, cut where it is long."""
+    return repr(cut(name))
+
+
+def join(values: Iterable[object]) -> str:
+    """Write a shape, or other short values: [1,3,224,224]."""
+    return f"[{','.join(map(str, values))}]"
+
+
+def cut(text: str) -> str:
+    """Cut a text that is long."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,89 @@
+"""What the benchmarks share: load by wrk, CPU time and memory of processes, OpenVINO without a server.
+
+The machines are shared and noisy: figures mean something only as ratios within one run. What is compared is therefore
+measured in turns, round by round.
+"""
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Load(NamedTuple):
+    """What a load gave: requests per second, CPU milliseconds of the server for a request."""
+
+    rate: float
+    cpu: float
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """Sum the CPU time of processes with all their threads, from the scheduler's own nanoseconds."""
+    tasks = [task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def pss_megabytes(pids: Sequence[int]) -> float:
+    """Sum the memory of processes, shared pages divided among those that share them."""
+    sizes = (
+        re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE) for pid in pids
+    )
+    return sum(int(size[1]) for size in sizes) / 1024
+
+
+def load(service, directory: Path, path: str, body: bytes, connections: int, seconds: float, **headers: str) -> Load:
+    """Have wrk POST a body again and again; every answer has to be a 200."""
+    (directory / "body").write_bytes(body)
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    script = directory / "post.lua"
+    script.write_text(
+        f"local file = io.open({json.dumps(str(directory / 'body'))}, 'rb')\n"
+        "wrk.method = 'POST'\nwrk.body = file:read('*a')\n"
+        + "".join(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}\n" for name, value in fields.items())
+    )
+    before, started = cpu_seconds(service.workers()), time.monotonic()
+    done = subprocess.run(
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", script,
+         f"http://127.0.0.1:{service.port}{path}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    elapsed, spent = time.monotonic() - started, cpu_seconds(service.workers()) - before
+    assert "Non-2xx" not in done.stdout, done.stdout
+    requests = int(re.search(r"(\d+) requests in", done.stdout)[1])
+    return Load(requests / elapsed, spent / requests * 1e3)
+
+
+def infer_bare(model, arrays: dict, processes: int, seconds: float) -> Load:
+    """Infer with a compiled model in forked processes and nothing else; return all their inferences together."""
+    reading, writing = os.pipe()
+    for _ in range(processes):
+        if os.fork() == 0:
+            model.open(lambda: None)
+            count, started, deadline = 0, time.process_time(), time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                model.infer(arrays)
+                count += 1
+            os.write(writing, f"{count} {time.process_time() - started}\n".encode())
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        results = [(int(count), float(spent)) for count, spent in map(str.split, lines)]
+    for _ in range(processes):
+        os.wait()
+    total = sum(count for count, _ in results)
+    return Load(total / seconds, sum(spent for _, spent in results) / total * 1e3)
+
+
+def mean(loads: Sequence[Load]) -> Load:
+    """Average the rounds of one case."""
+    return Load(*(sum(values) / len(values) for values in zip(*loads, strict=True)))
+
+
+def machine() -> str:
+    """Name the CPU and the number of usable cores."""
+    name = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"{name[1] if name else 'unknown CPU'}, {len(os.sched_getaffinity(0))} cores"

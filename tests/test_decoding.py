@@ -1,0 +1,1277 @@
+"""Decoding: what the bytes of a request become, and in which words they are refused."""
+
+import json
+import math
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from wire_cases import CASES, DTYPES, fingerprint
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.datatypes import round_to_bfloat16
+from ovms_rest.protocol.decoding import decode_header_length, decode_raw_request, decode_request
+from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
+from ovms_rest.protocol.validation import validate_inputs
+
+VALID = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1.5]}
+BINARY = {"name": "x", "shape": [2], "datatype": "INT16"}
+STRINGS = {"name": "s", "shape": [1], "datatype": "BYTES"}
+HEADER = "Inference-Header-Content-Length"
+ANY = Dim(0, None)
+
+INTEGERS = {
+    "INT8": (-(2**7), 2**7 - 1),
+    "INT16": (-(2**15), 2**15 - 1),
+    "INT32": (-(2**31), 2**31 - 1),
+    "INT64": (-(2**63), 2**63 - 1),
+    "UINT8": (0, 2**8 - 1),
+    "UINT16": (0, 2**16 - 1),
+    "UINT32": (0, 2**32 - 1),
+    "UINT64": (0, 2**64 - 1),
+}
+
+
+def decode(root, binary=None):
+    """Decode a request, a value or JSON text; with `binary` behind the JSON if that is given."""
+    head = root if isinstance(root, bytes) else json.dumps(root).encode()
+    if binary is None:
+        return decode_request(memoryview(head))
+    return decode_request(memoryview(head + binary), len(head))
+
+
+def decode_inputs(*items, binary=None):
+    return [tensor.array for tensor in decode({"inputs": items}, binary).inputs]
+
+
+def refusal(root, binary=None):
+    with pytest.raises(InvalidRequestError) as caught:
+        decode(root, binary)
+    return str(caught.value)
+
+
+def refusal_of_input(item, binary=None):
+    return refusal({"inputs": [item]}, binary)
+
+
+def written(datatype, shape, data):
+    """Write a request whose `data` is the given text."""
+    return b'{"inputs":[{"name":"x","shape":%s,"datatype":"%s","data":%s}]}' % (
+        json.dumps(shape).encode(),
+        datatype.encode(),
+        data.encode(),
+    )
+
+
+def decode_numbers(datatype, text):
+    """Decode the numbers of a text, `1, 2`, as elements of a datatype."""
+    return decode(written(datatype, [text.count(",") + 1], f"[{text}]")).inputs[0].array
+
+
+def without(item, key):
+    return {name: value for name, value in item.items() if name != key}
+
+
+def nested(levels, brackets=b"[]"):
+    """Write arrays, or objects with the key "k", nested in each other."""
+    if brackets == b"[]":
+        return b"[" * levels + b"]" * levels
+    return b'{"k":' * (levels - 1) + b"{}" + b"}" * (levels - 1)
+
+
+# --- The table of wire cases
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_json_data_become_the_array(case):
+    (array,) = decode_inputs({"name": "x", "shape": case.shape, "datatype": case.datatype, "data": case.data})
+    assert fingerprint(array) == fingerprint(case.array)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_binary_data_become_the_array(case):
+    item = {"name": "x", "shape": case.shape, "datatype": case.datatype}
+    (array,) = decode_inputs(item | {"parameters": {"binary_data_size": len(case.binary)}}, binary=case.binary)
+    assert fingerprint(array) == fingerprint(case.array)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_size_of_the_only_binary_input_may_be_left_out(case):
+    item = {"name": "x", "shape": case.shape, "datatype": case.datatype}
+    (array,) = decode_inputs(item, binary=case.binary)
+    assert fingerprint(array) == fingerprint(case.array)
+
+
+def test_all_cases_can_follow_each_other_in_one_binary_request():
+    items = [
+        {
+            "name": case.name,
+            "shape": case.shape,
+            "datatype": case.datatype,
+            "parameters": {"binary_data_size": len(case.binary)},
+        }
+        for case in CASES
+    ]
+    arrays = decode_inputs(*items, binary=b"".join(case.binary for case in CASES))
+    assert list(map(fingerprint, arrays)) == [fingerprint(case.array) for case in CASES]
+
+
+# --- The root
+
+
+def test_a_request_has_what_the_client_sent():
+    request = decode({"id": "7", "parameters": {"a": 1, "b": 2.5, "c": "d", "e": True}, "inputs": [VALID]})
+    assert (request.id, request.parameters) == ("7", {"a": 1, "b": 2.5, "c": "d", "e": True})
+    assert [(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs] == [("x", "FP32", (1,))]
+
+
+def test_what_is_absent_has_a_default():
+    request = decode({"inputs": [VALID]})
+    assert (request.id, request.outputs, request.binary_output, dict(request.parameters)) == ("", (), False, {})
+
+
+def test_empty_id_outputs_and_parameters_are_as_if_absent():
+    request = decode({"id": "", "outputs": [], "parameters": {}, "inputs": [VALID]})
+    assert (request.id, request.outputs, dict(request.parameters)) == ("", (), {})
+
+
+def test_strings_may_be_written_as_utf8():
+    request = decode('{"id":"\u00e9","inputs":[{"name":"\u65e5","shape":[0],"datatype":"INT8","data":[]}]}'.encode())
+    assert (request.id, request.inputs[0].name) == ("\u00e9", "\u65e5")
+
+
+NO_JSON = {
+    "blank": b" ",
+    "no end of the object": b"{",
+    "no end of the root": b'{"inputs":[]',
+    "one bracket too many": b'{"inputs":[]}}',
+    "a comma at the end": b'{"inputs":[],}',
+    "single quotes": b"{'inputs':[]}",
+    "a comment": b'{"inputs":[]} // comment',
+    "a byte order mark": b"\xef\xbb\xbf{}",
+    "a control character": b'{"id":"a\0b"}',
+    "half a surrogate pair": b'{"id":"\\ud800"}',
+    "NaN": written("FP32", [1], "[NaN]"),
+    "Infinity": written("FP32", [1], "[Infinity]"),
+    "-Infinity": written("FP32", [1], "[-Infinity]"),
+    "beyond FP64": written("FP64", [1], "[1e400]"),
+    "a leading zero": written("FP32", [1], "[01]"),
+    "a leading point": written("FP32", [1], "[.5]"),
+    "a leading plus": written("FP32", [1], "[+1]"),
+    "True": written("BOOL", [1], "[True]"),
+    "only brackets": b"[" * 100_000,
+    "very deep": nested(100_000),
+}
+
+
+@pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
+def test_what_is_no_json_is_refused(body):
+    assert refusal(body).startswith("the request is not valid JSON: ")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id":"\xff","inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}]}',
+        b'{"\xff":1,"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}]}',
+        b'{"ignored":"\xc3","inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}]}',
+        b'{"inputs":[{"name":"\xc0\x80","shape":[0],"datatype":"INT8","data":[]}]}',
+        b'{"inputs":[{"name":"x","shape":[1],"datatype":"BYTES","data":["\xed\xa0\x80"]}]}',
+    ],
+    ids=["id", "key", "value of an unknown key", "overlong NUL", "surrogate"],
+)
+def test_invalid_utf8_is_refused_wherever_it_stands(body):
+    assert refusal(body).startswith("the request is not valid JSON: ")
+
+
+def test_an_empty_body_is_refused():
+    assert refusal(b"") == "the request has no JSON, expected an object with the key 'inputs'"
+
+
+def test_a_header_length_of_0_leaves_no_json():
+    assert refusal(b"", b"abc") == "the request has no JSON, expected an object with the key 'inputs'"
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b"[]", "an array"),
+        (b"null", "null"),
+        (b"true", "a boolean"),
+        (b'"inputs"', "a string"),
+        (b"1.5", "the number 1.5"),
+    ],
+)
+def test_a_root_that_is_no_object_is_refused(body, found):
+    assert refusal(body) == f"the request is {found}, expected an object with the key 'inputs'"
+
+
+WRONG_ID = "expected a string"
+WRONG_PARAMETERS = "expected an object"
+WRONG_PARAMETER = "expected a string, a number or a boolean"
+WRONG_OUTPUTS = "expected an array of objects"
+WRONG_OUTPUT = "expected an object with the key 'name'"
+WRONG_INPUTS = "expected an array of one or more objects"
+WRONG_INPUT = "expected an object with name, shape and datatype"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"id": None}, f"id is null, {WRONG_ID}"),
+        ({"id": 1}, f"id is the number 1, {WRONG_ID}"),
+        ({"id": True}, f"id is a boolean, {WRONG_ID}"),
+        ({"id": []}, f"id is an array, {WRONG_ID}"),
+        ({"id": {}}, f"id is an object, {WRONG_ID}"),
+        ({"parameters": None}, f"parameters is null, {WRONG_PARAMETERS}"),
+        ({"parameters": []}, f"parameters is an array, {WRONG_PARAMETERS}"),
+        ({"parameters": "a"}, f"parameters is a string, {WRONG_PARAMETERS}"),
+        ({"parameters": 1}, f"parameters is the number 1, {WRONG_PARAMETERS}"),
+        ({"parameters": True}, f"parameters is a boolean, {WRONG_PARAMETERS}"),
+        ({"parameters": {"p": None}}, f"parameters.p is null, {WRONG_PARAMETER}"),
+        ({"parameters": {"p": []}}, f"parameters.p is an array, {WRONG_PARAMETER}"),
+        ({"parameters": {"p": {}}}, f"parameters.p is an object, {WRONG_PARAMETER}"),
+        ({"outputs": None}, f"outputs is null, {WRONG_OUTPUTS}"),
+        ({"outputs": {}}, f"outputs is an object, {WRONG_OUTPUTS}"),
+        ({"outputs": "y"}, f"outputs is a string, {WRONG_OUTPUTS}"),
+        ({"outputs": 0}, f"outputs is the number 0, {WRONG_OUTPUTS}"),
+        ({"outputs": False}, f"outputs is a boolean, {WRONG_OUTPUTS}"),
+        ({"outputs": [None]}, f"outputs[0] is null, {WRONG_OUTPUT}"),
+        ({"outputs": [{"name": "y"}, "z"]}, f"outputs[1] is a string, {WRONG_OUTPUT}"),
+        ({"outputs": [[]]}, f"outputs[0] is an array, {WRONG_OUTPUT}"),
+        ({"outputs": [{}]}, "outputs[0]: name is missing, expected a string"),
+        ({"outputs": [{"name": None}]}, "outputs[0]: name is null, expected a string"),
+        ({"outputs": [{"name": 1}]}, "outputs[0]: name is the number 1, expected a string"),
+        ({"outputs": [{"name": "y", "parameters": None}]}, f"outputs[0] 'y': parameters is null, {WRONG_PARAMETERS}"),
+        (
+            {"outputs": [{"name": "y", "parameters": []}]},
+            f"outputs[0] 'y': parameters is an array, {WRONG_PARAMETERS}",
+        ),
+        (
+            {"outputs": [{"name": "y", "parameters": {"p": None}}]},
+            f"outputs[0] 'y': parameters.p is null, {WRONG_PARAMETER}",
+        ),
+        (
+            {"outputs": [{"name": "y", "parameters": {"p": [1]}}]},
+            f"outputs[0] 'y': parameters.p is an array, {WRONG_PARAMETER}",
+        ),
+        ({"inputs": None}, f"inputs is null, {WRONG_INPUTS}"),
+        ({"inputs": {}}, f"inputs is an object, {WRONG_INPUTS}"),
+        ({"inputs": "x"}, f"inputs is a string, {WRONG_INPUTS}"),
+        ({"inputs": 0}, f"inputs is the number 0, {WRONG_INPUTS}"),
+        ({"inputs": True}, f"inputs is a boolean, {WRONG_INPUTS}"),
+        ({"inputs": []}, f"inputs is empty, {WRONG_INPUTS}"),
+        ({"inputs": [None]}, f"inputs[0] is null, {WRONG_INPUT}"),
+        ({"inputs": [VALID, []]}, f"inputs[1] is an array, {WRONG_INPUT}"),
+        ({"inputs": ["x"]}, f"inputs[0] is a string, {WRONG_INPUT}"),
+        ({"inputs": [1]}, f"inputs[0] is the number 1, {WRONG_INPUT}"),
+    ],
+)
+def test_a_wrong_type_is_refused_by_its_place(keys, message):
+    assert refusal({"inputs": [VALID]} | keys) == message
+
+
+def test_missing_inputs_are_refused():
+    assert refusal({}) == f"inputs is missing, {WRONG_INPUTS}"
+
+
+WRONG_NAME = "expected a string"
+WRONG_SHAPE = "expected an array of integers"
+WRONG_DIM = "expected integers from 0 to 9223372036854775807"
+WRONG_DATATYPE = (
+    "expected one of BOOL, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, FP16, BF16, FP32, FP64, BYTES"
+)
+WRONG_DATA = "expected an array"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"name": None}, f"inputs[0]: name is null, {WRONG_NAME}"),
+        ({"name": 1}, f"inputs[0]: name is the number 1, {WRONG_NAME}"),
+        ({"name": ["x"]}, f"inputs[0]: name is an array, {WRONG_NAME}"),
+        ({"shape": None}, f"inputs[0] 'x': shape is null, {WRONG_SHAPE}"),
+        ({"shape": "1"}, f"inputs[0] 'x': shape is a string, {WRONG_SHAPE}"),
+        ({"shape": 1}, f"inputs[0] 'x': shape is the number 1, {WRONG_SHAPE}"),
+        ({"shape": {}}, f"inputs[0] 'x': shape is an object, {WRONG_SHAPE}"),
+        ({"shape": [-1]}, f"inputs[0] 'x': shape has the dim -1, {WRONG_DIM}"),
+        ({"shape": [1, -(2**63)]}, f"inputs[0] 'x': shape has the dim -9223372036854775808, {WRONG_DIM}"),
+        ({"shape": [1.0]}, f"inputs[0] 'x': shape has the dim 1.0, {WRONG_DIM}"),
+        ({"shape": [2.5]}, f"inputs[0] 'x': shape has the dim 2.5, {WRONG_DIM}"),
+        ({"shape": [True]}, f"inputs[0] 'x': shape has the dim true, {WRONG_DIM}"),
+        ({"shape": ["1"]}, f"inputs[0] 'x': shape has the dim \"1\", {WRONG_DIM}"),
+        ({"shape": [None]}, f"inputs[0] 'x': shape has the dim null, {WRONG_DIM}"),
+        ({"shape": [2**63]}, f"inputs[0] 'x': shape has the dim 9223372036854775808, {WRONG_DIM}"),
+        ({"shape": [1] * 65}, "inputs[0] 'x': shape has 65 dims, at most 64 are allowed"),
+        ({"datatype": None}, f"inputs[0] 'x': datatype is null, {WRONG_DATATYPE}"),
+        ({"datatype": 32}, f"inputs[0] 'x': datatype is the number 32, {WRONG_DATATYPE}"),
+        ({"datatype": "FP8"}, f"inputs[0] 'x': datatype is \"FP8\", {WRONG_DATATYPE}"),
+        ({"datatype": "fp32"}, f"inputs[0] 'x': datatype is \"fp32\", {WRONG_DATATYPE}"),
+        ({"datatype": ""}, f"inputs[0] 'x': datatype is \"\", {WRONG_DATATYPE}"),
+        ({"parameters": None}, f"inputs[0] 'x': parameters is null, {WRONG_PARAMETERS}"),
+        ({"parameters": []}, f"inputs[0] 'x': parameters is an array, {WRONG_PARAMETERS}"),
+        ({"parameters": "p"}, f"inputs[0] 'x': parameters is a string, {WRONG_PARAMETERS}"),
+        ({"parameters": {"p": None}}, f"inputs[0] 'x': parameters.p is null, {WRONG_PARAMETER}"),
+        ({"parameters": {"p": [1]}}, f"inputs[0] 'x': parameters.p is an array, {WRONG_PARAMETER}"),
+        ({"parameters": {"p": {}}}, f"inputs[0] 'x': parameters.p is an object, {WRONG_PARAMETER}"),
+        ({"data": None}, f"inputs[0] 'x': data is null, {WRONG_DATA}"),
+        ({"data": 1.5}, f"inputs[0] 'x': data is the number 1.5, {WRONG_DATA}"),
+        ({"data": "1.5"}, f"inputs[0] 'x': data is a string, {WRONG_DATA}"),
+        ({"data": {}}, f"inputs[0] 'x': data is an object, {WRONG_DATA}"),
+        ({"data": True}, f"inputs[0] 'x': data is a boolean, {WRONG_DATA}"),
+    ],
+)
+def test_a_wrong_key_of_an_input_is_refused_by_its_place(keys, message):
+    assert refusal_of_input(VALID | keys) == message
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("name", f"inputs[0]: name is missing, {WRONG_NAME}"),
+        ("shape", f"inputs[0] 'x': shape is missing, {WRONG_SHAPE}"),
+        ("datatype", f"inputs[0] 'x': datatype is missing, {WRONG_DATATYPE}"),
+    ],
+)
+def test_a_missing_key_of_an_input_is_refused_by_its_place(key, message):
+    assert refusal_of_input(without(VALID, key)) == message
+
+
+def test_the_place_of_a_later_input_is_named_by_its_index():
+    message = refusal({"inputs": [VALID, VALID | {"name": "z", "data": "1"}]})
+    assert message == f"inputs[1] 'z': data is a string, {WRONG_DATA}"
+
+
+def test_a_long_name_is_cut_in_a_message():
+    message = refusal_of_input(VALID | {"name": "n" * 1000, "shape": None})
+    assert message == f"inputs[0] '{'n' * 60}...': shape is null, {WRONG_SHAPE}"
+
+
+def test_a_long_value_is_cut_in_a_message():
+    message = refusal_of_input(VALID | {"datatype": "F" * 1000})
+    assert message == f"inputs[0] 'x': datatype is \"{'F' * 59}..., {WRONG_DATATYPE}"
+
+
+@pytest.mark.parametrize("value", [None, [], {"a": [None]}, "text", 1, 1.5, False])
+def test_unknown_keys_are_ignored_at_every_level(value):
+    request = decode(
+        {
+            "unknown": value,
+            "model_name": value,
+            "inputs": [VALID | {"unknown": value, "binary_data_size": value}],
+            "outputs": [{"name": "y", "unknown": value, "data": value, "binary_data": value}],
+        }
+    )
+    assert request.inputs[0].array.tolist() == [1.5]
+    assert request.outputs == (("y", False),)
+
+
+@pytest.mark.parametrize("value", ["text", "", 1, -1, 2**64 - 1, 1.5, True, False])
+def test_unknown_parameters_are_accepted_at_every_level(value):
+    parameters = {"unknown": value}
+    request = decode(
+        {
+            "parameters": parameters,
+            "inputs": [VALID | {"parameters": parameters}],
+            "outputs": [{"name": "y", "parameters": parameters}],
+        }
+    )
+    assert request.parameters == parameters
+    assert request.inputs[0].array.tolist() == [1.5]
+
+
+# --- Depth
+
+PLACES = {
+    "root": (2, b'{"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}],"unknown":%s}'),
+    "input": (4, b'{"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[],"unknown":%s}]}'),
+    "output": (
+        4,
+        b'{"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}],"outputs":[{"name":"y","unknown":%s}]}',
+    ),
+    "second input": (
+        4,
+        b'{"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]},'
+        b'{"unknown":%s,"name":"z","shape":[0],"datatype":"INT8","data":[]}]}',
+    ),
+}
+TOO_DEEP = "the JSON is nested deeper than 100 levels"
+
+
+def test_data_may_nest_97_arrays():
+    (array,) = decode(written("FP32", [1], "[" * 97 + "1.5" + "]" * 97)).inputs
+    assert array.array.tolist() == [1.5]
+
+
+@pytest.mark.parametrize("data", ["[" * 98 + "1.5" + "]" * 98, "[" * 98 + "]" * 98, "[" * 1000 + "]" * 1000])
+def test_data_that_nest_more_than_97_arrays_are_refused(data):
+    assert refusal(written("FP32", [1], data)) == TOO_DEEP
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("[1.5,", "]"), ("[[],", "]"), ("[[],1.5,", "]"), ("[[[1.5],", "]]"), ("[[[[]]],", "]")]
+)
+def test_ragged_data_may_nest_97_arrays_too(before, after):
+    levels = 97 - len(after)
+    count = before.count("1.5")
+    (tensor,) = decode(written("FP32", [count], before + "[" * levels + "]" * levels + after)).inputs
+    assert tensor.array.tolist() == [1.5] * count
+    assert refusal(written("FP32", [count], before + "[" * (levels + 1) + "]" * (levels + 1) + after)) == TOO_DEEP
+
+
+@pytest.mark.parametrize("brackets", [b"[]", b"{}"])
+@pytest.mark.parametrize("place", PLACES)
+def test_unknown_keys_may_nest_up_to_100_levels_in_total(place, brackets):
+    level, text = PLACES[place]
+    assert decode(text % nested(101 - level, brackets)).inputs[0].name == "x"
+
+
+@pytest.mark.parametrize("brackets", [b"[]", b"{}"])
+@pytest.mark.parametrize("place", PLACES)
+def test_unknown_keys_that_nest_deeper_than_100_levels_are_refused(place, brackets):
+    level, text = PLACES[place]
+    assert refusal(text % nested(102 - level, brackets)) == TOO_DEEP
+
+
+def test_depth_counts_through_arrays_and_objects_alike():
+    _, text = PLACES["root"]
+    assert decode(text % (b'{"k":[' * 49 + b"[]" + b"]}" * 49)).inputs
+    assert refusal(text % (b'{"k":[' * 49 + b"[[]]" + b"]}" * 49)) == TOO_DEEP
+
+
+def test_the_deepest_of_several_values_counts():
+    _, text = PLACES["root"]
+    assert refusal(text % (b'[1,[],{"a":2},' + nested(99) + b",[]]")) == TOO_DEEP
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"parameters":{"p":%s},"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}]}',
+        b'{"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[],"parameters":{"p":%s}}]}',
+        b'{"id":%s,"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}]}',
+        b'{"outputs":%s,"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}]}',
+        b'{"inputs":[{"name":%s,"shape":[0],"datatype":"INT8","data":[]}]}',
+        b'{"inputs":[{"name":"x","shape":[%s],"datatype":"INT8","data":[]}]}',
+        b'{"inputs":[{"name":"x","shape":[0],"datatype":%s,"data":[]}]}',
+    ],
+    ids=["parameters", "parameters of an input", "id", "outputs", "name", "shape", "datatype"],
+)
+@pytest.mark.parametrize("brackets", [b"[]", b"{}"])
+def test_what_is_too_deep_is_refused_in_known_keys_too(text, brackets):
+    assert refusal(text % nested(300, brackets)) == TOO_DEEP
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"inputs":%s}', f"inputs is an object, {WRONG_INPUTS}"),
+        (b'{"inputs":[[%s]]}', f"inputs[0] is an array, {WRONG_INPUT}"),
+        (
+            b'{"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":%s}]}',
+            f"inputs[0] 'x': data is an object, {WRONG_DATA}",
+        ),
+    ],
+)
+def test_what_is_too_deep_and_of_the_wrong_type_is_refused(text, message):
+    assert refusal(text % nested(300, b"{}")) == message
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "INT8", "FP32", "BYTES"])
+def test_a_deep_object_among_the_elements_is_refused(datatype):
+    """An object is no element, however deep it is, and is too deep for orjson to be repeated in a message."""
+    message = refusal(written(datatype, [1], "[" + nested(300, b"{}").decode() + "]"))
+    assert message.startswith("inputs[0] 'x': data[0] is an object, ")
+
+
+# --- Shapes
+
+
+@pytest.mark.parametrize("shape", [[0], [0, 10], [2**59, 0], [0, 2**58, 2], [0] * 64, [1, 0, 1]])
+@pytest.mark.parametrize("datatype", ["BOOL", "BF16", "FP64", "BYTES"])
+def test_a_shape_of_no_element_is_kept(datatype, shape):
+    (array,) = decode_inputs({"name": "x", "shape": shape, "datatype": datatype, "data": []})
+    assert array.shape == tuple(shape)
+
+
+@pytest.mark.parametrize(
+    "shape", [[0, 2**59 + 1], [2**63 - 1, 0], [2**31, 2**31, 0], [0] + [2**63 - 1] * 63], ids=lambda shape: len(shape)
+)
+@pytest.mark.parametrize("datatype", ["BOOL", "FP64", "BYTES"])
+def test_a_shape_of_no_element_is_refused_where_its_other_dims_are_giant(datatype, shape):
+    for item in ({"data": []}, {}):
+        message = refusal_of_input({"name": "x", "shape": shape, "datatype": datatype} | item)
+        dims = ",".join(map(str, shape))
+        assert message == f"inputs[0] 'x': shape [{dims}] is too large even though it holds no element"
+
+
+def test_a_shape_may_have_64_dims():
+    (array,) = decode_inputs(VALID | {"shape": [1] * 64})
+    assert array.shape == (1,) * 64
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "message"),
+    [
+        ([2, 2], [1, 2, 3], "inputs[0] 'x': data has 3 elements, but shape [2,2] means 4"),
+        ([2], [], "inputs[0] 'x': data has 0 elements, but shape [2] means 2"),
+        ([2], [[], []], "inputs[0] 'x': data has 0 elements, but shape [2] means 2"),
+        ([0], [1], "inputs[0] 'x': data has 1 elements, but shape [0] means 0"),
+        ([], [], "inputs[0] 'x': data has 0 elements, but shape [] means 1"),
+        ([], [1, 2], "inputs[0] 'x': data has 2 elements, but shape [] means 1"),
+        (
+            [2**63 - 1, 2],
+            [1],
+            "inputs[0] 'x': data has 1 elements, but shape [9223372036854775807,2] means 18446744073709551614",
+        ),
+    ],
+)
+def test_a_count_of_elements_that_is_not_the_shapes_is_refused(shape, data, message):
+    assert refusal_of_input(VALID | {"shape": shape, "data": data}) == message
+
+
+def test_a_shape_of_64_giant_dims_is_refused():
+    shape = [2**63 - 1] * 64
+    assert refusal_of_input(VALID | {"shape": shape}).endswith(f" means {math.prod(shape)}")
+    assert "bytes of binary data are expected" in refusal_of_input(without(VALID | {"shape": shape}, "data"), b"")
+
+
+# --- Nesting of data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [1, 2, 3, 4, 5, 6],
+        [[1, 2, 3], [4, 5, 6]],
+        [[1, 2], [3, 4], [5, 6]],
+        [[[1, 2, 3, 4, 5, 6]]],
+        [[1], [2, 3], [4, 5, 6]],
+        [1, [2, [3]], [], [[4, 5]], 6],
+        [[], [[], [1, 2, 3]], 4, [5, 6], [[[]]]],
+        [[[[1]]], 2, [[[[[3]]]], 4], [5], 6],
+    ],
+    ids=["flat", "natural", "other", "deeper", "ragged", "mixed", "mixed with empty", "mixed and deep"],
+)
+def test_data_nested_in_any_form_are_flattened(data):
+    (numbers,) = decode_inputs(VALID | {"shape": [2, 3], "data": data})
+    assert numbers.tolist() == [[1, 2, 3], [4, 5, 6]]
+    text = json.loads(json.dumps(data), parse_int=lambda digits: f"s{digits}")
+    (strings,) = decode_inputs(STRINGS | {"shape": [2, 3], "data": text})
+    assert strings.elements() == [b"s1", b"s2", b"s3", b"s4", b"s5", b"s6"]
+
+
+@pytest.mark.parametrize("data", [[], [[]], [[], []], [[], [[]]]])
+def test_data_without_elements_may_be_nested(data):
+    (array,) = decode_inputs(VALID | {"shape": [2, 0], "data": data})
+    assert array.shape == (2, 0)
+
+
+def test_the_element_at_fault_is_named_by_its_place_in_the_flattened_data():
+    message = refusal_of_input(VALID | {"shape": [2, 2], "data": [[1, 2], [3, None]]})
+    assert message == "inputs[0] 'x': data[3] is null, FP32 is numbers up to 3.40282e+38"
+
+
+# --- Integers
+
+
+@pytest.mark.parametrize("datatype", INTEGERS)
+def test_an_integer_datatype_takes_its_whole_range(datatype):
+    low, high = INTEGERS[datatype]
+    assert decode_numbers(datatype, f"{low},{high}").tolist() == [low, high]
+
+
+@pytest.mark.parametrize("beyond", [1, 1000, 2**64])
+@pytest.mark.parametrize("datatype", INTEGERS)
+def test_an_integer_out_of_range_is_refused(datatype, beyond):
+    low, high = INTEGERS[datatype]
+    for number in (low - beyond, high + beyond):
+        message = refusal(written(datatype, [2], f"[1,{number}]"))
+        assert message.startswith("inputs[0] 'x': data[1] is ")
+        assert message.endswith(f", {datatype} is integers from {low} to {high}")
+
+
+def test_an_integer_out_of_range_is_repeated_in_the_message():
+    message = refusal_of_input(VALID | {"datatype": "INT8", "shape": [3], "data": [127, 128, 300]})
+    assert message == "inputs[0] 'x': data[1] is 128, INT8 is integers from -128 to 127"
+
+
+@pytest.mark.parametrize("number", ["1.0", "1e2", "1E2", "1.5", "-0.0", "0e0"])
+@pytest.mark.parametrize("datatype", INTEGERS)
+def test_a_number_with_fraction_or_exponent_is_no_integer(datatype, number):
+    low, high = INTEGERS[datatype]
+    message = refusal(written(datatype, [1], f"[{number}]"))
+    assert message == f"inputs[0] 'x': data[0] is {float(number)}, {datatype} is integers from {low} to {high}"
+
+
+@pytest.mark.parametrize("dim", [[], [1], {}, {"a": 1}])
+def test_an_array_or_object_is_no_dim(dim):
+    message = refusal_of_input(VALID | {"shape": [dim]})
+    assert message.startswith("inputs[0] 'x': shape has the dim ")
+    assert message.endswith(WRONG_DIM)
+
+
+@pytest.mark.parametrize("dims", ["[1.0]", "[1e2]", "[1E0]", "[0.0]"])
+def test_a_number_with_fraction_or_exponent_is_no_dim(dims):
+    message = refusal(b'{"inputs":[{"name":"x","shape":%s,"datatype":"FP32","data":[1]}]}' % dims.encode())
+    assert message.endswith(WRONG_DIM)
+
+
+@pytest.mark.parametrize("datatype", INTEGERS)
+def test_minus_zero_is_the_integer_zero(datatype):
+    assert decode_numbers(datatype, "-0").tolist() == [0]
+
+
+# --- Values that are no elements
+
+
+@pytest.mark.parametrize(
+    ("datatype", "good", "bad", "values"),
+    [
+        ("BOOL", "true", ["0", "1", "1.0", '"true"', "null"], "BOOL is true or false"),
+        ("INT8", "1", ["true", '"1"', "null"], "INT8 is integers from -128 to 127"),
+        ("UINT64", "1", ["false", '"1"', "null"], "UINT64 is integers from 0 to 18446744073709551615"),
+        ("FP16", "1", ["true", '"1"', '"NaN"', "null"], "FP16 is numbers up to 65504"),
+        ("BF16", "1", ["true", '"1"', "null"], "BF16 is numbers up to 3.38953e+38"),
+        ("FP32", "1", ["true", '"1"', '"Infinity"', "null"], "FP32 is numbers up to 3.40282e+38"),
+        ("FP64", "1", ["false", '"1"', "null"], "FP64 is numbers up to 1.79769e+308"),
+        ("BYTES", '"a"', ["1", "1.5", "true", "null"], "BYTES are strings"),
+    ],
+)
+def test_an_element_of_another_json_type_is_refused(datatype, good, bad, values):
+    for element in bad:
+        message = refusal(written(datatype, [2], f"[{good},{element}]"))
+        assert message == f"inputs[0] 'x': data[1] is {element}, {values}"
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values"),
+    [
+        ("BOOL", "BOOL is true or false"),
+        ("INT8", "INT8 is integers from -128 to 127"),
+        ("FP32", "FP32 is numbers up to 3.40282e+38"),
+        ("BYTES", "BYTES are strings"),
+    ],
+)
+def test_an_object_among_the_elements_is_refused(datatype, values):
+    message = refusal(written(datatype, [1], '[{"a":1}]'))
+    assert message.startswith("inputs[0] 'x': data[0] is ")
+    assert message.endswith(values)
+
+
+def test_strings_become_utf8_with_their_nuls():
+    (array,) = decode_inputs(STRINGS | {"shape": [3], "data": ["\u00e9\0", "", "\U0001f600"]})
+    assert array.elements() == [b"\xc3\xa9\0", b"", b"\xf0\x9f\x98\x80"]
+
+
+def test_more_than_33554432_json_strings_are_refused():
+    strings = b'"",' * 33_554_432 + b'""'
+    message = refusal(b'{"inputs":[{"name":"x","shape":[33554433],"datatype":"BYTES","data":[' + strings + b"]}]}")
+    assert message == "inputs[0] 'x': 33554433 strings in one tensor, at most 33554432 are allowed"
+
+
+# --- Rounding
+
+# Of each datatype: bits of the significand, exponent of the smallest normal number, exponent beyond the largest.
+FORMATS = {"FP16": (11, -14, 16), "BF16": (8, -126, 128), "FP32": (24, -126, 128)}
+
+
+def round_exactly(value, datatype):
+    """Round by rational arithmetic: to the nearest number of the datatype, ties to even; too large is an infinity."""
+    bits, smallest, beyond = FORMATS[datatype]
+    magnitude = abs(Fraction(value))
+    if magnitude == 0:
+        return value
+    exponent = max(math.frexp(value)[1] - 1, smallest)
+    step = Fraction(2) ** (exponent - bits + 1)
+    rounded = round(magnitude / step) * step
+    return math.copysign(math.inf if rounded >= Fraction(2) ** beyond else float(rounded), value)
+
+
+def near_ties(datatype):
+    """Draw FP64 values at, just above and just below the middle between two numbers of a datatype."""
+    bits, smallest, beyond = FORMATS[datatype]
+    offsets = st.integers(bits + 1, 52).flatmap(lambda bit: st.sampled_from([0.0, 2.0**-bit, -(2.0**-bit)]))
+    return st.builds(
+        lambda sign, step, offset, exponent: sign * math.ldexp((step + 0.5) / 2 ** (bits - 1) + offset, exponent),
+        st.sampled_from([1.0, -1.0]),
+        st.integers(2 ** (bits - 1), 2**bits - 1) | st.integers(0, 2 ** (bits - 1)),
+        offsets,
+        st.integers(smallest, beyond) | st.sampled_from([smallest, 0, beyond - 1]),
+    )
+
+
+def numbers_for(datatype):
+    return st.floats(allow_nan=False, allow_infinity=False) | near_ties(datatype)
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.lists(numbers_for("BF16"), max_size=20))
+@example([1 + 2**-8 + 2**-40])
+@example([2.0**128 - 2.0**119, -(2.0**128 - 2.0**119), 3.4e38, 1e300, 5e-324, -5e-324, 0.0, -0.0])
+def test_rounding_to_bfloat16_is_exact(values):
+    rounded = round_to_bfloat16(np.array(values, np.float64))
+    assert rounded.dtype == ml_dtypes.bfloat16
+    expected = np.array([round_exactly(value, "BF16") for value in values], np.float64)
+    assert rounded.astype(np.float64).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("datatype", FORMATS)
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_json_numbers_are_rounded_once_from_64_bits(datatype, data):
+    value = data.draw(numbers_for(datatype))
+    expected = round_exactly(value, datatype)
+    if math.isinf(expected):
+        assert refusal(written(datatype, [1], f"[{value}]")).startswith("inputs[0] 'x': data[0] is ")
+    else:
+        array = decode_numbers(datatype, repr(value))
+        assert array.astype(np.float64).tobytes() == np.float64(expected).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value", "rounded"),
+    [
+        ("BF16", 1 + 2**-8, 1.0),
+        ("BF16", 1 + 3 * 2**-8, 1.015625),
+        ("BF16", 1 + 2**-8 + 2**-40, 1.0078125),
+        ("BF16", 1 + 2**-8 - 2**-40, 1.0),
+        ("BF16", 2.0**-134, 0.0),
+        ("BF16", 2.0**-134 + 2.0**-180, 2.0**-133),
+        ("FP16", 1 + 2**-11, 1.0),
+        ("FP16", 1 + 3 * 2**-11, 1 + 2**-9),
+        ("FP16", 1 + 2**-11 + 2**-40, 1 + 2**-10),
+        ("FP16", 2.0**-25, 0.0),
+        ("FP16", 2.0**-25 + 2.0**-70, 2.0**-24),
+        ("FP32", 1 + 2**-24, 1.0),
+        ("FP32", 1 + 3 * 2**-24, 1 + 2**-22),
+        ("FP32", 1 + 2**-24 + 2**-50, 1 + 2**-23),
+        ("FP32", 2.0**-150, 0.0),
+        ("FP32", 2.0**-150 + 2.0**-200, 2.0**-149),
+        ("FP64", 1 + 2**-52, 1 + 2**-52),
+    ],
+)
+def test_a_tie_goes_to_even_and_what_is_beside_it_to_the_nearest(datatype, value, rounded):
+    for sign in (1, -1):
+        array = decode_numbers(datatype, repr(sign * value))
+        assert array.astype(np.float64).tobytes() == np.float64(sign * rounded).tobytes()
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32", "FP64"])
+def test_integers_are_numbers_for_a_float_datatype(datatype):
+    assert decode_numbers(datatype, "1,2.5,-3,1e2").tolist() == [1.0, 2.5, -3.0, 100.0]
+
+
+def test_large_integers_are_rounded_to_64_bit_floats():
+    array = decode_numbers("FP64", f"{2**53 + 1},{2**64 - 1},{2**70 + 1},{-(2**63)}")
+    assert array.tolist() == [2.0**53, 2.0**64, 2.0**70, -(2.0**63)]
+
+
+# For each datatype the first FP64 value that would become an infinity, and the largest number of the datatype.
+OVERFLOWS = [
+    ("FP16", 65520.0, 65504.0),
+    ("BF16", 2.0**128 - 2.0**119, 2.0**128 - 2.0**120),
+    ("FP32", 2.0**128 - 2.0**103, 2.0**128 - 2.0**104),
+]
+
+
+@pytest.mark.parametrize(("datatype", "first", "largest"), OVERFLOWS)
+def test_a_number_just_below_the_overflow_becomes_the_largest(datatype, first, largest):
+    below = math.nextafter(first, 0)
+    assert decode_numbers(datatype, f"{below},{-below}").tolist() == [largest, -largest]
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0, 1e200])
+@pytest.mark.parametrize(("datatype", "first", "largest"), OVERFLOWS)
+def test_an_overflow_to_infinity_is_refused(datatype, first, largest, factor):
+    for value in (first * factor, -first * factor):
+        message = refusal(written(datatype, [2], f"[1,{value}]"))
+        shown = message.removeprefix("inputs[0] 'x': data[1] is ").split(",", 1)[0]
+        assert float(shown) == value
+        assert message.endswith(f", {datatype} is numbers up to {largest:.6g}")
+
+
+def test_an_integer_overflows_like_any_number():
+    message = refusal(written("FP16", [2], "[1,100000]"))
+    assert message == "inputs[0] 'x': data[1] is 100000, FP16 is numbers up to 65504"
+
+
+# --- Binary tensors
+
+
+def test_binary_inputs_follow_each_other_in_the_order_of_the_inputs():
+    arrays = decode_inputs(
+        BINARY,
+        BINARY | {"name": "a", "shape": [1], "datatype": "FP32"},
+        BINARY | {"name": "m", "shape": [1], "datatype": "UINT8", "parameters": {"binary_data_size": 1}},
+        binary=bytes.fromhex("0100 0200  0000803f  ff"),
+    )
+    assert [array.tolist() for array in arrays] == [[1, 2], [1.0], [255]]
+
+
+def test_binary_and_json_inputs_mix():
+    arrays = decode_inputs(
+        VALID, BINARY, VALID | {"data": [2.5]}, BINARY | {"shape": [1]}, binary=bytes.fromhex("0100 0200  0300")
+    )
+    assert [array.tolist() for array in arrays] == [[1.5], [1, 2], [2.5], [3]]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [STRINGS],
+        [BINARY, STRINGS],
+        [STRINGS, VALID],
+        [BINARY, VALID, STRINGS, VALID],
+        [STRINGS | {"parameters": {"binary_data_size": 6}}, STRINGS],
+    ],
+    ids=["only", "last", "before JSON", "between JSON", "second of BYTES"],
+)
+def test_the_last_binary_input_may_leave_out_its_size_as_bytes(items):
+    before = {"INT16": b"\1\0\2\0", "BYTES": bytes.fromhex("02000000 6869")}
+    sent = [item for item in items if "data" not in item]
+    binary = b"".join(before[item["datatype"]] for item in sent[:-1]) + bytes.fromhex("03000000 616263")
+    request = decode({"inputs": items}, binary)
+    last = [tensor for tensor in request.inputs if tensor.name == "s"][-1]
+    assert last.array.elements() == [b"abc"]
+
+
+@pytest.mark.parametrize("after", [BINARY, STRINGS, BINARY | {"shape": [0]}])
+def test_an_earlier_binary_input_of_bytes_may_not_leave_out_its_size(after):
+    message = refusal({"inputs": [STRINGS, after]}, bytes.fromhex("03000000 616263 00000000"))
+    assert message == (
+        "inputs[0] 's': parameters.binary_data_size is missing, which only the last binary input may leave out "
+        "when its datatype is BYTES"
+    )
+
+
+@pytest.mark.parametrize("keys", [{}, {"parameters": {"binary_data_size": 0}}], ids=["no size", "size 0"])
+@pytest.mark.parametrize("shape", [[0], [3, 0]])
+@pytest.mark.parametrize("datatype", DTYPES)
+def test_a_binary_input_of_no_element_takes_no_bytes(datatype, shape, keys):
+    empty, numbers = decode_inputs(
+        {"name": "e", "shape": shape, "datatype": datatype} | keys, BINARY, binary=b"\1\0\2\0"
+    )
+    assert (empty.shape, numbers.tolist()) == (tuple(shape), [1, 2])
+
+
+def test_a_binary_input_of_no_string_takes_no_bytes():
+    item = STRINGS | {"shape": [3, 0], "parameters": {"binary_data_size": 0}}
+    empty, numbers = decode_inputs(item, BINARY, binary=b"\1\0\2\0")
+    assert (empty.shape, numbers.tolist()) == ((3, 0), [1, 2])
+
+
+@pytest.mark.parametrize("binary", [None, b""])
+def test_binary_inputs_of_no_element_need_no_binary_part(binary):
+    first, second = decode_inputs(BINARY | {"shape": [0]}, STRINGS | {"shape": [0]}, binary=binary)
+    assert (first.shape, second.shape) == ((0,), (0,))
+
+
+TELLS = "(Inference-Header-Content-Length tells where the JSON ends)"
+
+
+@pytest.mark.parametrize(
+    ("item", "binary", "message"),
+    [
+        (BINARY, None, f"inputs[0] 'x': 4 bytes of binary data are expected, but 0 are left behind the JSON {TELLS}"),
+        (
+            BINARY,
+            b"\1\0\2",
+            f"inputs[0] 'x': 4 bytes of binary data are expected, but 3 are left behind the JSON {TELLS}",
+        ),
+        (
+            BINARY | {"shape": [2**63 - 1]},
+            b"",
+            "inputs[0] 'x': 18446744073709551614 bytes of binary data are expected, "
+            f"but 0 are left behind the JSON {TELLS}",
+        ),
+        (
+            STRINGS | {"parameters": {"binary_data_size": 5}},
+            b"\0\0\0\0",
+            f"inputs[0] 's': 5 bytes of binary data are expected, but 4 are left behind the JSON {TELLS}",
+        ),
+    ],
+)
+def test_too_few_binary_bytes_are_refused(item, binary, message):
+    assert refusal_of_input(item, binary) == message
+
+
+@pytest.mark.parametrize(
+    ("item", "binary", "message"),
+    [
+        (BINARY, b"123456", "2 bytes are left over behind the JSON and the tensors, which took 4 of 6 bytes"),
+        (
+            BINARY | {"shape": [0]},
+            b"1",
+            "1 bytes are left over behind the JSON and the tensors, which took 0 of 1 bytes",
+        ),
+        (VALID, b"123", "3 bytes are left over behind the JSON and the tensors, which took 0 of 3 bytes"),
+        (
+            STRINGS | {"parameters": {"binary_data_size": 4}},
+            b"\0\0\0\0\0",
+            "1 bytes are left over behind the JSON and the tensors, which took 4 of 5 bytes",
+        ),
+    ],
+)
+def test_binary_bytes_left_over_are_refused(item, binary, message):
+    assert refusal_of_input(item, binary) == message
+
+
+@pytest.mark.parametrize("size", [0, 2, 3, 5, 8, 2**64 - 1])
+def test_a_binary_size_that_is_not_the_shapes_is_refused(size):
+    message = refusal_of_input(BINARY | {"parameters": {"binary_data_size": size}}, b"12345678")
+    assert message == f"inputs[0] 'x': parameters.binary_data_size is {size}, but INT16 of shape [2] takes 4 bytes"
+
+
+@pytest.mark.parametrize(
+    ("size", "found"),
+    [("-1", "-1"), ("4.0", "4.0"), ("0.4e1", "4.0"), ("4e0", "4.0"), ("true", "true"), ('"4"', '"4"')],
+)
+@pytest.mark.parametrize("datatype", ["UINT8", "BYTES"])
+def test_a_binary_size_that_is_no_integer_from_0_is_refused(datatype, size, found):
+    text = b'{"inputs":[{"name":"x","shape":[4],"datatype":"%s","parameters":{"binary_data_size":%s}}]}'
+    message = refusal(text % (datatype.encode(), size.encode()), b"1234")
+    assert message == f"inputs[0] 'x': parameters.binary_data_size is {found}, expected an integer of at least 0"
+
+
+@pytest.mark.parametrize(("size", "found"), [(None, "null"), ([4], "an array"), ({}, "an object")])
+def test_a_binary_size_that_is_no_parameter_is_refused(size, found):
+    message = refusal_of_input(BINARY | {"parameters": {"binary_data_size": size}}, b"1234")
+    assert message == f"inputs[0] 'x': parameters.binary_data_size is {found}, {WRONG_PARAMETER}"
+
+
+@pytest.mark.parametrize("size", [0, 4, -1, "4", True, 4.0])
+@pytest.mark.parametrize("data", [[], [1.5], None])
+def test_data_together_with_a_binary_size_are_refused(data, size):
+    message = refusal_of_input(VALID | {"data": data, "parameters": {"binary_data_size": size}}, b"1234")
+    assert message == "inputs[0] 'x' has both data and parameters.binary_data_size, expected one"
+
+
+@pytest.mark.parametrize("byte", [2, 127, 128, 255])
+def test_a_bool_byte_other_than_0_and_1_is_refused(byte):
+    message = refusal_of_input({"name": "x", "shape": [2, 2], "datatype": "BOOL"}, bytes([0, 1, byte, 3]))
+    assert message == f"inputs[0] 'x': BOOL element 2 is the byte {byte}, expected 0 or 1"
+
+
+@pytest.mark.parametrize(
+    ("shape", "binary", "message"),
+    [
+        ([1], "0000", "inputs[0] 's': string 0 has only 2 bytes of its 4-byte length"),
+        ([2], "01000000 61 000000", "inputs[0] 's': string 1 has only 3 bytes of its 4-byte length"),
+        ([1], "05000000 616263", "inputs[0] 's': the length of string 0 is 5 bytes, but 3 are left"),
+        ([1], "ffffffff 616263", "inputs[0] 's': the length of string 0 is 4294967295 bytes, but 3 are left"),
+        ([2], "01000000 61", "inputs[0] 's': its shape means 2 strings, but 1 came"),
+        ([1], "", "inputs[0] 's': its shape means 1 strings, but 0 came"),
+        ([], "", "inputs[0] 's': its shape means 1 strings, but 0 came"),
+        (
+            [1],
+            "01000000 61 01000000 62",
+            "inputs[0] 's': its shape means 1 strings, after which 5 bytes are left over",
+        ),
+        ([1], "01000000 61 62", "inputs[0] 's': its shape means 1 strings, after which 1 bytes are left over"),
+        ([0], "00000000", "inputs[0] 's': its shape means 0 strings, after which 4 bytes are left over"),
+        ([33554433], "", "inputs[0] 's': 33554433 strings in one tensor, at most 33554432 are allowed"),
+    ],
+)
+def test_binary_strings_that_do_not_fill_their_section_are_refused(shape, binary, message):
+    section = bytes.fromhex(binary)
+    assert refusal_of_input(STRINGS | {"shape": shape}, section) == message
+    sized = STRINGS | {"shape": shape, "parameters": {"binary_data_size": len(section)}}
+    assert refusal_of_input(sized, section) == message
+
+
+def test_binary_strings_may_be_no_utf8():
+    (array,) = decode_inputs(STRINGS, binary=b"\3\0\0\0\xff\0\0")
+    assert array.elements() == [b"\xff\0\0"]
+
+
+def test_nans_and_infinities_come_through_in_binary():
+    (array,) = decode_inputs(
+        {"name": "x", "shape": [3], "datatype": "FP32"}, binary=bytes.fromhex("0100c07f 0000807f 000080ff")
+    )
+    assert array.tobytes() == bytes.fromhex("0100c07f 0000807f 000080ff")
+    assert np.isnan(array).tolist() == [True, False, False]
+
+
+def test_a_header_length_that_cuts_the_json_is_refused():
+    body = json.dumps({"inputs": [VALID]}).encode()
+    with pytest.raises(InvalidRequestError, match=r"^the request is not valid JSON: "):
+        decode_request(memoryview(body), len(body) - 1)
+
+
+def test_a_header_length_that_reaches_into_the_tensors_is_refused():
+    body = json.dumps({"inputs": [BINARY]}).encode() + b"\1\0\2\0"
+    with pytest.raises(InvalidRequestError, match=r"^the request is not valid JSON: "):
+        decode_request(memoryview(body), len(body) - 3)
+
+
+# --- Views
+
+
+def aligned(head, binary, offset=0):
+    """Lay out a body whose binary part begins at an address that is `offset` beyond a multiple of 64."""
+    body = np.zeros(len(head) + len(binary) + 128, np.uint8)
+    start = (offset - body.ctypes.data - len(head)) % 64
+    body = body[start : start + len(head) + len(binary)]
+    body[:] = np.frombuffer(head + binary, np.uint8)
+    return body
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.binary], ids=lambda case: case.name)
+def test_a_binary_tensor_is_a_view_on_the_body(case):
+    head = json.dumps({"inputs": [{"name": "x", "shape": case.shape, "datatype": case.datatype}]}).encode()
+    body = aligned(head, case.binary)
+    array = decode_request(body.data, len(head)).inputs[0].array
+    assert np.shares_memory(array.symbols if case.datatype == "BYTES" else array, body)
+
+
+@pytest.mark.parametrize("datatype", DTYPES)
+def test_only_a_binary_tensor_at_an_odd_place_is_copied(datatype):
+    dtype = np.dtype(DTYPES[datatype])
+    head = json.dumps({"inputs": [{"name": "x", "shape": [3], "datatype": datatype}]}).encode()
+    for offset in range(1, 9):
+        body = aligned(head, bytes(3 * dtype.itemsize), offset)
+        array = decode_request(body.data, len(head)).inputs[0].array
+        assert np.shares_memory(array, body) == (offset % dtype.alignment == 0)
+        assert array.flags.aligned
+        assert array.tolist() == [0, 0, 0]
+
+
+def test_a_raw_tensor_is_a_view_on_the_body():
+    body = aligned(b"", bytes(8))
+    array = raw(body.data, "FP32", Dim(2, 2)).inputs[0].array
+    assert np.shares_memory(array, body)
+
+
+# --- Inference-Header-Content-Length
+
+
+@pytest.mark.parametrize(
+    ("value", "length"),
+    [
+        (None, None),
+        ("0", 0),
+        ("5", 5),
+        ("10", 10),
+        (" 5\t", 5),
+        ("005", 5),
+        ("000", 0),
+        ("0" * 1000 + "7", 7),
+        ("5,5", 5),
+        ("5, 5 ,005", 5),
+        ("0,00", 0),
+    ],
+)
+def test_a_header_length_is_read(value, length):
+    assert decode_header_length(value, 10) == length
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        " ",
+        "-1",
+        "-0",
+        "+5",
+        "5.0",
+        "5e0",
+        "0x5",
+        "5_0",
+        "5 5",
+        "five",
+        "5a",
+        "5,6",
+        "5,",
+        ",",
+        ",5",
+        "5,5,6",
+        "5;5",
+        "\u0665",
+        "\u00b2",
+        "5\0",
+        "5\n",
+    ],
+)
+def test_a_header_length_that_is_no_integer_is_refused(value):
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_header_length(value, 100)
+    assert str(caught.value) == (
+        f"{HEADER} is {json.dumps(value, ensure_ascii=False)}, expected one integer from 0 to the body's length"
+    )
+
+
+@pytest.mark.parametrize("value", ["11", "011", "11,11", str(2**63), "9" * 18, "9" * 19, "1" + "0" * 18])
+def test_a_header_length_beyond_the_body_is_refused(value):
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_header_length(value, 10)
+    assert str(caught.value) == f'{HEADER} is "{value}", but the body has only 10 bytes'
+
+
+def test_a_header_length_of_very_many_digits_is_refused():
+    with pytest.raises(InvalidRequestError, match=r"but the body has only 10 bytes$"):
+        decode_header_length("9" * 10_000, 10)
+
+
+# --- Raw bodies
+
+
+def raw(body, datatype, *dims):
+    return decode_raw_request(memoryview(body), {"x": TensorMetadata("x", datatype, dims)})
+
+
+def refusal_of_raw(body, datatype, *dims):
+    """Take the message of the first step, decoding or validation, that refuses a raw body."""
+    metadata = TensorMetadata("x", datatype, dims)
+    with pytest.raises(InvalidRequestError) as caught:
+        validate_inputs(
+            decode_raw_request(memoryview(body), {"x": metadata}), ModelMetadata("m", "1", {"x": metadata}, {})
+        )
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dims", "size", "shape"),
+    [
+        ((), 4, ()),
+        ((Dim(2, 2), Dim(3, 3)), 24, (2, 3)),
+        ((Dim(0, 0), Dim(3, 3)), 0, (0, 3)),
+        ((ANY,), 12, (3,)),
+        ((ANY,), 0, (0,)),
+        ((ANY, Dim(3, 3)), 24, (2, 3)),
+        ((Dim(2, 2), ANY), 24, (2, 3)),
+        ((Dim(1, 1), ANY, Dim(3, 3)), 24, (1, 2, 3)),
+        ((Dim(1, 8), Dim(3, 3)), 24, (2, 3)),
+        ((Dim(2, 2), Dim(2, None)), 24, (2, 3)),
+        ((ANY, ANY), 12, (1, 3)),
+        ((ANY, Dim(2, 2), ANY), 24, (1, 2, 3)),
+        ((Dim(1, 4), Dim(1, 4)), 12, (1, 3)),
+        ((ANY, ANY), 0, (1, 0)),
+    ],
+)
+def test_a_raw_body_has_the_shape_of_the_model(dims, size, shape):
+    (tensor,) = raw(bytes(size), "FP32", *dims).inputs
+    assert (tensor.name, tensor.datatype, tensor.shape) == ("x", "FP32", shape)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.datatype != "BYTES" and case.binary], ids=lambda case: case.name
+)
+def test_a_raw_body_becomes_the_array(case):
+    (tensor,) = raw(case.binary, case.datatype, *(Dim(dim, dim) for dim in case.shape)).inputs
+    assert fingerprint(tensor.array) == fingerprint(case.array)
+
+
+@pytest.mark.parametrize(
+    "dims", [(), (Dim(1, 1),), (ANY,), (ANY, ANY), (Dim(0, 4), Dim(1, 1)), (Dim(1, None),)], ids=range(6)
+)
+@pytest.mark.parametrize("body", [b"", b"abc", b"\xff\0\0", b"\3\0\0\0abc"])
+def test_a_raw_body_of_bytes_is_one_string(dims, body):
+    (tensor,) = raw(body, "BYTES", *dims).inputs
+    assert (tensor.shape, tensor.array.elements()) == ((1,) * len(dims), [body])
+
+
+def test_a_raw_request_asks_for_all_outputs_in_binary():
+    request = raw(bytes(4), "FP32")
+    assert (request.outputs, request.binary_output, request.id) == ((), True, "")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "dims", "size", "message"),
+    [
+        ("FP32", (), 3, "input 'x': shape [] takes 4 bytes of FP32, but 3 came"),
+        ("FP32", (), 0, "input 'x': shape [] takes 4 bytes of FP32, but 0 came"),
+        ("FP32", (Dim(2, 2),), 12, "input 'x': shape [2] takes 8 bytes of FP32, but 12 came"),
+        ("INT8", (Dim(0, 0),), 1, "input 'x': shape [0] takes 0 bytes of INT8, but 1 came"),
+        ("FP32", (ANY, Dim(2, 2)), 12, "input 'x': shape [-1,2] takes a multiple of 8 bytes of FP32, but 12 came"),
+        ("FP32", (ANY, ANY), 6, "input 'x': shape [-1,-1] takes a multiple of 4 bytes of FP32, but 6 came"),
+        ("FP32", (Dim(1, 2),), 12, "input 'x': shape is [3], the model takes [1:2]"),
+        ("FP32", (Dim(4, None),), 12, "input 'x': shape is [3], the model takes [4:]"),
+        ("FP32", (ANY, Dim(1, 2)), 12, "input 'x': shape is [1,3], the model takes [-1,1:2]"),
+        ("FP32", (Dim(2, 4), ANY), 24, "input 'x': shape is [1,6], the model takes [2:4,-1]"),
+        (
+            "FP32",
+            (ANY, ANY, ANY),
+            24,
+            "input 'x': shape [-1,-1,-1] leaves 2 dims open besides dim 0, which the size of a raw body does not "
+            "settle; send a JSON header that gives the shape",
+        ),
+        (
+            "FP32",
+            (Dim(2, 2), ANY, Dim(1, 8)),
+            24,
+            "input 'x': shape [2,-1,1:8] leaves 2 dims open besides dim 0, which the size of a raw body does not "
+            "settle; send a JSON header that gives the shape",
+        ),
+        ("BYTES", (Dim(2, 2),), 3, "input 'x': a raw body is one string, but the model's shape is [2]"),
+        ("BYTES", (Dim(0, 0),), 3, "input 'x': a raw body is one string, but the model's shape is [0]"),
+        ("BYTES", (ANY, Dim(2, 3)), 3, "input 'x': a raw body is one string, but the model's shape is [-1,2:3]"),
+    ],
+)
+def test_a_raw_body_that_does_not_fit_the_model_is_refused(datatype, dims, size, message):
+    assert refusal_of_raw(bytes(size), datatype, *dims) == message
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_raw_body_does_not_settle_a_dim_beside_one_of_size_0(size):
+    message = refusal_of_raw(bytes(size), "FP32", ANY, Dim(0, 0))
+    assert message.startswith("input 'x': shape [-1,0] takes ")
+    assert message.endswith(f" bytes of FP32, but {size} came")
+
+
+def test_a_raw_bool_body_holds_only_0_and_1():
+    assert refusal_of_raw(b"\0\2", "BOOL", ANY) == "input 'x': BOOL element 1 is the byte 2, expected 0 or 1"
+
+
+def test_a_raw_body_for_a_model_of_two_inputs_is_refused():
+    inputs = {name: TensorMetadata(name, "FP32", (Dim(1, 1),)) for name in ("a", "b")}
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_raw_request(memoryview(bytes(4)), inputs)
+    assert str(caught.value) == (
+        f"{HEADER} is 0, which sends the body as the data of a model's only input, but this model has 2 inputs: [a,b]"
+    )
+
+
+# --- Outputs
+
+
+def test_requested_outputs_keep_their_order_and_repetitions():
+    request = decode({"inputs": [VALID], "outputs": [{"name": "z"}, {"name": "a"}, {"name": "z"}]})
+    assert [output.name for output in request.outputs] == ["z", "a", "z"]
+
+
+@pytest.mark.parametrize(
+    ("of_request", "of_output", "binary"),
+    [
+        ({}, {}, False),
+        ({"binary_data_output": True}, {}, True),
+        ({"binary_data_output": False}, {}, False),
+        ({}, {"binary_data": True}, True),
+        ({}, {"binary_data": False}, False),
+        ({"binary_data_output": False}, {"binary_data": True}, True),
+        ({"binary_data_output": True}, {"binary_data": False}, False),
+        ({"binary_data_output": True}, {"binary_data": True}, True),
+        ({"binary_data": True}, {"binary_data_output": True}, False),
+    ],
+)
+def test_the_flag_of_an_output_wins_over_that_of_the_request(of_request, of_output, binary):
+    request = decode({"inputs": [VALID], "parameters": of_request, "outputs": [{"name": "y", "parameters": of_output}]})
+    assert request.outputs == (("y", binary),)
+
+
+@pytest.mark.parametrize(("parameters", "binary"), [({}, False), ({"binary_data_output": True}, True)])
+def test_the_flag_of_the_request_is_kept_for_outputs_not_listed(parameters, binary):
+    assert decode({"inputs": [VALID], "parameters": parameters}).binary_output == binary
+
+
+@pytest.mark.parametrize(
+    ("flag", "found"), [(1, "the number 1"), (0, "the number 0"), (1.0, "the number 1.0"), ("true", "a string")]
+)
+def test_a_flag_that_is_no_boolean_is_refused(flag, found):
+    request = {"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"binary_data": flag}}]}
+    assert refusal(request) == f"outputs[0] 'y': parameters.binary_data is {found}, expected a boolean"
+    request = {"inputs": [VALID], "parameters": {"binary_data_output": flag}}
+    assert refusal(request) == f"parameters.binary_data_output is {found}, expected a boolean"

@@ -1,0 +1,339 @@
+"""What holds of any bytes and of any tensor."""
+
+import copy
+import json
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wire_cases import DTYPES, fingerprint
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.decoding import decode_header_length, decode_raw_request, decode_request
+from ovms_rest.protocol.encoding import encode_response
+from ovms_rest.protocol.strings import BytesArray, from_matrix, pack, to_matrix, unpack
+from ovms_rest.protocol.tensors import Dim, InferenceRequest, InferenceResponse, Tensor, TensorMetadata
+
+DATATYPES = [*DTYPES, "BYTES"]
+
+
+def outcome(function, *arguments):
+    """Return the result or the refusal; let any other exception through."""
+    try:
+        return function(*arguments)
+    except InvalidRequestError as error:
+        return error
+
+
+# --- JSON near to valid requests
+
+
+def nest(value, levels, key):
+    """Put a value into so many arrays, or into objects under a key."""
+    for _ in range(levels):
+        value = [value] if key is None else {key: value}
+    return value
+
+
+names = st.sampled_from(["x", "y", "", "\u00e9", "a\0"]) | st.text(max_size=5)
+keys = st.sampled_from(
+    ["inputs", "outputs", "parameters", "id", "name", "shape", "datatype", "data", "binary_data_size", "binary_data"]
+)
+numbers = (
+    st.integers(-3, 300)
+    | st.integers(-(2**65), 2**65)
+    | st.sampled_from([2**31, 2**59, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63)])
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
+scalars = st.none() | st.booleans() | numbers | names
+small = st.recursive(
+    scalars,
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(keys | names, children, max_size=4),
+    max_leaves=10,
+)
+anything = small | st.builds(nest, small, st.integers(90, 110) | st.integers(240, 400), st.none() | keys)
+
+shapes = st.lists(st.integers(0, 3), max_size=3)
+data = st.recursive(numbers | st.booleans() | names, lambda children: st.lists(children, max_size=4), max_leaves=12)
+parameters = st.dictionaries(
+    names | st.sampled_from(["binary_data_size", "binary_data", "binary_data_output"]),
+    st.booleans() | numbers | names,
+    max_size=2,
+)
+inputs = st.fixed_dictionaries(
+    {"name": names, "shape": shapes, "datatype": st.sampled_from(DATATYPES)},
+    optional={"data": st.lists(data, max_size=4), "parameters": parameters},
+)
+requests = st.fixed_dictionaries(
+    {"inputs": st.lists(inputs, min_size=1, max_size=3)},
+    optional={
+        "id": names,
+        "parameters": parameters,
+        "outputs": st.lists(st.fixed_dictionaries({"name": names}, optional={"parameters": parameters}), max_size=2),
+    },
+)
+header_lengths = st.none() | st.integers(0, 400)
+
+
+def places(value, path=()):
+    """List the paths to all values inside a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in items for place in places(item, (*path, key)))]
+
+
+@st.composite
+def mutated(draw, valid):
+    """Draw a request with one of its values replaced, removed or joined by another."""
+    request = copy.deepcopy(draw(valid))
+    _, *inner = places(request)
+    *path, last = draw(st.sampled_from(inner))
+    owner = request
+    for key in path:
+        owner = owner[key]
+    match draw(st.sampled_from(["replace", "remove", "add"])):
+        case "replace":
+            owner[last] = draw(anything)
+        case "remove":
+            del owner[last]
+        case "add" if isinstance(owner, dict):
+            owner[draw(keys | names)] = draw(anything)
+        case "add":
+            owner.insert(last, draw(anything))
+    return request
+
+
+@st.composite
+def complete_requests(draw):
+    """Draw a request that is valid, and the binary part that it needs."""
+    items, binary = [], b""
+    for name in draw(st.lists(names, min_size=1, max_size=3)):
+        tensor = draw(tensors().filter(is_text))
+        in_binary = draw(st.booleans())
+        item, section = written(Tensor(name, tensor.datatype, finite(tensor.array)), in_binary)
+        items.append(item)
+        binary += section
+    return {"inputs": items, "id": draw(names)}, binary
+
+
+# --- Tensors
+
+
+def finite(array):
+    """Put zeros where JSON has no number."""
+    if isinstance(array, BytesArray) or array.dtype.kind in "biu":
+        return array
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(array), array, array.dtype.type(0)).astype(array.dtype).reshape(array.shape)
+
+
+def is_text(tensor):
+    if tensor.datatype != "BYTES":
+        return True
+    return all(element.decode(errors="replace").encode() == element for element in tensor.array.elements())
+
+
+@st.composite
+def tensors(draw):
+    """Draw a tensor of any datatype, shape and bits; strings are text or any bytes."""
+    datatype = draw(st.sampled_from(DATATYPES))
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3))
+    count = int(np.prod(shape))
+    if datatype == "BYTES":
+        strings = draw(st.sampled_from([st.binary(max_size=6), st.text(max_size=6).map(str.encode)]))
+        elements = draw(st.lists(strings, min_size=count, max_size=count))
+        return Tensor("t", "BYTES", BytesArray.of(elements, shape))
+    if datatype == "BOOL":
+        return Tensor("t", "BOOL", draw(hnp.arrays(np.bool_, shape)))
+    dtype = np.dtype(DTYPES[datatype])
+    bits = draw(hnp.arrays(f"u{dtype.itemsize}", shape))
+    return Tensor("t", datatype, bits.view(dtype))
+
+
+def joined(elements):
+    """Write a binary BYTES tensor."""
+    return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
+
+
+def written(tensor, binary):
+    """Write a tensor as an input: the output that it is encoded to, and the binary data."""
+    head, sections = encode_response(InferenceResponse("m", "1", (tensor,), (binary,)))
+    return json.loads(head)["outputs"][0], b"".join(sections)
+
+
+def sent_back(response):
+    """Make a request of a response: its JSON with the outputs as inputs, and the binary data."""
+    head, sections = encode_response(response)
+    head = head.replace(b'"outputs":[', b'"inputs":[', 1)
+    return decode_request(memoryview(head + b"".join(sections)), len(head))
+
+
+# --- Any bytes
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=200), header_lengths)
+def test_any_bytes_are_refused_or_decoded(body, header_length):
+    assert isinstance(outcome(decode_request, memoryview(body), header_length), (InferenceRequest, InvalidRequestError))
+
+
+@settings(deadline=None, max_examples=300)
+@given(anything, st.binary(max_size=20))
+def test_any_json_is_refused_or_decoded(root, binary):
+    head = json.dumps(root).encode()
+    for arguments in ((memoryview(head),), (memoryview(head + binary), len(head))):
+        assert isinstance(outcome(decode_request, *arguments), (InferenceRequest, InvalidRequestError))
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.sampled_from(DATATYPES), anything)
+def test_any_json_as_an_element_is_refused_or_decoded(datatype, element):
+    root = {"inputs": [{"name": "x", "shape": [1], "datatype": datatype, "data": [element]}]}
+    request = outcome(decode_request, memoryview(json.dumps(root).encode()))
+    assert isinstance(request, (InferenceRequest, InvalidRequestError))
+
+
+@settings(deadline=None, max_examples=400)
+@given(keys, anything, st.sampled_from(["request", "input", "output"]))
+def test_any_json_as_a_key_of_a_valid_request_is_refused_or_decoded(key, value, level):
+    item, output = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}, {"name": "y"}
+    root = {"inputs": [item], "outputs": [output]}
+    {"request": root, "input": item, "output": output}[level][key] = value
+    request = outcome(decode_request, memoryview(json.dumps(root).encode()))
+    assert isinstance(request, (InferenceRequest, InvalidRequestError))
+
+
+@settings(deadline=None, max_examples=600)
+@given(requests | mutated(requests), st.binary(max_size=40))
+def test_json_near_to_a_request_is_refused_or_decoded(root, binary):
+    head = json.dumps(root).encode()
+    for arguments in ((memoryview(head),), (memoryview(head + binary), len(head))):
+        assert isinstance(outcome(decode_request, *arguments), (InferenceRequest, InvalidRequestError))
+
+
+@settings(deadline=None, max_examples=300)
+@given(complete_requests())
+def test_a_complete_request_is_decoded(complete):
+    root, binary = complete
+    head = json.dumps(root).encode()
+    request = decode_request(memoryview(head + binary), len(head))
+    assert [tensor.name for tensor in request.inputs] == [item["name"] for item in root["inputs"]]
+
+
+@settings(deadline=None, max_examples=300)
+@given(complete_requests(), st.integers(0, 2000), st.binary(max_size=4), header_lengths)
+def test_a_complete_request_with_bytes_exchanged_is_refused_or_decoded(complete, place, other, header_length):
+    root, binary = complete
+    head = json.dumps(root).encode()
+    body = head + binary
+    place %= len(body)
+    body = memoryview(body[:place] + other + body[place + len(other) :])
+    for length in (header_length, len(head)):
+        assert isinstance(outcome(decode_request, body, length), (InferenceRequest, InvalidRequestError))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(max_size=12) | st.text("0123456789, \t+-._x", max_size=30), st.integers(0, 2**40))
+def test_any_header_length_is_refused_or_read(value, size):
+    length = outcome(decode_header_length, value, size)
+    if not isinstance(length, InvalidRequestError):
+        assert 0 <= length <= size
+        assert {int(item) for item in value.split(",")} == {length}
+
+
+@st.composite
+def dims(draw):
+    low = draw(st.integers(0, 3))
+    return Dim(low, draw(st.none() | st.integers(low, low + 3)))
+
+
+metadata = st.builds(TensorMetadata, st.just("t"), st.sampled_from(DATATYPES), st.lists(dims(), max_size=4).map(tuple))
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.binary(max_size=64) | st.integers(0, 64).map(bytes), st.lists(metadata, min_size=1, max_size=2))
+def test_any_raw_body_is_refused_or_becomes_a_tensor_of_the_whole_body(body, inputs):
+    by_name = {f"t{index}": tensor for index, tensor in enumerate(inputs)}
+    request = outcome(decode_raw_request, memoryview(body), by_name)
+    if not isinstance(request, InvalidRequestError):
+        ((tensor,), (expected,)) = request.inputs, inputs
+        assert tensor.datatype == expected.datatype
+        assert len(tensor.shape) == len(expected.dims)
+        if tensor.datatype == "BYTES":
+            assert tensor.array.elements() == [body]
+        else:
+            assert tensor.array.tobytes() == body
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=40) | st.lists(st.binary(max_size=3)).map(joined), st.integers(0, 12))
+def test_any_section_is_refused_or_filled_by_its_elements(section, count):
+    found = outcome(unpack, memoryview(section), count, "x")
+    if not isinstance(found, InvalidRequestError):
+        elements = [section[begin:end] for begin, end in zip(*found, strict=True)]
+        assert len(elements) == count
+        assert joined(elements) == section
+
+
+# --- Round trips
+
+
+@settings(deadline=None, max_examples=400)
+@given(tensors())
+def test_a_binary_tensor_comes_back_bit_for_bit(tensor):
+    (returned,) = sent_back(InferenceResponse("m", "1", (tensor,), (True,))).inputs
+    assert (returned.name, returned.datatype) == (tensor.name, tensor.datatype)
+    assert fingerprint(returned.array) == fingerprint(tensor.array)
+
+
+@settings(deadline=None, max_examples=400)
+@given(tensors().filter(is_text))
+def test_a_json_tensor_comes_back_bit_for_bit(tensor):
+    array = finite(tensor.array)
+    (returned,) = sent_back(InferenceResponse("m", "1", (Tensor("t", tensor.datatype, array),), (False,))).inputs
+    assert (returned.name, returned.datatype) == (tensor.name, tensor.datatype)
+    assert fingerprint(returned.array) == fingerprint(array)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(names, tensors().filter(is_text), st.booleans()), min_size=1, max_size=4), names)
+def test_several_tensors_come_back_in_their_order(items, request_id):
+    sent = tuple(Tensor(name, tensor.datatype, finite(tensor.array)) for name, tensor, _ in items)
+    request = sent_back(InferenceResponse("m", "1", sent, tuple(binary for _, _, binary in items), request_id))
+    assert request.id == request_id
+    assert [(tensor.name, fingerprint(tensor.array)) for tensor in request.inputs] == [
+        (tensor.name, fingerprint(tensor.array)) for tensor in sent
+    ]
+
+
+@settings(deadline=None, max_examples=200)
+@given(tensors().filter(lambda tensor: tensor.datatype != "BYTES"))
+def test_a_raw_body_comes_back_bit_for_bit(tensor):
+    static = TensorMetadata("t", tensor.datatype, tuple(Dim(size, size) for size in tensor.shape))
+    (returned,) = decode_raw_request(memoryview(tensor.array.tobytes()), {"t": static}).inputs
+    assert fingerprint(returned.array) == fingerprint(tensor.array)
+
+
+@settings(deadline=None, max_examples=200)
+@given(hnp.arrays(np.float32, st.integers(0, 20)))
+def test_fp32_are_written_with_no_digit_too_many(array):
+    head, _ = encode_response(InferenceResponse("m", "1", (Tensor("t", "FP32", finite(array)),), (False,)))
+    texts = json.loads(head, parse_float=str)["outputs"][0]["data"]
+    digits = [text.lower().split("e")[0].replace(".", "").lstrip("-").strip("0") for text in texts]
+    shortest = [np.format_float_scientific(value, unique=True).split("e")[0] for value in finite(array)]
+    assert [len(item) for item in digits] == [len(item.replace(".", "").lstrip("-").strip("0")) for item in shortest]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.binary(max_size=10), max_size=10))
+def test_any_strings_come_back_from_their_binary_form(elements):
+    packed = pack(BytesArray.of(elements, (len(elements),)))
+    assert packed == joined(elements)
+    begins, ends = unpack(memoryview(packed), len(elements), "x")
+    assert [packed[begin:end] for begin, end in zip(begins, ends, strict=True)] == elements
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.binary(max_size=10).map(lambda element: element.replace(b"\0", b"")), max_size=10))
+def test_any_strings_without_nul_come_back_from_a_matrix(elements):
+    assert from_matrix(to_matrix(BytesArray.of(elements, (len(elements),)), "x")).elements() == elements

@@ -1,0 +1,188 @@
+"""The settings from environment variables."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from ovms_rest.errors import ConfigError
+from ovms_rest.settings import DEMO_CONFIG, Settings, read_settings
+
+FLAG = "expected true or false, got"
+
+
+def test_without_variables_all_settings_have_their_defaults():
+    assert read_settings({}) == Settings(
+        config=DEMO_CONFIG,
+        max_body_bytes=268_435_456,
+        load_timeout_seconds=300,
+        response_compression=False,
+        allowed_origins="",
+        allowed_methods="*",
+        allowed_headers="*",
+        allow_credentials=False,
+    )
+
+
+def test_the_default_config_is_a_file_of_the_package():
+    assert DEMO_CONFIG.is_file()
+
+
+def test_every_setting_has_its_variable():
+    environ = {
+        "OVMS_REST_CONFIG": "/srv/config.json",
+        "OVMS_REST_MAX_BODY_BYTES": "1000",
+        "OVMS_REST_LOAD_TIMEOUT_SECONDS": "7",
+        "OVMS_REST_RESPONSE_COMPRESSION": "true",
+        "OVMS_REST_ALLOWED_ORIGINS": "https://a.example",
+        "OVMS_REST_ALLOWED_METHODS": "GET, POST",
+        "OVMS_REST_ALLOWED_HEADERS": "Content-Type",
+        "OVMS_REST_ALLOW_CREDENTIALS": "true",
+    }
+    assert len(environ) == len(dataclasses.fields(Settings))
+    assert read_settings(environ) == Settings(
+        config=Path("/srv/config.json"),
+        max_body_bytes=1000,
+        load_timeout_seconds=7,
+        response_compression=True,
+        allowed_origins="https://a.example",
+        allowed_methods="GET, POST",
+        allowed_headers="Content-Type",
+        allow_credentials=True,
+    )
+
+
+@pytest.mark.parametrize("variable", [f"OVMS_REST_{setting.name.upper()}" for setting in dataclasses.fields(Settings)])
+def test_an_empty_variable_counts_as_not_set(variable):
+    assert read_settings({variable: ""}) == Settings()
+
+
+@pytest.mark.parametrize("setting", dataclasses.fields(Settings), ids=lambda setting: setting.name)
+def test_every_setting_has_its_meaning_in_words(setting):
+    assert setting.metadata["meaning"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("true", True), ("TRUE", True), ("True", True), ("1", True), ("false", False), ("FALSE", False), ("0", False)],
+)
+def test_a_flag_is_true_or_false(text, expected):
+    assert read_settings({"OVMS_REST_RESPONSE_COMPRESSION": text}).response_compression is expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("OVMS_REST_MAX_BODY_BYTES", "1", 1),
+        ("OVMS_REST_MAX_BODY_BYTES", "2147483647", 2**31 - 1),
+        ("OVMS_REST_MAX_BODY_BYTES", "007", 7),
+        ("OVMS_REST_LOAD_TIMEOUT_SECONDS", "1", 1),
+        ("OVMS_REST_LOAD_TIMEOUT_SECONDS", "86400", 86400),
+    ],
+)
+def test_an_integer_may_be_anything_within_its_limits(variable, text, expected):
+    name = variable.removeprefix("OVMS_REST_").lower()
+    assert getattr(read_settings({variable: text}), name) == expected
+
+
+MAX_BODY = "OVMS_REST_MAX_BODY_BYTES: expected an integer from 1 to 2147483647, got"
+LOAD_TIMEOUT = "OVMS_REST_LOAD_TIMEOUT_SECONDS: expected an integer from 1 to 86400, got"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "problem"),
+    [
+        ("OVMS_REST_MAX_BODY_BYTES", "0", f"{MAX_BODY} '0'"),
+        ("OVMS_REST_MAX_BODY_BYTES", "2147483648", f"{MAX_BODY} '2147483648'"),
+        ("OVMS_REST_MAX_BODY_BYTES", "-1", f"{MAX_BODY} '-1'"),
+        ("OVMS_REST_MAX_BODY_BYTES", "+1", f"{MAX_BODY} '+1'"),
+        ("OVMS_REST_MAX_BODY_BYTES", "1.0", f"{MAX_BODY} '1.0'"),
+        ("OVMS_REST_MAX_BODY_BYTES", "1e6", f"{MAX_BODY} '1e6'"),
+        ("OVMS_REST_MAX_BODY_BYTES", "1_000", f"{MAX_BODY} '1_000'"),
+        ("OVMS_REST_MAX_BODY_BYTES", "256M", f"{MAX_BODY} '256M'"),
+        ("OVMS_REST_MAX_BODY_BYTES", " 1", f"{MAX_BODY} ' 1'"),
+        ("OVMS_REST_MAX_BODY_BYTES", "٣", f"{MAX_BODY} '٣'"),
+        ("OVMS_REST_MAX_BODY_BYTES", "²", f"{MAX_BODY} '²'"),
+        ("OVMS_REST_MAX_BODY_BYTES", "9" * 5000, f"{MAX_BODY} '{'9' * 5000}'"),
+        ("OVMS_REST_LOAD_TIMEOUT_SECONDS", "0", f"{LOAD_TIMEOUT} '0'"),
+        ("OVMS_REST_LOAD_TIMEOUT_SECONDS", "86401", f"{LOAD_TIMEOUT} '86401'"),
+        ("OVMS_REST_LOAD_TIMEOUT_SECONDS", "5m", f"{LOAD_TIMEOUT} '5m'"),
+        ("OVMS_REST_RESPONSE_COMPRESSION", "yes", f"OVMS_REST_RESPONSE_COMPRESSION: {FLAG} 'yes'"),
+        ("OVMS_REST_RESPONSE_COMPRESSION", "2", f"OVMS_REST_RESPONSE_COMPRESSION: {FLAG} '2'"),
+        ("OVMS_REST_ALLOW_CREDENTIALS", "on", f"OVMS_REST_ALLOW_CREDENTIALS: {FLAG} 'on'"),
+        ("OVMS_REST_ALLOW_CREDENTIALS", " true", f"OVMS_REST_ALLOW_CREDENTIALS: {FLAG} ' true'"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_variable(variable, text, problem):
+    with pytest.raises(ConfigError) as caught:
+        read_settings({variable: text})
+    assert caught.value.problems == (problem,)
+
+
+def test_leading_zeros_lead_no_number_past_the_limit():
+    text = "0" * 19 + "3" + "0" * 12
+    with pytest.raises(ConfigError) as caught:
+        read_settings({"OVMS_REST_MAX_BODY_BYTES": text})
+    assert caught.value.problems == (f"{MAX_BODY} '{text}'",)
+
+
+def test_all_wrong_values_are_told_at_once():
+    environ = {
+        "OVMS_REST_MAX_BODY_BYTES": "x",
+        "OVMS_REST_CONFIG": "a.json",
+        "OVMS_REST_LOAD_TIMEOUT_SECONDS": "y",
+        "OVMS_REST_ALLOW_CREDENTIALS": "z",
+    }
+    with pytest.raises(ConfigError) as caught:
+        read_settings(environ)
+    assert caught.value.problems == (
+        f"{MAX_BODY} 'x'",
+        f"{LOAD_TIMEOUT} 'y'",
+        f"OVMS_REST_ALLOW_CREDENTIALS: {FLAG} 'z'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "near"),
+    [
+        ("OVMS_REST_CONFG", "OVMS_REST_CONFIG"),
+        ("OVMS_REST_CONFIG_PATH", "OVMS_REST_CONFIG"),
+        ("OVMS_REST_MAX_BODY_BYTE", "OVMS_REST_MAX_BODY_BYTES"),
+        ("OVMS_REST_ALLOWED_ORIGIN", "OVMS_REST_ALLOWED_ORIGINS"),
+        ("OVMS_REST_ALLOWED_CREDENTIALS", "OVMS_REST_ALLOW_CREDENTIALS"),
+        ("OVMS_REST_LOAD_TIMEOUT", "OVMS_REST_LOAD_TIMEOUT_SECONDS"),
+        ("OVMS_REST_COMPRESSION", "OVMS_REST_RESPONSE_COMPRESSION"),
+    ],
+)
+def test_a_name_that_is_nearly_a_settings_is_told_in_the_log(caplog, variable, near):
+    assert read_settings({variable: "1"}) == Settings()
+    assert caplog.record_tuples == [
+        ("gunicorn.error.ovms_rest", 30, f"{variable} is no setting and has no effect; did you mean {near}?")
+    ]
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "OVMS_REST_SERVICE_HOST",
+        "OVMS_REST_SERVICE_PORT",
+        "OVMS_REST_SERVICE_PORT_HTTP",
+        "OVMS_REST_PORT",
+        "OVMS_REST_PORT_8000_TCP",
+        "OVMS_REST_PORT_8000_TCP_ADDR",
+        "OVMS_REST_PORT_8000_TCP_PORT",
+        "OVMS_REST_PORT_8000_TCP_PROTO",
+        "ovms_rest_config",
+        "OVMS_CONFIG",
+        "MY_OVMS_REST_CONFIG",
+        "PATH",
+    ],
+)
+def test_a_foreign_name_is_left_alone(caplog, variable):
+    assert read_settings({variable: "tcp://10.0.0.1:8000"}) == Settings()
+    assert caplog.records == []
+
+
+def test_an_empty_variable_of_nearly_a_settings_name_is_left_alone(caplog):
+    read_settings({"OVMS_REST_CONFG": ""})
+    assert caplog.records == []

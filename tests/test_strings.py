@@ -1,0 +1,187 @@
+"""BYTES: arrays of byte strings, their layout on the wire and as rows of a matrix."""
+
+import numpy as np
+import pytest
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.strings import BytesArray, from_matrix, pack, to_matrix, unpack
+
+LISTS = {
+    "none": [],
+    "one": [b"abc"],
+    "one empty": [b""],
+    "empty ones": [b"", b"a", b"", b""],
+    "NULs": [b"a\0", b"\0", b"\0\0b\0"],
+    "no UTF-8": [b"\xff\xfe", b"\x80"],
+    "long": [b"x" * 70_000, b"y"],
+}
+
+
+def refusal(function, *arguments):
+    with pytest.raises(InvalidRequestError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+# --- BytesArray
+
+
+@pytest.mark.parametrize("elements", LISTS.values(), ids=LISTS)
+def test_an_array_gives_back_its_elements(elements):
+    assert BytesArray.of(elements, (len(elements),)).elements() == elements
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (3, 1, 2), (1, 6)])
+def test_an_array_has_the_shape_it_was_made_with(shape):
+    array = BytesArray.of([b"a", b"", b"ccc", b"d", b"e", b"f"], shape)
+    assert array.shape == array.begins.shape == array.ends.shape == shape
+    assert array.elements() == [b"a", b"", b"ccc", b"d", b"e", b"f"]
+
+
+@pytest.mark.parametrize(("elements", "shape"), [([b"a"], ()), ([], (0,)), ([], (2, 0, 3))])
+def test_scalars_and_arrays_of_no_element_have_a_shape_too(elements, shape):
+    array = BytesArray.of(elements, shape)
+    assert (array.shape, array.elements()) == (shape, elements)
+
+
+def test_an_array_can_be_made_of_an_iterator():
+    assert BytesArray.of(iter([b"a", b"b"]), (2,)).elements() == [b"a", b"b"]
+
+
+def test_elements_lie_one_behind_the_other():
+    array = BytesArray.of([b"ab", b"", b"cde"], (3,))
+    assert array.begins.tolist() == [0, 2, 2]
+    assert array.ends.tolist() == [2, 2, 5]
+    assert array.symbols.tobytes() == b"abcde"
+
+
+def test_the_parts_have_the_types_of_a_string_tensor_pack():
+    array = BytesArray.of([b"ab"], (1,))
+    assert (array.begins.dtype, array.ends.dtype, array.symbols.dtype) == (np.int32, np.int32, np.uint8)
+    assert array.symbols.flags.writeable
+
+
+def test_symbols_may_hold_bytes_of_no_element():
+    array = BytesArray(np.array([4, 1], np.int32), np.array([6, 1], np.int32), np.frombuffer(b"....ab..", np.uint8))
+    assert array.elements() == [b"ab", b""]
+
+
+def test_elements_come_in_row_major_order_whatever_the_memory_order():
+    begins, ends = np.array([[0, 1, 2], [3, 4, 5]], np.int32), np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    array = BytesArray(begins.T, ends.T, np.frombuffer(b"abcdef", np.uint8))
+    assert array.shape == (3, 2)
+    assert array.elements() == [b"a", b"d", b"b", b"e", b"c", b"f"]
+
+
+# --- pack and unpack
+
+
+def test_packing_puts_a_4_byte_little_endian_length_before_each_element():
+    packed = pack(BytesArray.of([b"a", b"", b"x" * 258], (3,)))
+    assert packed == b"\x01\0\0\0a" + b"\0\0\0\0" + b"\x02\x01\0\0" + b"x" * 258
+
+
+def test_no_element_packs_to_no_byte():
+    assert pack(BytesArray.of([], (0,))) == b""
+
+
+@pytest.mark.parametrize("elements", LISTS.values(), ids=LISTS)
+def test_unpacking_finds_what_was_packed(elements):
+    packed = pack(BytesArray.of(elements, (len(elements),)))
+    begins, ends = unpack(memoryview(packed), len(elements), "x")
+    assert [packed[begin:end] for begin, end in zip(begins, ends, strict=True)] == elements
+
+
+def test_packing_leaves_out_bytes_of_no_element():
+    array = BytesArray(np.array([2], np.int32), np.array([3], np.int32), np.frombuffer(b"..a..", np.uint8))
+    assert pack(array) == b"\x01\0\0\0a"
+
+
+@pytest.mark.parametrize(
+    ("section", "count", "message"),
+    [
+        (b"\0", 1, "x: string 0 has only 1 bytes of its 4-byte length"),
+        (b"\0\0\0", 1, "x: string 0 has only 3 bytes of its 4-byte length"),
+        (b"\1\0\0\0a\0\0", 2, "x: string 1 has only 2 bytes of its 4-byte length"),
+        (b"\1\0\0\0", 1, "x: the length of string 0 is 1 bytes, but 0 are left"),
+        (b"\0\0\0\0\3\0\0\0ab", 2, "x: the length of string 1 is 3 bytes, but 2 are left"),
+        (b"\xff\xff\xff\xffab", 1, "x: the length of string 0 is 4294967295 bytes, but 2 are left"),
+        (b"\0\0\0\x80ab", 1, "x: the length of string 0 is 2147483648 bytes, but 2 are left"),
+        (b"", 1, "x: its shape means 1 strings, but 0 came"),
+        (b"\1\0\0\0a", 3, "x: its shape means 3 strings, but 1 came"),
+        (b"\1\0\0\0a\0", 1, "x: its shape means 1 strings, after which 1 bytes are left over"),
+        (b"\0\0\0\0\0\0\0\0", 1, "x: its shape means 1 strings, after which 4 bytes are left over"),
+        (b"\0", 0, "x: its shape means 0 strings, after which 1 bytes are left over"),
+        (b"", 33_554_433, "x: 33554433 strings in one tensor, at most 33554432 are allowed"),
+        (b"", 2**200, f"x: {2**200} strings in one tensor, at most 33554432 are allowed"),
+    ],
+)
+def test_a_section_that_its_elements_do_not_fill_is_refused(section, count, message):
+    assert refusal(unpack, memoryview(section), count, "x") == message
+
+
+def test_33554432_strings_are_not_too_many():
+    assert refusal(unpack, memoryview(b""), 33_554_432, "x") == "x: its shape means 33554432 strings, but 0 came"
+
+
+# --- Matrices
+
+
+@pytest.mark.parametrize(
+    ("elements", "rows"),
+    [
+        ([b"abcd", b"ab"], [b"abcd\0", b"ab\0\0\0"]),
+        ([b""], [b"\0"]),
+        ([b"", b""], [b"\0", b"\0"]),
+        ([b"", b"a", b"\xff\xfe"], [b"\0\0\0", b"a\0\0", b"\xff\xfe\0"]),
+        ([b"a\0b"], [b"a\0b\0"]),
+        ([b"a\0", b"b"], [b"a\0\0", b"b\0\0"]),
+    ],
+)
+def test_a_matrix_is_one_wider_than_the_longest_string(elements, rows):
+    matrix = to_matrix(BytesArray.of(elements, (len(elements),)), "x")
+    assert (matrix.dtype, matrix.shape) == (np.uint8, (len(rows), len(rows[0])))
+    assert [row.tobytes() for row in matrix] == rows
+
+
+def test_a_matrix_of_no_string_has_no_row():
+    assert to_matrix(BytesArray.of([], (0,)), "x").shape == (0, 1)
+
+
+def test_a_matrix_of_more_than_1_gib_is_refused():
+    """One long string makes the rows of all others as wide."""
+    message = refusal(to_matrix, BytesArray.of([b"x" * 32_768, *[b""] * 32_767], (32_768,)), "x")
+    assert message == (
+        "x: 32768 strings, the longest of 32768 bytes, make a matrix of 1073774592 bytes, "
+        "at most 1073741824 are allowed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "elements"),
+    [
+        ([b"abcd\0", b"ab\0\0\0"], [b"abcd", b"ab"]),
+        ([b"\0\0", b"a\0"], [b"", b"a"]),
+        ([b"abc", b"ab\0"], [b"abc", b"ab"]),
+        ([b"a\0b", b"\0bc"], [b"a", b""]),
+        ([b"\xff\xfe\0"], [b"\xff\xfe"]),
+    ],
+)
+def test_a_row_is_read_up_to_its_first_nul(rows, elements):
+    array = from_matrix(np.array([list(row) for row in rows], np.uint8))
+    assert (array.shape, array.elements()) == ((len(rows),), elements)
+
+
+@pytest.mark.parametrize(("shape", "elements"), [((0, 4), []), ((0, 0), []), ((2, 0), [b"", b""])])
+def test_a_matrix_without_bytes_is_read_too(shape, elements):
+    assert from_matrix(np.zeros(shape, np.uint8)).elements() == elements
+
+
+def test_rows_that_do_not_lie_together_are_read_too():
+    matrix = np.array([[97, 0, 98], [99, 0, 100]], np.uint8)
+    assert from_matrix(matrix.T).elements() == [b"ac", b"", b"bd"]
+
+
+def test_strings_without_nul_come_back_from_a_matrix():
+    elements = [b"abc", b"", b"\xff"]
+    assert from_matrix(to_matrix(BytesArray.of(elements, (3,)), "x")).elements() == elements

@@ -1,0 +1,333 @@
+"""Validation: whether a request fits a model, and how a model's tensors are described."""
+
+import numpy as np
+import pytest
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.strings import BytesArray
+from ovms_rest.protocol.tensors import (
+    Dim,
+    InferenceRequest,
+    ModelMetadata,
+    RequestedOutput,
+    Tensor,
+    TensorMetadata,
+)
+from ovms_rest.protocol.validation import validate_inputs, validate_outputs
+
+ANY = Dim(0, None)
+ONE, TWO, THREE, FIVE = Dim(1, 1), Dim(2, 2), Dim(3, 3), Dim(5, 5)
+
+
+def model(*inputs, outputs=()):
+    """Make the metadata of a model "m" from its inputs and the names of its outputs."""
+    return ModelMetadata(
+        "m",
+        "1",
+        {tensor.name: tensor for tensor in inputs},
+        {name: TensorMetadata(name, "FP32", (ANY,)) for name in outputs},
+    )
+
+
+def takes(datatype, *dims, name="x"):
+    return TensorMetadata(name, datatype, dims)
+
+
+def zeros(*shape, name="x"):
+    return Tensor(name, "FP32", np.zeros(shape, np.float32))
+
+
+def strings(elements, shape=None, name="x"):
+    return Tensor(name, "BYTES", BytesArray.of(elements, (len(elements),) if shape is None else shape))
+
+
+def validate(metadata, *tensors):
+    return validate_inputs(InferenceRequest(tensors), metadata)
+
+
+def refusal(metadata, *tensors):
+    with pytest.raises(InvalidRequestError) as caught:
+        validate(metadata, *tensors)
+    return str(caught.value)
+
+
+def requested(*outputs, binary=False):
+    return InferenceRequest((), tuple(RequestedOutput(*output) for output in outputs), binary)
+
+
+# --- Inputs
+
+
+def test_the_arrays_are_returned_by_name_as_they_came():
+    first, second = zeros(1, name="a"), zeros(2, name="b")
+    arrays = validate(model(takes("FP32", ONE, name="a"), takes("FP32", TWO, name="b")), second, first)
+    assert arrays.keys() == {"a", "b"}
+    assert arrays["a"] is first.array
+    assert arrays["b"] is second.array
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape"),
+    [
+        ((), ()),
+        ((TWO, THREE), (2, 3)),
+        ((Dim(0, 0), THREE), (0, 3)),
+        ((ANY,), (0,)),
+        ((ANY,), (7,)),
+        ((ANY, THREE), (0, 3)),
+        ((ANY, ANY), (2, 0)),
+        ((Dim(1, 4),), (1,)),
+        ((Dim(1, 4),), (4,)),
+        ((Dim(0, 4),), (0,)),
+        ((Dim(2, None), ONE), (1000, 1)),
+        ((Dim(0, None), Dim(2, 3), TWO), (5, 3, 2)),
+    ],
+)
+def test_a_shape_that_fits_is_accepted(dims, shape):
+    assert validate(model(takes("FP32", *dims)), zeros(*shape))["x"].shape == shape
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape", "message"),
+    [
+        ((), (1,), "input 'x': shape is [1], the model takes []"),
+        ((ONE,), (), "input 'x': shape is [], the model takes [1]"),
+        ((TWO, THREE), (2, 4), "input 'x': shape is [2,4], the model takes [2,3]"),
+        ((TWO, THREE), (3, 2), "input 'x': shape is [3,2], the model takes [2,3]"),
+        ((TWO, THREE), (6,), "input 'x': shape is [6], the model takes [2,3]"),
+        ((TWO, THREE), (1, 2, 3), "input 'x': shape is [1,2,3], the model takes [2,3]"),
+        ((TWO, THREE), (0, 3), "input 'x': shape is [0,3], the model takes [2,3]"),
+        ((Dim(0, 0),), (1,), "input 'x': shape is [1], the model takes [0]"),
+        ((ANY, THREE), (2, 4), "input 'x': shape is [2,4], the model takes [-1,3]"),
+        ((ANY, THREE), (3,), "input 'x': shape is [3], the model takes [-1,3]"),
+        ((ANY, ANY), (1, 1, 1), "input 'x': shape is [1,1,1], the model takes [-1,-1]"),
+        ((Dim(2, 4), ANY), (1, 1), "input 'x': shape is [1,1], the model takes [2:4,-1]"),
+        ((Dim(2, 4), ANY), (5, 1), "input 'x': shape is [5,1], the model takes [2:4,-1]"),
+        ((Dim(1, None),), (0,), "input 'x': shape is [0], the model takes [1:]"),
+        ((Dim(0, 4),), (5,), "input 'x': shape is [5], the model takes [0:4]"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_refused(dims, shape, message):
+    assert refusal(model(takes("FP32", *dims)), zeros(*shape)) == message
+
+
+@pytest.mark.parametrize("expected", ["FP64", "FP16", "INT32", "UINT32", "BYTES"])
+def test_a_datatype_is_not_converted(expected):
+    assert refusal(model(takes(expected, ONE)), zeros(1)) == (
+        f"input 'x': datatype is FP32, the model takes {expected}"
+    )
+
+
+def test_the_datatype_is_looked_at_before_the_shape():
+    assert refusal(model(takes("INT8", ONE)), zeros(2)) == "input 'x': datatype is FP32, the model takes INT8"
+
+
+def test_an_unknown_input_is_refused_with_the_known_ones():
+    metadata = model(takes("FP32", ONE, name="a"), takes("FP32", ONE, name="b"))
+    assert refusal(metadata, zeros(1, name="a"), zeros(1, name="c")) == (
+        "input 'c' is unknown to model 'm', whose inputs are 'a', 'b'"
+    )
+
+
+def test_the_name_of_an_input_is_compared_with_its_case():
+    assert refusal(model(takes("FP32", ONE)), zeros(1, name="X")) == (
+        "input 'X' is unknown to model 'm', whose inputs are 'x'"
+    )
+
+
+def test_a_repeated_input_is_refused():
+    assert refusal(model(takes("FP32", ONE)), zeros(1), zeros(1)) == "input 'x' came more than once"
+
+
+def test_a_missing_input_is_refused():
+    metadata = model(takes("FP32", ONE, name="a"), takes("FP32", ONE, name="b"))
+    assert refusal(metadata, zeros(1, name="b")) == "input 'a' of model 'm' did not come"
+
+
+def test_missing_inputs_are_named_in_alphabetical_order():
+    metadata = model(*(takes("FP32", ONE, name=name) for name in "abcd"))
+    assert refusal(metadata, zeros(1, name="c")) == "inputs 'a', 'b', 'd' of model 'm' did not come"
+
+
+# --- Strings
+
+
+def test_strings_fit_a_model_of_strings_as_they_came():
+    tensor = strings([b"a", b"", b"b\0", b"d"], (2, 2))
+    assert validate(model(takes("BYTES", ANY, TWO)), tensor)["x"] is tensor.array
+
+
+def test_the_shape_of_strings_has_to_fit_too():
+    assert refusal(model(takes("BYTES", THREE)), strings([b"a", b"b"])) == (
+        "input 'x': shape is [2], the model takes [3]"
+    )
+
+
+def test_a_model_of_strings_takes_no_uint8():
+    tensor = Tensor("x", "UINT8", np.zeros(1, np.uint8))
+    assert refusal(model(takes("BYTES", ANY)), tensor) == "input 'x': datatype is UINT8, the model takes BYTES"
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [
+        (ANY, ANY),
+        (TWO, ANY),
+        (ANY, FIVE),
+        (TWO, FIVE),
+        (Dim(1, 2), Dim(5, 9)),
+        (Dim(2, None), Dim(0, 5)),
+    ],
+    ids=["dynamic", "static rows", "static width", "static", "ranged", "open ranges"],
+)
+def test_strings_for_a_uint8_matrix_become_rows_of_longest_plus_one(dims):
+    matrix = validate(model(takes("UINT8", *dims)), strings([b"abcd", b"ab"]))["x"]
+    assert matrix.dtype == np.uint8
+    assert [row.tobytes() for row in matrix] == [b"abcd\0", b"ab\0\0\0"]
+
+
+def test_empty_strings_for_a_uint8_matrix_become_rows_of_one_nul():
+    assert validate(model(takes("UINT8", ANY, ANY)), strings([b"", b""]))["x"].tolist() == [[0], [0]]
+
+
+def test_nuls_at_the_end_of_strings_count_for_the_width_of_a_matrix():
+    assert validate(model(takes("UINT8", ANY, ANY)), strings([b"a\0"]))["x"].tolist() == [[97, 0, 0]]
+
+
+ROWS = "make rows of shape [2,5] with the NUL at the end"
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape"),
+    [
+        ((ANY, Dim(4, 4)), "[-1,4]"),
+        ((ANY, Dim(6, 6)), "[-1,6]"),
+        ((TWO, Dim(6, 6)), "[2,6]"),
+        ((THREE, FIVE), "[3,5]"),
+        ((ONE, ANY), "[1,-1]"),
+        ((Dim(3, 4), ANY), "[3:4,-1]"),
+        ((ANY, Dim(1, 4)), "[-1,1:4]"),
+        ((ANY, Dim(6, None)), "[-1,6:]"),
+    ],
+)
+def test_strings_that_make_no_matrix_of_the_model_are_refused(dims, shape):
+    message = refusal(model(takes("UINT8", *dims)), strings([b"abcd", b"ab"]))
+    assert message == f"input 'x': 2 strings, the longest of 4 bytes, {ROWS}, the model takes {shape}"
+
+
+@pytest.mark.parametrize(
+    ("elements", "shape", "shown"),
+    [([b"a", b"b"], (2, 1), "[2,1]"), ([b"a"], (), "[]"), ([], (0,), "[0]"), ([], (0, 4), "[0,4]")],
+)
+def test_strings_for_a_uint8_matrix_come_in_one_dim_and_at_least_one(elements, shape, shown):
+    assert refusal(model(takes("UINT8", ANY, ANY)), strings(elements, shape)) == (
+        f"input 'x': BYTES for this UINT8 input come in shape [n] with n of at least 1, not {shown}"
+    )
+
+
+def test_strings_that_make_a_matrix_of_more_than_1_gib_are_refused():
+    tensor = strings([b"x" * 32_768, *[b""] * 32_767])
+    assert refusal(model(takes("UINT8", ANY, ANY)), tensor) == (
+        "input 'x': 32768 strings, the longest of 32768 bytes, make a matrix of 1073774592 bytes, "
+        "at most 1073741824 are allowed"
+    )
+
+
+@pytest.mark.parametrize("dims", [(), (ANY,), (ANY, ANY, ANY)], ids=["scalar", "1-D", "3-D"])
+def test_strings_do_not_fit_uint8_of_another_rank(dims):
+    assert refusal(model(takes("UINT8", *dims)), strings([b"a"])) == (
+        "input 'x': datatype is BYTES, the model takes UINT8"
+    )
+
+
+@pytest.mark.parametrize("datatype", ["INT8", "BOOL", "FP32"])
+def test_strings_do_not_fit_a_matrix_of_another_datatype(datatype):
+    assert refusal(model(takes(datatype, ANY, ANY)), strings([b"a"])) == (
+        f"input 'x': datatype is BYTES, the model takes {datatype}"
+    )
+
+
+def test_numbers_for_a_uint8_matrix_stay_as_they_came():
+    tensor = Tensor("x", "UINT8", np.zeros((2, 3), np.uint8))
+    assert validate(model(takes("UINT8", ANY, ANY)), tensor)["x"] is tensor.array
+
+
+# --- Outputs
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_all_outputs_are_answered_when_none_is_asked_for(binary):
+    outputs = validate_outputs(requested(binary=binary), model(outputs=["a", "b", "c"]))
+    assert outputs == (("a", binary), ("b", binary), ("c", binary))
+
+
+def test_outputs_are_answered_in_the_order_in_which_they_are_asked_for():
+    outputs = validate_outputs(requested(("c", True), ("a", False)), model(outputs=["a", "b", "c"]))
+    assert outputs == (("c", True), ("a", False))
+
+
+def test_an_unknown_output_is_refused_with_the_known_ones():
+    with pytest.raises(InvalidRequestError) as caught:
+        validate_outputs(requested(("a", False), ("z", False)), model(outputs=["a", "b"]))
+    assert str(caught.value) == "output 'z' is unknown to model 'm', whose outputs are 'a', 'b'"
+
+
+def test_a_repeated_output_is_refused():
+    with pytest.raises(InvalidRequestError) as caught:
+        validate_outputs(requested(("a", False), ("b", False), ("a", True)), model(outputs=["a", "b"]))
+    assert str(caught.value) == "output 'a' is asked for more than once"
+
+
+# --- Metadata
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape"),
+    [
+        ((), []),
+        ((TWO, THREE), [2, 3]),
+        ((Dim(0, 0), ONE), [0, 1]),
+        ((ANY, THREE), [-1, 3]),
+        ((Dim(1, 8), Dim(2, None)), [-1, -1]),
+        (None, [-1]),
+    ],
+    ids=["scalar", "static", "zero", "dynamic", "ranged", "unknown rank"],
+)
+def test_metadata_write_minus_one_for_what_is_not_static(dims, shape):
+    assert TensorMetadata("x", "FP32", dims).to_json() == {"name": "x", "datatype": "FP32", "shape": shape}
+
+
+@pytest.mark.parametrize(
+    ("dims", "text"),
+    [
+        ((), "[]"),
+        ((ONE, THREE, Dim(200, 500), ANY), "[1,3,200:500,-1]"),
+        ((Dim(2, None), Dim(0, 4), Dim(0, 0)), "[2:,0:4,0]"),
+        (None, "[...]"),
+    ],
+)
+def test_a_shape_is_described_as_the_configuration_writes_it(dims, text):
+    assert TensorMetadata("x", "FP32", dims).describe_shape() == text
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
+def test_an_unknown_rank_holds_every_shape(shape):
+    assert TensorMetadata("y", "FP32", None).holds(shape)
+
+
+def test_model_metadata_write_tensors_and_versions():
+    metadata = ModelMetadata(
+        "m", "2", {"x": takes("FP32", ANY, TWO)}, {"y": TensorMetadata("y", "INT64", ())}, {"model_info": {"a": "b"}}
+    )
+    assert metadata.to_json(["1", "2"]) == {
+        "name": "m",
+        "versions": ["1", "2"],
+        "platform": "OpenVINO",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+        "outputs": [{"name": "y", "datatype": "INT64", "shape": []}],
+        "rt_info": {"model_info": {"a": "b"}},
+    }
+
+
+def test_model_metadata_have_no_rt_info_where_the_model_has_none():
+    assert "rt_info" not in model(takes("FP32")).to_json(["1"])
