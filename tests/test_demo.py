@@ -1,0 +1,49 @@
+"""The demo that is served without a config: its model and the requests that come with it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from service import ROOT, serve
+
+DEMO = ROOT / "ovms_rest" / "demo"
+DIGITS = (3, 5, 7)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    with serve(tmp_path_factory.mktemp("demo"), "-w", "1") as running:
+        yield running
+
+
+def test_the_model_is_small_and_knows_its_labels(demo):
+    assert sum(file.stat().st_size for file in (DEMO / "digits" / "1").iterdir()) < 300_000
+    metadata = demo.get("/v2/models/digits").json()
+    assert metadata["rt_info"]["model_info"]["labels"] == "0 1 2 3 4 5 6 7 8 9"
+
+
+def sample(pattern: str) -> Path:
+    (path,) = (DEMO / "samples").glob(pattern)
+    return path
+
+
+@pytest.mark.parametrize("digit", DIGITS)
+def test_the_requests_are_classified_as_what_they_are(demo, digit):
+    as_json = demo.infer("digits", sample(f"digit-{digit}.json").read_bytes())
+    binary = sample(f"digit-{digit}-*.bin")
+    length = binary.stem.split("-")[-1]
+    as_binary = demo.infer("digits", binary.read_bytes(), Inference_Header_Content_Length=length)
+    for answer in (as_json, as_binary):
+        found, probabilities = answer.json()["outputs"]
+        assert found["data"] == [digit]
+        assert np.argmax(probabilities["data"]) == digit
+
+
+@pytest.mark.parametrize("digit", DIGITS)
+def test_a_picture_comes_with_every_request(digit):
+    assert sample(f"digit-{digit}.png").read_bytes().startswith(b"\x89PNG")
+    (tensor,) = json.loads(sample(f"digit-{digit}.json").read_bytes())["inputs"]
+    binary = sample(f"digit-{digit}-*.bin")
+    pixels = np.frombuffer(binary.read_bytes()[int(binary.stem.split("-")[-1]) :], np.float32)
+    assert tensor["data"] == pixels.tolist()
