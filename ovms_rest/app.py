@@ -10,8 +10,6 @@ from ovms_rest.config import load_config
 from ovms_rest.errors import ConfigError, ServingError
 from ovms_rest.models.registry import ModelRegistry, load_models
 from ovms_rest.pool.cores import usable_cores
-from ovms_rest.pool.receiving import receive_from_gunicorn
-from ovms_rest.serving.body import Receive, receive_from_wsgi
 from ovms_rest.serving.cors import Cors
 from ovms_rest.serving.error_handlers import handle_serving_error, serialize_falcon_error
 from ovms_rest.serving.resources import (
@@ -34,7 +32,7 @@ class App(falcon.App):  # type: ignore[type-arg]
     load_timeout_seconds: int
 
 
-def create_app(registry: Registry, settings: Settings, receive: Receive = receive_from_wsgi) -> App:
+def create_app(registry: Registry, settings: Settings) -> App:
     """Wire the resources to what they serve."""
     app = App(router=Router(), request_type=Request, middleware=[Cors(settings)] if settings.allowed_origins else None)
     app.add_error_handler(ServingError, handle_serving_error)
@@ -45,7 +43,7 @@ def create_app(registry: Registry, settings: Settings, receive: Receive = receiv
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         app.add_route(model, ModelDescription(registry))
         app.add_route(f"{model}/ready", ModelReady(registry))
-        app.add_route(f"{model}/infer", Infer(registry, settings, receive))
+        app.add_route(f"{model}/infer", Infer(registry, settings))
     return app
 
 
@@ -53,7 +51,7 @@ def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
     settings = read_settings(environ)
     models = load_models(load_config(settings.config), usable_cores(), settings.load_timeout_seconds)
-    app = create_app(models, settings, receive_from_gunicorn)
+    app = create_app(models, settings)
     app.models = models
     app.load_timeout_seconds = settings.load_timeout_seconds
     return app

@@ -50,6 +50,24 @@ class Settings:
         _between(1, 2**31 - 1),
         "largest body of a request, received or decompressed; above it the answer is 413",
     )
+    max_waiting: int = _setting(
+        64, _between(1, 1_000_000), "inferences that may wait in a worker; above it the answer is 503 with Retry-After"
+    )
+    max_held_bytes: int = _setting(
+        2**30,
+        _between(1, 2**40),
+        "bytes that requests and answers under way may hold in a worker; above it the answer is 503 with Retry-After",
+    )
+    head_timeout_seconds: int = _setting(10, _between(1, 86400), "how long the head of a request may take to come")
+    body_timeout_seconds: int = _setting(
+        30, _between(1, 86400), "how long a body may take to come, beyond a second for every 100,000 bytes"
+    )
+    send_timeout_seconds: int = _setting(
+        30, _between(1, 86400), "how long a client may take to read an answer, beyond a second for every 100,000 bytes"
+    )
+    control_bind: str = _setting(
+        "", _text, "address (HOST:PORT or unix:PATH) of a worker for all but inferences, which never waits for one"
+    )
     load_timeout_seconds: int = _setting(
         300, _between(1, 86400), "how long a model may take to be read, compiled and tried before it is given up"
     )

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -85,20 +86,26 @@ class Service:
             {name.replace("_", "-"): value for name, value in headers.items()},
         )
 
+    def connect(self) -> socket.socket:
+        """Open a connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
     def raw(self, data: bytes, half: bool = False) -> Answer:
-        """Send bytes as they are, and no more after them when `half`; return the last response that comes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+        """Send bytes as they are, and no more after them when `half`; return the response."""
+        with self.connect() as connection:
             connection.sendall(data)
             if half:
                 connection.shutdown(socket.SHUT_WR)
-            received = b""
-            while chunk := connection.recv(65536):
-                received += chunk
-        starts = [found.start() for found in re.finditer(rb"HTTP/1\.\d \d{3} ", received)]
-        head, _, body = received[starts[-1] :].partition(b"\r\n\r\n")
-        status, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        return Answer(int(status.split()[1]), headers, body)
+            return receive(connection, data.split(b" ", 1)[0].decode("latin-1"))
+
+
+def receive(connection: socket.socket, method: str = "GET") -> Answer:
+    """Read the response to a request, and not a byte more; interim ones are passed over."""
+    stream = connection.makefile("rb", buffering=0)
+    response = http.client.HTTPResponse(types.SimpleNamespace(makefile=lambda mode: stream), method=method)
+    response.begin()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, headers, response.read())
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:
@@ -165,3 +172,9 @@ def write_config(directory: Path, *models: dict, **sections: object) -> Path:
     path = directory / "config.json"
     path.write_text(json.dumps({"model_config_list": [{"config": model} for model in models], **sections}))
     return path
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]

@@ -802,17 +802,6 @@ def test_a_compressed_request_is_answered(encoding, compress):
     assert infer(make(), body, headers=headers).json()["outputs"][1]["data"] == [2.0, 4.0]
 
 
-def test_a_request_is_received_in_the_servers_own_way():
-    body = json.dumps(request(1)).encode()
-
-    def receive(environ, buffer):
-        buffer[:] = body
-        return len(buffer)
-
-    app = create_app(FakeRegistry(doubler()), Settings(), receive)
-    assert ask(app, "POST", "/v2/models/m/infer", CONTENT_LENGTH=str(len(body))).status == 200
-
-
 # --- Binary data
 
 

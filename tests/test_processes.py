@@ -231,6 +231,7 @@ def test_a_model_at_which_workers_die_is_given_up(caplog):
     """What the arbiter does about a worker that dies while it opens a model."""
     models = ModelRegistry({"m": {1: None}, "n": {1: None}}, {})
     arbiter = types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: types.SimpleNamespace(models=models)))
+    arbiter.control_sockets = []
     for deaths in range(1, hooks.MAX_DEATHS + 1):
         worker = types.SimpleNamespace(pid=deaths)
         hooks.pre_fork(arbiter, worker)
@@ -244,7 +245,7 @@ def test_a_model_at_which_workers_die_is_given_up(caplog):
 
 def test_a_worker_that_ends_while_serving_blames_no_model(caplog):
     worker = types.SimpleNamespace(pid=1)
-    hooks.pre_fork(None, worker)
+    hooks.pre_fork(types.SimpleNamespace(control_sockets=[]), worker)
     fork(lambda: (hooks.note_opening(worker, "m"), hooks.note_opening(worker, "")))
     hooks.child_exit(None, worker)
     assert "died" not in caplog.text

@@ -353,7 +353,7 @@ def test_http_1_0(service):
         (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\n\r\n", 414),
         (b"GET /v2 HTTP/1.1\r\nA: " + b"a" * 9000 + b"\r\n\r\n", 431),
         (b"GET /v2 HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", 431),
-        (b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: foo\r\n\r\n", 400),
+        (b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: foo\r\n\r\n", 501),
         (b"GET /v2 HTTP/3.0\r\n\r\n", 505),
     ],
 )

@@ -63,11 +63,12 @@ def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Task], timeout: flo
         process.stdin.close()
     except BrokenPipeError:
         pass  # it is dead, which the end of its output will tell
+    output = select.poll()
+    output.register(process.stdout, select.POLLIN)
     reasons: list[str | None] = []
     step, rest, deadline = "starting", b"", time.monotonic() + timeout
     while len(reasons) < len(tasks):
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        if not output.poll(max(0.0, deadline - time.monotonic()) * 1000):
             reasons.append(f"did not come up in {timeout:g} s; it was stopped while {step}")
             break
         received = os.read(process.stdout.fileno(), 65536)

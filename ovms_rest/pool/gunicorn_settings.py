@@ -5,11 +5,14 @@ import sys
 
 from ovms_rest.pool import http_errors
 from ovms_rest.pool.cores import usable_cores
-from ovms_rest.pool.hooks import child_exit, post_fork, post_worker_init, pre_fork, worker_exit
+from ovms_rest.pool.hooks import child_exit, on_reload, on_starting, post_fork, post_worker_init, pre_fork, worker_exit
 
 __all__ = [
     "child_exit",
     "control_socket_disable",
+    "keepalive",
+    "on_reload",
+    "on_starting",
     "post_fork",
     "post_worker_init",
     "pre_fork",
@@ -21,7 +24,9 @@ __all__ = [
 ]
 
 wsgi_app = "ovms_rest.app:get_app()"
-worker_class = "sync"
+worker_class = "ovms_rest.pool.worker.Worker"
+# A proxy in front keeps its connections for 60 s and more; who closes first must be the one who knows.
+keepalive = 75
 # The models are loaded by the arbiter, once for all workers.
 preload_app = True
 workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())

@@ -10,7 +10,12 @@ import time
 from collections import Counter
 from typing import Any
 
+from gunicorn.config import Config
+from gunicorn.sock import create_sockets
+
 from ovms_rest.app import App
+from ovms_rest.pool.table import WorkerTable
+from ovms_rest.settings import read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
@@ -22,9 +27,51 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _deaths: Counter[str] = Counter()
 
 
+# Many more than a machine has cores: a reload has twice as many workers for a while, SIGTTIN adds some.
+_table = WorkerTable(4096)
+
+
+def on_starting(arbiter: Any) -> None:
+    """Open the control address, when there is one, for a worker of its own besides the others."""
+    address = read_settings(os.environ).control_bind
+    arbiter.control_sockets = []
+    if address:
+        cfg = Config()
+        cfg.set("bind", [address])
+        cfg.set("reuse_port", True)  # of the arbiter that SIGUSR2 starts beside this one
+        arbiter.control_sockets = create_sockets(cfg, arbiter.log)
+        log.info("control address: %s", ", ".join(map(str, arbiter.control_sockets)))
+        _count_control_worker(arbiter)
+
+
+def on_reload(arbiter: Any) -> None:
+    """Have a new control worker too when gunicorn forks new workers and ends the old ones, oldest first."""
+    if arbiter.control_sockets:
+        _count_control_worker(arbiter)
+        for worker in arbiter.WORKERS.values():
+            if worker.is_control:
+                worker.is_control = False
+                worker.age = 0
+
+
+def _count_control_worker(arbiter: Any) -> None:
+    arbiter.cfg.set("workers", arbiter.cfg.workers + 1)
+    arbiter.num_workers = arbiter.cfg.workers
+
+
 def pre_fork(arbiter: Any, worker: Any) -> None:
-    """Prepare a fork: a page on which the worker notes the model it is at, and a heap the collector leaves alone."""
+    """Prepare a fork.
+
+    The worker gets a page to note the model it is at, its row in the table of workers, and the control address when no
+    other has it; the collector leaves alone what there is so far.
+    """
     worker.opening = mmap.mmap(-1, _NAME_BYTES)
+    worker.row = _table.take()
+    worker.is_control = False
+    if arbiter.control_sockets and not any(other.is_control for other in arbiter.WORKERS.values()):
+        worker.is_control = True
+        worker.age = sys.maxsize  # gunicorn ends the oldest when there are to be fewer
+        worker.sockets = arbiter.control_sockets
     gc.freeze()
 
 
@@ -66,6 +113,7 @@ def note_opening(worker: Any, name: str) -> None:
 
 def child_exit(arbiter: Any, worker: Any) -> None:
     """Tell which model a worker was at when it died before it could serve; give the model up when it goes on."""
+    _table.free(worker.row)
     name = worker.opening[:].partition(b"\0")[0].decode(errors="ignore")
     worker.opening.close()
     if not name:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype, round_to_bfloat16
+from ovms_rest.protocol.numbers import NumberArray, UnsuitedError, looks_numeric, parse_numeric, to_array
 from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, unpack
 from ovms_rest.protocol.tensors import (
     MAX_DIM,
@@ -30,6 +31,8 @@ from ovms_rest.protocol.tensors import (
 from ovms_rest.protocol.words import ABSENT, cut, describe, join, quote, show
 
 MAX_DEPTH = 100
+# Bytes of JSON from which simdjson is tried. It gains from 4 KB on where numbers have 6 digits, from 11 KB with 18.
+LARGE_SIZE = 8192
 # numpy's; OpenVINO knows no model of more.
 MAX_RANK = 64
 # numpy has no array without elements whose other dims come to more bytes than an address has.
@@ -58,14 +61,32 @@ def decode_header_length(value: str | None, body_size: int) -> int | None:
     return int(length)
 
 
-def decode_request(body: memoryview, header_length: int | None = None) -> InferenceRequest:
+def decode_request(
+    body: memoryview, header_length: int | None = None, large_size: int = LARGE_SIZE
+) -> InferenceRequest:
     """Decode the body of an inference request.
 
     The first `header_length` bytes (None: all) are JSON, what follows are the binary tensors in the order of the
-    inputs. Binary tensors become views on `body`.
+    inputs. Binary tensors become views on `body`. JSON of `large_size` bytes and more is tried as numbers first, which
+    changes the time that it takes and nothing else.
     """
     json_part, binary_part = (body, body[:0]) if header_length is None else (body[:header_length], body[header_length:])
-    root = _parse_json(json_part)
+    if len(json_part) >= large_size and looks_numeric(json_part):
+        request = decode_numeric(json_part, binary_part)
+        if request is not None:
+            return request
+    return _decode_root(_parse_json(json_part), binary_part)
+
+
+def decode_numeric(json_part: memoryview, binary_part: memoryview) -> InferenceRequest | None:
+    """Decode a request whose `data` are numbers, without an object for each; None when orjson has to decide."""
+    try:
+        return _decode_root(parse_numeric(json_part, MAX_DEPTH), binary_part)
+    except (UnsuitedError, InvalidRequestError):  # the words for what is invalid are found once, on orjson's way
+        return None
+
+
+def _decode_root(root: dict[str, Any], binary_part: memoryview) -> InferenceRequest:
     _check_depth([value for key, value in root.items() if key != "inputs"], 1)
     request_id = root.get("id", "")
     if type(request_id) is not str:
@@ -268,6 +289,8 @@ def _decode_datatype(item: dict[str, Any], label: str) -> str:
 
 
 def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: str) -> Array:
+    if type(data) is NumberArray:
+        return to_array(data, datatype, shape)
     if type(data) is not list:
         raise InvalidRequestError(f"{label}: data is {describe(data)}, expected an array")
     elements, types = _flatten(data)

@@ -1,7 +1,6 @@
 """The body of a request: received into one buffer, its Content-Encoding undone, never more than the limit."""
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,6 @@ _CHUNK = 2**20
 _CONTAINERS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 Environ = dict[str, Any]
-# Receives exactly as many bytes as the buffer has from `wsgi.input` of the environ; returns how many came.
-Receive = Callable[[Environ, memoryview], int]
 
 
 def allocate(size: int, aligned: int = 0) -> memoryview:
@@ -27,8 +24,8 @@ def allocate(size: int, aligned: int = 0) -> memoryview:
     return room[start : start + size].data
 
 
-def receive_from_wsgi(environ: Environ, buffer: memoryview) -> int:
-    """Receive a body by the means of any WSGI server."""
+def _receive(environ: Environ, buffer: memoryview) -> int:
+    """Receive a body by the means of any WSGI server; return how many bytes came."""
     received = 0
     while received < len(buffer):
         chunk = environ["wsgi.input"].read(min(_CHUNK, len(buffer) - received))
@@ -39,7 +36,7 @@ def receive_from_wsgi(environ: Environ, buffer: memoryview) -> int:
     return received
 
 
-def read_body(environ: Environ, limit: int, header_length: str | None, receive: Receive) -> memoryview:
+def read_body(environ: Environ, limit: int, header_length: str | None) -> memoryview:
     """Read the body of a request and undo its Content-Encoding.
 
     `header_length`, the text of Inference-Header-Content-Length, tells where in the body the tensors begin, which are
@@ -51,25 +48,29 @@ def read_body(environ: Environ, limit: int, header_length: str | None, receive: 
         raise UnsupportedEncodingError(f"Content-Encoding is {encoding!r}, allowed are gzip, deflate and identity")
     # Only a hint: what is wrong with the header the decoder tells.
     aligned = int(header_length) if header_length and header_length.isdecimal() and len(header_length) < 12 else 0
-    length = environ.get("CONTENT_LENGTH")
-    try:
-        body = (
-            _receive_known(environ, int(length), limit, aligned, receive)
-            if length
-            else _receive_unknown(environ, limit, aligned)
-        )
-    except OSError as error:  # a bad chunk in gunicorn's readers too, or a client that is gone
-        raise InvalidRequestError(f"the body could not be received: {error}") from error
+    body = getattr(environ["wsgi.input"], "buffer", None)  # whole, aligned and within the limit: our own worker's
+    if body is None:
+        body = _receive_body(environ, limit, aligned)
     if encoding in _CONTAINERS:
         return _copy(_decompress(body, encoding, limit), aligned)
     return body
 
 
-def _receive_known(environ: Environ, length: int, limit: int, aligned: int, receive: Receive) -> memoryview:
+def _receive_body(environ: Environ, limit: int, aligned: int) -> memoryview:
+    length = environ.get("CONTENT_LENGTH")
+    try:
+        if length:
+            return _receive_known(environ, int(length), limit, aligned)
+        return _receive_unknown(environ, limit, aligned)
+    except OSError as error:  # a bad chunk in gunicorn's readers too, or a client that is gone
+        raise InvalidRequestError(f"the body could not be received: {error}") from error
+
+
+def _receive_known(environ: Environ, length: int, limit: int, aligned: int) -> memoryview:
     if length > limit:
         raise BodyTooLargeError(f"the body has {length} bytes, at most {limit} are allowed")
     buffer = allocate(length, aligned)
-    received = receive(environ, buffer)
+    received = _receive(environ, buffer)
     if received != length:
         raise InvalidRequestError(f"the body ended after {received} of {length} bytes")
     return buffer

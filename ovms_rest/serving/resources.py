@@ -11,7 +11,7 @@ from ovms_rest.protocol.decoding import decode_header_length, decode_raw_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
 from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
-from ovms_rest.serving.body import Receive, read_body
+from ovms_rest.serving.body import read_body
 from ovms_rest.serving.compression import choose_encoding, compress
 from ovms_rest.settings import Settings
 
@@ -110,11 +110,10 @@ class ModelReady:
 class Infer:
     """POST /v2/models/{name}[/versions/{version}]/infer."""
 
-    def __init__(self, registry: Registry, settings: Settings, receive: Receive) -> None:
-        """Take what is served, the limits, and the server's way to receive a body."""
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        """Take what is served, and the limits."""
         self._registry = registry
         self._settings = settings
-        self._receive = receive
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Infer: bytes -> request -> arrays -> tensors -> bytes."""
@@ -134,7 +133,7 @@ class Infer:
 
     def _read_request(self, req: falcon.Request, metadata: ModelMetadata) -> InferenceRequest:
         header = req.env.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
-        body = read_body(req.env, self._settings.max_body_bytes, header, self._receive)
+        body = read_body(req.env, self._settings.max_body_bytes, header)
         header_length = decode_header_length(header, len(body))
         if header_length == 0:
             return decode_raw_request(body, metadata.inputs)
@@ -150,5 +149,8 @@ class Infer:
             if encoding := choose_encoding(req.env.get("HTTP_ACCEPT_ENCODING", "")):
                 resp.set_header("Content-Encoding", encoding)
                 parts = [compress(parts, encoding)]
-        # WSGI wants bytes, so that here the views on tensors are copied.
-        resp.data = b"".join(parts)
+        if "ovms_rest.buffers" in req.env:  # our own worker sends views on tensors as they are
+            resp.stream = parts  # type: ignore[assignment]
+            resp.content_length = sum(map(len, parts))
+        else:
+            resp.data = b"".join(parts)

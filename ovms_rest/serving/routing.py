@@ -11,6 +11,11 @@ _AUTHORITY = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 _SLASH_TOLERANT = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
+def is_inference(method: str, path: str) -> bool:
+    """Tell whether a request infers, and so may have to wait; all others are answered at once."""
+    return method == "POST" and path.endswith("/infer")
+
+
 class Request(falcon.Request):
     """A request whose path keeps an encoded slash in a model's name and loses a slash at the end of a GET.
 

@@ -7,7 +7,9 @@ measured in turns, round by round.
 import json
 import os
 import re
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +17,11 @@ from typing import NamedTuple
 
 
 class Load(NamedTuple):
-    """What a load gave: requests per second, CPU milliseconds of the server for a request."""
+    """What a load gave: requests per second, CPU milliseconds of the server for a request, cores that wrk took."""
 
     rate: float
     cpu: float
+    taken: float = 0.0
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
@@ -45,16 +48,23 @@ def load(service, directory: Path, path: str, body: bytes, connections: int, sec
         "wrk.method = 'POST'\nwrk.body = file:read('*a')\n"
         + "".join(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}\n" for name, value in fields.items())
     )
-    before, started = cpu_seconds(service.workers()), time.monotonic()
+    workers = service.workers()
+    before, started, own = cpu_seconds(workers), time.monotonic(), _children_seconds()
     done = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", script,
          f"http://127.0.0.1:{service.port}{path}"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    elapsed, spent = time.monotonic() - started, cpu_seconds(service.workers()) - before
+    elapsed, spent = time.monotonic() - started, cpu_seconds(workers) - before
     assert "Non-2xx" not in done.stdout, done.stdout
     requests = int(re.search(r"(\d+) requests in", done.stdout)[1])
-    return Load(requests / elapsed, spent / requests * 1e3)
+    return Load(requests / elapsed, spent / requests * 1e3, (_children_seconds() - own) / elapsed)
+
+
+def _children_seconds() -> float:
+    """Return the CPU time of all processes that this one has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def infer_bare(model, arrays: dict, processes: int, seconds: float) -> Load:
@@ -86,4 +96,15 @@ def mean(loads: Sequence[Load]) -> Load:
 def machine() -> str:
     """Name the CPU and the number of usable cores."""
     name = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"{name[1] if name else 'unknown CPU'}, {len(os.sched_getaffinity(0))} cores"
+    return f"{name[1] if name else 'unknown CPU'}, {cores()} cores"
+
+
+def cores() -> int:
+    """Count the usable cores."""
+    return len(os.sched_getaffinity(0))
+
+
+def arguments(*defaults: int) -> list[int]:
+    """Read the numbers on the command line, with defaults for those that are not there."""
+    given = [int(argument) for argument in sys.argv[1:]]
+    return [*given, *defaults[len(given) :]]

@@ -1,0 +1,489 @@
+"""A client's connection to a worker: receives requests, one at a time, and sends the answers.
+
+Reading and writing never block. The socket is registered once, edge-triggered, so that no request costs a system call
+for it: `readable` remembers that an edge came until a read has drained the socket. A request that came whole is handed
+to the worker; the connection reads on when that has been answered.
+"""
+
+import socket
+import ssl
+from collections.abc import Sequence
+from enum import Enum, auto
+from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from typing import Any, NamedTuple, Protocol
+
+from gunicorn_h1c import H1CProtocol
+
+from ovms_rest.pool.http1 import CONTINUE, Environ, Head, HeadReader, Refusal, RequestBody
+from ovms_rest.serving.body import allocate
+
+EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+
+# How long a client that was refused may go on sending before the connection is cut: closed at once, the answer would be
+# lost to it.
+LINGER_SECONDS = 2.0
+# Bytes per second that a body or an answer has to make on the average, beyond its time limit.
+SLOWEST = 100_000
+# More is left for the next turn, so that one fast client does not keep the others waiting.
+BYTES_PER_TURN = 4 * 2**20
+
+_BLOCKED = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_EMPTY = memoryview(b"")
+_NEVER = float("inf")
+
+Buffer = bytes | memoryview
+
+
+class State(Enum):
+    """What a connection is at."""
+
+    HEAD = auto()  # waits for a request, or has a part of its head
+    BODY = auto()
+    WAITING = auto()  # has a whole request, which waits or is being answered
+    SENDING = auto()  # has an answer of which a part is still to be sent
+    LINGERING = auto()  # has sent its last answer and waits for the client to close
+    CLOSED = auto()
+
+
+class Times(NamedTuple):
+    """The time limits in seconds: of a head, of a body and an answer beyond their sizes, between requests."""
+
+    head: float
+    body: float
+    send: float
+    idle: float
+
+
+class Host(Protocol):
+    """What a connection needs of its worker."""
+
+    heads: HeadReader
+    times: Times
+    now: float
+    arena: memoryview
+    held: int
+    max_held: int
+    max_body: int
+
+    def submit(self, connection: "Connection") -> None:
+        """Take a request that came whole."""
+
+    def resume_later(self, connection: "Connection") -> None:
+        """Call `resume` in the next turn."""
+
+    def refuse(self, connection: "Connection", refusal: Refusal) -> None:
+        """Answer a request that the application does not see, and close."""
+
+    def forget(self, connection: "Connection") -> None:
+        """Drop a connection that is closed."""
+
+
+class Connection:
+    """A connection over a plain socket."""
+
+    __slots__ = (
+        "_began",
+        "_body",
+        "_chunks",
+        "_decoder",
+        "_half_closed",
+        "_held",
+        "_host",
+        "_linger",
+        "_pending",
+        "_readable",
+        "_received",
+        "_seen",
+        "_unsent",
+        "deadline",
+        "head",
+        "keep_alive",
+        "socket",
+        "state",
+        "template",
+    )
+
+    def __init__(self, host: Host, sock: socket.socket, template: Environ) -> None:
+        """Take a connected, non-blocking socket and the environ that its requests have in common."""
+        self._host = host
+        self.socket = sock
+        self.template = template
+        self.state = State.HEAD
+        self.deadline = host.now + host.times.head
+        self.head: Head | None = None
+        self.keep_alive = True
+        self._readable = False
+        self._half_closed = False
+        self._linger = False
+        self._pending = bytearray()  # a part of a head, or what came behind a request
+        self._seen = 0
+        self._body = _EMPTY
+        self._received = 0
+        self._began = 0.0
+        self._chunks: list[bytes] = []
+        self._decoder: Any = None
+        self._unsent: list[memoryview] = []
+        self._held = 0
+
+    # --- Events
+
+    def handle(self, events: int) -> None:
+        """Do what epoll says can be done."""
+        if events & (EPOLLERR | EPOLLHUP):
+            self.close()
+            return
+        if events & EPOLLRDHUP:
+            self._half_closed = True
+        if events & (EPOLLIN | EPOLLRDHUP):
+            self._readable = True
+        if self._unsent:
+            self._send_rest()
+        if self._readable:
+            self._receive()
+
+    def resume(self) -> None:
+        """Go on where the last turn ended: with a request that came behind another, or more to be read."""
+        if self.state is State.HEAD and self._pending:
+            self._read_head(self._pending)
+        elif self._readable:
+            self._receive()
+
+    def expire(self) -> None:
+        """End a connection whose deadline has passed."""
+        if self.state is State.BODY:
+            self._refuse(Refusal(408, f"the body did not come in time, {self._received} bytes of it did"))
+        elif self.state is State.HEAD and self._pending:
+            self._refuse(Refusal(408, "the head of the request did not come in time"))
+        else:
+            self.close()
+
+    def drain(self, deadline: float) -> None:
+        """Answer at the most one more request, which has to come by then."""
+        if self.state is State.HEAD and not self._pending:
+            self.deadline = min(self.deadline, deadline)
+
+    def close(self) -> None:
+        """Close at once."""
+        if self.state is State.CLOSED:
+            return
+        self.state = State.CLOSED
+        self._hold(0)
+        self._host.forget(self)
+        self.socket.close()
+
+    # --- Receiving
+
+    def _receive(self) -> None:
+        host, left = self._host, BYTES_PER_TURN
+        while self._readable:
+            state = self.state
+            if state is State.BODY and self._decoder is None:
+                target = self._body[self._received :]
+            elif state is State.HEAD or state is State.BODY or state is State.LINGERING:
+                target = host.arena
+            else:
+                return
+            try:
+                count = self.socket.recv_into(target)
+            except _BLOCKED:
+                self._readable = False
+                return
+            except OSError:  # reset by the client, or no TLS
+                self.close()
+                return
+            if not count:
+                self._end()
+                return
+            if count < len(target):
+                self._note_drained()
+            self._take(state, target, count)
+            if self.state is State.HEAD and not self._seen:
+                return  # a request was answered; the next one is for the next turn, so that others come in between
+            left -= count
+            if left <= 0 and self._readable:
+                host.resume_later(self)
+                return
+
+    def _note_drained(self) -> None:
+        """A short read has emptied the socket; but the end of the stream, already told, has to be read yet."""
+        self._readable = self._half_closed
+
+    def _take(self, state: State, target: memoryview, count: int) -> None:
+        if state is State.HEAD:
+            if self._pending:
+                self._pending += target[:count]
+                self._read_head(self._pending)
+            else:
+                self._read_head(target[:count])
+        elif state is State.BODY:
+            if self._decoder is not None:
+                self._feed(bytes(target[:count]))
+                return
+            self._received += count
+            if self._received == len(self._body):
+                self._complete()
+
+    def _end(self) -> None:
+        """The client sends no more."""
+        self._readable = False
+        if self.state is State.BODY and self._decoder is None:
+            self._refuse(Refusal(400, f"the body ended after {self._received} of {len(self._body)} bytes"))
+        elif self.state is State.BODY:
+            self._refuse(Refusal(400, "the body ended before its last chunk"))
+        else:
+            self.close()
+
+    def _read_head(self, source: bytearray | memoryview) -> None:
+        host = self._host
+        try:
+            head = host.heads.read(source, self._seen, self.template)
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        if head is None:
+            self._keep_part_of_head(source)
+            return
+        self._seen = 0
+        self.head = head
+        self.keep_alive = head.keep_alive
+        rest = memoryview(source)[head.size :]
+        if head.length is None:
+            self._begin_chunks(bytes(memoryview(source)[: head.size]), bytes(rest))
+        else:
+            self._begin_body(head, rest)
+
+    def _keep_part_of_head(self, source: bytearray | memoryview) -> None:
+        if source is not self._pending:
+            self._pending += source
+            self.deadline = self._host.now + self._host.times.head
+        self._seen = len(self._pending)
+        self._hold(self._seen)
+        limit = self._host.heads.limits.head
+        if self._seen > limit:
+            self._refuse(Refusal(431, f"the head of the request is larger than {limit} bytes"))
+        elif self._host.held > self._host.max_held:
+            self._refuse(self._no_room("the head of a request"))
+
+    def _begin_body(self, head: Head, rest: memoryview) -> None:
+        length = head.length or 0
+        if length == 0:
+            self._body = _EMPTY
+            self._pending = bytearray(rest)
+            self._complete()
+            return
+        try:
+            self._check_room(length)
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        self._body = allocate(length, _tensors_begin(head.environ))
+        self._received = min(length, len(rest))
+        self._body[: self._received] = rest[: self._received]
+        self._pending = bytearray(rest[self._received :])
+        self._hold(length)
+        if self._received == length:
+            self._complete()
+        else:
+            self._wait_for_body(head, length)
+
+    def _wait_for_body(self, head: Head, length: int) -> None:
+        self.state = State.BODY
+        self._began = self._host.now
+        self.deadline = self._began + self._host.times.body + length / SLOWEST
+        if head.expects_continue and not self._received:
+            self._send_now(CONTINUE)
+
+    def _check_room(self, length: int) -> None:
+        host = self._host
+        if length > host.max_body:
+            raise Refusal(413, f"the body has {length} bytes, at most {host.max_body} are allowed")
+        if host.held - self._held + length > host.max_held:
+            raise self._no_room(f"a body of {length} bytes")
+
+    def _no_room(self, what: str) -> Refusal:
+        held, limit = self._host.held, self._host.max_held
+        message = f"no room for {what}: unfinished requests hold {held} of {limit} bytes"
+        return Refusal(503, message, {"Retry-After": "1"})
+
+    def _begin_chunks(self, head: bytes, rest: bytes) -> None:
+        self._body = _EMPTY
+        self._chunks = []
+        self._received = 0
+        self._pending = bytearray()
+        self._decoder = H1CProtocol(
+            on_body=self._take_chunk,
+            limit_request_line=self._host.heads.limits.request_line,
+            limit_request_fields=self._host.heads.limits.fields,
+            limit_request_field_size=self._host.heads.limits.field_size,
+            limit_remaining=0,
+            permit_unconventional_http_method=True,
+        )
+        assert self.head is not None
+        self._wait_for_body(self.head, 0)
+        if self.state is State.BODY:
+            self._feed(head + rest)
+
+    def _take_chunk(self, chunk: bytes) -> None:
+        self._check_room(self._received + len(chunk))
+        self._received += len(chunk)
+        self._chunks.append(chunk)
+        self._hold(self._received)
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._decoder.feed(data)
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        except ValueError as error:
+            self._refuse(Refusal(400, f"malformed body: {error}"))
+            return
+        self.deadline = self._began + self._host.times.body + self._received / SLOWEST
+        if self._decoder.is_complete:
+            self._pending = bytearray(self._decoder.remaining())
+            self._decoder = None
+            assert self.head is not None
+            self._body = allocate(self._received, _tensors_begin(self.head.environ))
+            self._body[:] = b"".join(self._chunks)
+            self._chunks = []
+            self._complete()
+
+    def _complete(self) -> None:
+        self.state = State.WAITING
+        self.deadline = _NEVER
+        assert self.head is not None
+        self.head.environ["wsgi.input"] = RequestBody(self._body)
+        self._body = _EMPTY
+        self._host.submit(self)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer what is wrong and close: where the next request begins is not known any more."""
+        self.state = State.WAITING
+        self.keep_alive = False
+        self._linger = True
+        self._decoder = None
+        self._body = _EMPTY
+        self._chunks = []
+        self._pending = bytearray()
+        self._host.refuse(self, refusal)
+
+    # --- Sending
+
+    def send(self, parts: Sequence[Buffer], size: int) -> None:
+        """Send an answer of so many bytes; what the socket does not take at once is copied and sent later."""
+        try:
+            sent = self._send_parts(parts)
+        except OSError:
+            self.close()
+            return
+        if sent == size:
+            self._finish()
+            return
+        self.state = State.SENDING
+        self.deadline = self._host.now + self._host.times.send + size / SLOWEST
+        # The memory may be the output of a model, which the next inference overwrites.
+        self._unsent = [memoryview(bytes(part)) for part in _skip(parts, sent)]
+        self._hold(size - sent)
+
+    def _send_parts(self, parts: Sequence[Buffer]) -> int:
+        try:
+            return self.socket.sendmsg(parts)
+        except _BLOCKED:
+            return 0
+
+    def _send_now(self, data: bytes) -> None:
+        """Send an interim response. A socket that does not take these few bytes has a client that does not read."""
+        try:
+            if self._send_parts([data]) != len(data):
+                self.close()
+        except OSError:
+            self.close()
+
+    def _send_rest(self) -> None:
+        try:
+            sent = self._send_parts(self._unsent)
+        except OSError:
+            self.close()
+            return
+        self._unsent = list(_skip(self._unsent, sent))
+        if not self._unsent:
+            self._finish()
+        else:
+            self._hold(sum(map(len, self._unsent)))
+
+    def _finish(self) -> None:
+        """An answer was sent whole."""
+        self.head = None
+        self._hold(len(self._pending))
+        if self.keep_alive:
+            self.state = State.HEAD
+            self.deadline = self._host.now + (self._host.times.head if self._pending else self._host.times.idle)
+            if self._pending or self._readable:
+                self._host.resume_later(self)
+        elif self._linger or self._pending:
+            self._begin_lingering()
+        else:
+            self.close()
+
+    def _begin_lingering(self) -> None:
+        try:
+            self._shut_down()
+        except OSError:
+            self.close()
+            return
+        self.state = State.LINGERING
+        self.deadline = self._host.now + LINGER_SECONDS
+        self._pending = bytearray()
+        self._readable = True
+        self._host.resume_later(self)
+
+    def _shut_down(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def linger(self) -> None:
+        """Close after this answer though the client did not ask for it, and so may be sending another request."""
+        self.keep_alive = False
+        self._linger = True
+
+    def _hold(self, size: int) -> None:
+        """Account for the memory that this connection keeps."""
+        self._host.held += size - self._held
+        self._held = size
+
+
+class TlsConnection(Connection):
+    """A connection over TLS; the handshake goes on inside of reads and writes."""
+
+    __slots__ = ()
+
+    def _note_drained(self) -> None:
+        """A short read means nothing here: a record has its own size, and more may be decrypted already."""
+
+    def _send_parts(self, parts: Sequence[Buffer]) -> int:
+        sent = 0
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                try:
+                    count = self.socket.send(view)
+                except _BLOCKED:
+                    return sent
+                sent += count
+                view = view[count:]
+        return sent
+
+
+def _tensors_begin(environ: Environ) -> int:
+    """Tell where in the body the binary tensors begin, as far as the header can be trusted: it is only a hint."""
+    length = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH", "")
+    return int(length) if length.isdecimal() and len(length) < 12 else 0
+
+
+def _skip(parts: Sequence[Buffer], size: int) -> Sequence[memoryview]:
+    """Return what is behind so many bytes of the parts."""
+    rest = []
+    for part in parts:
+        if size < len(part):
+            rest.append(memoryview(part)[size:])
+        size = max(size - len(part), 0)
+    return rest

@@ -1,0 +1,431 @@
+"""The gunicorn worker of the service: one thread, epoll, and the WSGI application called directly.
+
+A turn of its loop handles whatever epoll reports, answers what does not infer at once, and makes one inference of those
+that wait. It looks at its sockets between inferences, so that probes wait for one at the most.
+"""
+
+import ctypes
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
+from gunicorn.sock import ssl_context
+from gunicorn.workers.base import Worker as BaseWorker
+
+from ovms_rest.pool.connection import EVENTS, Buffer, Connection, Times, TlsConnection
+from ovms_rest.pool.http1 import Environ, HeadReader, Refusal, encode_head, encode_refusal, encode_server_lines
+from ovms_rest.pool.table import WAKE, Row, wake
+from ovms_rest.serving.error_handlers import encode_error
+from ovms_rest.serving.routing import is_inference
+from ovms_rest.settings import read_settings
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
+
+# A receive of this size takes a head with a small body in one call.
+ARENA_BYTES = 64 * 1024
+# Up to here one buffer is cheaper to send than several, the copy included.
+SMALL_ANSWER = 4096
+# A connection that was left to another worker is taken after all when that one has not come for it.
+HANDOVER_SECONDS = 0.005
+# A worker that has had nothing to do for so long gets clients of one that has requests in waiting.
+IDLE_NANOSECONDS = 5_000_000
+TICK_SECONDS = 1.0
+# While it ends, a worker waits so long for a last request on a connection that is kept alive.
+DRAIN_SECONDS = 1.0
+# A process that has no file descriptor left tries again so much later.
+ACCEPT_PAUSE_SECONDS = 0.1
+
+# How much freed memory a worker keeps; half of it in one piece.
+KEPT_BYTES = 64 * 2**20
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+Headers = list[tuple[str, str]]
+
+
+class Worker(BaseWorker):  # type: ignore[misc]
+    """Serves the sockets of the arbiter, or, as the control worker, the control address alone."""
+
+    # Set by the arbiter's hooks before the fork.
+    row: Row
+    is_control: bool = False
+
+    def run(self) -> None:
+        """Serve until told to end: gunicorn's main loop of a worker."""
+        self._set_up()
+        while self._turn():
+            pass
+
+    def _set_up(self) -> None:
+        cfg, settings = self.cfg, read_settings(os.environ)
+        self.heads = HeadReader(cfg)
+        self.times = Times(
+            settings.head_timeout_seconds,
+            settings.body_timeout_seconds,
+            settings.send_timeout_seconds,
+            cfg.keepalive,
+        )
+        self.max_body = settings.max_body_bytes
+        self.max_held = settings.max_held_bytes
+        self.max_waiting = settings.max_waiting
+        _keep_freed_memory()
+        self.arena = memoryview(bytearray(ARENA_BYTES))
+        self.held = 0
+        self.now = time.monotonic()
+        self._tls = ssl_context(cfg) if cfg.is_ssl else None
+        self._waiting: deque[Connection] = deque()
+        self._resuming: list[Connection] = []
+        self._connections: dict[int, Connection] = {}
+        self._draining = False
+        self._next_tick = self.now
+        self._observed = _is_observed(cfg, self.log)
+        self._server_lines = ""
+        self._listeners = {sock.fileno(): (sock, self._make_template(sock)) for sock in self.sockets}
+        self._accepting = False
+        self._accept_again = 0.0
+        self._epoll = select.epoll()
+        self._epoll.register(self.PIPE[0], select.EPOLLIN)
+        signal.signal(WAKE, lambda number, frame: None)  # gunicorn's pipe wakes the loop at every signal
+        self.row.set_pid(os.getpid())
+        for sock in self.sockets:
+            sock.setblocking(False)
+        self._start_accepting()
+
+    def _make_template(self, listener: socket.socket) -> Environ:
+        """Make the part of the environ that all requests from a listener have in common."""
+        address = listener.getsockname()
+        host, port = address[:2] if isinstance(address, tuple) else ("localhost", "")
+        return {
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "https" if self._tls else "http",
+            "wsgi.errors": WSGIErrorsWrapper(self.cfg),
+            "wsgi.multithread": False,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+            "wsgi.file_wrapper": FileWrapper,
+            "wsgi.input_terminated": True,
+            # What is answered may be of any buffers, not of bytes alone; they are sent or copied before the next call.
+            "ovms_rest.buffers": True,
+            "SERVER_SOFTWARE": "ovms_rest",
+            "SERVER_NAME": host,
+            "SERVER_PORT": str(port),
+            "SCRIPT_NAME": os.environ.get("SCRIPT_NAME", ""),
+            "REMOTE_ADDR": "",
+        }
+
+    # --- The loop
+
+    def _turn(self) -> bool:
+        """Make a turn of the loop; return whether there is to be another."""
+        busy = bool(self._waiting or self._resuming)
+        if busy:
+            events = self._epoll.poll(0)
+        else:
+            if not self._draining and not self.is_control:
+                self.row.set_idle(time.monotonic_ns())
+            events = self._epoll.poll(self._until_next_event())
+            self.row.set_idle(0)
+        self.now = time.monotonic()
+        for fileno, mask in events:
+            connection = self._connections.get(fileno)
+            if connection is not None:
+                self._guard(connection, connection.handle, mask)
+            elif fileno in self._listeners:
+                self._accept(fileno)
+            else:
+                self._read_signals()
+        if self._resuming:
+            resuming, self._resuming = self._resuming, []
+            for connection in resuming:
+                self._guard(connection, connection.resume)
+        if self._waiting:
+            connection = self._waiting.popleft()
+            self._guard(connection, self._answer, connection)
+        if not self._accepting and self.now >= self._accept_again:
+            self._start_accepting()
+        if self.now >= self._next_tick:
+            self._tick()
+        if not self.alive and not self._draining:
+            self._drain()
+        return not self._draining or bool(self._connections)
+
+    @staticmethod
+    def _guard(connection: Connection, step: Callable[..., None], *arguments: Any) -> None:
+        """Take a step with a connection; what is wrong with it costs that connection and no other."""
+        try:
+            step(*arguments)
+        except Exception:
+            log.exception("error on a connection, which is closed")
+            connection.close()
+
+    def _until_next_event(self) -> float:
+        until = self._next_tick
+        if not self._accepting:
+            until = min(until, self._accept_again)
+        return max(0.0, until - self.now)
+
+    def _read_signals(self) -> None:
+        """Take note of signals, whose handlers have run. One tells that another worker left a connection to this."""
+        if WAKE in os.read(self.PIPE[0], 4096):
+            for listener in self._listeners:
+                self._accept(listener, asked=True)
+
+    def _tick(self) -> None:
+        """Do what is due once in a second."""
+        self.notify()
+        self._next_tick = self.now + TICK_SECONDS
+        self._server_lines = encode_server_lines(time.time())
+        for connection in [item for item in self._connections.values() if item.deadline < self.now]:
+            connection.expire()
+        if self.ppid != os.getppid():
+            log.info("the arbiter of worker %s is gone, so it ends", self.pid)
+            self.alive = False
+
+    def _drain(self) -> None:
+        """Begin to end: no new connections, and the last requests on those that there are."""
+        self._draining = True
+        self._stop_accepting()
+        self._accept_again = float("inf")
+        for sock in self.sockets:
+            sock.close()
+        self._listeners = {}
+        for connection in list(self._connections.values()):
+            connection.drain(self.now + DRAIN_SECONDS)
+
+    # --- Connections
+
+    def _start_accepting(self) -> None:
+        if self._draining or len(self._connections) >= self.cfg.worker_connections:
+            self._accept_again = self.now + ACCEPT_PAUSE_SECONDS
+            return
+        self._accepting = True
+        for fileno in self._listeners:
+            self._epoll.register(fileno, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def _stop_accepting(self, pause: float = 0.0) -> None:
+        self._accept_again = self.now + pause
+        if self._accepting:
+            self._accepting = False
+            for fileno in self._listeners:
+                self._epoll.unregister(fileno)
+
+    def _accept(self, fileno: int, asked: bool = False) -> None:
+        """Accept what is there, but leave it to an idle worker that has fewer connections."""
+        listener, template = self._listeners[fileno]
+        while len(self._connections) < self.cfg.worker_connections:
+            freer = None if asked else self.row.find_freer(len(self._connections))
+            if freer is not None:
+                wake(freer)
+                self._stop_accepting(HANDOVER_SECONDS)
+                return
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.error("cannot accept a connection: %s", error.strerror)
+                self._stop_accepting(ACCEPT_PAUSE_SECONDS)
+                return
+            asked = False
+            self._add(sock, address, template)
+        self._stop_accepting(ACCEPT_PAUSE_SECONDS)
+
+    def _add(self, sock: socket.socket, address: Any, template: Environ) -> None:
+        sock.setblocking(False)
+        if isinstance(address, tuple):
+            template = {**template, "REMOTE_ADDR": address[0], "REMOTE_PORT": str(address[1])}
+        kind = Connection
+        if self._tls is not None:
+            sock = self._tls.wrap_socket(
+                sock,
+                server_side=True,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
+            )
+            kind = TlsConnection
+        connection = kind(self, sock, template)
+        self._connections[sock.fileno()] = connection
+        self._epoll.register(sock.fileno(), EVENTS)
+        self.row.set_connections(len(self._connections))
+
+    def forget(self, connection: Connection) -> None:
+        """Drop a connection that is being closed."""
+        del self._connections[connection.socket.fileno()]
+        self.row.set_connections(len(self._connections))
+        if connection in self._waiting:
+            self._waiting.remove(connection)
+
+    def resume_later(self, connection: Connection) -> None:
+        """Let a connection go on in the next turn."""
+        self._resuming.append(connection)
+
+    # --- Requests
+
+    def submit(self, connection: Connection) -> None:
+        """Take a request that came whole: let it wait for its inference, or answer it."""
+        assert connection.head is not None
+        environ = connection.head.environ
+        if not is_inference(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+            self._answer(connection)
+        elif self.is_control:
+            self._send_refusal(connection, Refusal(404, "inferences are not served on the control address"))
+        elif len(self._waiting) >= self.max_waiting:
+            message = f"overloaded: {len(self._waiting)} requests wait already, which is the limit of a worker"
+            self._send_refusal(connection, Refusal(503, message, {"Retry-After": "1"}))
+        else:
+            self._waiting.append(connection)
+
+    def refuse(self, connection: Connection, refusal: Refusal) -> None:
+        """Answer what is no request for the application."""
+        log.debug("refused a request with %s: %s", refusal.status, refusal)
+        self._send_refusal(connection, refusal)
+
+    def _send_refusal(self, connection: Connection, refusal: Refusal) -> None:
+        status, headers, body = encode_refusal(refusal)
+        self._send(connection, status, headers, [body])
+
+    def _answer(self, connection: Connection) -> None:
+        """Have the application answer a request."""
+        assert connection.head is not None
+        environ = connection.head.environ
+        started = time.monotonic() if self._observed else 0.0
+        if self._observed:
+            self.cfg.pre_request(self, _Observed(environ))
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            log.info("worker %s has answered %s requests, so it ends", self.pid, self.nr)
+            self.alive = False
+        status, headers, parts = self._call(environ)
+        size = self._send(connection, status, headers, parts)
+        if self._observed:
+            self._observe(environ, status, headers, size, time.monotonic() - started)
+
+    def _call(self, environ: Environ) -> tuple[str, Headers, list[Buffer]]:
+        """Call the application; return status, headers and the parts of the body."""
+        answer: list[Any] = []
+
+        def start_response(status: str, headers: Headers, exc_info: Any = None) -> Any:
+            answer[:] = status, headers, []
+            return answer[2].append
+
+        try:
+            result: Iterable[Buffer] = self.wsgi(environ, start_response)
+            try:
+                parts = list(result)
+            finally:
+                if hasattr(result, "close"):
+                    result.close()
+            status, headers, written = answer
+        except Exception:
+            log.exception("error while answering %s %s", environ["REQUEST_METHOD"], environ["RAW_URI"])
+            body = encode_error("internal error; the reason is in the log of the server")
+            return "500 Internal Server Error", [("Content-Type", "application/json")], [body]
+        return status, headers, written + parts if written else parts
+
+    def _send(self, connection: Connection, status: str, headers: Headers, parts: list[Buffer]) -> int:
+        """Send an answer; return the bytes of its body."""
+        size = sum(map(len, parts))
+        if not any(name.lower() == "content-length" for name, _ in headers):
+            headers = [*headers, ("Content-Length", str(size))]
+        if connection.head is not None and connection.head.environ["REQUEST_METHOD"] == "HEAD":
+            parts, size = [], 0
+        if connection.keep_alive and self._has_to_close():
+            connection.linger()
+        try:
+            head = encode_head(status, headers, _connection_line(connection), self._server_lines)
+        except ValueError:
+            log.exception("the application answered what cannot be sent")
+            connection.close()
+            return 0
+        total = len(head) + size
+        if total <= SMALL_ANSWER:
+            connection.send([b"".join([head, *parts])], total)
+        else:
+            connection.send([head, *parts], total)
+        return size
+
+    def _has_to_close(self) -> bool:
+        """Tell whether a connection has to go: the worker ends, keeps none alive, or has more than it can serve."""
+        if not self.alive or not self.times.idle:
+            return True
+        return bool(self._waiting) and self.row.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS)
+
+    def _observe(self, environ: Environ, status: str, headers: Headers, size: int, seconds: float) -> None:
+        """Tell gunicorn's hooks and access log of a request, for those who asked for it."""
+        request, response = _Observed(environ), _ObservedResponse(status, headers, size)
+        self.log.access(response, request, environ, timedelta(seconds=seconds))
+        try:
+            self.cfg.post_request(self, request, environ, response)
+        except Exception:
+            log.exception("exception in the post_request hook")
+
+    @staticmethod
+    def check_config(cfg: Any, logger: Any) -> None:
+        """Refuse what this worker does not do, before anything is started."""
+        for name, allowed in (("proxy_protocol", "off"), ("http_protocols", ["h1"])):
+            if getattr(cfg, name) != allowed:
+                logger.error("gunicorn's setting %s is not supported, only %r is", name, allowed)
+                sys.exit(1)
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep memory of the size of bodies for the next ones, instead of asking for new pages.
+
+    New pages cost more than a tensor of a few hundred kilobytes costs otherwise (see tests/benchmarks/README.md).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's
+        libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES // 2)
+        libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def _connection_line(connection: Connection) -> str:
+    if not connection.keep_alive:
+        return "Connection: close\r\n"
+    http10 = connection.head is not None and connection.head.environ["SERVER_PROTOCOL"] == "HTTP/1.0"
+    return "Connection: keep-alive\r\n" if http10 else ""
+
+
+def _is_observed(cfg: Any, logger: Any) -> bool:
+    """Tell whether anybody looks at single requests: an access log, or hooks of the user's."""
+    default = Config()
+    hooks = ("pre_request", "post_request")
+    return logger.access_log_enabled or any(getattr(cfg, hook) is not getattr(default, hook) for hook in hooks)
+
+
+class _Observed:
+    """A request as gunicorn's hooks and access log know it."""
+
+    def __init__(self, environ: Environ) -> None:
+        self.method: str = environ["REQUEST_METHOD"]
+        self.uri: str = environ["RAW_URI"]
+        self.path: str = environ["PATH_INFO"]
+        self.query: str = environ["QUERY_STRING"]
+        self.version = (1, int(environ["SERVER_PROTOCOL"][-1]))
+        self.remote_addr = (environ["REMOTE_ADDR"], environ.get("REMOTE_PORT", ""))
+        self.headers = [
+            (key.removeprefix("HTTP_").replace("_", "-"), value)
+            for key, value in environ.items()
+            if key.startswith(("HTTP_", "CONTENT_"))
+        ]
+
+
+class _ObservedResponse:
+    """A response as gunicorn's hooks and access log know it."""
+
+    def __init__(self, status: str, headers: Headers, size: int) -> None:
+        self.status = status
+        self.status_code = int(status.split()[0])
+        self.headers = headers
+        self.sent = self.response_length = size
+        self.headers_sent = True

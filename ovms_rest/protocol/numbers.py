@@ -1,0 +1,184 @@
+"""Numeric requests, large ones whose data are numbers: read by simdjson without a Python object for each number.
+
+orjson stays the judge of what is JSON and of what a request may hold. What is read here is what orjson would have
+read, bit for bit; whatever else comes raises UnsuitedError, which says nothing but that orjson has to read it.
+"""
+
+import math
+import threading
+from typing import Any, Final, Literal
+
+import numpy as np
+import simdjson
+from numpy.typing import NDArray
+
+from ovms_rest.protocol.datatypes import BOOL, DATATYPES, Datatype, round_to_bfloat16
+
+# An array of JSON as simdjson holds it. While one lives, its parser parses nothing else.
+NumberArray = simdjson.Array
+
+# For how large a JSON a parser's memory is kept for the next: new pages from the kernel double the time. A parser takes
+# 2 bytes for each byte of numbers of 18 digits, and up to 13 for 1,1,1,1.
+MAX_KEPT_SIZE = 2**23
+# Keys of an object, and items of an array other than data. simdjson finds a key by going through those before it.
+MAX_MEMBERS = 256
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_NUMERIC: Final = b"0123456789+-.eE,[] \t\r\n"
+_QUOTE, _BACKSLASH = b'"\\'
+# What a byte does to the depth.
+_STEPS = np.zeros(256, np.int8)
+_STEPS[[*b"[{"]] = 1
+_STEPS[[*b"]}"]] = -1
+# Bytes looked at in one go. What is made of them stays in the cache and in memory that the process already has.
+_BLOCK = 3 * 2**15
+
+# As what simdjson gives the elements: FP64, INT64 or UINT64.
+_Kind = Literal["d", "i", "u"]
+_KINDS: dict[str, _Kind] = {
+    name: "d" if float in row.json_types else "u" if row.dtype.kind == "u" else "i"
+    for name, row in DATATYPES.items()
+    if name != BOOL
+}
+_DTYPES: dict[_Kind, np.dtype[Any]] = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
+
+
+class UnsuitedError(Exception):
+    """The request is not for this module. It may be valid, and it may be not."""
+
+
+def looks_numeric(part: memoryview) -> bool:
+    """Guess from three places whether a large JSON is mostly numbers, so that texts are not parsed in vain."""
+    quarter = len(part) // 4
+    return any(not bytes(part[place : place + 32]).strip(_NUMERIC) for place in (quarter, 2 * quarter, 3 * quarter))
+
+
+def parse_numeric(part: memoryview, max_depth: int) -> dict[str, Any]:
+    """Parse the JSON of a request to what orjson makes of it, except that an array as `data` is a NumberArray.
+
+    Raises UnsuitedError for what is no JSON, no object with an array of objects as `inputs`, nested deeper than
+    `max_depth` levels, or beyond what is read here: a repeated key, an integer of more than 64 bits.
+    """
+    if bytes(part[:3]) == _BYTE_ORDER_MARK:  # which simdjson skips
+        raise UnsuitedError
+    if not is_shallow(np.frombuffer(part, np.uint8), max_depth):
+        raise UnsuitedError
+    root = _members(_parse(part))
+    inputs = [_input(item) for item in _items(root.pop("inputs", None))]
+    return {name: _to_python(value) for name, value in root.items()} | {"inputs": inputs}
+
+
+def to_array(numbers: NumberArray, datatype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Convert numbers, nested in any form, to an array of that datatype and shape; floats are rounded once from FP64.
+
+    Raises UnsuitedError for BOOL and BYTES, for elements that do not fit the datatype, and where the shape means
+    another count.
+    """
+    kind = _KINDS.get(datatype)
+    if kind is None:
+        raise UnsuitedError
+    try:
+        values = np.frombuffer(numbers.as_buffer(of_type=kind), _DTYPES[kind])
+    except (TypeError, ValueError, MemoryError) as error:  # of another type; beyond the kind's range
+        raise UnsuitedError from error
+    if len(values) != math.prod(shape):
+        raise UnsuitedError
+    return _narrow(values, DATATYPES[datatype]).reshape(shape)
+
+
+def _narrow(values: NDArray[Any], datatype: Datatype) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        array = round_to_bfloat16(values) if datatype.name == "BF16" else values.astype(datatype.dtype, copy=False)
+    fits = np.isfinite(array) if float in datatype.json_types else array == values
+    if not fits.all():
+        raise UnsuitedError
+    return array
+
+
+# --- From simdjson's values to Python's
+
+
+class _Kept(threading.local):
+    """The parser of each thread."""
+
+    def __init__(self) -> None:
+        self.parser = simdjson.Parser()
+
+
+_kept = _Kept()
+
+
+def _parse(part: memoryview) -> Any:
+    parser = _kept.parser if len(part) <= MAX_KEPT_SIZE else simdjson.Parser()
+    try:
+        return parser.parse(part)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        # It may be that an array which outlived its request holds the parser: then the next request needs another.
+        _kept.parser = simdjson.Parser()
+        raise UnsuitedError from error
+
+
+def _members(value: Any) -> dict[str, Any]:
+    if type(value) is not simdjson.Object or len(value) > MAX_MEMBERS:
+        raise UnsuitedError
+    names = list(value)
+    # simdjson finds the first of equal keys, where the last counts, and compares a key up to a NUL.
+    if len(set(names)) < len(names) or "\0" in "".join(names):
+        raise UnsuitedError
+    return {name: value[name] for name in names}
+
+
+def _items(value: Any) -> list[Any]:
+    if type(value) is not simdjson.Array or len(value) > MAX_MEMBERS:
+        raise UnsuitedError
+    return list(value)
+
+
+def _input(item: Any) -> dict[str, Any]:
+    return {
+        name: value if name == "data" and type(value) is NumberArray else _to_python(value)
+        for name, value in _members(item).items()
+    }
+
+
+def _to_python(value: Any) -> Any:
+    # Not by as_dict and as_list of simdjson, which write past the end of an array of 2**24 items.
+    if type(value) is simdjson.Object:
+        return {name: _to_python(member) for name, member in _members(value).items()}
+    if type(value) is simdjson.Array:
+        return [_to_python(item) for item in _items(value)]
+    return value
+
+
+# --- Depth
+
+
+def is_shallow(text: NDArray[np.uint8], max_depth: int) -> bool:
+    """Tell whether JSON is nested no deeper than `max_depth` levels.
+
+    False may be wrong where a backslash stands before a quote, True never is. Of what is no JSON the answer means
+    nothing.
+    """
+    # With these bits all four brackets are 0x7f, and so are only Y, y, _ and DEL, which are no step in depth.
+    brackets = _places(text, 0x26, 0x7F)
+    if len(brackets) <= 2 * max_depth:
+        return True
+    quotes = _places(text, 0, _QUOTE)
+    if (text[quotes - 1] == _BACKSLASH).any():  # a quote that may be part of a string
+        return False
+    outside = np.searchsorted(quotes, brackets) % 2 == 0
+    return int(np.cumsum(_STEPS[text[brackets[outside]]]).max(initial=0)) <= max_depth
+
+
+def _places(text: NDArray[np.uint8], bits: int, value: int) -> NDArray[np.intp]:
+    """Return where a byte with the bits set is the value. Such are few, so eight bytes are looked at together."""
+    whole = len(text) // 8 * 8
+    found = np.empty(whole // 8, np.bool_)
+    for begin in range(0, whole, _BLOCK):
+        end = min(begin + _BLOCK, whole)
+        marks = (text[begin:end] | bits) == value
+        np.not_equal(marks.view(np.uint64), 0, out=found[begin // 8 : end // 8])
+    near = (np.flatnonzero(found)[:, np.newaxis] * 8 + np.arange(8)).ravel()
+    near = np.concatenate((near, np.arange(whole, len(text))))
+    places: NDArray[np.intp] = near[(text[near] | bits) == value]
+    return places
