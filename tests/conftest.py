@@ -2,8 +2,15 @@
 
 import model_zoo
 import pytest
+from hypothesis import settings
 from openvino import Type
 from service import serve, write_config
+
+# The same cases every time, so that a run that fails does so for what was changed. Others are tried by
+# `pytest --hypothesis-profile random`.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("random")
+settings.load_profile("repeatable")
 
 ELEMENT_TYPES = {
     "BOOL": Type.boolean,

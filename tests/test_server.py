@@ -254,6 +254,8 @@ def test_a_raw_body(service):
     head, data = split(answer)
     assert head["outputs"] == [tensor("y", "FP32", [2, 4], parameters={"binary_data_size": 32})]
     assert data == np.maximum(array, 0).tobytes()
+    empty = service.infer("relu", b"", Inference_Header_Content_Length="0")
+    assert empty.json()["outputs"] == [tensor("y", "FP32", [0, 4], parameters={"binary_data_size": 0})]
     head, data = split(service.infer("strings", b"any \xff bytes", Inference_Header_Content_Length="0"))
     assert (head["outputs"][0]["shape"], data) == ([1], b"\x0b\0\0\0any \xff bytes")
 

@@ -5,15 +5,15 @@ for it: `readable` remembers that an edge came until a read has drained the sock
 to the worker; the connection reads on when that has been answered.
 """
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Sequence
 from enum import Enum, auto
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from gunicorn_h1c import H1CProtocol
-
+from ovms_rest.pool.chunks import ChunkDecoder
 from ovms_rest.pool.http1 import CONTINUE, Environ, Head, HeadReader, Refusal, RequestBody
 from ovms_rest.serving.body import allocate
 
@@ -27,8 +27,12 @@ SLOWEST = 100_000
 # More is left for the next turn, so that one fast client does not keep the others waiting.
 BYTES_PER_TURN = 4 * 2**20
 
+# The system takes 1024 at once.
+MAX_PARTS = 512
+
 _BLOCKED = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_EMPTY = memoryview(b"")
+# Writable, as OpenVINO wants the memory of a tensor, of one without elements too.
+_EMPTY = memoryview(bytearray())
 _NEVER = float("inf")
 
 Buffer = bytes | memoryview
@@ -84,7 +88,6 @@ class Connection:
     __slots__ = (
         "_began",
         "_body",
-        "_chunks",
         "_decoder",
         "_half_closed",
         "_held",
@@ -120,8 +123,7 @@ class Connection:
         self._body = _EMPTY
         self._received = 0
         self._began = 0.0
-        self._chunks: list[bytes] = []
-        self._decoder: Any = None
+        self._decoder: ChunkDecoder | None = None
         self._unsent: list[memoryview] = []
         self._held = 0
 
@@ -145,7 +147,9 @@ class Connection:
         """Go on where the last turn ended: with a request that came behind another, or more to be read."""
         if self.state is State.HEAD and self._pending:
             self._read_head(self._pending)
-        elif self._readable:
+            if self.state is State.HEAD and not self._seen:
+                return  # answered: what comes behind is for the next turn again
+        if self._readable:
             self._receive()
 
     def expire(self) -> None:
@@ -177,6 +181,8 @@ class Connection:
         host, left = self._host, BYTES_PER_TURN
         while self._readable:
             state = self.state
+            if state is State.HEAD and self._pending and not self._seen:
+                return  # the next request is here already, and waits for its turn
             if state is State.BODY and self._decoder is None:
                 target = self._body[self._received :]
             elif state is State.HEAD or state is State.BODY or state is State.LINGERING:
@@ -219,9 +225,18 @@ class Connection:
             if self._decoder is not None:
                 self._feed(bytes(target[:count]))
                 return
-            self._received += count
-            if self._received == len(self._body):
-                self._complete()
+            self._take_body(count)
+
+    def _take_body(self, count: int) -> None:
+        self._received += count
+        try:
+            self._check_room(self._received, len(self._body))
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        self._hold(self._received)
+        if self._received == len(self._body):
+            self._complete()
 
     def _end(self) -> None:
         """The client sends no more."""
@@ -238,6 +253,7 @@ class Connection:
         try:
             head = host.heads.read(source, self._seen, self.template)
         except Refusal as refusal:
+            refusal.is_of_head = bytes(memoryview(source)[:5]) == b"HEAD "
             self._refuse(refusal)
             return
         if head is None:
@@ -248,7 +264,7 @@ class Connection:
         self.keep_alive = head.keep_alive
         rest = memoryview(source)[head.size :]
         if head.length is None:
-            self._begin_chunks(bytes(memoryview(source)[: head.size]), bytes(rest))
+            self._begin_chunks(head, bytes(rest))
         else:
             self._begin_body(head, rest)
 
@@ -271,17 +287,18 @@ class Connection:
             self._pending = bytearray(rest)
             self._complete()
             return
+        received = min(length, len(rest))
         try:
-            self._check_room(length)
+            self._check_room(received, length)
         except Refusal as refusal:
             self._refuse(refusal)
             return
         self._body = allocate(length, _tensors_begin(head.environ))
-        self._received = min(length, len(rest))
-        self._body[: self._received] = rest[: self._received]
-        self._pending = bytearray(rest[self._received :])
-        self._hold(length)
-        if self._received == length:
+        self._body[:received] = rest[:received]
+        self._received = received
+        self._pending = bytearray(rest[received:])
+        self._hold(received)
+        if received == length:
             self._complete()
         else:
             self._wait_for_body(head, length)
@@ -293,59 +310,49 @@ class Connection:
         if head.expects_continue and not self._received:
             self._send_now(CONTINUE)
 
-    def _check_room(self, length: int) -> None:
+    def _check_room(self, received: int, announced: int = 0) -> None:
+        """Refuse a body that is too large, or has come so far that there is no room for more.
+
+        The memory of what is announced only is not taken yet, and would be kept from others by who sends no more.
+        """
         host = self._host
-        if length > host.max_body:
-            raise Refusal(413, f"the body has {length} bytes, at most {host.max_body} are allowed")
-        if host.held - self._held + length > host.max_held:
-            raise self._no_room(f"a body of {length} bytes")
+        if max(received, announced) > host.max_body:
+            what = f"{announced}" if announced else f"more than {host.max_body}"
+            raise Refusal(413, f"the body has {what} bytes, at most {host.max_body} are allowed")
+        if host.held - self._held + received > host.max_held:
+            raise self._no_room(f"a body of {max(received, announced)} bytes")
 
     def _no_room(self, what: str) -> Refusal:
         held, limit = self._host.held, self._host.max_held
         message = f"no room for {what}: unfinished requests hold {held} of {limit} bytes"
         return Refusal(503, message, {"Retry-After": "1"})
 
-    def _begin_chunks(self, head: bytes, rest: bytes) -> None:
+    def _begin_chunks(self, head: Head, rest: bytes) -> None:
         self._body = _EMPTY
-        self._chunks = []
         self._received = 0
         self._pending = bytearray()
-        self._decoder = H1CProtocol(
-            on_body=self._take_chunk,
-            limit_request_line=self._host.heads.limits.request_line,
-            limit_request_fields=self._host.heads.limits.fields,
-            limit_request_field_size=self._host.heads.limits.field_size,
-            limit_remaining=0,
-            permit_unconventional_http_method=True,
-        )
-        assert self.head is not None
-        self._wait_for_body(self.head, 0)
+        self._decoder = ChunkDecoder(self._host.heads.limits)
+        self._wait_for_body(head, 0)
         if self.state is State.BODY:
-            self._feed(head + rest)
-
-    def _take_chunk(self, chunk: bytes) -> None:
-        self._check_room(self._received + len(chunk))
-        self._received += len(chunk)
-        self._chunks.append(chunk)
-        self._hold(self._received)
+            self._feed(rest)
 
     def _feed(self, data: bytes) -> None:
+        assert self._decoder is not None
         try:
             self._decoder.feed(data)
+            self._check_room(len(self._decoder.data))
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        except ValueError as error:
-            self._refuse(Refusal(400, f"malformed body: {error}"))
-            return
+        self._received = len(self._decoder.data)
+        self._hold(self._received)
         self.deadline = self._began + self._host.times.body + self._received / SLOWEST
         if self._decoder.is_complete:
-            self._pending = bytearray(self._decoder.remaining())
-            self._decoder = None
             assert self.head is not None
+            self._pending = bytearray(self._decoder.rest)
             self._body = allocate(self._received, _tensors_begin(self.head.environ))
-            self._body[:] = b"".join(self._chunks)
-            self._chunks = []
+            self._body[:] = self._decoder.data
+            self._decoder = None
             self._complete()
 
     def _complete(self) -> None:
@@ -363,7 +370,6 @@ class Connection:
         self._linger = True
         self._decoder = None
         self._body = _EMPTY
-        self._chunks = []
         self._pending = bytearray()
         self._host.refuse(self, refusal)
 
@@ -386,6 +392,8 @@ class Connection:
         self._hold(size - sent)
 
     def _send_parts(self, parts: Sequence[Buffer]) -> int:
+        if len(parts) > MAX_PARTS:
+            parts = [b"".join(parts)]
         try:
             return self.socket.sendmsg(parts)
         except _BLOCKED:
@@ -420,7 +428,7 @@ class Connection:
             self.deadline = self._host.now + (self._host.times.head if self._pending else self._host.times.idle)
             if self._pending or self._readable:
                 self._host.resume_later(self)
-        elif self._linger or self._pending:
+        elif self._linger or self._pending or self._readable:
             self._begin_lingering()
         else:
             self.close()
@@ -440,6 +448,10 @@ class Connection:
     def _shut_down(self) -> None:
         self.socket.shutdown(socket.SHUT_WR)
 
+    def has_more(self) -> bool:
+        """Tell whether another request, or a part of one, may have been received already."""
+        return bool(self._pending) or self._readable
+
     def linger(self) -> None:
         """Close after this answer though the client did not ask for it, and so may be sending another request."""
         self.keep_alive = False
@@ -458,6 +470,24 @@ class TlsConnection(Connection):
 
     def _note_drained(self) -> None:
         """A short read means nothing here: a record has its own size, and more may be decrypted already."""
+
+    def _shut_down(self) -> None:
+        self._say_goodbye()
+        super()._shut_down()
+
+    def close(self) -> None:
+        """Close at once, but not without the alert that RFC 9112 section 9.8 asks for."""
+        if self.state is not State.CLOSED and self.state is not State.LINGERING:
+            self._say_goodbye()
+        super().close()
+
+    def _say_goodbye(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the client is not waited for, and may be gone
+            self.socket.unwrap()  # type: ignore[attr-defined]
+
+    def has_more(self) -> bool:
+        """Tell whether another request, or a part of one, was received already; what is encrypted does not count."""
+        return bool(self._pending)
 
     def _send_parts(self, parts: Sequence[Buffer]) -> int:
         sent = 0

@@ -38,7 +38,8 @@ def on_starting(arbiter: Any) -> None:
     if address:
         cfg = Config()
         cfg.set("bind", [address])
-        cfg.set("reuse_port", True)  # of the arbiter that SIGUSR2 starts beside this one
+        # Beside this arbiter SIGUSR2 may start another.
+        cfg.set("reuse_port", not address.startswith("unix:"))
         arbiter.control_sockets = create_sockets(cfg, arbiter.log)
         log.info("control address: %s", ", ".join(map(str, arbiter.control_sockets)))
         _count_control_worker(arbiter)
@@ -76,8 +77,15 @@ def pre_fork(arbiter: Any, worker: Any) -> None:
 
 
 def post_fork(arbiter: Any, worker: Any) -> None:
-    """Keep the queue into which signals go until the worker has handlers of its own."""
+    """Keep the queue into which signals go until the worker has handlers of its own.
+
+    With `reuse_port` gunicorn has given every worker sockets of its own, which are not for the control worker.
+    """
     worker.early_signals = arbiter.SIG_QUEUE
+    if worker.is_control and worker.sockets is not arbiter.control_sockets:
+        for sock in worker.sockets:
+            sock.close()
+        worker.sockets = arbiter.control_sockets
 
 
 def post_worker_init(worker: Any) -> None:

@@ -6,6 +6,7 @@ LF, spaces before colons, obsolete folding, ...); what it leaves to a server is 
 
 import email.utils
 import io
+import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 import gunicorn_h1c
 from gunicorn_h1c import parse_request_fast
 
+from ovms_rest.protocol.words import cut
 from ovms_rest.serving.error_handlers import encode_error
 
 Environ = dict[str, Any]
@@ -22,8 +24,11 @@ Environ = dict[str, Any]
 INCOMPLETE: tuple[type[Exception], ...] = (gunicorn_h1c.IncompleteError, gunicorn_h1c._parser_fast.IncompleteError)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-# How many names of header fields are remembered with their keys; clients may send any.
+# How many names of header fields, and hosts, are remembered once looked at; clients may send any.
 _REMEMBERED = 512
+_CR = 13
+# RFC 3986 section 3.2.2 and 3.2.3: an address in brackets or a name, and a port.
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
 
 class Refusal(Exception):  # noqa: N818  it is no error of ours
@@ -34,6 +39,7 @@ class Refusal(Exception):  # noqa: N818  it is no error of ours
         super().__init__(message)
         self.status = status
         self.headers = headers or {}
+        self.is_of_head = False  # then the answer has no body
 
 
 class Limits(NamedTuple):
@@ -97,8 +103,9 @@ class RequestBody:
 class HeadReader:
     """Reads heads; what gunicorn's settings say of them is settled once."""
 
-    def __init__(self, cfg: Any) -> None:
-        """Take gunicorn's settings."""
+    def __init__(self, cfg: Any, script_name: str = "") -> None:
+        """Take gunicorn's settings, and the path that the service is mounted below."""
+        self._script_name = script_name
         self.limits = Limits(
             min(cfg.limit_request_line, 8190) or 2**20,  # 0 is no limit, which the parser does not know
             min(cfg.limit_request_fields or 256, 256),  # the parser's own limit
@@ -110,6 +117,7 @@ class HeadReader:
             cfg.permit_unconventional_http_version,
         )
         self._header_map = cfg.header_map
+        self._hosts: set[str | None] = set()
         self._keys: dict[bytes, str | None] = {b"Content-Type": "CONTENT_TYPE", b"Content-Length": "CONTENT_LENGTH"}
 
     def read(self, data: bytes | bytearray | memoryview, seen: int, template: Environ) -> Head | None:
@@ -118,12 +126,18 @@ class HeadReader:
         `template` is the environ of the connection, which is copied. Returns None while the head is not whole. Raises
         Refusal.
         """
+        # RFC 9112 section 2.2: an empty line may come before a request. The parser would not count the one after it.
+        skipped = 2 if data[:2] == b"\r\n" else 0
+        if skipped:
+            data = memoryview(data)[2:]
+            if len(data) and data[0] == _CR:
+                raise Refusal(400, "malformed request: more than one empty line before it")
         try:
-            request = parse_request_fast(data, seen, *self._arguments)
+            request = parse_request_fast(data, max(seen - skipped, 0), *self._arguments)
         except INCOMPLETE:
             return None
         except ValueError as error:
-            raise _refuse(error) from error
+            raise self._refuse(error, data) from error
         environ = template.copy()
         target = str(request.path, "latin-1")
         environ["REQUEST_METHOD"] = str(request.method, "latin-1")
@@ -131,7 +145,9 @@ class HeadReader:
         path, _, environ["QUERY_STRING"] = target.partition("?")
         if not path.startswith("/") and path != "*":
             path = _strip_authority(path)
-        environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
+        if self._script_name:
+            path = path.removeprefix(self._script_name)
+        environ["PATH_INFO"] = unquote_to_bytes(path.encode("latin-1")).decode("latin-1") if "%" in path else path
         minor = request.minor_version
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if minor else "HTTP/1.0"
         keys = self._keys
@@ -140,16 +156,33 @@ class HeadReader:
             if key is None:
                 continue
             environ[key] = f"{environ[key]},{value.decode('latin-1')}" if key in environ else value.decode("latin-1")
-        if minor and "HTTP_HOST" not in environ:
-            raise Refusal(400, "malformed request: HTTP/1.1 asks for a Host header (RFC 9112 section 3.2)")
-        close = request.connection_close
+        self._check_host(environ.get("HTTP_HOST"), minor)
         return Head(
             environ,
-            request.consumed,
+            request.consumed + skipped,
             self._body_length(request, environ),
             "HTTP_EXPECT" in environ and _expects_continue(environ["HTTP_EXPECT"], minor),
-            close == 0 or (close == -1 and minor == 1),
+            _keeps_alive(environ["HTTP_CONNECTION"], minor) if "HTTP_CONNECTION" in environ else minor == 1,
         )
+
+    def _check_host(self, host: str | None, minor: int) -> None:
+        """Refuse what RFC 9112 section 3.2 wants refused."""
+        if host in self._hosts:
+            return
+        if host is None and minor:
+            raise Refusal(400, "malformed request: HTTP/1.1 asks for a Host header (RFC 9112 section 3.2)")
+        if host is not None and not _HOST.fullmatch(host):
+            raise Refusal(400, f"malformed request: {cut(host)!r} is no Host")
+        if len(self._hosts) < _REMEMBERED:
+            self._hosts.add(host or "")
+
+    def _refuse(self, error: ValueError, data: bytes | bytearray | memoryview) -> Refusal:
+        status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 400)
+        if str(error) == "Unsupported Transfer-Encoding":
+            status = 501
+        elif type(error) is gunicorn_h1c._parser_fast.ParseError and bytes(data).count(b"\n") > self.limits.fields:
+            status = 431  # which the parser only counts up to a limit of its own
+        return Refusal(status, f"malformed request: {error}")
 
     @staticmethod
     def _body_length(request: Any, environ: Environ) -> int | None:
@@ -183,7 +216,7 @@ def _strip_authority(target: str) -> str:
 
 
 def _expects_continue(expectation: str, minor: int) -> bool:
-    if expectation.lower() != "100-continue":
+    if {item.strip() for item in expectation.lower().split(",")} != {"100-continue"}:
         raise Refusal(417, f"Expect is {expectation!r}, only 100-continue is supported")
     return minor > 0  # RFC 9110 section 10.1.1: of HTTP/1.0 it is ignored
 
@@ -196,11 +229,9 @@ _STATUSES: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
-def _refuse(error: ValueError) -> Refusal:
-    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 400)
-    if str(error) == "Unsupported Transfer-Encoding":
-        status = 501
-    return Refusal(status, f"malformed request: {error}")
+def _keeps_alive(connection: str, minor: int) -> bool:
+    options = {option.strip() for option in connection.lower().split(",")}
+    return "close" not in options and (minor == 1 or "keep-alive" in options)
 
 
 # --- Responses
@@ -214,7 +245,8 @@ def encode_head(status: str, headers: list[tuple[str, str]], connection: str, se
     fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
     text = f"HTTP/1.1 {status}\r\n{server}{connection}{fields}\r\n"
     head = text.encode("latin-1")
-    if head.count(b"\n") != len(headers) + 2 + server.count("\n") + connection.count("\n"):
+    lines = len(headers) + 2 + server.count("\n") + connection.count("\n")
+    if head.count(b"\n") != lines or head.count(b"\r") != lines:
         raise ValueError(f"a header of the answer has a line break: {headers!r}")
     return head
 

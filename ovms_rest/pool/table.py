@@ -73,7 +73,7 @@ class Row:
             if since and index != self._index:
                 yield (1 + index) * _COLUMNS, since
 
-    def find_freer(self, connections: int) -> int | None:
+    def find_freer(self, connections: float) -> int | None:
         """Return the process id of the idle worker with the fewest connections below that number; None without one."""
         freer = [
             (count, start)

@@ -68,7 +68,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _set_up(self) -> None:
         cfg, settings = self.cfg, read_settings(os.environ)
-        self.heads = HeadReader(cfg)
+        self._script_name = os.environ.get("SCRIPT_NAME", "")
+        self.heads = HeadReader(cfg, self._script_name)
         self.times = Times(
             settings.head_timeout_seconds,
             settings.body_timeout_seconds,
@@ -87,12 +88,15 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._resuming: list[Connection] = []
         self._connections: dict[int, Connection] = {}
         self._draining = False
+        self._is_busy = False
         self._next_tick = self.now
         self._observed = _is_observed(cfg, self.log)
         self._server_lines = ""
         self._listeners = {sock.fileno(): (sock, self._make_template(sock)) for sock in self.sockets}
         self._accepting = False
         self._accept_again = 0.0
+        self._insisting = False
+        self._end = float("inf")
         self._epoll = select.epoll()
         self._epoll.register(self.PIPE[0], select.EPOLLIN)
         signal.signal(WAKE, lambda number, frame: None)  # gunicorn's pipe wakes the loop at every signal
@@ -100,6 +104,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         for sock in self.sockets:
             sock.setblocking(False)
         self._start_accepting()
+        self._set_busy(False)
 
     def _make_template(self, listener: socket.socket) -> Environ:
         """Make the part of the environ that all requests from a listener have in common."""
@@ -119,7 +124,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             "SERVER_SOFTWARE": "ovms_rest",
             "SERVER_NAME": host,
             "SERVER_PORT": str(port),
-            "SCRIPT_NAME": os.environ.get("SCRIPT_NAME", ""),
+            "SCRIPT_NAME": self._script_name,
             "REMOTE_ADDR": "",
         }
 
@@ -127,14 +132,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _turn(self) -> bool:
         """Make a turn of the loop; return whether there is to be another."""
-        busy = bool(self._waiting or self._resuming)
-        if busy:
-            events = self._epoll.poll(0)
-        else:
-            if not self._draining and not self.is_control:
-                self.row.set_idle(time.monotonic_ns())
-            events = self._epoll.poll(self._until_next_event())
-            self.row.set_idle(0)
+        events = self._epoll.poll(0 if self._waiting or self._resuming else self._until_next_event())
         self.now = time.monotonic()
         for fileno, mask in events:
             connection = self._connections.get(fileno)
@@ -157,7 +155,12 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._tick()
         if not self.alive and not self._draining:
             self._drain()
-        return not self._draining or bool(self._connections)
+        return not self._draining or (bool(self._connections) and self.now < self._end)
+
+    def _set_busy(self, busy: bool) -> None:
+        """Tell the others, who leave connections to a worker without an inference to make."""
+        self._is_busy = busy
+        self.row.set_idle(0 if busy or self._draining or self.is_control else time.monotonic_ns())
 
     @staticmethod
     def _guard(connection: Connection, step: Callable[..., None], *arguments: Any) -> None:
@@ -187,13 +190,21 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._server_lines = encode_server_lines(time.time())
         for connection in [item for item in self._connections.values() if item.deadline < self.now]:
             connection.expire()
+        # The system wakes one worker for a connection; one that is stopped would leave it lying there.
+        for listener in self._listeners if self._accepting else ():
+            self._accept(listener)
         if self.ppid != os.getppid():
             log.info("the arbiter of worker %s is gone, so it ends", self.pid)
             self.alive = False
 
     def _drain(self) -> None:
-        """Begin to end: no new connections, and the last requests on those that there are."""
+        """Begin to end: no new connections, and the last requests on those that there are.
+
+        The arbiter waits for its workers when it ends itself, but not when one ends for another reason.
+        """
         self._draining = True
+        self._set_busy(True)
+        self._end = self.now + self.cfg.graceful_timeout
         self._stop_accepting()
         self._accept_again = float("inf")
         for sock in self.sockets:
@@ -220,13 +231,22 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 self._epoll.unregister(fileno)
 
     def _accept(self, fileno: int, asked: bool = False) -> None:
-        """Accept what is there, but leave it to an idle worker that has fewer connections."""
+        """Accept what is there, but leave it to an idle worker that has fewer connections.
+
+        Who has just accepted one is about to be busy, and leaves the next to any that is idle. What was `asked` for, or
+        left to another that has not come, is accepted at once.
+        """
         listener, template = self._listeners[fileno]
+        # Nobody else can take from a socket that is this worker's alone.
+        alone = self.is_control or self.cfg.reuse_port
+        insisting, self._insisting = asked or self._insisting or alone, False
+        limit: float = len(self._connections)
         while len(self._connections) < self.cfg.worker_connections:
-            freer = None if asked else self.row.find_freer(len(self._connections))
+            freer = None if insisting else self.row.find_freer(limit)
             if freer is not None:
                 wake(freer)
                 self._stop_accepting(HANDOVER_SECONDS)
+                self._insisting = True
                 return
             try:
                 sock, address = listener.accept()
@@ -236,8 +256,11 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 log.error("cannot accept a connection: %s", error.strerror)
                 self._stop_accepting(ACCEPT_PAUSE_SECONDS)
                 return
-            asked = False
-            self._add(sock, address, template)
+            insisting, limit = alone, float("inf")
+            try:
+                self._add(sock, address, template)
+            except OSError:  # reset before it was accepted
+                sock.close()
         self._stop_accepting(ACCEPT_PAUSE_SECONDS)
 
     def _add(self, sock: socket.socket, address: Any, template: Environ) -> None:
@@ -284,6 +307,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._send_refusal(connection, Refusal(503, message, {"Retry-After": "1"}))
         else:
             self._waiting.append(connection)
+            if not self._is_busy:
+                self._set_busy(True)
 
     def refuse(self, connection: Connection, refusal: Refusal) -> None:
         """Answer what is no request for the application."""
@@ -292,20 +317,24 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _send_refusal(self, connection: Connection, refusal: Refusal) -> None:
         status, headers, body = encode_refusal(refusal)
-        self._send(connection, status, headers, [body])
+        size = self._send(connection, status, headers, [] if refusal.is_of_head else [body])
+        if self._observed:
+            environ = {**_UNREAD, **connection.template} if connection.head is None else connection.head.environ
+            self.log.access(_ObservedResponse(status, headers, size), _Observed(environ), environ, timedelta())
 
     def _answer(self, connection: Connection) -> None:
         """Have the application answer a request."""
         assert connection.head is not None
         environ = connection.head.environ
-        started = time.monotonic() if self._observed else 0.0
-        if self._observed:
-            self.cfg.pre_request(self, _Observed(environ))
+        started = time.monotonic()
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             log.info("worker %s has answered %s requests, so it ends", self.pid, self.nr)
             self.alive = False
         status, headers, parts = self._call(environ)
+        self.now = time.monotonic()  # an inference may have taken long
+        if self._is_busy and not self._waiting:
+            self._set_busy(False)  # before the client can know, who may send its next request to another
         size = self._send(connection, status, headers, parts)
         if self._observed:
             self._observe(environ, status, headers, size, time.monotonic() - started)
@@ -319,6 +348,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
             return answer[2].append
 
         try:
+            if self._observed:
+                self.cfg.pre_request(self, _Observed(environ))
             result: Iterable[Buffer] = self.wsgi(environ, start_response)
             try:
                 parts = list(result)
@@ -339,7 +370,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             headers = [*headers, ("Content-Length", str(size))]
         if connection.head is not None and connection.head.environ["REQUEST_METHOD"] == "HEAD":
             parts, size = [], 0
-        if connection.keep_alive and self._has_to_close():
+        if connection.keep_alive and self._has_to_close(connection):
             connection.linger()
         try:
             head = encode_head(status, headers, _connection_line(connection), self._server_lines)
@@ -354,9 +385,13 @@ class Worker(BaseWorker):  # type: ignore[misc]
             connection.send([head, *parts], total)
         return size
 
-    def _has_to_close(self) -> bool:
+    def _has_to_close(self, connection: Connection) -> bool:
         """Tell whether a connection has to go: the worker ends, keeps none alive, or has more than it can serve."""
-        if not self.alive or not self.times.idle:
+        if not self.times.idle:
+            return True
+        if connection.has_more():  # what was received is answered
+            return False
+        if not self.alive:
             return True
         return bool(self._waiting) and self.row.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS)
 
@@ -401,6 +436,16 @@ def _is_observed(cfg: Any, logger: Any) -> bool:
     default = Config()
     hooks = ("pre_request", "post_request")
     return logger.access_log_enabled or any(getattr(cfg, hook) is not getattr(default, hook) for hook in hooks)
+
+
+# What stands in the access log for a request that could not be read.
+_UNREAD: Environ = {
+    "REQUEST_METHOD": "-",
+    "RAW_URI": "-",
+    "PATH_INFO": "-",
+    "QUERY_STRING": "",
+    "SERVER_PROTOCOL": "HTTP/1.1",
+}
 
 
 class _Observed:

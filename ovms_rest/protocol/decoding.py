@@ -37,6 +37,9 @@ LARGE_SIZE = 8192
 MAX_RANK = 64
 # numpy has no array without elements whose other dims come to more bytes than an address has.
 MAX_EMPTY = 2**59
+_REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
+_INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
+_OUTPUT_KEYS = frozenset({"name", "parameters"})
 _NO_PARAMETERS: Parameters = MappingProxyType({})
 
 
@@ -87,7 +90,7 @@ def decode_numeric(json_part: memoryview, binary_part: memoryview) -> InferenceR
 
 
 def _decode_root(root: dict[str, Any], binary_part: memoryview) -> InferenceRequest:
-    _check_depth([value for key, value in root.items() if key != "inputs"], 1)
+    _check_unknown(root, _REQUEST_KEYS, 1)
     request_id = root.get("id", "")
     if type(request_id) is not str:
         raise InvalidRequestError(f"id is {describe(request_id)}, expected a string")
@@ -168,8 +171,16 @@ def _parse_json(part: memoryview) -> dict[str, Any]:
     return root
 
 
+def _check_unknown(owner: dict[str, Any], known: frozenset[str], depth: int) -> None:
+    """Ignore what is unknown in an object at that depth, but refuse what is nested deeper than MAX_DEPTH.
+
+    What is known is either no container or looked into where it is decoded.
+    """
+    if unknown := owner.keys() - known:
+        _check_depth([owner[key] for key in unknown], depth)
+
+
 def _check_depth(values: list[Any], depth: int) -> None:
-    """Refuse values, those of one object at that depth, that are nested deeper than MAX_DEPTH."""
     while containers := [value for value in values if type(value) is list or type(value) is dict]:
         depth += 1
         if depth > MAX_DEPTH:
@@ -212,6 +223,7 @@ def _decode_outputs(root: dict[str, Any], binary_output: bool) -> tuple[Requeste
     for index, item in enumerate(items):
         if type(item) is not dict:
             raise InvalidRequestError(f"outputs[{index}] is {describe(item)}, expected an object with the key 'name'")
+        _check_unknown(item, _OUTPUT_KEYS, 3)
         name = _decode_name(item, f"outputs[{index}]")
         label = f"outputs[{index}] {quote(name)}: "
         parameters = _decode_parameters(item, label)
@@ -241,7 +253,7 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
             raise InvalidRequestError(
                 f"inputs[{index}] is {describe(item)}, expected an object with name, shape and datatype"
             )
-        _check_depth([value for key, value in item.items() if key != "data"], 3)
+        _check_unknown(item, _INPUT_KEYS, 3)
         name = _decode_name(item, f"inputs[{index}]")
         label = f"inputs[{index}] {quote(name)}"
         shape = _decode_shape(item, label)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ovms_rest.errors import BodyTooLargeError, InvalidRequestError, UnsupportedEncodingError
+from ovms_rest.errors import BodyTooLargeError, InvalidRequestError, ServingError, UnsupportedEncodingError
 
 # A cache line, and what OpenVINO aligns its own tensors to.
 ALIGNMENT = 64
@@ -62,7 +62,9 @@ def _receive_body(environ: Environ, limit: int, aligned: int) -> memoryview:
         if length:
             return _receive_known(environ, int(length), limit, aligned)
         return _receive_unknown(environ, limit, aligned)
-    except OSError as error:  # a bad chunk in gunicorn's readers too, or a client that is gone
+    except ServingError:
+        raise
+    except Exception as error:  # whatever a server's reader raises for a malformed body, or a client that is gone
         raise InvalidRequestError(f"the body could not be received: {error}") from error
 
 

@@ -29,7 +29,9 @@ class Request(falcon.Request):
         raw = env.get("RAW_URI", "")
         if "%2f" in raw or "%2F" in raw:
             path = _AUTHORITY.sub("", raw.partition("?")[0]).replace("%2f", "%252F").replace("%2F", "%252F")
-            env["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1").removeprefix(env.get("SCRIPT_NAME", ""))
+            env["PATH_INFO"] = (
+                unquote_to_bytes(path.encode("latin-1")).decode("latin-1").removeprefix(env.get("SCRIPT_NAME", ""))
+            )
         super().__init__(env, options)
         if self.path.endswith("/") and len(self.path) > 1 and self.method in _SLASH_TOLERANT:
             self.path = self.path[:-1]

@@ -1,0 +1,219 @@
+"""HTTP as bytes: requests that a client library would not send, and the answers to several of them."""
+
+import contextlib
+import http.client
+import io
+import itertools
+import json
+import socket
+import threading
+import types
+from collections.abc import Callable, Iterator
+
+from service import Answer, Service
+
+RELU = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}).encode()
+RELU_PATH = "/v2/models/relu/infer"
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def head(method: str, path: str, *fields: str, version: str = "1.1") -> bytes:
+    """Write the head of a request, with a Host."""
+    lines = [f"{method} {path} HTTP/{version}", "Host: x", *fields, "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def post(path: str, body: bytes, *fields: str, version: str = "1.1") -> bytes:
+    """Write a request with a body."""
+    return head("POST", path, f"Content-Length: {len(body)}", *fields, version=version) + body
+
+
+def chunk(data: bytes, extension: bytes = b"") -> bytes:
+    """Write a chunk; one without data is the last."""
+    return b"%x%s\r\n%s\r\n" % (len(data), extension, data)
+
+
+def post_chunked(path: str, *chunks: bytes, fields: tuple[str, ...] = ()) -> bytes:
+    """Write a request with a chunked body."""
+    return head("POST", path, "Transfer-Encoding: chunked", *fields) + b"".join(map(chunk, chunks)) + chunk(b"")
+
+
+def infer(model: str, request: dict, *fields: str) -> bytes:
+    """Write an inference."""
+    return post(f"/v2/models/{model}/infer", json.dumps(request).encode(), *fields)
+
+
+@contextlib.contextmanager
+def connected(service: Service, *chunks: bytes) -> Iterator[socket.socket]:
+    """Open a connection and send bytes."""
+    with service.connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for data in chunks:
+            connection.sendall(data)
+        yield connection
+
+
+class _Stream:
+    """What a connection receives, as the file that http.client reads, and not a byte more than that asks for."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._file = connection.makefile("rb", buffering=0)
+        self.readline, self.close, self.flush = self._file.readline, self._file.close, self._file.flush
+
+    def read(self, size: int) -> bytes:
+        """Read so many bytes, fewer at the end only."""
+        received = bytearray()
+        while len(received) < size and (data := self._file.read(size - len(received))):
+            received += data
+        return bytes(received)
+
+
+def receive(connection: socket.socket, method: str = "GET") -> Answer:
+    """Receive the response to a request; interim ones are passed over."""
+    return _read(_Stream(connection), method)
+
+
+def _read(stream: object, method: str) -> Answer:
+    response = http.client.HTTPResponse(types.SimpleNamespace(makefile=lambda mode: stream), method=method)
+    response._close_conn = lambda: None  # the stream goes on
+    response.begin()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, headers, response.read())
+
+
+def receive_rest(connection: socket.socket) -> bytes:
+    """Receive until the server closes; a reset counts as closing."""
+    received = []
+    with contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(2**20):
+            received.append(data)
+    return b"".join(received)
+
+
+def exchange(service: Service, *chunks: bytes, half: bool = True) -> bytes:
+    """Send bytes on a connection of their own, end the sending when `half`, and return all that comes back."""
+    with connected(service) as connection:
+        with contextlib.suppress(OSError):  # refused and closed while still sending
+            for data in chunks:
+                connection.sendall(data)
+            if half:
+                connection.shutdown(socket.SHUT_WR)
+        return receive_rest(connection)
+
+
+def parse(data: bytes, *methods: str) -> list[Answer]:
+    """Take apart the responses that a server sent, to requests of these methods, then of GETs; none may be broken."""
+    stream, answers = io.BytesIO(data), []
+    while stream.tell() < len(data):
+        method = methods[len(answers)] if len(answers) < len(methods) else "GET"
+        answers.append(_read(stream, method))
+    return answers
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Wait for what comes next; tell whether it is the end of the connection."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+class Barrier:
+    """A connection by which to wait until the only worker has read what other connections were sent before.
+
+    The worker takes its connections in the order in which something came in, and this one asks last.
+    """
+
+    def __init__(self, service: Service) -> None:
+        """Connect."""
+        self._service = service
+        self._connection = service.connect()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for the worker."""
+        try:
+            self._connection.sendall(LIVE)
+            answer = receive(self._connection)
+        except ConnectionError:  # idle for so long that it was closed
+            self._connection.close()
+            self._connection = self._service.connect()
+            self._connection.sendall(LIVE)
+            answer = receive(self._connection)
+        assert answer.status == 200
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._connection.close()
+
+
+def send_pieces(connection: socket.socket, pieces: list[bytes], barrier: Barrier) -> None:
+    """Send pieces of a stream so that the worker reads each of them alone."""
+    barrier.wait()  # until the connection has been accepted
+    with contextlib.suppress(ConnectionError):
+        for piece in pieces:
+            connection.sendall(piece)
+            barrier.wait()
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    """Cut bytes at these places."""
+    borders = [0, *sorted(places), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(borders)]
+
+
+class Load:
+    """Clients that infer without a pause, each on a connection that is kept alive until the server ends it.
+
+    `answered` counts answers, `failures` lists what a client must not meet: an answer that is none to its request, or
+    an end of the connection that no answer had told. With `reconnect` a client goes on when its connection was ended.
+    """
+
+    def __init__(self, connect: Callable[[], socket.socket], clients: int = 4, reconnect: bool = True) -> None:
+        """Start the clients."""
+        self.answered = 0
+        self.failures: list[str] = []
+        self._connect = connect
+        self._reconnect = reconnect
+        self._stopping = False
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, number: int) -> None:
+        try:
+            while not self._stopping:
+                with self._connect() as connection:
+                    self._converse(connection, number)
+                if not self._reconnect:
+                    return
+        except Exception as error:
+            self.failures.append(f"client {number}: {error!r}")
+
+    def _converse(self, connection: socket.socket, number: int) -> None:
+        closing = False
+        while not closing and not self._stopping:
+            number = -number - 1
+            data = [number, 1, -1, number]
+            tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": data}
+            connection.sendall(infer("relu", {"inputs": [tensor]}))
+            answer = receive(connection, "POST")
+            assert answer.status == 200, answer
+            assert answer.json()["outputs"][0]["data"] == [max(item, 0) for item in data]
+            closing = answer.headers.get("connection") == "close"
+            self.answered += 1
+
+    def join(self) -> None:
+        """Wait for clients that do not reconnect."""
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+    def __enter__(self) -> "Load":
+        """Go on."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the clients."""
+        self._stopping = True
+        self.join()

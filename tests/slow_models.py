@@ -1,0 +1,61 @@
+"""Models whose inferences take as long, and whose answers are as large, as the request says."""
+
+from pathlib import Path
+
+import model_zoo
+import numpy as np
+import openvino
+from openvino import Type, opset5, opset15
+from service import write_config
+
+# So many steps of `counting` take some 50 to 100 ms of a core.
+SLOW = 50_000
+
+
+def counting():
+    """A loop of so many steps, steps INT64 [] -> count FP32 [1], which is the number of steps."""
+    steps = model_zoo.parameter("steps", (), Type.i64)
+    value = opset15.parameter((1,), Type.f32)
+    body = openvino.Model(
+        [opset15.result(opset15.add(value, opset15.constant(np.float32([1])))), opset15.result(opset15.constant(True))],
+        [value],
+        "body",
+    )
+    loop = opset5.loop(steps, opset15.constant(True))
+    loop.set_function(body)
+    loop.set_special_body_ports([-1, 1])
+    result = body.get_results()[0]
+    loop.set_merged_input(value, opset15.constant(np.float32([0])).output(0), result.input_value(0))
+    count = loop.get_iter_value(result.output(0), -1)
+    count.set_names({"count"})
+    return openvino.Model([opset15.result(count)], [steps], "counting")
+
+
+def filling():
+    """As many copies of a value as asked for, value FP32 [], size INT64 [1] -> filled FP32 [size]."""
+    value, size = model_zoo.parameter("value", (), Type.f32), model_zoo.parameter("size", (1,), Type.i64)
+    return model_zoo.model_of({"filled": opset15.broadcast(value, size)}, [value, size])
+
+
+def count(steps: int) -> dict:
+    """Make the request to count so far."""
+    return {"inputs": [{"name": "steps", "datatype": "INT64", "shape": [], "data": [steps]}]}
+
+
+def fill(value: float, size: int) -> dict:
+    """Make the request for so many copies of a value, in binary."""
+    return {
+        "inputs": [
+            {"name": "value", "datatype": "FP32", "shape": [], "data": [value]},
+            {"name": "size", "datatype": "INT64", "shape": [1], "data": [size]},
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+
+
+def save(directory: Path) -> Path:
+    """Write relu, counting and filling, and a config that serves them; return the config's path."""
+    models = {"relu": model_zoo.relu(), "counting": counting(), "filling": filling()}
+    for name, model in models.items():
+        model_zoo.save(model, directory / name)
+    return write_config(directory, *({"name": name, "base_path": name} for name in models))

@@ -1,0 +1,443 @@
+"""Slow and hostile clients: nobody waits for them, they get their time and no more, and hold bounded memory."""
+
+import contextlib
+import json
+import re
+import select
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slow_models
+from raw_http import (
+    LIVE,
+    RELU,
+    RELU_PATH,
+    Barrier,
+    Load,
+    chunk,
+    connected,
+    exchange,
+    head,
+    infer,
+    parse,
+    post,
+    post_chunked,
+    receive,
+    receive_rest,
+)
+from service import serve
+
+MIB = 2**20
+CHUNKED = head("POST", RELU_PATH, "Transfer-Encoding: chunked")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A config with relu, counting and filling."""
+    return slow_models.save(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory, models):
+    """Run a worker with the limits that there are unless set otherwise."""
+    with serve(tmp_path_factory.mktemp("patient"), "-w", "1", config=models) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory, models):
+    """Run a worker with the shortest time limits that can be set."""
+    limits = {f"OVMS_REST_{name}_TIMEOUT_SECONDS": "1" for name in ("HEAD", "BODY", "SEND")}
+    with serve(tmp_path_factory.mktemp("strict"), "-w", "1", "--keep-alive", "2", config=models, **limits) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, models):
+    """Run a worker that may hold 8 MiB of unfinished requests, of which one may have 4 MiB."""
+    limits = {"OVMS_REST_MAX_HELD_BYTES": str(8 * MIB), "OVMS_REST_MAX_BODY_BYTES": str(4 * MIB)}
+    with serve(tmp_path_factory.mktemp("small"), "-w", "1", config=models, **limits) as running:
+        yield running
+
+
+def inferred(answer):
+    return answer.status == 200 and answer.json()["outputs"][0]["data"] == [1, 0, 3, 0]
+
+
+def works(service):
+    return inferred(parse(exchange(service, post(RELU_PATH, RELU)), "POST")[0])
+
+
+@contextlib.contextmanager
+def growing_at_the_most_by(service, size):
+    """Check that the only worker has at no moment so much more memory than it had at the beginning."""
+    assert works(service)
+    (pid,) = service.workers()
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): sets the peak back
+    before = memory(pid, "VmRSS")
+    yield
+    grown = memory(pid, "VmHWM") - before
+    assert grown < size, f"grown by {grown / MIB:.1f} MiB"
+
+
+def memory(pid, kind):
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(rf"^{kind}:\s+(\d+) kB$", text, re.MULTILINE)[1]) * 1024
+
+
+# --- Nobody waits for them
+
+
+def test_500_idle_and_dribbling_connections_keep_nobody_waiting(patient):
+    """All of them get their answers in the end."""
+    data = {
+        "idle": (b"", LIVE, "GET"),
+        "answered": (b"", LIVE, "GET"),
+        "part of a head": (LIVE[:20], LIVE[20:], "GET"),
+        "part of a body": (post(RELU_PATH, RELU)[:-40], post(RELU_PATH, RELU)[-40:], "POST"),
+        "part of chunks": (CHUNKED + chunk(RELU[:9]), chunk(RELU[9:]) + chunk(b""), "POST"),
+    }
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for _ in range(100):
+            for kind, (first, rest, method) in data.items():
+                connection = stack.enter_context(connected(patient, first))
+                connections.append((connection, rest, method))
+                if kind == "answered":
+                    connection.sendall(LIVE)
+                    assert receive(connection).status == 200
+        for place in range(8):
+            for connection, rest, _ in connections:
+                connection.sendall(rest[place : place + 1])
+                if connection is connections[place][0]:
+                    assert works(patient)
+        for connection, rest, method in connections:
+            connection.sendall(rest[8:])
+            assert receive(connection, method).status == 200
+
+
+def test_a_large_answer_to_a_slow_reader_keeps_nobody_waiting_and_stays_whole(patient):
+    size = 6_000_000
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.connect(("127.0.0.1", patient.port))
+        connection.sendall(infer("filling", slow_models.fill(2.5, size), "Connection: close"))
+        received = [connection.recv(100)]
+        for value in range(20):
+            with connected(patient, infer("filling", slow_models.fill(value, size // 10))) as other:
+                assert receive(other, "POST").body.endswith(np.full(size // 10, value, np.float32).tobytes())
+            received.append(connection.recv(100_000))
+        received.append(receive_rest(connection))
+    (answer,) = parse(b"".join(received), "POST")
+    assert answer.body.endswith(np.full(size, 2.5, np.float32).tobytes())
+
+
+def test_a_large_body_that_comes_slowly_keeps_nobody_waiting(patient):
+    array = np.random.default_rng(0).standard_normal((500_000, 4), np.float32)
+    tensor = {"name": "x", "datatype": "FP32", "shape": list(array.shape)}
+    text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    data = post(RELU_PATH, text + array.tobytes(), f"Inference-Header-Content-Length: {len(text)}")
+    with connected(patient) as connection:
+        for start in range(0, len(data), 500_000):
+            connection.sendall(data[start : start + 500_000])
+            assert works(patient)
+        assert receive(connection, "POST").body.endswith(np.maximum(array, 0).tobytes())
+
+
+# --- They get their time and no more
+
+SMALL_BODY = post(RELU_PATH, RELU)
+
+
+class Slow:
+    """A connection that is sent something, and then one byte after the other as long as the server takes them."""
+
+    def __init__(self, connection, data, more=b""):
+        self.connection, self.more, self.received, self.closed = connection, more, b"", False
+        connection.sendall(data)
+        connection.setblocking(False)
+
+    def step(self):
+        """Send a byte and receive what there is."""
+        with contextlib.suppress(BlockingIOError):
+            try:
+                while data := self.connection.recv(100_000):
+                    self.received += data
+                self.closed = True
+            except ConnectionError:
+                self.closed = True
+            if not self.closed and self.more:
+                with contextlib.suppress(ConnectionError):
+                    self.connection.send(self.more[:1])
+
+
+def test_whoever_takes_too_long_is_answered_408_or_closed(strict):
+    """At once, so that the test need not wait for each; going on with single bytes does not help."""
+    kinds = {
+        "silent": (b"", b"", None),
+        "head": (LIVE[:20], b"", "the head of the request did not come in time"),
+        "head, dribbling": (LIVE[:20], b"A", "the head of the request did not come in time"),
+        "second head": (LIVE + LIVE[:20], b"A", "the head of the request did not come in time"),
+        "body": (SMALL_BODY[:-5], b"", f"the body did not come in time, {len(RELU) - 5} bytes of it did"),
+        "no body": (head("POST", RELU_PATH, "Content-Length: 5000"), b"", "the body did not come in time, 0 bytes"),
+        "body, dribbling": (head("POST", RELU_PATH, "Content-Length: 5000"), b"x", "the body did not come in time, "),
+        "chunks": (CHUNKED + b"5\r\nab", b"", "the body did not come in time, 2 bytes of it did"),
+        "chunks, dribbling": (CHUNKED + b"fff\r\n", b"x", "the body did not come in time, "),
+        "chunk size": (CHUNKED + b"5", b"", "the body did not come in time, 0 bytes of it did"),
+        "extension, dribbling": (CHUNKED + b"5;", b"a", "the body did not come in time, 0 bytes of it did"),
+        "trailers, dribbling": (CHUNKED + b"0\r\nA", b"a", "the body did not come in time, 0 bytes of it did"),
+        "expecting": (head("POST", RELU_PATH, "Content-Length: 5", "Expect: 100-continue"), b"", "the body did not "),
+        "idle": (LIVE, b"", None),
+    }
+    with contextlib.ExitStack() as stack:
+        slow = {
+            kind: Slow(stack.enter_context(connected(strict)), data, more) for kind, (data, more, _) in kinds.items()
+        }
+        deadline = time.monotonic() + 30
+        with Load(strict.connect, clients=2) as load:
+            while not all(item.closed for item in slow.values()):
+                assert time.monotonic() < deadline, [kind for kind, item in slow.items() if not item.closed]
+                select.select([item.connection for item in slow.values() if not item.closed], [], [], 0.05)
+                for item in slow.values():
+                    if not item.closed:
+                        item.step()
+        assert load.failures == []
+        assert load.answered > 20
+    for kind, (data, _, message) in kinds.items():
+        answers = [answer for answer in parse(slow[kind].received) if answer.status >= 200]
+        expected = [200] * data.startswith(LIVE) + [408] * (message is not None)
+        assert [answer.status for answer in answers] == expected, kind
+        if message is not None:
+            assert answers[-1].json()["error"].startswith(message), kind
+            assert answers[-1].headers["connection"] == "close"
+
+
+class Flood:
+    """A connection that is sent requests without an end, and not read from."""
+
+    def __init__(self, connection):
+        self._connection, self._left = connection, b""
+        connection.setblocking(False)
+
+    def send(self):
+        """Send what goes; return how many bytes went."""
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < MIB:
+                self._left = self._left or LIVE * 1000
+                count = self._connection.send(self._left)
+                self._left = self._left[count:]
+                sent += count
+        return sent
+
+
+def test_a_client_that_does_not_read_is_closed_in_time(strict):
+    """What it pipelined is not read any more as long as its answers stand in a queue."""
+    with connected(strict) as connection:
+        flood, sent = Flood(connection), 0
+        deadline = time.monotonic() + 30
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            while time.monotonic() < deadline:
+                sent += flood.send()
+                assert sent < 100 * MIB
+                time.sleep(0.01)
+    assert works(strict)
+
+
+def test_a_refused_client_that_goes_on_sending_is_cut_off(strict):
+    with connected(strict, b"BROKEN\r\n\r\n") as connection:
+        assert receive(connection).status == 400
+        deadline = time.monotonic() + 30
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            while time.monotonic() < deadline:
+                connection.sendall(b"x" * 1000)
+                time.sleep(0.01)
+
+
+def test_the_time_for_a_body_grows_with_its_size(strict):
+    """A second for every 100,000 bytes: what comes at that pace comes through, limits of a second or not."""
+    body = RELU.ljust(300_000)
+    with connected(strict, post(RELU_PATH, body)[:-200_000]) as connection:
+        for end in (200_000, 300_000):
+            deadline = time.monotonic() + 1
+            while time.monotonic() < deadline:
+                assert works(strict)
+            connection.sendall(body[end - 100_000 : end])
+        assert inferred(receive(connection, "POST"))
+
+
+def test_time_in_the_queue_is_no_time_of_the_client(strict):
+    """The limits are for clients: who waits for inferences of others, or has slow ones, is not cut off."""
+    request = infer("counting", slow_models.count(8 * slow_models.SLOW))
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(strict, request + LIVE)) for _ in range(4)]
+        for connection in connections:
+            assert [receive(connection, "POST").status, receive(connection).status] == [200, 200]
+
+
+def test_a_connection_is_not_idle_while_its_request_is_inferred(strict):
+    """Its time begins with the answer, also when the inference took longer than a connection may be idle."""
+    with connected(strict, infer("counting", slow_models.count(50 * slow_models.SLOW))) as connection:
+        assert receive(connection, "POST").status == 200
+        for _ in range(3):  # turns of the worker in which it looks for those whose time is over
+            with contextlib.closing(Barrier(strict)):
+                connection.sendall(LIVE)
+                assert receive(connection).status == 200
+
+
+# --- They hold bounded memory
+
+
+def refuses(service, size=MIB):
+    """Tell whether a request with a body of that size is refused for want of room."""
+    with connected(service) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(post(RELU_PATH, b" " * size))
+        answer = receive(connection, "POST")
+    if answer.status == 400:  # no JSON
+        return False
+    assert (answer.status, answer.headers["retry-after"], list(answer.json())) == (503, "1", ["error"])
+    return True
+
+
+def wait_until_free(service):
+    service.wait_for(lambda: not refuses(service, 4 * MIB))
+
+
+def test_parts_of_heads_are_bounded(small):
+    part = LIVE[:-2] + b"".join(b"A%d: %s\r\n" % (index, b"b" * 8000) for index in range(60))
+    with growing_at_the_most_by(small, 24 * MIB), contextlib.ExitStack() as stack:
+        statuses = []
+        for _ in range(80):  # 40 MB
+            connection = stack.enter_context(connected(small))
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(part)
+            with contextlib.closing(Barrier(small)) as barrier:
+                barrier.wait()
+            if select.select([connection], [], [], 0)[0]:
+                statuses.append(receive(connection).status)
+        assert statuses
+        assert set(statuses) == {503}
+    wait_until_free(small)
+    assert works(small)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "chunked"])
+def test_parts_of_bodies_are_bounded(small, kind):
+    body = RELU.ljust(4 * MIB)
+    data = post(RELU_PATH, body) if kind == "fixed" else post_chunked(RELU_PATH, *[body[:MIB]] + [b" " * MIB] * 3)
+    with (
+        growing_at_the_most_by(small, 24 * MIB),
+        contextlib.closing(Barrier(small)) as barrier,
+        contextlib.ExitStack() as stack,
+    ):
+        halves = []
+        for _ in range(2):
+            halves.append(stack.enter_context(connected(small, data[:-10])))
+            barrier.wait()
+        small.wait_for(lambda: refuses(small))
+        for _ in range(5):
+            with connected(small) as connection:
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(data[:-10])
+                assert parse(receive_rest(connection), "POST")[0].status == 503
+        assert exchange(small, LIVE).startswith(b"HTTP/1.1 200"), "what has no body is served"
+        halves[0].sendall(data[-10:])
+        assert inferred(receive(halves[0], "POST"))
+        assert not refuses(small)
+        halves[1].sendall(data[-10:])
+        assert inferred(receive(halves[1], "POST"))
+    wait_until_free(small)
+
+
+def test_answers_that_are_not_read_are_bounded(small):
+    """Those who do not read their answers leave no room for further requests, until they do or are gone."""
+    size = 4_000_000
+    with growing_at_the_most_by(small, 64 * MIB), contextlib.ExitStack() as stack:
+        connections = []
+        for _ in range(10):  # 160 MB
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", small.port))
+            connection.sendall(infer("filling", slow_models.fill(1.5, size)))
+            connections.append(connection)
+            with contextlib.closing(Barrier(small)) as barrier:
+                barrier.wait()
+        assert refuses(small)
+        answers = []
+        for connection in connections:
+            connection.shutdown(socket.SHUT_WR)
+            answers += parse(receive_rest(connection), "POST")
+        assert [answer.status for answer in answers] == [200] + [503] * 9
+        assert answers[0].body.endswith(np.full(size, 1.5, np.float32).tobytes())
+    wait_until_free(small)
+
+
+def test_small_chunks_take_no_more_memory_than_large_ones(small):
+    """A quarter of a million chunks of two bytes are half a megabyte."""
+    with growing_at_the_most_by(small, 6 * MIB), connected(small, CHUNKED) as connection:
+        connection.sendall(chunk(b"ab") * (MIB // 4) + chunk(b""))
+        assert receive(connection, "POST").status == 400  # no JSON
+
+
+def test_pipelined_requests_whose_answers_are_not_read_are_bounded(small):
+    with growing_at_the_most_by(small, 8 * MIB), connected(small) as connection:
+        flood, stopped = Flood(connection), 0
+        while stopped < 20:
+            stopped = stopped + 1 if not flood.send() else 0
+            with contextlib.closing(Barrier(small)) as barrier:
+                for _ in range(50):
+                    barrier.wait()
+    wait_until_free(small)
+
+
+def test_pipelined_requests_behind_a_slow_one_are_bounded(small):
+    """As are those that nobody looks at because an inference is under way."""
+    slow = infer("counting", slow_models.count(3 * slow_models.SLOW))
+    with growing_at_the_most_by(small, 8 * MIB), contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(small, slow)) for _ in range(6)]
+        for connection in connections:
+            Flood(connection).send()
+        for connection in connections:
+            connection.setblocking(True)
+            assert receive(connection, "POST").status == 200
+    wait_until_free(small)
+
+
+def test_bodies_that_are_announced_and_do_not_come_keep_nobody_out(patient):
+    """Four heads that announce the largest body would take all the room for 45 minutes, if announced was taken."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(connected(patient, head("POST", RELU_PATH, f"Content-Length: {256 * MIB}") + b"{"))
+        assert works(patient)
+
+
+def test_nothing_is_held_when_everybody_is_gone(small):
+    """However they went: what is held comes down to nothing, or the room would be used up some day."""
+    for _ in range(5):
+        with contextlib.ExitStack() as stack:
+            for data in (LIVE[:9], LIVE + LIVE[:9], post(RELU_PATH, b" " * MIB)[:-1], CHUNKED + chunk(b" " * MIB)):
+                stack.enter_context(connected(small, data))
+            stack.enter_context(connected(small, infer("filling", slow_models.fill(1, 300_000)) * 3))
+            with contextlib.closing(Barrier(small)) as barrier:
+                barrier.wait()
+        exchange(small, post(RELU_PATH, b" " * MIB)[:-1])
+        exchange(small, CHUNKED + chunk(b" " * MIB) + b"x")
+        exchange(small, head("POST", RELU_PATH, "Content-Length: 99999999999"))
+    wait_until_free(small)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):  # exactly all there is
+            connection = stack.enter_context(connected(small, post(RELU_PATH, RELU.ljust(4 * MIB))[:-1]))
+            with contextlib.closing(Barrier(small)) as barrier:
+                barrier.wait()
+            assert not select.select([connection], [], [], 0)[0]
+        assert refuses(small, 100)
+    assert not is_refused_for_ever(small)
+
+
+def is_refused_for_ever(service):
+    wait_until_free(service)
+    return not works(service)
