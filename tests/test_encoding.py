@@ -18,7 +18,7 @@ HALVES = {"FP16": np.float16, "BF16": BF16}
 def encode(*tensors, binary=False, request_id=""):
     """Encode a response of these outputs; all binary or none, or `binary` for each."""
     flags = (binary,) * len(tensors) if isinstance(binary, bool) else binary
-    return encode_response(InferenceResponse("m", "3", tensors, flags, request_id))
+    return encode_response(InferenceResponse("m", "3", list(zip(tensors, flags, strict=True)), request_id))
 
 
 def encode_json(array, datatype="FP32"):
@@ -157,7 +157,7 @@ def test_a_response_is_written_without_blanks():
 
 def test_names_and_ids_of_any_text_come_through():
     text = '\u00e9\u65e5\U0001f600"\\\0\n'
-    response = InferenceResponse(text, "1", (Tensor(text, "INT8", np.zeros(0, np.int8)),), (False,), text)
+    response = InferenceResponse(text, "1", [(Tensor(text, "INT8", np.zeros(0, np.int8)), False)], text)
     root = json.loads(encode_response(response)[0])
     assert (root["model_name"], root["id"], root["outputs"][0]["name"]) == (text, text, text)
 

@@ -157,7 +157,7 @@ def joined(elements):
 
 def written(tensor, binary):
     """Write a tensor as an input: the output that it is encoded to, and the binary data."""
-    head, sections = encode_response(InferenceResponse("m", "1", (tensor,), (binary,)))
+    head, sections = encode_response(InferenceResponse("m", "1", [(tensor, binary)]))
     return json.loads(head)["outputs"][0], b"".join(sections)
 
 
@@ -281,7 +281,7 @@ def test_any_section_is_refused_or_filled_by_its_elements(section, count):
 @settings(deadline=None, max_examples=400)
 @given(tensors())
 def test_a_binary_tensor_comes_back_bit_for_bit(tensor):
-    (returned,) = sent_back(InferenceResponse("m", "1", (tensor,), (True,))).inputs
+    (returned,) = sent_back(InferenceResponse("m", "1", [(tensor, True)])).inputs
     assert (returned.name, returned.datatype) == (tensor.name, tensor.datatype)
     assert fingerprint(returned.array) == fingerprint(tensor.array)
 
@@ -290,7 +290,7 @@ def test_a_binary_tensor_comes_back_bit_for_bit(tensor):
 @given(tensors().filter(is_text))
 def test_a_json_tensor_comes_back_bit_for_bit(tensor):
     array = finite(tensor.array)
-    (returned,) = sent_back(InferenceResponse("m", "1", (Tensor("t", tensor.datatype, array),), (False,))).inputs
+    (returned,) = sent_back(InferenceResponse("m", "1", [(Tensor("t", tensor.datatype, array), False)])).inputs
     assert (returned.name, returned.datatype) == (tensor.name, tensor.datatype)
     assert fingerprint(returned.array) == fingerprint(array)
 
@@ -298,11 +298,11 @@ def test_a_json_tensor_comes_back_bit_for_bit(tensor):
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(names, tensors().filter(is_text), st.booleans()), min_size=1, max_size=4), names)
 def test_several_tensors_come_back_in_their_order(items, request_id):
-    sent = tuple(Tensor(name, tensor.datatype, finite(tensor.array)) for name, tensor, _ in items)
-    request = sent_back(InferenceResponse("m", "1", sent, tuple(binary for _, _, binary in items), request_id))
+    sent = [(Tensor(name, tensor.datatype, finite(tensor.array)), binary) for name, tensor, binary in items]
+    request = sent_back(InferenceResponse("m", "1", sent, request_id))
     assert request.id == request_id
     assert [(tensor.name, fingerprint(tensor.array)) for tensor in request.inputs] == [
-        (tensor.name, fingerprint(tensor.array)) for tensor in sent
+        (tensor.name, fingerprint(tensor.array)) for tensor, _ in sent
     ]
 
 
@@ -317,7 +317,7 @@ def test_a_raw_body_comes_back_bit_for_bit(tensor):
 @settings(deadline=None, max_examples=200)
 @given(hnp.arrays(np.float32, st.integers(0, 20)))
 def test_fp32_are_written_with_no_digit_too_many(array):
-    head, _ = encode_response(InferenceResponse("m", "1", (Tensor("t", "FP32", finite(array)),), (False,)))
+    head, _ = encode_response(InferenceResponse("m", "1", [(Tensor("t", "FP32", finite(array)), False)]))
     texts = json.loads(head, parse_float=str)["outputs"][0]["data"]
     digits = [text.lower().split("e")[0].replace(".", "").lstrip("-").strip("0") for text in texts]
     shortest = [np.format_float_scientific(value, unique=True).split("e")[0] for value in finite(array)]

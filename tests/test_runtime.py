@@ -150,11 +150,11 @@ def test_another_matrix_comes_back_as_numbers(tmp_path):
 
 
 def test_inputs_are_read_in_place(tmp_path):
-    """An aligned array is what the compiled model's input tensor points to during the inference."""
+    """An array that is not small is what the compiled model's input tensor points to during the inference."""
     model = open_model(model_zoo.save(model_zoo.relu(), tmp_path))
-    array = np.ones((1, 4), np.float32)
+    array = np.ones((2000, 4), np.float32)
     model.infer({"x": array})
-    pointer = model._local.request.get_input_tensor(0).data.__array_interface__["data"][0]
+    pointer = model._local.session._request.get_input_tensor(0).data.__array_interface__["data"][0]
     assert pointer == array.__array_interface__["data"][0]
 
 

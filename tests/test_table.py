@@ -10,9 +10,9 @@ import pytest
 from ovms_rest.pool.table import WAKE, WorkerTable, wake
 
 
-def make(*workers):
+def make(*workers, cores=9):
     """Make a table with a row for every (connections, idle since); the process ids count from 100."""
-    table = WorkerTable(8)
+    table = WorkerTable(8, cores)
     rows = []
     for number, (connections, idle) in enumerate(workers):
         row = table.take()
@@ -27,7 +27,7 @@ def make(*workers):
 
 
 def test_rows_are_handed_out_until_there_are_none():
-    table = WorkerTable(3)
+    table = WorkerTable(3, 2)
     rows = [table.take() for _ in range(3)]
     assert len({row.start for row in rows}) == 3
     with pytest.raises(RuntimeError, match="3 workers already"):
@@ -83,6 +83,33 @@ def test_other_processes_see_what_a_worker_tells():
 def test_the_freer_worker_is_idle_and_has_the_fewest_connections_below_ones_own(connections, others, freer):
     _, rows = make((connections, 1), *others)
     assert rows[0].find_freer(connections) == freer
+
+
+@pytest.mark.parametrize(
+    ("connections", "others", "freer"),
+    [
+        (0, [(1, 0), (0, 1), (0, 1)], None),
+        (0, [(1, 1), (1, 1), (0, 1)], 101),
+        (0, [(1, 0), (3, 1), (0, 1)], 102),
+        (0, [(4, 0), (3, 0), (0, 1)], 102),
+        (2, [(0, 1), (0, 0)], 101),
+        (2, [(1, 0), (0, 1)], None),
+        (2, [(1, 1), (0, 1)], 101),
+        (2, [(3, 1), (0, 1)], None),
+    ],
+)
+def test_not_more_workers_get_connections_than_there_are_cores(connections, others, freer):
+    """One without connections leaves them to those that have some, though they may be busy."""
+    _, rows = make((connections, 1), *others, cores=2)
+    assert rows[0].find_freer(connections) == freer
+
+
+@pytest.mark.parametrize(
+    ("others", "idle"), [([(1, 5)], True), ([(0, 5)], True), ([(1, 0), (0, 5)], False), ([(0, 0), (0, 5)], True)]
+)
+def test_an_idle_worker_without_a_core_to_run_on_does_not_count(others, idle):
+    _, rows = make((3, 0), *others, cores=2)
+    assert rows[0].is_another_idle(10) is idle
 
 
 def test_a_worker_is_not_freer_than_itself():

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from ovms_rest.pool.chunks import ChunkDecoder
 from ovms_rest.pool.http1 import CONTINUE, Environ, Head, HeadReader, Refusal, RequestBody
-from ovms_rest.serving.body import allocate
+from ovms_rest.serving.body import allocate, tensors_begin
 
 EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 
@@ -30,9 +30,15 @@ BYTES_PER_TURN = 4 * 2**20
 # The system takes 1024 at once.
 MAX_PARTS = 512
 
+# A body so small gains nothing by lying where tensors should: arrays of its size are copied before the inference.
+_SMALL_BODY = 16_384
+
+# The largest head that a connection remembers.
+_REMEMBERED_HEAD = 2048
+
 _BLOCKED = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-# Writable, as OpenVINO wants the memory of a tensor, of one without elements too.
-_EMPTY = memoryview(bytearray())
+_HEADER_LENGTH = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
+_EMPTY = memoryview(b"")
 _NEVER = float("inf")
 
 Buffer = bytes | memoryview
@@ -92,6 +98,8 @@ class Connection:
         "_half_closed",
         "_held",
         "_host",
+        "_last_bytes",
+        "_last_head",
         "_linger",
         "_pending",
         "_readable",
@@ -120,6 +128,8 @@ class Connection:
         self._linger = False
         self._pending = bytearray()  # a part of a head, or what came behind a request
         self._seen = 0
+        self._last_bytes = b""
+        self._last_head: Head | None = None
         self._body = _EMPTY
         self._received = 0
         self._began = 0.0
@@ -249,9 +259,8 @@ class Connection:
             self.close()
 
     def _read_head(self, source: bytearray | memoryview) -> None:
-        host = self._host
         try:
-            head = host.heads.read(source, self._seen, self.template)
+            head = self._parse_head(source)
         except Refusal as refusal:
             refusal.is_of_head = bytes(memoryview(source)[:5]) == b"HEAD "
             self._refuse(refusal)
@@ -268,6 +277,17 @@ class Connection:
         else:
             self._begin_body(head, rest)
 
+    def _parse_head(self, source: bytearray | memoryview) -> Head | None:
+        """Parse a head, unless it is the same as the last one, as it mostly is on a connection that is kept alive."""
+        last = self._last_head
+        if last is not None and bytes(source[: last.size]) == self._last_bytes:
+            return last.copy()
+        head = self._host.heads.read(source, self._seen, self.template)
+        if head is not None and head.size <= _REMEMBERED_HEAD:
+            self._last_bytes = bytes(source[: head.size])
+            self._last_head = head.copy()
+        return head
+
     def _keep_part_of_head(self, source: bytearray | memoryview) -> None:
         if source is not self._pending:
             self._pending += source
@@ -282,18 +302,18 @@ class Connection:
 
     def _begin_body(self, head: Head, rest: memoryview) -> None:
         length = head.length or 0
-        if length == 0:
-            self._body = _EMPTY
-            self._pending = bytearray(rest)
+        received = min(length, len(rest))
+        if received == length <= _SMALL_BODY and (not length or self._has_room(length)):
+            self._body = memoryview(bytearray(rest[:length]))  # writable, as OpenVINO wants the memory of a tensor
+            self._pending = bytearray(rest[length:])
             self._complete()
             return
-        received = min(length, len(rest))
         try:
             self._check_room(received, length)
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        self._body = allocate(length, _tensors_begin(head.environ))
+        self._body = allocate(length, tensors_begin(head.environ.get(_HEADER_LENGTH)))
         self._body[:received] = rest[:received]
         self._received = received
         self._pending = bytearray(rest[received:])
@@ -321,6 +341,10 @@ class Connection:
             raise Refusal(413, f"the body has {what} bytes, at most {host.max_body} are allowed")
         if host.held - self._held + received > host.max_held:
             raise self._no_room(f"a body of {max(received, announced)} bytes")
+
+    def _has_room(self, length: int) -> bool:
+        host = self._host
+        return length <= host.max_body and host.held - self._held + length <= host.max_held
 
     def _no_room(self, what: str) -> Refusal:
         held, limit = self._host.held, self._host.max_held
@@ -350,7 +374,7 @@ class Connection:
         if self._decoder.is_complete:
             assert self.head is not None
             self._pending = bytearray(self._decoder.rest)
-            self._body = allocate(self._received, _tensors_begin(self.head.environ))
+            self._body = allocate(self._received, tensors_begin(self.head.environ.get(_HEADER_LENGTH)))
             self._body[:] = self._decoder.data
             self._decoder = None
             self._complete()
@@ -395,7 +419,7 @@ class Connection:
         if len(parts) > MAX_PARTS:
             parts = [b"".join(parts)]
         try:
-            return self.socket.sendmsg(parts)
+            return self.socket.send(parts[0]) if len(parts) == 1 else self.socket.sendmsg(parts)
         except _BLOCKED:
             return 0
 
@@ -501,12 +525,6 @@ class TlsConnection(Connection):
                 sent += count
                 view = view[count:]
         return sent
-
-
-def _tensors_begin(environ: Environ) -> int:
-    """Tell where in the body the binary tensors begin, as far as the header can be trusted: it is only a hint."""
-    length = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH", "")
-    return int(length) if length.isdecimal() and len(length) < 12 else 0
 
 
 def _skip(parts: Sequence[Buffer], size: int) -> Sequence[memoryview]:

@@ -14,6 +14,7 @@ from gunicorn.config import Config
 from gunicorn.sock import create_sockets
 
 from ovms_rest.app import App
+from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.table import WorkerTable
 from ovms_rest.settings import read_settings
 
@@ -28,7 +29,7 @@ _deaths: Counter[str] = Counter()
 
 
 # Many more than a machine has cores: a reload has twice as many workers for a while, SIGTTIN adds some.
-_table = WorkerTable(4096)
+_table = WorkerTable(4096, usable_cores())
 
 
 def on_starting(arbiter: Any) -> None:

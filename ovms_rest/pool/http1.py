@@ -67,6 +67,10 @@ class Head(NamedTuple):
     expects_continue: bool
     keep_alive: bool
 
+    def copy(self) -> "Head":
+        """Make a copy whose environ is its own."""
+        return Head(self.environ.copy(), *self[1:])
+
 
 class RequestBody:
     """`wsgi.input` over a body that was received whole; `buffer` is that memory, for who reads it in place."""
@@ -237,16 +241,15 @@ def _keeps_alive(connection: str, minor: int) -> bool:
 # --- Responses
 
 
-def encode_head(status: str, headers: list[tuple[str, str]], connection: str, server: str) -> bytes:
-    """Write the head of a response; `connection` and `server` are header lines, or nothing.
+def encode_head(status: str, headers: list[tuple[str, str]], lines: str) -> bytes:
+    """Write the head of a response; `lines` are header lines that come first, or nothing.
 
     Raises ValueError for a line break in a header, which would let whoever chose its value write headers and bodies.
     """
     fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    text = f"HTTP/1.1 {status}\r\n{server}{connection}{fields}\r\n"
-    head = text.encode("latin-1")
-    lines = len(headers) + 2 + server.count("\n") + connection.count("\n")
-    if head.count(b"\n") != lines or head.count(b"\r") != lines:
+    head = f"HTTP/1.1 {status}\r\n{lines}{fields}\r\n".encode("latin-1")
+    expected = len(headers) + 2 + lines.count("\n")
+    if head.count(b"\n") != expected or head.count(b"\r") != expected:
         raise ValueError(f"a header of the answer has a line break: {headers!r}")
     return head
 

@@ -5,10 +5,12 @@ ago. The arbiter makes the table before it forks, hands out the rows, and takes 
 """
 
 import contextlib
+import itertools
 import mmap
 import os
 import signal
 from collections.abc import Iterator
+from typing import NamedTuple
 
 # Sent to a worker to have it accept a connection. Nothing but a worker that is idle gets it, and that has a handler.
 WAKE = signal.SIGRTMIN
@@ -20,18 +22,27 @@ _COLUMNS = 8
 _USED = 0
 
 
+class _Seen(NamedTuple):
+    """What a worker tells of itself; `idle_since` is 0 while it is not idle."""
+
+    pid: int
+    connections: int
+    idle_since: int
+
+
 class WorkerTable:
     """The rows of all workers."""
 
-    def __init__(self, size: int) -> None:
-        """Make a table for so many workers."""
+    def __init__(self, size: int, cores: int) -> None:
+        """Make a table for so many workers, of which so many can run at once."""
         self.numbers = memoryview(mmap.mmap(-1, (size + 1) * _COLUMNS * 8)).cast("q")
         self._size = size
+        self._cores = cores
 
     def take(self) -> "Row":
         """Hand out a free row. Raises RuntimeError when every one is taken."""
         for index in range(self._size):
-            row = Row(self.numbers, index)
+            row = Row(self.numbers, index, self._cores)
             if not self.numbers[row.start + _TAKEN]:
                 self.numbers[row.start + _TAKEN] = 1
                 self.numbers[_USED] = max(self.numbers[_USED], index + 1)
@@ -47,9 +58,10 @@ class WorkerTable:
 class Row:
     """A worker's own row, and its view of the others."""
 
-    def __init__(self, numbers: memoryview, index: int) -> None:
+    def __init__(self, numbers: memoryview, index: int, cores: int) -> None:
         """Find the row."""
         self._numbers = numbers
+        self._cores = cores
         self._index = index
         self.start = (1 + index) * _COLUMNS
 
@@ -65,26 +77,41 @@ class Row:
         """Tell since when (monotonic nanoseconds) this worker has nothing to do; 0 when it has."""
         self._numbers[self.start + _IDLE_SINCE] = since
 
-    def _idle_others(self) -> Iterator[tuple[int, int]]:
-        """Yield the place of the row, and the idle time, of every other worker that has nothing to do."""
-        numbers = self._numbers
-        end = (1 + numbers[_USED]) * _COLUMNS
-        for index, since in enumerate(numbers[_COLUMNS + _IDLE_SINCE : end : _COLUMNS].tolist()):
-            if since and index != self._index:
-                yield (1 + index) * _COLUMNS, since
+    def _read(self) -> Iterator[_Seen]:
+        """Yield what every worker tells, this one too."""
+        numbers, end = self._numbers, (1 + self._numbers[_USED]) * _COLUMNS
+        columns = (numbers[_COLUMNS + column : end : _COLUMNS].tolist() for column in (_PID, _CONNECTIONS, _IDLE_SINCE))
+        return itertools.starmap(_Seen, zip(*columns, strict=True))
 
     def find_freer(self, connections: float) -> int | None:
-        """Return the process id of the idle worker with the fewest connections below that number; None without one."""
+        """Return the process id of the worker that a connection is better left to; None when that is this one.
+
+        It is the idle one with the fewest connections below that number. But more workers than there are cores only
+        take the cores and their caches from each other: when so many have connections, those that have none are left
+        alone, and leave connections to those that have some.
+        """
+        own = self._numbers[self.start + _PID]
+        workers = list(self._read())
+        used = [worker for worker in workers if worker.connections]
+        if len(used) < self._cores:
+            candidates = workers
+        else:
+            candidates = used
+            if not self._numbers[self.start + _CONNECTIONS]:
+                return min(used, key=lambda worker: (not worker.idle_since, worker.connections)).pid
         freer = [
-            (count, start)
-            for start, _ in self._idle_others()
-            if (count := self._numbers[start + _CONNECTIONS]) < connections
+            (worker.connections, worker.pid)
+            for worker in candidates
+            if worker.idle_since and worker.connections < connections and worker.pid != own
         ]
-        return int(self._numbers[min(freer)[1] + _PID]) if freer else None
+        return min(freer)[1] if freer else None
 
     def is_another_idle(self, until: int) -> bool:
-        """Tell whether another worker has had nothing to do since that time or longer."""
-        return any(since <= until for _, since in self._idle_others())
+        """Tell whether another worker has had nothing to do since that time or longer, and has a core to run on."""
+        own = self._numbers[self.start + _PID]
+        workers = list(self._read())
+        busy = sum(1 for worker in workers if worker.connections and not worker.idle_since)
+        return busy < self._cores and any(0 < worker.idle_since <= until for worker in workers if worker.pid != own)
 
 
 def wake(pid: int) -> None:

@@ -1,7 +1,7 @@
 """The gunicorn worker of the service: one thread, epoll, and the WSGI application called directly.
 
-A turn of its loop handles whatever epoll reports, answers what does not infer at once, and makes one inference of those
-that wait. It looks at its sockets between inferences, so that probes wait for one at the most.
+A turn of its loop handles whatever epoll reports, answers what does not infer at once, and makes an inference of those
+that wait, or a few that are short. It looks at its sockets in between, so that probes wait for one at the most.
 """
 
 import ctypes
@@ -40,6 +40,8 @@ HANDOVER_SECONDS = 0.005
 # A worker that has had nothing to do for so long gets clients of one that has requests in waiting.
 IDLE_NANOSECONDS = 5_000_000
 TICK_SECONDS = 1.0
+# Inferences that are shorter are made one after another for so long before the sockets are looked at.
+INFERRING_SECONDS = 0.0005
 # While it ends, a worker waits so long for a last request on a connection that is kept alive.
 DRAIN_SECONDS = 1.0
 # A process that has no file descriptor left tries again so much later.
@@ -92,6 +94,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._next_tick = self.now
         self._observed = _is_observed(cfg, self.log)
         self._server_lines = ""
+        self._last_answer: tuple[str, str, int, Headers] = ("", "", 0, [])
+        self._last_head = b""
         self._listeners = {sock.fileno(): (sock, self._make_template(sock)) for sock in self.sockets}
         self._accepting = False
         self._accept_again = 0.0
@@ -146,7 +150,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
             resuming, self._resuming = self._resuming, []
             for connection in resuming:
                 self._guard(connection, connection.resume)
-        if self._waiting:
+        until = self.now + INFERRING_SECONDS
+        while self._waiting and self.now < until:
             connection = self._waiting.popleft()
             self._guard(connection, self._answer, connection)
         if not self._accepting and self.now >= self._accept_again:
@@ -279,12 +284,16 @@ class Worker(BaseWorker):  # type: ignore[misc]
         connection = kind(self, sock, template)
         self._connections[sock.fileno()] = connection
         self._epoll.register(sock.fileno(), EVENTS)
-        self.row.set_connections(len(self._connections))
+        self._tell_connections()
+
+    def _tell_connections(self) -> None:
+        if not self.is_control:  # to which no inference can be left
+            self.row.set_connections(len(self._connections))
 
     def forget(self, connection: Connection) -> None:
         """Drop a connection that is being closed."""
         del self._connections[connection.socket.fileno()]
-        self.row.set_connections(len(self._connections))
+        self._tell_connections()
         if connection in self._waiting:
             self._waiting.remove(connection)
 
@@ -365,19 +374,23 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _send(self, connection: Connection, status: str, headers: Headers, parts: list[Buffer]) -> int:
         """Send an answer; return the bytes of its body."""
-        size = sum(map(len, parts))
-        if not any(name.lower() == "content-length" for name, _ in headers):
-            headers = [*headers, ("Content-Length", str(size))]
-        if connection.head is not None and connection.head.environ["REQUEST_METHOD"] == "HEAD":
-            parts, size = [], 0
+        size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         if connection.keep_alive and self._has_to_close(connection):
             connection.linger()
-        try:
-            head = encode_head(status, headers, _connection_line(connection), self._server_lines)
-        except ValueError:
-            log.exception("the application answered what cannot be sent")
-            connection.close()
-            return 0
+        lines = self._server_lines + _connection_line(connection)
+        answer = (status, lines, size, headers)
+        if answer != self._last_answer:  # mostly it is the same
+            length = [] if _has_length(headers) else [("Content-Length", str(size))]
+            try:
+                self._last_head = encode_head(status, headers + length, lines)
+            except ValueError:
+                log.exception("the application answered what cannot be sent")
+                connection.close()
+                return 0
+            self._last_answer = (status, lines, size, headers.copy())  # a list may be changed and come again
+        head = self._last_head
+        if connection.head is not None and connection.head.environ["REQUEST_METHOD"] == "HEAD":
+            parts, size = [], 0
         total = len(head) + size
         if total <= SMALL_ANSWER:
             connection.send([b"".join([head, *parts])], total)
@@ -422,6 +435,10 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):  # glibc's
         libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES // 2)
         libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def _has_length(headers: Headers) -> bool:
+    return "content-length" in [name.lower() for name, _ in headers]
 
 
 def _connection_line(connection: Connection) -> str:

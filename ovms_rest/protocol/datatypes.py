@@ -22,13 +22,15 @@ class Datatype:
     """One row of the table: a datatype that is not BYTES.
 
     `dtype` is the element on the wire, which is little-endian as every CPU that OpenVINO supports. `json_types` are
-    the Python types that a JSON element may have once parsed; `json_values` says the same in words.
+    the Python types that a JSON element may have once parsed; `json_values` says the same in words. Every number
+    closer to zero than `bound` is in range and converted by numpy as the protocol asks; 0 is no such promise.
     """
 
     name: str
     dtype: np.dtype[Any]
     json_types: frozenset[type]
     json_values: str
+    bound: float = 0
 
     @property
     def size(self) -> int:
@@ -38,12 +40,14 @@ class Datatype:
 
 def _integer(name: str, dtype: type) -> Datatype:
     limits = np.iinfo(dtype)
-    return Datatype(name, np.dtype(dtype), frozenset({int}), f"integers from {limits.min} to {limits.max}")
+    bound = limits.max if limits.min < 0 else 0
+    return Datatype(name, np.dtype(dtype), frozenset({int}), f"integers from {limits.min} to {limits.max}", bound)
 
 
 def _float(name: str, dtype: type) -> Datatype:
     largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
-    return Datatype(name, np.dtype(dtype), frozenset({int, float}), f"numbers up to {largest:.6g}")
+    bound = 0 if dtype is ml_dtypes.bfloat16 else largest
+    return Datatype(name, np.dtype(dtype), frozenset({int, float}), f"numbers up to {largest:.6g}", bound)
 
 
 DATATYPES: Mapping[str, Datatype] = MappingProxyType(

@@ -7,7 +7,6 @@ Every function raises InvalidRequestError for what the client got wrong, and not
 import math
 from collections.abc import Mapping
 from itertools import chain
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,6 +19,7 @@ from ovms_rest.protocol.numbers import NumberArray, UnsuitedError, looks_numeric
 from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, unpack
 from ovms_rest.protocol.tensors import (
     MAX_DIM,
+    NO_PARAMETERS,
     Array,
     Dim,
     InferenceRequest,
@@ -37,10 +37,11 @@ LARGE_SIZE = 8192
 MAX_RANK = 64
 # numpy has no array without elements whose other dims come to more bytes than an address has.
 MAX_EMPTY = 2**59
+# So many numbers are sooner compared one by one than looked at by numpy.
+_FEW = 64
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
 _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
-_NO_PARAMETERS: Parameters = MappingProxyType({})
 
 
 def decode_header_length(value: str | None, body_size: int) -> int | None:
@@ -94,8 +95,10 @@ def _decode_root(root: dict[str, Any], binary_part: memoryview) -> InferenceRequ
     request_id = root.get("id", "")
     if type(request_id) is not str:
         raise InvalidRequestError(f"id is {describe(request_id)}, expected a string")
-    parameters = _decode_parameters(root, "")
-    binary_output = _decode_flag(parameters, "binary_data_output", "")
+    parameters, binary_output = NO_PARAMETERS, False
+    if "parameters" in root:
+        parameters = _decode_parameters(root, "")
+        binary_output = _decode_flag(parameters, "binary_data_output", "")
     return InferenceRequest(
         inputs=_decode_inputs(root, binary_part),
         outputs=_decode_outputs(root, binary_output),
@@ -135,7 +138,7 @@ def _raw(metadata: TensorMetadata, array: Array) -> InferenceRequest:
     return InferenceRequest((Tensor(metadata.name, metadata.datatype, array),), binary_output=True)
 
 
-def _raw_shape(dims: tuple[Dim, ...], datatype: Datatype, size: int, label: str) -> tuple[int, ...]:
+def _raw_shape(dims: tuple[Dim, ...], datatype: Datatype, size: int, label: object) -> tuple[int, ...]:
     open_dims = [index for index, dim in enumerate(dims) if dim.size is None]
     sizes = [dim.low for dim in dims]
     if len(open_dims) > 1 and open_dims[0] == 0:
@@ -176,8 +179,8 @@ def _check_unknown(owner: dict[str, Any], known: frozenset[str], depth: int) -> 
 
     What is known is either no container or looked into where it is decoded.
     """
-    if unknown := owner.keys() - known:
-        _check_depth([owner[key] for key in unknown], depth)
+    if not known.issuperset(owner):
+        _check_depth([value for key, value in owner.items() if key not in known], depth)
 
 
 def _check_depth(values: list[Any], depth: int) -> None:
@@ -192,24 +195,28 @@ def _refuse_depth() -> NoReturn:
     raise InvalidRequestError(f"the JSON is nested deeper than {MAX_DEPTH} levels")
 
 
-def _decode_parameters(owner: dict[str, Any], label: str) -> Parameters:
+def _prefix(label: object) -> str:
+    return f"{label}: " if label else ""
+
+
+def _decode_parameters(owner: dict[str, Any], label: object) -> Parameters:
     parameters = owner.get("parameters", ABSENT)
     if parameters is ABSENT:
-        return _NO_PARAMETERS
+        return NO_PARAMETERS
     if type(parameters) is not dict:
-        raise InvalidRequestError(f"{label}parameters is {describe(parameters)}, expected an object")
+        raise InvalidRequestError(f"{_prefix(label)}parameters is {describe(parameters)}, expected an object")
     for name, value in parameters.items():
         if type(value) not in (str, int, float, bool):
             raise InvalidRequestError(
-                f"{label}parameters.{cut(name)} is {describe(value)}, expected a string, a number or a boolean"
+                f"{_prefix(label)}parameters.{cut(name)} is {describe(value)}, expected a string, a number or a boolean"
             )
     return parameters
 
 
-def _decode_flag(parameters: Parameters, name: str, label: str, default: bool = False) -> bool:
+def _decode_flag(parameters: Parameters, name: str, label: object, default: bool = False) -> bool:
     flag = parameters.get(name, default)
     if type(flag) is not bool:
-        raise InvalidRequestError(f"{label}parameters.{name} is {describe(flag)}, expected a boolean")
+        raise InvalidRequestError(f"{_prefix(label)}parameters.{name} is {describe(flag)}, expected a boolean")
     return flag
 
 
@@ -224,18 +231,17 @@ def _decode_outputs(root: dict[str, Any], binary_output: bool) -> tuple[Requeste
         if type(item) is not dict:
             raise InvalidRequestError(f"outputs[{index}] is {describe(item)}, expected an object with the key 'name'")
         _check_unknown(item, _OUTPUT_KEYS, 3)
-        name = _decode_name(item, f"outputs[{index}]")
-        label = f"outputs[{index}] {quote(name)}: "
+        name = item.get("name")
+        if type(name) is not str:
+            _refuse_name(item, f"outputs[{index}]")
+        label = f"outputs[{index}] {quote(name)}"
         parameters = _decode_parameters(item, label)
         outputs.append(RequestedOutput(name, _decode_flag(parameters, "binary_data", label, binary_output)))
     return tuple(outputs)
 
 
-def _decode_name(item: dict[str, Any], label: str) -> str:
-    name = item.get("name", ABSENT)
-    if type(name) is not str:
-        raise InvalidRequestError(f"{label}: name is {describe(name)}, expected a string")
-    return name
+def _refuse_name(item: dict[str, Any], label: object) -> NoReturn:
+    raise InvalidRequestError(f"{label}: name is {describe(item.get('name', ABSENT))}, expected a string")
 
 
 # --- Inputs
@@ -246,7 +252,6 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
     if type(items) is not list or not items:
         found = "empty" if items == [] else describe(items)
         raise InvalidRequestError(f"inputs is {found}, expected an array of one or more objects")
-    last_binary = max((index for index, item in enumerate(items) if _is_binary(item)), default=-1)
     tensors, rest = [], binary_part
     for index, item in enumerate(items):
         if type(item) is not dict:
@@ -254,17 +259,20 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
                 f"inputs[{index}] is {describe(item)}, expected an object with name, shape and datatype"
             )
         _check_unknown(item, _INPUT_KEYS, 3)
-        name = _decode_name(item, f"inputs[{index}]")
-        label = f"inputs[{index}] {quote(name)}"
+        name = item.get("name")
+        if type(name) is not str:
+            _refuse_name(item, f"inputs[{index}]")
+        label = _Label(index, name)
         shape = _decode_shape(item, label)
         datatype = _decode_datatype(item, label)
-        size = _decode_parameters(item, f"{label}: ").get("binary_data_size")
+        size = _decode_parameters(item, label).get("binary_data_size") if "parameters" in item else None
         if "data" in item:
             if size is not None:
                 raise InvalidRequestError(f"{label} has both data and parameters.binary_data_size, expected one")
             array = _decode_json_data(item["data"], datatype, shape, label)
         else:
-            array, rest = _decode_binary_data(rest, size, datatype, shape, label, index == last_binary)
+            last = not any(_is_binary(items[later]) for later in range(index + 1, len(items)))
+            array, rest = _decode_binary_data(rest, size, datatype, shape, label, last)
         tensors.append(Tensor(name, datatype, array))
     if rest:
         raise InvalidRequestError(
@@ -274,11 +282,24 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
     return tuple(tensors)
 
 
+class _Label:
+    """The name of an input for messages, which is put together only when there is one."""
+
+    __slots__ = ("_index", "_name")
+
+    def __init__(self, index: int, name: str) -> None:
+        self._index = index
+        self._name = name
+
+    def __str__(self) -> str:
+        return f"inputs[{self._index}] {quote(self._name)}"
+
+
 def _is_binary(item: Any) -> bool:
     return type(item) is dict and "data" not in item
 
 
-def _decode_shape(item: dict[str, Any], label: str) -> tuple[int, ...]:
+def _decode_shape(item: dict[str, Any], label: object) -> tuple[int, ...]:
     shape = item.get("shape", ABSENT)
     if type(shape) is not list:
         raise InvalidRequestError(f"{label}: shape is {describe(shape)}, expected an array of integers")
@@ -292,7 +313,7 @@ def _decode_shape(item: dict[str, Any], label: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _decode_datatype(item: dict[str, Any], label: str) -> str:
+def _decode_datatype(item: dict[str, Any], label: object) -> str:
     datatype = item.get("datatype", ABSENT)
     if type(datatype) is not str or (datatype not in DATATYPES and datatype != BYTES):
         found = show(datatype) if type(datatype) is str else describe(datatype)
@@ -300,7 +321,7 @@ def _decode_datatype(item: dict[str, Any], label: str) -> str:
     return datatype
 
 
-def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: str) -> Array:
+def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: object) -> Array:
     if type(data) is NumberArray:
         return to_array(data, datatype, shape)
     if type(data) is not list:
@@ -344,8 +365,15 @@ def _flatten_mixed(items: list[Any], elements: list[Any], depth: int) -> None:
             elements.append(item)
 
 
-def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: str) -> NDArray[Any]:
+def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: object) -> NDArray[Any]:
     """Convert JSON elements, rounding floats once from 64 bits and refusing whatever does not fit the datatype."""
+    if (
+        0 < len(elements) <= _FEW
+        and types <= datatype.json_types
+        and -datatype.bound < min(elements)
+        and max(elements) < datatype.bound
+    ):
+        return np.array(elements, datatype.dtype)
     values = f"{datatype.name} is {datatype.json_values}"
     if not types <= datatype.json_types:
         _refuse_element(elements, datatype.json_types, values, label)
@@ -365,13 +393,13 @@ def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: s
     return array
 
 
-def _refuse_element(elements: list[Any], allowed: set[type] | frozenset[type], values: str, label: str) -> NoReturn:
+def _refuse_element(elements: list[Any], allowed: set[type] | frozenset[type], values: str, label: object) -> NoReturn:
     index, element = next((index, item) for index, item in enumerate(elements) if type(item) not in allowed)
     raise InvalidRequestError(f"{label}: data[{index}] is {show(element)}, {values}")
 
 
 def _decode_binary_data(
-    rest: memoryview, size: Any, datatype: str, shape: tuple[int, ...], label: str, last: bool
+    rest: memoryview, size: Any, datatype: str, shape: tuple[int, ...], label: object, last: bool
 ) -> tuple[Array, memoryview]:
     """Take a tensor from the front of `rest`; return it and what is left. `size` None is no `binary_data_size`."""
     if size is not None and (type(size) is not int or size < 0):
@@ -414,7 +442,7 @@ def _strings(begins: list[int], ends: list[int], symbols: memoryview, shape: tup
     )
 
 
-def _view(section: memoryview, datatype: Datatype, shape: tuple[int, ...], label: str) -> NDArray[Any]:
+def _view(section: memoryview, datatype: Datatype, shape: tuple[int, ...], label: object) -> NDArray[Any]:
     """See bytes as an array. Only one that begins at an odd place for its datatype is copied."""
     array = np.frombuffer(section, np.uint8)
     if datatype.name == BOOL and array.size and array.max() > 1:

@@ -6,7 +6,6 @@ import numpy as np
 import orjson
 
 from ovms_rest.errors import InvalidRequestError
-from ovms_rest.protocol.datatypes import DATATYPES
 from ovms_rest.protocol.strings import BytesArray, pack
 from ovms_rest.protocol.tensors import InferenceResponse, Tensor
 
@@ -20,8 +19,8 @@ def encode_response(response: InferenceResponse) -> tuple[bytes, list[Buffer]]:
     string that JSON cannot hold.
     """
     outputs, sections = [], []
-    for tensor, binary in zip(response.outputs, response.binary, strict=True):
-        output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+    for tensor, binary in response.outputs:
+        output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.array.shape}
         if binary:
             section = _encode_binary(tensor)
             # Clients in C++ take any other key of an output's parameters for a failure.
@@ -49,7 +48,7 @@ def _encode_json(tensor: Tensor) -> Any:
     if isinstance(tensor.array, BytesArray):
         return _encode_strings(tensor.name, tensor.array)
     flat = np.ascontiguousarray(tensor.array).reshape(-1)
-    return flat.astype(np.float32) if flat.dtype == DATATYPES["BF16"].dtype else flat
+    return flat.astype(np.float32) if tensor.datatype == "BF16" else flat
 
 
 def _encode_strings(name: str, array: BytesArray) -> list[str]:

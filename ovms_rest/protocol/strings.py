@@ -57,7 +57,7 @@ class BytesArray:
         ]
 
 
-def unpack(section: memoryview, count: int, label: str) -> tuple[list[int], list[int]]:
+def unpack(section: memoryview, count: int, label: object) -> tuple[list[int], list[int]]:
     """Find the elements of a binary BYTES tensor: a 4-byte little-endian length and that many bytes for each.
 
     Returns where each begins and ends in `section`. Raises InvalidRequestError, beginning with `label`, unless

@@ -1,7 +1,11 @@
-"""The messages of the protocol as values: tensors, what a model takes and gives, requests and responses."""
+"""The messages of the protocol as values: tensors, what a model takes and gives, requests and responses.
 
-from collections.abc import Mapping
+What is made for every request is a NamedTuple, which costs a third of a frozen dataclass to make.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -14,10 +18,10 @@ Array = NDArray[Any] | BytesArray
 MAX_DIM = 2**63 - 1
 
 Parameters = Mapping[str, str | int | float | bool]
+NO_PARAMETERS: Parameters = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Tensor:
+class Tensor(NamedTuple):
     """A named array on its way in or out: an ndarray of the datatype's dtype, or a BytesArray for BYTES."""
 
     name: str
@@ -74,9 +78,14 @@ class TensorMetadata:
         """Tell whether a tensor of that shape fits."""
         if self.static_shape is not None:
             return shape == self.static_shape
-        return self.dims is None or (
-            len(shape) == len(self.dims) and all(dim.holds(size) for dim, size in zip(self.dims, shape, strict=True))
-        )
+        if self.dims is None:
+            return True
+        if len(shape) != len(self.dims):
+            return False
+        for (low, high), size in zip(self.dims, shape, strict=True):
+            if size < low or (high is not None and size > high):
+                return False
+        return True
 
     def describe_shape(self) -> str:
         """Write the shape for a person: [1,3,200:500,-1]."""
@@ -98,6 +107,13 @@ class ModelMetadata:
     inputs: Mapping[str, TensorMetadata]
     outputs: Mapping[str, TensorMetadata]
     rt_info: Mapping[str, Any] | None = None
+    # All outputs, as a request that names none wants them: as JSON and as binary.
+    all_outputs: tuple[tuple["RequestedOutput", ...], tuple["RequestedOutput", ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Settle at load what every request would ask again."""
+        as_json, as_binary = (tuple(RequestedOutput(name, binary) for name in self.outputs) for binary in (False, True))
+        object.__setattr__(self, "all_outputs", (as_json, as_binary))
 
     def to_json(self, versions: list[str]) -> dict[str, Any]:
         """Return the model metadata response (protocol.md section 2)."""
@@ -117,23 +133,20 @@ class RequestedOutput(NamedTuple):
     binary: bool
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
+class InferenceRequest(NamedTuple):
     """A decoded request. No `outputs` means all of them, each `binary_output` or not."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[RequestedOutput, ...] = ()
     binary_output: bool = False
     id: str = ""
-    parameters: Parameters = field(default_factory=dict)
+    parameters: Parameters = NO_PARAMETERS
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceResponse:
-    """What is answered: the outputs in the order in which they are sent, `binary` for each of them."""
+class InferenceResponse(NamedTuple):
+    """What is answered: the outputs in the order in which they are sent, each with whether it is sent as binary."""
 
     model_name: str
     model_version: str
-    outputs: tuple[Tensor, ...]
-    binary: tuple[bool, ...]
+    outputs: Sequence[tuple[Tensor, bool]]
     id: str = ""

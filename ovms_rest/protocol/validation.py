@@ -40,7 +40,7 @@ def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tupl
     Raises InvalidRequestError for a name that is unknown or repeated.
     """
     if not request.outputs:
-        return tuple(RequestedOutput(name, request.binary_output) for name in metadata.outputs)
+        return metadata.all_outputs[request.binary_output]
     seen = set()
     for name, _ in request.outputs:
         if name not in metadata.outputs:

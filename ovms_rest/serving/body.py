@@ -24,6 +24,14 @@ def allocate(size: int, aligned: int = 0) -> memoryview:
     return room[start : start + size].data
 
 
+def tensors_begin(header_length: str | None) -> int:
+    """Tell where in the body the tensors begin, as far as Inference-Header-Content-Length can be trusted.
+
+    It is only a hint for `allocate`: what is wrong with the header the decoder tells.
+    """
+    return int(header_length) if header_length and header_length.isdecimal() and len(header_length) < 12 else 0
+
+
 def _receive(environ: Environ, buffer: memoryview) -> int:
     """Receive a body by the means of any WSGI server; return how many bytes came."""
     received = 0
@@ -43,12 +51,14 @@ def read_body(environ: Environ, limit: int, header_length: str | None) -> memory
     what is aligned. Raises BodyTooLargeError, UnsupportedEncodingError, and InvalidRequestError for a body that ends
     early or a broken encoding.
     """
-    encoding = environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower()
+    body: memoryview | None = getattr(environ["wsgi.input"], "buffer", None)  # our own worker's, whole and aligned
+    coding = environ.get("HTTP_CONTENT_ENCODING")
+    if body is not None and coding is None:
+        return body
+    encoding = (coding or "identity").strip().lower()
     if encoding not in _CONTAINERS and encoding not in ("identity", ""):
         raise UnsupportedEncodingError(f"Content-Encoding is {encoding!r}, allowed are gzip, deflate and identity")
-    # Only a hint: what is wrong with the header the decoder tells.
-    aligned = int(header_length) if header_length and header_length.isdecimal() and len(header_length) < 12 else 0
-    body = getattr(environ["wsgi.input"], "buffer", None)  # whole, aligned and within the limit: our own worker's
+    aligned = tensors_begin(header_length)
     if body is None:
         body = _receive_body(environ, limit, aligned)
     if encoding in _CONTAINERS:

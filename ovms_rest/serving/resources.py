@@ -125,8 +125,7 @@ class Infer:
         response = InferenceResponse(
             servable.metadata.name,
             servable.metadata.version,
-            tuple(tensors[output.name] for output in requested),
-            tuple(output.binary for output in requested),
+            [(tensors[name], binary) for name, binary in requested],
             request.id,
         )
         self._answer(req, resp, *encode_response(response))
@@ -149,7 +148,9 @@ class Infer:
             if encoding := choose_encoding(req.env.get("HTTP_ACCEPT_ENCODING", "")):
                 resp.set_header("Content-Encoding", encoding)
                 parts = [compress(parts, encoding)]
-        if "ovms_rest.buffers" in req.env:  # our own worker sends views on tensors as they are
+        if len(parts) == 1:
+            resp.data = parts[0]  # type: ignore[assignment]
+        elif "ovms_rest.buffers" in req.env:  # our own worker sends views on tensors as they are
             resp.stream = parts  # type: ignore[assignment]
             resp.content_length = sum(map(len, parts))
         else:

@@ -26,17 +26,19 @@ class Request(falcon.Request):
 
     def __init__(self, env: dict[str, Any], options: falcon.RequestOptions | None = None) -> None:
         """Take the raw target where the server hands it on, as gunicorn does."""
-        raw = env.get("RAW_URI", "")
-        if "%2f" in raw or "%2F" in raw:
-            path = _AUTHORITY.sub("", raw.partition("?")[0]).replace("%2f", "%252F").replace("%2F", "%252F")
-            env["PATH_INFO"] = (
-                unquote_to_bytes(path.encode("latin-1")).decode("latin-1").removeprefix(env.get("SCRIPT_NAME", ""))
-            )
+        if "%2" in env.get("RAW_URI", ""):
+            _keep_slashes(env)
         super().__init__(env, options)
         if self.path.endswith("/") and len(self.path) > 1 and self.method in _SLASH_TOLERANT:
             self.path = self.path[:-1]
         if self.method == "WEBSOCKET":
             self.method = "websocket"  # which Falcon keeps for itself in capitals
+
+
+def _keep_slashes(env: dict[str, Any]) -> None:
+    path = _AUTHORITY.sub("", env["RAW_URI"].partition("?")[0]).replace("%2f", "%252F").replace("%2F", "%252F")
+    path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
+    env["PATH_INFO"] = path.removeprefix(env.get("SCRIPT_NAME", ""))
 
 
 class _Methods(dict[str, Any]):

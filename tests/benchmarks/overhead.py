@@ -15,21 +15,30 @@ import numpy as np
 from measure import arguments, load, machine, mean
 from service import serve, write_config
 
-PATH = "/v2/models/relu/infer"
 CONNECTIONS = 4
+IMAGE = (1, 3, 224, 224)
 
 
 def requests():
-    """Make the requests by name: body and headers."""
+    """Make the requests by name: model, body and headers."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4]}
     small = json.dumps({"inputs": [{**tensor, "data": [1, -2, 3, -4]}]}).encode()
-    array = np.random.default_rng(0).standard_normal((37_632, 4), np.float32)
+    array = np.random.default_rng(0).standard_normal(IMAGE, np.float32)
     large = {"inputs": [{**tensor, "shape": list(array.shape)}], "parameters": {"binary_data_output": True}}
     head = json.dumps(large).encode()
+    length = {"Inference_Header_Content_Length": str(len(head))}
     return {
-        "4 floats, JSON": (small, {}),
-        "602 KB in and out, binary": (head + array.tobytes(), {"Inference_Header_Content_Length": str(len(head))}),
+        "4 floats, JSON": ("relu", small, {}),
+        "602 KB in and out, binary": ("image", head + array.tobytes(), length),
     }
+
+
+def save_models(directory):
+    """Write relu, of rows of 4, and image, a relu of 1x3x224x224; return a config of both."""
+    models = {"relu": model_zoo.relu(), "image": model_zoo.relu(IMAGE)}
+    for name, model in models.items():
+        model_zoo.save(model, directory / name)
+    return write_config(directory, *({"name": name, "base_path": name} for name in models))
 
 
 def compare(directory, config, cases, servers, connections, seconds, rounds):
@@ -41,11 +50,12 @@ def compare(directory, config, cases, servers, connections, seconds, rounds):
             context = serve(directory / name, "-w", str(workers), *options, config=config)
             services[name] = stack.enter_context(context)
             services[name].wait_for(lambda name=name, workers=workers: len(services[name].workers()) == workers)
-        for case, (body, headers) in cases.items():
+        for case, (model, body, headers) in cases.items():
+            path = f"/v2/models/{model}/infer"
             results = {name: [] for name in services}
             for _ in range(rounds):
                 for name, service in services.items():
-                    results[name].append(load(service, directory, PATH, body, connections, seconds, **headers))
+                    results[name].append(load(service, directory, path, body, connections, seconds, **headers))
             first, second = (mean(results[name]) for name in services)
             print(
                 f"| {case} | {first.rate:.0f} | {first.cpu * 1e3:.0f} | {second.rate:.0f} | {second.cpu * 1e3:.0f} "
@@ -59,8 +69,7 @@ def main():
     print(f"{machine()}; {rounds} rounds of {seconds} s")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        model_zoo.save(model_zoo.relu(), directory / "relu")
-        config = write_config(directory, {"name": "relu", "base_path": "relu"})
+        config = save_models(directory)
         cases = requests()
         print("\n| 2 workers, 4 connections | sync: requests/s | CPU us | ours: requests/s | CPU us | CPU / sync |")
         print("|---|---|---|---|---|---|")
