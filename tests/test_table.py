@@ -112,6 +112,12 @@ def test_an_idle_worker_without_a_core_to_run_on_does_not_count(others, idle):
     assert rows[0].is_another_idle(10) is idle
 
 
+def test_an_idle_worker_with_more_connections_does_not_count():
+    _, rows = make((3, 0), (2, 5), (9, 5))
+    assert rows[0].is_another_idle(10, 2)
+    assert not rows[0].is_another_idle(10, 1)
+
+
 def test_a_worker_is_not_freer_than_itself():
     _, rows = make((0, 1))
     assert rows[0].find_freer(5) is None

@@ -342,13 +342,16 @@ def crowd(service, stack):
     return crowded
 
 
-def test_a_worker_that_has_too_much_gives_a_client_away(pair):
+@pytest.mark.parametrize("size", [0, 300_000], ids=["a small body", "a large body"])
+def test_a_worker_that_has_too_much_gives_a_client_away(pair, size):
+    body = json.dumps(slow_models.count(slow_models.SLOW)).encode().ljust(size)
+    request = post("/v2/models/counting/infer", body)
     with contextlib.ExitStack() as stack:
         crowded = crowd(pair, stack)
         closed = False
         for _ in range(20):
             for connection in crowded:
-                connection.sendall(SLOW)
+                connection.sendall(request)
             answers = [receive(connection, "POST") for connection in crowded]
             assert [answer.status for answer in answers] == [200, 200]
             if closed := any(answer.headers.get("connection") == "close" for answer in answers):

@@ -473,8 +473,16 @@ class Connection:
         self.socket.shutdown(socket.SHUT_WR)
 
     def has_more(self) -> bool:
-        """Tell whether another request, or a part of one, may have been received already."""
-        return bool(self._pending) or self._readable
+        """Tell whether another request, or a part of one, was received already."""
+        if self._pending or not self._readable:
+            return bool(self._pending)
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except _BLOCKED:
+            self._readable = False
+            return False
+        except OSError:  # reset by the client
+            return False
 
     def linger(self) -> None:
         """Close after this answer though the client did not ask for it, and so may be sending another request."""

@@ -6,6 +6,7 @@ ago. The arbiter makes the table before it forks, hands out the rows, and takes 
 
 import contextlib
 import itertools
+import math
 import mmap
 import os
 import signal
@@ -106,12 +107,19 @@ class Row:
         ]
         return min(freer)[1] if freer else None
 
-    def is_another_idle(self, until: int) -> bool:
-        """Tell whether another worker has had nothing to do since that time or longer, and has a core to run on."""
+    def is_another_idle(self, until: int, connections: float = math.inf) -> bool:
+        """Tell whether another worker has had nothing to do since that time or longer, and has a core to run on.
+
+        Those with more connections than that do not count.
+        """
         own = self._numbers[self.start + _PID]
         workers = list(self._read())
         busy = sum(1 for worker in workers if worker.connections and not worker.idle_since)
-        return busy < self._cores and any(0 < worker.idle_since <= until for worker in workers if worker.pid != own)
+        return busy < self._cores and any(
+            0 < worker.idle_since <= until and worker.connections <= connections
+            for worker in workers
+            if worker.pid != own
+        )
 
 
 def wake(pid: int) -> None:

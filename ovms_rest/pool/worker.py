@@ -91,6 +91,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._connections: dict[int, Connection] = {}
         self._draining = False
         self._is_busy = False
+        self._started = self.now
         self._next_tick = self.now
         self._observed = _is_observed(cfg, self.log)
         self._server_lines = ""
@@ -335,7 +336,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         """Have the application answer a request."""
         assert connection.head is not None
         environ = connection.head.environ
-        started = time.monotonic()
+        self._started = time.monotonic()
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             log.info("worker %s has answered %s requests, so it ends", self.pid, self.nr)
@@ -346,7 +347,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._set_busy(False)  # before the client can know, who may send its next request to another
         size = self._send(connection, status, headers, parts)
         if self._observed:
-            self._observe(environ, status, headers, size, time.monotonic() - started)
+            self._observe(environ, status, headers, size, time.monotonic() - self._started)
 
     def _call(self, environ: Environ) -> tuple[str, Headers, list[Buffer]]:
         """Call the application; return status, headers and the parts of the body."""
@@ -402,11 +403,21 @@ class Worker(BaseWorker):  # type: ignore[misc]
         """Tell whether a connection has to go: the worker ends, keeps none alive, or has more than it can serve."""
         if not self.times.idle:
             return True
-        if connection.has_more():  # what was received is answered
+        if self.alive and not self._is_another_better_off():
             return False
-        if not self.alive:
-            return True
-        return bool(self._waiting) and self.row.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS)
+        return not connection.has_more()  # what was received is answered
+
+    def _is_another_better_off(self) -> bool:
+        """Tell whether another worker has had nothing to do while this one has too much.
+
+        Bodies that are larger than what the system buffers are not seen to wait during an inference that takes long;
+        there the numbers of connections tell.
+        """
+        if self._waiting:
+            return self.row.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS)
+        if self.now - self._started < IDLE_NANOSECONDS / 1e9:
+            return False
+        return self.row.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS, len(self._connections) - 2)
 
     def _observe(self, environ: Environ, status: str, headers: Headers, size: int, seconds: float) -> None:
         """Tell gunicorn's hooks and access log of a request, for those who asked for it."""
