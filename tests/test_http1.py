@@ -286,6 +286,11 @@ def test_malformed_heads_are_refused(data, status, message):
     assert message in str(refusal)
 
 
+@pytest.mark.parametrize("data", [b"GET /v2 HTTP/1.1\nHost: x\n\n", b"\x16\x03\x01\r\n\r\n"])
+def test_what_comes_behind_a_malformed_head_is_not_counted_as_fields(data):
+    assert refused(data + b"\n" * 300).status == 400
+
+
 @pytest.mark.parametrize("host", ["a b", "a/b", "a@b", "a?b", "a#b", "a:b", "[::1", "http://a"])
 def test_an_invalid_host_is_refused(host):
     """RFC 9112 section 3.2: a server MUST answer 400 to a Host field with an invalid field value."""

@@ -184,8 +184,10 @@ class HeadReader:
         status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 400)
         if str(error) == "Unsupported Transfer-Encoding":
             status = 501
-        elif type(error) is gunicorn_h1c._parser_fast.ParseError and bytes(data).count(b"\n") > self.limits.fields:
-            status = 431  # which the parser only counts up to a limit of its own
+        elif type(error) is gunicorn_h1c._parser_fast.ParseError:
+            head = bytes(data).partition(b"\r\n\r\n")[0]
+            if head.count(b"\r\n") > self.limits.fields:
+                status = 431  # which the parser only counts up to a limit of its own
         return Refusal(status, f"malformed request: {error}")
 
     @staticmethod

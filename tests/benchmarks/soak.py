@@ -1,0 +1,419 @@
+"""Minutes of mixed clients, in which nothing may fail, leak a descriptor or grow.
+
+    PYTHONPATH=tests python tests/benchmarks/soak.py [--seconds 180] [--workers 2] [--reload] [--kill]
+
+A quarter of the time is for warming up. Descriptors and memory of the workers are compared without any client, after
+that and at the end. `--reload` sends SIGHUP now and then, which may cost no request; `--kill` kills a worker now and
+then, which may cost those that it had, and so lets connections end. Exits with 1 on any failure or growth.
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import multiprocessing
+import random
+import select
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from os import kill
+from pathlib import Path
+
+import numpy as np
+import slow_models
+from measure import pss_megabytes
+from raw_http import LIVE, RELU, RELU_PATH, chunk, head, infer, parse, post, receive, receive_rest
+from service import serve
+
+# What of the memory of a worker may be more at the end: megabytes, and as a part of what it was.
+GROWTH = 8, 0.1
+PATIENCE = 120
+
+
+class Failure(Exception):  # noqa: N818
+    """What a client must not meet."""
+
+
+class Context:
+    """What the clients share."""
+
+    def __init__(self, service, excused: bool) -> None:
+        """Take the service; `excused` tells that connections may end without an answer."""
+        self.service, self.excused = service, excused
+        self.stopping = threading.Event()
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.excuses = 0
+        self.failures: list[str] = []
+
+    def connect(self) -> socket.socket:
+        """Open a connection."""
+        return socket.create_connection(("127.0.0.1", self.service.port), timeout=PATIENCE)
+
+    def run(self, client: Callable[["Context", random.Random], None], number: int) -> None:
+        """Run a client again and again."""
+        name, generator = client.__name__, random.Random(number)
+        while not self.stopping.is_set():
+            try:
+                client(self, generator)
+                self.counts[name] += 1
+            except Exception as error:
+                if self.excused and isinstance(error, ConnectionError):
+                    self.excuses += 1
+                    time.sleep(0.05)
+                    continue
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                self.failures.append(f"{name}: {error!r} at {Path(place.filename).name}:{place.lineno}")
+                if len(self.failures) > 50:
+                    self.stopping.set()
+
+
+def check(answer, condition: bool = True, status: int = 200) -> None:
+    """Fail unless an answer is what it has to be."""
+    if answer.status != status or not condition:
+        raise Failure(f"{answer.status} {answer.headers} {answer.body[:200]!r}")
+
+
+# --- Clients; each is a turn, after which it begins anew
+
+
+def steady(context, generator):
+    """Infer on a connection kept alive, numbers that are no one else's."""
+    with context.connect() as connection:
+        for _ in range(generator.randrange(1, 500)):
+            data = [generator.randrange(-1000, 1000) for _ in range(4)]
+            tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": data}
+            connection.sendall(infer("relu", {"inputs": [tensor]}))
+            answer = receive(connection, "POST")
+            check(answer, answer.json().get("outputs", [{}])[0].get("data") == [max(item, 0) for item in data])
+            if answer.headers.get("connection") == "close" or context.stopping.is_set():
+                return
+
+
+def binary(context, generator):
+    """Infer with large tensors, in a body of known size or in chunks."""
+    array = np.random.default_rng(generator.randrange(2**32)).standard_normal((generator.randrange(1, 60_000), 4), "f4")
+    tensor = {"name": "x", "datatype": "FP32", "shape": list(array.shape)}
+    text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    body, field = text + array.tobytes(), f"Inference-Header-Content-Length: {len(text)}"
+    if generator.random() < 0.5:
+        data = post(RELU_PATH, body, field)
+    else:
+        size = generator.randrange(1000, 300_000)
+        chunks = [chunk(body[start : start + size]) for start in range(0, len(body), size)]
+        data = head("POST", RELU_PATH, "Transfer-Encoding: chunked", field) + b"".join(chunks) + chunk(b"")
+    with context.connect() as connection:
+        connection.sendall(data)
+        answer = receive(connection, "POST")
+        check(answer, answer.body.endswith(np.maximum(array, 0).tobytes()))
+
+
+def expecting(context, generator):
+    """Wait for 100 Continue before sending a body."""
+    with context.connect() as connection:
+        data = post(RELU_PATH, RELU, "Expect: 100-continue", "Connection: close")
+        connection.sendall(data[: -len(RELU)])
+        interim = connection.recv(1000)
+        if interim != b"HTTP/1.1 100 Continue\r\n\r\n":
+            raise Failure(f"{interim!r}")
+        connection.sendall(RELU)
+        check(receive(connection, "POST"))
+
+
+def pipelining(context, generator):
+    """Send several requests at once, cut anywhere, and expect the answers in order."""
+    kinds = {"relu": post(RELU_PATH, RELU), "ovms_rest": head("GET", "/v2"), "filling": None}
+    names = [generator.choice(list(kinds)) for _ in range(generator.randrange(2, 20))]
+    fill = infer("filling", slow_models.fill(1.5, 1000))
+    data = b"".join(kinds[name] or fill for name in names)
+    with context.connect() as connection:
+        start = 0
+        while start < len(data):
+            size = generator.randrange(1, 2000)
+            connection.sendall(data[start : start + size])
+            start += size
+        if generator.random() < 0.5:
+            connection.shutdown(socket.SHUT_WR)
+        for name in names:
+            answer = receive(connection, "GET" if name == "ovms_rest" else "POST")
+            check(answer, f'"{name}"'.encode() in answer.body[:100])
+            if answer.headers.get("connection") == "close":
+                return
+
+
+def slow_inference(context, generator):
+    """Have inferences that take long."""
+    with context.connect() as connection:
+        steps = generator.randrange(1000, slow_models.SLOW)
+        connection.sendall(infer("counting", slow_models.count(steps)))
+        answer = receive(connection, "POST")
+        check(answer, answer.json().get("outputs", [{}])[0].get("data") == [steps])
+
+
+def slow_reader(context, generator):
+    """Read a large answer in small pieces."""
+    value, size = generator.randrange(1, 1000), generator.randrange(1000, 2_000_000)
+    with socket.socket() as connection:
+        connection.settimeout(PATIENCE)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        connection.connect(("127.0.0.1", context.service.port))
+        connection.sendall(infer("filling", slow_models.fill(value, size), "Connection: close"))
+        received = []
+        for _ in range(50):
+            received.append(connection.recv(generator.randrange(1, 20_000)))
+            time.sleep(0.01)
+        received.append(receive_rest(connection))
+        (answer,) = parse_all(b"".join(received), "POST")
+        check(answer, answer.body.endswith(np.full(size, value, np.float32).tobytes()))
+
+
+def dribbling(context, generator):
+    """Send a request byte by byte, on several connections at once."""
+    data = post(RELU_PATH, RELU, "Connection: close")
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(context.connect()) for _ in range(20)]
+        for start in range(0, len(data), 20):
+            for connection in connections:
+                connection.sendall(data[start : start + 20])
+            time.sleep(0.1)
+        for connection in connections:
+            check(receive(connection, "POST"))
+
+
+def idle(context, generator):
+    """Keep connections that do nothing."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(context.connect()) for _ in range(50)]
+        time.sleep(generator.random() * 3)
+        for connection in connections:
+            with contextlib.suppress(ConnectionError):  # the server may have closed it meanwhile
+                connection.sendall(LIVE[: generator.randrange(1, len(LIVE))])
+
+
+def probing(context, generator):
+    """Ask for health and metadata, as monitors do."""
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2", "/v2/models/relu", "/v2/models/counting/ready"):
+        check(context.service.get(path))
+    time.sleep(0.05)
+
+
+HOSTILE = [
+    (b"BROKEN\r\n\r\n", (400,)),
+    (b"GET /v2 HTTP/1.1\r\n\r\n", (400,)),
+    (b"GET /v2 HTTP/1.1\nHost: x\n\n", (400,)),
+    (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", (400,)),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (505,)),
+    (head("POST", RELU_PATH, "Content-Length: 5", "Transfer-Encoding: chunked"), (400,)),
+    (head("POST", RELU_PATH, "Content-Length: 5", "Content-Length: 6"), (400,)),
+    (head("POST", RELU_PATH, "Content-Length: 99999999999"), (413,)),
+    (head("POST", RELU_PATH, "Transfer-Encoding: gzip"), (501,)),
+    (head("POST", RELU_PATH, "Transfer-Encoding: chunked") + b"zz\r\n", (400,)),
+    (head("POST", RELU_PATH, "Transfer-Encoding: chunked") + b"5\r\nabcdefgh", (400,)),
+    (head("POST", RELU_PATH, "Content-Length: 5", "Expect: tea"), (417,)),
+    (head("GET", "/" + "a" * 9000), (414,)),
+    (head("GET", "/v2", "A: " + "b" * 9000), (431,)),
+    (head("GET", "/v2", *["A: b"] * 150), (431,)),
+    (post(RELU_PATH, b"{broken"), (400,)),
+    (post(RELU_PATH, b"[" * 100_000), (400,)),
+    (post(RELU_PATH, RELU)[:-9], (400,)),
+]
+
+
+def hostile(context, generator):
+    """Send what has to be refused, and then some more."""
+    data, statuses = generator.choice(HOSTILE)
+    with context.connect() as connection:
+        connection.sendall(data)
+        with contextlib.suppress(ConnectionError):
+            if generator.random() < 0.3 and data[-9:] not in RELU:
+                connection.sendall(bytes(generator.randrange(256) for _ in range(1000)) * 100)
+            connection.shutdown(socket.SHUT_WR)
+        answers = parse_all(receive_rest(connection))
+        if not answers or answers[0].status not in statuses or list(answers[0].json()) != ["error"]:
+            raise Failure(f"{answers[:1]} to {data[:200]!r}")
+
+
+def vanishing(context, generator):
+    """Go at any moment, by closing or by a reset."""
+    large = infer("filling", slow_models.fill(1, 1_000_000))
+    kinds = [LIVE, post(RELU_PATH, RELU), large, infer("counting", slow_models.count(5000)), LIVE * 50]
+    data = generator.choice(kinds)
+    with context.connect() as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(data[: generator.choice((0, 10, len(data) // 2, len(data)))])
+        if generator.random() < 0.5:
+            select.select([connection], [], [], generator.random() * 0.02)
+            connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                connection.recv(1000)
+        if generator.random() < 0.5:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    time.sleep(0.005)
+
+
+CLIENTS = {
+    steady: 4,
+    binary: 1,
+    expecting: 1,
+    pipelining: 2,
+    slow_inference: 1,
+    slow_reader: 2,
+    dribbling: 1,
+    idle: 1,
+    probing: 1,
+    hostile: 1,
+    vanishing: 2,
+}
+
+
+def parse_all(data, *methods):
+    """Take responses apart; one that was cut off is the end of a connection."""
+    try:
+        return parse(data, *methods)
+    except Exception as error:
+        raise ConnectionAbortedError(f"cut off after {len(data)} bytes: {error!r}") from error
+
+
+def run_tritonclient(port, seconds, excused, results):
+    """Infer by Triton's client library, in a process of its own."""
+    from tritonclient import http
+    from tritonclient.utils import InferenceServerException
+
+    count, failures, deadline = 0, [], time.monotonic() + seconds
+    client = http.InferenceServerClient(f"127.0.0.1:{port}", connection_timeout=PATIENCE, network_timeout=PATIENCE)
+    array = np.random.default_rng(0).standard_normal((100, 4), np.float32)
+    while time.monotonic() < deadline:
+        tensor = http.InferInput("x", list(array.shape), "FP32")
+        tensor.set_data_from_numpy(array, binary_data=count % 2 == 0)
+        output = http.InferRequestedOutput("y", binary_data=count % 3 == 0)
+        try:
+            result = client.infer("relu", [tensor], outputs=[output])
+            if not np.array_equal(result.as_numpy("y"), np.maximum(array, 0)):
+                failures.append("another result")
+            count += 1
+        except (OSError, InferenceServerException) as error:
+            if not excused:
+                failures.append(repr(error))
+            time.sleep(0.05)
+    results.put((count, failures))
+
+
+# --- The run
+
+
+def disturb(context, number, pause):
+    """Reload the service, or kill a worker, now and then."""
+    while not context.stopping.wait(pause):
+        context.counts[number.name] += 1
+        if number is signal.SIGHUP:
+            context.service.signal(number)
+        elif workers := context.service.workers():
+            with contextlib.suppress(ProcessLookupError):
+                kill(random.choice(workers), number)
+
+
+def run_clients(context, seconds, reload):
+    """Run all clients for so long, and wait for them to end."""
+    context.stopping.clear()
+    # A client library that got an answer with Connection: close while it sent the next request tells of a failure.
+    forgiving = context.excused or reload
+    queue = multiprocessing.get_context("spawn").Queue()
+    triton = multiprocessing.get_context("spawn").Process(
+        target=run_tritonclient, args=(context.service.port, seconds, forgiving, queue)
+    )
+    triton.start()
+    threads = [
+        threading.Thread(target=context.run, args=(client, 100 * place + number))
+        for place, (client, count) in enumerate(CLIENTS.items())
+        for number in range(count)
+    ]
+    if reload:
+        threads.append(threading.Thread(target=disturb, args=(context, signal.SIGHUP, 11)))
+    if context.excused:
+        threads.append(threading.Thread(target=disturb, args=(context, signal.SIGKILL, 7)))
+    for thread in threads:
+        thread.start()
+    context.stopping.wait(seconds)
+    context.stopping.set()
+    for thread in threads:
+        thread.join(2 * PATIENCE)
+        if thread.is_alive():
+            context.failures.append("a client hangs")
+    count, failures = queue.get(timeout=PATIENCE)
+    triton.join()
+    context.counts["tritonclient"] += count
+    context.failures += [f"tritonclient: {failure}" for failure in failures]
+
+
+def descriptors(pid):
+    """Count the files that a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def measure(context, workers):
+    """Wait until the workers have closed all connections, and measure them: descriptors and megabytes, by process."""
+    context.service.wait_for(lambda: len(context.service.workers()) == workers)
+    deadline, last = time.monotonic() + 30, {}
+    while time.monotonic() < deadline:  # refused clients and those that vanished are closed after some seconds
+        found = {pid: descriptors(pid) for pid in context.service.workers()}
+        if found == last and len(set(found.values())) == 1:
+            break
+        last = found
+        time.sleep(3)
+    return {pid: (descriptors(pid), pss_megabytes([pid])) for pid in context.service.workers()}
+
+
+def compare(context, before, after, steady_workers):
+    """Note as failures what has grown."""
+    count = min(opened for opened, _ in before.values())
+    megabytes = max(size for _, size in before.values())
+    for pid, (opened, size) in after.items():
+        if opened > count:
+            context.failures.append(f"worker {pid} has {opened} descriptors, {count} before")
+        if size > megabytes + max(GROWTH[0], GROWTH[1] * megabytes):
+            context.failures.append(f"worker {pid} has {size:.1f} MB, at the most {megabytes:.1f} before")
+    if steady_workers and set(before) != set(after):
+        context.failures.append(f"workers were replaced: {sorted(before)} by {sorted(after)}")
+
+
+def main() -> int:
+    """Run and report."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--seconds", type=int, default=180)
+    arguments.add_argument("--workers", type=int, default=2)
+    arguments.add_argument("--reload", action="store_true")
+    arguments.add_argument("--kill", action="store_true")
+    chosen = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        config = slow_models.save(directory)
+        with serve(directory, "-w", str(chosen.workers), config=config) as service:
+            service.wait_for(lambda: len(service.workers()) == chosen.workers)
+            context = Context(service, chosen.kill)
+            run_clients(context, chosen.seconds // 4, chosen.reload)
+            before = measure(context, chosen.workers)
+            run_clients(context, chosen.seconds - chosen.seconds // 4, chosen.reload)
+            after = measure(context, chosen.workers)
+            compare(context, before, after, not (chosen.reload or chosen.kill))
+            for text in ("Traceback", "WORKER TIMEOUT", "error on a connection"):
+                if text in service.log:
+                    context.failures.append(f"the log has {text!r}: {service.log[service.log.index(text) :][:2000]}")
+    print(f"{chosen.seconds} s, {chosen.workers} workers, {sum(context.counts.values())} turns of clients:")
+    print(", ".join(f"{count} {kind}" for kind, count in sorted(context.counts.items())))
+    if chosen.kill:
+        print(f"{context.excuses} connections ended without an answer")
+    for moment, found in (("warm", before), ("end", after)):
+        print(f"{moment}: " + ", ".join(f"{pid} {opened} fd {size:.1f} MB" for pid, (opened, size) in found.items()))
+    print(f"{len(context.failures)} failures")
+    for failure, count in collections.Counter(context.failures).most_common(20):
+        print(f"  {count} x {failure}")
+    return 1 if context.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
