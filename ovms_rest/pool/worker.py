@@ -37,6 +37,8 @@ ARENA_BYTES = 64 * 1024
 SMALL_ANSWER = 4096
 # A connection that was left to another worker is taken after all when that one has not come for it.
 HANDOVER_SECONDS = 0.005
+# The same of a worker that has no connection because there are more workers than cores.
+SPARE_HANDOVER_SECONDS = 0.05
 # A worker that has had nothing to do for so long gets clients of one that has requests in waiting.
 IDLE_NANOSECONDS = 5_000_000
 TICK_SECONDS = 1.0
@@ -251,7 +253,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             freer = None if insisting else self.row.find_freer(limit)
             if freer is not None:
                 wake(freer)
-                self._stop_accepting(HANDOVER_SECONDS)
+                self._stop_accepting(HANDOVER_SECONDS if self._connections else SPARE_HANDOVER_SECONDS)
                 self._insisting = True
                 return
             try:
