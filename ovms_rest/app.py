@@ -1,5 +1,6 @@
 """The WSGI application, wired: settings, config, models, resources."""
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -8,7 +9,8 @@ import falcon
 
 from ovms_rest.config import load_config
 from ovms_rest.errors import ConfigError, ServingError
-from ovms_rest.models.registry import ModelRegistry, load_models
+from ovms_rest.models.images import ImageLimits
+from ovms_rest.models.registry import Host, ModelRegistry, load_models
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.serving.cors import Cors
 from ovms_rest.serving.error_handlers import handle_serving_error, serialize_falcon_error
@@ -23,6 +25,8 @@ from ovms_rest.serving.resources import (
 )
 from ovms_rest.serving.routing import Request, Router
 from ovms_rest.settings import Settings, read_settings
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
 
 
 class App(falcon.App):  # type: ignore[type-arg]
@@ -50,11 +54,21 @@ def create_app(registry: Registry, settings: Settings) -> App:
 def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
     settings = read_settings(environ)
-    models = load_models(load_config(settings.config), usable_cores(), settings.load_timeout_seconds)
+    models = load_models(load_config(settings.config), host_of(settings), _tell_progress)
     app = create_app(models, settings)
     app.models = models
     app.load_timeout_seconds = settings.load_timeout_seconds
     return app
+
+
+def _tell_progress(name: str, version: int) -> None:
+    log.info("model %r version %d is being tried", name, version)
+
+
+def host_of(settings: Settings) -> Host:
+    """Describe what models are loaded for."""
+    limits = ImageLimits(settings.max_image_pixels, settings.max_request_pixels)
+    return Host(usable_cores(), settings.load_timeout_seconds, settings.cache_dir, limits)
 
 
 def get_app() -> App:

@@ -3,11 +3,15 @@
 Every mistake of a file is found in one reading and told with its place (`model_config_list[1].config.name`). The keys
 that OVMS documents are all known. Those that this version does not carry out are accepted while they change nothing
 and refused where they would.
+
+A wrong type or key is a mistake of the file. A wrong text of a right type, such as a shape that cannot be read, is
+that model's alone: `parse_options` tells it when the model is loaded, and the others are served.
 """
 
 import difflib
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,10 @@ import orjson
 
 from ovms_rest.errors import ConfigError
 from ovms_rest.models.compilation import PluginValue
+from ovms_rest.models.options import ModelOptions
+from ovms_rest.models.repository import LATEST, VersionPolicy
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
 
 Problem = str
 Check = Callable[[Any], Problem | None]
@@ -24,12 +32,16 @@ MAX_NIREQ = 100_000
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A model to serve; `base_path` holds a directory per version."""
+    """A model to serve; `base_path` is a directory with its versions, or its file."""
 
     name: str
     base_path: Path
-    target_device: str
-    plugin_config: Mapping[str, PluginValue]
+    target_device: str = "CPU"
+    plugin_config: Mapping[str, PluginValue] = field(default_factory=dict)
+    version_policy: VersionPolicy = LATEST
+    options: ModelOptions = ModelOptions()
+    nireq: int = 0
+    allow_cache: bool = False
 
 
 def load_config(path: Path) -> tuple[ModelConfig, ...]:
@@ -43,16 +55,61 @@ def load_config(path: Path) -> tuple[ModelConfig, ...]:
     problems = [f"{path}: {problem}" for problem in _check_root(root)]
     if problems:
         raise ConfigError(problems)
+    if root.get("monitoring", {}).get("metrics", {}).get("enable"):
+        log.warning("%s: monitoring.metrics.enable has no effect yet, metrics are not served", path)
     return tuple(_model_config(item["config"], path.parent) for item in root["model_config_list"])
 
 
 def _model_config(config: dict[str, Any], directory: Path) -> ModelConfig:
     return ModelConfig(
         name=config["name"],
+        # OVMS forbids ".." for the sake of remote storage; paths here are local, and absolute ones lead anywhere.
         base_path=directory / config.get("base_path", ""),
         target_device=config.get("target_device") or "CPU",
         plugin_config=config.get("plugin_config", {}),
+        version_policy=_version_policy(config.get("model_version_policy")) or LATEST,
+        options=_model_options(config),
+        nireq=config.get("nireq", 0),
+        allow_cache=config.get("allow_cache", False),
     )
+
+
+def _version_policy(value: Any) -> VersionPolicy | None:
+    """Read a policy; None for what is none."""
+    if type(value) is not dict or [type(content) for content in value.values()] != [dict]:
+        return None
+    ((form, content),) = value.items()
+    match [form, *content.items()]:
+        case ["all"]:
+            return VersionPolicy()
+        case ["latest", ("num_versions", number)] if _counts(number):
+            return VersionPolicy(latest=number)
+        case ["specific", ("versions", list(versions))] if all(map(_counts, versions)):
+            return VersionPolicy(specific=frozenset(versions))
+    return None
+
+
+def _counts(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _model_options(config: dict[str, Any]) -> ModelOptions:
+    return ModelOptions(
+        batch_size=config.get("batch_size"),
+        shape=_shape(config.get("shape")),
+        layout=config.get("layout"),
+        mean=config.get("mean"),
+        scale=config.get("scale"),
+        color_format=config.get("color_format"),
+        precision=config.get("precision"),
+    )
+
+
+def _shape(value: Any) -> Any:
+    """Write an array as the text that it stands for, alone or below names."""
+    if type(value) is dict:
+        return {name: _shape(item) for name, item in value.items()}
+    return f"({','.join(map(str, value))})" if type(value) is list else value
 
 
 # --- Checks of values: each returns what is wrong, or None
@@ -70,21 +127,41 @@ def _check_name(value: Any) -> Problem | None:
 
 def _check_base_path(value: Any) -> Problem | None:
     if type(value) is not str or not value:
-        return f"expected the path of a directory, got {_describe(value)}"
+        return f"expected the path of a directory or a model file, got {_describe(value)}"
     if "\0" in value:
         return f"a path has no NUL character, got {_describe(value)}"
     if "://" in value:
-        return f"only local directories can be served, got {_describe(value)}"
+        return f"only local directories and files can be served, got {_describe(value)}"
     return None
 
 
 def _check_plugin_config(value: Any) -> Problem | None:
     if type(value) is not dict:
         return f"expected an object, got {_describe(value)}"
-    for key, item in value.items():
-        if type(item) not in (str, int, float, bool):
-            return f"the value of {key} has to be a string, a number or a boolean, got {_describe(item)}"
+    return _check_values(value, lambda item: type(item) in (str, int, float, bool), "a string, a number or a boolean")
+
+
+def _check_shape(value: Any) -> Problem | None:
+    if type(value) is dict:
+        return _check_values(value, _is_shape, _SHAPE)
+    return None if _is_shape(value) else f"expected {_SHAPE}, or an object of these by input, got {_describe(value)}"
+
+
+def _is_shape(value: Any) -> bool:
+    return type(value) is str or (type(value) is list and all(type(dim) in (int, str) for dim in value))
+
+
+def _check_layout(value: Any) -> Problem | None:
+    if type(value) is dict:
+        return _check_values(value, lambda item: type(item) is str, _LAYOUT)
+    if type(value) is not str:
+        return f"expected {_LAYOUT}, or an object of these by tensor, got {_describe(value)}"
     return None
+
+
+def _check_values(owner: dict[str, Any], fits: Callable[[Any], bool], form: str) -> Problem | None:
+    wrong = {key: item for key, item in owner.items() if not fits(item)}
+    return "; ".join(f"the value of {key} has to be {form}, got {_describe(wrong[key])}" for key in wrong) or None
 
 
 def _check_nireq(value: Any) -> Problem | None:
@@ -94,29 +171,31 @@ def _check_nireq(value: Any) -> Problem | None:
 
 
 def _check_version_policy(value: Any) -> Problem | None:
-    if not _is_same(value, {"latest": {"num_versions": 1}}):
-        return f'only {{"latest": {{"num_versions": 1}}}}, the default, is supported yet, got {_describe(value)}'
+    if _version_policy(value) is None:
+        return (
+            'expected {"latest": {"num_versions": 2}}, {"all": {}} or {"specific": {"versions": [1, 3]}} with numbers '
+            f"from 1 on, got {_describe(value)}"
+        )
     return None
 
 
-def _check_monitoring(value: Any) -> Problem | None:
-    if not _is_same(value, {"metrics": {"enable": False}}):
-        return f'metrics are not served yet, only {{"metrics": {{"enable": false}}}} is allowed, got {_describe(value)}'
+def _check_metrics_list(value: Any) -> Problem | None:
+    if type(value) is not list or not all(type(name) is str for name in value):
+        return f"expected an array of strings, got {_describe(value)}"
     return None
-
-
-def _not_yet(value: Any) -> Problem | None:
-    return f"is not supported yet, got {_describe(value)}; leave it out"
 
 
 def _never(reason: str) -> Check:
     return lambda value: f"is not supported: {reason}"
 
 
-def _empty_until(what: str) -> Check:
-    return lambda value: None if value == [] else f"{what} are not supported yet, only [] is allowed"
+def _only_empty(reason: str) -> Check:
+    return lambda value: None if value == [] else f"{reason}, only [] is allowed"
 
 
+_SHAPE = 'a string such as "(1,3,224,224)" or an array such as [1,3,224,224]'
+_LAYOUT = 'a string such as "NHWC:NCHW"'
+_PER_CHANNEL = _is('a number or a string such as "(123.7,116.3,103.5)"', int, float, str)
 _MEDIAPIPE = "MediaPipe graphs are not served here"
 _CUSTOM_LOADER = "custom loaders, deprecated by OVMS too, would have to be compiled C++"
 _STATEFUL = "OVMS removed stateful models"
@@ -127,15 +206,16 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "target_device": _is("a string", str),
     "plugin_config": _check_plugin_config,
     "nireq": _check_nireq,  # changes nothing: as many inferences run at once as there are workers
-    "allow_cache": _is("true or false", bool),  # changes nothing: there is no cache that it could allow
+    "allow_cache": _is("true or false", bool),  # changes nothing: "auto", which OVMS asks it for, is cached anyway
     "model_version_policy": _check_version_policy,
-    "batch_size": _not_yet,
-    "shape": _not_yet,
-    "layout": _not_yet,
-    "mean": _not_yet,
-    "scale": _not_yet,
-    "color_format": _not_yet,
-    "precision": _not_yet,
+    "batch_size": _is('an integer or a string such as "1:16"', int, str),
+    "shape": _check_shape,
+    "layout": _check_layout,
+    "mean": _PER_CHANNEL,
+    "scale": _PER_CHANNEL,
+    "color_format": _is('a string such as "RGB:BGR"', str),
+    "precision": _is('a string such as "uint8:fp32"', str),
+    "version": _never("model_version_policy says which versions are served"),
     "custom_loader_options": _never(_CUSTOM_LOADER),
     "graph_path": _never(_MEDIAPIPE),
     "subconfig": _never(_MEDIAPIPE),
@@ -147,11 +227,22 @@ _MODEL_KEYS: Mapping[str, Check] = {
 
 _ROOT_KEYS: Mapping[str, Check] = {
     "model_config_list": _is("an array", list),
-    "pipeline_config_list": _empty_until("pipelines"),
-    "custom_node_library_config_list": _empty_until("custom nodes"),
-    "monitoring": _check_monitoring,
-    "custom_loader_config_list": _never(_CUSTOM_LOADER),
-    "mediapipe_config_list": _never(_MEDIAPIPE),
+    "pipeline_config_list": _only_empty("pipelines are not supported yet"),
+    "custom_node_library_config_list": _is("an array", list),
+    "monitoring": _is("an object", dict),
+    "custom_loader_config_list": _only_empty(f"is not supported: {_CUSTOM_LOADER}"),
+    "mediapipe_config_list": _only_empty(f"is not supported: {_MEDIAPIPE}"),
+}
+
+# Libraries change nothing: only nodes of pipelines use them.
+_LIBRARY_KEYS: Mapping[str, Check] = {"name": _is("a string", str), "base_path": _is("a string", str)}
+
+_MONITORING_KEYS: Mapping[str, Check] = {"metrics": _is("an object", dict)}
+
+_METRICS_KEYS: Mapping[str, Check] = {
+    "enable": _is("true or false", bool),
+    "metrics_list": _check_metrics_list,
+    "endpoint_path": _never("OVMS removed it, the path is always /metrics"),
 }
 
 
@@ -163,7 +254,15 @@ def _check_root(root: Any) -> Iterator[Problem]:
         yield f"expected an object with the key 'model_config_list', got {_describe(root)}"
         return
     yield from _check_keys(root, "", _ROOT_KEYS, required=("model_config_list",))
-    items = root.get("model_config_list")
+    yield from _check_models(root.get("model_config_list"))
+    yield from _check_libraries(root.get("custom_node_library_config_list"))
+    yield from _check_monitoring(root.get("monitoring"))
+
+
+# The walks below pass over a value of another type, which is told as a mistake of its key.
+
+
+def _check_models(items: Any) -> Iterator[Problem]:
     first_places: dict[str, str] = {}
     for index, item in enumerate(items if type(items) is list else ()):
         place = f"model_config_list[{index}]"
@@ -175,6 +274,23 @@ def _check_root(root: Any) -> Iterator[Problem]:
         name = config.get("name")
         if type(name) is str and (first := first_places.setdefault(name, place)) != place:
             yield f"{place}.config.name: {name!r} is the name of {first} already"
+
+
+def _check_libraries(items: Any) -> Iterator[Problem]:
+    for index, item in enumerate(items if type(items) is list else ()):
+        place = f"custom_node_library_config_list[{index}]"
+        if type(item) is dict:
+            yield from _check_keys(item, f"{place}.", _LIBRARY_KEYS, required=("name", "base_path"))
+        else:
+            yield f"{place}: expected an object with the keys 'name' and 'base_path', got {_describe(item)}"
+
+
+def _check_monitoring(monitoring: Any) -> Iterator[Problem]:
+    if type(monitoring) is dict:
+        yield from _check_keys(monitoring, "monitoring.", _MONITORING_KEYS, required=("metrics",))
+        metrics = monitoring.get("metrics")
+        if type(metrics) is dict:
+            yield from _check_keys(metrics, "monitoring.metrics.", _METRICS_KEYS, required=("enable",))
 
 
 def _check_keys(
@@ -189,11 +305,6 @@ def _check_keys(
             yield f"{place}{key}: unknown key; the nearest known one is {near!r}"
         elif problem := checks[key](value):
             yield f"{place}{key}: {problem}"
-
-
-def _is_same(value: Any, allowed: Any) -> bool:
-    """Compare as JSON, in which neither true nor 1.0 is 1."""
-    return _describe(value) == _describe(allowed)
 
 
 def _describe(value: Any) -> str:

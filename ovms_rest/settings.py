@@ -71,6 +71,17 @@ class Settings:
     load_timeout_seconds: int = _setting(
         300, _between(1, 86400), "how long a model may take to be read, compiled and tried before it is given up"
     )
+    cache_dir: str = _setting(
+        "",
+        _text,
+        "directory in which OpenVINO keeps compiled models; empty for none",
+    )
+    max_image_pixels: int = _setting(
+        2**26, _between(1, 2**30), "pixels that an encoded image may have; above it the answer is 400"
+    )
+    max_request_pixels: int = _setting(
+        2**28, _between(1, 2**34), "pixels that all images of an input may have, encoded or as resized"
+    )
     response_compression: bool = _setting(
         False, _flag, "compress answers of inferences when the client asks by Accept-Encoding (gzip, deflate)"
     )

@@ -26,11 +26,21 @@ PATIENCE = 20
 
 def compiled(directory: Path, name: str, model, **plugin_config) -> Model:
     """Compile a model as the arbiter does."""
-    file = model_zoo.save(model, directory / name) / "1" / "model.xml"
-    loaded = Model(name, 1, file, plan_compilation("CPU", plugin_config, cores=2))
+    return load(model_zoo.save(model, directory / name), **plugin_config)
+
+
+def load(base_path: Path, cache_dir: Path | str = "", **plugin_config) -> Model:
+    """Compile a saved model as the arbiter does."""
+    plan = plan_compilation("CPU", plugin_config, cores=2, cache_dir=str(cache_dir))
+    loaded = Model(base_path.name, 1, base_path / "1" / "model.xml", plan)
     if loaded.compilation.shared:
         loaded.compile()
     return loaded
+
+
+def is_imported(model: Model) -> bool:
+    """Tell whether OpenVINO took a compiled model from its cache."""
+    return model._compiled.get_property("LOADED_FROM_CACHE")
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -74,6 +84,20 @@ def many_forks(directory: Path) -> None:
     """Children of one compiled model infer with shapes of their own, and get what an unforked process gets."""
     model = compiled(directory, "m", convolutions())
     reference = compiled(directory, "reference", convolutions())
+    infer_in_children(model, reference)
+
+
+def many_forks_of_an_imported_model(directory: Path) -> None:
+    """Children of a model from OpenVINO's cache get what a process gets that compiled it itself."""
+    base_path = model_zoo.save(convolutions(), directory / "m")
+    reference = load(base_path, directory / "cache")
+    model = load(base_path, directory / "cache")
+    assert (is_imported(reference), is_imported(model)) == (False, True)
+    infer_in_children(model, reference)
+
+
+def infer_in_children(model: Model, reference: Model) -> None:
+    """Infer with a model in many children, which must find what the reference finds here."""
     reference.open(lambda: None)
     expected = {count: reference.infer({"image": images(count)})["y"].array.copy() for count in (1, 2, 5)}
 
@@ -85,6 +109,26 @@ def many_forks(directory: Path) -> None:
 
     for _ in range(20):
         join(*(fork(lambda count=count: work(count)) for count in (1, 2, 5)))
+
+
+def memory_of_an_imported_model(directory: Path) -> None:
+    """Children share the weights of a model from OpenVINO's cache."""
+    width = 4096  # 64 MiB of weights as FP32
+    x = model_zoo.parameter("x", (1, width), Type.f32)
+    weights = np.random.default_rng(0).standard_normal((width, width), np.float32)
+    product = opset15.matmul(x, opset15.constant(weights), transpose_a=False, transpose_b=False)
+    base_path = model_zoo.save(model_zoo.model_of({"y": product}, [x]), directory / "m")
+    load(base_path, directory / "cache", INFERENCE_PRECISION_HINT="f32")
+    model = load(base_path, directory / "cache", INFERENCE_PRECISION_HINT="f32")
+    assert is_imported(model)
+
+    def work() -> None:
+        model.open(lambda: None)
+        model.infer({"x": np.ones((1, width), np.float32)})
+        sizes = dict(line.split()[:2] for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+        assert int(sizes["Private_Dirty:"]) < 16 * 1024
+
+    join(fork(work), fork(work))
 
 
 def compile_while_children_run(directory: Path) -> None:
@@ -152,6 +196,7 @@ def compile_in_children(directory: Path) -> None:
     shared.infer({"image": images(1)})
     own = [
         compiled(directory, "latency", convolutions(), PERFORMANCE_HINT="LATENCY"),
+        compiled(directory, "throughput", convolutions(), PERFORMANCE_HINT="CUMULATIVE_THROUGHPUT"),
         compiled(directory, "threads", convolutions(), INFERENCE_NUM_THREADS=2),
     ]
     assert not any(model.compilation.shared for model in own)
@@ -165,6 +210,44 @@ def compile_in_children(directory: Path) -> None:
 
     for _ in range(5):
         join(fork(work), fork(work))
+
+
+def import_in_children(directory: Path) -> None:
+    """Children import at once what one of them, as the throwaway process does, has left in OpenVINO's cache."""
+    shared = compiled(directory, "shared", convolutions())
+    shared.open(lambda: None)
+    base_path = model_zoo.save(convolutions(), directory / "own")
+    own = load(base_path, directory / "cache", PERFORMANCE_HINT="LATENCY")
+
+    def work(imported: bool) -> None:
+        own.open(lambda: None)
+        assert is_imported(own) == imported
+        found = own.infer({"image": images(2)})["y"].array
+        np.testing.assert_allclose(found, shared.infer({"image": images(2)})["y"].array, rtol=0.05, atol=0.5)
+
+    join(fork(lambda: work(imported=False)))
+    for _ in range(5):
+        join(*(fork(lambda: work(imported=True)) for _ in range(4)))
+
+
+def change_a_cached_model(directory: Path) -> None:
+    """A model whose weights changed in place is not taken from OpenVINO's cache."""
+
+    def infer(model: Model) -> np.ndarray:
+        model.open(lambda: None)
+        return model.infer({"image": images(2)})["y"].array.copy()
+
+    base_path = model_zoo.save(convolutions(), directory / "m")
+    before = infer(load(base_path, directory / "cache"))
+    weights = base_path / "1" / "model.bin"
+    content = bytearray(weights.read_bytes())
+    content[-4:] = np.float32(100).tobytes()
+    times = weights.stat()
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = load(base_path, directory / "cache")
+    assert not is_imported(changed)
+    assert not np.allclose(infer(changed), before)
 
 
 def failures_arrive(directory: Path) -> None:
@@ -189,9 +272,13 @@ def failures_arrive(directory: Path) -> None:
 
 SCENARIOS = (
     many_forks,
+    many_forks_of_an_imported_model,
+    memory_of_an_imported_model,
     compile_while_children_run,
     compile_in_another_thread_while_forking,
     compile_in_children,
+    import_in_children,
+    change_a_cached_model,
     failures_arrive,
 )
 

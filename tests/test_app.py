@@ -16,7 +16,7 @@ import pytest
 from ovms_rest import __version__
 from ovms_rest.app import create_app, get_app, load_app
 from ovms_rest.errors import ConfigError, InferenceError, InvalidRequestError, NotFoundError, NotReadyError
-from ovms_rest.models.registry import ModelRegistry
+from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.settings import Settings
@@ -49,7 +49,7 @@ class FakeRegistry:
         self.servables = {servable.metadata.name: servable for servable in servables}
         self.reason = reason
 
-    def find(self, name, version=None):
+    def find(self, name, version=None, explain=False):
         """Return a model."""
         if name not in self.servables or version not in (None, "1"):
             raise NotFoundError(f"no model {name!r} of version {version}")
@@ -496,8 +496,8 @@ def test_an_empty_name_is_unknown(target):
 @pytest.fixture(scope="module")
 def versioned():
     """An application with versions 2 and 10 of m, and n that does not serve."""
-    models = {"m": {2: doubler("m", "2"), 10: doubler("m", "10")}}
-    return create_app(ModelRegistry(models, {"n": "no version in /srv/n"}), Settings())
+    models = {2: doubler("m", "2"), 10: doubler("m", "10")}
+    return create_app(ModelRegistry({"m": Entry(models), "n": Entry(reason="no version in /srv/n")}), Settings())
 
 
 @pytest.mark.parametrize("version", ["2", "10"])
@@ -653,7 +653,7 @@ def test_an_output_that_the_servable_forgot_is_a_bug():
 @pytest.mark.parametrize("target", ["/v2/models/m", "/v2/models/m/ready", "/v2/health/ready"])
 def test_a_bug_of_the_registry_is_a_500_whose_text_is_in_the_log_alone(target):
     class BuggyRegistry(FakeRegistry):
-        def find(self, name, version=None):
+        def find(self, name, version=None, explain=False):
             raise RuntimeError(PRIVATE)
 
         def check_ready(self):
@@ -1020,12 +1020,13 @@ def test_wrong_settings_are_told_before_anything_is_loaded():
 
 def test_a_mistake_in_the_environment_ends_the_process_with_its_lines(monkeypatch, capsys, tmp_path):
     config = tmp_path / "config.json"
-    config.write_text('{"model_config_list": 1, "mediapipe_config_list": []}')
+    config.write_text('{"model_config_list": 1, "mediapipe_config_list": [1]}')
     monkeypatch.setenv("OVMS_REST_CONFIG", str(config))
     with pytest.raises(SystemExit) as caught:
         get_app()
     assert caught.value.code == 1
     assert capsys.readouterr().err.splitlines() == [
         f"ovms_rest: {config}: model_config_list: expected an array, got 1",
-        f"ovms_rest: {config}: mediapipe_config_list: is not supported: MediaPipe graphs are not served here",
+        f"ovms_rest: {config}: mediapipe_config_list: is not supported: MediaPipe graphs are not served here, "
+        "only [] is allowed",
     ]

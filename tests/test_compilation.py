@@ -1,32 +1,41 @@
-"""How a model is compiled, by its configuration and the cores of the machine."""
+"""How a model is compiled, by its configuration and the cores of the machine, and which properties a device takes."""
 
+import re
+
+import model_zoo
+import openvino
+import orjson
 import pytest
 
-from ovms_rest.models.compilation import Compilation, plan_compilation
+from ovms_rest.errors import LoadError
+from ovms_rest.models.compilation import Compilation, check_properties, plan_compilation
 
 ONE_THREAD = {"NUM_STREAMS": 0, "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
 PLAIN = "one thread in each worker"
 
 
+# --- Shared or not
+
+
 @pytest.mark.parametrize("cores", [1, 2, 64])
-def test_a_model_without_plugin_config_is_shared(cores):
-    assert plan_compilation("CPU", {}, cores) == Compilation("CPU", ONE_THREAD, shared=True, reason=PLAIN)
+@pytest.mark.parametrize("target_device", ["CPU", "cpu", ""])
+def test_a_model_without_plugin_config_is_shared(target_device, cores):
+    assert plan_compilation(target_device, {}, cores) == Compilation("CPU", ONE_THREAD, shared=True, reason=PLAIN)
 
 
 @pytest.mark.parametrize(
     ("plugin_config", "reason"),
     [
         ({"PERFORMANCE_HINT": "THROUGHPUT"}, f"{PLAIN} serve what PERFORMANCE_HINT=THROUGHPUT asks for"),
-        ({"PERFORMANCE_HINT": "CUMULATIVE_THROUGHPUT"}, None),
-        ({"PERFORMANCE_HINT": ""}, None),
+        ({"PERFORMANCE_HINT": "throughput"}, f"{PLAIN} serve what PERFORMANCE_HINT=THROUGHPUT asks for"),
         ({"NUM_STREAMS": 4}, f"{PLAIN} serve what NUM_STREAMS=4 asks for"),
         ({"NUM_STREAMS": "AUTO"}, f"{PLAIN} serve what NUM_STREAMS=AUTO asks for"),
         ({"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}, None),
         ({"INFERENCE_NUM_THREADS": 0}, None),
-        ({"INFERENCE_NUM_THREADS": "1"}, None),
+        ({"INFERENCE_NUM_THREADS": "1"}, f"{PLAIN} serve what INFERENCE_NUM_THREADS=1 asks for"),
         ({"INFERENCE_NUM_THREADS": 1.0}, None),
-        ({"ENABLE_CPU_PINNING": True}, f"{PLAIN} serve what ENABLE_CPU_PINNING=True asks for"),
-        ({"ENABLE_CPU_PINNING": "YES"}, None),
+        ({"ENABLE_CPU_PINNING": True}, PLAIN),
+        ({"ENABLE_CPU_PINNING": "YES"}, PLAIN),
         (
             {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "8"},
             f"{PLAIN} serve what PERFORMANCE_HINT=THROUGHPUT, NUM_STREAMS=8 asks for",
@@ -37,6 +46,15 @@ def test_what_one_thread_in_each_worker_serves_as_well_is_shared(plugin_config, 
     plan = plan_compilation("CPU", plugin_config, 2)
     assert (plan.device, plan.properties, plan.shared) == ("CPU", ONE_THREAD, True)
     assert reason in (None, plan.reason)
+
+
+def test_pinning_is_left_out_with_a_note():
+    (note,) = plan_compilation("CPU", {"ENABLE_CPU_PINNING": "YES"}, 2).notes
+    assert note == "ENABLE_CPU_PINNING=True is left out: it would put every worker on the same core"
+
+
+def test_no_pinning_needs_no_note():
+    assert plan_compilation("CPU", {"ENABLE_CPU_PINNING": "NO"}, 2).notes == ()
 
 
 def test_the_reason_leaves_out_properties_that_are_kept():
@@ -56,17 +74,20 @@ def test_properties_that_have_nothing_to_do_with_threads_are_kept():
     ("target_device", "plugin_config", "reason"),
     [
         ("GPU", {}, "target_device is GPU"),
+        ("GPU.1", {"NUM_STREAMS": 2}, "target_device is GPU.1"),
+        ("NPU", {}, "target_device is NPU"),
         ("AUTO", {"PERFORMANCE_HINT": "LATENCY"}, "target_device is AUTO"),
+        ("AUTO:GPU,CPU", {"PERFORMANCE_HINT": "CUMULATIVE_THROUGHPUT"}, "target_device is AUTO:GPU,CPU"),
         ("HETERO:GPU,CPU", {"INFERENCE_NUM_THREADS": 1}, "target_device is HETERO:GPU,CPU"),
+        ("MULTI:CPU", {}, "target_device is MULTI:CPU"),
+        ("BATCH:CPU(4)", {"AUTO_BATCH_TIMEOUT": 10}, "target_device is BATCH:CPU(4)"),
         ("CPU", {"INFERENCE_NUM_THREADS": 2}, "INFERENCE_NUM_THREADS is 2"),
-        ("CPU", {"INFERENCE_NUM_THREADS": "4", "NUM_STREAMS": 2}, "INFERENCE_NUM_THREADS is 4"),
-        ("CPU", {"INFERENCE_NUM_THREADS": "many"}, "INFERENCE_NUM_THREADS is many"),
-        ("CPU", {"INFERENCE_NUM_THREADS": ""}, "INFERENCE_NUM_THREADS is "),
+        ("CPU", {"INFERENCE_NUM_THREADS": 4, "NUM_STREAMS": 2}, "INFERENCE_NUM_THREADS is 4"),
         ("CPU", {"PERFORMANCE_HINT": "LATENCY"}, "PERFORMANCE_HINT is LATENCY"),
-        ("CPU", {"PERFORMANCE_HINT": "latency"}, "PERFORMANCE_HINT is LATENCY"),
         ("CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 0}, "PERFORMANCE_HINT is LATENCY"),
         ("CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 2}, "INFERENCE_NUM_THREADS is 2"),
         ("CPU", {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}, "PERFORMANCE_HINT is LATENCY"),
+        ("CPU", {"PERFORMANCE_HINT": "CUMULATIVE_THROUGHPUT"}, "PERFORMANCE_HINT is CUMULATIVE_THROUGHPUT"),
     ],
 )
 def test_what_needs_more_than_one_thread_of_the_cpu_is_compiled_by_each_worker_as_configured(
@@ -77,19 +98,300 @@ def test_what_needs_more_than_one_thread_of_the_cpu_is_compiled_by_each_worker_a
 
 
 @pytest.mark.parametrize(
+    ("target_device", "device"),
+    [("cpu", "CPU"), ("gpu.1", "GPU.1"), ("Hetero:gpu,Cpu", "HETERO:GPU,CPU"), ("batch:cpu(4)", "BATCH:CPU(4)")],
+)
+def test_devices_are_written_in_upper_case_as_openvino_takes_them(target_device, device):
+    assert plan_compilation(target_device, {}, 2).device == device
+
+
+@pytest.mark.parametrize(
     ("plugin_config", "cores"),
     [
         ({"PERFORMANCE_HINT": "LATENCY"}, 1),
+        ({"PERFORMANCE_HINT": "CUMULATIVE_THROUGHPUT"}, 1),
         ({"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}, 8),
         ({"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": "1"}, 8),
     ],
 )
-def test_latency_with_one_thread_or_core_is_shared(plugin_config, cores):
+def test_what_asks_for_more_threads_is_shared_when_there_is_but_one_thread_or_core(plugin_config, cores):
     plan = plan_compilation("CPU", plugin_config, cores)
     assert (plan.properties, plan.shared) == (ONE_THREAD, True)
 
 
 def test_the_configuration_is_left_as_it_was():
-    plugin_config = {"NUM_STREAMS": 4, "CACHE_DIR": "c"}
-    plan_compilation("CPU", plugin_config, 2)
-    assert plugin_config == {"NUM_STREAMS": 4, "CACHE_DIR": "c"}
+    plugin_config = {"NUM_STREAMS": 4, "ENFORCE_BF16": "NO"}
+    plan_compilation("CPU", plugin_config, 2, "/srv/cache")
+    assert plugin_config == {"NUM_STREAMS": 4, "ENFORCE_BF16": "NO"}
+
+
+def test_a_plan_travels_as_json():
+    plan = plan_compilation("CPU", {"CPU_THREADS_NUM": "2", "PERF_COUNT": "YES"}, 2, "/srv/cache")
+    travelled = Compilation(**orjson.loads(orjson.dumps(plan)))
+    assert (travelled.device, travelled.properties, travelled.shared) == (plan.device, plan.properties, plan.shared)
+
+
+# --- The cache
+
+
+@pytest.mark.parametrize(
+    ("target_device", "plugin_config"), [("CPU", {}), ("CPU", {"PERFORMANCE_HINT": "LATENCY"}), ("GPU", {})]
+)
+def test_models_are_cached_where_the_server_says(target_device, plugin_config):
+    assert plan_compilation(target_device, plugin_config, 2, "/srv/cache").properties["CACHE_DIR"] == "/srv/cache"
+
+
+@pytest.mark.parametrize("own", ["/srv/own", ""])
+def test_a_cache_of_the_models_own_wins(own):
+    assert plan_compilation("CPU", {"CACHE_DIR": own}, 2, "/srv/cache").properties["CACHE_DIR"] == own
+
+
+def test_without_a_place_nothing_is_cached():
+    assert "CACHE_DIR" not in plan_compilation("CPU", {}, 2).properties
+
+
+# --- Names
+
+
+@pytest.mark.parametrize(
+    ("given", "properties"),
+    [
+        ({"CPU_THROUGHPUT_STREAMS": "4"}, {"NUM_STREAMS": "4"}),
+        ({"CPU_THROUGHPUT_STREAMS": 4}, {"NUM_STREAMS": 4}),
+        ({"CPU_THROUGHPUT_STREAMS": "CPU_THROUGHPUT_AUTO"}, {"PERFORMANCE_HINT": "THROUGHPUT"}),
+        ({"CPU_THROUGHPUT_STREAMS": "CPU_THROUGHPUT_NUMA"}, {"NUM_STREAMS": "NUMA"}),
+        ({"GPU_THROUGHPUT_STREAMS": "2"}, {"NUM_STREAMS": "2"}),
+        ({"GPU_THROUGHPUT_STREAMS": "GPU_THROUGHPUT_AUTO"}, {"PERFORMANCE_HINT": "THROUGHPUT"}),
+        ({"CPU_THREADS_NUM": "8"}, {"INFERENCE_NUM_THREADS": 8}),
+        ({"CPU_BIND_THREAD": "YES"}, {"ENABLE_CPU_PINNING": True}),
+        ({"CPU_BIND_THREAD": "NO"}, {"ENABLE_CPU_PINNING": False}),
+        ({"CPU_BIND_THREAD": "NUMA"}, {"ENABLE_CPU_PINNING": False}),
+        ({"CPU_BIND_THREAD": "HYBRID_AWARE"}, {"ENABLE_CPU_PINNING": True}),
+        ({"AFFINITY": "CORE"}, {"ENABLE_CPU_PINNING": True}),
+        ({"AFFINITY": "HYBRID_AWARE"}, {"ENABLE_CPU_PINNING": True}),
+        ({"AFFINITY": "NUMA"}, {"ENABLE_CPU_PINNING": False}),
+        ({"AFFINITY": "NONE"}, {"ENABLE_CPU_PINNING": False}),
+        ({"ENFORCE_BF16": "YES"}, {"INFERENCE_PRECISION_HINT": "bf16"}),
+        ({"ENFORCE_BF16": "no"}, {"INFERENCE_PRECISION_HINT": "f32"}),
+        ({"PERFORMANCE_HINT_NUM_REQUESTS": 2}, {"PERFORMANCE_HINT_NUM_REQUESTS": 2}),
+    ],
+)
+def test_dropped_names_become_those_of_today(given, properties):
+    assert plan_compilation("GPU", given, 2).properties == properties
+
+
+def test_dropped_names_count_when_it_is_settled_whether_a_model_is_shared():
+    assert plan_compilation("CPU", {"CPU_THREADS_NUM": "4"}, 8).reason == "INFERENCE_NUM_THREADS is 4"
+
+
+@pytest.mark.parametrize(
+    ("plugin_config", "notes"),
+    [
+        ({"CPU_THREADS_NUM": "8"}, ("CPU_THREADS_NUM=8 is taken as INFERENCE_NUM_THREADS=8",)),
+        (
+            {"CPU_THROUGHPUT_STREAMS": "CPU_THROUGHPUT_AUTO", "AFFINITY": "NONE"},
+            (
+                "CPU_THROUGHPUT_STREAMS=CPU_THROUGHPUT_AUTO is taken as PERFORMANCE_HINT=THROUGHPUT",
+                "AFFINITY=NONE is taken as ENABLE_CPU_PINNING=False",
+            ),
+        ),
+        ({"INFERENCE_NUM_THREADS": "8"}, ()),
+    ],
+)
+def test_notes_tell_what_came_under_a_dropped_name(plugin_config, notes):
+    assert plan_compilation("CPU", plugin_config, 2).notes == notes
+
+
+@pytest.mark.parametrize(
+    ("plugin_config", "message"),
+    [
+        (
+            {"NUM_STREAMS": 2, "CPU_THROUGHPUT_STREAMS": 4},
+            "plugin_config.CPU_THROUGHPUT_STREAMS: gives NUM_STREAMS a second time, after NUM_STREAMS",
+        ),
+        (
+            {"CPU_THREADS_NUM": 2, "INFERENCE_NUM_THREADS": 2},
+            "plugin_config.INFERENCE_NUM_THREADS: gives INFERENCE_NUM_THREADS a second time, after CPU_THREADS_NUM",
+        ),
+        (
+            {"PERFORMANCE_HINT": "LATENCY", "GPU_THROUGHPUT_STREAMS": "GPU_THROUGHPUT_AUTO"},
+            "plugin_config.GPU_THROUGHPUT_STREAMS: gives PERFORMANCE_HINT a second time, after PERFORMANCE_HINT",
+        ),
+        (
+            {"CPU_BIND_THREAD": "NO", "AFFINITY": "NONE"},
+            "plugin_config.AFFINITY: gives ENABLE_CPU_PINNING a second time, after CPU_BIND_THREAD",
+        ),
+    ],
+)
+def test_a_property_given_under_two_names_is_refused(plugin_config, message):
+    with pytest.raises(LoadError, match=f"^{re.escape(message)}$"):
+        plan_compilation("CPU", plugin_config, 2)
+
+
+# --- Values
+
+
+@pytest.mark.parametrize("key", ["INFERENCE_NUM_THREADS", "AUTO_BATCH_TIMEOUT", "PERFORMANCE_HINT_NUM_REQUESTS"])
+@pytest.mark.parametrize("given", ["3", 3, 3.0, "03"])
+def test_integers_may_be_given_as_text(key, given):
+    value = plan_compilation("GPU", {key: given}, 2).properties[key]
+    assert (type(value), value) == (int, 3)
+
+
+@pytest.mark.parametrize("key", ["ENABLE_CPU_PINNING", "PERF_COUNT", "ENABLE_MMAP"])
+@pytest.mark.parametrize(("yes", "no"), [("YES", "NO"), ("TRUE", "FALSE"), ("true", "no"), ("1", "0"), (1, 0)])
+def test_booleans_may_be_given_as_text_or_number(key, yes, no):
+    assert plan_compilation("GPU", {key: yes}, 2).properties[key] is True
+    assert plan_compilation("GPU", {key: no}, 2).properties[key] is False
+
+
+@pytest.mark.parametrize("given", ["AUTO", "NUMA", "4", 4, 0, -1, "-2"])
+def test_streams_stay_as_they_are(given):
+    assert plan_compilation("GPU", {"NUM_STREAMS": given}, 2).properties["NUM_STREAMS"] == given
+
+
+def test_streams_in_lower_case_become_what_openvino_takes():
+    assert plan_compilation("GPU", {"NUM_STREAMS": "auto"}, 2).properties["NUM_STREAMS"] == "AUTO"
+
+
+def test_hints_in_lower_case_become_what_openvino_takes():
+    plan = plan_compilation("CPU", {"PERFORMANCE_HINT": "latency"}, 2)
+    assert plan.properties["PERFORMANCE_HINT"] == "LATENCY"
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "message"),
+    [
+        ("INFERENCE_NUM_THREADS", "many", 'expected an integer of at least 0, got "many"'),
+        ("INFERENCE_NUM_THREADS", "", 'expected an integer of at least 0, got ""'),
+        ("INFERENCE_NUM_THREADS", -1, "expected an integer of at least 0, got -1"),
+        ("INFERENCE_NUM_THREADS", 1.5, "expected an integer of at least 0, got 1.5"),
+        ("INFERENCE_NUM_THREADS", True, "expected an integer of at least 0, got true"),
+        ("INFERENCE_NUM_THREADS", "9" * 5000, f'expected an integer of at least 0, got "{"9" * 59}...'),
+        ("CPU_THREADS_NUM", "many", 'expected an integer of at least 0, got "many"'),
+        ("AUTO_BATCH_TIMEOUT", "soon", 'expected an integer of at least 0, got "soon"'),
+        ("NUM_STREAMS", "x", 'expected AUTO, NUMA or an integer of at least 0, got "x"'),
+        ("NUM_STREAMS", -3, "expected AUTO, NUMA or an integer of at least 0, got -3"),
+        ("CPU_THROUGHPUT_STREAMS", "some", 'expected AUTO, NUMA or an integer of at least 0, got "some"'),
+        ("PERF_COUNT", "maybe", 'expected one of YES, NO, TRUE, FALSE, 1, 0, got "maybe"'),
+        ("PERFORMANCE_HINT", "FAST", 'expected one of LATENCY, THROUGHPUT, CUMULATIVE_THROUGHPUT, got "FAST"'),
+        ("PERFORMANCE_HINT", "", 'expected one of LATENCY, THROUGHPUT, CUMULATIVE_THROUGHPUT, got ""'),
+        ("AFFINITY", "YES", 'expected one of CORE, HYBRID_AWARE, NUMA, NONE, got "YES"'),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(key, given, message):
+    with pytest.raises(LoadError, match=f"^{re.escape(f'plugin_config.{key}: {message}')}$"):
+        plan_compilation("CPU", {key: given}, 2)
+
+
+def test_everything_wrong_is_told_at_once():
+    plugin_config = {"INFERENCE_NUM_THREADS": "many", "CPU_THREADS_NUM": 1, "PERF_COUNT": "maybe"}
+    with pytest.raises(LoadError) as caught:
+        plan_compilation("CPU", plugin_config, 2)
+    keys = re.findall(r"plugin_config\.(\w+)", str(caught.value))
+    assert keys == list(plugin_config)
+
+
+# --- What a device takes
+
+
+@pytest.fixture(scope="module")
+def core():
+    return openvino.Core()
+
+
+@pytest.fixture(scope="module")
+def cpu(core):
+    return core.get_property("CPU", "SUPPORTED_PROPERTIES")
+
+
+KNOWN = {"NUM_STREAMS": "RW", "PERF_COUNT": "RW", "WEIGHTS_PATH": "WO", "FULL_DEVICE_NAME": "RO"}
+
+
+@pytest.mark.parametrize("key", ["NUM_STREAMS", "PERF_COUNT", "WEIGHTS_PATH"])
+def test_a_property_that_can_be_set_passes(key):
+    check_properties({key: 1}, "CPU", KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("NUM_STREAM", "plugin_config.NUM_STREAM: CPU has no such property; the nearest is NUM_STREAMS"),
+        ("num_streams", "plugin_config.num_streams: CPU has no such property; the nearest is NUM_STREAMS"),
+        ("PERFCOUNT", "plugin_config.PERFCOUNT: CPU has no such property; the nearest is PERF_COUNT"),
+        ("FULL_DEVICE_NAME", "plugin_config.FULL_DEVICE_NAME: is read-only on CPU"),
+    ],
+)
+def test_a_property_that_cannot_be_set_is_refused(key, message):
+    with pytest.raises(LoadError, match=f"^{re.escape(message)}$"):
+        check_properties({key: 1}, "CPU", KNOWN)
+
+
+def test_a_name_near_to_a_read_only_property_is_told_one_that_can_be_set():
+    with pytest.raises(LoadError) as caught:
+        check_properties({"FULL_DEVICE_NAM": 1}, "CPU", KNOWN)
+    assert "the nearest is FULL_DEVICE_NAME" not in str(caught.value)
+
+
+def test_all_properties_that_cannot_be_set_are_told_at_once():
+    with pytest.raises(LoadError) as caught:
+        check_properties({"NUM_STREAM": 1, "PERF_COUNT": 1, "FULL_DEVICE_NAME": 1, "X": 1}, "CPU", KNOWN)
+    assert re.findall(r"plugin_config\.(\w+)", str(caught.value)) == ["NUM_STREAM", "FULL_DEVICE_NAME", "X"]
+
+
+def test_a_device_of_which_nothing_is_known_is_left_to_the_compilation():
+    check_properties({"NO_SUCH_KEY": 1}, "XPU", {})
+
+
+OF_EVERY_DEVICE = {
+    "ALLOW_AUTO_BATCHING": True,
+    "AUTO_BATCH_TIMEOUT": 10,
+    "CACHE_DIR": "",
+    "CACHE_MODE": "OPTIMIZE_SPEED",
+    "ENABLE_MMAP": False,
+    "FORCE_TBB_TERMINATE": False,
+    "LOG_LEVEL": "LOG_NONE",
+}
+
+
+@pytest.mark.parametrize("key", OF_EVERY_DEVICE)
+def test_what_openvino_takes_itself_passes_for_every_device(key):
+    check_properties({key: OF_EVERY_DEVICE[key]}, "GPU", {"NUM_STREAMS": "RW"})
+
+
+@pytest.mark.parametrize(("key", "value"), OF_EVERY_DEVICE.items())
+def test_the_cpu_compiles_with_what_openvino_takes_itself(core, key, value):
+    assert core.compile_model(model_zoo.relu(), "CPU", {**ONE_THREAD, key: value}).inputs
+
+
+def test_the_cpu_has_the_settings_of_shared_models(cpu):
+    check_properties(plan_compilation("CPU", {}, 2, "/srv/cache").properties, "CPU", cpu)
+
+
+@pytest.mark.parametrize("key", ["SUPPORTED_PROPERTIES", "AVAILABLE_DEVICES", "FULL_DEVICE_NAME"])
+def test_what_the_cpu_only_tells_is_refused(cpu, key):
+    with pytest.raises(LoadError, match="is read-only on CPU"):
+        check_properties({key: "x"}, "CPU", cpu)
+
+
+@pytest.mark.parametrize(
+    "plugin_config",
+    [
+        {"CPU_THROUGHPUT_STREAMS": "CPU_THROUGHPUT_AUTO", "AFFINITY": "NONE", "ENFORCE_BF16": "NO"},
+        {"CPU_THREADS_NUM": "2", "CPU_BIND_THREAD": "NO", "CPU_THROUGHPUT_STREAMS": "2"},
+    ],
+)
+def test_the_cpu_compiles_with_what_dropped_names_become(core, cpu, plugin_config):
+    plan = plan_compilation("CPU", plugin_config, 2)
+    check_properties(plan.properties, plan.device, cpu)
+    assert core.compile_model(model_zoo.relu(), plan.device, plan.properties).inputs
+
+
+def test_every_switch_of_the_cpu_may_be_given_as_a_number(core, cpu):
+    """OpenVINO itself refuses 0 and 1 for a boolean."""
+    switches = [
+        key for key, access in cpu.items() if access == "RW" and isinstance(core.get_property("CPU", key), bool)
+    ]
+    assert "PERF_COUNT" in switches
+    properties = plan_compilation("GPU", dict.fromkeys(switches, 0), 2).properties
+    assert all(properties[key] is False for key in switches)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from service import ROOT, environment, serve, write_config
 
-from ovms_rest.models.registry import ModelRegistry
+from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pool import hooks
 
 RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
@@ -49,8 +49,8 @@ def works(service):
         ("{", "is not valid JSON: "),
         ("[]", "expected an object with the key 'model_config_list', got []"),
         (
-            '{"model_config_list": [{"config": {"name": "a"}}, {"config": {"name": "b", "shape": "(1,3)"}}]}',
-            'model_config_list[1].config.shape: is not supported yet, got "(1,3)"; leave it out',
+            '{"model_config_list": [{"config": {"name": "a"}}, {"config": {"name": "b", "nireq": "4"}}]}',
+            'model_config_list[1].config.nireq: expected an integer from 0 to 100000, got "4"',
         ),
         (
             '{"model_config_list": [{"config": {"name": "a", "base_pth": "x"}}]}',
@@ -133,7 +133,7 @@ def test_bad_models_leave_the_others_served_and_are_told(tmp_path):
         ):
             line = f"model {name!r} does not serve: {reason}"
             assert line in answer.json()["error"]
-            assert line in service.log
+            assert reason.removeprefix("version 1 ") in service.log
             answer_of_model = service.get(f"/v2/models/{name}/ready")
             assert (answer_of_model.status, answer_of_model.json()["error"].startswith(line)) == (404, True)
 
@@ -229,16 +229,16 @@ def fork(work):
 
 def test_a_model_at_which_workers_die_is_given_up(caplog):
     """What the arbiter does about a worker that dies while it opens a model."""
-    models = ModelRegistry({"m": {1: None}, "n": {1: None}}, {})
+    models = ModelRegistry({"m": Entry({1: None}), "n": Entry({1: None})})
     arbiter = types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: types.SimpleNamespace(models=models)))
     arbiter.control_sockets = []
     for deaths in range(1, hooks.MAX_DEATHS + 1):
         worker = types.SimpleNamespace(pid=deaths)
         hooks.pre_fork(arbiter, worker)
-        fork(lambda worker=worker: hooks.note_opening(worker, "m"))
+        fork(lambda worker=worker: hooks.note_opening(worker, "m/1"))
         assert models.versions("m") == ["1"]
         hooks.child_exit(arbiter, worker)
-        assert f"worker {deaths} died or hung while it opened model 'm'" in caplog.text
+        assert f"worker {deaths} died or hung while it opened 'm/1' (model and version)" in caplog.text
     assert models.versions("m") == []
     assert models.versions("n") == ["1"]
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 from service import ROOT, environment, serve
 
+from ovms_rest.config import _MODEL_KEYS, _ROOT_KEYS
 from ovms_rest.settings import PREFIX, Settings
 
 README = (ROOT / "README.md").read_text()
@@ -63,6 +64,14 @@ def test_the_table_of_settings_is_the_code_s():
         str(default).lower() if isinstance(default, bool) else str(default) or "(empty)"
         for _, default, _ in expected[1:]
     ]
+
+
+@pytest.mark.parametrize(("title", "checks"), [("the file", _ROOT_KEYS), ("a model", _MODEL_KEYS)])
+def test_the_tables_of_keys_are_the_code_s(title, checks):
+    """Those that are always refused are told below the tables."""
+    table = README.split(f"### Keys of {title}\n", 1)[1].split("\n\n", 2)[0]
+    keys = [key for names in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", names)]
+    assert sorted(keys) == sorted(key for key, check in checks.items() if "is not supported" not in str(check(None)))
 
 
 def test_ci_runs_the_readme_s_test_command():

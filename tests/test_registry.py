@@ -6,12 +6,18 @@ import pytest
 
 from ovms_rest.config import ModelConfig
 from ovms_rest.errors import NotFoundError, NotReadyError
-from ovms_rest.models.registry import ModelRegistry, load_models
+from ovms_rest.models.options import ModelOptions
+from ovms_rest.models.registry import Entry, Host, ModelRegistry, load_models
+from ovms_rest.models.repository import LATEST, VersionPolicy
+from ovms_rest.models.runtime import NO_OPTIONS
 
 
-def load(tmp_path, *names, timeout=60, **plugin_config):
-    configs = [ModelConfig(name, tmp_path / name, "CPU", plugin_config) for name in names]
-    return load_models(configs, cores=2, load_timeout=timeout)
+def load(tmp_path, *names, timeout=60, policy=LATEST, options=NO_OPTIONS, begin=lambda *at: None, **plugin_config):
+    configs = [
+        ModelConfig(name, tmp_path / name, plugin_config=plugin_config, version_policy=policy, options=options)
+        for name in names
+    ]
+    return load_models(configs, Host(cores=2, load_timeout=timeout), begin)
 
 
 def open_all(models):
@@ -42,7 +48,7 @@ def test_a_model_that_each_worker_compiles_is_compiled_when_opened(tmp_path):
 
 
 def test_unknown_names_are_told_with_the_known_ones():
-    models = ModelRegistry({}, {f"m{index}": "why" for index in range(12)})
+    models = ModelRegistry({f"m{index}": Entry(reason="why") for index in range(12)})
     with pytest.raises(NotFoundError) as error:
         models.find("x")
     assert str(error.value) == (
@@ -68,22 +74,17 @@ def test_models_that_cannot_be_served_are_kept_with_their_reason_and_the_others_
     assert infer(models.find("good")) == [[0, 2, 0, 4]]
     reasons = {
         "missing": f"cannot read the model directory {tmp_path}/missing: No such file or directory",
-        "empty": (
-            f"no version in {tmp_path}/empty: expected a directory per version with a name from 1 on, "
-            f"such as {tmp_path}/empty/1"
-        ),
+        "empty": f"no version in {tmp_path}/empty: expected a directory per version, named by a number from 1 on ",
         "crashing": "version 1 ended the process that tried it with SIGSEGV while being read",
         "hanging": "version 1 did not come up in 5 s; it was stopped while inferring for the first time",
     }
     with pytest.raises(NotReadyError) as error:
         models.check_ready()
-    assert sorted(str(error.value).split("; model ")) == sorted(
-        f"{'model ' if name == 'missing' else ''}{name!r} does not serve: {why}" for name, why in reasons.items()
-    )
     for name, why in reasons.items():
-        assert f"model {name!r} does not serve: {why}" in caplog.text
+        assert f"model {name!r} does not serve: {why}" in str(error.value)
+        assert why.removeprefix("version 1 ") in caplog.text
         with pytest.raises(NotFoundError, match=f"^model '{name}' does not serve: "):
-            models.find(name)
+            models.find(name, explain=True)
 
 
 def test_a_registry_of_models_that_serve_is_ready(tmp_path):
@@ -91,21 +92,116 @@ def test_a_registry_of_models_that_serve_is_ready(tmp_path):
     load(tmp_path, "m").check_ready()
 
 
-def test_opening_tells_the_name_of_each_model_before_it_is_begun(tmp_path):
+def test_opening_tells_each_version_before_it_is_begun(tmp_path):
     for name in ("a", "b"):
         model_zoo.save(model_zoo.relu(), tmp_path / name)
+    model_zoo.save(model_zoo.relu(), tmp_path / "b", 2)
     told = []
-    load(tmp_path, "a", "b").open(told.append, retire=lambda: None)
-    assert told == ["a", "b", ""]
+    load(tmp_path, "a", "b", policy=VersionPolicy()).open(told.append, retire=lambda: None)
+    assert told == ["a/1", "b/2", "b/1", ""]
 
 
-def test_a_model_that_is_given_up_serves_no_more(tmp_path, caplog):
-    model_zoo.save(model_zoo.relu(), tmp_path / "m")
-    models = load(tmp_path, "m")
-    models.give_up("m", "for a reason")
-    with pytest.raises(NotFoundError, match=r"^model 'm' does not serve: for a reason$"):
-        models.find("m")
-    assert "model 'm' is given up: for a reason" in caplog.text
+def test_a_version_that_is_given_up_serves_no_more(tmp_path, caplog):
+    for version in (1, 2):
+        model_zoo.save(model_zoo.relu(), tmp_path / "m", version)
+    models = load(tmp_path, "m", policy=VersionPolicy())
+    models.give_up("m/2", "broke down")
+    assert models.find("m").metadata.version == "1"
+    with pytest.raises(NotFoundError, match=r"^version '2' of model 'm' does not serve: broke down$"):
+        models.find("m", "2", explain=True)
+    models.give_up("m/1", "did too")
+    with pytest.raises(NotFoundError, match=r"^model 'm' does not serve: version 1 did too; version 2 broke down$"):
+        models.find("m", explain=True)
+    assert "version 2 of model 'm' is given up: broke down" in caplog.text
+
+
+# --- Versions
+
+
+def save_versions(tmp_path, *good, broken=()):
+    for version in good:
+        model_zoo.save(model_zoo.relu(), tmp_path / "m", version)
+    for version in broken:
+        (tmp_path / "m" / str(version)).mkdir(parents=True)
+        (tmp_path / "m" / str(version) / "model.onnx").write_text("garbage")
+
+
+@pytest.mark.parametrize(
+    ("policy", "served"),
+    [
+        (LATEST, ["4"]),
+        (VersionPolicy(latest=2), ["3", "4"]),
+        (VersionPolicy(latest=9), ["1", "3", "4"]),
+        (VersionPolicy(), ["1", "3", "4"]),
+        (VersionPolicy(specific=frozenset({1, 2, 3})), ["1", "3"]),
+    ],
+)
+def test_the_policy_chooses_the_versions_and_the_highest_is_the_default(tmp_path, policy, served):
+    save_versions(tmp_path, 1, 3, 4)
+    models = load(tmp_path, "m", policy=policy)
+    assert models.versions("m") == served
+    assert models.find("m").metadata.version == served[-1]
+    assert models.find("m", served[0]).metadata.version == served[0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "served"),
+    [
+        (LATEST, ["3"]),
+        (VersionPolicy(latest=2), ["1", "3"]),
+        (VersionPolicy(), ["1", "3"]),
+        (VersionPolicy(specific=frozenset({3, 4})), ["3"]),
+    ],
+)
+def test_the_next_lower_version_takes_the_place_of_a_broken_one(tmp_path, policy, served, caplog):
+    save_versions(tmp_path, 1, 3, broken=(4, 5))
+    models = load(tmp_path, "m", policy=policy)
+    open_all(models)
+    assert models.versions("m") == served
+    models.check_ready()
+    assert infer(models.find("m")) == [[0, 2, 0, 4]]
+    with pytest.raises(NotFoundError, match=r"^version '4' of model 'm' does not serve: cannot read "):
+        models.find("m", "4", explain=True)
+    assert "version 4 of model 'm' does not serve: cannot read " in caplog.text
+
+
+def test_a_policy_that_wants_no_version_is_a_reason(tmp_path):
+    save_versions(tmp_path, 1, 3)
+    models = load(tmp_path, "m", policy=VersionPolicy(specific=frozenset({2, 7})))
+    with pytest.raises(NotFoundError, match=r"does not serve: model_version_policy wants none .* there are: 1, 3$"):
+        models.find("m", explain=True)
+
+
+def test_what_is_being_proven_is_told(tmp_path):
+    save_versions(tmp_path, 1, broken=(2,))
+    told = []
+    load(tmp_path, "m", begin=lambda *at: told.append(at))
+    assert told == [("m", 2), ("m", 1)]
+
+
+# --- Options
+
+
+def test_a_wrong_option_fails_its_model_alone(tmp_path):
+    for name in ("a", "b"):
+        model_zoo.save(model_zoo.relu(), tmp_path / name)
+    configs = [
+        ModelConfig("a", tmp_path / "a", options=ModelOptions(shape="(1,x)")),
+        ModelConfig("b", tmp_path / "b", options=ModelOptions(shape="(3,4)")),
+        ModelConfig("c", tmp_path / "b", plugin_config={"INFERENCE_NUM_THREADS": "many"}),
+    ]
+    models = load_models(configs, Host(cores=2))
+    assert models.find("b").metadata.inputs["x"].static_shape == (3, 4)
+    for name, reason in (("a", "shape"), ("c", "plugin_config.INFERENCE_NUM_THREADS")):
+        with pytest.raises(NotFoundError, match=f"^model '{name}' does not serve: .*{reason}: "):
+            models.find(name, explain=True)
+
+
+@pytest.mark.parametrize("options", [ModelOptions(shape="auto"), ModelOptions(batch_size="AUTO")])
+def test_auto_is_told_to_be_deprecated(tmp_path, options, caplog):
+    model_zoo.save(model_zoo.relu((2, 4)), tmp_path / "m")
+    assert load(tmp_path, "m", options=options).find("m").metadata.inputs["x"].holds((7, 4))
+    assert "model 'm': \"auto\" is deprecated" in caplog.text
 
 
 def test_a_model_that_does_not_open_is_given_up_and_the_others_are_opened(tmp_path):
@@ -115,5 +211,17 @@ def test_a_model_that_does_not_open_is_given_up_and_the_others_are_opened(tmp_pa
     models = load(tmp_path, "a", "b", PERFORMANCE_HINT="LATENCY")
     models.find("a").compilation.properties["NO_SUCH_KEY"] = 1
     open_all(models)
-    with pytest.raises(NotFoundError, match=r"version 1 cannot be compiled for CPU: .*NO_SUCH_KEY"):
-        models.find("a")
+    with pytest.raises(NotFoundError, match=r"version 1 plugin_config\.NO_SUCH_KEY: CPU has no such"):
+        models.find("a", explain=True)
+
+
+def test_requests_to_infer_are_told_where_the_reason_is(tmp_path):
+    """It may be OpenVINO's own text, which is not for those who infer (protocol.md section 1)."""
+    save_versions(tmp_path, 1, broken=(2,))
+    models = load(tmp_path, "m", "no such")
+    with pytest.raises(NotFoundError) as error:
+        models.find("no such")
+    assert str(error.value) == "model 'no such' does not serve; GET /v2/models/no%20such/ready tells why"
+    with pytest.raises(NotFoundError) as error:
+        models.find("m", "2")
+    assert str(error.value) == "version '2' of model 'm' does not serve; GET /v2/models/m/versions/2/ready tells why"

@@ -1,11 +1,26 @@
-"""A model's directory on disk: its versions, and the file that is the model."""
+"""A model on disk: its versions and which are wanted, the file that is the model, the names of its tensors."""
+
+import contextlib
+import os
+import tempfile
+import threading
+from pathlib import Path
 
 import pytest
 
 from ovms_rest.errors import LoadError
-from ovms_rest.models.repository import find_model_file, find_versions, parse_version
+from ovms_rest.models.repository import (
+    LATEST,
+    NameMapping,
+    VersionPolicy,
+    find_model_file,
+    find_versions,
+    parse_version,
+    read_mapping,
+)
 
 LARGEST = 2**63 - 1
+EXPECTED = "a .xml with its .bin, a .onnx, a .pdmodel with its .pdiparams, a .pb, or a .tflite"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +45,34 @@ def test_everything_else_is_no_version(text):
     assert parse_version(text) is None
 
 
+# --- VersionPolicy
+
+
+@pytest.mark.parametrize(
+    ("policy", "existing", "wanted"),
+    [
+        (VersionPolicy(), [2, 10, 1], [10, 2, 1]),
+        (VersionPolicy(), [], []),
+        (LATEST, [2, 10, 1], [10]),
+        (LATEST, [], []),
+        (VersionPolicy(latest=2), [2, 10, 1], [10, 2]),
+        (VersionPolicy(latest=5), [2, 10, 1], [10, 2, 1]),
+        (VersionPolicy(specific=frozenset({1, 10})), [2, 10, 1], [10, 1]),
+        (VersionPolicy(specific=frozenset({1, 3})), [2, 10, 1], [1]),
+        (VersionPolicy(specific=frozenset({3})), [2, 10, 1], []),
+        (VersionPolicy(specific=frozenset()), [2, 10, 1], []),
+        (VersionPolicy(specific=frozenset({LARGEST})), [LARGEST, LARGEST - 1], [LARGEST]),
+    ],
+)
+def test_a_policy_chooses_of_what_exists_highest_first(policy, existing, wanted):
+    assert policy.choose(iter(existing)) == wanted
+
+
+def test_a_policy_chooses_of_the_versions_that_were_found(tmp_path):
+    make_directories(tmp_path, "1", "2", "10")
+    assert LATEST.choose(find_versions(tmp_path)) == [10]
+
+
 # --- find_versions
 
 
@@ -43,6 +86,18 @@ def make_files(parent, *names):
         (parent / name).touch()
 
 
+def refusal(function, path):
+    with pytest.raises(LoadError) as caught:
+        function(path)
+    return str(caught.value)
+
+
+def warnings(caplog):
+    assert {record.name for record in caplog.records} <= {"gunicorn.error.ovms_rest"}
+    assert {record.levelname for record in caplog.records} <= {"WARNING"}
+    return [record.getMessage() for record in caplog.records]
+
+
 def test_versions_are_found_lowest_first(tmp_path):
     make_directories(tmp_path, "10", "9", "2", str(LARGEST))
     found = find_versions(tmp_path)
@@ -54,10 +109,43 @@ def test_directories_of_other_names_are_no_versions(tmp_path):
     assert find_versions(tmp_path) == {1: tmp_path / "1"}
 
 
-def test_a_file_is_no_version(tmp_path):
-    make_directories(tmp_path, "1")
-    make_files(tmp_path, "2", "README.md")
+def test_directories_of_other_names_are_told_in_one_warning(tmp_path, caplog):
+    make_directories(tmp_path, "1", "0", "02", "new\nline", "latest")
+    find_versions(tmp_path)
+    assert warnings(caplog) == [
+        f"ignored in {tmp_path}: '0', '02', 'latest', 'new\\nline'; "
+        "a version is a directory named by a number from 1 on without leading zeros"
+    ]
+
+
+def test_a_warning_lists_ten_directories(tmp_path, caplog):
+    make_directories(tmp_path, "1", *(f"v{letter}" for letter in "abcdefghijk"))
+    find_versions(tmp_path)
+    (warning,) = warnings(caplog)
+    assert "'va', " in warning
+    assert "'vj', ...;" in warning
+    assert "vk" not in warning
+
+
+@pytest.mark.parametrize("name", [".git", ".snapshot", "lost+found", "@eaDir", "variables", "assets", "assets.extra"])
+def test_directories_that_nobody_meant_to_be_versions_need_no_warning(tmp_path, caplog, name):
+    make_directories(tmp_path, "1", name)
     assert find_versions(tmp_path) == {1: tmp_path / "1"}
+    assert warnings(caplog) == []
+
+
+def test_a_file_is_no_version_and_needs_no_warning(tmp_path, caplog):
+    make_directories(tmp_path, "1")
+    make_files(tmp_path, "README.md", "model.onnx")
+    assert find_versions(tmp_path) == {1: tmp_path / "1"}
+    assert warnings(caplog) == []
+
+
+def test_a_file_with_the_name_of_a_version_is_told(tmp_path, caplog):
+    make_directories(tmp_path, "1")
+    make_files(tmp_path, "2")
+    assert find_versions(tmp_path) == {1: tmp_path / "1"}
+    assert warnings(caplog)[0].startswith(f"ignored in {tmp_path}: '2';")
 
 
 def test_a_link_to_a_directory_is_a_version(tmp_path):
@@ -66,33 +154,92 @@ def test_a_link_to_a_directory_is_a_version(tmp_path):
     assert find_versions(tmp_path) == {3: tmp_path / "3"}
 
 
-def test_a_link_to_nothing_is_no_version(tmp_path):
+@pytest.mark.parametrize("target", ["none", "2", "a" * 300])
+def test_a_link_that_leads_nowhere_is_no_version_and_told(tmp_path, caplog, target):
     make_directories(tmp_path, "1")
-    (tmp_path / "2").symlink_to(tmp_path / "none")
+    (tmp_path / "2").symlink_to(target)
     assert find_versions(tmp_path) == {1: tmp_path / "1"}
+    assert warnings(caplog)[0].startswith(f"ignored in {tmp_path}: '2';")
 
 
-@pytest.mark.parametrize("names", [(), ("0",), ("latest", "01")])
-def test_a_model_directory_without_versions_is_told(tmp_path, names):
-    make_directories(tmp_path, *names)
-    with pytest.raises(LoadError) as caught:
-        find_versions(tmp_path)
-    assert str(caught.value) == (
-        f"no version in {tmp_path}: expected a directory per version with a name from 1 on, such as {tmp_path}/1"
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("model.xml", "model.bin"),
+        ("model.xml",),
+        ("model.onnx",),
+        ("model.pdmodel", "model.pdiparams"),
+        ("frozen.pb",),
+        ("saved_model.pb",),
+        ("model.tflite",),
+        ("mapping_config.json", "labels.txt", "model.onnx"),
+    ],
+)
+def test_a_directory_that_holds_a_model_itself_is_version_1(tmp_path, files):
+    make_files(tmp_path, *files)
+    assert find_versions(tmp_path) == {1: tmp_path}
+
+
+def test_a_flat_model_that_lacks_a_file_is_version_1_too(tmp_path):
+    """So that the reason given later names the file."""
+    make_files(tmp_path, "model.pdmodel")
+    (version,) = find_versions(tmp_path).values()
+    assert refusal(find_model_file, version) == (
+        f"no model in {tmp_path}: 'model.pdmodel' has no 'model.pdiparams' beside it"
     )
 
 
+def test_versions_go_before_a_model_beside_them(tmp_path):
+    make_files(tmp_path, "model.onnx")
+    make_directories(tmp_path, "3")
+    assert find_versions(tmp_path) == {3: tmp_path / "3"}
+
+
+@pytest.mark.parametrize("suffix", ["xml", "onnx", "pdmodel", "pdiparams", "pb", "tflite"])
+def test_a_model_file_is_version_1(tmp_path, suffix):
+    make_files(tmp_path, f"model.{suffix}")
+    assert find_versions(tmp_path / f"model.{suffix}") == {1: tmp_path / f"model.{suffix}"}
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.json", "model", "onnx", "model.ONNX", "1"])
+def test_another_file_is_no_model(tmp_path, name):
+    make_files(tmp_path, name)
+    assert refusal(find_versions, tmp_path / name) == (
+        f"{tmp_path}/{name} is no model: expected a directory with a directory per version, such as {tmp_path}/1, "
+        "or a file that ends in .xml, .onnx, .pdmodel, .pdiparams, .pb, .tflite"
+    )
+
+
+@pytest.mark.parametrize(
+    ("directories", "files", "told"),
+    [
+        ((), (), "it is empty"),
+        ((".git",), (".model.onnx",), "it is empty"),
+        (("0",), (), "there is '0'"),
+        (("latest", "01"), ("README.md", "2"), "there is '01', '2', 'README.md', 'latest'"),
+        (("model.onnx",), (), "there is 'model.onnx'"),
+        ((), ("model.bin", "config.json"), "there is 'config.json', 'model.bin'"),
+        ((), ("fingerprint.pb",), "there is 'fingerprint.pb'"),
+        (tuple("abcdefghijk"), (), "there is 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', ..."),
+    ],
+)
+def test_a_model_directory_without_versions_is_told(tmp_path, caplog, directories, files, told):
+    make_directories(tmp_path, *directories)
+    make_files(tmp_path, *files)
+    assert refusal(find_versions, tmp_path) == (
+        f"no version in {tmp_path}: expected a directory per version, named by a number from 1 on without leading "
+        f"zeros, such as {tmp_path}/1 with {EXPECTED}; {told}"
+    )
+    assert warnings(caplog) == []
+
+
 def test_a_missing_model_directory_is_told(tmp_path):
-    with pytest.raises(LoadError) as caught:
-        find_versions(tmp_path / "none")
-    assert str(caught.value) == f"cannot read the model directory {tmp_path}/none: No such file or directory"
+    assert refusal(find_versions, tmp_path / "none") == (
+        f"cannot read the model directory {tmp_path}/none: No such file or directory"
+    )
 
 
-def test_a_model_directory_that_is_a_file_is_told(tmp_path):
-    make_files(tmp_path, "model.xml")
-    with pytest.raises(LoadError) as caught:
-        find_versions(tmp_path / "model.xml")
-    assert str(caught.value) == f"cannot read the model directory {tmp_path}/model.xml: Not a directory"
+# --- find_model_file
 
 
 @pytest.mark.parametrize(
@@ -101,27 +248,95 @@ def test_a_model_directory_that_is_a_file_is_told(tmp_path):
         (("model.xml", "model.bin"), "model.xml"),
         (("saved.xml", "saved.bin"), "saved.xml"),
         (("model.onnx",), "model.onnx"),
-        (("a.onnx", "z.xml", "z.bin"), "z.xml"),
-        (("a.onnx", "z.xml"), "a.onnx"),
-        (("a.onnx", "z.bin"), "a.onnx"),
-        (("b.xml", "b.bin", "a.xml", "a.bin"), "a.xml"),
-        (("b.onnx", "a.onnx"), "a.onnx"),
+        (("a.b.onnx",), "a.b.onnx"),
+        (("inference.pdmodel", "inference.pdiparams"), "inference.pdmodel"),
+        (("frozen.pb",), "frozen.pb"),
+        (("model.tflite",), "model.tflite"),
         (("model.xml", "model.bin", "labels.txt", "model.mapping", "README"), "model.xml"),
+        (("relu.onnx", "relu.weights", "relu.onnx.data"), "relu.onnx"),
     ],
 )
-def test_ir_goes_before_onnx_and_names_in_their_order(tmp_path, files, model):
+def test_the_model_of_a_version_has_any_name(tmp_path, files, model):
+    make_files(tmp_path, *files)
+    assert find_model_file(tmp_path) == tmp_path / model
+
+
+@pytest.mark.parametrize(
+    ("files", "model"),
+    [
+        (("a.tflite", "b.pb", "c.pdmodel", "c.pdiparams", "d.onnx", "e.xml", "e.bin"), "e.xml"),
+        (("a.tflite", "b.pb", "c.pdmodel", "c.pdiparams", "d.onnx"), "d.onnx"),
+        (("a.tflite", "b.pb", "c.pdmodel", "c.pdiparams"), "c.pdmodel"),
+        (("a.tflite", "b.pb"), "b.pb"),
+        (("a.onnx", "z.xml"), "a.onnx"),
+        (("a.xml", "z.tflite"), "z.tflite"),
+        (("a.onnx", "z.bin"), "a.onnx"),
+        (("a.pdmodel", "z.tflite"), "z.tflite"),
+        (("a.xml", "b.bin", "z.onnx"), "z.onnx"),
+    ],
+)
+def test_the_kinds_go_in_the_order_of_ovms_if_complete(tmp_path, files, model):
     make_files(tmp_path, *files)
     assert find_model_file(tmp_path) == tmp_path / model
 
 
 def test_ir_is_a_xml_with_the_bin_of_its_name(tmp_path):
-    """OpenVINO reads the weights of a.xml from a.bin, so that a.xml alone is no model."""
+    """OpenVINO reads the weights of a.xml from a.bin, and from nowhere else."""
     make_files(tmp_path, "a.xml", "b.xml", "b.bin")
     assert find_model_file(tmp_path) == tmp_path / "b.xml"
 
 
+@pytest.mark.parametrize("files", [("model.xml",), ("model.xml", "other.bin")])
+def test_a_xml_alone_is_taken_for_a_model_without_weights_and_told(tmp_path, caplog, files):
+    make_files(tmp_path, *files)
+    assert find_model_file(tmp_path) == tmp_path / "model.xml"
+    assert warnings(caplog) == [f"{tmp_path}/model.xml has no .bin beside it: it is read without weights"]
+
+
+@pytest.mark.parametrize(
+    ("files", "model", "others"),
+    [
+        (("b.xml", "b.bin", "a.xml", "a.bin"), "a.xml", "'b.xml'"),
+        (("b.onnx", "c.onnx", "a.onnx"), "a.onnx", "'b.onnx', 'c.onnx'"),
+        (("b.pdmodel", "b.pdiparams", "a.pdmodel", "a.pdiparams"), "a.pdmodel", "'b.pdmodel'"),
+        (("b.pb", "a.pb"), "a.pb", "'b.pb'"),
+        (("b.tflite", "a.tflite"), "a.tflite", "'b.tflite'"),
+    ],
+)
+def test_of_several_models_the_first_by_name_is_taken_and_the_others_are_told(tmp_path, caplog, files, model, others):
+    make_files(tmp_path, *files)
+    assert find_model_file(tmp_path) == tmp_path / model
+    assert warnings(caplog) == [f"several models in {tmp_path}: {model!r} is taken, ignored are {others}"]
+
+
+@pytest.mark.parametrize("hidden", [".a.onnx", "._b.onnx"])
+def test_hidden_files_are_no_models_and_not_told(tmp_path, caplog, hidden):
+    make_files(tmp_path, hidden, "b.onnx")
+    assert find_model_file(tmp_path) == tmp_path / "b.onnx"
+    assert warnings(caplog) == []
+
+
+def test_a_saved_model_is_its_directory(tmp_path, caplog):
+    make_files(tmp_path, "saved_model.pb", "fingerprint.pb", "keras_metadata.pb")
+    make_directories(tmp_path, "variables", "assets")
+    assert find_model_file(tmp_path) == tmp_path
+    assert warnings(caplog) == []
+
+
+def test_a_saved_model_goes_before_another_graph(tmp_path, caplog):
+    make_files(tmp_path, "saved_model.pb", "frozen.pb")
+    assert find_model_file(tmp_path) == tmp_path
+    assert warnings(caplog) == [f"several models in {tmp_path}: 'saved_model.pb' is taken, ignored are 'frozen.pb'"]
+
+
 def test_a_directory_is_no_model_file(tmp_path):
     make_directories(tmp_path, "a.onnx")
+    make_files(tmp_path, "b.onnx")
+    assert find_model_file(tmp_path) == tmp_path / "b.onnx"
+
+
+def test_a_pipe_is_no_model_file(tmp_path):
+    os.mkfifo(tmp_path / "a.onnx")
     make_files(tmp_path, "b.onnx")
     assert find_model_file(tmp_path) == tmp_path / "b.onnx"
 
@@ -132,24 +347,262 @@ def test_a_link_to_a_file_is_a_model_file(tmp_path):
     assert find_model_file(tmp_path) == tmp_path / "model.onnx"
 
 
+def test_a_link_that_leads_nowhere_is_no_model_file(tmp_path):
+    (tmp_path / "model.onnx").symlink_to(tmp_path / "none")
+    assert refusal(find_model_file, tmp_path) == f"no model in {tmp_path}: expected {EXPECTED}; there is 'model.onnx'"
+
+
 @pytest.mark.parametrize(
-    ("files", "missing"),
+    ("files", "told"),
     [
-        ((), "expected a .xml with its .bin, or a .onnx"),
-        (("model.bin",), "expected a .xml with its .bin, or a .onnx"),
-        (("model.pb", "model.txt"), "expected a .xml with its .bin, or a .onnx"),
-        (("model.xml",), "model.xml has no .bin beside it"),
-        (("b.xml", "a.xml"), "a.xml has no .bin beside it"),
+        ((), f"expected {EXPECTED}; it is empty"),
+        (("model.bin",), f"expected {EXPECTED}; there is 'model.bin'"),
+        (("model.PB", "model.txt"), f"expected {EXPECTED}; there is 'model.PB', 'model.txt'"),
+        (("a.pdmodel",), "'a.pdmodel' has no 'a.pdiparams' beside it"),
+        (("a.pdiparams", "a.json"), "'a.pdiparams' has no 'a.pdmodel' beside it"),
+        (("a.pdmodel", "b.pdiparams"), "'a.pdmodel' has no 'a.pdiparams' beside it"),
     ],
 )
-def test_a_version_directory_without_a_model_is_told(tmp_path, files, missing):
+def test_a_version_directory_without_a_model_is_told(tmp_path, files, told):
     make_files(tmp_path, *files)
-    with pytest.raises(LoadError) as caught:
-        find_model_file(tmp_path)
-    assert str(caught.value) == f"no model in {tmp_path}: {missing}"
+    assert refusal(find_model_file, tmp_path) == f"no model in {tmp_path}: {told}"
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "model"),
+    [
+        (("b.xml", "b.bin"), "b.xml", "b.xml"),
+        (("b.xml", "a.onnx"), "b.xml", "b.xml"),
+        (("b.onnx", "b.xml", "b.bin", "a.onnx"), "b.onnx", "b.onnx"),
+        (("b.pdmodel", "b.pdiparams"), "b.pdmodel", "b.pdmodel"),
+        (("b.pdmodel", "b.pdiparams"), "b.pdiparams", "b.pdmodel"),
+        (("b.pb", "a.pb", "saved_model.pb"), "b.pb", "b.pb"),
+        (("b.tflite", "b.onnx"), "b.tflite", "b.tflite"),
+        (("saved_model.pb", "a.pb"), "saved_model.pb", ""),
+        ((".hidden.onnx",), ".hidden.onnx", ".hidden.onnx"),
+    ],
+)
+def test_a_single_file_is_taken_whatever_lies_beside_it(tmp_path, files, given, model):
+    make_files(tmp_path, *files)
+    assert find_model_file(tmp_path / given) == tmp_path / model
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("a.pdmodel", "'a.pdmodel' has no 'a.pdiparams' beside it"),
+        ("a.pdiparams", "'a.pdiparams' has no 'a.pdmodel' beside it"),
+        ("a.txt", f"expected {EXPECTED}; there is 'a.txt'"),
+    ],
+)
+def test_a_single_file_that_is_no_whole_model_is_told(tmp_path, given, told):
+    make_files(tmp_path, given, "b.onnx")
+    assert refusal(find_model_file, tmp_path / given) == f"no model in {tmp_path}: {told}"
 
 
 def test_a_missing_version_directory_is_told(tmp_path):
-    with pytest.raises(LoadError) as caught:
-        find_model_file(tmp_path / "1")
-    assert str(caught.value) == f"cannot read the version directory {tmp_path}/1: No such file or directory"
+    assert refusal(find_model_file, tmp_path / "1") == (
+        f"cannot read the version directory {tmp_path}/1: No such file or directory"
+    )
+
+
+def test_a_path_that_is_not_utf8_is_told(tmp_path):
+    """Messages and the process that proves models take text."""
+    (tmp_path / os.fsdecode(b"\xff.onnx")).touch()
+    assert refusal(find_model_file, tmp_path) == f"cannot read '{tmp_path}/\\udcff.onnx': the path is not UTF-8"
+
+
+# --- read_mapping
+
+
+def write_mapping(directory, text):
+    (directory / "mapping_config.json").write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def test_without_a_file_no_name_is_mapped(tmp_path):
+    assert read_mapping(tmp_path) == NameMapping({}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "mapping"),
+    [
+        ("{}", NameMapping()),
+        ('{"inputs": {}, "outputs": {}}', NameMapping()),
+        ('{"inputs": {"x": "image"}}', NameMapping({"x": "image"}, {})),
+        ('{"outputs": {"y": "scores"}}', NameMapping({}, {"y": "scores"})),
+        ('{"inputs": {"a": "b", "b": "a"}, "outputs": {"y": "a"}}', NameMapping({"a": "b", "b": "a"}, {"y": "a"})),
+        ('{"inputs": {"x:0": "größe"}}', NameMapping({"x:0": "größe"}, {})),
+    ],
+)
+def test_a_mapping_is_of_real_names_to_exposed_names(tmp_path, text, mapping):
+    write_mapping(tmp_path, text)
+    assert read_mapping(tmp_path) == mapping
+
+
+@pytest.mark.parametrize("given", ["model.onnx", "none.onnx"])
+def test_a_mapping_lies_beside_a_single_file(tmp_path, given):
+    make_files(tmp_path, "model.onnx")
+    write_mapping(tmp_path, '{"inputs": {"x": "image"}}')
+    assert read_mapping(tmp_path / given).inputs == {"x": "image"}
+
+
+OBJECT = "expected an object of the model's names and the names for clients"
+STRING = "expected a string that is not empty"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[]", "expected an object with 'inputs' or 'outputs', got []"),
+        ("null", "expected an object with 'inputs' or 'outputs', got null"),
+        ('{"input": {}}', "'input': unknown key; allowed are 'inputs' and 'outputs'"),
+        ('{"inputs": ["x"]}', f'inputs: {OBJECT}, got ["x"]'),
+        ('{"outputs": null}', f"outputs: {OBJECT}, got null"),
+        ('{"inputs": {"x": 1}}', f'inputs["x"]: {STRING}, got 1'),
+        ('{"inputs": {"x": ""}}', f'inputs["x"]: {STRING}, got ""'),
+        ('{"outputs": {"y": {"z": true}}}', f'outputs["y"]: {STRING}, got {{"z":true}}'),
+        ('{"inputs": {"a": "x", "b": "x"}}', "inputs[\"b\"]: 'x' is the name for 'a' already"),
+        ('{"outputs": {"a": "x", "b": "x"}}', "outputs[\"b\"]: 'x' is the name for 'a' already"),
+        (
+            '{"inputs": {"x": 1}, "more": 2, "outputs": 3}',
+            f"inputs[\"x\"]: {STRING}, got 1; 'more': unknown key; allowed are 'inputs' and 'outputs'; "
+            f"outputs: {OBJECT}, got 3",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_mapping_is_told(tmp_path, text, told):
+    write_mapping(tmp_path, text)
+    assert refusal(read_mapping, tmp_path) == f"{tmp_path}/mapping_config.json: {told}"
+
+
+def test_ten_mistakes_of_a_mapping_are_told(tmp_path):
+    write_mapping(tmp_path, f'{{"inputs": {{{", ".join(f"{chr(34)}{index}{chr(34)}: 0" for index in range(1000))}}}}}')
+    assert refusal(read_mapping, tmp_path).count(STRING) == 10
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"inputs": {"x": "y"},}', "{} {}", b'{"inputs": {"x": "\xff"}}', "[" * 9999]
+)
+def test_a_mapping_that_is_not_json_is_told(tmp_path, text):
+    write_mapping(tmp_path, text)
+    told = refusal(read_mapping, tmp_path)
+    assert told.startswith(f"{tmp_path}/mapping_config.json: is not valid JSON: ")
+    assert "\n" not in told
+
+
+def make_dangling_link(path):
+    path.symlink_to("none")
+
+
+def make_loop(path):
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, make_dangling_link, make_loop])
+def test_a_mapping_that_is_no_file_is_told(tmp_path, make):
+    make(tmp_path / "mapping_config.json")
+    assert refusal(read_mapping, tmp_path) == f"{tmp_path}/mapping_config.json: expected a file, or a link to one"
+
+
+# --- What cannot be read
+
+
+@contextlib.contextmanager
+def without_rights():
+    """Act as a user who has no rights on what the tests own, where the tests run as root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.fixture
+def reachable():
+    """A directory that every user can get to, unlike tmp_path."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.mark.parametrize(("function", "what"), [(find_versions, "model"), (find_model_file, "version")])
+def test_a_directory_without_permission_is_told(reachable, function, what):
+    make_directories(reachable, "closed")
+    (reachable / "closed").chmod(0)
+    with without_rights():
+        assert refusal(function, reachable / "closed") == (
+            f"cannot read the {what} directory {reachable}/closed: Permission denied"
+        )
+
+
+@pytest.mark.parametrize("closed", ["1", "1/mapping_config.json"])
+def test_a_mapping_without_permission_is_told(reachable, closed):
+    make_directories(reachable, "1")
+    write_mapping(reachable / "1", "{}")
+    (reachable / closed).chmod(0)
+    with without_rights():
+        told = refusal(read_mapping, reachable / "1")
+    (reachable / "1").chmod(0o755)
+    assert told == f"cannot read the file {reachable}/1/mapping_config.json: Permission denied"
+
+
+def test_a_version_without_permission_leaves_the_others(reachable):
+    make_directories(reachable, "1", "2")
+    (reachable / "2").chmod(0)
+    with without_rights():
+        assert list(find_versions(reachable)) == [1, 2]
+
+
+@pytest.mark.parametrize(("function", "what"), [(find_versions, "model"), (find_model_file, "version")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file/1", "Not a directory"),
+        ("dangling", "No such file or directory"),
+        ("loop", "Too many levels of symbolic links"),
+        ("pipe", "Not a directory"),
+        ("a" * 300, "File name too long"),
+    ],
+)
+def test_what_is_no_directory_is_told(tmp_path, function, what, name, reason):
+    make_files(tmp_path, "file")
+    make_dangling_link(tmp_path / "dangling")
+    make_loop(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(function, tmp_path / name) == f"cannot read the {what} directory {tmp_path}/{name}: {reason}"
+
+
+@pytest.mark.parametrize(("function", "what"), [(find_versions, "model"), (find_model_file, "version")])
+@pytest.mark.parametrize(("name", "shown"), [("a\0b", "a\\x00b"), ("\ud800", "\\ud800")])
+def test_a_path_that_no_directory_can_have_is_told(tmp_path, function, what, name, shown):
+    assert refusal(function, tmp_path / name).startswith(f"cannot read the {what} directory '{tmp_path}/{shown}': ")
+
+
+@pytest.mark.parametrize("path", ["file/1", "a\0b/1", "\ud800/1"])
+def test_a_mapping_where_no_file_can_be_is_told(tmp_path, path):
+    make_files(tmp_path, "file")
+    assert refusal(read_mapping, tmp_path / path).startswith("cannot read the file ")
+
+
+@pytest.mark.parametrize("function", [find_versions, find_model_file, read_mapping])
+def test_a_directory_swapped_while_it_is_read_is_no_other_error(tmp_path, function):
+    place, other = tmp_path / "place", tmp_path / "other"
+    make_directories(tmp_path, "place", "place/1")
+    make_files(tmp_path, "place/1/model.onnx", "place/model.onnx", "other")
+    write_mapping(place, "{}")
+
+    def swap():
+        for _ in range(1000):
+            place.rename(tmp_path / "aside")
+            other.rename(place)
+            place.rename(other)
+            (tmp_path / "aside").rename(place)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    while thread.is_alive():
+        with contextlib.suppress(LoadError):
+            function(place)

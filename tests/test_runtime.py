@@ -229,7 +229,7 @@ def test_an_unknown_plugin_key_is_told_in_one_line(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path)
     plan = plan_compilation("CPU", {"NO_SUCH_KEY": 1}, cores=2)
     model = Model("m", 1, tmp_path / "1" / "model.xml", plan)
-    with pytest.raises(LoadError, match=r"^cannot be compiled for CPU: NotFound: Unsupported property NO_SUCH_KEY"):
+    with pytest.raises(LoadError, match=r"^plugin_config\.NO_SUCH_KEY: CPU has no such property"):
         model.open(lambda: None)
 
 
@@ -247,5 +247,5 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
     y = opset15.relu(x)
     y.output(0).set_names({"y"})
     model_zoo.save(openvino.Model([opset15.result(y), opset15.result(y)], [x]), tmp_path)
-    with pytest.raises(LoadError, match=r"^the model has 2 outputs with 1 different names$"):
+    with pytest.raises(LoadError, match=r"^the model has 2 outputs with 1 different names: 'y', 'y'$"):
         open_model(tmp_path)

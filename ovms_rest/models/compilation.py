@@ -1,13 +1,20 @@
-"""How a model is to be compiled: once for all workers, or by each worker for itself.
+"""How a model is to be compiled: with which properties, and once for all workers or by each worker for itself.
 
 A compiled model survives a fork only when its inference runs on the calling thread and no other; with more threads
 the forked worker hangs at its first inference. NUM_STREAMS=0 with one thread is such a setting (measured, OpenVINO
 2026.4.1: 0 hangs in 300 forks). NUM_STREAMS=1 with one thread is another, as fast, but its synchronous inference drops
 every exception and leaves the outputs of the inference before, so that a failure would look like an answer.
+
+A model that OpenVINO imports from its cache survives in the same way (0 hangs in 300 forks) and shares its weights as
+well as a compiled one does, so shared models are cached like the others.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from ovms_rest.errors import LoadError
+from ovms_rest.protocol.words import show
 
 PluginValue = str | int | float | bool
 
@@ -19,40 +26,209 @@ _SHARED_SETTINGS: Mapping[str, PluginValue] = {
 }
 _HINT = "PERFORMANCE_HINT"
 _THREADS = "INFERENCE_NUM_THREADS"
+_STREAMS = "NUM_STREAMS"
+_PINNING = "ENABLE_CPU_PINNING"
+_PRECISION = "INFERENCE_PRECISION_HINT"
+_CACHE = "CACHE_DIR"
+
+# Hints that one thread in each worker does not serve.
+_THREADED_HINTS = ("LATENCY", "CUMULATIVE_THROUGHPUT")
+
+# Properties that OpenVINO takes for every device, whether that lists them or not (2026.4.1, tried on the CPU).
+_OF_EVERY_DEVICE = (
+    "ALLOW_AUTO_BATCHING",
+    "AUTO_BATCH_TIMEOUT",
+    _CACHE,
+    "CACHE_MODE",
+    "ENABLE_MMAP",
+    "FORCE_TBB_TERMINATE",
+    "LOG_LEVEL",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """The device and its properties; `shared` when the arbiter compiles for all workers; `reason` says why."""
+    """The device and its properties; `shared` when the arbiter compiles for all workers; `reason` says why.
+
+    `notes` tell what of the configuration was given under another name or replaced.
+    """
 
     device: str
     properties: Mapping[str, PluginValue]
     shared: bool
     reason: str
+    notes: tuple[str, ...] = ()
 
 
-def plan_compilation(target_device: str, plugin_config: Mapping[str, PluginValue], cores: int) -> Compilation:
-    """Settle how a model with this configuration is compiled on a machine with so many usable cores."""
-    hint = str(plugin_config.get(_HINT, "")).upper()
-    threads = _whole_number(plugin_config.get(_THREADS, 0))
-    latency = hint == "LATENCY" and threads != 1 and cores > 1
-    if target_device != "CPU":
-        return Compilation(target_device, plugin_config, shared=False, reason=f"target_device is {target_device}")
-    if threads is None or threads > 1:
-        return Compilation("CPU", plugin_config, shared=False, reason=f"{_THREADS} is {plugin_config[_THREADS]}")
-    if latency:
-        return Compilation("CPU", plugin_config, shared=False, reason=f"{_HINT} is LATENCY")
-    replaced = {key: value for key, value in plugin_config.items() if key in (_HINT, *_SHARED_SETTINGS)}
-    kept = {key: value for key, value in plugin_config.items() if key not in replaced}
-    reason = "one thread in each worker"
-    if replaced:
-        reason += f" serve what {', '.join(f'{key}={value}' for key, value in replaced.items())} asks for"
-    return Compilation("CPU", {**kept, **_SHARED_SETTINGS}, shared=True, reason=reason)
+def plan_compilation(
+    target_device: str, plugin_config: Mapping[str, PluginValue], cores: int, cache_dir: str = ""
+) -> Compilation:
+    """Settle how a model with this configuration is compiled on a machine with so many usable cores.
+
+    `cache_dir` is where OpenVINO keeps compiled models when the configuration names no place of its own. Raises
+    LoadError for names and values in the configuration that cannot be what was meant.
+    """
+    device = target_device.upper() or "CPU"
+    properties, notes = _normalize(plugin_config)
+    if cache_dir:
+        properties.setdefault(_CACHE, cache_dir)
+    obstacle = _find_obstacle(device, properties, cores)
+    if obstacle:
+        return Compilation(device, properties, shared=False, reason=obstacle, notes=notes)
+    asked = ", ".join(f"{key}={properties[key]}" for key in (_HINT, _STREAMS, _THREADS) if key in properties)
+    reason = "one thread in each worker" + (f" serve what {asked} asks for" if asked else "")
+    if properties.get(_PINNING):
+        notes += (f"{_PINNING}={properties[_PINNING]} is left out: it would put every worker on the same core",)
+    kept = {key: value for key, value in properties.items() if key not in (_HINT, *_SHARED_SETTINGS)}
+    return Compilation(device, {**kept, **_SHARED_SETTINGS}, shared=True, reason=reason, notes=notes)
 
 
-def _whole_number(value: PluginValue) -> int | None:
-    """Read a number of threads; None for what OpenVINO is going to refuse."""
-    try:
-        return int(value)
-    except ValueError:
-        return None
+def check_properties(properties: Mapping[str, PluginValue], device: str, supported: Mapping[str, str]) -> None:
+    """Raise LoadError with every property that the device does not know or does not let be set.
+
+    `supported` is the SUPPORTED_PROPERTIES of the device, or of all that a composite one consists of, merged: "RO",
+    "RW" or "WO" by name. Without any there is no such device, which compiling for it tells better.
+    """
+    if not supported:
+        return
+    settable = [name for name, access in supported.items() if access != "RO"]
+    known = sorted({*settable, *_OF_EVERY_DEVICE})
+    problems = []
+    for key in properties:
+        if key in known:
+            continue
+        if key in supported:
+            problems.append(f"plugin_config.{key}: is read-only on {device}")
+            continue
+        nearest = difflib.get_close_matches(key.upper(), known, n=1, cutoff=0)
+        problems.append(f"plugin_config.{key}: {device} has no such property; the nearest is {nearest[0]}")
+    if problems:
+        raise LoadError("; ".join(problems))
+
+
+def _find_obstacle(device: str, properties: Mapping[str, PluginValue], cores: int) -> str | None:
+    """Tell what keeps one thread of the CPU, in each worker, from serving what is asked for; None if nothing does."""
+    threads = properties.get(_THREADS, 0)
+    if device != "CPU":
+        return f"target_device is {device}"
+    if threads not in (0, 1):
+        return f"{_THREADS} is {threads}"
+    if properties.get(_HINT) in _THREADED_HINTS and threads != 1 and cores > 1:
+        return f"{_HINT} is {properties[_HINT]}"
+    return None
+
+
+# --- Names and values
+
+
+def _normalize(plugin_config: Mapping[str, PluginValue]) -> tuple[dict[str, PluginValue], tuple[str, ...]]:
+    """Give properties the names and types of today; return them, with a note on each that came under another name.
+
+    Raises LoadError with all that is wrong.
+    """
+    properties: dict[str, PluginValue] = {}
+    givers: dict[str, str] = {}
+    notes, problems = [], []
+    for key, given in plugin_config.items():
+        meant, value = _RENAMED_VALUES.get((key, str(given).upper()), (key, given))
+        name = _RENAMED.get(meant, meant)
+        if name in givers:
+            problems.append(f"plugin_config.{key}: gives {name} a second time, after {givers[name]}")
+            continue
+        givers[name] = key
+        try:
+            properties[name] = _READERS[meant](value) if meant in _READERS else value
+        except ValueError as expected:
+            problems.append(f"plugin_config.{key}: expected {expected}, got {show(given)}")
+            continue
+        if name != key:
+            notes.append(f"{key}={given} is taken as {name}={properties[name]}")
+    if problems:
+        raise LoadError("; ".join(problems))
+    return properties, tuple(notes)
+
+
+# A reader makes the value for OpenVINO of one in a config, or raises ValueError with what it expects.
+
+
+def _read_count(value: PluginValue) -> int:
+    text = str(value).removesuffix(".0")
+    if not text.isdecimal() or len(text) > _DIGITS:
+        raise ValueError("an integer of at least 0")
+    return int(text)
+
+
+def _read_streams(value: PluginValue) -> PluginValue:
+    text = str(value).upper()
+    if text in ("AUTO", "NUMA"):
+        return text
+    # What OpenVINO calls AUTO and NUMA are these numbers.
+    if text not in ("-1", "-2") and not text.removesuffix(".0").isdecimal():
+        raise ValueError("AUTO, NUMA or an integer of at least 0")
+    return value
+
+
+def _read_word(words: Mapping[str, PluginValue]) -> Callable[[PluginValue], PluginValue]:
+    """Make a reader for words in any case."""
+
+    def read(value: PluginValue) -> PluginValue:
+        word = str(value).upper()
+        if word not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return words[word]
+
+    return read
+
+
+# More are no number that OpenVINO takes.
+_DIGITS = 18
+
+# Names that OpenVINO dropped, most of them with 2024.0 and AFFINITY later, and the properties that took their place.
+_RENAMED = {
+    "CPU_THROUGHPUT_STREAMS": _STREAMS,
+    "GPU_THROUGHPUT_STREAMS": _STREAMS,
+    "CPU_THREADS_NUM": _THREADS,
+    "CPU_BIND_THREAD": _PINNING,
+    "AFFINITY": _PINNING,
+    "ENFORCE_BF16": _PRECISION,
+}
+# Values of old names that stand for another property, or for a value of another name.
+_RENAMED_VALUES: Mapping[tuple[str, str], tuple[str, PluginValue]] = {
+    ("CPU_THROUGHPUT_STREAMS", "CPU_THROUGHPUT_AUTO"): (_HINT, "THROUGHPUT"),
+    ("GPU_THROUGHPUT_STREAMS", "GPU_THROUGHPUT_AUTO"): (_HINT, "THROUGHPUT"),
+    ("CPU_THROUGHPUT_STREAMS", "CPU_THROUGHPUT_NUMA"): (_STREAMS, "NUMA"),
+}
+
+_FLAGS = {"YES": True, "NO": False, "TRUE": True, "FALSE": False, "1": True, "0": False}
+_READERS: Mapping[str, Callable[[PluginValue], PluginValue]] = {
+    _THREADS: _read_count,
+    "CPU_THREADS_NUM": _read_count,
+    "AUTO_BATCH_TIMEOUT": _read_count,
+    "PERFORMANCE_HINT_NUM_REQUESTS": _read_count,
+    _STREAMS: _read_streams,
+    "CPU_THROUGHPUT_STREAMS": _read_streams,
+    "GPU_THROUGHPUT_STREAMS": _read_streams,
+    _HINT: _read_word({hint: hint for hint in ("LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT")}),
+    # Threads bound to a NUMA node only are not pinned to a core.
+    "CPU_BIND_THREAD": _read_word(_FLAGS | {"HYBRID_AWARE": True, "NUMA": False}),
+    "AFFINITY": _read_word({"CORE": True, "HYBRID_AWARE": True, "NUMA": False, "NONE": False}),
+    "ENFORCE_BF16": _read_word({word: "bf16" if flag else "f32" for word, flag in _FLAGS.items()}),
+    **dict.fromkeys(
+        (
+            "ALLOW_AUTO_BATCHING",
+            "CPU_DENORMALS_OPTIMIZATION",
+            "DEVICE_BIND_BUFFER",
+            "ENABLE_CPU_PINNING",
+            "ENABLE_CPU_RESERVATION",
+            "ENABLE_HYPER_THREADING",
+            "ENABLE_MMAP",
+            "ENABLE_RUNTIME_FALLBACK",
+            "ENABLE_STARTUP_FALLBACK",
+            "ENABLE_TENSOR_PARALLEL",
+            "ENABLE_WEIGHTLESS",
+            "FORCE_TBB_TERMINATE",
+            "PERF_COUNT",
+        ),
+        _read_word(_FLAGS),
+    ),
+}

@@ -1,16 +1,19 @@
-"""The models that are configured: which of them serve, and why the others do not."""
+"""The models that are configured: which versions of them serve, and why the others do not."""
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote as quote_path
 
 from ovms_rest.config import ModelConfig
 from ovms_rest.errors import LoadError, NotFoundError, NotReadyError
-from ovms_rest.models.compilation import plan_compilation
-from ovms_rest.models.proving import Task, prove
-from ovms_rest.models.repository import find_model_file, find_versions, parse_version
-from ovms_rest.models.runtime import Model
+from ovms_rest.models.compilation import Compilation, plan_compilation
+from ovms_rest.models.images import ImageLimits
+from ovms_rest.models.proving import Proof, Task, prove
+from ovms_rest.models.repository import find_versions, parse_version
+from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
 from ovms_rest.protocol.tensors import TensorMetadata
 from ovms_rest.protocol.words import quote
 
@@ -21,11 +24,20 @@ _LISTED = 10
 
 
 @dataclass(slots=True)
-class _Entry:
-    """What became of a configured model: the versions that serve, and the reason when there is none."""
+class Entry:
+    """What became of a configured model.
+
+    `versions` serve, `failures` should and do not, by number and reason; `reason` is why there are no versions at all.
+    """
 
     versions: dict[int, Model] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
     reason: str = ""
+    proofs: dict[int, Proof] = field(default_factory=dict)
+
+    def explain(self) -> str:
+        """Tell why the model does not serve."""
+        return self.reason or "; ".join(f"version {version} {why}" for version, why in sorted(self.failures.items()))
 
 
 class ModelRegistry:
@@ -34,104 +46,176 @@ class ModelRegistry:
     The arbiter fills it before it forks; a worker only opens what it inherited, and gives up what does not come up.
     """
 
-    def __init__(self, models: Mapping[str, Mapping[int, Model]], reasons: Mapping[str, str]) -> None:
-        """Take the versions of every model that serves, and why the others do not."""
-        self._entries = {name: _Entry(dict(versions)) for name, versions in models.items()}
-        self._entries |= {name: _Entry(reason=reason) for name, reason in reasons.items()}
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        """Take what became of every model."""
+        self.entries = dict(entries)
 
-    def find(self, name: str, version: str | None = None) -> Model:
-        """Return the version asked for as the URL has it, None being the highest. Raises NotFoundError."""
-        entry = self._entries.get(name)
+    def find(self, name: str, version: str | None = None, explain: bool = False) -> Model:
+        """Return the version asked for as the URL has it, None being the highest.
+
+        Raises NotFoundError; why a model or version that is configured does not serve is told when asked to `explain`,
+        for it may be OpenVINO's own text (protocol.md section 1).
+        """
+        entry = self.entries.get(name)
         if entry is None:
-            known = ", ".join(map(repr, list(self._entries)[:_LISTED])) + (", ..." * (len(self._entries) > _LISTED))
+            known = ", ".join(map(repr, list(self.entries)[:_LISTED])) + (", ..." * (len(self.entries) > _LISTED))
             raise NotFoundError(f"model {quote(name)} is unknown; configured are {known or 'none'}")
         if not entry.versions:
-            raise NotFoundError(f"model {name!r} does not serve: {entry.reason}")
+            why = f": {entry.explain()}" if explain else f"; GET /v2/models/{quote_path(name)}/ready tells why"
+            raise NotFoundError(f"model {name!r} does not serve{why}")
         number = max(entry.versions) if version is None else parse_version(version)
         if number not in entry.versions:
-            served = ", ".join(self.versions(name))
-            raise NotFoundError(f"version {quote(version or '')} of model {name!r} is not served; served: {served}")
+            why = f"is not served; served: {', '.join(self.versions(name))}"
+            if number in entry.failures:
+                ready = f"/v2/models/{quote_path(name)}/versions/{number}/ready"
+                why = "does not serve" + (f": {entry.failures[number]}" if explain else f"; GET {ready} tells why")
+            raise NotFoundError(f"version {quote(version or '')} of model {name!r} {why}")
         return entry.versions[number]
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model that serve, lowest first."""
-        return [str(version) for version in sorted(self._entries[name].versions)]
+        return [str(version) for version in sorted(self.entries[name].versions)]
 
     def check_ready(self) -> None:
-        """Raise NotReadyError with the names and reasons, unless every configured model serves."""
-        missing = {name: entry.reason for name, entry in self._entries.items() if not entry.versions}
+        """Raise NotReadyError with the names and reasons, unless a version of every configured model serves."""
+        missing = {name: entry.explain() for name, entry in self.entries.items() if not entry.versions}
         if missing:
             raise NotReadyError("; ".join(f"model {name!r} does not serve: {why}" for name, why in missing.items()))
 
     def open(self, opening: Callable[[str], None], retire: Callable[[], None]) -> None:
         """Make every model ready in this process.
 
-        `opening` is called with the name of each before it is begun with, and with "" at the end; `retire` later, when
-        a model has become unusable in this process.
+        `opening` is called with a label of each version before it is begun with, which `give_up` understands, and with
+        "" at the end; `retire` later, when a model has become unusable in this process.
         """
-        for name, entry in list(self._entries.items()):
-            opening(name)
-            for version, model in entry.versions.items():
+        for name, entry in self.entries.items():
+            for version, model in list(entry.versions.items()):
+                opening(label := f"{name}/{version}")
                 try:
                     model.open(retire)
                 except LoadError as error:
-                    self.give_up(name, f"version {version} {error}")
+                    self.give_up(label, str(error))
         opening("")
 
-    def give_up(self, name: str, reason: str) -> None:
-        """Stop serving a model, for good: in this process and in those forked from it later."""
-        log.error("model %r is given up: %s", name, reason)
-        self._entries[name] = _Entry(reason=reason)
+    def give_up(self, label: str, reason: str) -> None:
+        """Stop serving a version, for good: in this process and in those forked from it later."""
+        name, _, number = label.rpartition("/")
+        log.error("version %s of model %r is given up: %s", number, name, reason)
+        del self.entries[name].versions[int(number)]
+        self.entries[name].failures[int(number)] = reason
 
 
-def load_models(configs: Iterable[ModelConfig], cores: int, load_timeout: float) -> ModelRegistry:
-    """Find, prove and compile the highest version of every model, each having `load_timeout` seconds to be proven.
+class Host(NamedTuple):
+    """What models are loaded for: usable cores, seconds to try one, OpenVINO's cache, limits of images."""
 
-    A model that cannot be served is told in the log and remembered with its reason.
-    """
-    reasons: dict[str, str] = {}
-    found: list[tuple[str, int, Task]] = []
-    for config in configs:
+    cores: int
+    load_timeout: float = 300.0
+    cache_dir: str = ""
+    limits: ImageLimits = DEFAULT_LIMITS
+
+
+class _Candidate:
+    """A configured model while it is being loaded."""
+
+    def __init__(self, config: ModelConfig, host: Host) -> None:
+        self.config = config
+        self.host = host
+        self.entry = Entry()
+        self.paths: dict[int, Path] = {}
+        self.plan: Compilation | None = None
         try:
-            version, directory = find_versions(config.base_path).popitem()
-            file = find_model_file(directory)
+            self.paths = find_versions(config.base_path)
+            self.plan = plan_compilation(config.target_device, config.plugin_config, host.cores, host.cache_dir)
         except LoadError as error:
-            reasons[config.name] = str(error)
+            self.entry.reason = str(error)
+
+    def wanted(self) -> list[int]:
+        """Choose, of the versions that have not failed, those that the policy wants; highest first."""
+        if self.plan is None:
+            return []
+        return self.config.version_policy.choose(self.paths.keys() - self.entry.failures.keys())
+
+    def task(self, version: int) -> Task:
+        """Describe a version."""
+        assert self.plan is not None
+        return Task(self.paths[version], self.plan, self.config.options, self.host.limits)
+
+    def load(self, version: int) -> None:
+        """Load a version that was proven."""
+        task = self.task(version)
+        try:
+            model = Model(self.config.name, version, task.path, task.compilation, task.options, task.limits)
+            if task.compilation.shared:
+                # The first inference lays out the weights of some models anew, which is then shared too: ResNet-50
+                # with a dynamic batch takes 7 MB in each worker, and 60 without.
+                model.open(lambda: None)
+        except LoadError as error:
+            self.entry.failures[version] = str(error)
         else:
-            plan = plan_compilation(config.target_device, config.plugin_config, cores)
-            found.append((config.name, version, Task(file, plan)))
-    models: dict[str, dict[int, Model]] = {}
-    proofs = prove([task for _, _, task in found], load_timeout)
-    for (name, version, task), reason in zip(found, proofs, strict=True):
-        try:
-            if reason is not None:
-                raise LoadError(reason)
-            models[name] = {version: _load(name, version, task)}
-        except LoadError as error:
-            reasons[name] = f"version {version} {error}"
-    for name, reason in reasons.items():
-        log.error("model %r does not serve: %s", name, reason)
-    return ModelRegistry(models, reasons)
+            self.entry.versions[version] = model
+
+    def finish(self) -> Entry:
+        """Tell in the log what became of the model."""
+        name, entry = self.config.name, self.entry
+        if self.plan is not None and not entry.versions and not entry.failures:
+            found = ", ".join(map(str, self.paths))
+            entry.reason = f"model_version_policy wants none of the versions there are: {found}"
+        if entry.reason:
+            log.error("model %r does not serve: %s", name, entry.reason)
+        for version, reason in sorted(entry.failures.items()):
+            log.error("version %d of model %r does not serve: %s", version, name, reason)
+        for note in self.plan.notes if self.plan else ():
+            log.info("model %r: %s", name, note)
+        if _asks_for_auto(self.config):
+            log.warning('model %r: "auto" is deprecated; any size is taken, as "-1" says', name)
+        for version, model in sorted(entry.versions.items()):
+            seconds = entry.proofs[version].seconds
+            line = "model %r version %d serves from %s: %s, ready after %.2f s"
+            log.info(line, name, version, model.file, describe(model), seconds)
+        return entry
 
 
-def _load(name: str, version: int, task: Task) -> Model:
-    started = time.monotonic()
-    model = Model(name, version, task.file, task.compilation)
-    if task.compilation.shared:
-        model.compile()
-    log.info(
-        "model %r version %d serves from %s: %s -> %s; %s (%s), ready after %.2f s",
-        name,
-        version,
-        task.file,
-        _describe(model.metadata.inputs),
-        _describe(model.metadata.outputs),
-        "compiled once for all workers" if task.compilation.shared else "compiled by each worker",
-        task.compilation.reason,
-        time.monotonic() - started,
-    )
-    return model
+def load_models(
+    configs: Iterable[ModelConfig], host: Host, begin: Callable[[str, int], None] = lambda name, version: None
+) -> ModelRegistry:
+    """Find, prove and compile the versions that every model's policy wants.
+
+    A version that fails is remembered with its reason, and another takes its place where the policy allows. `begin` is
+    called with name and version when the turn of one comes to be proven.
+    """
+    candidates = [_Candidate(config, host) for config in configs]
+    while tasks := [
+        (candidate, version)
+        for candidate in candidates
+        for version in candidate.wanted()
+        if version not in candidate.entry.versions
+    ]:
+        proofs = prove(
+            [candidate.task(version) for candidate, version in tasks],
+            host.load_timeout,
+            lambda index, tasks=tasks: begin(tasks[index][0].config.name, tasks[index][1]),  # type: ignore[misc]
+        )
+        for (candidate, version), proof in zip(tasks, proofs, strict=True):
+            candidate.entry.proofs[version] = proof
+            if proof.reason is None:
+                candidate.load(version)
+            else:
+                candidate.entry.failures[version] = proof.reason
+    return ModelRegistry({candidate.config.name: candidate.finish() for candidate in candidates})
+
+
+def describe(model: Model) -> str:
+    """Tell in a line what a model takes and gives and how it is compiled."""
+    inputs, outputs = model.metadata.inputs, model.metadata.outputs
+    how = "compiled once for all workers" if model.compilation.shared else "compiled by each worker"
+    return f"{_describe(inputs)} -> {_describe(outputs)}; {how} ({model.compilation.reason})"
 
 
 def _describe(tensors: Mapping[str, TensorMetadata]) -> str:
     return ", ".join(f"{tensor.name} {tensor.datatype}{tensor.describe_shape()}" for tensor in tensors.values())
+
+
+def _asks_for_auto(config: ModelConfig) -> bool:
+    shape = config.options.shape
+    values = [config.options.batch_size, *(shape.values() if isinstance(shape, Mapping) else [shape])]
+    return any(isinstance(value, str) and value.strip().lower() == "auto" for value in values)

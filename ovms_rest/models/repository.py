@@ -1,13 +1,75 @@
-"""A model's directory on disk: which versions there are, and which file of a version is the model."""
+"""A model on disk: its versions and which of them are wanted, the file that is the model, the names of its tensors.
 
+Whatever is wrong with what lies there, or cannot be read, is a LoadError.
+"""
+
+import itertools
+import logging
+import os
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
 
 from ovms_rest.errors import LoadError
+from ovms_rest.protocol.words import quote, show
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # Digits without leading zeros, as in a URL; 1 to 2**63-1.
 VERSION = re.compile(r"[1-9][0-9]{0,18}")
 MAX_VERSION = 2**63 - 1
+
+# How many names or mistakes a message lists.
+_LISTED = 10
+
+# The kinds of models by the suffix of the file that OpenVINO is given, in OVMS's order, each with the suffix of the
+# file of the same stem that OpenVINO reads besides. The .json of PaddlePaddle 3 is nothing that OpenVINO 2026.4 reads.
+_KINDS = (
+    (".xml", ".bin"),
+    (".onnx", None),
+    (".pdmodel", ".pdiparams"),
+    (".pb", None),
+    (".tflite", None),
+)
+_EXPECTED = "a .xml with its .bin, a .onnx, a .pdmodel with its .pdiparams, a .pb, or a .tflite"
+_SUFFIXES = (".xml", ".onnx", ".pdmodel", ".pdiparams", ".pb", ".tflite")
+
+# TensorFlow's SavedModel is a directory that has the first of these; the others may lie beside it.
+_SAVED_MODEL = "saved_model.pb"
+_BESIDE_SAVED_MODEL = frozenset({"fingerprint.pb", "keras_metadata.pb"})
+
+# Directories that nobody meant to be a version: those of a file system, of a NAS, of a SavedModel.
+_USUAL_DIRECTORIES = frozenset({"lost+found", "@eaDir", "assets", "assets.extra", "variables"})
+
+_MAPPING_FILE = "mapping_config.json"
+
+
+class VersionPolicy(NamedTuple):
+    """Which of the existing versions are wanted: so many of the `latest`, those in `specific`, or all of them."""
+
+    latest: int | None = None
+    specific: frozenset[int] | None = None
+
+    def choose(self, versions: Iterable[int]) -> list[int]:
+        """Return the versions that are wanted, highest first."""
+        allowed = [version for version in versions if self.specific is None or version in self.specific]
+        return sorted(allowed, reverse=True)[: self.latest]
+
+
+LATEST = VersionPolicy(latest=1)
+
+
+class NameMapping(NamedTuple):
+    """What clients call the inputs and outputs of a model: the exposed name by the real name, where they differ."""
+
+    inputs: Mapping[str, str] = {}
+    outputs: Mapping[str, str] = {}
+
+
+# --- Versions
 
 
 def parse_version(text: str) -> int | None:
@@ -16,33 +78,166 @@ def parse_version(text: str) -> int | None:
 
 
 def find_versions(base_path: Path) -> dict[int, Path]:
-    """Find the version directories of a model, lowest version first.
+    """Find the versions of a model, lowest first: its directories that are named by numbers.
 
-    Raises LoadError when there are none.
+    Without any, a directory that itself holds a model is version 1, and so is a `base_path` that is a model file. What
+    may have been meant to be a version and is none is told in the log. Raises LoadError when there is no version.
     """
-    try:
-        names = [entry.name for entry in base_path.iterdir() if entry.is_dir()]
-    except OSError as error:
-        raise LoadError(f"cannot read the model directory {base_path}: {error.strerror}") from error
-    versions = {version: base_path / name for name in names if (version := parse_version(name)) is not None}
+    if os.path.isfile(base_path):
+        if not base_path.name.endswith(_SUFFIXES):
+            raise LoadError(
+                f"{base_path} is no model: expected a directory with a directory per version, such as "
+                f"{base_path.parent}/1, or a file that ends in {', '.join(_SUFFIXES)}"
+            )
+        return {1: base_path}
+    names = _list_names(base_path, "model directory")
+    directories = {name for name in names if os.path.isdir(base_path / name)}
+    versions = {version: base_path / name for name in directories if (version := parse_version(name)) is not None}
+    if not versions and any(name.endswith(_SUFFIXES) for name in _keep_files(base_path, names)):
+        versions = {1: base_path}
     if not versions:
         raise LoadError(
-            f"no version in {base_path}: expected a directory per version with a name from 1 on, such as {base_path}/1"
+            f"no version in {base_path}: expected a directory per version, named by a number from 1 on without "
+            f"leading zeros, such as {base_path}/1 with {_EXPECTED}; {_tell(names)}"
+        )
+    ignored = [name for name in names if (parse_version(name) is None) == (name in directories)]
+    if ignored := [name for name in ignored if name not in _USUAL_DIRECTORIES]:
+        log.warning(
+            "ignored in %s: %s; a version is a directory named by a number from 1 on without leading zeros",
+            base_path,
+            _join(ignored),
         )
     return dict(sorted(versions.items()))
 
 
-def find_model_file(version_directory: Path) -> Path:
-    """Find the model of a version: OpenVINO IR (.xml with .bin) before ONNX, the first by name of each.
+# --- The model of a version
 
-    Raises LoadError when there is none.
+
+def find_model_file(path: Path) -> Path:
+    """Find what OpenVINO is to read of a version, a directory or a single file.
+
+    The kinds go in OVMS's order, IR first; of several models of one kind the first by name is taken and the others
+    are told in the log. Raises LoadError when there is none, or one that lacks its second file.
     """
+    if os.path.isfile(path):
+        directory = path.parent
+        suffixes = {suffix for kind in _KINDS if path.suffix in kind for suffix in kind if suffix is not None}
+        files = _keep_files(directory, sorted(path.stem + suffix for suffix in suffixes))
+        names = [path.name]
+    else:
+        directory = path
+        names = _list_names(path, "version directory")
+        files = _keep_files(path, names)
+    model = directory / _choose_model(directory, files, names)
     try:
-        files = sorted(path for path in version_directory.iterdir() if path.is_file())
+        str(model).encode()
+    except UnicodeEncodeError as error:
+        raise LoadError(f"cannot read {str(model)!r}: the path is not UTF-8") from error
+    return directory if model.name == _SAVED_MODEL else model
+
+
+def _choose_model(directory: Path, files: Sequence[str], names: Sequence[str]) -> str:
+    for suffix, second in _KINDS:
+        stems = [name.removesuffix(suffix) for name in files if name.endswith(suffix)]
+        complete = [stem + suffix for stem in stems if second is None or stem + second in files]
+        if complete:
+            return _take_first(directory, complete)
+    # A model without weights needs no .bin, and one with weights is refused by OpenVINO.
+    if xml := [name for name in files if name.endswith(".xml")]:
+        first = _take_first(directory, xml)
+        log.warning("%s has no .bin beside it: it is read without weights", directory / first)
+        return first
+    for name in files:
+        for suffix, missing in ((".pdmodel", ".pdiparams"), (".pdiparams", ".pdmodel")):
+            if name.endswith(suffix):
+                raise LoadError(
+                    f"no model in {directory}: {quote(name)} has no {quote(name.removesuffix(suffix) + missing)} "
+                    "beside it"
+                )
+    raise LoadError(f"no model in {directory}: expected {_EXPECTED}; {_tell(names)}")
+
+
+def _take_first(directory: Path, models: list[str]) -> str:
+    first, *others = sorted(models, key=lambda name: (name != _SAVED_MODEL, name))
+    if others:
+        log.warning("several models in %s: %s is taken, ignored are %s", directory, quote(first), _join(others))
+    return first
+
+
+# --- The names of the tensors
+
+
+def read_mapping(path: Path) -> NameMapping:
+    """Read the mapping_config.json of a version, a directory or a single file that it lies beside (OVMS).
+
+    Without the file no name is mapped. Raises LoadError when something is wrong with it.
+    """
+    file = (path if os.path.isdir(path) else path.parent) / _MAPPING_FILE
+    try:
+        os.lstat(file)
+    except FileNotFoundError:
+        return NameMapping()
+    except (OSError, ValueError) as error:
+        raise _unreadable("file", file, error) from error
+    if not os.path.isfile(file):  # opening a pipe would take for ever
+        raise LoadError(f"{file}: expected a file, or a link to one")
+    try:
+        root = orjson.loads(file.read_bytes())
     except OSError as error:
-        raise LoadError(f"cannot read the version directory {version_directory}: {error.strerror}") from error
-    xml, onnx = ([path for path in files if path.suffix == suffix] for suffix in (".xml", ".onnx"))
-    for path in (*(path for path in xml if path.with_suffix(".bin") in files), *onnx):
-        return path
-    missing = f"{xml[0].name} has no .bin beside it" if xml else "expected a .xml with its .bin, or a .onnx"
-    raise LoadError(f"no model in {version_directory}: {missing}")
+        raise _unreadable("file", file, error) from error
+    except orjson.JSONDecodeError as error:
+        raise LoadError(f"{file}: is not valid JSON: {error}") from error
+    if problems := list(itertools.islice(_check_mapping(root), _LISTED)):
+        raise LoadError(f"{file}: {'; '.join(problems)}")
+    return NameMapping(**root)
+
+
+def _check_mapping(root: Any) -> Iterator[str]:
+    if type(root) is not dict:
+        yield f"expected an object with 'inputs' or 'outputs', got {show(root)}"
+        return
+    for key, names in root.items():
+        if key not in NameMapping._fields:
+            yield f"{quote(key)}: unknown key; allowed are 'inputs' and 'outputs'"
+        elif type(names) is not dict:
+            yield f"{key}: expected an object of the model's names and the names for clients, got {show(names)}"
+        else:
+            yield from _check_names(key, names)
+
+
+def _check_names(key: str, names: dict[str, Any]) -> Iterator[str]:
+    reals: dict[str, str] = {}
+    for real, exposed in names.items():
+        if type(exposed) is not str or not exposed:
+            yield f"{key}[{show(real)}]: expected a string that is not empty, got {show(exposed)}"
+        elif (first := reals.setdefault(exposed, real)) != real:
+            yield f"{key}[{show(real)}]: {quote(exposed)} is the name for {quote(first)} already"
+
+
+# --- Directories
+
+
+def _list_names(directory: Path, what: str) -> list[str]:
+    """List what is in a directory and not hidden, sorted."""
+    try:
+        return sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    except (OSError, ValueError) as error:
+        raise _unreadable(what, directory, error) from error
+
+
+def _unreadable(what: str, path: Path, error: OSError | ValueError) -> LoadError:
+    if isinstance(error, OSError):
+        return LoadError(f"cannot read the {what} {path}: {error.strerror}")
+    return LoadError(f"cannot read the {what} {str(path)!r}: {error}")  # no file system could have such a path
+
+
+def _keep_files(directory: Path, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name not in _BESIDE_SAVED_MODEL and os.path.isfile(directory / name)]
+
+
+def _tell(names: Sequence[str]) -> str:
+    return f"there is {_join(names)}" if names else "it is empty"
+
+
+def _join(names: Sequence[str]) -> str:
+    return ", ".join(map(quote, names[:_LISTED])) + ", ..." * (len(names) > _LISTED)

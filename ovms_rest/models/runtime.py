@@ -1,4 +1,4 @@
-"""OpenVINO: reading, describing, compiling and inferring. No other module imports it.
+"""OpenVINO: reading, describing, compiling and inferring. Only this module and `preparation` import it.
 
 Strings never pass OpenVINO's Python binding, which drops NULs at the end of an element and crashes on a tensor without
 elements. A model's string tensors are replaced by the three tensors of StringTensorPack and StringTensorUnpack, which
@@ -6,10 +6,13 @@ a BytesArray is made of; an output has its shape besides.
 """
 
 import contextlib
+import dataclasses
+import fcntl
 import functools
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,19 @@ from numpy.typing import NDArray
 from openvino import opset15
 
 from ovms_rest.errors import InferenceError, LoadError
-from ovms_rest.models.compilation import Compilation
+from ovms_rest.models.compilation import Compilation, PluginValue, check_properties
+from ovms_rest.models.images import ImageLimits, ImageReader
+from ovms_rest.models.options import ModelOptions, parse_options
+from ovms_rest.models.preparation import find_layout, name_tensors, one_line, prepare
+from ovms_rest.models.repository import find_model_file, read_mapping
 from ovms_rest.protocol.datatypes import BYTES, DATATYPES, UINT8
 from ovms_rest.protocol.strings import BytesArray, from_matrix
 from ovms_rest.protocol.tensors import Array, Dim, ModelMetadata, Tensor, TensorMetadata
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
+
+NO_OPTIONS = ModelOptions()
+DEFAULT_LIMITS = ImageLimits()
 
 # Up to so many bytes copying an input costs less than having OpenVINO take over its memory, some 4 us.
 _SMALL_INPUT = 16_384
@@ -65,20 +75,36 @@ class _Port:
 class Model:
     """A version of a model: read when made, compiled by `compile`, ready to infer in this process after `open`."""
 
-    def __init__(self, name: str, version: int, file: Path, compilation: Compilation) -> None:
-        """Read the file and describe it. Raises LoadError."""
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        path: Path,
+        compilation: Compilation,
+        options: ModelOptions = NO_OPTIONS,
+        limits: ImageLimits = DEFAULT_LIMITS,
+    ) -> None:
+        """Read the model of a version's directory, or that file, change it as the options say, and describe it.
+
+        Raises LoadError.
+        """
+        preparation = parse_options(options)
         self.compilation = compilation
-        self.file = file
+        self.file = find_model_file(path)
         self._local = threading.local()
         self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None
-        self._read: Any = _read(file)
-        rt_info = _describe_rt_info(self._read)
-        inputs = {port.name: port for port in map(_describe, *_enumerate(self._read.inputs, "in_"))}
-        outputs = {port.name: port for port in map(_describe, *_enumerate(self._read.outputs, "out_"))}
-        for kind, described, ports in (("inputs", inputs, self._read.inputs), ("outputs", outputs, self._read.outputs)):
-            if len(described) != len(ports) or not ports:
-                raise LoadError(f"the model has {len(ports)} {kind} with {len(described)} different names")
+        read = _read(self.file)
+        rt_info = _describe_rt_info(read)
+        names = name_tensors(read, read_mapping(path))
+        self._read: Any = prepare(read, *names, preparation)
+        inputs, outputs = map(_describe_all, names, (self._read.inputs, self._read.outputs))
+        # By name, None where the model declares none and the config neither.
+        self.layouts = {
+            name: find_layout(port)
+            for name, port in zip(itertools.chain(*names), (*self._read.inputs, *self._read.outputs), strict=True)
+        }
+        inputs = [_take_images(port, self.layouts[port.name], limits) for port in inputs]
         self._inputs, self._outputs = _split_strings(self._read, inputs, outputs)
         self.metadata = ModelMetadata(
             name,
@@ -90,12 +116,13 @@ class Model:
 
     def compile(self) -> None:
         """Compile the model for its device. Raises LoadError."""
+        device, properties = self.compilation.device, self.compilation.properties
+        check_properties(properties, device, _supported_properties(device))
         try:
-            self._compiled = _core().compile_model(
-                self._read, self.compilation.device, dict(self.compilation.properties)
-            )
+            with _locked(properties.get("CACHE_DIR")):
+                self._compiled = _core().compile_model(self._read, device, dict(properties))
         except RuntimeError as error:
-            raise LoadError(f"cannot be compiled for {self.compilation.device}: {_one_line(error)}") from error
+            raise LoadError(f"cannot be compiled for {device}: {one_line(error)}") from error
         self._read = None
 
     def open(self, retire: Callable[[], None]) -> None:
@@ -112,9 +139,9 @@ class Model:
             self._infer(self._zeros(step=0))
         except RuntimeError as error:
             if not self._is_dynamic():
-                raise LoadError(f"fails at its first inference: {_one_line(error)}") from error
+                raise LoadError(f"fails at its first inference: {one_line(error)}") from error
             # With sizes of 1 for what is dynamic it need not work; clients know better ones.
-            log.debug("model %r refused the sizes tried to warm it up: %s", self.metadata.name, _one_line(error))
+            log.debug("model %r refused the sizes tried to warm it up: %s", self.metadata.name, one_line(error))
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
@@ -125,7 +152,7 @@ class Model:
         try:
             return self._infer(arrays)
         except RuntimeError as error:
-            log.error("inference of model %r failed: %s", self.metadata.name, _one_line(error))
+            log.error("inference of model %r failed: %s", self.metadata.name, one_line(error))
             if self._is_dynamic() and not self._recover():
                 log.error("model %r is unusable in this worker after that failure", self.metadata.name)
                 self._retire()
@@ -212,31 +239,63 @@ def _read(file: Path) -> openvino.Model:
     try:
         return _core().read_model(file)
     except RuntimeError as error:
-        raise LoadError(f"cannot read {file}: {_one_line(error)}") from error
+        raise LoadError(f"cannot read {file}: {one_line(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
-    """Reduce an exception of OpenVINO to what it says, without the places in its sources."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and not line.startswith(("Exception from ", "Check "))]
-    return " ".join(said or lines)[:500]
+@contextlib.contextmanager
+def _locked(cache_dir: PluginValue | None) -> Iterator[None]:
+    """Keep other processes from compiling into the same cache meanwhile.
+
+    OpenVINO writes its files in place: of 50 processes that filled a cache five at a time two died of SIGBUS, none of
+    100 with this lock.
+    """
+    if not cache_dir:
+        yield
+        return
+    try:
+        directory = Path(str(cache_dir))
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("w")
+    except OSError as error:
+        raise LoadError(f"the cache directory {cache_dir} cannot be written: {error.strerror}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _supported_properties(device: str) -> dict[str, str]:
+    """Return the properties of a device, or of all that a composite one names, each "RO" or "RW"."""
+    supported: dict[str, str] = {}
+    composite, _, named = device.partition(":")
+    if not named and composite in ("AUTO", "MULTI"):
+        named = ",".join(_core().available_devices)
+    for name in [composite, *named.replace("-", "").split(",")]:
+        with contextlib.suppress(RuntimeError):  # the compilation is going to say that there is no such device
+            supported |= _core().get_property(name.partition("(")[0], "SUPPORTED_PROPERTIES") if name else {}
+    return supported
 
 
 # --- What a model takes and gives
 
 
-def _enumerate(ports: list[Any], prefix: str) -> tuple[list[Any], list[str]]:
-    return ports, [f"{prefix}{index}" for index in range(len(ports))]
+def _describe_all(names: list[str], ports: list[Any]) -> list[TensorMetadata]:
+    return list(map(_describe, names, ports))
 
 
-def _describe(port: Any, default_name: str) -> TensorMetadata:
-    name = port.get_any_name() if port.get_names() else default_name
+def _describe(name: str, port: Any) -> TensorMetadata:
     element_type = port.get_element_type().get_type_name()
     if element_type not in _DATATYPES:
         raise LoadError(f"tensor {name!r} has the element type {element_type}, which KServe v2 has no datatype for")
     shape = port.get_partial_shape()
     dims = None if shape.rank.is_dynamic else tuple(map(_describe_dim, shape))
     return TensorMetadata(name, _DATATYPES[element_type], dims)
+
+
+def _take_images(port: TensorMetadata, layout: str | None, limits: ImageLimits) -> TensorMetadata:
+    """Have an input of four dims take encoded images too (protocol.md section 6)."""
+    if port.datatype == BYTES or port.dims is None or len(port.dims) != 4:
+        return port
+    return dataclasses.replace(port, images=ImageReader(port, layout, limits))
 
 
 def _describe_dim(dim: Any) -> Dim:
@@ -258,7 +317,7 @@ def _plain(value: Any) -> Any:
 
 
 def _split_strings(
-    model: openvino.Model, inputs: dict[str, TensorMetadata], outputs: dict[str, TensorMetadata]
+    model: openvino.Model, inputs: list[TensorMetadata], outputs: list[TensorMetadata]
 ) -> tuple[list[_Port], list[_Port]]:
     """Replace every string tensor by those that a _Port names; return the ports in alphabetical order."""
     parameters = [[parameter] for parameter in model.get_parameters()]
@@ -291,10 +350,8 @@ def _split_strings(
     )
 
 
-def _sort_ports(described: dict[str, TensorMetadata], nodes: list[list[Any]], index_of: Any) -> list[_Port]:
-    ports = [
-        _Port(metadata, tuple(map(index_of, parts))) for metadata, parts in zip(described.values(), nodes, strict=True)
-    ]
+def _sort_ports(described: list[TensorMetadata], nodes: list[list[Any]], index_of: Any) -> list[_Port]:
+    ports = [_Port(metadata, tuple(map(index_of, parts))) for metadata, parts in zip(described, nodes, strict=True)]
     return sorted(ports, key=lambda port: port.metadata.name)
 
 

@@ -22,7 +22,7 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # So many workers may die at a model before it is given up.
 MAX_DEATHS = 3
-_NAME_BYTES = 4096
+_NAME_BYTES = 65536
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 _deaths: Counter[str] = Counter()
@@ -127,7 +127,7 @@ def child_exit(arbiter: Any, worker: Any) -> None:
     worker.opening.close()
     if not name:
         return
-    log.error("worker %s died or hung while it opened model %r", worker.pid, name)
+    log.error("worker %s died or hung while it opened %r (model and version)", worker.pid, name)
     _deaths[name] += 1
     if _deaths[name] == MAX_DEATHS:
         arbiter.app.wsgi().models.give_up(name, f"{MAX_DEATHS} workers died or hung while they opened it")

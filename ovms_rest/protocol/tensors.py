@@ -6,7 +6,7 @@ What is made for every request is a NamedTuple, which costs a third of a frozen 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
@@ -58,13 +58,24 @@ class Dim(NamedTuple):
         return self.low <= size and (self.high is None or size <= self.high)
 
 
+class ImageDecoder(Protocol):
+    """Makes the array of an input of encoded images."""
+
+    def read(self, strings: BytesArray, label: str) -> NDArray[Any]:
+        """Decode the images of a request; messages begin with `label`. Raises InvalidRequestError."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorMetadata:
-    """An input or output as the client sees it; `dims` None is an unknown rank, which only outputs have."""
+    """An input or output as the client sees it; `dims` None is an unknown rank, which only outputs have.
+
+    `images` is of an input that takes encoded images besides.
+    """
 
     name: str
     datatype: str
     dims: tuple[Dim, ...] | None
+    images: ImageDecoder | None = field(default=None, compare=False)
     # The shape when every dim is static: one comparison settles it.
     static_shape: tuple[int, ...] | None = field(init=False)
 

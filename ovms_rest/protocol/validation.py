@@ -56,6 +56,8 @@ def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tupl
 
 def _fit(tensor: Tensor, expected: TensorMetadata) -> Array:
     if tensor.datatype != expected.datatype:
+        if expected.images is not None and isinstance(tensor.array, BytesArray):
+            return expected.images.read(tensor.array, f"input {tensor.name!r}")
         if _takes_strings(expected) and isinstance(tensor.array, BytesArray):
             return _fit_strings(tensor, tensor.array, expected)
         raise InvalidRequestError(

@@ -33,8 +33,8 @@ class Servable(Protocol):
 class Registry(Protocol):
     """What is served."""
 
-    def find(self, name: str, version: str | None = None) -> Servable:
-        """Return the version asked for, None being the highest. Raises NotFoundError."""
+    def find(self, name: str, version: str | None = None, explain: bool = False) -> Servable:
+        """Return the version asked for, None being the highest. Raises NotFoundError, with the reason to `explain`."""
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model that serve, lowest first."""
@@ -87,7 +87,7 @@ class ModelDescription:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Answer the names, datatypes and shapes of the model's tensors."""
-        metadata = self._registry.find(name, version).metadata
+        metadata = self._registry.find(name, version, explain=True).metadata
         resp.data = orjson.dumps(metadata.to_json(self._registry.versions(name)))
 
     on_head = on_get
@@ -102,7 +102,7 @@ class ModelReady:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Answer 200 when the model serves, else 404 with the reason."""
-        self._registry.find(name, version)
+        self._registry.find(name, version, explain=True)
 
     on_head = on_get
 

@@ -1,0 +1,382 @@
+"""Encoded images: the files that come as BYTES for a 4-D input become the array for the model.
+
+The rules are those of the OpenVINO Model Server (protocol.md section 6): OpenCV decodes a file as it stands (BGR, alpha
+and 16 bits kept, EXIF ignored), its values become the input's datatype, and then it is resized where that is allowed.
+
+A file of a few KB can hold a picture of gigabytes. Its header is therefore read before OpenCV sees it, by a function
+for each format. What OpenCV 5.0 decodes besides is refused, for it could not be bounded so: a TIFF of 260 KB with one
+pixel in a tile of 16368x16368 took 1 GB (`OPENCV_IO_MAX_IMAGE_PIXELS` does not look at tiles), a GIF of 3 KB that
+does nothing but clear its table 0.12 s, each MB of it 38 s.
+"""
+
+import math
+import os
+import re
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.datatypes import DATATYPES
+from ovms_rest.protocol.strings import BytesArray
+from ovms_rest.protocol.tensors import Dim, TensorMetadata
+from ovms_rest.protocol.words import join
+
+# OpenCV would write several lines for every broken file of a client.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+import cv2
+
+# A worker is one thread on one core, and a fork does not inherit a pool of others.
+cv2.setNumThreads(1)
+
+# OVMS resizes under these as they are written, and not under a default. "N?HWC" has the dim of a demultiplexer.
+_RESIZING_LAYOUTS = ("NHWC", "N?HWC", "...")
+_DEFAULT_LAYOUT = "N..."
+# Its users run into this most (issue 912).
+_NO_LAYOUT = (
+    'the configuration of the model has no "layout", which is "NHWC", or "NHWC:NCHW" when the model itself takes NCHW'
+)
+
+# A scan costs 60 ms at 64 million pixels and may have 20 bytes; progressive pictures have some ten.
+_MAX_JPEG_SCANS = 64
+# Before the frame: metadata is in segments of 64 KB.
+_MAX_JPEG_MARKERS = 10_000
+# A text is unpacked to as much as 8 MB, whatever its size, and kept.
+_MAX_PNG_TEXTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Pixels that one encoded image, and all of one input of a request, may have.
+
+    `request` is also the number of values that the array made of them may have.
+    """
+
+    image: int = 2**26
+    request: int = 2**28
+
+
+class _Precision(NamedTuple):
+    """How the values of a picture, UINT8 or UINT16, become those of a datatype."""
+
+    dtype: np.dtype[Any]
+    largest: int  # what is above becomes this
+    resized_as: np.dtype[Any]
+
+
+def _precision(datatype: str, largest: int = 65535, resized_as: str = "") -> tuple[str, _Precision]:
+    return datatype, _Precision(DATATYPES[datatype].dtype, largest, DATATYPES[resized_as or datatype].dtype)
+
+
+# OpenCV interpolates UINT8, UINT16, INT16, FP32 and FP64, where OVMS fails at the others. Those are interpolated as
+# FP32, which holds all of their values that come of a picture, and rounded, ties to even as OpenCV does.
+_PRECISIONS: Mapping[str, _Precision] = MappingProxyType(
+    dict(
+        (
+            _precision("FP64"),
+            _precision("FP32"),
+            _precision("FP16", 65504, "FP32"),
+            _precision("BF16", resized_as="FP32"),
+            _precision("INT32", resized_as="FP32"),
+            _precision("INT16", 32767),
+            _precision("UINT16"),
+            _precision("UINT8", 255),
+            _precision("INT8", 127, "FP32"),
+        )
+    )
+)
+
+
+class ImageReader:
+    """Makes the array of an input of encoded images; what its metadata settles is settled once."""
+
+    def __init__(self, metadata: TensorMetadata, layout: str | None, limits: ImageLimits) -> None:
+        """Read for an input of 4 dims; `layout` is the one that the client sees, None when it is not declared."""
+        assert metadata.dims is not None
+        self._batch, self._height, self._width, self._channels = metadata.dims
+        self._datatype = metadata.datatype
+        self._precision = _PRECISIONS.get(metadata.datatype)
+        self._layout = layout or _DEFAULT_LAYOUT
+        self._takes_images = _holds_nhwc(self._layout)
+        self._obstacle = _find_obstacle(self._layout, metadata)
+        self._limits = limits
+
+    def read(self, strings: BytesArray, label: str) -> NDArray[Any]:
+        """Decode images, an array of shape [n], to the array [n,height,width,channels] of the input.
+
+        Raises InvalidRequestError, beginning with `label`, for images that cannot be read or do not fit.
+        """
+        self._check_shape(strings.shape, label)
+        begins, ends = strings.begins.tolist(), strings.ends.tolist()
+        files = [strings.symbols[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        self._check_pixels(files, label)
+        image = _decode(files[0], _name(label, 0))
+        first, target = image.shape, self._target(image.shape)
+        precision = self._check_image(image.shape, first, target, _name(label, 0))
+        self._check_values((len(files), *target), label)
+        if len(files) == 1 and image.shape == target and image.dtype == precision.dtype:
+            return image[np.newaxis]
+        array: NDArray[Any] = np.empty((len(files), *target), precision.dtype)
+        _write(image, array[0], precision)
+        for index in range(1, len(files)):
+            image = _decode(files[index], _name(label, index))
+            self._check_image(image.shape, first, target, _name(label, index))
+            _write(image, array[index], precision)
+        return array
+
+    def _check_shape(self, shape: tuple[int, ...], label: str) -> None:
+        if len(shape) != 1:
+            raise InvalidRequestError(f"{label}: encoded images come in shape [n], not {join(shape)}")
+        if not self._batch.holds(shape[0]):
+            raise InvalidRequestError(f"{label}: {_count(shape[0], 'image')} came, the model takes {self._batch}")
+        if not self._takes_images:
+            raise InvalidRequestError(
+                f"{label}: encoded images need the layout NHWC, the layout of this input is {self._layout}; "
+                f'set "layout": "{_change_of(self._layout)}" in the configuration of the model'
+            )
+        if shape == (0,):
+            raise InvalidRequestError(f"{label}: no image came, at least one is needed")
+
+    def _check_pixels(self, files: list[NDArray[np.uint8]], label: str) -> None:
+        """Refuse what is too large to decode."""
+        total = 0
+        for index, file in enumerate(files):
+            width, height = _measure(file, _name(label, index))
+            if width * height > self._limits.image:
+                raise InvalidRequestError(
+                    f"{_name(label, index)} has {width * height} pixels, at most {self._limits.image} are allowed"
+                )
+            total += width * height
+        if total > self._limits.request:
+            raise InvalidRequestError(
+                f"{label}: the images have {total} pixels together, at most {self._limits.request} are allowed"
+            )
+
+    def _target(self, first: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the height, width and channels that every image has to get; the first one settles what is open."""
+        return (_clamp(first[0], self._height), _clamp(first[1], self._width), _clamp(first[2], self._channels))
+
+    def _check_image(
+        self, shape: tuple[int, ...], first: tuple[int, ...], target: tuple[int, ...], name: str
+    ) -> _Precision:
+        """Refuse an image that cannot become one of the target's shape; return its precision there."""
+        if self._obstacle and shape[:2] != first[:2]:
+            raise InvalidRequestError(
+                f"{name} is {_size(shape)}, image 0 is {_size(first)}, and they are not resized: {self._obstacle}"
+            )
+        if shape[2] != target[2]:
+            hint = f"; {_NO_LAYOUT}" if self._layout == _DEFAULT_LAYOUT else ""
+            raise InvalidRequestError(f"{name} has {_count(shape[2], 'channel')}, the model takes {target[2]}{hint}")
+        if self._precision is None:
+            raise InvalidRequestError(
+                f"{name} cannot become {self._datatype}, the precision of this input; images become "
+                f"{', '.join(_PRECISIONS)}"
+            )
+        if self._obstacle and shape[:2] != target[:2]:
+            raise InvalidRequestError(
+                f"{name} is {_size(shape)}, the model takes {_size(target)}, and it is not resized: {self._obstacle}"
+            )
+        return self._precision
+
+    def _check_values(self, shape: tuple[int, ...], label: str) -> None:
+        """Refuse what becomes too large an array."""
+        values = math.prod(shape)
+        if values > self._limits.request:
+            raise InvalidRequestError(
+                f"{label}: the images become an array of shape {join(shape)} with {values} values, "
+                f"at most {self._limits.request} are allowed"
+            )
+
+
+def _decode(file: NDArray[np.uint8], name: str) -> NDArray[Any]:
+    """Decode a file to [height,width,channels]."""
+    try:
+        image: NDArray[Any] | None = cv2.imdecode(file, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise _undecodable(name)
+    return image[:, :, np.newaxis] if image.ndim == 2 else image
+
+
+def _write(image: NDArray[Any], target: NDArray[Any], precision: _Precision) -> None:
+    """Write an image in the precision and size of `target`, its place in the input's array."""
+    if np.iinfo(image.dtype).max > precision.largest:
+        image = np.minimum(image, precision.largest)
+    if image.shape == target.shape:
+        np.copyto(target, image, casting="unsafe")
+        return
+    image = image.astype(precision.dtype, copy=False).astype(precision.resized_as, copy=False)
+    size = target.shape[1::-1]
+    if precision.resized_as == precision.dtype:
+        cv2.resize(image, size, dst=target)
+        return
+    resized = cv2.resize(image, size).reshape(target.shape)
+    # No interpolated value lies outside of those around it, so none can overflow.
+    np.copyto(target, np.rint(resized) if np.issubdtype(target.dtype, np.integer) else resized, casting="unsafe")
+
+
+def _holds_nhwc(layout: str) -> bool:
+    """Tell whether a layout of 4 dims can be NHWC; "?" is any dim, "..." are any number of them."""
+    pattern = re.escape(layout).replace(r"\.\.\.", ".*").replace(r"\?", ".")
+    return layout in _RESIZING_LAYOUTS or re.fullmatch(pattern, "NHWC") is not None
+
+
+def _find_obstacle(layout: str, metadata: TensorMetadata) -> str:
+    """Say why images are not resized for an input, nothing when they are."""
+    if layout == _DEFAULT_LAYOUT:
+        return _NO_LAYOUT
+    if layout not in _RESIZING_LAYOUTS:
+        return f"its layout is {layout}, not NHWC"
+    assert metadata.dims is not None
+    return "" if all(dim.high for dim in metadata.dims) else f"the model's shape is {metadata.describe_shape()}"
+
+
+def _change_of(layout: str) -> str:
+    """Return the setting with which clients send NHWC to a model of a layout."""
+    return f"NHWC:{layout if sorted(layout) == sorted('NHWC') else 'NCHW'}"
+
+
+def _clamp(size: int, dim: Dim) -> int:
+    """Return the size that a dim allows and that is next to this one."""
+    return max(size, dim.low) if dim.high is None else min(max(size, dim.low), dim.high)
+
+
+def _name(label: str, index: int) -> str:
+    return f"{label}: image {index}"
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]} (height x width)"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _undecodable(name: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{name} cannot be decoded, expected is a whole file in one of {', '.join(_FORMATS)}")
+
+
+# --- Headers. A reader returns width and height as OpenCV will find them, None for what it will not decode; a
+# --- struct.error is a header that ends too soon.
+
+
+def _measure(file: NDArray[np.uint8], name: str) -> tuple[int, int]:
+    """Read width and height of an encoded image."""
+    if file.size == 0:
+        raise InvalidRequestError(f"{name} is empty, expected is a file in one of {', '.join(_FORMATS)}")
+    signature = file[:8].tobytes()
+    for begin, read in _FORMATS.values():
+        if signature.startswith(begin):
+            try:
+                size = read(file.data)
+            except struct.error:
+                break
+            if size is not None and min(size) > 0:
+                return size
+            break
+    raise _undecodable(name)
+
+
+def _measure_bmp(file: memoryview) -> tuple[int, int] | None:
+    (header,) = struct.unpack_from("<I", file, 14)
+    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", file, 18)
+    return width, abs(height)  # a negative height is a picture whose first row is at the top
+
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_JPEG_SCAN_OR_END = re.compile(rb"\xff[\xd9\xda]")
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
+_JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
+
+
+def _measure_jpeg(file: memoryview) -> tuple[int, int] | None:
+    size, components, progressive, position = None, 0, False, 2
+    for _ in range(_MAX_JPEG_MARKERS):
+        found = _JPEG_MARKER.search(file, position)
+        if found is None:
+            return None
+        position = found.end()
+        marker = file[position - 1]
+        if marker in _JPEG_FRAMES:
+            height, width, components = struct.unpack_from(">HHB", file, position + 3)
+            size, progressive = (width, height), marker not in (0xC0, 0xC1)
+        elif marker == _JPEG_SCAN:
+            (scanned,) = struct.unpack_from(">B", file, position + 2)
+            several = progressive or scanned != components
+            return None if several and _has_too_many_scans(file, position) else size
+        elif marker == _JPEG_END:
+            return None
+        if marker not in _JPEG_WITHOUT_LENGTH:
+            position += struct.unpack_from(">H", file, position)[0]
+    return None
+
+
+def _has_too_many_scans(file: memoryview, position: int) -> bool:
+    """Count the scans from the first one on: each goes over the whole picture, however few bytes it has."""
+    for scans, found in enumerate(_JPEG_SCAN_OR_END.finditer(file, position), start=2):
+        if file[found.end() - 1] == _JPEG_END:
+            return False
+        if scans > _MAX_JPEG_SCANS:
+            return True
+    return False
+
+
+def _measure_png(file: memoryview) -> tuple[int, int] | None:
+    width, height = struct.unpack_from(">II", file, 16)
+    position, texts, kind = 8, 0, b""
+    while kind != b"IEND":
+        size, kind = struct.unpack_from(">I4s", file, position)
+        if (kind == b"IHDR") != (position == 8):
+            return None
+        position += 12 + size
+        texts += kind in (b"zTXt", b"iTXt")
+        # OpenCV takes memory for a chunk's size before it looks for its bytes: 91 bytes took 4 GB.
+        if position > len(file) or texts > _MAX_PNG_TEXTS:
+            return None
+    return width, height
+
+
+# As OpenCV reads them: space or comments, a number, one byte that ends it, and again.
+_PNM_HEADER = re.compile(
+    rb"P[1-6](?=\s)(?:\s|#[^\r\n]*+[\r\n])*+0*+(\d{1,10})\D(?:\s|#[^\r\n]*+[\r\n])*+0*+(\d{1,10})(?!\d)"
+)
+
+
+def _measure_pnm(file: memoryview) -> tuple[int, int] | None:
+    found = _PNM_HEADER.match(file)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def _measure_webp(file: memoryview) -> tuple[int, int] | None:
+    form, chunk = bytes(file[8:12]), bytes(file[12:16])
+    if form != b"WEBP":
+        return None
+    if chunk == b"VP8X":
+        low_width, high_width, low_height, high_height = struct.unpack_from("<HBHB", file, 24)
+        return (high_width << 16 | low_width) + 1, (high_height << 16 | low_height) + 1
+    if chunk == b"VP8L":
+        (bits,) = struct.unpack_from("<I", file, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", file, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+_Reader = Callable[[memoryview], tuple[int, int] | None]
+# The bytes with which a file begins, and what reads its header.
+_FORMATS: Mapping[str, tuple[bytes, _Reader]] = MappingProxyType(
+    {
+        "BMP": (b"BM", _measure_bmp),
+        "JPEG": (b"\xff\xd8\xff", _measure_jpeg),
+        "PNG": (b"\x89PNG\r\n\x1a\n", _measure_png),
+        "PNM": (b"P", _measure_pnm),
+        "WebP": (b"RIFF", _measure_webp),
+    }
+)

@@ -1,0 +1,236 @@
+"""What a config says of how a model is to be changed before it is compiled: shapes, layouts, preprocessing.
+
+`ModelOptions` has the values as they stand in the file, `parse_options` makes a `Preparation` of them, which
+`preparation` carries out. Forms and meanings are those of the OpenVINO Model Server.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ovms_rest.errors import LoadError
+from ovms_rest.protocol.tensors import MAX_DIM, Dim
+from ovms_rest.protocol.words import show
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """The values of the keys of the same names, None where a key is missing; their types are checked already."""
+
+    batch_size: int | str | None = None
+    shape: str | Mapping[str, str] | None = None
+    layout: str | Mapping[str, str] | None = None
+    mean: float | str | None = None
+    scale: float | str | None = None
+    color_format: str | None = None
+    precision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutChange:
+    """The layout of a tensor of the model, and the one that the client sends or gets when that is another."""
+
+    model: str
+    client: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What is to be done with a model. The key None of a mapping is the model's only input, whatever its name."""
+
+    shapes: Mapping[str | None, tuple[Dim, ...] | None] = field(default_factory=dict)  # None: every dim is dynamic
+    batch: Dim | None = None
+    layouts: Mapping[str | None, LayoutChange] = field(default_factory=dict)
+    mean: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    color: tuple[str, str] | None = None  # the model's and the client's
+    precision: tuple[str, str] | None = None  # the client's and the model's, as OpenVINO calls them: "u8", "f32"
+
+
+# A dim without bounds, which is also what OVMS makes of "auto", though by reloading the model.
+_ANY = Dim(0, None)
+_AUTO = "auto"
+_DIM = re.compile(r"([0-9]{1,19})(?: *: *([0-9]{1,19}))?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+# OpenVINO takes mean and scale as FP32: what is larger becomes infinite, what is smaller may become zero.
+_LARGEST = 3.4028234663852886e38
+_SMALLEST = 1.1754943508222875e-38
+
+_MODEL_COLORS = ("RGB", "BGR", "GRAY")
+_CLIENT_COLORS = (*_MODEL_COLORS, "NV12", "I420")
+_PLANAR_COLORS = ("NV12_2", "I420_3")
+
+_TYPES: Mapping[str, str] = {
+    "fp64": "f64",
+    "fp32": "f32",
+    "fp16": "f16",
+    "bf16": "bf16",
+    "int64": "i64",
+    "int32": "i32",
+    "int16": "i16",
+    "int8": "i8",
+    "uint64": "u64",
+    "uint32": "u32",
+    "uint16": "u16",
+    "uint8": "u8",
+}
+_PACKED_TYPES = ("int4", "uint4", "uint1")
+
+
+def parse_options(options: ModelOptions) -> Preparation:
+    """Read the texts of options. Raises LoadError, which tells all that is wrong with them.
+
+    A shape goes before a batch size, as in OVMS: `batch` is None when there are `shapes`. Wrong texts are told where
+    OVMS warns and serves the model as it is, for the client would meet the mistake instead.
+    """
+    faults: list[str] = []
+    layouts = _read(faults, "layout", _parse_layout, options.layout)
+    # A layout at fault is told as such, not as one that is missing.
+    has_channels = bool(faults) or any("C" in layout.model for layout in layouts.values())
+    shapes = _read(faults, "shape", _parse_shape, options.shape)
+    batch = _read(faults, "batch_size", _parse_batch, options.batch_size).get(None)
+    mean = _read(faults, "mean", _parse_numbers, options.mean).get(None, ())
+    scale = _read(faults, "scale", _parse_scale, options.scale).get(None, ())
+    color = _read(faults, "color_format", _parse_color, options.color_format).get(None)
+    precision = _read(faults, "precision", _parse_precision, options.precision).get(None)
+    for key, of_channels in (("mean", len(mean) > 1), ("scale", len(scale) > 1), ("color_format", color is not None)):
+        if of_channels and not has_channels:
+            layout = show(options.layout) if options.layout else "none"
+            faults.append(f'{key}: needs a layout that says where the channels C are, such as "NHWC", got {layout}')
+    if faults:
+        raise LoadError("; ".join(faults))
+    return Preparation(shapes, None if shapes else batch, layouts, mean, scale, color, precision)
+
+
+def _read(faults: list[str], key: str, parse: Callable[[Any], T], value: Any) -> dict[str | None, T]:
+    """Parse what a key has, by the names below it; add what is wrong to the faults."""
+    named = value if isinstance(value, Mapping) else {} if value is None else {None: value}
+    parsed: dict[str | None, T] = {}
+    for name, item in named.items():
+        try:
+            parsed[name] = parse(item)
+        except LoadError as error:
+            faults.append(f"{key if name is None else f'{key}.{name}'}: {error}")
+    return parsed
+
+
+# --- The forms: each parses one text, or raises LoadError with what is wrong
+
+
+def _parse_shape(text: str) -> tuple[Dim, ...] | None:
+    if text.strip().lower() == _AUTO:
+        return None
+    items = _split(text)
+    if items is None:
+        raise LoadError(f'expected dims in parentheses such as "(1,3,200:500,-1)", or "auto", got {show(text)}')
+    dims = [_parse_dim(item) for item in items]
+    if wrong := [show(item) for item, dim in zip(items, dims, strict=True) if dim is None]:
+        raise LoadError(
+            "expected as each dim a size, -1 for any size, or a range with the smaller first such as 200:500, "
+            f"got {', '.join(wrong)} in {show(text)}"
+        )
+    return tuple(filter(None, dims))
+
+
+def _parse_batch(value: int | str) -> Dim | None:
+    text = str(value).strip()
+    dim = _ANY if text.lower() == _AUTO else _parse_dim(text)
+    if dim is None:
+        raise LoadError(
+            "expected a size such as 16, 0 for the model's own, -1 for any, a range with the smaller first such as "
+            f'"1:16", or "auto", got {show(value)}'
+        )
+    return dim if dim.size != 0 else None
+
+
+def _parse_dim(text: str) -> Dim | None:
+    if text == "-1":
+        return _ANY
+    if not (match := _DIM.fullmatch(text)):
+        return None
+    low = int(match[1])
+    high = int(match[2] or low)
+    return Dim(low, high) if high <= MAX_DIM and (low < high or not match[2]) else None
+
+
+def _parse_layout(text: str) -> LayoutChange:
+    layouts = text.replace(" ", "").upper().split(":")
+    if not text.isascii() or len(layouts) > 2 or not all(map(_is_layout, layouts)):
+        raise LoadError(
+            'expected the layout of the client and that of the model such as "NHWC:NCHW", or one for both such as '
+            f'"NHWC", each letter once, "?" for any dim and "..." once for several, got {show(text)}'
+        )
+    client, model = layouts[0], layouts[-1]
+    return LayoutChange(model, client if client != model else None)
+
+
+def _is_layout(text: str) -> bool:
+    letters = text.replace("...", "", 1).replace("?", "")
+    return text != "" and (letters == "" or letters.isalpha()) and len(set(letters)) == len(letters)
+
+
+def _parse_numbers(value: float | str) -> tuple[float, ...]:
+    text = str(value)
+    items = _split(text)
+    numbers = [_parse_number(item) for item in ([text.strip()] if items is None else items)]
+    if not numbers or None in numbers:
+        raise LoadError(
+            'expected a number that FP32 can hold, or one for each channel such as "(123.7,116.3,103.5)", '
+            f"got {show(value)}"
+        )
+    return tuple(number for number in numbers if number is not None)
+
+
+def _parse_scale(value: float | str) -> tuple[float, ...]:
+    numbers = _parse_numbers(value)
+    if any(abs(number) < _SMALLEST for number in numbers):
+        raise LoadError(f"expected numbers to divide by such as 255, none of them zero to FP32, got {show(value)}")
+    return numbers
+
+
+def _parse_number(text: str) -> float | None:
+    number = float(text) if _NUMBER.fullmatch(text) else None
+    return number if number is not None and abs(number) <= _LARGEST else None
+
+
+def _parse_color(text: str) -> tuple[str, str]:
+    model, colon, client = (part.strip().upper() for part in text.partition(":"))
+    if planar := [name for name in _PLANAR_COLORS if name in (model, client)]:
+        raise LoadError(
+            f"{planar[0]} is not supported, for its planes come in tensors of their own, which would be other inputs "
+            f'than the model\'s, but {planar[0][:4]} in one tensor is, as in "RGB:{planar[0][:4]}", got {show(text)}'
+        )
+    if not colon or model not in _MODEL_COLORS or client not in _CLIENT_COLORS:
+        raise LoadError(
+            f"expected what the model takes, of {', '.join(_MODEL_COLORS)}, and what the client sends, of "
+            f'{", ".join(_CLIENT_COLORS)}, such as "RGB:BGR", got {show(text)}'
+        )
+    return model, client
+
+
+def _parse_precision(text: str) -> tuple[str, str]:
+    names = [name.strip().lower() for name in text.split(":")]
+    if packed := [name for name in names if name in _PACKED_TYPES]:
+        raise LoadError(
+            f"{packed[0]} is not supported, for KServe has no datatype of it, but {', '.join(_TYPES)} are, "
+            f'as in "uint8:fp32", got {show(text)}'
+        )
+    if len(names) > 2 or not all(name in _TYPES for name in names):
+        raise LoadError(
+            'expected what the client sends and what the model takes such as "uint8:fp32", or the client\'s '
+            f'alone such as "uint8", of {", ".join(_TYPES)}, got {show(text)}'
+        )
+    return _TYPES[names[0]], _TYPES[names[1]] if len(names) == 2 else ""
+
+
+def _split(text: str) -> list[str] | None:
+    """Split at its commas what stands in parentheses or brackets; None where there are none."""
+    text = text.strip()
+    if text[:1] + text[-1:] not in ("()", "[]"):
+        return None
+    inner = text[1:-1].strip()
+    return [item.strip() for item in inner.split(",")] if inner else []

@@ -1,0 +1,462 @@
+"""What a config says of shapes, layouts and preprocessing: every form, its meaning, and the text for every mistake."""
+
+import pytest
+
+from ovms_rest.errors import LoadError
+from ovms_rest.models.options import LayoutChange, ModelOptions, Preparation, parse_options
+from ovms_rest.protocol.tensors import Dim
+
+ANY = Dim(0, None)
+LARGEST = 2**63 - 1
+
+PARENTHESES = 'expected dims in parentheses such as "(1,3,200:500,-1)", or "auto", got'
+DIMS = "expected as each dim a size, -1 for any size, or a range with the smaller first such as 200:500, got"
+BATCH = (
+    "expected a size such as 16, 0 for the model's own, -1 for any, a range with the smaller first such as "
+    '"1:16", or "auto", got'
+)
+LAYOUT = (
+    'expected the layout of the client and that of the model such as "NHWC:NCHW", or one for both such as "NHWC", '
+    'each letter once, "?" for any dim and "..." once for several, got'
+)
+NUMBERS = 'expected a number that FP32 can hold, or one for each channel such as "(123.7,116.3,103.5)", got'
+DIVISORS = "expected numbers to divide by such as 255, none of them zero to FP32, got"
+CHANNELS = 'needs a layout that says where the channels C are, such as "NHWC", got'
+COLORS = (
+    "expected what the model takes, of RGB, BGR, GRAY, and what the client sends, of RGB, BGR, GRAY, NV12, I420, "
+    'such as "RGB:BGR", got'
+)
+TYPE_NAMES = "fp64, fp32, fp16, bf16, int64, int32, int16, int8, uint64, uint32, uint16, uint8"
+TYPES = (
+    'expected what the client sends and what the model takes such as "uint8:fp32", or the client\'s alone such as '
+    f'"uint8", of {TYPE_NAMES}, got'
+)
+
+
+def parse(**keys):
+    """Parse the options of these keys."""
+    return parse_options(ModelOptions(**keys))
+
+
+def refusal(**keys):
+    """Return what is told of the options of these keys."""
+    with pytest.raises(LoadError) as caught:
+        parse(**keys)
+    return str(caught.value)
+
+
+def test_without_options_nothing_is_to_be_done():
+    assert parse() == Preparation()
+
+
+# --- shape
+
+SHAPES = [
+    ("(1,3,224,224)", (Dim(1, 1), Dim(3, 3), Dim(224, 224), Dim(224, 224))),
+    ("[1,3]", (Dim(1, 1), Dim(3, 3))),
+    ("(-1,3,200:500)", (ANY, Dim(3, 3), Dim(200, 500))),
+    (" ( 1 , -1 , 2 : 8 ) ", (Dim(1, 1), ANY, Dim(2, 8))),
+    ("(7)", (Dim(7, 7),)),
+    ("(0,0:1)", (Dim(0, 0), Dim(0, 1))),
+    ("(007)", (Dim(7, 7),)),
+    (f"({LARGEST},1:{LARGEST})", (Dim(LARGEST, LARGEST), Dim(1, LARGEST))),
+    ("()", ()),
+    ("[ ]", ()),
+    ("auto", None),
+    (" AUTO ", None),
+]
+
+
+@pytest.mark.parametrize(("text", "dims"), SHAPES)
+def test_a_shape_is_dims_in_parentheses_or_auto(text, dims):
+    assert parse(shape=text).shapes == {None: dims}
+
+
+def test_an_object_has_a_shape_for_each_input():
+    assert parse(shape={"a": "(1,-1)", "b": "auto", "c": "()"}).shapes == {
+        "a": (Dim(1, 1), ANY),
+        "b": None,
+        "c": (),
+    }
+
+
+def test_an_object_without_inputs_changes_no_shape():
+    assert parse(shape={}).shapes == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1,3", "(1,3", "1,3)", "(", "(1,3]", "[1,3)", "{1,3}", "automatic", "-1", "(1),", "/1/"]
+)
+def test_a_shape_without_its_parentheses_is_told(text):
+    assert refusal(shape=text) == f'shape: {PARENTHESES} "{text}"'
+
+
+@pytest.mark.parametrize(
+    "dim",
+    [
+        *("", "x", "1.5", "-2", "+1", "1e3", "0x1", "1_0", "٣", "²", "auto", "?", "- 1", "1 2", "(1)", "[1"),
+        *(":", "1:", ":8", "8:1", "8:8", "-1:8", "1:-1", "1:2:3", "1-8"),
+        str(LARGEST + 1),
+        f"0:{LARGEST + 1}",
+        "0" * 20,
+    ],
+)
+def test_a_dim_of_another_form_is_told(dim):
+    assert refusal(shape=f"(5,{dim})").startswith(f'shape: {DIMS} "{dim}" in "(5,')
+
+
+def test_digits_without_end_are_no_dim():
+    """Python refuses to read a number of more than 4300 digits."""
+    assert refusal(shape=f"({'9' * 5000})").startswith(f'shape: {DIMS} "999')
+
+
+def test_all_wrong_dims_are_told_in_their_shape():
+    assert refusal(shape="(1,x,3,8:1,)") == f'shape: {DIMS} "x", "8:1", "" in "(1,x,3,8:1,)"'
+
+
+def test_a_wrong_shape_of_an_input_is_told_with_its_name():
+    assert refusal(shape={"a": "(1)", "input_ids": "1", "c": "(y)"}) == (
+        f'shape.input_ids: {PARENTHESES} "1"; shape.c: {DIMS} "y" in "(y)"'
+    )
+
+
+# --- batch_size
+
+BATCHES = [
+    (1, Dim(1, 1)),
+    (16, Dim(16, 16)),
+    (LARGEST, Dim(LARGEST, LARGEST)),
+    (-1, ANY),
+    ("16", Dim(16, 16)),
+    (" 16 ", Dim(16, 16)),
+    ("-1", ANY),
+    ("1:16", Dim(1, 16)),
+    ("1 : 16", Dim(1, 16)),
+    ("0:16", Dim(0, 16)),
+    ("auto", ANY),
+    ("Auto", ANY),
+]
+
+
+@pytest.mark.parametrize(("batch_size", "batch"), BATCHES)
+def test_a_batch_size_is_a_size_or_a_range_or_any(batch_size, batch):
+    assert parse(batch_size=batch_size).batch == batch
+
+
+@pytest.mark.parametrize("batch_size", [0, "0"])
+def test_batch_size_0_leaves_the_model_its_own(batch_size):
+    assert parse(batch_size=batch_size) == Preparation()
+
+
+@pytest.mark.parametrize("batch_size", [-2, LARGEST + 1, 2**64 - 1])
+def test_a_number_that_is_no_batch_size_is_told(batch_size):
+    assert refusal(batch_size=batch_size) == f"batch_size: {BATCH} {batch_size}"
+
+
+@pytest.mark.parametrize(
+    "batch_size", ["", "many", "-2", "1.0", "(1)", "16:1", "4:4", "1:", ":4", "1:-1", "1,2", "1 6", str(LARGEST + 1)]
+)
+def test_a_text_that_is_no_batch_size_is_told(batch_size):
+    assert refusal(batch_size=batch_size) == f'batch_size: {BATCH} "{batch_size}"'
+
+
+@pytest.mark.parametrize("shape", ["(1,3)", "auto", "()", {"x": "(1,3)"}])
+def test_a_shape_goes_before_a_batch_size(shape):
+    assert parse(shape=shape, batch_size=8).batch is None
+
+
+def test_a_shape_of_no_input_leaves_the_batch_size():
+    assert parse(shape={}, batch_size=8).batch == Dim(8, 8)
+
+
+def test_a_wrong_batch_size_beside_a_shape_is_told_all_the_same():
+    assert refusal(shape="(1,3)", batch_size="x") == f'batch_size: {BATCH} "x"'
+
+
+# --- layout
+
+LAYOUTS = [
+    ("NCHW", LayoutChange("NCHW")),
+    ("nchw", LayoutChange("NCHW")),
+    ("N", LayoutChange("N")),
+    ("NTC", LayoutChange("NTC")),
+    ("N...", LayoutChange("N...")),
+    ("...C", LayoutChange("...C")),
+    ("N...HWC", LayoutChange("N...HWC")),
+    ("...", LayoutChange("...")),
+    ("?", LayoutChange("?")),
+    ("N??C", LayoutChange("N??C")),
+    ("N?...C", LayoutChange("N?...C")),
+    (" N C ", LayoutChange("NC")),
+    ("NHWC:NCHW", LayoutChange("NCHW", client="NHWC")),
+    ("nhwc : nchw", LayoutChange("NCHW", client="NHWC")),
+    ("N...C:NC...", LayoutChange("NC...", client="N...C")),
+]
+
+
+@pytest.mark.parametrize(("text", "change"), LAYOUTS)
+def test_a_layout_is_the_models_and_before_a_colon_the_clients(text, change):
+    assert parse(layout=text).layouts == {None: change}
+
+
+def test_the_clients_layout_is_none_when_it_is_the_models():
+    assert parse(layout="NHWC:nhwc").layouts == {None: LayoutChange("NHWC")}
+
+
+def test_an_object_has_a_layout_for_each_tensor():
+    assert parse(layout={"x": "NHWC:NCHW", "out": "CN:NC"}).layouts == {
+        "x": LayoutChange("NCHW", client="NHWC"),
+        "out": LayoutChange("NC", client="CN"),
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", ":", "NHWC:", ":NCHW", "NHWC:NCHW:NCHW", "NN", "NnC", "N1", "N,C", "[N,C]", "N-C", "ß", "N\u0131"),
+        *("N.C", "N..C", "N....C", "......", "...N...", "N.?..C", "NCHW:NN"),
+    ],
+)
+def test_a_layout_of_another_form_is_told(text):
+    assert refusal(layout=text) == f'layout: {LAYOUT} "{text}"'
+
+
+def test_a_wrong_layout_of_a_tensor_is_told_with_its_name():
+    assert refusal(layout={"x": "NN", "y": "NC", "z": ""}) == f'layout.x: {LAYOUT} "NN"; layout.z: {LAYOUT} ""'
+
+
+# --- mean and scale
+
+NUMBERS_OF = [
+    (127, (127.0,)),
+    (0.5, (0.5,)),
+    (-1e-5, (-1e-5,)),
+    ("127.5", (127.5,)),
+    (" 127.5 ", (127.5,)),
+    ("(5)", (5.0,)),
+    ("(123.675,116.28,103.53)", (123.675, 116.28, 103.53)),
+    ("[123.675,116.28,103.53]", (123.675, 116.28, 103.53)),
+    (" ( -1 , +2. , .5 ) ", (-1.0, 2.0, 0.5)),
+    ("(1e2,1E-2,1.5e+1)", (100.0, 0.01, 15.0)),
+]
+
+
+@pytest.mark.parametrize(("value", "numbers"), NUMBERS_OF)
+@pytest.mark.parametrize("key", ["mean", "scale"])
+def test_mean_and_scale_are_one_number_or_one_for_each_channel(key, value, numbers):
+    assert getattr(parse(layout="NHWC", **{key: value}), key) == numbers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "()", "[]", "(", "x", "(1,2", "1,2", "(1,,2)", "(1,2,)", "((1,2))", "(1;2)", "(1 2)", "(1,x)"),
+        *("nan", "inf", "-inf", "(1,Infinity)", "1_0", "0x1", "٣", "1e", ".", "1e39", "-1e39", "1e999"),
+    ],
+)
+@pytest.mark.parametrize("key", ["mean", "scale"])
+def test_a_text_that_is_no_numbers_is_told(key, text):
+    assert refusal(layout="NHWC", **{key: text}) == f'{key}: {NUMBERS} "{text}"'
+
+
+@pytest.mark.parametrize("key", ["mean", "scale"])
+def test_a_number_over_fp32_is_told(key):
+    assert refusal(**{key: 1e39}) == f"{key}: {NUMBERS} 1e+39"
+
+
+@pytest.mark.parametrize("key", ["mean", "scale"])
+def test_the_largest_number_of_fp32_is_one(key):
+    assert getattr(parse(**{key: 3.4028234663852886e38}), key) == (3.4028234663852886e38,)
+
+
+def test_a_mean_may_be_zero():
+    assert parse(mean="(0,1,2)", layout="NHWC").mean == (0.0, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "shown"), [(0, "0"), (-0.0, "-0.0"), ("0", '"0"'), ("(1,0,2)", '"(1,0,2)"'), (1e-60, "1e-60")]
+)
+def test_a_scale_is_nowhere_zero(scale, shown):
+    """1e-60 becomes 0 in FP32, in which OpenVINO divides."""
+    assert refusal(scale=scale, layout="NHWC") == f"scale: {DIVISORS} {shown}"
+
+
+@pytest.mark.parametrize("value", [5, 0.5, "5", "(5)", "[5]"])
+@pytest.mark.parametrize("key", ["mean", "scale"])
+def test_a_single_number_needs_no_layout(key, value):
+    assert parse(**{key: value}).layouts == {}
+
+
+# --- Which dim the channels are
+
+OF_CHANNELS = [{"mean": "(1,2,3)"}, {"scale": "(1,2,3)"}, {"color_format": "RGB:BGR"}]
+
+
+@pytest.mark.parametrize("keys", OF_CHANNELS)
+def test_what_is_of_channels_needs_a_layout(keys):
+    (key,) = keys
+    assert refusal(**keys) == f"{key}: {CHANNELS} none"
+
+
+@pytest.mark.parametrize(
+    ("layout", "shown"), [("N...", '"N..."'), ("NHW?", '"NHW?"'), ({"x": "NHW"}, '{"x":"NHW"}'), ({}, "none")]
+)
+@pytest.mark.parametrize("keys", OF_CHANNELS)
+def test_what_is_of_channels_needs_a_layout_with_c(keys, layout, shown):
+    (key,) = keys
+    assert refusal(layout=layout, **keys) == f"{key}: {CHANNELS} {shown}"
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "...c", "NHWC:NCHW", {"x": "NHWC"}])
+@pytest.mark.parametrize("keys", OF_CHANNELS)
+def test_any_layout_with_c_tells_the_channels(keys, layout):
+    assert parse(layout=layout, **keys).layouts
+
+
+@pytest.mark.parametrize("keys", OF_CHANNELS)
+def test_a_layout_at_fault_is_not_told_as_missing_too(keys):
+    assert refusal(layout="NN", **keys) == f'layout: {LAYOUT} "NN"'
+
+
+# --- color_format
+
+COLOR_FORMATS = [
+    ("RGB:BGR", ("RGB", "BGR")),
+    ("rgb:bgr", ("RGB", "BGR")),
+    (" BGR : RGB ", ("BGR", "RGB")),
+    ("BGR:BGR", ("BGR", "BGR")),
+    ("GRAY:RGB", ("GRAY", "RGB")),
+    ("RGB:GRAY", ("RGB", "GRAY")),
+    ("RGB:NV12", ("RGB", "NV12")),
+    ("BGR:i420", ("BGR", "I420")),
+]
+
+
+@pytest.mark.parametrize(("text", "color"), COLOR_FORMATS)
+def test_a_color_format_is_the_models_and_behind_a_colon_the_clients(text, color):
+    assert parse(color_format=text, layout="NHWC").color == color
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "RGB", "RGB:", ":RGB", "RGB:BGR:GRAY", "RGB BGR", "CMYK:RGB", "RGB:CMYK", "NV12:RGB", "I420:BGR"]
+)
+def test_a_color_format_of_another_form_is_told(text):
+    assert refusal(color_format=text, layout="NHWC") == f'color_format: {COLORS} "{text}"'
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "instead"),
+    [
+        ("RGB:NV12_2", "NV12_2", "NV12"),
+        ("nv12_2:rgb", "NV12_2", "NV12"),
+        ("NV12_2", "NV12_2", "NV12"),
+        ("RGB:I420_3", "I420_3", "I420"),
+    ],
+)
+def test_planes_in_separate_tensors_are_told_with_what_works(text, name, instead):
+    assert refusal(color_format=text, layout="NHWC") == (
+        f"color_format: {name} is not supported, for its planes come in tensors of their own, which would be other "
+        f'inputs than the model\'s, but {instead} in one tensor is, as in "RGB:{instead}", got "{text}"'
+    )
+
+
+# --- precision
+
+PRECISIONS = [
+    ("fp64", "f64"),
+    ("fp32", "f32"),
+    ("fp16", "f16"),
+    ("bf16", "bf16"),
+    ("int64", "i64"),
+    ("int32", "i32"),
+    ("int16", "i16"),
+    ("int8", "i8"),
+    ("uint64", "u64"),
+    ("uint32", "u32"),
+    ("uint16", "u16"),
+    ("uint8", "u8"),
+]
+
+
+@pytest.mark.parametrize(("name", "openvino_name"), PRECISIONS)
+def test_a_precision_is_the_clients_and_behind_a_colon_the_models(name, openvino_name):
+    assert parse(precision=f"{name}:fp32").precision == (openvino_name, "f32")
+
+
+@pytest.mark.parametrize(("name", "openvino_name"), PRECISIONS)
+def test_a_precision_alone_is_the_clients(name, openvino_name):
+    assert parse(precision=name).precision == (openvino_name, "")
+
+
+@pytest.mark.parametrize("text", ["UINT8:FP32", "Uint8:fp32", " uint8 : fp32 "])
+def test_case_and_spaces_of_a_precision_do_not_matter(text):
+    assert parse(precision=text).precision == ("u8", "f32")
+
+
+@pytest.mark.parametrize("text", ["", ":", "uint8:", ":fp32", "uint8:fp32:fp16", "u8", "float", "fp32:bool", "fp32,u8"])
+def test_a_precision_of_another_form_is_told(text):
+    assert refusal(precision=text) == f'precision: {TYPES} "{text}"'
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("int4", "int4"), ("UINT4:fp32", "uint4"), ("fp32:uint1", "uint1"), ("int4:uint4", "int4")]
+)
+def test_a_type_without_a_datatype_is_told(text, name):
+    assert refusal(precision=text) == (
+        f"precision: {name} is not supported, for KServe has no datatype of it, but {TYPE_NAMES} are, as in "
+        f'"uint8:fp32", got "{text}"'
+    )
+
+
+# --- All at once
+
+
+def test_every_key_of_an_image_model_is_read():
+    assert parse(
+        batch_size="1:16",
+        layout="NHWC:NCHW",
+        mean="(123.675,116.28,103.53)",
+        scale="[58.395,57.12,57.375]",
+        color_format="RGB:BGR",
+        precision="uint8:fp32",
+    ) == Preparation(
+        batch=Dim(1, 16),
+        layouts={None: LayoutChange("NCHW", client="NHWC")},
+        mean=(123.675, 116.28, 103.53),
+        scale=(58.395, 57.12, 57.375),
+        color=("RGB", "BGR"),
+        precision=("u8", "f32"),
+    )
+
+
+def test_all_mistakes_are_told_at_once():
+    assert refusal(
+        shape={"x": "1", "y": "(z)"},
+        batch_size="b",
+        layout="NN",
+        mean="m",
+        scale="0",
+        color_format="RGB",
+        precision="p",
+    ).split("; ") == [
+        f'layout: {LAYOUT} "NN"',
+        f'shape.x: {PARENTHESES} "1"',
+        f'shape.y: {DIMS} "z" in "(z)"',
+        f'batch_size: {BATCH} "b"',
+        f'mean: {NUMBERS} "m"',
+        f'scale: {DIVISORS} "0"',
+        f'color_format: {COLORS} "RGB"',
+        f'precision: {TYPES} "p"',
+    ]
+
+
+def test_a_missing_layout_is_told_beside_other_mistakes():
+    assert refusal(mean="(1,2,3)", scale="(1,2,3)", precision="p").split("; ") == [
+        f'precision: {TYPES} "p"',
+        f"mean: {CHANNELS} none",
+        f"scale: {CHANNELS} none",
+    ]
+
+
+def test_a_long_value_is_cut_in_the_message():
+    assert refusal(precision="x" * 999) == f'precision: {TYPES} "{"x" * 59}...'

@@ -1,0 +1,226 @@
+"""Models changed as a config asks: names, layouts, preprocessing, shapes."""
+
+import json
+
+import model_zoo
+import numpy as np
+import pytest
+from openvino import Layout, Type, opset15
+
+from ovms_rest.errors import LoadError
+from ovms_rest.models.compilation import plan_compilation
+from ovms_rest.models.options import ModelOptions
+from ovms_rest.models.runtime import Model
+
+EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
+
+
+def open_model(directory, model, mapping=None, **options):
+    """Save a model, and open it with these options and this mapping_config.json."""
+    model_zoo.save(model, directory)
+    if mapping is not None:
+        (directory / "1" / "mapping_config.json").write_text(json.dumps(mapping))
+    opened = Model("m", 1, directory / "1", EXACT, ModelOptions(**options))
+    opened.compile()
+    opened.open(lambda: None)
+    return opened
+
+
+def refusal(directory, model, mapping=None, **options):
+    with pytest.raises(LoadError) as caught:
+        open_model(directory, model, mapping, **options)
+    return str(caught.value)
+
+
+def shapes(tensors):
+    return {tensor.name: tensor.describe_shape() for tensor in tensors.values()}
+
+
+def image_model(shape=(1, 3, 2, 2), element_type=Type.f32, layout=None):
+    """An input x that is added to a constant of a value for each channel: 100, 200, 300."""
+    x = model_zoo.parameter("x", shape, element_type)
+    if layout:
+        x.set_layout(Layout(layout))
+    added = opset15.add(
+        x, opset15.constant(np.array([100, 200, 300], x.get_element_type().to_dtype()).reshape(3, 1, 1))
+    )
+    return model_zoo.model_of({"y": added}, [x])
+
+
+# --- Shapes
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({"shape": "(5,4)"}, "[5,4]"),
+        ({"shape": "(-1,4)"}, "[-1,4]"),
+        ({"shape": "(1:8, 4)"}, "[1:8,4]"),
+        ({"shape": {"x": "(7,4)"}}, "[7,4]"),
+        ({"shape": "auto"}, "[-1,-1]"),
+        ({"shape": "(5,4)", "batch_size": 9}, "[5,4]"),
+        ({"batch_size": 6}, "[6,4]"),
+        ({"batch_size": "6"}, "[6,4]"),
+        ({"batch_size": "-1"}, "[-1,4]"),
+        ({"batch_size": "auto"}, "[-1,4]"),
+        ({"batch_size": "1:16"}, "[1:16,4]"),
+        ({"batch_size": 5, "layout": "CN"}, "[2,5]"),
+        ({"batch_size": 5, "layout": "...N"}, "[2,5]"),
+    ],
+)
+def test_shapes_and_batches_are_what_clients_may_send(tmp_path, options, shape):
+    model = open_model(tmp_path, model_zoo.relu((2, 4)), **options)
+    assert shapes(model.metadata.inputs) == {"x": shape}
+
+
+def test_only_the_inputs_named_are_reshaped(tmp_path):
+    model = open_model(tmp_path, model_zoo.add((2, 3)), shape={"left": "(1,3)", "right": "(4,3)"})
+    assert shapes(model.metadata.inputs) == {"left": "[1,3]", "right": "[4,3]"}
+    assert shapes(model.metadata.outputs) == {"difference": "[4,3]", "sum": "[4,3]"}
+
+
+def test_a_batch_is_that_of_all_inputs(tmp_path):
+    model = open_model(tmp_path, model_zoo.add((2, 3)), batch_size=5)
+    assert shapes(model.metadata.inputs) == {"left": "[5,3]", "right": "[5,3]"}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (model_zoo.add, {"shape": "(1,3)"}, "shape: one value does not tell which of the inputs 'left', 'right'"),
+        (model_zoo.add, {"shape": {"middle": "(1,3)"}}, "shape: 'middle' is no input of the model, whose inputs are"),
+        (model_zoo.add, {"shape": {"left": "(1,4)"}}, "the model cannot take the shape asked for, left [1,4]: "),
+        (lambda: model_zoo.relu(()), {"batch_size": 2}, "batch_size: input 'x' has no batch dim; its shape is []"),
+        (model_zoo.relu, {"batch_size": 2, "layout": "HW"}, "batch_size: input 'x' has no batch dim; its shape is"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(tmp_path, model, options, message):
+    assert refusal(tmp_path, model(), **options).startswith(message)
+
+
+# --- Layouts
+
+
+def test_a_layout_of_two_parts_transposes_in_the_model(tmp_path):
+    model = open_model(tmp_path, image_model(), layout="NHWC:NCHW")
+    assert shapes(model.metadata.inputs) == {"x": "[1,2,2,3]"}
+    assert model.layouts["x"] == "NHWC"
+    image = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
+    (tensor,) = model.infer({"x": image}).values()
+    expected = image.transpose(0, 3, 1, 2) + np.float32([100, 200, 300]).reshape(3, 1, 1)
+    np.testing.assert_array_equal(tensor.array, expected)
+
+
+def test_outputs_are_transposed_too_and_keep_their_names(tmp_path):
+    model = open_model(tmp_path, image_model(), layout={"y": "NHWC:NCHW"})
+    assert shapes(model.metadata.outputs) == {"y": "[1,2,2,3]"}
+    image = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
+    expected = (image + np.float32([100, 200, 300]).reshape(3, 1, 1)).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(model.infer({"x": image})["y"].array, expected)
+
+
+def test_a_layout_of_one_part_changes_nothing(tmp_path):
+    model = open_model(tmp_path, image_model(), layout="NCHW")
+    assert shapes(model.metadata.inputs) == {"x": "[1,3,2,2]"}
+    assert model.layouts == {"x": "NCHW", "y": None}
+
+
+def test_the_shape_is_the_one_that_clients_send(tmp_path):
+    model = open_model(tmp_path, image_model(), layout="NHWC:NCHW", shape="(-1,2,4:9,3)")
+    assert shapes(model.metadata.inputs) == {"x": "[-1,2,4:9,3]"}
+
+
+def test_a_model_may_declare_its_layout(tmp_path):
+    assert open_model(tmp_path, image_model(layout="NCHW")).layouts["x"] == "NCHW"
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "message"),
+    [
+        (image_model, "NHW", "layout: NHW has 3 dims, tensor 'x' [1,3,2,2]"),
+        (image_model, {"z": "NCHW"}, "layout: 'z' is no tensor of the model, which has 'x', 'y'"),
+        (model_zoo.add, "NC", "layout: one value does not tell which of the inputs 'left', 'right' it is for"),
+        (image_model, "NHWD:NCHW", "layout or preprocessing cannot be applied: "),
+    ],
+)
+def test_layouts_that_do_not_fit_are_refused(tmp_path, model, layout, message):
+    assert refusal(tmp_path, model(), layout=layout).startswith(message)
+
+
+# --- Preprocessing
+
+
+def infer_image(model, dtype=np.float32):
+    image = np.arange(12, dtype=dtype).reshape(1, 2, 2, 3)
+    return image, model.infer({"x": image})["y"].array
+
+
+def add_channels(image):
+    return image.transpose(0, 3, 1, 2) + np.float32([100, 200, 300]).reshape(3, 1, 1)
+
+
+def test_the_mean_is_subtracted_before_the_scale_divides(tmp_path):
+    model = open_model(tmp_path, image_model(), layout="NHWC:NCHW", mean="(1,2,3)", scale="[2,4,8]")
+    image, result = infer_image(model)
+    np.testing.assert_array_equal(result, add_channels((image - np.float32([1, 2, 3])) / np.float32([2, 4, 8])))
+
+
+def test_one_value_is_for_all_channels(tmp_path):
+    model = open_model(tmp_path, model_zoo.relu(), mean=1, scale=2.0)
+    assert model.infer({"x": np.float32([[1, 3, 5, 7]])})["y"].array.tolist() == [[0, 1, 2, 3]]
+
+
+def test_the_client_sends_the_first_precision(tmp_path):
+    model = open_model(tmp_path, image_model(), layout="NHWC:NCHW", precision="uint8:fp32")
+    assert model.metadata.inputs["x"].datatype == "UINT8"
+    image, result = infer_image(model, np.uint8)
+    np.testing.assert_array_equal(result, add_channels(image.astype(np.float32)))
+
+
+def test_mean_and_scale_of_integers_are_computed_in_floats(tmp_path):
+    model = open_model(tmp_path, image_model(), layout="NHWC:NCHW", precision="uint8:fp32", mean="5", scale="2")
+    image, result = infer_image(model, np.uint8)
+    np.testing.assert_array_equal(result, add_channels((image.astype(np.float32) - 5) / 2))
+
+
+def test_colours_are_converted_from_the_second_format(tmp_path):
+    model = open_model(tmp_path, image_model(), layout="NHWC:NCHW", color_format="RGB:BGR")
+    image, result = infer_image(model)
+    np.testing.assert_array_equal(result, add_channels(image[..., ::-1]))
+
+
+@pytest.mark.parametrize("options", [{"mean": 1}, {"scale": 2}, {"precision": "uint8:fp32"}])
+def test_preprocessing_is_for_models_of_one_input(tmp_path, options):
+    assert "works for models with one input, this one has 'left', 'right'" in refusal(
+        tmp_path, model_zoo.add(), **options
+    )
+
+
+# --- Names
+
+
+def test_names_are_those_of_mapping_config(tmp_path):
+    mapping = {"inputs": {"left": "a"}, "outputs": {"sum": "plus"}}
+    model = open_model(tmp_path, model_zoo.add(), mapping)
+    assert list(model.metadata.inputs) == ["a", "right"]
+    assert list(model.metadata.outputs) == ["difference", "plus"]
+    arrays = {"a": np.float32([[1, 2, 3]]), "right": np.float32([[10, 20, 30]])}
+    assert model.infer(arrays)["plus"].array.tolist() == [[11, 22, 33]]
+
+
+def test_options_go_by_the_mapped_names(tmp_path):
+    mapping = {"inputs": {"left": "a"}}
+    model = open_model(tmp_path, model_zoo.add(), mapping, shape={"a": "(2,3)", "right": "(2,3)"})
+    assert shapes(model.metadata.inputs) == {"a": "[2,3]", "right": "[2,3]"}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"inputs": {"middle": "a"}}, "mapping_config.json: inputs: 'middle' is not of the model, which has"),
+        ({"outputs": {"left": "a"}}, "mapping_config.json: outputs: 'left' is not of the model, which has"),
+        ({"inputs": {"left": "right"}}, "the model has 2 inputs with 1 different names: 'right', 'right'"),
+    ],
+)
+def test_mappings_that_do_not_fit_are_refused(tmp_path, mapping, message):
+    assert refusal(tmp_path, model_zoo.add(), mapping).startswith(message)
