@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 import falcon
 
-from ovms_rest.config import load_config
-from ovms_rest.errors import ConfigError, ServingError
+from ovms_rest.errors import ConfigError, ServingError, TryLaterError
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.registry import Host, ModelRegistry, load_models
 from ovms_rest.pool.cores import usable_cores
+from ovms_rest.pool.reloading import Reloads
+from ovms_rest.serving.control import ConfigReload, ConfigStatus
 from ovms_rest.serving.cors import Cors
-from ovms_rest.serving.error_handlers import handle_serving_error, serialize_falcon_error
+from ovms_rest.serving.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
 from ovms_rest.serving.resources import (
     Infer,
     Live,
@@ -33,7 +34,8 @@ class App(falcon.App):  # type: ignore[type-arg]
     """The application with the models that it serves, which gunicorn's hooks open in every worker."""
 
     models: ModelRegistry
-    load_timeout_seconds: int
+    reloads: Reloads
+    settings: Settings
 
 
 def create_app(registry: Registry, settings: Settings) -> App:
@@ -54,10 +56,16 @@ def create_app(registry: Registry, settings: Settings) -> App:
 def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
     settings = read_settings(environ)
-    models = load_models(load_config(settings.config), host_of(settings), _tell_progress)
+    host, models = host_of(settings), ModelRegistry({})
+    reloads = Reloads(
+        settings.config, models, lambda configs, previous: load_models(configs, host, _tell_progress, previous)
+    )
+    reloads.load()
     app = create_app(models, settings)
-    app.models = models
-    app.load_timeout_seconds = settings.load_timeout_seconds
+    app.add_error_handler(TryLaterError, hand_on)
+    app.add_route("/v1/config", ConfigStatus(models))
+    app.add_route("/v1/config/reload", ConfigReload(models, reloads))
+    app.models, app.reloads, app.settings = models, reloads, settings
     return app
 
 

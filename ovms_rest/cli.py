@@ -1,4 +1,4 @@
-"""The command `ovms-rest`: `check` loads what a config names, as the service would, and reports."""
+"""The command `ovms-rest`: with OVMS's flags it starts the service; `check` loads what a config names and reports."""
 
 import argparse
 import logging
@@ -9,36 +9,134 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+from gunicorn.util import import_app
 
-from ovms_rest import __version__
-from ovms_rest.app import host_of
+from ovms_rest.app import App, host_of
 from ovms_rest.config import load_config
-from ovms_rest.errors import ConfigError
+from ovms_rest.errors import ConfigError, NotReadyError
+from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
 from ovms_rest.models.registry import Entry, ModelRegistry, load_models
+from ovms_rest.pool.cores import usable_cores
 from ovms_rest.protocol.tensors import TensorMetadata
 from ovms_rest.settings import read_settings
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="ovms-rest", description="Serve OpenVINO models over the KServe v2 REST API.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"ovms_rest {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    check = commands.add_parser(
-        "check",
-        help="load all that a config names, report on it and exit",
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments[:1] == ["check"]:
+            return _check(_check_parser().parse_args(arguments[1:]))
+        return _serve(read_flags(arguments, usable_cores()))
+    except UsageError as error:
+        print(f"usage: {USAGE}", file=sys.stderr)
+        _tell(error.problems)
+        return os.EX_USAGE
+
+
+def _tell(problems: Sequence[str]) -> None:
+    for problem in problems:
+        print(f"ovms-rest: {problem}", file=sys.stderr)
+
+
+# --- The service
+
+
+class Application(BaseApplication):  # type: ignore[misc]
+    """The service as gunicorn runs it: our settings, those of GUNICORN_CMD_ARGS, and the flags before them."""
+
+    def __init__(self, start: Start) -> None:
+        """Take what it is to be started with."""
+        self.start = start
+        super().__init__(prog="ovms-rest")
+
+    def load_config(self) -> None:
+        """Set gunicorn's settings; gunicorn calls this again at a reload."""
+        # The import readies gunicorn and the table of workers, which `check` has no use for.
+        from ovms_rest.pool import gunicorn_settings
+
+        for name in gunicorn_settings.__all__:
+            self.cfg.set(name, getattr(gunicorn_settings, name))
+        others = vars(self.cfg.parser().parse_args(self.cfg.get_cmd_args_from_env()))
+        if others["config"]:
+            raise ValueError(
+                "GUNICORN_CMD_ARGS: a config file of gunicorn's is read by gunicorn only, not by ovms-rest"
+            )
+        for name, value in others.items():
+            if name in self.cfg.settings and value is not None:
+                self.cfg.set(name, value)
+        for name, value in self.start.gunicorn.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> App:
+        """Make the application. A single model that does not serve ends the process, as in OVMS."""
+        for level, note in self.start.notes:
+            log.log(level, "%s", note)
+        app: App = import_app(self.cfg.wsgi_app)
+        if self.start.model is not None:
+            try:
+                app.models.check_ready()
+            except NotReadyError as error:
+                _tell([str(error)])
+                sys.exit(1)
+        return app
+
+
+def _serve(start: Start) -> int:
+    """Run gunicorn in this process, which ends it."""
+    os.environ.update(start.environ)
+    if start.model is not None:
+        os.environ["OVMS_REST_CONFIG"] = str(_write_config(start.model))
+    if start.log_path:
+        try:
+            handler = logging.FileHandler(start.log_path)
+        except OSError as error:
+            _tell([f"--log_path: {start.log_path} cannot be written: {error.strerror}"])
+            return 1
+        handler.setFormatter(logging.Formatter(Logger.error_fmt, Logger.datefmt))
+        # Beside gunicorn's own handler. gunicorn opens it anew at SIGUSR1 with the others.
+        logging.getLogger("gunicorn.error").addHandler(handler)
+    Application(start).run()
+    return 0
+
+
+def _write_config(model: Mapping[str, Any]) -> Path:
+    """Write the config of a single model into a file that ends with this process; return its path.
+
+    Raises UsageError for values that a config may not have.
+    """
+    descriptor = os.memfd_create("config.json")
+    os.write(descriptor, orjson.dumps({"model_config_list": [{"config": model}]}))
+    path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+    try:
+        load_config(path)
+    except ConfigError as error:
+        problems = error.problems
+        for flag in FLAGS.values():
+            place = f"{path}: model_config_list[0].config.{flag.key}:"
+            problems = tuple(problem.replace(place, f"--{flag.name}:") for problem in problems)
+        raise UsageError(problems) from error
+    return path
+
+
+# --- The check
+
+
+def _check_parser() -> Parser:
+    parser = Parser(
+        prog="ovms-rest check",
         description="Load all that a config names, as the service would, and report on every model and every problem. "
         "The settings OVMS_REST_* count as they do for the service.",
         epilog="Exits with 0 when everything that is configured would serve, else with 1.",
         allow_abbrev=False,
     )
-    check.add_argument("config", type=Path, metavar="CONFIG", help="path of the JSON config")
-    check.add_argument("--json", action="store_true", help="write the report as JSON")
-    check.set_defaults(run=_check)
-    options = parser.parse_args(arguments)
-    return int(options.run(options))
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="path of the JSON config")
+    parser.add_argument("--json", action="store_true", help="write the report as JSON")
+    return parser
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ that model's alone: `parse_options` tells it when the model is loaded, and the o
 """
 
 import difflib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,6 @@ from ovms_rest.errors import ConfigError
 from ovms_rest.models.compilation import PluginValue
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 Problem = str
 Check = Callable[[Any], Problem | None]
@@ -55,8 +52,6 @@ def load_config(path: Path) -> tuple[ModelConfig, ...]:
     problems = [f"{path}: {problem}" for problem in _check_root(root)]
     if problems:
         raise ConfigError(problems)
-    if root.get("monitoring", {}).get("metrics", {}).get("enable"):
-        log.warning("%s: monitoring.metrics.enable has no effect yet, metrics are not served", path)
     return tuple(_model_config(item["config"], path.parent) for item in root["model_config_list"])
 
 

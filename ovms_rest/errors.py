@@ -31,6 +31,19 @@ class NotReadyError(ServingError):
     """Something that is configured does not serve."""
 
 
+class ReloadError(ServingError):
+    """A reload that failed; `status` is 400 for a config that cannot be read, 412 for models that do not serve."""
+
+    def __init__(self, message: str, status: int) -> None:
+        """Keep the status."""
+        super().__init__(message)
+        self.status = status
+
+
+class TryLaterError(Exception):
+    """An answer is not there yet: the worker asks for it again."""
+
+
 class InferenceError(ServingError):
     """The model failed at this request; OpenVINO's own text is in the log."""
 

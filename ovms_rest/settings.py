@@ -71,6 +71,9 @@ class Settings:
     load_timeout_seconds: int = _setting(
         300, _between(1, 86400), "how long a model may take to be read, compiled and tried before it is given up"
     )
+    file_system_poll_wait_seconds: int = _setting(
+        1, _between(0, 86400), "how often to look whether the config or a model has changed on the disk; 0 for never"
+    )
     cache_dir: str = _setting(
         "",
         _text,

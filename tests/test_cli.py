@@ -1,15 +1,21 @@
 """The command `ovms-rest`."""
 
+import contextlib
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import model_zoo
 import pytest
-from service import environment, write_config
+from service import PATIENCE, Service, environment, free_port, write_config
 
 from ovms_rest import __version__
+from ovms_rest.pool.cores import usable_cores
 from ovms_rest.settings import DEMO_CONFIG
 
 COMMAND = str(Path(sys.executable).parent / "ovms-rest")
@@ -99,7 +105,7 @@ def test_wrong_settings_are_problems_too(tmp_path):
 
 
 def test_the_version(tmp_path):
-    assert run(tmp_path, "--version").stdout == f"ovms_rest {__version__}\n"
+    assert run(tmp_path, "--version").stdout == f"ovms_rest {__version__}\nOpenVINO {version('openvino')}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"]])
@@ -109,8 +115,208 @@ def test_help_tells_of_check(tmp_path, arguments):
     assert "load all that a config names" in " ".join(done.stdout.lower().split())
 
 
-@pytest.mark.parametrize("arguments", [[], ["chekc"], ["check"]])
+@pytest.mark.parametrize("arguments", [[], ["chekc"], ["check"], ["check", "a", "b"], ["--config_path", "c", "--pull"]])
 def test_a_wrong_call_is_told_on_the_standard_error(tmp_path, arguments):
     done = run(tmp_path, *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "usage: ovms-rest" in done.stderr
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.startswith("usage: ovms-rest --config_path FILE")
+    assert "\novms-rest: " in done.stderr
+
+
+# --- The service
+
+DIGITS = DEMO_CONFIG.parent / "digits"
+SINGLE = ("--model_name=digits", f"--model_path={DIGITS}")
+
+
+@contextlib.contextmanager
+def serve(directory, *arguments, **variables):
+    """Run the service on a free port, in a directory without a gunicorn.conf.py; end it, and check what is left."""
+    log = directory / "service.log"
+    port = free_port()
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [COMMAND, f"--rest_port={port}", *map(str, arguments)],
+            cwd=directory,
+            env=environment(directory, **variables),
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    service = Service(process, log)
+    service.port = port
+    try:
+
+        def listening():
+            assert process.poll() is None, f"it ended with {process.returncode}:\n{service.log}"
+            return "Listening at: " in service.log
+
+        service.wait_for(listening)
+        yield service
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(PATIENCE) == 0, service.log
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE)
+
+
+def classify(service):
+    """Infer with the demo model; return the digit."""
+    body = (DEMO_CONFIG.parent / "samples" / "digit-7.json").read_bytes()
+    answer = service.infer("digits", body)
+    assert answer.status == 200, answer.body
+    return answer.json()["outputs"][0]["data"]
+
+
+def test_a_config_file_is_served_by_a_worker_per_core(tmp_path):
+    with serve(tmp_path, "--config_path", DEMO_CONFIG) as service:
+        assert classify(service) == [7]
+        assert f"Listening at: http://0.0.0.0:{service.port}" in service.log
+        assert "Using worker: ovms_rest.pool.worker.Worker" in service.log
+        service.wait_for(lambda: len(service.workers()) == usable_cores())
+
+
+def test_a_single_model_is_served_with_its_options(tmp_path):
+    model_zoo.save(model_zoo.relu((1, 4)), tmp_path / "m")
+    options = ("--shape", '{"x": "(2,4)"}', "--layout=NC", "--model_version_policy", '{"specific": {"versions": [1]}}')
+    with serve(tmp_path, "--model_name=a b", "--model_path=m", *options) as service:
+        described = service.get("/v2/models/a%20b").json()
+        assert described["name"] == "a b"
+        assert described["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [2, 4]}]
+        assert service.get("/v2/health/ready").status == 200
+
+
+def test_the_command_line_of_kserve_serves(tmp_path):
+    line = "--port=8001 --file_system_poll_wait_seconds=0 --grpc_bind_address=127.0.0.1 --rest_bind_address=127.0.0.1"
+    with serve(tmp_path, *SINGLE, *line.split(), "--log_level", "INFO") as service:
+        assert classify(service) == [7]
+        assert f"Listening at: http://127.0.0.1:{service.port} " in service.log
+        assert service.log.count("no effect") == 1
+        assert "[INFO] --port, --grpc_bind_address: no effect, there is no gRPC here" in service.log
+
+
+def test_both_families_of_addresses_are_served(tmp_path):
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    with serve(tmp_path, *SINGLE, "--rest_bind_address=0.0.0.0,::") as service:
+        assert service.get("/v2/health/live").status == 200
+        with socket.create_connection(("::1", service.port), timeout=PATIENCE) as connection:
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert connection.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+
+
+def test_a_flag_goes_before_variables_and_these_before_the_default(tmp_path):
+    """Of settings, of the number of workers and of gunicorn's own."""
+    variables = {
+        "OVMS_REST_CONFIG": "/nowhere.json",
+        "OVMS_REST_ALLOWED_ORIGINS": "http://a",
+        "OVMS_REST_ALLOWED_METHODS": "GET",
+        "WEB_CONCURRENCY": "3",
+        "GUNICORN_CMD_ARGS": "--access-logfile - --log-level error",
+    }
+    flags = ("--allowed_origins=http://b", "--rest_workers=1", "--log_level=INFO")
+    with serve(tmp_path, *SINGLE, *flags, **variables) as service:
+        preflight = service.request("OPTIONS", "/v2", headers={"Origin": "http://b"})
+        assert preflight.headers["access-control-allow-origin"] == "http://b"
+        assert service.get("/v2").headers["access-control-allow-origin"] == "http://b"
+        service.wait_for(lambda: '"GET /v2 HTTP/1.1" 200' in service.log)
+    assert service.log.count("Booting worker with pid: ") == 1
+
+
+def test_without_a_flag_the_number_of_workers_is_that_of_the_variable(tmp_path):
+    with serve(tmp_path, *SINGLE, WEB_CONCURRENCY="3") as service:
+        service.wait_for(lambda: len(service.workers()) == 3)
+
+
+def test_more_workers_than_cores_are_not_started(tmp_path):
+    with serve(tmp_path, *SINGLE, "--rest_workers=64") as service:
+        service.wait_for(lambda: len(service.workers()) == usable_cores())
+        assert f"--rest_workers: {usable_cores()} and not 64: " in service.log
+
+
+def test_the_log_goes_to_its_file_too_and_that_is_opened_anew(tmp_path):
+    with serve(tmp_path, *SINGLE, "--log_path=own.log") as service:
+        own = tmp_path / "own.log"
+        assert "model 'digits' version 1 serves from " in own.read_text()
+        assert "model 'digits' version 1 serves from " in service.log
+        own.rename(tmp_path / "old.log")
+        service.signal(signal.SIGUSR1)
+        service.wait_for(own.exists)
+    assert "Shutting down: Master" in own.read_text()
+
+
+def test_a_reload_keeps_flags_and_model(tmp_path):
+    with serve(tmp_path, *SINGLE, "--rest_workers=1") as service:
+        service.wait_for(lambda: len(service.workers()) == 1)
+        (first,) = service.workers()
+        assert classify(service) == [7]
+        service.signal(signal.SIGHUP)
+
+        def renewed():
+            assert service.process.poll() is None, service.log
+            return len(service.workers()) == 1 and service.workers() != [first]
+
+        service.wait_for(renewed)
+        assert classify(service) == [7]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT])
+def test_signals_are_those_of_gunicorn(tmp_path, number):
+    with serve(tmp_path, *SINGLE) as service:
+        assert service.get("/v2/health/live").status == 200
+        service.signal(number)
+        assert service.process.wait(PATIENCE) == 0
+
+
+# --- A start that fails
+
+
+def test_a_single_model_that_does_not_serve_ends_the_start(tmp_path):
+    done = run(tmp_path, "--rest_port=1", "--model_name=m", f"--model_path={tmp_path}/absent")
+    assert done.returncode == 1
+    assert f"\novms-rest: model 'm' does not serve: cannot read the model directory {tmp_path}/absent" in done.stderr
+
+
+def test_a_model_of_a_config_file_that_does_not_serve_leaves_the_others(tmp_path):
+    config = write_config(tmp_path, {"name": "absent", "base_path": "absent"}, {"name": "d", "base_path": str(DIGITS)})
+    with serve(tmp_path, "--config_path", config) as service:
+        assert service.get("/v2/models/d/ready").status == 200
+        assert service.get("/v2/models/absent/ready").status == 404
+
+
+def test_a_config_file_that_is_not_there_ends_the_start(tmp_path):
+    done = run(tmp_path, "--rest_port=1", "--config_path=absent.json")
+    assert done.returncode == 1
+    assert "absent.json: cannot be read: No such file or directory" in done.stderr
+
+
+def test_a_log_that_cannot_be_written_ends_the_start(tmp_path):
+    done = run(tmp_path, "--rest_port=1", *SINGLE, f"--log_path={tmp_path}/absent/x.log")
+    assert done.returncode == 1
+    assert (
+        done.stderr == f"ovms-rest: --log_path: {tmp_path}/absent/x.log cannot be written: No such file or directory\n"
+    )
+
+
+def test_a_config_file_of_gunicorns_is_refused(tmp_path):
+    done = run(tmp_path, "--rest_port=1", *SINGLE, GUNICORN_CMD_ARGS="-c mine.py")
+    assert done.returncode == 1
+    assert "a config file of gunicorn's is read by gunicorn only" in done.stderr
+
+
+def test_values_that_a_config_may_not_have_are_told_by_their_flags(tmp_path):
+    values = ("--model_name=a/b", "--model_path=s3://b/m", "--model_version_policy={}", '--plugin_config={"A": []}')
+    done = run(tmp_path, "--rest_port=1", *values)
+    assert done.returncode == 64
+    problems = [line for line in done.stderr.splitlines() if line.startswith("ovms-rest: ")]
+    assert [problem.split(": ")[1] for problem in problems] == [
+        "--model_name",
+        "--model_path",
+        "--model_version_policy",
+        "--plugin_config",
+    ]
+    assert problems[1] == 'ovms-rest: --model_path: only local directories and files can be served, got "s3://b/m"'

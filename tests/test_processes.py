@@ -232,6 +232,7 @@ def test_a_model_at_which_workers_die_is_given_up(caplog):
     models = ModelRegistry({"m": Entry({1: None}), "n": Entry({1: None})})
     arbiter = types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: types.SimpleNamespace(models=models)))
     arbiter.control_sockets = []
+    arbiter.WORKERS = {}
     for deaths in range(1, hooks.MAX_DEATHS + 1):
         worker = types.SimpleNamespace(pid=deaths)
         hooks.pre_fork(arbiter, worker)
@@ -245,7 +246,7 @@ def test_a_model_at_which_workers_die_is_given_up(caplog):
 
 def test_a_worker_that_ends_while_serving_blames_no_model(caplog):
     worker = types.SimpleNamespace(pid=1)
-    hooks.pre_fork(types.SimpleNamespace(control_sockets=[]), worker)
+    hooks.pre_fork(types.SimpleNamespace(control_sockets=[], WORKERS={}), worker)
     fork(lambda: (hooks.note_opening(worker, "m"), hooks.note_opening(worker, "")))
     hooks.child_exit(None, worker)
     assert "died" not in caplog.text

@@ -88,8 +88,9 @@ from types import SimpleNamespace
 class App:
     """What the hooks need of the service's own application, and nothing to load."""
 
-    load_timeout_seconds = 5
+    settings = SimpleNamespace(load_timeout_seconds=5, file_system_poll_wait_seconds=0)
     models = SimpleNamespace(open=lambda note, retire: None)
+    reloads = SimpleNamespace(watch=None, run=dict, end=lambda outcome: None)
 
     def __call__(self, environ, start_response):
         return getattr(self, environ["PATH_INFO"].strip("/") or "environ")(environ, start_response)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote as quote_path
 
 from ovms_rest.config import ModelConfig
@@ -14,6 +14,7 @@ from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.proving import Proof, Task, prove
 from ovms_rest.models.repository import find_versions, parse_version
 from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
+from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.protocol.tensors import TensorMetadata
 from ovms_rest.protocol.words import quote
 
@@ -34,6 +35,25 @@ class Entry:
     failures: dict[int, str] = field(default_factory=dict)
     reason: str = ""
     proofs: dict[int, Proof] = field(default_factory=dict)
+    # What the versions were made of: the same need not be made again.
+    sources: dict[int, tuple[Task, Stamp]] = field(default_factory=dict)
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return the status of each version in OVMS's form."""
+        numbers = sorted(self.versions.keys() | self.failures.keys())
+        if self.reason and not numbers:
+            numbers = [1]
+        return [
+            {
+                "version": str(number),
+                "state": "AVAILABLE" if number in self.versions else "LOADING",
+                "status": {
+                    "error_code": "OK" if number in self.versions else "UNKNOWN",
+                    "error_message": self.failures.get(number, self.reason or "OK"),
+                },
+            }
+            for number in numbers
+        ]
 
     def explain(self) -> str:
         """Tell why the model does not serve."""
@@ -49,6 +69,26 @@ class ModelRegistry:
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         """Take what became of every model."""
         self.entries = dict(entries)
+
+    def replace(self, other: "ModelRegistry") -> None:
+        """Become another one; in the arbiter, for the workers that it forks from then on."""
+        self.entries = other.entries
+
+    def status(self) -> dict[str, Any]:
+        """Return the status of all versions in OVMS's form, with the reason of what does not serve."""
+        return {
+            name: {"model_version_status": entry.status()}
+            for name, entry in sorted(self.entries.items(), key=lambda item: item[0])
+        }
+
+    def problems(self) -> list[str]:
+        """Tell what does not serve as it should."""
+        problems = []
+        for name, entry in self.entries.items():
+            if entry.reason:
+                problems.append(f"model {name!r}: {entry.reason}")
+            problems += [f"model {name!r} version {number} {why}" for number, why in sorted(entry.failures.items())]
+        return problems
 
     def find(self, name: str, version: str | None = None, explain: bool = False) -> Model:
         """Return the version asked for as the URL has it, None being the highest.
@@ -117,9 +157,10 @@ class Host(NamedTuple):
 class _Candidate:
     """A configured model while it is being loaded."""
 
-    def __init__(self, config: ModelConfig, host: Host) -> None:
+    def __init__(self, config: ModelConfig, host: Host, previous: Entry) -> None:
         self.config = config
         self.host = host
+        self.previous = previous
         self.entry = Entry()
         self.paths: dict[int, Path] = {}
         self.plan: Compilation | None = None
@@ -140,6 +181,16 @@ class _Candidate:
         assert self.plan is not None
         return Task(self.paths[version], self.plan, self.config.options, self.host.limits)
 
+    def reuse(self, version: int) -> bool:
+        """Take over a version that serves already and has not changed since; tell whether there is such a one."""
+        source = (self.task(version), stamp(self.paths[version]))
+        self.entry.sources[version] = source
+        if version not in self.previous.versions or self.previous.sources.get(version) != source:
+            return False
+        self.entry.versions[version] = self.previous.versions[version]
+        self.entry.proofs[version] = self.previous.proofs[version]
+        return True
+
     def load(self, version: int) -> None:
         """Load a version that was proven."""
         task = self.task(version)
@@ -155,7 +206,7 @@ class _Candidate:
             self.entry.versions[version] = model
 
     def finish(self) -> Entry:
-        """Tell in the log what became of the model."""
+        """Tell in the log what became of the model; it goes on as it was when nothing of it can be served now."""
         name, entry = self.config.name, self.entry
         if self.plan is not None and not entry.versions and not entry.failures:
             found = ", ".join(map(str, self.paths))
@@ -168,7 +219,14 @@ class _Candidate:
             log.info("model %r: %s", name, note)
         if _asks_for_auto(self.config):
             log.warning('model %r: "auto" is deprecated; any size is taken, as "-1" says', name)
+        if not entry.versions and self.previous.versions:
+            log.warning("model %r goes on as it was: version %s", name, ", ".join(map(str, self.previous.versions)))
+            entry.versions, entry.proofs = self.previous.versions, self.previous.proofs
+            entry.sources = self.previous.sources
+            return entry
         for version, model in sorted(entry.versions.items()):
+            if model is self.previous.versions.get(version):
+                continue
             seconds = entry.proofs[version].seconds
             line = "model %r version %d serves from %s: %s, ready after %.2f s"
             log.info(line, name, version, model.file, describe(model), seconds)
@@ -176,19 +234,24 @@ class _Candidate:
 
 
 def load_models(
-    configs: Iterable[ModelConfig], host: Host, begin: Callable[[str, int], None] = lambda name, version: None
+    configs: Iterable[ModelConfig],
+    host: Host,
+    begin: Callable[[str, int], None] = lambda name, version: None,
+    previous: ModelRegistry | None = None,
 ) -> ModelRegistry:
     """Find, prove and compile the versions that every model's policy wants.
 
-    A version that fails is remembered with its reason, and another takes its place where the policy allows. `begin` is
-    called with name and version when the turn of one comes to be proven.
+    A version that fails is remembered with its reason, and another takes its place where the policy allows. What a
+    `previous` registry serves already, unchanged, is taken over, and what it served goes on where nothing new can take
+    its place. `begin` is called with name and version when the turn of one comes to be proven.
     """
-    candidates = [_Candidate(config, host) for config in configs]
+    served = previous.entries if previous else {}
+    candidates = [_Candidate(config, host, served.get(config.name, Entry())) for config in configs]
     while tasks := [
         (candidate, version)
         for candidate in candidates
         for version in candidate.wanted()
-        if version not in candidate.entry.versions
+        if version not in candidate.entry.versions and not candidate.reuse(version)
     ]:
         proofs = prove(
             [candidate.task(version) for candidate, version in tasks],

@@ -23,6 +23,8 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 # So many workers may die at a model before it is given up.
 MAX_DEATHS = 3
 _NAME_BYTES = 65536
+_READY_POLL_SECONDS = 0.02
+_RETIRE_SECONDS = 2.0
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 _deaths: Counter[str] = Counter()
@@ -47,13 +49,65 @@ def on_starting(arbiter: Any) -> None:
 
 
 def on_reload(arbiter: Any) -> None:
-    """Have a new control worker too when gunicorn forks new workers and ends the old ones, oldest first."""
+    """Load what has changed, and have a new generation of workers serve it before the old one ends.
+
+    gunicorn would fork the new workers after this and end the old ones, oldest first, without waiting for the new ones
+    to be ready. So they are forked here, and gunicorn is left with none to fork.
+    """
+    app: App = arbiter.app.wsgi()
+    outcome = app.reloads.run()
     if arbiter.control_sockets:
         _count_control_worker(arbiter)
         for worker in arbiter.WORKERS.values():
             if worker.is_control:
                 worker.is_control = False
                 worker.age = 0
+    old, age = set(arbiter.WORKERS), _highest_age(arbiter)
+    arbiter.num_workers = len(old) + arbiter.cfg.workers
+    while not _is_ready(arbiter, old):
+        while len(arbiter.WORKERS.keys() - old) < arbiter.cfg.workers:
+            arbiter.spawn_worker()
+        time.sleep(_READY_POLL_SECONDS)
+        arbiter.murder_workers()
+        arbiter.reap_workers()
+        if _is_told_to_end(arbiter):
+            break
+    _retire_generation(arbiter, old)
+    arbiter.num_workers = arbiter.cfg.workers
+    arbiter.cfg.set("workers", 0)
+    arbiter.worker_age = age  # gunicorn takes older ones for the old generation, whose end it waits for
+    app.reloads.end(outcome)
+
+
+def _retire_generation(arbiter: Any, old: set[int]) -> None:
+    """End the old generation, and wait a while until none of it accepts connections any more.
+
+    gunicorn's own workers do not tell, and are waited for in vain.
+    """
+    deadline = time.monotonic() + _RETIRE_SECONDS
+    for pid in old:
+        arbiter.kill_worker(pid, signal.SIGTERM)
+    while time.monotonic() < deadline:
+        arbiter.reap_workers()
+        if not any(worker.row.is_ready() for pid, worker in arbiter.WORKERS.items() if pid in old):
+            break
+        time.sleep(_READY_POLL_SECONDS)
+
+
+def _is_ready(arbiter: Any, old: set[int]) -> bool:
+    """Tell whether all workers of the new generation serve."""
+    new = [worker for pid, worker in arbiter.WORKERS.items() if pid not in old]
+    return len(new) >= arbiter.cfg.workers and all(worker.row.is_ready() for worker in new)
+
+
+def _is_told_to_end(arbiter: Any) -> bool:
+    """Tell whether a signal to end is waiting, which is not to wait for a generation that does not come up."""
+    numbers = []
+    while not arbiter.SIG_QUEUE.empty():
+        numbers.append(arbiter.SIG_QUEUE.get())
+    for number in numbers:
+        arbiter.SIG_QUEUE.put(number)
+    return any(number in _ENDING for number in numbers)
 
 
 def _count_control_worker(arbiter: Any) -> None:
@@ -70,11 +124,16 @@ def pre_fork(arbiter: Any, worker: Any) -> None:
     worker.opening = mmap.mmap(-1, _NAME_BYTES)
     worker.row = _table.take()
     worker.is_control = False
+    worker.age = 1 + _highest_age(arbiter)  # gunicorn ends the oldest first; its own count is set back by a reload
     if arbiter.control_sockets and not any(other.is_control for other in arbiter.WORKERS.values()):
         worker.is_control = True
         worker.age = sys.maxsize  # gunicorn ends the oldest when there are to be fewer
         worker.sockets = arbiter.control_sockets
     gc.freeze()
+
+
+def _highest_age(arbiter: Any) -> int:
+    return max((int(worker.age) for worker in arbiter.WORKERS.values() if not worker.is_control), default=0)
 
 
 def post_fork(arbiter: Any, worker: Any) -> None:
@@ -99,10 +158,13 @@ def post_worker_init(worker: Any) -> None:
     it would have the arbiter wait for the worker for its whole `graceful_timeout`.
     """
     app: App = worker.wsgi
-    ahead = time.monotonic() + app.load_timeout_seconds
+    ahead = time.monotonic() + app.settings.load_timeout_seconds
     os.utime(worker.tmp.fileno(), (ahead, ahead))
     app.models.open(lambda name: note_opening(worker, name), _retire)
     worker.notify()
+    worker.row.set_ready()
+    worker.watch = app.reloads.watch
+    worker.poll_seconds = app.settings.file_system_poll_wait_seconds
     while not worker.early_signals.empty():
         number = worker.early_signals.get()
         if number in _ENDING:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 WAKE = signal.SIGRTMIN
 
 # The columns, eight bytes each; a row fills a cache line of its own.
-_TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE = range(4)
+_TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE, _READY = range(5)
 _COLUMNS = 8
 # In front of the rows, a cache line too: how many rows were ever taken, so that none behind them need be read.
 _USED = 0
@@ -69,6 +69,18 @@ class Row:
     def set_pid(self, pid: int) -> None:
         """Tell the process id of this worker, by which it is woken."""
         self._numbers[self.start + _PID] = pid
+
+    def set_ready(self, ready: bool = True) -> None:
+        """Tell that this worker has opened all models and accepts connections, or does not any more."""
+        self._numbers[self.start + _READY] = ready
+
+    def is_ready(self) -> bool:
+        """Tell whether the worker of this row is ready, to the arbiter."""
+        return bool(self._numbers[self.start + _READY])
+
+    def is_first(self) -> bool:
+        """Tell whether no other worker that is ready has a row before this one."""
+        return not any(self._numbers[_COLUMNS + _READY : self.start + _READY : _COLUMNS])
 
     def set_connections(self, count: int) -> None:
         """Tell how many connections this worker holds."""

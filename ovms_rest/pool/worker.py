@@ -6,6 +6,7 @@ that wait, or a few that are short. It looks at its sockets in between, so that 
 
 import ctypes
 import logging
+import math
 import os
 import select
 import signal
@@ -22,6 +23,7 @@ from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker as BaseWorker
 
+from ovms_rest.errors import TryLaterError
 from ovms_rest.pool.connection import EVENTS, Buffer, Connection, Times, TlsConnection
 from ovms_rest.pool.http1 import Environ, HeadReader, Refusal, encode_head, encode_refusal, encode_server_lines
 from ovms_rest.pool.table import WAKE, Row, wake
@@ -42,6 +44,8 @@ SPARE_HANDOVER_SECONDS = 0.05
 # A worker that has had nothing to do for so long gets clients of one that has requests in waiting.
 IDLE_NANOSECONDS = 5_000_000
 TICK_SECONDS = 1.0
+# An answer that is not there yet is asked for again so much later.
+ASK_SECONDS = 0.05
 # Inferences that are shorter are made one after another for so long before the sockets are looked at.
 INFERRING_SECONDS = 0.0005
 # While it ends, a worker waits so long for a last request on a connection that is kept alive.
@@ -63,6 +67,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
     # Set by the arbiter's hooks before the fork.
     row: Row
     is_control: bool = False
+    # Set by a hook in the worker: what is called every so often, 0 for never, in one of the workers.
+    watch: Callable[[], None] | None = None
+    poll_seconds: int = 0
 
     def run(self) -> None:
         """Serve until told to end: gunicorn's main loop of a worker."""
@@ -90,11 +97,13 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._tls = ssl_context(cfg) if cfg.is_ssl else None
         self._waiting: deque[Connection] = deque()
         self._resuming: list[Connection] = []
+        self._asking: list[Connection] = []  # whose answers are not there yet
         self._connections: dict[int, Connection] = {}
         self._draining = False
         self._is_busy = False
         self._started = self.now
         self._next_tick = self.now
+        self._next_watch = self.now if self.poll_seconds else math.inf
         self._observed = _is_observed(cfg, self.log)
         self._server_lines = ""
         self._last_answer: tuple[str, str, int, Headers] = ("", "", 0, [])
@@ -103,6 +112,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._accepting = False
         self._accept_again = 0.0
         self._insisting = False
+        self._ask_again = 0.0
         self._end = float("inf")
         self._epoll = select.epoll()
         self._epoll.register(self.PIPE[0], select.EPOLLIN)
@@ -157,6 +167,11 @@ class Worker(BaseWorker):  # type: ignore[misc]
         while self._waiting and self.now < until:
             connection = self._waiting.popleft()
             self._guard(connection, self._answer, connection)
+        if self._asking and self.now >= self._ask_again:
+            asking, self._asking = self._asking, []
+            self._ask_again = self.now + ASK_SECONDS
+            for connection in asking:
+                self._guard(connection, self._answer, connection)
         if not self._accepting and self.now >= self._accept_again:
             self._start_accepting()
         if self.now >= self._next_tick:
@@ -180,7 +195,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             connection.close()
 
     def _until_next_event(self) -> float:
-        until = self._next_tick
+        until = min(self._next_tick, self._ask_again) if self._asking else self._next_tick
         if not self._accepting:
             until = min(until, self._accept_again)
         return max(0.0, until - self.now)
@@ -201,6 +216,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
         # The system wakes one worker for a connection; one that is stopped would leave it lying there.
         for listener in self._listeners if self._accepting else ():
             self._accept(listener)
+        if self.now >= self._next_watch:
+            self._next_watch = self.now + (self.poll_seconds or math.inf)
+            if self.watch is not None and not self._draining and self.row.is_first():
+                self.watch()
         if self.ppid != os.getppid():
             log.info("the arbiter of worker %s is gone, so it ends", self.pid)
             self.alive = False
@@ -218,6 +237,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         for sock in self.sockets:
             sock.close()
         self._listeners = {}
+        self.row.set_ready(False)
         for connection in list(self._connections.values()):
             connection.drain(self.now + DRAIN_SECONDS)
 
@@ -299,6 +319,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._tell_connections()
         if connection in self._waiting:
             self._waiting.remove(connection)
+        if connection in self._asking:
+            self._asking.remove(connection)
 
     def resume_later(self, connection: Connection) -> None:
         """Let a connection go on in the next turn."""
@@ -343,7 +365,12 @@ class Worker(BaseWorker):  # type: ignore[misc]
         if self.nr >= self.max_requests and self.alive:
             log.info("worker %s has answered %s requests, so it ends", self.pid, self.nr)
             self.alive = False
-        status, headers, parts = self._call(environ)
+        try:
+            status, headers, parts = self._call(environ)
+        except TryLaterError:
+            self._asking.append(connection)
+            self.nr -= 1
+            return
         self.now = time.monotonic()  # an inference may have taken long
         if self._is_busy and not self._waiting:
             self._set_busy(False)  # before the client can know, who may send its next request to another
@@ -369,6 +396,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 if hasattr(result, "close"):
                     result.close()
             status, headers, written = answer
+        except TryLaterError:
+            raise
         except Exception:
             log.exception("error while answering %s %s", environ["REQUEST_METHOD"], environ["RAW_URI"])
             body = encode_error("internal error; the reason is in the log of the server")

@@ -11,6 +11,7 @@ from ovms_rest.errors import (
     InvalidRequestError,
     NotFoundError,
     NotReadyError,
+    ReloadError,
     ServingError,
     UnsupportedEncodingError,
 )
@@ -37,10 +38,15 @@ def encode_error(message: str) -> bytes:
 
 def handle_serving_error(req: falcon.Request, resp: falcon.Response, error: ServingError, params: Any) -> None:
     """Answer an error of ours."""
-    resp.status = STATUSES[type(error)]
+    resp.status = error.status if isinstance(error, ReloadError) else STATUSES[type(error)]
     resp.set_headers(_HEADERS.get(type(error), {}))
     resp.content_type = falcon.MEDIA_JSON
     resp.data = encode_error(str(error))
+
+
+def hand_on(req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:
+    """Leave an error to the worker, as it is."""
+    raise error
 
 
 def serialize_falcon_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:

@@ -1,0 +1,320 @@
+"""GET /metrics: OVMS's families with their names, labels, texts and buckets (ovms_config.md section 8), and our own."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from operator import attrgetter
+from typing import NamedTuple, Protocol
+
+import falcon
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from ovms_rest.errors import NotFoundError
+from ovms_rest.protocol.words import quote
+from ovms_rest.serving.statistics import BOUNDS, Answers, Histogram, ModelStatistics, StatisticsSource
+
+Labels = Mapping[str, str]
+
+# prometheus-client adds `_total` to the name of a counter above its samples; OVMS's names, and so ours, have none.
+_COUNTER_HEAD = re.compile(rb"^(# (?:HELP|TYPE) \S+)_total ", re.MULTILINE)
+
+# Written as OVMS does: le="10", not le="10.0".
+_LE = (*map(str, BOUNDS), "+Inf")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """A worker: the label it is told by, whether it is at work, what it holds; None is not told."""
+
+    worker: str
+    busy: bool | None = None
+    connections: int | None = None
+    resident_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessState:
+    """The processes of the service; None is not told."""
+
+    workers: Sequence[WorkerState] = ()
+    restarts: int | None = None
+    generation: int | None = None
+
+
+class MetricsSource(StatisticsSource, Protocol):
+    """Where the metrics come from."""
+
+    def process_state(self) -> ProcessState:
+        """Return what is known of the processes."""
+
+
+class _Values(NamedTuple):
+    """All that is told in one answer."""
+
+    models: Sequence[ModelStatistics]
+    processes: ProcessState
+
+
+class _Point(NamedTuple):
+    """A sample; `suffix` is that of its name within the family."""
+
+    labels: Labels
+    value: float
+    suffix: str = ""
+
+
+_Points = Callable[[_Values], Iterator[_Point]]
+
+
+class _Family(NamedTuple):
+    """A family: its type and text, where its samples come from, whether it is told when no list is given."""
+
+    type: str
+    text: str
+    points: _Points
+    default: bool = True
+
+
+# --- Samples
+
+
+def _labels_of(model: ModelStatistics) -> Labels:
+    return {"name": model.name, "version": model.version}
+
+
+def _of_models(value: Callable[[ModelStatistics], int | None], pipelines: bool = False) -> _Points:
+    """Tell a number of every model that has it, and of pipelines when asked to."""
+
+    def points(values: _Values) -> Iterator[_Point]:
+        for model in values.models:
+            if (pipelines or not model.is_pipeline) and (number := value(model)) is not None:
+                yield _Point(_labels_of(model), number)
+
+    return points
+
+
+def _times(histogram: Callable[[ModelStatistics], Histogram], pipelines: bool = False, **labels: str) -> _Points:
+    """Tell a histogram of every model, and of pipelines when asked to, in microseconds."""
+
+    def points(values: _Values) -> Iterator[_Point]:
+        for model in values.models:
+            if pipelines or not model.is_pipeline:
+                yield from _spread({**labels, **_labels_of(model)}, histogram(model))
+
+    return points
+
+
+def _spread(labels: Labels, histogram: Histogram) -> Iterator[_Point]:
+    counts = list(accumulate(histogram.buckets))
+    for le, count in zip(_LE, counts, strict=True):
+        yield _Point({**labels, "le": le}, count, "_bucket")
+    yield _Point(labels, counts[-1], "_count")
+    yield _Point(labels, histogram.ns / 1000, "_sum")
+
+
+def _requests(inferences: Callable[[ModelStatistics], int], questions: Callable[[Answers], int]) -> _Points:
+    """Tell how many requests there were by method. Those for readiness have no version, as in OVMS."""
+    interface = {"api": "KServe", "interface": "REST"}
+
+    def points(values: _Values) -> Iterator[_Point]:
+        for model in values.models:
+            labels = {**interface, **_labels_of(model)}
+            yield _Point({**labels, "method": "ModelInfer"}, inferences(model))
+            yield _Point({**labels, "method": "ModelMetadata"}, questions(model.questions["ModelMetadata"]))
+        name_of = attrgetter("name")
+        for name, versions in groupby(sorted(values.models, key=name_of), name_of):
+            number = sum(questions(model.questions["ModelReady"]) for model in versions)
+            yield _Point({**interface, "method": "ModelReady", "name": name}, number)
+
+    return points
+
+
+def _refusals(values: _Values) -> Iterator[_Point]:
+    for model in values.models:
+        for kind, duration in model.failures.items():
+            yield _Point({**_labels_of(model), "kind": kind}, duration.count)
+
+
+def _of_workers(value: Callable[[WorkerState], int | None]) -> _Points:
+    def points(values: _Values) -> Iterator[_Point]:
+        for worker in values.processes.workers:
+            if (number := value(worker)) is not None:
+                yield _Point({"worker": worker.worker}, number)
+
+    return points
+
+
+def _of_service(value: Callable[[ProcessState], int | None]) -> _Points:
+    def points(values: _Values) -> Iterator[_Point]:
+        if (number := value(values.processes)) is not None:
+            yield _Point({}, number)
+
+    return points
+
+
+# --- Families
+
+_FAMILIES: Mapping[str, _Family] = {
+    "ovms_requests_success": _Family(
+        "counter",
+        "Number of successful requests to a model or a DAG.",
+        _requests(lambda model: model.success.count, lambda answers: answers.success),
+    ),
+    "ovms_requests_fail": _Family(
+        "counter",
+        "Number of failed requests to a model or a DAG.",
+        _requests(lambda model: model.fail.count, lambda answers: answers.fail),
+    ),
+    "ovms_current_requests": _Family(
+        "gauge",
+        "Number of inference requests currently in process.",
+        _of_models(lambda model: model.active),
+    ),
+    "ovms_request_time_us": _Family(
+        "histogram",
+        "Processing time of requests to a model or a DAG.",
+        _times(lambda model: model.request_time, pipelines=True, interface="REST"),
+    ),
+    "ovms_inference_time_us": _Family(
+        "histogram",
+        "Inference execution time in the OpenVINO backend.",
+        _times(lambda model: model.inference_time),
+    ),
+    "ovms_wait_for_infer_req_time_us": _Family(
+        "histogram",
+        "Request waiting time in the scheduling queue.",
+        _times(lambda model: model.queue_time),
+    ),
+    "ovms_streams": _Family(
+        "gauge",
+        "Number of OpenVINO execution streams.",
+        _of_models(lambda model: model.streams),
+    ),
+    "ovms_infer_req_queue_size": _Family(
+        "gauge",
+        "Inference request queue size (nireq).",
+        _of_models(lambda model: model.queue_size),
+        default=False,
+    ),
+    "ovms_infer_req_active": _Family(
+        "gauge",
+        "Number of currently consumed inference request from the processing queue.",
+        _of_models(lambda model: model.active),
+        default=False,
+    ),
+    "ovms_rest_requests_refused": _Family(
+        "counter",
+        "Number of inference requests that were refused or failed, by kind.",
+        _refusals,
+    ),
+    "ovms_rest_request_bytes": _Family(
+        "counter",
+        "Bytes in the bodies of inference requests.",
+        _of_models(lambda model: model.request_bytes, pipelines=True),
+    ),
+    "ovms_rest_response_bytes": _Family(
+        "counter",
+        "Bytes in the bodies of inference responses.",
+        _of_models(lambda model: model.response_bytes, pipelines=True),
+    ),
+    "ovms_rest_worker_busy": _Family(
+        "gauge",
+        "1 while a worker has inferences to make, else 0.",
+        _of_workers(lambda worker: worker.busy),
+    ),
+    "ovms_rest_worker_connections": _Family(
+        "gauge",
+        "Number of connections that a worker holds.",
+        _of_workers(lambda worker: worker.connections),
+    ),
+    "ovms_rest_worker_resident_bytes": _Family(
+        "gauge",
+        "Resident memory of a worker, what it shares included.",
+        _of_workers(lambda worker: worker.resident_bytes),
+    ),
+    "ovms_rest_worker_restarts": _Family(
+        "counter",
+        "Number of workers that died and were replaced.",
+        _of_service(lambda processes: processes.restarts),
+    ),
+    "ovms_rest_generation": _Family(
+        "gauge",
+        "Number of the generation of models that serves.",
+        _of_service(lambda processes: processes.generation),
+    ),
+}
+
+# OVMS's families of MediaPipe graphs, which are not served here: a list may have them, there is nothing to tell.
+_OF_GRAPHS = (
+    "ovms_current_graphs",
+    "ovms_requests_accepted",
+    "ovms_requests_rejected",
+    "ovms_responses",
+    "ovms_graph_error",
+    "ovms_graph_processing_time_us",
+)
+
+# What is told when there is no `metrics_list`.
+DEFAULT_METRICS = tuple(name for name, family in _FAMILIES.items() if family.default)
+
+
+def check_metrics_list(names: Sequence[str]) -> list[str]:
+    """Return a line for every name of a `metrics_list` that is no family, or that was there before."""
+    known = (*_FAMILIES, *_OF_GRAPHS)
+    problems = []
+    for index, name in enumerate(names):
+        if name not in known:
+            (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            problems.append(f"{quote(name)} is no metric; the nearest known one is {near!r}")
+        elif name in names[:index]:
+            problems.append(f"{name!r} is there more than once")
+    return problems
+
+
+# --- Text
+
+
+class _Collector(Collector):
+    """Some of the families, as prometheus-client asks for them."""
+
+    def __init__(self, names: Iterable[str], values: _Values) -> None:
+        self._names = names
+        self._values = values
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families that have samples."""
+        for name in self._names:
+            family = _FAMILIES[name]
+            metric = Metric(name, family.text, family.type)
+            metric.samples = [
+                Sample(name + suffix, dict(labels), value) for labels, value, suffix in family.points(self._values)
+            ]
+            if metric.samples:
+                yield metric
+
+
+class Metrics:
+    """GET /metrics."""
+
+    def __init__(self, source: MetricsSource | None, names: Iterable[str] = DEFAULT_METRICS) -> None:
+        """Take where the metrics come from, None while they are disabled, and which to tell: a checked list."""
+        self._source = source
+        self._names = tuple(name for name in names if name in _FAMILIES)
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer the text that Prometheus reads, summed over all workers. Raises NotFoundError while disabled."""
+        if self._source is None:
+            raise NotFoundError(
+                "metrics are disabled; enable them by --metrics_enable, or in the config file by "
+                '"monitoring": {"metrics": {"enable": true}}'
+            )
+        values = _Values(self._source.statistics(), self._source.process_state())
+        resp.content_type = CONTENT_TYPE_LATEST
+        resp.data = _COUNTER_HEAD.sub(rb"\1 ", generate_latest(_Collector(self._names, values)))
+
+    on_head = on_get

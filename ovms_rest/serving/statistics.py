@@ -1,0 +1,146 @@
+"""What has happened to the versions of models, and Triton's extension that tells it (protocol.md section 8)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import falcon
+import orjson
+
+# Why an inference was not answered: a mistake of the client (4xx), a failure of the model (500), too many requests
+# waiting, a request that could not start in the time it gave.
+FailureKind = Literal["invalid", "failed", "overload", "timeout"]
+FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
+
+# What besides inferences is asked of a model, by OVMS's names.
+Question = Literal["ModelMetadata", "ModelReady"]
+QUESTIONS: tuple[Question, ...] = get_args(Question)
+
+# The upper bounds of OVMS's histograms in microseconds, each included; a last bucket has none (ovms_config.md 8.3).
+BOUNDS = tuple(int(10 * 1.8**exponent) for exponent in range(33))
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """How often something happened, and the nanoseconds it took in all; orjson writes it as the extension has it."""
+
+    count: int
+    ns: int
+
+
+class Histogram(NamedTuple):
+    """How many durations fell into each bucket of BOUNDS and the one behind them, and their sum in nanoseconds."""
+
+    buckets: tuple[int, ...]
+    ns: int
+
+
+class Answers(NamedTuple):
+    """How many questions were answered with 200, and how many otherwise."""
+
+    success: int
+    fail: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStatistics:
+    """The inferences of one batch size, in nanoseconds."""
+
+    batch_size: int
+    count: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the extension writes it."""
+        return {
+            "batch_size": self.batch_size,
+            "compute_input": Duration(self.count, self.input_ns),
+            "compute_infer": Duration(self.count, self.infer_ns),
+            "compute_output": Duration(self.count, self.output_ns),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """What has happened to a version of a model or a pipeline since the service started, in all workers.
+
+    `success`, `queue`, `compute_input`, `compute_infer` and `compute_output` count the same: inferences that were
+    answered. `success` takes as long as the other four together. `inference_count` is the sum of their batch sizes.
+    """
+
+    name: str
+    version: str
+    last_inference_ms: int  # since 1970, 0 for none
+    inference_count: int
+    success: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+    failures: Mapping[FailureKind, Duration]
+    batches: Sequence[BatchStatistics]
+    questions: Mapping[Question, Answers]
+    request_time: Histogram
+    inference_time: Histogram
+    queue_time: Histogram
+    request_bytes: int
+    response_bytes: int
+    active: int  # inferences under way
+    # What is not counted, but set where the model is loaded.
+    is_pipeline: bool = False
+    streams: int | None = None
+    queue_size: int | None = None
+
+    @property
+    def fail(self) -> Duration:
+        """The inferences that were not answered, for whatever reason."""
+        failures = self.failures.values()
+        return Duration(sum(failure.count for failure in failures), sum(failure.ns for failure in failures))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of the statistics response."""
+        nothing = Duration(0, 0)  # there is no response cache
+        return {
+            "name": self.name,
+            "version": self.version,
+            "last_inference": self.last_inference_ms,
+            "inference_count": self.inference_count,
+            "execution_count": self.success.count,
+            "inference_stats": {
+                "success": self.success,
+                "fail": self.fail,
+                "queue": self.queue,
+                "compute_input": self.compute_input,
+                "compute_infer": self.compute_infer,
+                "compute_output": self.compute_output,
+                "cache_hit": nothing,
+                "cache_miss": nothing,
+            },
+            "batch_stats": [batch.to_json() for batch in self.batches],
+        }
+
+
+class StatisticsSource(Protocol):
+    """Where the statistics come from."""
+
+    def statistics(self, name: str | None = None, version: str | None = None) -> list[ModelStatistics]:
+        """Return those of a version, of all versions of a model, or of all models. Raises NotFoundError."""
+
+
+class Statistics:
+    """GET /v2/models/stats and /v2/models/{name}[/versions/{version}]/stats."""
+
+    def __init__(self, source: StatisticsSource) -> None:
+        """Take where the statistics come from."""
+        self._source = source
+
+    def on_get(
+        self, req: falcon.Request, resp: falcon.Response, name: str | None = None, version: str | None = None
+    ) -> None:
+        """Answer the statistics of what the path names."""
+        statistics = self._source.statistics(name, version)
+        resp.data = orjson.dumps({"model_stats": [model.to_json() for model in statistics]})
+
+    on_head = on_get

@@ -1,0 +1,78 @@
+"""What it costs to count an inference, and to read the sums of all workers.
+
+    python tests/benchmarks/counting.py [SECONDS [ROUNDS]]
+
+Microseconds of one call in a loop, the loop included: the best round and the median of all. "Nothing" is a call of a
+method with the same arguments that does nothing.
+"""
+
+import statistics
+import time
+
+from measure import arguments, machine
+
+from ovms_rest.pool.counters import BATCH_SIZES, Counters
+
+SLOTS = 4096
+WORKERS = 64
+CALLS = 1000
+
+
+class Nothing:
+    """What there is to compare with."""
+
+    def record(self, queue_ns, input_ns, infer_ns, output_ns, batch, request_bytes, response_bytes):
+        """Do nothing."""
+
+
+def fill(model):
+    """Have every worker count something."""
+    for slot in reversed(range(WORKERS)):
+        model.claim(slot)
+        model.record(1, 1, 1, 1)
+
+
+def cases():
+    """Make the calls to measure by name; each is a function of a number that grows."""
+    counters = Counters(SLOTS)
+    one, many, read = (counters.of(name, "1") for name in ("one", "many", "read"))
+    counters.claim(WORKERS - 1)
+    counters.claim(0)
+    fill(read)
+    nothing = Nothing()
+    return {
+        "nothing": lambda i: nothing.record(1500, 20_000 + i, 3_000_000, 9000, 1, 602_112, 602_112),
+        "record": lambda i: one.record(1500, 20_000 + i, 3_000_000, 9000, 1, 602_112, 602_112),
+        "record, of ever other batch sizes": lambda i: many.record(1500, 20_000, 3_000_000, 9000, i, 602_112, 602_112),
+        "fail": lambda i: one.fail("overload", 1500 + i, 602_112),
+        "begin": lambda i: one.begin(),
+        f"read, {WORKERS} workers": lambda i: read.read(),
+    }
+
+
+def measure(call, seconds):
+    """Return the nanoseconds of a call."""
+    count, started = 0, time.perf_counter_ns()
+    while (spent := time.perf_counter_ns() - started) < seconds * 1e9:
+        for i in range(count, count + CALLS):
+            call(i)
+        count += CALLS
+    return spent / count
+
+
+def main():
+    """Measure in turns and print the table."""
+    seconds, rounds = arguments(1, 5)
+    print(f"{machine()}; {rounds} rounds of {seconds} s; {BATCH_SIZES} batch sizes are told apart\n")
+    calls = cases()
+    results = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            results[name].append(measure(call, seconds) / 1000)
+    print("| call | best us | median us |\n|---|---|---|")
+    for name, times in results.items():
+        print(f"| {name} | {min(times):.2f} | {statistics.median(times):.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""OVMS's flags: what they become, and which calls are refused."""
+
+import logging
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from ovms_rest.flags import FLAGS, GROUPS, REFUSED, UsageError, read_flags
+from ovms_rest.settings import PREFIX, Settings
+
+CORES = 4
+CONFIG = ("--config_path", "c.json")
+SINGLE = ("--model_name", "m", "--model_path", "/m")
+PORT = ("--rest_port", "8000")
+
+
+def read(*arguments):
+    return read_flags(arguments, CORES)
+
+
+def refusals(*arguments):
+    with pytest.raises(UsageError) as caught:
+        read(*arguments)
+    return list(caught.value.problems)
+
+
+# --- What flags become
+
+
+def test_a_config_file_is_the_setting_of_that_name():
+    start = read(*CONFIG, *PORT)
+    assert start.environ == {"OVMS_REST_CONFIG": "c.json"}
+    assert start.model is None
+
+
+def test_a_single_model_is_described_as_in_a_config():
+    start = read(*SINGLE, *PORT)
+    assert start.model == {"name": "m", "base_path": "/m"}
+    assert start.environ == {}
+
+
+def test_a_relative_model_path_is_of_the_working_directory():
+    start = read("--model_name", "m", "--model_path", "models/m", *PORT)
+    assert start.model["base_path"] == f"{Path.cwd()}/models/m"
+
+
+def test_a_remote_model_path_is_left_for_the_config_to_refuse():
+    assert read("--model_name", "m", "--model_path", "s3://b/m", *PORT).model["base_path"] == "s3://b/m"
+
+
+MODEL_CASES = {
+    "batch_size": [("8", "8"), ("1:16", "1:16"), ("-1", "-1")],
+    "shape": [("(1,3,-1)", "(1,3,-1)"), ('{"a": "(1,2)"}', {"a": "(1,2)"}), ("[1, 2]", [1, 2]), ("auto", "auto")],
+    "layout": [("NHWC:NCHW", "NHWC:NCHW"), ('{"a": "NC"}', {"a": "NC"})],
+    "model_version_policy": [('{"all": {}}', {"all": {}})],
+    "nireq": [("0", 0), ("16", 16)],
+    "target_device": [("AUTO:GPU,CPU", "AUTO:GPU,CPU")],
+    "plugin_config": [('{"NUM_STREAMS": "4"}', {"NUM_STREAMS": "4"}), ("{}", {})],
+    "mean": [("-1.5", "-1.5"), ("[1,2,3]", "[1,2,3]")],
+    "scale": [("(1,2,3)", "(1,2,3)")],
+    "color_format": [("RGB:BGR", "RGB:BGR")],
+    "precision": [("uint8:fp32", "uint8:fp32")],
+}
+
+
+@pytest.mark.parametrize("form", ["apart", "joined"])
+@pytest.mark.parametrize(("flag", "text", "value"), [(k, *case) for k, cases in MODEL_CASES.items() for case in cases])
+def test_a_flag_of_the_model_is_the_key_of_that_name(flag, text, value, form):
+    given = [f"--{flag}", text] if form == "apart" else [f"--{flag}={text}"]
+    layout = [] if flag == "layout" else ["--layout", "NHWC"]
+    assert read(*SINGLE, *PORT, *given, *layout).model[flag] == value
+
+
+def test_every_flag_of_the_model_has_a_case():
+    assert set(MODEL_CASES) == {flag.name for flag in FLAGS.values() if flag.key} - {"model_name", "model_path"}
+
+
+SETTING_CASES = [
+    (["--cache_dir", "/cache"], {"OVMS_REST_CACHE_DIR": "/cache"}),
+    (["--file_system_poll_wait_seconds=0"], {"OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS": "0"}),
+    (["--allowed_origins=*"], {"OVMS_REST_ALLOWED_ORIGINS": "*"}),
+    (["--allowed_methods", "GET, POST"], {"OVMS_REST_ALLOWED_METHODS": "GET, POST"}),
+    (["--allowed_headers", "X-A"], {"OVMS_REST_ALLOWED_HEADERS": "X-A"}),
+    (["--allow_credentials"], {"OVMS_REST_ALLOW_CREDENTIALS": "true"}),
+    (["--allow_credentials=false"], {"OVMS_REST_ALLOW_CREDENTIALS": "false"}),
+    (["--allow_credentials", "TRUE"], {"OVMS_REST_ALLOW_CREDENTIALS": "true"}),
+    # An empty value is the setting's default, whatever the variable was.
+    (["--allowed_origins="], {"OVMS_REST_ALLOWED_ORIGINS": ""}),
+]
+
+
+@pytest.mark.parametrize(("arguments", "environ"), SETTING_CASES)
+def test_a_flag_is_a_setting(arguments, environ):
+    assert read(*SINGLE, *PORT, *arguments).environ == environ
+
+
+def test_flags_name_settings_that_there_are():
+    known = {PREFIX + setting.name.upper() for setting in fields(Settings)}
+    assert {flag.setting for flag in FLAGS.values() if flag.setting} <= known
+
+
+GUNICORN_CASES = [
+    ([], {"bind": ["0.0.0.0:8000"]}),
+    (["--rest_bind_address", "127.0.0.1"], {"bind": ["127.0.0.1:8000"]}),
+    (["--rest_bind_address=127.0.0.1, ::1"], {"bind": ["127.0.0.1:8000", "[::1]:8000"]}),
+    (["--rest_bind_address=[::1],localhost"], {"bind": ["[::1]:8000", "localhost:8000"]}),
+    (["--rest_bind_address=0.0.0.0,::"], {"bind": ["[::]:8000"]}),
+    (["--rest_bind_address", ""], {"bind": ["0.0.0.0:8000"]}),
+    (["--rest_workers", "3"], {"bind": ["0.0.0.0:8000"], "workers": 3}),
+    (["--rest_workers", "1"], {"bind": ["0.0.0.0:8000"], "workers": 1}),
+    (["--rest_workers", "0"], {"bind": ["0.0.0.0:8000"], "workers": CORES}),
+    (["--rest_workers", "16"], {"bind": ["0.0.0.0:8000"], "workers": CORES}),
+    *(
+        (["--log_level", level], {"bind": ["0.0.0.0:8000"], "loglevel": loglevel})
+        for level, loglevel in [
+            ("TRACE", "debug"),
+            ("DEBUG", "debug"),
+            ("INFO", "info"),
+            ("WARNING", "warning"),
+            ("error", "error"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "settings"), GUNICORN_CASES)
+def test_a_flag_is_a_setting_of_gunicorn(arguments, settings):
+    assert read(*CONFIG, *PORT, *arguments).gunicorn == settings
+
+
+def test_the_last_of_a_flag_given_twice_counts():
+    assert read(*CONFIG, *PORT, "--rest_port=8001").gunicorn["bind"] == ["0.0.0.0:8001"]
+
+
+def test_the_path_of_the_log():
+    assert read(*CONFIG, *PORT).log_path == ""
+    assert read(*CONFIG, *PORT, "--log_path", "x.log").log_path == "x.log"
+
+
+NOTE_CASES = [
+    ([], []),
+    (["--rest_workers", str(CORES)], []),
+    (["--rest_workers", "16"], [(logging.INFO, "--rest_workers: 4 and not 16: a worker takes a core of its own")]),
+    (["--metrics_enable=false"], []),
+    (["--metrics_enable"], [(logging.WARNING, "--metrics_enable: no effect yet")]),
+    (
+        ["--metrics_enable", "--metrics_list=ovms_requests_success, ovms_streams"],
+        [(logging.WARNING, "--metrics_enable, --metrics_list: no effect yet")],
+    ),
+    (["--port=0"], []),
+    (
+        ["--grpc_bind_address=::", "--port=9000", "--grpc_workers=2", "--grpc_max_threads=4", "--grpc_memory_quota=1"],
+        [
+            (
+                logging.INFO,
+                "--port, --grpc_bind_address, --grpc_workers, --grpc_max_threads, --grpc_memory_quota: no effect, "
+                "there is no gRPC here and no compiled node",
+            )
+        ],
+    ),
+    (
+        ["--custom_node_resources_cleaner_interval_seconds=300", "--grpc_channel_arguments=a=b"],
+        [
+            (
+                logging.INFO,
+                "--grpc_channel_arguments, --custom_node_resources_cleaner_interval_seconds: no effect, there is no "
+                "gRPC here and no compiled node",
+            )
+        ],
+    ),
+    (
+        ["--rest_bind_address=0.0.0.0,::"],
+        [(logging.INFO, "--rest_bind_address: 0.0.0.0 is left to ::, which takes IPv4 too")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "notes"), NOTE_CASES)
+def test_what_has_no_effect_is_noted_unless_it_asks_for_nothing(arguments, notes):
+    assert list(read(*CONFIG, *PORT, *arguments).notes) == notes
+
+
+# --- Calls that are refused
+
+SERVABLE = "use --config_path, or --model_path with --model_name"
+COMBINATIONS = [
+    (PORT, [SERVABLE]),
+    ([*PORT, "--config_path="], [SERVABLE]),
+    ([*PORT, "--model_name=m"], [f"{SERVABLE}; --model_path is missing"]),
+    ([*PORT, "--model_path=m"], [f"{SERVABLE}; --model_name is missing"]),
+    ([*PORT, *CONFIG, *SINGLE], ["use either --config_path, or --model_path with --model_name"]),
+    (
+        [*PORT, *CONFIG, "--nireq=1", "--layout=NC"],
+        ["--layout, --nireq: parameters of a model do not go with --config_path, the file has them"],
+    ),
+    *(
+        ([*PORT, *SINGLE, f"--{name}", value], [f"--{name} requires --layout to be set"])
+        for name, value in [("mean", "1"), ("scale", "2"), ("color_format", "RGB:BGR"), ("precision", "uint8:fp32")]
+    ),
+    (CONFIG, ["--rest_port is missing: --port and --rest_port cannot both be unset"]),
+    ([*CONFIG, "--rest_port=0", "--port=0"], ["--rest_port is missing: --port and --rest_port cannot both be unset"]),
+    ([*CONFIG, "--port=9000"], ["--rest_port is missing: --port is gRPC's, which is not served here"]),
+    ([*CONFIG, *PORT, "--port=8000"], ["--port and --rest_port cannot have the same value, got 8000"]),
+    ([*CONFIG, *PORT, "--metrics_list=a"], ["--metrics_list requires --metrics_enable"]),
+    ([*CONFIG, *PORT, "--metrics_list=a", "--metrics_enable=false"], ["--metrics_list requires --metrics_enable"]),
+    ([], [SERVABLE, "--rest_port is missing: --port and --rest_port cannot both be unset"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "problems"), COMBINATIONS)
+def test_flags_that_do_not_go_together_are_refused(arguments, problems):
+    assert refusals(*arguments) == problems
+
+
+ADDRESSES = "expected IP addresses or host names, separated by commas"
+VALUES = [
+    ("rest_port", "65536", "expected an integer from 0 to 65535"),
+    ("rest_port", "-1", "expected an integer from 0 to 65535"),
+    ("port", "http", "expected an integer from 0 to 65535"),
+    ("rest_port", "٨", "expected an integer from 0 to 65535"),
+    ("rest_workers", "10001", "expected an integer from 0 to 10000"),
+    ("nireq", "1.5", "expected an integer from 0 to 1000000000"),
+    ("file_system_poll_wait_seconds", "-1", "expected an integer from 0 to 86400"),
+    ("custom_node_resources_cleaner_interval_seconds", "0", "expected an integer from 1 to 1000000000"),
+    ("log_level", "FATAL", "expected one of TRACE, DEBUG, INFO, WARNING, ERROR"),
+    ("metrics_enable", "yes", "expected true or false"),
+    ("allow_credentials", "on", "expected true or false"),
+    ("metrics_list", "a,,b", "expected names, separated by commas"),
+    ("rest_bind_address", "127.0.0.1,", ADDRESSES),
+    ("rest_bind_address", "127.0.0.300", ADDRESSES),
+    ("rest_bind_address", "127.0.0.1:80", ADDRESSES),
+    ("rest_bind_address", "[::1", ADDRESSES),
+    ("rest_bind_address", "unix:/x", ADDRESSES),
+    ("plugin_config", "[]", "expected a JSON object"),
+    ("model_version_policy", "1", "expected a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("flag", "text", "problem"), VALUES)
+def test_a_value_that_a_flag_cannot_have_is_refused(flag, text, problem):
+    assert refusals(f"--{flag}={text}") == [f"--{flag}: {problem}, got {text!r}"]
+
+
+@pytest.mark.parametrize(("flag", "text"), [("shape", "{'a': 1}"), ("layout", "[NC"), ("plugin_config", "{NUM: 1}")])
+def test_json_text_that_cannot_be_read_is_refused(flag, text):
+    (problem,) = refusals(f"--{flag}={text}")
+    assert problem.startswith(f"--{flag}: is not valid JSON (")
+    assert problem.endswith(f"), got {text!r}")
+
+
+def test_a_flag_without_its_value_is_refused():
+    assert refusals("--rest_port", "--config_path", "x") == ["--rest_port: expected one argument"]
+
+
+@pytest.mark.parametrize("arguments", [["--{}"], ["--{}=x"], ["--{}", "x"]])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_ovms_has_besides_is_refused_with_the_reason(name, arguments):
+    given = [argument.format(name) for argument in arguments]
+    assert refusals(*CONFIG, *PORT, *given) == [f"--{name} is not supported: {REFUSED[name]}"]
+
+
+def test_no_flag_is_both_known_and_refused():
+    assert not FLAGS.keys() & REFUSED.keys()
+
+
+UNKNOWN = [
+    ("--rest_prot=1", "--rest_prot: unknown flag; the nearest known one is --rest_port"),
+    ("--rest-port=1", "--rest-port: unknown flag; the nearest known one is --rest_port"),
+    ("--config=x", "--config: unknown flag; the nearest known one is --config_path"),  # no abbreviations
+    ("--config_pat=x", "--config_pat: unknown flag; the nearest known one is --config_path"),
+]
+
+
+@pytest.mark.parametrize(("argument", "problem"), UNKNOWN)
+def test_an_unknown_flag_is_refused_with_the_nearest(argument, problem):
+    assert refusals(*CONFIG, *PORT, argument) == [problem]
+
+
+def test_an_argument_that_belongs_to_nothing_is_refused():
+    assert refusals("serve", *CONFIG, *PORT) == ["unexpected argument 'serve'; the only command is 'check'"]
+
+
+def test_all_mistakes_are_told_at_once():
+    assert refusals("--pull", "--rest_prot", "1", "--port=x", "--nireq=y") == [
+        f"--pull is not supported: {REFUSED['pull']}",
+        "--rest_prot: unknown flag; the nearest known one is --rest_port",
+        "--nireq: expected an integer from 0 to 1000000000, got 'y'",
+        "--port: expected an integer from 0 to 65535, got 'x'",
+    ]
+
+
+# --- Command lines of others
+
+KSERVE = "--model_name=m --model_path=/mnt/models --port=9000 --rest_port=8080 --file_system_poll_wait_seconds=0"
+OPENSHIFT = (
+    "--model_name=m --port=8001 --rest_port=8888 --model_path=/mnt/models --file_system_poll_wait_seconds=0 "
+    "--grpc_bind_address=0.0.0.0 --rest_bind_address=0.0.0.0 --target_device=AUTO --metrics_enable"
+)
+
+
+@pytest.mark.parametrize(("line", "port"), [(KSERVE, 8080), (OPENSHIFT, 8888)])
+def test_the_command_lines_of_runtimes_are_understood(line, port):
+    start = read(*line.split())
+    assert start.model["base_path"] == "/mnt/models"
+    assert start.environ == {"OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS": "0"}
+    assert start.gunicorn == {"bind": [f"0.0.0.0:{port}"]}
+
+
+def test_the_help_has_a_line_for_every_flag(capsys):
+    with pytest.raises(SystemExit) as ended:
+        read("--help")
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"\n{title}:\n" in text for title in GROUPS)
+    lines = [line.split() for line in text.splitlines() if line.startswith("  --")]
+    assert [words[0].lstrip("-") for words in lines] == ["version", *FLAGS]
+    assert max(map(len, text.splitlines())) <= 104
+    # The longest name alone has its meaning in the next line.
+    assert [words[0] for words in lines if len(words) <= 2] == ["--custom_node_resources_cleaner_interval_seconds"]

@@ -1,0 +1,237 @@
+"""Reloading under load: on a call, on SIGHUP, on a change of the disk; what fails leaves everything as it was."""
+
+import http.client
+import json
+import shutil
+import signal
+import threading
+import time
+
+import model_zoo
+import numpy as np
+import pytest
+from openvino import Type, opset15
+from service import serve, write_config
+
+
+def times(factor):
+    """A model x FP32 [1,4] -> y = x * factor."""
+    x = model_zoo.parameter("x", (1, 4), Type.f32)
+    return model_zoo.model_of({"y": opset15.multiply(x, opset15.constant(np.float32(factor)))}, [x])
+
+
+BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]})
+
+
+class Clients:
+    """Clients that infer with a model all the time; whatever goes wrong for one is kept."""
+
+    def __init__(self, service, model, count=3):
+        self.failures, self.results = [], []
+        self._service, self._model, self._stopping = service, model, threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(count)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        self.wait_for_more()
+        return self
+
+    def __exit__(self, *error):
+        self.wait_for_more()
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_more(self, count=50):
+        """Wait until so many more answers, or a failure, have come."""
+        enough = len(self.results) + count
+        self._service.wait_for(lambda: len(self.results) >= enough or self.failures)
+
+    def _run(self):
+        connection = None
+        while not self._stopping.is_set():
+            try:
+                connection = connection or http.client.HTTPConnection("127.0.0.1", self._service.port, timeout=60)
+                connection.request("POST", f"/v2/models/{self._model}/infer", BODY)
+                response = connection.getresponse()
+                answer = json.loads(response.read())
+                self.results.append((answer["model_version"], answer["outputs"][0]["data"][0]))
+                if response.getheader("connection") == "close":
+                    connection.close()
+                    connection = None
+            except Exception as error:  # whatever it is, a client would have met it
+                self.failures.append(repr(error))
+                connection = None
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A service of two models that looks at the disk only when it is told to."""
+    model_zoo.save(times(1), tmp_path / "m")
+    model_zoo.save(model_zoo.relu(), tmp_path / "other")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"}, {"name": "other", "base_path": "other"})
+    with serve(tmp_path, "-w", "2", config=config, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as running:
+        yield running
+
+
+def reload(service):
+    return service.request("POST", "/v1/config/reload")
+
+
+def status(*versions, state="AVAILABLE", code="OK", message="OK"):
+    entry = {"state": state, "status": {"error_code": code, "error_message": message}}
+    return {"model_version_status": [{"version": version, **entry} for version in versions]}
+
+
+def test_the_status_of_all_models_is_told(served):
+    answer = served.get("/v1/config")
+    assert (answer.status, answer.json()) == (200, {"m": status("1"), "other": status("1")})
+
+
+def test_nothing_new_is_a_200_and_no_worker_is_replaced(served):
+    served.wait_for(lambda: len(served.workers()) == 2)
+    before = served.workers()
+    answer = reload(served)
+    assert (answer.status, answer.json()) == (200, {"m": status("1"), "other": status("1")})
+    assert served.workers() == before
+
+
+def test_a_new_version_is_served_when_the_call_returns_and_no_request_fails(served, tmp_path):
+    with Clients(served, "m") as clients:
+        model_zoo.save(times(2), tmp_path / "m", 2)
+        answer = reload(served)
+        assert (answer.status, answer.json()) == (201, {"m": status("2"), "other": status("1")})
+        for _ in range(8):
+            assert served.infer("m", BODY.encode()).json()["model_version"] == "2"
+    assert clients.failures == []
+    assert set(clients.results) == {("1", 1.0), ("2", 2.0)}
+
+
+def test_only_what_has_changed_is_compiled(served, tmp_path):
+    model_zoo.save(times(2), tmp_path / "m", 2)
+    assert reload(served).status == 201
+    assert served.log.count("model 'm' version 2 is being tried") == 1
+    assert served.log.count("model 'm' version 1 is being tried") == 1
+    assert served.log.count("model 'other' version 1 is being tried") == 1
+
+
+def test_a_model_that_was_changed_in_its_place_is_served_anew(served, tmp_path):
+    with Clients(served, "m") as clients:
+        model_zoo.save(times(5), tmp_path / "new")
+        for name in ("model.bin", "model.xml"):
+            (tmp_path / "new" / "1" / name).rename(tmp_path / "m" / "1" / name)
+        assert reload(served).status == 201
+    assert clients.failures == []
+    assert clients.results[-1] == ("1", 5.0)
+
+
+@pytest.mark.parametrize("version", [1, 2], ids=["in the place of the old one", "as a new version"])
+def test_a_broken_model_is_told_and_what_served_goes_on(served, tmp_path, version):
+    with Clients(served, "m") as clients:
+        shutil.rmtree(tmp_path / "m" / str(version), ignore_errors=True)
+        (tmp_path / "m" / str(version)).mkdir()
+        (tmp_path / "m" / str(version) / "model.onnx").write_text("garbage")
+        answer = reload(served)
+        assert answer.status == 412
+        assert answer.json()["error"].startswith(f"model 'm' version {version} cannot read ")
+    assert clients.failures == []
+    assert set(clients.results) == {("1", 1.0)}
+    told = [item["status"]["error_message"] for item in served.get("/v1/config").json()["m"]["model_version_status"]]
+    assert any(text.startswith("cannot read ") for text in told)
+
+
+def test_a_broken_model_is_tried_again_when_it_is_asked_for(served, tmp_path):
+    (tmp_path / "m" / "2").mkdir()
+    (tmp_path / "m" / "2" / "model.onnx").write_text("garbage")
+    assert reload(served).status == 412
+    assert reload(served).status == 412
+    shutil.rmtree(tmp_path / "m" / "2")
+    model_zoo.save(times(2), tmp_path / "m", 2)
+    assert reload(served).json()["m"] == status("2")
+
+
+def test_a_broken_config_is_a_400_and_changes_nothing(served, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_config_list": [{"config": {"nam": "m"}}]}')
+    with Clients(served, "m") as clients:
+        answer = reload(served)
+        assert answer.status == 400
+        assert "model_config_list[0].config.nam: unknown key" in answer.json()["error"]
+        served.signal(signal.SIGHUP)
+        served.wait_for(lambda: "reload failed, everything goes on as it was: " in served.log)
+    assert clients.failures == []
+    assert served.get("/v1/config").json() == {"m": status("1"), "other": status("1")}
+
+
+def test_models_come_and_go_with_the_config(served, tmp_path):
+    model_zoo.save(times(3), tmp_path / "third")
+    write_config(tmp_path, {"name": "m", "base_path": "m"}, {"name": "third", "base_path": "third"})
+    assert reload(served).json() == {"m": status("1"), "third": status("1")}
+    assert served.get("/v2/models/other").status == 404
+    assert served.infer("third", BODY.encode()).json()["outputs"][0]["data"] == [3, 6, 9, 12]
+
+
+def test_sighup_reloads_without_a_failure(served, tmp_path):
+    with Clients(served, "m") as clients:
+        model_zoo.save(times(2), tmp_path / "m", 2)
+        served.signal(signal.SIGHUP)
+        served.wait_for(lambda: ("2", 2.0) in clients.results)
+    assert clients.failures == []
+    assert clients.results[-1] == ("2", 2.0)
+
+
+def test_calls_at_the_same_time_all_return_with_the_new_generation(served, tmp_path):
+    model_zoo.save(times(2), tmp_path / "m", 2)
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(reload(served))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {answer.status for answer in answers} <= {200, 201}
+    assert all(answer.json()["m"] == status("2") for answer in answers)
+
+
+def test_a_change_on_the_disk_is_served_without_being_told(tmp_path):
+    model_zoo.save(times(1), tmp_path / "m")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    with serve(tmp_path, "-w", "2", config=config) as service, Clients(service, "m") as clients:
+        model_zoo.save(times(2), tmp_path / "m", 2)
+        service.wait_for(lambda: ("2", 2.0) in clients.results)
+        write_config(tmp_path, {"name": "m", "base_path": "m", "model_version_policy": {"all": {}}})
+        service.wait_for(lambda: service.get("/v2/models/m").json()["versions"] == ["1", "2"])
+    assert clients.failures == []
+
+
+def test_a_broken_version_on_the_disk_is_tried_once(tmp_path):
+    model_zoo.save(times(1), tmp_path / "m")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    with serve(tmp_path, "-w", "1", config=config) as service:
+        (tmp_path / "m" / "2").mkdir()
+        (tmp_path / "m" / "2" / "model.onnx").write_text("garbage")
+        service.wait_for(lambda: "version 2 of model 'm' does not serve" in service.log)
+        looks = time.monotonic() + 4  # four more looks at the disk
+        service.wait_for(lambda: time.monotonic() > looks)
+        assert service.log.count("model 'm' version 2 is being tried") == 1
+
+
+@pytest.mark.parametrize("options", [("-k", "sync"), ("-k", "gthread")])
+def test_reloads_work_with_gunicorns_own_workers(tmp_path, options):
+    model_zoo.save(times(1), tmp_path / "m")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    with serve(tmp_path, "-w", "2", *options, config=config) as service:
+        model_zoo.save(times(2), tmp_path / "m", 2)
+        assert reload(service).json() == {"m": status("2")}
+
+
+def test_the_control_address_reloads_too(tmp_path):
+    model_zoo.save(times(1), tmp_path / "m")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    path = tmp_path / "control"
+    with serve(tmp_path, "-w", "2", config=config, OVMS_REST_CONTROL_BIND=f"unix:{path}") as service:
+        service.wait_for(lambda: len(service.workers()) == 3)
+        with Clients(service, "m") as clients:
+            model_zoo.save(times(2), tmp_path / "m", 2)
+            assert reload(service).json() == {"m": status("2")}
+            service.wait_for(lambda: len(service.workers()) == 3)
+        assert clients.failures == []
