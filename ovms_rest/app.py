@@ -1,20 +1,24 @@
 """The WSGI application, wired: settings, config, models, resources."""
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import falcon
 
-from ovms_rest.errors import ConfigError, ServingError, TryLaterError
+from ovms_rest.config import ModelConfig, load_monitoring
+from ovms_rest.errors import ConfigError, NotFoundError, ServingError, TryLaterError
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.registry import Host, ModelRegistry, load_models
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.reloading import Reloads
+from ovms_rest.pool.telemetry import ServedStatistics, Telemetry
 from ovms_rest.serving.control import ConfigReload, ConfigStatus
 from ovms_rest.serving.cors import Cors
 from ovms_rest.serving.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
+from ovms_rest.serving.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
 from ovms_rest.serving.resources import (
     Infer,
     Live,
@@ -25,6 +29,7 @@ from ovms_rest.serving.resources import (
     ServerDescription,
 )
 from ovms_rest.serving.routing import Request, Router
+from ovms_rest.serving.statistics import Statistics
 from ovms_rest.settings import Settings, read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -36,6 +41,14 @@ class App(falcon.App):  # type: ignore[type-arg]
     models: ModelRegistry
     reloads: Reloads
     settings: Settings
+
+    telemetry: Telemetry
+
+    def count_overload(self, path: str) -> None:
+        """Count an inference that was refused without a look at it, as too many wait; `path` as WSGI has it."""
+        _, _, _, name, *version, _ = path.encode("latin-1").decode("utf-8", "replace").rstrip("/").split("/")
+        with contextlib.suppress(NotFoundError):
+            self.models.find(name, version[1] if len(version) == 2 else None).counters.fail("overload", 0)
 
 
 def create_app(registry: Registry, settings: Settings) -> App:
@@ -57,16 +70,40 @@ def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
     settings = read_settings(environ)
     host, models = host_of(settings), ModelRegistry({})
-    reloads = Reloads(
-        settings.config, models, lambda configs, previous: load_models(configs, host, _tell_progress, previous)
-    )
+    telemetry = Telemetry(models, settings.max_waiting)
+
+    def load(configs: tuple[ModelConfig, ...], previous: ModelRegistry, stop: Callable[[], bool]) -> ModelRegistry:
+        loaded = load_models(configs, host, _tell_progress, previous, stop)
+        telemetry.count(loaded)
+        return loaded
+
+    reloads = Reloads(settings.config, models, load)
     reloads.load()
+    metrics = _choose_metrics(settings)
     app = create_app(models, settings)
     app.add_error_handler(TryLaterError, hand_on)
     app.add_route("/v1/config", ConfigStatus(models))
     app.add_route("/v1/config/reload", ConfigReload(models, reloads))
-    app.models, app.reloads, app.settings = models, reloads, settings
+    statistics = Statistics(ServedStatistics(telemetry, models))
+    for path in ("/v2/models/stats", "/v2/models/{name}/stats", "/v2/models/{name}/versions/{version}/stats"):
+        app.add_route(path, statistics)
+    app.add_route("/metrics", Metrics(None if metrics is None else telemetry, metrics or DEFAULT_METRICS))
+    app.models, app.reloads, app.settings, app.telemetry = models, reloads, settings, telemetry
     return app
+
+
+def _choose_metrics(settings: Settings) -> list[str] | None:
+    """Choose which metrics are served: [] all, None none at all. Raises ConfigError."""
+    of_file = load_monitoring(settings.config)
+    names = [name.strip() for name in settings.metrics_list.split(",") if name.strip()]
+    if names and not settings.metrics_enable:
+        raise ConfigError(["OVMS_REST_METRICS_LIST: needs OVMS_REST_METRICS_ENABLE=true"])
+    if of_file is not None and settings.metrics_enable:
+        raise ConfigError([f"{settings.config}: monitoring: metrics are enabled by OVMS_REST_METRICS_ENABLE already"])
+    chosen = of_file if of_file is not None else names if settings.metrics_enable else None
+    if problems := check_metrics_list(chosen or []):
+        raise ConfigError(problems)
+    return chosen
 
 
 def _tell_progress(name: str, version: int) -> None:

@@ -55,6 +55,12 @@ def load_config(path: Path) -> tuple[ModelConfig, ...]:
     return tuple(_model_config(item["config"], path.parent) for item in root["model_config_list"])
 
 
+def load_monitoring(path: Path) -> list[str] | None:
+    """Read which metrics a config file, which was checked already, wants served: [] all, None none at all."""
+    metrics = orjson.loads(path.read_bytes()).get("monitoring", {}).get("metrics", {})
+    return list(metrics.get("metrics_list", [])) if metrics.get("enable") else None
+
+
 def _model_config(config: dict[str, Any], directory: Path) -> ModelConfig:
     return ModelConfig(
         name=config["name"],

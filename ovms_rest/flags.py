@@ -116,11 +116,11 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _names(text: str) -> list[str]:
+def _names(text: str) -> str:
     names = [name.strip() for name in text.split(",")]
     if not all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names):
         raise ValueError("expected names, separated by commas")
-    return names
+    return ",".join(names)
 
 
 _LEVELS = {"TRACE": "debug", "DEBUG": "debug", "INFO": "info", "WARNING": "warning", "ERROR": "error"}
@@ -173,6 +173,8 @@ _SERVER = (
         "how often to look for changes, 1 by default, 0 for never",
         setting="OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS",
     ),
+    Flag("metrics_enable", _boolean, "", "serve metrics", setting="OVMS_REST_METRICS_ENABLE"),
+    Flag("metrics_list", _names, "LIST", "metrics to serve; needs --metrics_enable", setting="OVMS_REST_METRICS_LIST"),
     Flag("cache_dir", _text, "DIR", "directory for compiled models, none by default", setting="OVMS_REST_CACHE_DIR"),
     Flag("log_level", _level, "LEVEL", f"{', '.join(_LEVELS)}; INFO by default"),
     Flag("log_path", _text, "FILE", "file for the log, besides the standard error"),
@@ -205,11 +207,6 @@ _SERVER = (
         setting="OVMS_REST_ALLOW_CREDENTIALS",
     ),
 )
-# To carry one of these out, move it to `_SERVER` and name its setting.
-_PENDING = (
-    Flag("metrics_enable", _boolean, "", "serve metrics"),
-    Flag("metrics_list", _names, "LIST", "metrics to serve; needs --metrics_enable"),
-)
 _TOLERATED = (
     Flag("port", _PORT, "PORT", "port of gRPC"),
     Flag("grpc_bind_address", _text, "LIST", "addresses of gRPC"),
@@ -224,7 +221,6 @@ GROUPS: Mapping[str, Sequence[Flag]] = {
     "what to serve: a config file, or a single model": _SERVABLES,
     "the single model, as the keys of a config": _MODEL,
     "the server": _SERVER,
-    "accepted, without effect yet": _PENDING,
     "accepted, without effect, for there is no gRPC here and no compiled node": _TOLERATED,
 }
 FLAGS: Mapping[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
@@ -409,8 +405,6 @@ def _notes(values: Values, cores: int) -> Iterator[tuple[int, str]]:
         )
     if _takes_both(values.get("rest_bind_address", ())):
         yield logging.INFO, "--rest_bind_address: 0.0.0.0 is left to ::, which takes IPv4 too"
-    if pending := [flag.name for flag in _PENDING if values.get(flag.name)]:
-        yield logging.WARNING, f"{_list(pending)}: no effect yet"
     if tolerated := [flag.name for flag in _TOLERATED if values.get(flag.name)]:
         yield logging.INFO, f"{_list(tolerated)}: no effect, there is no gRPC here and no compiled node"
 

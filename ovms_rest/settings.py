@@ -85,6 +85,8 @@ class Settings:
     max_request_pixels: int = _setting(
         2**28, _between(1, 2**34), "pixels that all images of an input may have, encoded or as resized"
     )
+    metrics_enable: bool = _setting(False, _flag, "serve /metrics, as `monitoring` in the config does")
+    metrics_list: str = _setting("", _text, "metrics to serve, separated by commas; empty for all but optional ones")
     response_compression: bool = _setting(
         False, _flag, "compress answers of inferences when the client asks by Accept-Encoding (gzip, deflate)"
     )

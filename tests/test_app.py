@@ -5,7 +5,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 from wsgiref.util import setup_testing_defaults
@@ -17,6 +17,7 @@ from ovms_rest import __version__
 from ovms_rest.app import create_app, get_app, load_app
 from ovms_rest.errors import ConfigError, InferenceError, InvalidRequestError, NotFoundError, NotReadyError
 from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.pool.counters import Counters
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.settings import Settings
@@ -39,6 +40,7 @@ class FakeServable:
 
     metadata: ModelMetadata
     infer: Callable[[Mapping[str, Any]], Mapping[str, Tensor]]
+    counters: Any = field(default_factory=lambda: Counters(1).of("m", "1"))
 
 
 class FakeRegistry:
@@ -338,7 +340,11 @@ def test_an_application_may_be_mounted_below_a_path():
 def test_the_server_describes_itself():
     answer = ask(make(), "GET", "/v2")
     assert answer.headers["content-type"] == "application/json"
-    assert answer.json() == {"name": "ovms_rest", "version": __version__, "extensions": ["binary_tensor_data"]}
+    assert answer.json() == {
+        "name": "ovms_rest",
+        "version": __version__,
+        "extensions": ["binary_tensor_data", "statistics"],
+    }
 
 
 @pytest.mark.parametrize(

@@ -143,11 +143,7 @@ NOTE_CASES = [
     (["--rest_workers", str(CORES)], []),
     (["--rest_workers", "16"], [(logging.INFO, "--rest_workers: 4 and not 16: a worker takes a core of its own")]),
     (["--metrics_enable=false"], []),
-    (["--metrics_enable"], [(logging.WARNING, "--metrics_enable: no effect yet")]),
-    (
-        ["--metrics_enable", "--metrics_list=ovms_requests_success, ovms_streams"],
-        [(logging.WARNING, "--metrics_enable, --metrics_list: no effect yet")],
-    ),
+    (["--metrics_enable"], []),
     (["--port=0"], []),
     (
         ["--grpc_bind_address=::", "--port=9000", "--grpc_workers=2", "--grpc_max_threads=4", "--grpc_memory_quota=1"],
@@ -303,7 +299,8 @@ OPENSHIFT = (
 def test_the_command_lines_of_runtimes_are_understood(line, port):
     start = read(*line.split())
     assert start.model["base_path"] == "/mnt/models"
-    assert start.environ == {"OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS": "0"}
+    metrics = {"OVMS_REST_METRICS_ENABLE": "true"} if "--metrics_enable" in line else {}
+    assert start.environ == {"OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS": "0", **metrics}
     assert start.gunicorn == {"bind": [f"0.0.0.0:{port}"]}
 
 

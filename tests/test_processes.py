@@ -227,12 +227,17 @@ def fork(work):
     os.waitpid(pid, 0)
 
 
+def make_arbiter(models):
+    """Make what the hooks need of an arbiter and its application."""
+    counters = types.SimpleNamespace(release=lambda slot: None)
+    app = types.SimpleNamespace(models=models, telemetry=types.SimpleNamespace(counters=counters))
+    return types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], WORKERS={})
+
+
 def test_a_model_at_which_workers_die_is_given_up(caplog):
     """What the arbiter does about a worker that dies while it opens a model."""
     models = ModelRegistry({"m": Entry({1: None}), "n": Entry({1: None})})
-    arbiter = types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: types.SimpleNamespace(models=models)))
-    arbiter.control_sockets = []
-    arbiter.WORKERS = {}
+    arbiter = make_arbiter(models)
     for deaths in range(1, hooks.MAX_DEATHS + 1):
         worker = types.SimpleNamespace(pid=deaths)
         hooks.pre_fork(arbiter, worker)
@@ -246,7 +251,7 @@ def test_a_model_at_which_workers_die_is_given_up(caplog):
 
 def test_a_worker_that_ends_while_serving_blames_no_model(caplog):
     worker = types.SimpleNamespace(pid=1)
-    hooks.pre_fork(types.SimpleNamespace(control_sockets=[], WORKERS={}), worker)
+    hooks.pre_fork(arbiter := make_arbiter(None), worker)
     fork(lambda: (hooks.note_opening(worker, "m"), hooks.note_opening(worker, "")))
-    hooks.child_exit(None, worker)
+    hooks.child_exit(arbiter, worker)
     assert "died" not in caplog.text

@@ -215,6 +215,16 @@ def test_a_broken_version_on_the_disk_is_tried_once(tmp_path):
         assert service.log.count("model 'm' version 2 is being tried") == 1
 
 
+def test_the_end_does_not_wait_for_a_model_that_hangs(served, tmp_path):
+    model_zoo.save(model_zoo.endless(), tmp_path / "m", 2)
+    served.signal(signal.SIGHUP)
+    served.wait_for(lambda: "model 'm' version 2 is being tried" in served.log)
+    started = time.monotonic()
+    served.process.terminate()
+    assert served.process.wait(60) == 0
+    assert time.monotonic() - started < 30, "it would have been tried for 300 s"
+
+
 @pytest.mark.parametrize("options", [("-k", "sync"), ("-k", "gthread")])
 def test_reloads_work_with_gunicorns_own_workers(tmp_path, options):
     model_zoo.save(times(1), tmp_path / "m")

@@ -46,7 +46,7 @@ def test_server_metadata(service):
     assert service.get("/v2").json() == {
         "name": "ovms_rest",
         "version": __version__,
-        "extensions": ["binary_tensor_data"],
+        "extensions": ["binary_tensor_data", "statistics"],
     }
 
 

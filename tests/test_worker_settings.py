@@ -90,7 +90,8 @@ class App:
 
     settings = SimpleNamespace(load_timeout_seconds=5, file_system_poll_wait_seconds=0)
     models = SimpleNamespace(open=lambda note, retire: None)
-    reloads = SimpleNamespace(watch=None, run=dict, end=lambda outcome: None)
+    telemetry = SimpleNamespace(counters=SimpleNamespace(claim=id, release=id))
+    reloads = SimpleNamespace(watch=None, run=lambda stop: {}, end=lambda outcome: None)
 
     def __call__(self, environ, start_response):
         return getattr(self, environ["PATH_INFO"].strip("/") or "environ")(environ, start_response)
@@ -600,7 +601,7 @@ def test_hooks_of_the_user(tmp_path, models):
             assert (answer.status, list(answer.json())) == (500, ["error"])
         service.wait_for(lambda: "the hook before failed" in service.log)
         assert "before GET /v2 b of 127.0.0.1" in service.log
-        assert "after /v2 200 OK 74" in service.log
+        assert "after /v2 200 OK 87" in service.log
         assert f"after {RELU_PATH} 200 OK 123" in service.log
         assert "the hook after failed" in service.log
         assert "hook when_ready" in service.log

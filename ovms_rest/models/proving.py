@@ -46,32 +46,53 @@ class Proof(NamedTuple):
     memory: int = 0
 
 
-def prove(tasks: Sequence[Task], timeout: float, begin: Callable[[int], None] = lambda index: None) -> list[Proof]:
+_STOPPED = Proof("was not tried to the end, as the service ends")
+_STOP_POLL_SECONDS = 0.2
+
+
+def prove(
+    tasks: Sequence[Task],
+    timeout: float,
+    begin: Callable[[int], None] = lambda index: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Proof]:
     """Read, compile and infer every model once in a throwaway process.
 
     Each model has `timeout` seconds; `begin` is called with its place when its turn comes. One that ends the process
     gets another try in a process of its own before it is blamed, for the damage may have been done by a model before
-    it.
+    it. When `stop` says so, the rest is not tried.
     """
     proofs: list[Proof] = []
     while len(proofs) < len(tasks):
+        if stop():
+            return proofs + [_STOPPED] * (len(tasks) - len(proofs))
         done = len(proofs)
-        proofs += _attempt(tasks[done:], timeout, lambda index, done=done: begin(done + index))  # type: ignore[misc]
+
+        def begin_one(index: int, done: int = done) -> None:
+            begin(done + index)
+
+        proofs += _attempt(tasks[done:], timeout, begin_one, stop)
     return proofs
 
 
-def _attempt(tasks: Sequence[Task], timeout: float, begin: Callable[[int], None]) -> list[Proof]:
+def _attempt(
+    tasks: Sequence[Task], timeout: float, begin: Callable[[int], None], stop: Callable[[], bool]
+) -> list[Proof]:
     """Start a process and try models until all are through or one fails it; return the results, of one at least."""
     command = [sys.executable, "-m", "ovms_rest.models.proving"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
-            return _watch(process, tasks, timeout, begin)
+            return _watch(process, tasks, timeout, begin, stop)
         finally:
             process.kill()
 
 
 def _watch(
-    process: subprocess.Popen[bytes], tasks: Sequence[Task], timeout: float, begin: Callable[[int], None]
+    process: subprocess.Popen[bytes],
+    tasks: Sequence[Task],
+    timeout: float,
+    begin: Callable[[int], None],
+    stop: Callable[[], bool],
 ) -> list[Proof]:
     assert process.stdin is not None
     assert process.stdout is not None
@@ -86,9 +107,14 @@ def _watch(
     begin(0)
     step, rest, deadline = "starting", b"", time.monotonic() + timeout
     while len(proofs) < len(tasks):
-        if not output.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            proofs.append(Proof(f"did not come up in {timeout:g} s; it was stopped while {step}"))
-            break
+        if not output.poll(min(_STOP_POLL_SECONDS, max(0.0, deadline - time.monotonic())) * 1000):
+            if stop():
+                proofs.append(_STOPPED)
+                break
+            if time.monotonic() >= deadline:
+                proofs.append(Proof(f"did not come up in {timeout:g} s; it was stopped while {step}"))
+                break
+            continue
         received = os.read(process.stdout.fileno(), 65536)
         if not received:
             if not proofs:

@@ -238,12 +238,14 @@ def load_models(
     host: Host,
     begin: Callable[[str, int], None] = lambda name, version: None,
     previous: ModelRegistry | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> ModelRegistry:
     """Find, prove and compile the versions that every model's policy wants.
 
     A version that fails is remembered with its reason, and another takes its place where the policy allows. What a
     `previous` registry serves already, unchanged, is taken over, and what it served goes on where nothing new can take
-    its place. `begin` is called with name and version when the turn of one comes to be proven.
+    its place. `begin` is called with name and version when the turn of one comes to be proven. When `stop` says
+    so, no more are tried.
     """
     served = previous.entries if previous else {}
     candidates = [_Candidate(config, host, served.get(config.name, Entry())) for config in configs]
@@ -257,6 +259,7 @@ def load_models(
             [candidate.task(version) for candidate, version in tasks],
             host.load_timeout,
             lambda index, tasks=tasks: begin(tasks[index][0].config.name, tasks[index][1]),  # type: ignore[misc]
+            stop,
         )
         for (candidate, version), proof in zip(tasks, proofs, strict=True):
             candidate.entry.proofs[version] = proof

@@ -91,6 +91,7 @@ class Model:
         preparation = parse_options(options)
         self.compilation = compilation
         self.file = find_model_file(path)
+        self.counters: Any = None  # where inferences are counted, given when it serves
         self._local = threading.local()
         self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None

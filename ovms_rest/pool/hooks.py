@@ -36,6 +36,7 @@ _table = WorkerTable(4096, usable_cores())
 
 def on_starting(arbiter: Any) -> None:
     """Open the control address, when there is one, for a worker of its own besides the others."""
+    arbiter.app.wsgi().telemetry.table = _table
     address = read_settings(os.environ).control_bind
     arbiter.control_sockets = []
     if address:
@@ -55,7 +56,8 @@ def on_reload(arbiter: Any) -> None:
     to be ready. So they are forked here, and gunicorn is left with none to fork.
     """
     app: App = arbiter.app.wsgi()
-    outcome = app.reloads.run()
+    outcome = app.reloads.run(lambda: _is_told_to_end(arbiter))
+    _table.count_generation()
     if arbiter.control_sockets:
         _count_control_worker(arbiter)
         for worker in arbiter.WORKERS.values():
@@ -160,6 +162,7 @@ def post_worker_init(worker: Any) -> None:
     app: App = worker.wsgi
     ahead = time.monotonic() + app.settings.load_timeout_seconds
     os.utime(worker.tmp.fileno(), (ahead, ahead))
+    app.telemetry.counters.claim(worker.row.index)
     app.models.open(lambda name: note_opening(worker, name), _retire)
     worker.notify()
     worker.row.set_ready()
@@ -184,6 +187,9 @@ def note_opening(worker: Any, name: str) -> None:
 
 def child_exit(arbiter: Any, worker: Any) -> None:
     """Tell which model a worker was at when it died before it could serve; give the model up when it goes on."""
+    if worker.row.is_ready():  # whoever ends in order is not ready any more
+        _table.count_death()
+    arbiter.app.wsgi().telemetry.counters.release(worker.row.index)
     _table.free(worker.row)
     name = worker.opening[:].partition(b"\0")[0].decode(errors="ignore")
     worker.opening.close()

@@ -22,7 +22,8 @@ from ovms_rest.models.watching import Stamp, stamp_all
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-Load = Callable[[tuple[ModelConfig, ...], ModelRegistry], ModelRegistry]
+Stop = Callable[[], bool]
+Load = Callable[[tuple[ModelConfig, ...], ModelRegistry, Stop], ModelRegistry]
 
 _PAGE_BYTES = 2**20
 # How many reloads were begun and ended, whether one was asked for since, and the length of the outcome behind it.
@@ -35,7 +36,8 @@ class Reloads:
     def __init__(self, config: Path, models: ModelRegistry, load: Load) -> None:
         """Take the config file, a registry to be filled, and what fills it.
 
-        `load` gets the models that the file names, and the registry as it is, and returns a new one.
+        `load` gets the models that the file names, the registry as it is, and what tells it to stop, and returns a new
+        registry.
         """
         self._config = config
         self._models = models
@@ -45,22 +47,22 @@ class Reloads:
         self._stamp: Stamp = ()
         self._seen: Stamp = ()
 
-    def load(self) -> None:
+    def load(self, stop: Stop = lambda: False) -> None:
         """Load all that the config names. Raises ConfigError, and changes nothing then."""
         self._stamp = self._seen = self._look()
         configs = load_config(self._config)
         self._paths = [self._config, *(config.base_path for config in configs)]
         self._stamp = self._seen = self._look()
-        self._models.replace(self._load(configs, self._models))
+        self._models.replace(self._load(configs, self._models, stop))
 
     # --- In the arbiter
 
-    def run(self) -> dict[str, Any]:
+    def run(self, stop: Stop) -> dict[str, Any]:
         """Load what has changed; return the outcome. What is wrong with the config leaves everything as it was."""
         begun, ended, _, length = self._read_head()
         self._write_head(begun + 1, ended, 0, length)
         try:
-            self.load()
+            self.load(stop)
         except ConfigError as error:
             for problem in error.problems:
                 log.error("reload failed, everything goes on as it was: %s", problem)

@@ -19,13 +19,15 @@ WAKE = signal.SIGRTMIN
 # The columns, eight bytes each; a row fills a cache line of its own.
 _TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE, _READY = range(5)
 _COLUMNS = 8
-# In front of the rows, a cache line too: how many rows were ever taken, so that none behind them need be read.
-_USED = 0
+# In front of the rows, a cache line too: how many rows were ever taken, so that none behind them need be read; how many
+# workers died; how often there was a reload.
+_USED, _DEATHS, _GENERATION = range(3)
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """What a worker tells of itself; `idle_since` is 0 while it is not idle."""
 
+    row: int
     pid: int
     connections: int
     idle_since: int
@@ -50,6 +52,26 @@ class WorkerTable:
                 return row
         raise RuntimeError(f"there are {self._size} workers already, which is the limit")
 
+    def workers(self) -> list[Seen]:
+        """Return what all workers tell."""
+        return [worker for worker in read_rows(self.numbers) if worker.pid]
+
+    def deaths(self) -> int:
+        """Return how many workers died, so that others took their place."""
+        return self.numbers[_DEATHS]
+
+    def generation(self) -> int:
+        """Return how often there was a reload."""
+        return self.numbers[_GENERATION]
+
+    def count_death(self) -> None:
+        """Count a worker that died; in the arbiter."""
+        self.numbers[_DEATHS] += 1
+
+    def count_generation(self) -> None:
+        """Count a reload; in the arbiter."""
+        self.numbers[_GENERATION] += 1
+
     def free(self, row: "Row") -> None:
         """Take back the row of a worker that is gone."""
         for column in range(_COLUMNS):
@@ -63,7 +85,7 @@ class Row:
         """Find the row."""
         self._numbers = numbers
         self._cores = cores
-        self._index = index
+        self.index = index
         self.start = (1 + index) * _COLUMNS
 
     def set_pid(self, pid: int) -> None:
@@ -90,12 +112,6 @@ class Row:
         """Tell since when (monotonic nanoseconds) this worker has nothing to do; 0 when it has."""
         self._numbers[self.start + _IDLE_SINCE] = since
 
-    def _read(self) -> Iterator[_Seen]:
-        """Yield what every worker tells, this one too."""
-        numbers, end = self._numbers, (1 + self._numbers[_USED]) * _COLUMNS
-        columns = (numbers[_COLUMNS + column : end : _COLUMNS].tolist() for column in (_PID, _CONNECTIONS, _IDLE_SINCE))
-        return itertools.starmap(_Seen, zip(*columns, strict=True))
-
     def find_freer(self, connections: float) -> int | None:
         """Return the process id of the worker that a connection is better left to; None when that is this one.
 
@@ -104,7 +120,7 @@ class Row:
         alone, and leave connections to those that have some.
         """
         own = self._numbers[self.start + _PID]
-        workers = list(self._read())
+        workers = list(read_rows(self._numbers))
         used = [worker for worker in workers if worker.connections]
         if len(used) < self._cores:
             candidates = workers
@@ -125,13 +141,20 @@ class Row:
         Those with more connections than that do not count.
         """
         own = self._numbers[self.start + _PID]
-        workers = list(self._read())
+        workers = list(read_rows(self._numbers))
         busy = sum(1 for worker in workers if worker.connections and not worker.idle_since)
         return busy < self._cores and any(
             0 < worker.idle_since <= until and worker.connections <= connections
             for worker in workers
             if worker.pid != own
         )
+
+
+def read_rows(numbers: memoryview) -> Iterator[Seen]:
+    """Yield what every worker tells."""
+    end = (1 + numbers[_USED]) * _COLUMNS
+    columns = (numbers[_COLUMNS + column : end : _COLUMNS].tolist() for column in (_PID, _CONNECTIONS, _IDLE_SINCE))
+    return itertools.starmap(Seen, zip(itertools.count(), *columns, strict=False))
 
 
 def wake(pid: int) -> None:

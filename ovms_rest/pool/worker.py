@@ -337,9 +337,11 @@ class Worker(BaseWorker):  # type: ignore[misc]
         elif self.is_control:
             self._send_refusal(connection, Refusal(404, "inferences are not served on the control address"))
         elif len(self._waiting) >= self.max_waiting:
+            self.wsgi.count_overload(environ["PATH_INFO"])
             message = f"overloaded: {len(self._waiting)} requests wait already, which is the limit of a worker"
             self._send_refusal(connection, Refusal(503, message, {"Retry-After": "1"}))
         else:
+            environ["ovms_rest.received"] = time.monotonic_ns()
             self._waiting.append(connection)
             if not self._is_busy:
                 self._set_busy(True)

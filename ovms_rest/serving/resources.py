@@ -1,5 +1,6 @@
 """The resources of the KServe v2 REST API (protocol.md section 1)."""
 
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -7,20 +8,49 @@ import falcon
 import orjson
 
 from ovms_rest import __version__
+from ovms_rest.errors import InferenceError, ServingError
 from ovms_rest.protocol.decoding import decode_header_length, decode_raw_request, decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
 from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.serving.body import read_body
 from ovms_rest.serving.compression import choose_encoding, compress
+from ovms_rest.serving.statistics import FailureKind, Question
 from ovms_rest.settings import Settings
 
 # Exactly those that work.
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "statistics")
+
+
+class InferenceCounters(Protocol):
+    """Where inferences of a version are counted; all times are nanoseconds."""
+
+    def begin(self) -> None:
+        """Note that an inference is under way."""
+
+    def record(
+        self,
+        queue_ns: int,
+        input_ns: int,
+        infer_ns: int,
+        output_ns: int,
+        batch: int = 1,
+        request_bytes: int = 0,
+        response_bytes: int = 0,
+    ) -> None:
+        """Count one that was answered."""
+
+    def fail(self, kind: FailureKind, total_ns: int, request_bytes: int = 0, response_bytes: int = 0) -> None:
+        """Count one that was not."""
+
+    def answer(self, question: Question, success: bool = True) -> None:
+        """Count an answer about the model."""
 
 
 class Servable(Protocol):
     """What can be inferred: a version of a model."""
+
+    counters: InferenceCounters
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -87,8 +117,9 @@ class ModelDescription:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Answer the names, datatypes and shapes of the model's tensors."""
-        metadata = self._registry.find(name, version, explain=True).metadata
-        resp.data = orjson.dumps(metadata.to_json(self._registry.versions(name)))
+        servable = self._registry.find(name, version, explain=True)
+        servable.counters.answer("ModelMetadata")
+        resp.data = orjson.dumps(servable.metadata.to_json(self._registry.versions(name)))
 
     on_head = on_get
 
@@ -102,7 +133,7 @@ class ModelReady:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Answer 200 when the model serves, else 404 with the reason."""
-        self._registry.find(name, version, explain=True)
+        self._registry.find(name, version, explain=True).counters.answer("ModelReady")
 
     on_head = on_get
 
@@ -116,29 +147,54 @@ class Infer:
         self._settings = settings
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
-        """Infer: bytes -> request -> arrays -> tensors -> bytes."""
+        """Infer, and count it."""
         servable = self._registry.find(name, version)
-        request = self._read_request(req, servable.metadata)
+        started = time.monotonic_ns()
+        servable.counters.begin()
+        try:
+            self._infer(req, resp, servable, started)
+        except Exception as error:
+            is_refusal = isinstance(error, ServingError) and not isinstance(error, InferenceError)
+            servable.counters.fail("invalid" if is_refusal else "failed", time.monotonic_ns() - started)
+            raise
+
+    def _infer(self, req: falcon.Request, resp: falcon.Response, servable: Servable, started: int) -> None:
+        """Infer: bytes -> request -> arrays -> tensors -> bytes."""
+        body, request = self._read_request(req, servable.metadata)
         arrays = validate_inputs(request, servable.metadata)
         requested = validate_outputs(request, servable.metadata)
+        decoded = time.monotonic_ns()
         tensors = servable.infer(arrays)
+        inferred = time.monotonic_ns()
         response = InferenceResponse(
             servable.metadata.name,
             servable.metadata.version,
             [(tensors[name], binary) for name, binary in requested],
             request.id,
         )
-        self._answer(req, resp, *encode_response(response))
+        answered = self._answer(req, resp, *encode_response(response))
+        shape = request.inputs[0].shape
+        servable.counters.record(
+            started - req.env.get("ovms_rest.received", started),
+            decoded - started,
+            inferred - decoded,
+            time.monotonic_ns() - inferred,
+            shape[0] if shape else 1,
+            body,
+            answered,
+        )
 
-    def _read_request(self, req: falcon.Request, metadata: ModelMetadata) -> InferenceRequest:
+    def _read_request(self, req: falcon.Request, metadata: ModelMetadata) -> tuple[int, InferenceRequest]:
+        """Read the body; return its size, and the request."""
         header = req.env.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
         body = read_body(req.env, self._settings.max_body_bytes, header)
         header_length = decode_header_length(header, len(body))
         if header_length == 0:
-            return decode_raw_request(body, metadata.inputs)
-        return decode_request(body, header_length)
+            return len(body), decode_raw_request(body, metadata.inputs)
+        return len(body), decode_request(body, header_length)
 
-    def _answer(self, req: falcon.Request, resp: falcon.Response, head: bytes, sections: list[Buffer]) -> None:
+    def _answer(self, req: falcon.Request, resp: falcon.Response, head: bytes, sections: list[Buffer]) -> int:
+        """Hand the answer to the server; return its size."""
         if sections:
             resp.content_type = "application/octet-stream"
             resp.set_header("Inference-Header-Content-Length", str(len(head)))
@@ -148,10 +204,12 @@ class Infer:
             if encoding := choose_encoding(req.env.get("HTTP_ACCEPT_ENCODING", "")):
                 resp.set_header("Content-Encoding", encoding)
                 parts = [compress(parts, encoding)]
+        size = sum(map(len, parts))
         if len(parts) == 1:
             resp.data = parts[0]  # type: ignore[assignment]
         elif "ovms_rest.buffers" in req.env:  # our own worker sends views on tensors as they are
             resp.stream = parts  # type: ignore[assignment]
-            resp.content_length = sum(map(len, parts))
+            resp.content_length = size
         else:
             resp.data = b"".join(parts)
+        return size

@@ -1,0 +1,79 @@
+"""What is counted over all workers, as statistics and metrics ask for it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ovms_rest.errors import NotFoundError
+from ovms_rest.models.registry import ModelRegistry
+from ovms_rest.pool.counters import Counters
+from ovms_rest.pool.table import WorkerTable
+from ovms_rest.serving.metrics import ProcessState, WorkerState
+from ovms_rest.serving.statistics import ModelStatistics
+
+# More rows than there will be workers at a time; only those that are used take memory.
+SLOTS = 4096
+
+
+class Telemetry:
+    """The counters of all models, and the state of the workers; made in the arbiter before it forks."""
+
+    def __init__(self, models: ModelRegistry, max_waiting: int) -> None:
+        """Take what serves, and how many requests may wait in a worker."""
+        self.counters = Counters(SLOTS)
+        self.table: WorkerTable | None = None  # set by a hook; without it nothing is known of the workers
+        self._models = models
+        self._max_waiting = max_waiting
+
+    def count(self, models: ModelRegistry) -> None:
+        """Give every model of a registry its counters; in the arbiter."""
+        for name, entry in models.entries.items():
+            for version, model in entry.versions.items():
+                model.counters = self.counters.of(name, str(version))
+
+    def statistics(self, name: str | None = None, version: str | None = None) -> list[ModelStatistics]:
+        """Return the sums over all workers, of all models or of what is asked for. Raises NotFoundError."""
+        workers = len(self.table.workers()) if self.table else 1
+        return [
+            replace(model, streams=workers, queue_size=workers * self._max_waiting)
+            for model in self.counters.statistics(name, version)
+        ]
+
+    def process_state(self) -> ProcessState:
+        """Return the state of the workers."""
+        if self.table is None:
+            return ProcessState()
+        workers = [
+            WorkerState(str(worker.row), not worker.idle_since, worker.connections, _resident(worker.pid))
+            for worker in self.table.workers()
+        ]
+        return ProcessState(workers, self.table.deaths(), self.table.generation())
+
+
+class ServedStatistics:
+    """The statistics of the versions that serve."""
+
+    def __init__(self, telemetry: Telemetry, models: ModelRegistry) -> None:
+        """Take all that is counted, and what serves."""
+        self._telemetry = telemetry
+        self._models = models
+
+    def statistics(self, name: str | None = None, version: str | None = None) -> list[ModelStatistics]:
+        """Return the sums over all workers. Raises NotFoundError for what does not serve."""
+        if name is not None:
+            self._models.find(name, version, explain=True)
+        return [item for item in self._telemetry.statistics(name, version) if self._serves(item)]
+
+    def _serves(self, item: ModelStatistics) -> bool:
+        try:
+            self._models.find(item.name, item.version)
+        except NotFoundError:
+            return False
+        return True
+
+
+def _resident(pid: int) -> int | None:
+    """Return the bytes that a process has resident, None when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+    except (OSError, IndexError):
+        return None
