@@ -15,7 +15,7 @@ from ovms_rest.models.registry import Host, ModelRegistry, load_models
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.reloading import Reloads
 from ovms_rest.pool.telemetry import ServedStatistics, Telemetry
-from ovms_rest.serving.control import ConfigReload, ConfigStatus
+from ovms_rest.serving.control import ConfigReload, ConfigStatus, RepositoryIndex
 from ovms_rest.serving.cors import Cors
 from ovms_rest.serving.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
 from ovms_rest.serving.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
@@ -82,6 +82,7 @@ def load_app(environ: Mapping[str, str]) -> App:
     metrics = _choose_metrics(settings)
     app = create_app(models, settings)
     app.add_error_handler(TryLaterError, hand_on)
+    app.add_route("/v2/repository/index", RepositoryIndex(models, settings.max_body_bytes))
     app.add_route("/v1/config", ConfigStatus(models))
     app.add_route("/v1/config/reload", ConfigReload(models, reloads))
     statistics = Statistics(ServedStatistics(telemetry, models))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from openvino import Type, opset15
 from service import serve, write_config
+from tritonclient import http as http_client
 
 
 def times(factor):
@@ -87,6 +88,25 @@ def status(*versions, state="AVAILABLE", code="OK", message="OK"):
 def test_the_status_of_all_models_is_told(served):
     answer = served.get("/v1/config")
     assert (answer.status, answer.json()) == (200, {"m": status("1"), "other": status("1")})
+
+
+def test_the_repository_index_tells_states_and_reasons(served, tmp_path):
+    (tmp_path / "m" / "2").mkdir()
+    (tmp_path / "m" / "2" / "model.onnx").write_text("garbage")
+    assert reload(served).status == 412
+    path = "/v2/repository/index"
+    ready = [{"name": name, "version": "1", "state": "READY"} for name in ("m", "other")]
+    first, broken, last = served.request("POST", path).json()
+    assert [first, last] == ready
+    assert (broken["name"], broken["version"], broken["state"]) == ("m", "2", "UNAVAILABLE")
+    assert broken["reason"].startswith("cannot read ")
+    assert served.request("POST", path, {"ready": True}).json() == ready
+    with http_client.InferenceServerClient(f"127.0.0.1:{served.port}") as client:
+        assert len(client.get_model_repository_index()) == 3
+    for body in (b"[]", b"{", b'{"ready": 1}'):
+        answer = served.request("POST", path, body)
+        assert (answer.status, list(answer.json())) == (400, ["error"])
+    assert served.get(path).status == 405
 
 
 def test_nothing_new_is_a_200_and_no_worker_is_replaced(served):
