@@ -41,7 +41,6 @@ class App(falcon.App):  # type: ignore[type-arg]
     models: ModelRegistry
     reloads: Reloads
     settings: Settings
-
     telemetry: Telemetry
 
     def count_overload(self, path: str) -> None:

@@ -14,6 +14,10 @@ from openvino import Type, opset15
 from service import serve, write_config
 from tritonclient import http as http_client
 
+from ovms_rest.errors import ReloadError, TryLaterError
+from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.pool.reloading import Reloads
+
 
 def times(factor):
     """A model x FP32 [1,4] -> y = x * factor."""
@@ -107,6 +111,20 @@ def test_the_repository_index_tells_states_and_reasons(served, tmp_path):
         answer = served.request("POST", path, body)
         assert (answer.status, list(answer.json())) == (400, ["error"])
     assert served.get(path).status == 405
+
+
+def test_the_outcome_is_what_serves_in_the_end(tmp_path):
+    """Not what was loaded: the new workers may die at it."""
+    config, models = write_config(tmp_path), ModelRegistry({})
+    reloads = Reloads(config, models, lambda configs, previous, stop: ModelRegistry({"m": Entry({1: None})}))
+    assert reloads.run(lambda: False) == ""
+    models.give_up("m/1", "died")
+    with pytest.raises(TryLaterError):
+        reloads.request({"ended": 1})
+    reloads.end("")
+    with pytest.raises(ReloadError, match=r"^model 'm' version 1 died$") as caught:
+        reloads.request({"ended": 1})
+    assert caught.value.status == 412
 
 
 def test_nothing_new_is_a_200_and_no_worker_is_replaced(served):

@@ -91,7 +91,7 @@ class App:
     settings = SimpleNamespace(load_timeout_seconds=5, file_system_poll_wait_seconds=0)
     models = SimpleNamespace(open=lambda note, retire: None)
     telemetry = SimpleNamespace(counters=SimpleNamespace(claim=id, release=id))
-    reloads = SimpleNamespace(watch=None, run=lambda stop: {}, end=lambda outcome: None)
+    reloads = SimpleNamespace(watch=None, run=lambda stop: "", end=lambda fault: None)
 
     def __call__(self, environ, start_response):
         return getattr(self, environ["PATH_INFO"].strip("/") or "environ")(environ, start_response)

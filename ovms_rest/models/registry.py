@@ -141,8 +141,9 @@ class ModelRegistry:
         """Stop serving a version, for good: in this process and in those forked from it later."""
         name, _, number = label.rpartition("/")
         log.error("version %s of model %r is given up: %s", number, name, reason)
-        del self.entries[name].versions[int(number)]
-        self.entries[name].failures[int(number)] = reason
+        if entry := self.entries.get(name):  # which a reload may have replaced meanwhile
+            entry.versions.pop(int(number), None)
+            entry.failures[int(number)] = reason
 
 
 class Host(NamedTuple):

@@ -56,7 +56,8 @@ def on_reload(arbiter: Any) -> None:
     to be ready. So they are forked here, and gunicorn is left with none to fork.
     """
     app: App = arbiter.app.wsgi()
-    outcome = app.reloads.run(lambda: _is_told_to_end(arbiter))
+    _deaths.clear()  # what is loaded anew has its chances anew
+    fault = app.reloads.run(lambda: _is_told_to_end(arbiter))
     _table.count_generation()
     if arbiter.control_sockets:
         _count_control_worker(arbiter)
@@ -78,7 +79,7 @@ def on_reload(arbiter: Any) -> None:
     arbiter.num_workers = arbiter.cfg.workers
     arbiter.cfg.set("workers", 0)
     arbiter.worker_age = age  # gunicorn takes older ones for the old generation, whose end it waits for
-    app.reloads.end(outcome)
+    app.reloads.end(fault)
 
 
 def _retire_generation(arbiter: Any, old: set[int]) -> None:

@@ -8,7 +8,6 @@ import logging
 import mmap
 import os
 import signal
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,10 @@ Stop = Callable[[], bool]
 Load = Callable[[tuple[ModelConfig, ...], ModelRegistry, Stop], ModelRegistry]
 
 _PAGE_BYTES = 2**20
-# How many reloads were begun and ended, whether one was asked for since, and the length of the outcome behind it.
-_HEAD = struct.Struct("=QQQQ")
+# Numbers of eight bytes in front of the outcome: how many reloads were begun and ended, its length, and whether another
+# was asked for since. A worker writes only the last; a lost write there is made up for by the signal that goes with it.
+_BEGUN, _ENDED, _LENGTH, _ASKED = range(4)
+_HEAD_BYTES = 4 * 8
 
 
 class Reloads:
@@ -42,7 +43,8 @@ class Reloads:
         self._config = config
         self._models = models
         self._load = load
-        self._page = mmap.mmap(-1, _PAGE_BYTES)
+        page = memoryview(mmap.mmap(-1, _PAGE_BYTES))
+        self._numbers, self._outcome = page[:_HEAD_BYTES].cast("Q"), page[_HEAD_BYTES:]
         self._paths = [config]
         self._stamp: Stamp = ()
         self._seen: Stamp = ()
@@ -57,29 +59,31 @@ class Reloads:
 
     # --- In the arbiter
 
-    def run(self, stop: Stop) -> dict[str, Any]:
-        """Load what has changed; return the outcome. What is wrong with the config leaves everything as it was."""
-        begun, ended, _, length = self._read_head()
-        self._write_head(begun + 1, ended, 0, length)
+    def run(self, stop: Stop) -> str:
+        """Load what has changed. What is wrong with the config is returned, and leaves everything as it was."""
+        self._numbers[_BEGUN] += 1
+        self._numbers[_ASKED] = 0
         try:
             self.load(stop)
         except ConfigError as error:
             for problem in error.problems:
                 log.error("reload failed, everything goes on as it was: %s", problem)
-            return {"status": 400, "error": "; ".join(error.problems)}
-        problems = self._models.problems()
-        if problems:
-            return {"status": 412, "error": "; ".join(problems)}
-        return {"status": 201, "models": self._models.status()}
+            return "; ".join(error.problems)
+        return ""
 
-    def end(self, outcome: dict[str, Any]) -> None:
-        """Tell the outcome, when the new generation serves."""
+    def end(self, fault: str) -> None:
+        """Tell the outcome when the new generation serves, or what `run` has found wrong with the config."""
+        outcome: dict[str, Any] = {"status": 201, "models": self._models.status()}
+        if fault:
+            outcome = {"status": 400, "error": fault}
+        elif problems := self._models.problems():
+            outcome = {"status": 412, "error": "; ".join(problems)}
         data = orjson.dumps(outcome)
-        if _HEAD.size + len(data) > _PAGE_BYTES:
+        if len(data) > len(self._outcome):
             data = orjson.dumps({"status": outcome["status"], "error": "the outcome is too long; it is in the log"})
-        begun, _, asked, _ = self._read_head()
-        self._page[_HEAD.size : _HEAD.size + len(data)] = data
-        self._write_head(begun, begun, asked, len(data))
+        self._outcome[: len(data)] = data
+        self._numbers[_LENGTH] = len(data)
+        self._numbers[_ENDED] = self._numbers[_BEGUN]  # last, for it tells that the rest is there
 
     # --- In a worker
 
@@ -102,7 +106,7 @@ class Reloads:
         with the reason for one that failed.
         """
         if "ended" not in ticket:
-            begun, ended, asked, _ = self._read_head()
+            begun, ended, _, asked = self._numbers
             if not asked and begun == ended and self._look() == self._stamp and not self._models.problems():
                 return None
             try:
@@ -112,18 +116,16 @@ class Reloads:
             ticket["ended"] = begun + 1
             if not asked:
                 self._ask()
-        _, ended, _, length = self._read_head()
-        if ended < ticket["ended"]:
+        if self._numbers[_ENDED] < ticket["ended"]:
             raise TryLaterError
-        outcome: dict[str, Any] = orjson.loads(self._page[_HEAD.size : _HEAD.size + length])
+        outcome: dict[str, Any] = orjson.loads(self._outcome[: self._numbers[_LENGTH]])
         if "error" in outcome:
             raise ReloadError(outcome["error"], outcome["status"])
         models: dict[str, Any] = outcome["models"]
         return models
 
     def _ask(self) -> None:
-        begun, ended, _, length = self._read_head()
-        self._write_head(begun, ended, 1, length)
+        self._numbers[_ASKED] = 1
         os.kill(os.getppid(), signal.SIGHUP)
 
     # --- Both
@@ -131,10 +133,3 @@ class Reloads:
     def _look(self) -> Stamp:
         """Describe the config file and the directories of all models that it named when it was read last."""
         return stamp_all(self._paths)
-
-    def _read_head(self) -> tuple[int, int, int, int]:
-        begun, ended, asked, length = _HEAD.unpack_from(self._page)
-        return begun, ended, asked, length
-
-    def _write_head(self, begun: int, ended: int, asked: int, length: int) -> None:
-        _HEAD.pack_into(self._page, 0, begun, ended, asked, length)
