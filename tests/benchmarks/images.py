@@ -28,7 +28,7 @@ from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
 
 CONNECTIONS = 2
-SIZES = ((480, 640), (1080, 1920))
+SIZES = ((480, 640), (1080, 1920), (3000, 4000))
 HEIGHT, WIDTH = 224, 224
 ELEMENT_TYPES = {"UINT8": Type.u8, "FP32": Type.f32}
 DTYPES = {"UINT8": np.uint8, "FP32": np.float32}
