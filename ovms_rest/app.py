@@ -19,6 +19,7 @@ from ovms_rest.serving.control import ConfigReload, ConfigStatus, RepositoryInde
 from ovms_rest.serving.cors import Cors
 from ovms_rest.serving.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
 from ovms_rest.serving.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
+from ovms_rest.serving.permission import Permission
 from ovms_rest.serving.resources import (
     Infer,
     Live,
@@ -39,6 +40,7 @@ class App(falcon.App):  # type: ignore[type-arg]
     """The application with the models that it serves, which gunicorn's hooks open in every worker."""
 
     models: ModelRegistry
+    permission: Permission
     reloads: Reloads
     settings: Settings
     telemetry: Telemetry
@@ -68,7 +70,7 @@ def create_app(registry: Registry, settings: Settings) -> App:
 def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
     settings = read_settings(environ)
-    host, models = host_of(settings), ModelRegistry({})
+    host, models, permission = host_of(settings), ModelRegistry({}), Permission(settings)
     telemetry = Telemetry(models, settings.max_waiting)
 
     def load(configs: tuple[ModelConfig, ...], previous: ModelRegistry, stop: Callable[[], bool]) -> ModelRegistry:
@@ -89,6 +91,7 @@ def load_app(environ: Mapping[str, str]) -> App:
         app.add_route(path, statistics)
     app.add_route("/metrics", Metrics(None if metrics is None else telemetry, metrics or DEFAULT_METRICS))
     app.models, app.reloads, app.settings, app.telemetry = models, reloads, settings, telemetry
+    app.permission = permission
     return app
 
 

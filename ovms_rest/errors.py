@@ -31,6 +31,10 @@ class NotReadyError(ServingError):
     """Something that is configured does not serve."""
 
 
+class ForbiddenError(ServingError):
+    """A change of what is served that is not allowed over HTTP from where it was asked for."""
+
+
 class ReloadError(ServingError):
     """A reload that failed; `status` is 400 for a config that cannot be read, 412 for models that do not serve."""
 

@@ -35,6 +35,15 @@ def _between(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value.lower() not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return value.lower()
+
+    return parse
+
+
 def _setting(default: Any, parse: Callable[[str], Any], meaning: str) -> Any:
     return field(default=default, metadata={"parse": parse, "meaning": meaning})
 
@@ -67,6 +76,12 @@ class Settings:
     )
     control_bind: str = _setting(
         "", _text, "address (HOST:PORT or unix:PATH) of a worker for all but inferences, which never waits for one"
+    )
+    model_control: str = _setting(
+        "auto",
+        _one_of("auto", "none", "all"),
+        "where models may be loaded and unloaded and the log be set by call: `auto` is the control address, when there "
+        "is one, else from this host; `none` is nowhere, `all` is on every address",
     )
     load_timeout_seconds: int = _setting(
         300, _between(1, 86400), "how long a model may take to be read, compiled and tried before it is given up"

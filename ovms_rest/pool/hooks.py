@@ -165,6 +165,7 @@ def post_worker_init(worker: Any) -> None:
     os.utime(worker.tmp.fileno(), (ahead, ahead))
     app.telemetry.counters.claim(worker.row.index)
     app.models.open(lambda name: note_opening(worker, name), _retire)
+    app.permission.is_control_address = worker.is_control
     worker.notify()
     worker.row.set_ready()
     worker.watch = app.reloads.watch

@@ -7,6 +7,7 @@ import orjson
 
 from ovms_rest.errors import (
     BodyTooLargeError,
+    ForbiddenError,
     InferenceError,
     InvalidRequestError,
     NotFoundError,
@@ -18,6 +19,7 @@ from ovms_rest.errors import (
 
 STATUSES: dict[type[ServingError], int] = {
     InvalidRequestError: 400,
+    ForbiddenError: 403,
     NotFoundError: 404,
     BodyTooLargeError: 413,
     UnsupportedEncodingError: 415,
