@@ -13,14 +13,18 @@ from ovms_rest.errors import ConfigError, NotFoundError, ServingError, TryLaterE
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.registry import Host, ModelRegistry, load_models
 from ovms_rest.pool.cores import usable_cores
+from ovms_rest.pool.log_levels import LogLevels
 from ovms_rest.pool.reloading import Reloads
 from ovms_rest.pool.telemetry import ServedStatistics, Telemetry
-from ovms_rest.serving.control import ConfigReload, ConfigStatus, RepositoryIndex
+from ovms_rest.serving.control import ConfigReload, ConfigStatus, ModelLoad, ModelUnload, RepositoryIndex
 from ovms_rest.serving.cors import Cors
 from ovms_rest.serving.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
+from ovms_rest.serving.log_settings import Logging
 from ovms_rest.serving.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
+from ovms_rest.serving.model_config import ModelConfiguration
 from ovms_rest.serving.permission import Permission
 from ovms_rest.serving.resources import (
+    EXTENSIONS,
     Infer,
     Live,
     ModelDescription,
@@ -30,7 +34,7 @@ from ovms_rest.serving.resources import (
     ServerDescription,
 )
 from ovms_rest.serving.routing import Request, Router
-from ovms_rest.serving.statistics import Statistics
+from ovms_rest.serving.statistics import FailureKind, Statistics
 from ovms_rest.settings import Settings, read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -39,27 +43,29 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 class App(falcon.App):  # type: ignore[type-arg]
     """The application with the models that it serves, which gunicorn's hooks open in every worker."""
 
+    log_levels: LogLevels
     models: ModelRegistry
     permission: Permission
     reloads: Reloads
     settings: Settings
     telemetry: Telemetry
 
-    def count_overload(self, path: str) -> None:
-        """Count an inference that was refused without a look at it, as too many wait; `path` as WSGI has it."""
+    def count_refusal(self, path: str, kind: FailureKind, waited_ns: int) -> None:
+        """Count an inference that was refused before the application saw it; `path` as WSGI has it."""
         _, _, _, name, *version, _ = path.encode("latin-1").decode("utf-8", "replace").rstrip("/").split("/")
         with contextlib.suppress(NotFoundError):
-            self.models.find(name, version[1] if len(version) == 2 else None).counters.fail("overload", 0)
+            self.models.find(name, version[1] if len(version) == 2 else None).counters.fail(kind, waited_ns)
 
 
-def create_app(registry: Registry, settings: Settings) -> App:
-    """Wire the resources to what they serve."""
+def create_app(registry: Registry, settings: Settings, is_ending: Callable[[], bool] = lambda: False) -> App:
+    """Wire the resources to what they serve; `is_ending` tells whether the service ends."""
     app = App(router=Router(), request_type=Request, middleware=[Cors(settings)] if settings.allowed_origins else None)
     app.add_error_handler(ServingError, handle_serving_error)
     app.set_error_serializer(serialize_falcon_error)
-    app.add_route("/v2", ServerDescription())
+    extensions = [name for name in EXTENSIONS if name != "model_repository" or settings.model_control != "none"]
+    app.add_route("/v2", ServerDescription(extensions))
     app.add_route("/v2/health/live", Live())
-    app.add_route("/v2/health/ready", Ready(registry))
+    app.add_route("/v2/health/ready", Ready(registry, is_ending))
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         app.add_route(model, ModelDescription(registry))
         app.add_route(f"{model}/ready", ModelReady(registry))
@@ -81,11 +87,18 @@ def load_app(environ: Mapping[str, str]) -> App:
     reloads = Reloads(settings.config, models, load)
     reloads.load()
     metrics = _choose_metrics(settings)
-    app = create_app(models, settings)
+    app = create_app(models, settings, telemetry.is_ending)
     app.add_error_handler(TryLaterError, hand_on)
     app.add_route("/v2/repository/index", RepositoryIndex(models, settings.max_body_bytes))
+    app.add_route("/v2/repository/models/{name}/load", ModelLoad(reloads, permission, settings.max_body_bytes))
+    app.add_route("/v2/repository/models/{name}/unload", ModelUnload(reloads, permission, settings.max_body_bytes))
     app.add_route("/v1/config", ConfigStatus(models))
     app.add_route("/v1/config/reload", ConfigReload(models, reloads))
+    model_config = ModelConfiguration(models, lambda: len(telemetry.process_state().workers))
+    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.add_route(f"{model}/config", model_config)
+    app.log_levels = LogLevels()
+    app.add_route("/v2/logging", Logging(app.log_levels, permission, settings.max_body_bytes))
     statistics = Statistics(ServedStatistics(telemetry, models))
     for path in ("/v2/models/stats", "/v2/models/{name}/stats", "/v2/models/{name}/versions/{version}/stats"):
         app.add_route(path, statistics)

@@ -55,6 +55,24 @@ def load_config(path: Path) -> tuple[ModelConfig, ...]:
     return tuple(_model_config(item["config"], path.parent) for item in root["model_config_list"])
 
 
+def parse_model(name: str, config: dict[str, Any], directory: Path, base: ModelConfig | None) -> ModelConfig:
+    """Read the configuration of a model that came with a call: keys of the file, or those of Triton that mean the same.
+
+    Paths are relative to `directory`. A `base` is the model as it is known, and has the path when none came. Raises
+    ConfigError with a line for every mistake.
+    """
+    config = {_TRITON_KEYS.get(key, key): value for key, value in config.items()}
+    problems = list(_check_keys(config, "config.", {**_MODEL_KEYS, **_OTHER_KEYS}, required=()))
+    if config.get("name", name) != name:
+        problems.append(f"config.name: is {_describe(config['name'])}, the model in the path is {name!r}")
+    if base is None and "base_path" not in config:
+        problems.append(f"config.base_path: is missing, and model {name!r} is not known yet")
+    if problems:
+        raise ConfigError(problems)
+    known = {} if base is None else {"base_path": str(base.base_path)}
+    return _model_config({**known, **config, "name": name}, directory)
+
+
 def load_monitoring(path: Path) -> list[str] | None:
     """Read which metrics a config file, which was checked already, wants served: [] all, None none at all."""
     metrics = orjson.loads(path.read_bytes()).get("monitoring", {}).get("metrics", {})
@@ -186,6 +204,12 @@ def _check_metrics_list(value: Any) -> Problem | None:
     return None
 
 
+def _check_framework(value: Any) -> Problem | None:
+    if type(value) is not str or value.lower() not in ("", "openvino"):
+        return f"expected openvino, got {_describe(value)}"
+    return None
+
+
 def _never(reason: str) -> Check:
     return lambda value: f"is not supported: {reason}"
 
@@ -224,6 +248,18 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "idle_sequence_cleanup": _never(_STATEFUL),
     "low_latency_transformation": _never(_STATEFUL),
     "max_sequence_number": _never(_STATEFUL),
+}
+
+# Of Triton's model configuration: what means the same under another name, and what does not change anything.
+_TRITON_KEYS = {"version_policy": "model_version_policy"}
+_OTHER_KEYS: Mapping[str, Check] = {
+    "platform": _check_framework,
+    "backend": _check_framework,
+    **dict.fromkeys(
+        ("max_batch_size", "input", "output", "parameters", "default_model_filename", "model_transaction_policy"),
+        _never("it follows from the model; leave it out"),
+    ),
+    "instance_group": _never("there are as many instances as workers; leave it out"),
 }
 
 _ROOT_KEYS: Mapping[str, Check] = {

@@ -44,6 +44,25 @@ class ReloadError(ServingError):
         self.status = status
 
 
+class DeadlineError(ServingError):
+    """The request waited longer for its inference than it allows: `waited_ns`."""
+
+    def __init__(self, timeout_us: int, waited_ns: int) -> None:
+        """Write the message."""
+        super().__init__(
+            f"the request could not start within its timeout of {timeout_us} us, it waited {waited_ns // 1000} us"
+        )
+        self.waited_ns = waited_ns
+
+
+class EndingError(ServingError):
+    """The service is shutting down."""
+
+
+class BusyError(ServingError):
+    """There is too much to do already; the same request may succeed a little later."""
+
+
 class TryLaterError(Exception):
     """An answer is not there yet: the worker asks for it again."""
 

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import re
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -343,7 +345,16 @@ def test_the_server_describes_itself():
     assert answer.json() == {
         "name": "ovms_rest",
         "version": __version__,
-        "extensions": ["binary_tensor_data", "statistics"],
+        "extensions": [
+            "binary_tensor_data",
+            "classification",
+            "logging",
+            "model_configuration",
+            "model_repository",
+            "parameters",
+            "schedule_policy",
+            "statistics",
+        ],
     }
 
 
@@ -597,6 +608,17 @@ ERRORS = [
     ("too large", 413, lambda app: infer(app, b" " * 2000)),
     ("wrong encoding", 415, lambda app: infer(app, request(1), headers={"Content-Encoding": "br"})),
     ("failed inference", 500, lambda app: infer(app, request(1), target="/v2/models/failing/infer")),
+    (
+        "waited too long",
+        503,
+        lambda app: ask(
+            app,
+            "POST",
+            "/v2/models/m/infer",
+            json.dumps(request(1, parameters={"timeout": 1})).encode(),
+            **{"ovms_rest.received": time.monotonic_ns() - 10**9},
+        ),
+    ),
     ("bug", 500, lambda app: infer(app, request(1), target="/v2/models/buggy/infer")),
 ]
 errors = pytest.mark.parametrize(("status", "cause"), [case[1:] for case in ERRORS], ids=[case[0] for case in ERRORS])
@@ -910,6 +932,191 @@ def test_a_raw_body_may_be_empty(header):
 def test_a_raw_body_that_does_not_fit_the_model_is_a_400(target, error):
     answer = infer(make(doubler(), adder()), b"abc", target=target, headers=RAW)
     assert (answer.status, answer.json()) == (400, {"error": error})
+
+
+# --- Classes
+
+
+def classifier(labels=()):
+    """Make a model of two outputs of numbers that are the same as its input, with these labels."""
+    outputs = by_name(TensorMetadata("a", "FP32", (ANY,)), TensorMetadata("b", "FP32", (ANY,)))
+    inputs = by_name(TensorMetadata("x", "FP32", (ANY,)))
+    metadata = ModelMetadata("m", "1", inputs, outputs, labels=labels)
+    return FakeServable(metadata, lambda arrays: by_name(*(Tensor(name, "FP32", arrays["x"]) for name in "ab")))
+
+
+def ask_for(name, **parameters):
+    return {"name": name, "parameters": parameters}
+
+
+def test_classes_are_answered_as_strings_with_labels():
+    model = classifier(("cat", "dog"))
+    answer = infer(make(model), request(1, 3, 2, outputs=[ask_for("a", classification=2)]))
+    assert answer.json()["outputs"] == [
+        {"name": "a", "datatype": "BYTES", "shape": [2], "data": ["3.000000:1:dog", "2.000000:2"]}
+    ]
+
+
+def test_classes_are_answered_in_binary_as_other_strings():
+    answer = infer(make(classifier()), request(1, 3, outputs=[ask_for("a", classification=1, binary_data=True)]))
+    head, data = split(answer)
+    assert head["outputs"] == [{"name": "a", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 14}}]
+    assert data == b"\x0a\0\0\x003.000000:1"
+
+
+def test_classes_are_answered_in_binary_when_the_request_says_so():
+    _, data = split(infer(make(classifier()), request(1, 3, outputs=[ask_for("a", classification=1)], **BINARY)))
+    assert data == b"\x0a\0\0\x003.000000:1"
+
+
+def test_outputs_and_their_classes_mix():
+    answer = infer(make(classifier()), request(1, 3, outputs=[{"name": "b"}, ask_for("a", classification=1)]))
+    assert [output["data"] for output in answer.json()["outputs"]] == [[1.0, 3.0], ["3.000000:1"]]
+
+
+def test_a_classification_of_strings_is_a_400():
+    outputs = [ask_for("text", classification=1)]
+    answer = infer(make(speaker(b"a")), request(1, outputs=outputs), target="/v2/models/speaker/infer")
+    assert (answer.status, answer.json()) == (
+        400,
+        {"error": "output 'text': parameters.classification needs an output of numbers, but its datatype is BYTES"},
+    )
+
+
+# --- How long a request may wait
+
+
+def waited(ns, timeout_us, model=None, **environ):
+    """Ask for an inference that came so long ago, with a timeout; return the answer."""
+    body = json.dumps(request(1, parameters={"timeout": timeout_us})).encode()
+    received = {"ovms_rest.received": time.monotonic_ns() - ns}
+    return ask(make(model or doubler()), "POST", "/v2/models/m/infer", body, **{**received, **environ})
+
+
+def test_a_request_that_waited_too_long_is_a_503_that_says_how_long():
+    answer = waited(5_321_000, 1000)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    message = re.fullmatch(
+        r"the request could not start within its timeout of 1000 us, it waited (\d+) us", answer.json()["error"]
+    )
+    assert int(message[1]) >= 5321
+
+
+def test_a_request_that_waited_too_long_is_not_inferred():
+    seen = []
+    assert waited(10**9, 1000, spy(seen)).status == 503
+    assert seen == []
+
+
+def test_a_request_that_waited_too_long_is_counted_with_the_time_that_it_waited():
+    model = doubler()
+    waited(10**9, 1000, model)
+    failures = {kind: failure for kind, failure in model.counters.read().failures.items() if failure.count}
+    assert failures.keys() == {"timeout"}
+    assert failures["timeout"].count == 1
+    assert 10**9 <= failures["timeout"].ns < 60 * 10**9
+
+
+@pytest.mark.parametrize("timeout_us", [0, 3_600_000_000])
+def test_a_request_that_has_time_is_answered(timeout_us):
+    assert waited(10**9, timeout_us).status == 200
+
+
+def test_a_request_for_which_no_time_is_known_did_not_wait():
+    body = json.dumps(request(1, parameters={"timeout": 60_000_000})).encode()
+    assert ask(make(), "POST", "/v2/models/m/infer", body).status == 200
+
+
+def test_what_is_wrong_with_a_request_is_told_before_that_it_waited():
+    body = json.dumps(request(1, parameters={"timeout": 1}, outputs=[{"name": "z"}])).encode()
+    answer = ask(make(), "POST", "/v2/models/m/infer", body, **{"ovms_rest.received": 0})
+    assert answer.status == 400
+
+
+HOUR = 3600
+
+
+@pytest.mark.parametrize("form", ["t={:.3f}", "{:.3f}"])
+@pytest.mark.parametrize("ago", [2, HOUR - 10])
+def test_the_time_since_a_proxy_took_the_request_counts(form, ago):
+    answer = waited(0, 1_000_000, HTTP_X_REQUEST_START=form.format(time.time() - ago))
+    assert answer.status == 503
+    assert int(answer.json()["error"].split()[-2]) >= ago * 1_000_000 - 1000
+
+
+@pytest.mark.parametrize("seconds", [-HOUR - 10, -1_000_000_000, 10, HOUR, 1_000_000_000])
+def test_a_time_of_a_proxy_in_the_future_or_more_than_an_hour_ago_does_not_count(seconds):
+    assert waited(0, 60_000_000, HTTP_X_REQUEST_START=f"t={time.time() + seconds:.3f}").status == 200
+
+
+@pytest.mark.parametrize("value", ["", "nan", "t=", "yesterday", "-1", "9" * 100])
+def test_a_time_of_a_proxy_that_cannot_be_read_does_not_count(value):
+    assert waited(0, 60_000_000, HTTP_X_REQUEST_START=value).status == 200
+
+
+def test_a_request_waited_as_long_as_the_worker_says_whatever_a_proxy_says():
+    assert waited(10**9, 500_000, HTTP_X_REQUEST_START=f"t={time.time():.3f}").status == 503
+
+
+def test_a_proxy_makes_no_request_late_that_may_wait_for_ever():
+    assert waited(0, 0, HTTP_X_REQUEST_START=f"t={time.time() - 100:.3f}").status == 200
+
+
+# --- What the access log of the worker is told
+
+
+def observe(model, body, observed=True):
+    """Ask for an inference; return what the worker is told of it."""
+    environ = {"ovms_rest.received": time.monotonic_ns() - 10**6, "ovms_rest.observed": observed}
+    kept = {}
+
+    def app(environ, start_response):
+        kept["environ"] = environ
+        return make(model)(environ, start_response)
+
+    ask(app, "POST", "/v2/models/m/infer", body if isinstance(body, bytes) else json.dumps(body).encode(), **environ)
+    return kept["environ"].get("ovms_rest.served")
+
+
+def test_an_inference_is_told_with_its_model_its_times_and_its_id():
+    served = observe(doubler(version="7"), request(1, id="42"))
+    assert (served.model_name, served.model_version, served.id) == ("m", "7", "42")
+    assert served.queue_ns >= 10**6
+    assert min(served.input_ns, served.infer_ns, served.output_ns) > 0
+
+
+def test_the_times_that_are_told_are_those_that_are_counted():
+    model = doubler()
+    served, seen = observe(model, request(1)), model.counters.read()
+    assert served[2:6] == (seen.queue.ns, seen.compute_input.ns, seen.compute_infer.ns, seen.compute_output.ns)
+
+
+def test_nothing_is_told_where_nobody_asks():
+    assert observe(doubler(), request(1), observed=False) is None
+
+
+def test_a_request_that_cannot_be_decoded_is_told_without_an_id():
+    served = observe(doubler(), b"{")
+    assert (served.model_name, served.model_version, served.id) == ("m", "1", "")
+    assert served.queue_ns >= 10**6
+    assert served[3:6] == (0, 0, 0)
+
+
+def test_a_request_that_does_not_fit_the_model_is_told_with_its_id():
+    served = observe(doubler(), request(1, id="42", outputs=[{"name": "z"}]))
+    assert (served.id, served[3:6]) == ("42", (0, 0, 0))
+
+
+def test_a_request_that_waited_too_long_is_told_with_its_id():
+    served = observe(doubler(), request(1, id="42", parameters={"timeout": 1}))
+    assert (served.id, served[3:6]) == ("42", (0, 0, 0))
+
+
+def test_a_failed_inference_is_told_with_the_time_until_then():
+    served = observe(failing(InferenceError("failed")), request(1, id="42"))
+    assert served.id == "42"
+    assert served.input_ns > 0
+    assert (served.infer_ns, served.output_ns) == (0, 0)
 
 
 # --- Compression of responses

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ovms_rest.config import ModelConfig, load_config
+from ovms_rest.config import ModelConfig, load_config, parse_model
 from ovms_rest.errors import ConfigError
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
@@ -583,3 +583,55 @@ def test_a_deeply_nested_value_is_told_like_any_other(problems):
     content = b'{"model_config_list": ' + b'{"a":' * 300 + b"1" + b"}" * 300 + b"}"
     (line,) = problems(content)
     assert line.startswith("model_config_list: expected an array, got ")
+
+
+# --- The configuration of one model that comes with a call
+
+
+DESCRIBING = "is not supported: it follows from the model; leave it out"
+
+
+def test_a_model_comes_with_keys_of_the_file_and_those_of_triton():
+    given = {"base_path": "models/m", "version_policy": {"all": {}}, "backend": "openvino", "platform": "OpenVINO"}
+    assert parse_model("m", given, Path("/etc"), None) == ModelConfig(
+        "m", Path("/etc/models/m"), version_policy=VersionPolicy()
+    )
+
+
+def test_a_known_model_keeps_its_path_and_nothing_else():
+    base = ModelConfig("m", Path("/srv/m"), nireq=7)
+    assert parse_model("m", {"target_device": "GPU"}, Path("/etc"), base) == ModelConfig(
+        "m", Path("/srv/m"), target_device="GPU"
+    )
+    assert parse_model("m", {"base_path": "n"}, Path("/etc"), base).base_path == Path("/etc/n")
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"nam": "m"}, "config.nam: unknown key; the nearest known one is 'name'"),
+        ({"name": "n"}, "config.name: is \"n\", the model in the path is 'm'"),
+        ({"backend": "onnxruntime"}, 'config.backend: expected openvino, got "onnxruntime"'),
+        ({"platform": 1}, "config.platform: expected openvino, got 1"),
+        ({"max_batch_size": 8}, f"config.max_batch_size: {DESCRIBING}"),
+        ({"input": []}, f"config.input: {DESCRIBING}"),
+        (
+            {"instance_group": []},
+            "config.instance_group: is not supported: there are as many instances as workers; leave it out",
+        ),
+        ({"version_policy": {"none": {}}}, f'config.model_version_policy: {VERSION_POLICY} {{"none":{{}}}}'),
+    ],
+)
+def test_what_is_wrong_with_a_model_that_comes_with_a_call(given, problem):
+    with pytest.raises(ConfigError) as caught:
+        parse_model("m", given, Path("/etc"), ModelConfig("m", Path("/srv/m")))
+    assert caught.value.problems == (problem,)
+
+
+def test_a_new_model_needs_a_path():
+    with pytest.raises(ConfigError) as caught:
+        parse_model("m", {"nireq": "4"}, Path("/etc"), None)
+    assert caught.value.problems == (
+        f'config.nireq: {NIREQ} "4"',
+        "config.base_path: is missing, and model 'm' is not known yet",
+    )

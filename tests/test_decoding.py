@@ -13,7 +13,12 @@ from wire_cases import CASES, DTYPES, fingerprint
 
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.datatypes import round_to_bfloat16
-from ovms_rest.protocol.decoding import decode_header_length, decode_raw_request, decode_request
+from ovms_rest.protocol.decoding import (
+    decode_header_length,
+    decode_raw_request,
+    decode_request,
+    decode_request_start,
+)
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 from ovms_rest.protocol.validation import validate_inputs
 
@@ -366,7 +371,7 @@ def test_unknown_keys_are_ignored_at_every_level(value):
         }
     )
     assert request.inputs[0].array.tolist() == [1.5]
-    assert request.outputs == (("y", False),)
+    assert request.outputs == (("y", False, 0),)
 
 
 @pytest.mark.parametrize("value", ["text", "", 1, -1, 2**64 - 1, 1.5, True, False])
@@ -1260,7 +1265,7 @@ def test_requested_outputs_keep_their_order_and_repetitions():
 )
 def test_the_flag_of_an_output_wins_over_that_of_the_request(of_request, of_output, binary):
     request = decode({"inputs": [VALID], "parameters": of_request, "outputs": [{"name": "y", "parameters": of_output}]})
-    assert request.outputs == (("y", binary),)
+    assert request.outputs == (("y", binary, 0),)
 
 
 @pytest.mark.parametrize(("parameters", "binary"), [({}, False), ({"binary_data_output": True}, True)])
@@ -1276,3 +1281,186 @@ def test_a_flag_that_is_no_boolean_is_refused(flag, found):
     assert refusal(request) == f"outputs[0] 'y': parameters.binary_data is {found}, expected a boolean"
     request = {"inputs": [VALID], "parameters": {"binary_data_output": flag}}
     assert refusal(request) == f"parameters.binary_data_output is {found}, expected a boolean"
+
+
+@pytest.mark.parametrize("k", [1, 5, 2**64 - 1])
+def test_an_output_may_be_asked_for_as_its_classes(k):
+    request = decode({"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"classification": k}}]})
+    assert request.outputs == (("y", False, k),)
+
+
+def test_classes_may_be_asked_for_in_binary():
+    parameters = {"classification": 2, "binary_data": True}
+    request = decode({"inputs": [VALID], "outputs": [{"name": "y", "parameters": parameters}]})
+    assert request.outputs == (("y", True, 2),)
+
+
+def test_classes_are_answered_as_the_request_says_for_all_outputs():
+    output = {"name": "y", "parameters": {"classification": 2}}
+    request = decode({"inputs": [VALID], "parameters": {"binary_data_output": True}, "outputs": [output]})
+    assert request.outputs == (("y", True, 2),)
+
+
+def test_classification_means_nothing_as_a_parameter_of_the_request():
+    assert decode({"inputs": [VALID], "parameters": {"classification": "x"}}).outputs == ()
+
+
+NO_INTEGERS = [
+    (-1, "-1"),
+    (-(2**63), "-9223372036854775808"),
+    (1.0, "1.0"),
+    (2.5, "2.5"),
+    (2**64, "1.8446744073709552e+19"),
+    ("2", '"2"'),
+    (True, "true"),
+    (False, "false"),
+]
+
+
+@pytest.mark.parametrize(("k", "found"), [(0, "0"), *NO_INTEGERS])
+def test_a_classification_that_is_no_integer_from_1_is_refused(k, found):
+    message = refusal({"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"classification": k}}]})
+    assert message == f"outputs[0] 'y': parameters.classification is {found}, expected an integer of at least 1"
+
+
+def test_a_classification_of_null_is_refused():
+    message = refusal({"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"classification": None}}]})
+    assert message == f"outputs[0] 'y': parameters.classification is null, {WRONG_PARAMETER}"
+
+
+# --- When it has to be answered
+
+
+@pytest.mark.parametrize("timeout", [0, 1, 1000, 2**64 - 1])
+def test_the_timeout_of_a_request_is_kept(timeout):
+    assert decode({"inputs": [VALID], "parameters": {"timeout": timeout}}).timeout_us == timeout
+
+
+def test_a_request_without_timeout_may_wait_for_ever():
+    assert decode({"inputs": [VALID], "parameters": {"priority": 1}}).timeout_us == 0
+
+
+@pytest.mark.parametrize("priority", [0, 1, 2**64 - 1])
+def test_any_priority_is_accepted(priority):
+    assert decode({"inputs": [VALID], "parameters": {"priority": priority}}).parameters == {"priority": priority}
+
+
+@pytest.mark.parametrize("name", ["priority", "timeout"])
+@pytest.mark.parametrize(("value", "found"), NO_INTEGERS)
+def test_a_priority_or_timeout_that_is_no_integer_from_0_is_refused(name, value, found):
+    message = refusal({"inputs": [VALID], "parameters": {name: value}})
+    assert message == f"parameters.{name} is {found}, expected an integer of at least 0"
+
+
+def test_a_large_request_is_refused_for_its_timeout_in_the_same_words():
+    values = [0.123456789] * 2000
+    request = {"inputs": [VALID | {"shape": [2000], "data": values}], "parameters": {"timeout": -1}}
+    assert refusal(request) == "parameters.timeout is -1, expected an integer of at least 0"
+
+
+def test_a_large_request_keeps_its_timeout():
+    values = [0.123456789] * 2000
+    request = {"inputs": [VALID | {"shape": [2000], "data": values}], "parameters": {"timeout": 7, "priority": 2}}
+    assert decode(request).timeout_us == 7
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"sequence_id": 7},
+        {"sequence_id": "seven"},
+        {"sequence_id": 0, "sequence_start": False, "sequence_end": False},
+        {"sequence_id": 2**64 - 1, "sequence_start": True, "sequence_end": True},
+    ],
+)
+def test_parameters_of_sequences_are_accepted_and_mean_nothing(parameters):
+    request = decode({"inputs": [VALID], "parameters": parameters})
+    assert (request.parameters, request.timeout_us, request.inputs[0].array.tolist()) == (parameters, 0, [1.5])
+
+
+@pytest.mark.parametrize(
+    ("value", "start"),
+    [
+        ("t=1612345678.123", 1612345678_123_000_000),
+        ("1612345678.123", 1612345678_123_000_000),
+        ("t=1612345678.000", 1612345678_000_000_000),
+        ("t=1612345678.5", 1612345678_500_000_000),
+        ("t=1612345678.123456", 1612345678_123_456_000),
+        ("t=1612345678.123456789", 1612345678_123_456_789),
+        ("t=0.001", 1_000_000),
+        ("t=1612345678123", 1612345678_123_000_000),
+        ("1612345678123", 1612345678_123_000_000),
+        ("t=1612345678123456", 1612345678_123_456_000),
+        ("1612345678123456", 1612345678_123_456_000),
+    ],
+)
+def test_the_start_of_a_request_is_read_in_every_form_that_proxies_send(value, start):
+    assert decode_request_start(value) == start
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "t=",
+        "t",
+        ".",
+        "t=.",
+        "1612345678",
+        "161234567812",
+        "16123456781234",
+        "1612345678123456789",
+        "9" * 5000,
+        "9" * 5000 + ".5",
+        "1612345678." + "1" * 5000,
+        "12345678901.5",
+        "1612345678.1234567890",
+        "1612345678.",
+        ".123",
+        "1612345678,123",
+        "1.612345678e9",
+        "-1612345678.123",
+        "t=-1612345678123",
+        "+1612345678123",
+        "nan",
+        "t=nan",
+        "inf",
+        "0x17",
+        "1_612_345_678.1",
+        " 1612345678.123",
+        "1612345678.123 ",
+        "t= 1612345678.123",
+        "t =1612345678.123",
+        "1612345678 .123",
+        "1612345678.123\n",
+        "1612345678.123\0",
+        "T=1612345678.123",
+        "ts=1612345678.123",
+        "t=t=1612345678.123",
+        "t=1612345678.123, t=1612345679.123",
+        "\u0661\u0666\u0661\u0662\u0663\u0664\u0665\u0666\u0667\u0668.\u0661",
+        "161234567812\u0663",
+        "161234567812\u00b3",
+    ],
+)
+def test_what_is_no_start_of_a_request_is_none(value):
+    assert decode_request_start(value) is None
+
+
+# --- Shared memory
+
+NO_SHARED_MEMORY = (
+    "parameters.shared_memory_region asks for shared memory, which is not supported; "
+    "send and receive the data in JSON or as binary"
+)
+
+
+@pytest.mark.parametrize("item", [VALID, without(VALID, "data")], ids=["with data", "without data"])
+def test_an_input_in_shared_memory_is_refused(item):
+    parameters = {"shared_memory_region": "region", "shared_memory_byte_size": 4}
+    assert refusal_of_input(item | {"parameters": parameters}) == f"inputs[0] 'x': {NO_SHARED_MEMORY}"
+
+
+def test_an_output_in_shared_memory_is_refused():
+    output = {"name": "y", "parameters": {"shared_memory_region": "region", "shared_memory_byte_size": 4}}
+    assert refusal({"inputs": [VALID], "outputs": [output]}) == f"outputs[0] 'y': {NO_SHARED_MEMORY}"

@@ -52,3 +52,16 @@ def test_nobody_may_where_it_is_turned_off():
     permission = Permission(Settings(model_control="none"))
     assert not permission.is_possible
     assert check(permission) == f"POST {PATH} is not allowed over HTTP; OVMS_REST_MODEL_CONTROL is 'none'"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(), "from this host"),
+        (Settings(control_bind="127.0.0.1:9000"), "on the control address 127.0.0.1:9000"),
+        (Settings(model_control="all"), "from everywhere"),
+        (Settings(model_control="none"), "from nowhere"),
+    ],
+)
+def test_where_it_may_be_is_told(settings, words):
+    assert Permission(settings).describe() == words

@@ -1,6 +1,7 @@
 """The service as processes: its start, its signals, its workers' deaths, and what a bad config or model does to it."""
 
 import os
+import re
 import signal
 import subprocess
 import types
@@ -8,7 +9,7 @@ import types
 import model_zoo
 import numpy as np
 import pytest
-from service import ROOT, environment, serve, write_config
+from service import PATIENCE, ROOT, environment, receive, serve, write_config
 
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pool import hooks
@@ -108,6 +109,11 @@ def test_the_log_tells_what_is_served_and_how(tmp_path):
             f"model 'own' version 3 serves from {file}: x FP32[-1,4] -> y FP32[-1,4]; compiled by each worker "
             "(PERFORMANCE_HINT is LATENCY), ready after "
         ) in service.log
+        assert re.search(
+            r"2 of 2 configured models serve on http://127\.0\.0\.1:\d+, with 1 worker; "
+            "models may be loaded and unloaded by call from this host",
+            service.log,
+        )
 
 
 # --- Models that do not serve
@@ -225,6 +231,31 @@ def fork(work):
         work()
         os._exit(0)
     os.waitpid(pid, 0)
+
+
+def test_readiness_falls_at_once_when_the_service_is_told_to_end(tmp_path, relu):
+    with serve(tmp_path, "-w", "1", config=relu) as service, service.connect() as connection:
+        for path, told in ((b"live", b""), (b"ready", b'{"error":"the service is shutting down"}')):
+            connection.sendall(b"GET /v2/health/%s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+            answer = receive(connection)
+            assert (answer.status, answer.body) == (503 if told else 200, told)
+            if not told:
+                service.process.terminate()
+                service.wait_for(lambda: "Handling signal: term" in service.log)
+        assert answer.headers["connection"] == "close"
+        assert service.process.wait(PATIENCE) == 0
+
+
+def test_readiness_does_not_fall_with_a_generation_whose_place_another_takes(tmp_path, relu):
+    with serve(tmp_path, "-w", "1", config=relu) as service, service.connect() as connection:
+        told = {}
+        while told.get("connection") != "close":
+            connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+            status, headers, _ = receive(connection)
+            assert status == 200
+            if not told:
+                service.signal(signal.SIGHUP)
+            told = headers
 
 
 def make_arbiter(models):

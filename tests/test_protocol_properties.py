@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -10,7 +11,13 @@ from hypothesis import strategies as st
 from wire_cases import DTYPES, fingerprint
 
 from ovms_rest.errors import InvalidRequestError
-from ovms_rest.protocol.decoding import decode_header_length, decode_raw_request, decode_request
+from ovms_rest.protocol.classification import classify
+from ovms_rest.protocol.decoding import (
+    decode_header_length,
+    decode_raw_request,
+    decode_request,
+    decode_request_start,
+)
 from ovms_rest.protocol.encoding import encode_response
 from ovms_rest.protocol.strings import BytesArray, from_matrix, pack, to_matrix, unpack
 from ovms_rest.protocol.tensors import Dim, InferenceRequest, InferenceResponse, Tensor, TensorMetadata
@@ -40,6 +47,12 @@ names = st.sampled_from(["x", "y", "", "\u00e9", "a\0"]) | st.text(max_size=5)
 keys = st.sampled_from(
     ["inputs", "outputs", "parameters", "id", "name", "shape", "datatype", "data", "binary_data_size", "binary_data"]
 )
+known_parameters = st.sampled_from(
+    [
+        *("binary_data_size", "binary_data", "binary_data_output", "classification", "timeout", "priority"),
+        "shared_memory_region",
+    ]
+)
 numbers = (
     st.integers(-3, 300)
     | st.integers(-(2**65), 2**65)
@@ -57,7 +70,7 @@ anything = small | st.builds(nest, small, st.integers(90, 110) | st.integers(240
 shapes = st.lists(st.integers(0, 3), max_size=3)
 data = st.recursive(numbers | st.booleans() | names, lambda children: st.lists(children, max_size=4), max_leaves=12)
 parameters = st.dictionaries(
-    names | st.sampled_from(["binary_data_size", "binary_data", "binary_data_output"]),
+    names | known_parameters,
     st.booleans() | numbers | names,
     max_size=2,
 )
@@ -273,6 +286,35 @@ def test_any_section_is_refused_or_filled_by_its_elements(section, count):
         elements = [section[begin:end] for begin, end in zip(*found, strict=True)]
         assert len(elements) == count
         assert joined(elements) == section
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(max_size=25) | st.text("0123456789.t=", max_size=25) | st.from_regex(r"(t=)?[0-9]+\.?[0-9]*"))
+def test_any_start_of_a_request_is_unreadable_or_a_time(value):
+    start = decode_request_start(value)
+    assert start is None or 0 <= start < 10**19
+
+
+# --- Classes
+
+
+def classified(values, k):
+    """Find the highest values of a flat list, as slowly and plainly as can be."""
+    numbers = [-value if value == value else float("inf") for value in values]
+    order = sorted(range(len(values)), key=lambda index: (values[index] != values[index], numbers[index], index))
+    form = "%f:%d" if any(isinstance(value, float) for value in values) else "%d:%d"
+    return [(form % (values[index], index)).encode() for index in order[:k]]
+
+
+@settings(deadline=None, max_examples=400)
+@given(tensors().filter(lambda tensor: tensor.datatype != "BYTES"), st.integers(1, 30))
+def test_the_classes_of_any_output_are_its_highest_values(tensor, k):
+    array = tensor.array
+    rows = array if array.ndim >= 2 else array.reshape(1, -1)
+    found = classify(tensor, k, ())
+    expected = [text for row in rows for text in classified(row.ravel().tolist(), k)]
+    assert found.array.elements() == expected
+    assert found.shape == (*array.shape[: array.ndim >= 2], min(k, math.prod(rows.shape[1:])))
 
 
 # --- Round trips

@@ -16,7 +16,7 @@ from tritonclient import http as http_client
 
 from ovms_rest.errors import ReloadError, TryLaterError
 from ovms_rest.models.registry import Entry, ModelRegistry
-from ovms_rest.pool.reloading import Reloads
+from ovms_rest.pool.reloading import Change, Reloads
 
 
 def times(factor):
@@ -115,16 +115,42 @@ def test_the_repository_index_tells_states_and_reasons(served, tmp_path):
 
 def test_the_outcome_is_what_serves_in_the_end(tmp_path):
     """Not what was loaded: the new workers may die at it."""
-    config, models = write_config(tmp_path), ModelRegistry({})
+    ticket = {"id": "7", "writes": 0}
+    config, models = write_config(tmp_path, {"name": "m", "base_path": "m"}), ModelRegistry({})
     reloads = Reloads(config, models, lambda configs, previous, stop: ModelRegistry({"m": Entry({1: None})}))
-    assert reloads.run(lambda: False) == ""
+    assert reloads.run([Change(id="7")], lambda: False)
     models.give_up("m/1", "died")
     with pytest.raises(TryLaterError):
-        reloads.request({"ended": 1})
-    reloads.end("")
+        reloads.request(ticket)
+    reloads.end()
     with pytest.raises(ReloadError, match=r"^model 'm' version 1 died$") as caught:
-        reloads.request({"ended": 1})
+        reloads.request(ticket)
     assert caught.value.status == 412
+
+
+def test_a_bug_while_loading_is_told_and_the_arbiter_lives(tmp_path, caplog):
+    def load(configs, previous, stop):
+        raise ZeroDivisionError("a bug")
+
+    models = ModelRegistry({})
+    reloads = Reloads(write_config(tmp_path), models, load)
+    assert not reloads.run([Change(id="7")], lambda: False)
+    reloads.end()
+    with pytest.raises(ReloadError, match="internal error; the reason is in the log of the server") as caught:
+        reloads.request({"id": "7", "writes": 0})
+    assert caught.value.status == 500
+    assert "a bug" in caplog.text
+
+
+def test_an_outcome_is_kept_for_who_comes_late_but_not_for_ever(tmp_path):
+    models = ModelRegistry({})
+    reloads = Reloads(write_config(tmp_path), models, lambda configs, previous, stop: ModelRegistry({}))
+    for number in range(1100):
+        reloads.run([Change(id=str(number))], lambda: False)
+        reloads.end()
+    assert reloads.request({"id": "100", "writes": 0}) is None
+    with pytest.raises(TryLaterError):
+        reloads.request({"id": "1", "writes": 0})
 
 
 def test_nothing_new_is_a_200_and_no_worker_is_replaced(served):

@@ -1,5 +1,6 @@
 """Models in OpenVINO: what they are described as, and what they infer."""
 
+import os
 import re
 
 import ml_dtypes
@@ -64,6 +65,91 @@ def test_rt_info_has_strings_for_leaves(tmp_path):
 
 def test_a_model_without_model_info_has_no_rt_info(tmp_path):
     assert "rt_info" not in open_model(model_zoo.save(model_zoo.relu(), tmp_path)).metadata.to_json(["1"])
+
+
+# --- Labels
+
+
+@pytest.fixture
+def labels_of(tmp_path):
+    """Return the labels of a model with that model_info, beside whose files `make` may make a labels.txt."""
+
+    def labels_of(make=lambda file: None, model_info=None):
+        model = model_zoo.relu()
+        if model_info is not None:
+            model.set_rt_info(model_info, ["model_info"])
+        model_zoo.save(model, tmp_path)
+        make(tmp_path / "1" / "labels.txt")
+        return Model("m", 1, tmp_path / "1", EXACT).metadata.labels
+
+    return labels_of
+
+
+@pytest.mark.parametrize("labels", ["cat black_dog", ["cat", "black_dog"], " cat  black_dog "])
+def test_labels_are_those_of_the_rt_info(labels_of, labels):
+    assert labels_of(model_info={"labels": labels}) == ("cat", "black_dog")
+
+
+@pytest.mark.parametrize("model_info", [None, {"a": "b"}, {"labels": ""}, {"labels": {"a": "b"}}, "text"])
+def test_a_model_may_have_no_labels(labels_of, model_info):
+    assert labels_of(model_info=model_info) == ()
+
+
+def test_labels_of_the_rt_info_win_over_the_file(labels_of):
+    assert labels_of(lambda file: file.write_text("dog"), {"labels": "cat"}) == ("cat",)
+
+
+@pytest.mark.parametrize("model_info", [None, {"labels": " "}, {"labels": {"a": "b"}}, "text"])
+def test_without_labels_in_the_rt_info_the_file_is_read(labels_of, model_info):
+    assert labels_of(lambda file: file.write_text("dog"), model_info) == ("dog",)
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        (b"tabby cat\ndog", ("tabby cat", "dog")),
+        (b"cat\ndog\n", ("cat", "dog")),
+        (b"cat\r\ndog\r\n", ("cat", "dog")),
+        (b"cat\n\ndog\n", ("cat", "", "dog")),
+        (b"  cat \n", ("cat",)),
+        ("gr\u00f6\u00dfe\u2028a\n\u65e5".encode(), ("gr\u00f6\u00dfe\u2028a", "\u65e5")),
+        (b"\xef\xbb\xbfcat", ("cat",)),
+        (b"x" * 2**20, ("x" * 2**20,)),
+    ],
+    ids=["plain", "newline at the end", "CRLF", "empty line", "spaces", "UTF-8", "byte order mark", "1 MiB"],
+)
+def test_a_file_has_a_label_on_every_line(labels_of, content, labels):
+    assert labels_of(lambda file: file.write_bytes(content)) == labels
+
+
+def test_a_file_may_be_a_link(labels_of, tmp_path):
+    (tmp_path / "elsewhere").write_text("cat")
+    assert labels_of(lambda file: file.symlink_to(tmp_path / "elsewhere")) == ("cat",)
+
+
+def test_a_file_beside_a_single_file_is_read(tmp_path):
+    model_zoo.save_onnx_add_one(tmp_path)
+    (tmp_path / "1" / "labels.txt").write_text("cat\ndog")
+    assert Model("m", 1, tmp_path / "1" / "add_one.onnx", EXACT).metadata.labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda file: file.write_bytes(b"cat\n\xff"), "'utf-8' codec can't decode byte 0xff in position 4"),
+        (lambda file: file.write_bytes(b"x" * (2**20 + 1)), "it has more than 1048576 bytes"),
+        (lambda file: file.mkdir(), "it is no file"),
+        (os.mkfifo, "it is no file"),
+        (lambda file: file.symlink_to("nowhere"), "it is no file"),
+    ],
+    ids=["not UTF-8", "too large", "directory", "pipe", "broken link"],
+)
+def test_a_file_that_cannot_be_read_is_told_and_ignored(labels_of, caplog, tmp_path, make, reason):
+    assert labels_of(make) == ()
+    assert f"{tmp_path}/1/labels.txt: is ignored, classes have no labels: {reason}" in caplog.text
+
+
+# --- Inference
 
 
 @pytest.mark.parametrize("datatype", ELEMENT_TYPES)

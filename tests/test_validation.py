@@ -258,12 +258,12 @@ def test_numbers_for_a_uint8_matrix_stay_as_they_came():
 @pytest.mark.parametrize("binary", [False, True])
 def test_all_outputs_are_answered_when_none_is_asked_for(binary):
     outputs = validate_outputs(requested(binary=binary), model(outputs=["a", "b", "c"]))
-    assert outputs == (("a", binary), ("b", binary), ("c", binary))
+    assert outputs == (("a", binary, 0), ("b", binary, 0), ("c", binary, 0))
 
 
 def test_outputs_are_answered_in_the_order_in_which_they_are_asked_for():
     outputs = validate_outputs(requested(("c", True), ("a", False)), model(outputs=["a", "b", "c"]))
-    assert outputs == (("c", True), ("a", False))
+    assert outputs == (("c", True, 0), ("a", False, 0))
 
 
 def test_an_unknown_output_is_refused_with_the_known_ones():
@@ -276,6 +276,20 @@ def test_a_repeated_output_is_refused():
     with pytest.raises(InvalidRequestError) as caught:
         validate_outputs(requested(("a", False), ("b", False), ("a", True)), model(outputs=["a", "b"]))
     assert str(caught.value) == "output 'a' is asked for more than once"
+
+
+def test_the_classes_of_an_output_of_numbers_are_accepted():
+    outputs = validate_outputs(requested(("b", True, 5), ("a", False)), model(outputs=["a", "b"]))
+    assert outputs == (("b", True, 5), ("a", False, 0))
+
+
+def test_the_classes_of_an_output_of_strings_are_refused():
+    metadata = ModelMetadata("m", "1", {}, {"text": TensorMetadata("text", "BYTES", (ANY,))})
+    with pytest.raises(InvalidRequestError) as caught:
+        validate_outputs(requested(("text", True, 1)), metadata)
+    assert str(caught.value) == (
+        "output 'text': parameters.classification needs an output of numbers, but its datatype is BYTES"
+    )
 
 
 # --- Metadata

@@ -12,7 +12,7 @@ from ovms_rest.errors import LoadError, NotFoundError, NotReadyError
 from ovms_rest.models.compilation import Compilation, plan_compilation
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.proving import Proof, Task, prove
-from ovms_rest.models.repository import find_versions, parse_version
+from ovms_rest.models.repository import LATEST, VersionPolicy, find_versions, parse_version
 from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.protocol.tensors import TensorMetadata
@@ -29,6 +29,7 @@ class Entry:
     """What became of a configured model.
 
     `versions` serve, `failures` should and do not, by number and reason; `reason` is why there are no versions at all.
+    A model that was unloaded has only `ended`, the versions that served.
     """
 
     versions: dict[int, Model] = field(default_factory=dict)
@@ -37,9 +38,16 @@ class Entry:
     proofs: dict[int, Proof] = field(default_factory=dict)
     # What the versions were made of: the same need not be made again.
     sources: dict[int, tuple[Task, Stamp]] = field(default_factory=dict)
+    policy: VersionPolicy = LATEST
+    ended: tuple[int, ...] = ()
 
     def status(self) -> list[dict[str, Any]]:
         """Return the status of each version in OVMS's form."""
+        if self.ended:
+            return [
+                {"version": str(number), "state": "END", "status": {"error_code": "OK", "error_message": "OK"}}
+                for number in sorted(self.ended)
+            ]
         numbers = sorted(self.versions.keys() | self.failures.keys())
         if self.reason and not numbers:
             numbers = [1]
@@ -58,6 +66,22 @@ class Entry:
     def explain(self) -> str:
         """Tell why the model does not serve."""
         return self.reason or "; ".join(f"version {version} {why}" for version, why in sorted(self.failures.items()))
+
+    def problems(self, name: str) -> list[str]:
+        """Tell what of the model of that name does not serve as it should."""
+        whole = [f"model {name!r}: {self.reason}"] if self.reason else []
+        return whole + [f"model {name!r} version {number} {why}" for number, why in sorted(self.failures.items())]
+
+    def differs(self, other: "Entry") -> bool:
+        """Tell whether it serves something else than another, or something else is told of it."""
+        return {number: id(model) for number, model in self.versions.items()} != {
+            number: id(model) for number, model in other.versions.items()
+        } or (self.failures, self.reason, self.ended, self.policy) != (
+            other.failures,
+            other.reason,
+            other.ended,
+            other.policy,
+        )
 
 
 class ModelRegistry:
@@ -83,12 +107,11 @@ class ModelRegistry:
 
     def problems(self) -> list[str]:
         """Tell what does not serve as it should."""
-        problems = []
-        for name, entry in self.entries.items():
-            if entry.reason:
-                problems.append(f"model {name!r}: {entry.reason}")
-            problems += [f"model {name!r} version {number} {why}" for number, why in sorted(entry.failures.items())]
-        return problems
+        return [problem for name, entry in self.entries.items() for problem in entry.problems(name)]
+
+    def version_policy(self, name: str) -> dict[str, Any]:
+        """Return the version policy of a model in the form of the config."""
+        return self.entries[name].policy.to_json()
 
     def find(self, name: str, version: str | None = None, explain: bool = False) -> Model:
         """Return the version asked for as the URL has it, None being the highest.
@@ -100,6 +123,9 @@ class ModelRegistry:
         if entry is None:
             known = ", ".join(map(repr, list(self.entries)[:_LISTED])) + (", ..." * (len(self.entries) > _LISTED))
             raise NotFoundError(f"model {quote(name)} is unknown; configured are {known or 'none'}")
+        if entry.ended:
+            load = f"/v2/repository/models/{quote_path(name)}/load"
+            raise NotFoundError(f"model {name!r} does not serve: it was unloaded; POST {load} serves it again")
         if not entry.versions:
             why = f": {entry.explain()}" if explain else f"; GET /v2/models/{quote_path(name)}/ready tells why"
             raise NotFoundError(f"model {name!r} does not serve{why}")
@@ -117,8 +143,12 @@ class ModelRegistry:
         return [str(version) for version in sorted(self.entries[name].versions)]
 
     def check_ready(self) -> None:
-        """Raise NotReadyError with the names and reasons, unless a version of every configured model serves."""
-        missing = {name: entry.explain() for name, entry in self.entries.items() if not entry.versions}
+        """Raise NotReadyError with the names and reasons, unless a version of every configured model serves.
+
+        One that was unloaded is not expected to.
+        """
+        expected = {name: entry for name, entry in self.entries.items() if not entry.ended}
+        missing = {name: entry.explain() for name, entry in expected.items() if not entry.versions}
         if missing:
             raise NotReadyError("; ".join(f"model {name!r} does not serve: {why}" for name, why in missing.items()))
 
@@ -162,7 +192,7 @@ class _Candidate:
         self.config = config
         self.host = host
         self.previous = previous
-        self.entry = Entry()
+        self.entry = Entry(policy=config.version_policy)
         self.paths: dict[int, Path] = {}
         self.plan: Compilation | None = None
         try:

@@ -58,6 +58,12 @@ class VersionPolicy(NamedTuple):
         allowed = [version for version in versions if self.specific is None or version in self.specific]
         return sorted(allowed, reverse=True)[: self.latest]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it in the form of the config, which is Triton's too."""
+        if self.specific is not None:
+            return {"specific": {"versions": sorted(self.specific)}}
+        return {"all": {}} if self.latest is None else {"latest": {"num_versions": self.latest}}
+
 
 LATEST = VersionPolicy(latest=1)
 

@@ -11,6 +11,7 @@ import fcntl
 import functools
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ from ovms_rest.protocol.strings import BytesArray, from_matrix
 from ovms_rest.protocol.tensors import Array, Dim, ModelMetadata, Tensor, TensorMetadata
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
+
+_LABELS_FILE = "labels.txt"
+MAX_LABELS_BYTES = 2**20
 
 NO_OPTIONS = ModelOptions()
 DEFAULT_LIMITS = ImageLimits()
@@ -113,6 +117,7 @@ class Model:
             {port.metadata.name: port.metadata for port in self._inputs},
             {port.metadata.name: port.metadata for port in self._outputs},
             rt_info,
+            _find_labels(rt_info, path),
         )
 
     def compile(self) -> None:
@@ -308,6 +313,38 @@ def _describe_rt_info(model: openvino.Model) -> dict[str, Any] | None:
     if not model.has_rt_info(["model_info"]):
         return None
     return {"model_info": _plain(model.get_rt_info(["model_info"]))}
+
+
+def _find_labels(rt_info: Mapping[str, Any] | None, path: Path) -> tuple[str, ...]:
+    """Find what the classes of the outputs are called: in the model's rt_info, else in a labels.txt of the version.
+
+    The file lies in the version's directory, or beside the single file that is the model. It has a label on every line;
+    one that cannot be read is told in the log and no reason not to serve.
+    """
+    model_info = (rt_info or {}).get("model_info")
+    labels = model_info.get("labels") if isinstance(model_info, dict) else None
+    if isinstance(labels, str) and labels.split():
+        return tuple(labels.split())
+    file = (path if path.is_dir() else path.parent) / _LABELS_FILE
+    if not os.path.lexists(file):
+        return ()
+    try:
+        lines = _read_labels(file).removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        log.warning("%s: is ignored, classes have no labels: %s", file, error)
+        return ()
+    return tuple(line.strip() for line in lines)
+
+
+def _read_labels(file: Path) -> str:
+    """Read the file; raises OSError or ValueError."""
+    if not file.is_file():  # opening a pipe would take for ever
+        raise ValueError("it is no file")
+    with file.open("rb") as stream:
+        content = stream.read(MAX_LABELS_BYTES + 1)
+    if len(content) > MAX_LABELS_BYTES:
+        raise ValueError(f"it has more than {MAX_LABELS_BYTES} bytes")
+    return content.decode("utf-8-sig")
 
 
 def _plain(value: Any) -> Any:

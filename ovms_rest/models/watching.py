@@ -1,7 +1,6 @@
 """What of the disk a registry was made of, to tell when it has changed."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 # A model has a few files; a directory with more is none, and is not walked through every second.
@@ -17,8 +16,9 @@ def stamp(path: Path) -> Stamp:
     """
     found: list[tuple[str, int, int, int]] = []
     _add(str(path), found)
-    for beside in (path.with_suffix(".bin"), path.parent / "mapping_config.json") if path.is_file() else ():
-        _add(str(beside), found)
+    if path.is_file():
+        for beside in (path.with_suffix(".bin"), path.parent / "mapping_config.json", path.parent / "labels.txt"):
+            _add(str(beside), found)
     for directory, names, files in os.walk(path):
         names.sort()
         for name in sorted(files):
@@ -26,11 +26,6 @@ def stamp(path: Path) -> Stamp:
         if len(found) > _MAX_FILES:
             break
     return tuple(found)
-
-
-def stamp_all(paths: Iterable[Path]) -> Stamp:
-    """Describe several paths as one."""
-    return tuple(item for path in paths for item in stamp(path))
 
 
 def _add(path: str, found: list[tuple[str, int, int, int]]) -> None:

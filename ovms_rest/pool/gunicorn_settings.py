@@ -5,7 +5,16 @@ import sys
 
 from ovms_rest.pool import http_errors
 from ovms_rest.pool.cores import usable_cores
-from ovms_rest.pool.hooks import child_exit, on_reload, on_starting, post_fork, post_worker_init, pre_fork, worker_exit
+from ovms_rest.pool.hooks import (
+    child_exit,
+    on_reload,
+    on_starting,
+    post_fork,
+    post_worker_init,
+    pre_fork,
+    when_ready,
+    worker_exit,
+)
 
 __all__ = [
     "child_exit",
@@ -17,6 +26,7 @@ __all__ = [
     "post_worker_init",
     "pre_fork",
     "preload_app",
+    "when_ready",
     "worker_class",
     "worker_exit",
     "workers",

@@ -15,7 +15,10 @@ from gunicorn.sock import create_sockets
 
 from ovms_rest.app import App
 from ovms_rest.pool.cores import usable_cores
+from ovms_rest.pool.mailbox import CONTROL
+from ovms_rest.pool.reloading import Change
 from ovms_rest.pool.table import WorkerTable
+from ovms_rest.pool.worker import DRAIN_SECONDS, TICK_SECONDS
 from ovms_rest.settings import read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -24,7 +27,7 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 MAX_DEATHS = 3
 _NAME_BYTES = 65536
 _READY_POLL_SECONDS = 0.02
-_RETIRE_SECONDS = 2.0
+_RETIRE_SECONDS = 0.5
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 _deaths: Counter[str] = Counter()
@@ -35,8 +38,17 @@ _table = WorkerTable(4096, usable_cores())
 
 
 def on_starting(arbiter: Any) -> None:
-    """Open the control address, when there is one, for a worker of its own besides the others."""
+    """Have the arbiter make the changes that workers ask for, and tell them when it is told to end.
+
+    Open the control address, when there is one, for a worker of its own besides the others.
+    """
+    arbiter.app.wsgi().log_levels.install()
     arbiter.app.wsgi().telemetry.table = _table
+    arbiter.SIG_NAMES = {**arbiter.SIG_NAMES, CONTROL: "control"}
+    arbiter.handle_control = lambda: make_changes(arbiter)
+    signal.signal(CONTROL, arbiter.signal)
+    for name in ("term", "int", "quit"):
+        _tell_end_first(arbiter, f"handle_{name}")
     address = read_settings(os.environ).control_bind
     arbiter.control_sockets = []
     if address:
@@ -49,58 +61,107 @@ def on_starting(arbiter: Any) -> None:
         _count_control_worker(arbiter)
 
 
+def when_ready(arbiter: Any) -> None:
+    """Tell what is going to be served, how and where."""
+    app: App = arbiter.app.wsgi()
+    entries = app.models.entries.values()
+    addresses = ", ".join(map(str, arbiter.LISTENERS))
+    serving, workers = sum(1 for entry in entries if entry.versions), arbiter.cfg.workers
+    line = "%d of %d configured models serve on %s, with %d worker%s; models may be loaded and unloaded by call %s"
+    allowed = app.permission.describe()
+    log.info(line, serving, len(entries), addresses, workers, "" if workers == 1 else "s", allowed)
+
+
+def _tell_end_first(arbiter: Any, name: str) -> None:
+    """Have the workers know of the end of the service before they are told to end themselves."""
+    handle = getattr(arbiter, name)
+
+    def tell_and_handle() -> None:
+        _table.set_ending()
+        handle()
+
+    setattr(arbiter, name, tell_and_handle)
+
+
+def make_changes(arbiter: Any) -> None:
+    """Make the changes that workers have asked for; when they make a difference, a new generation serves them."""
+    app: App = arbiter.app.wsgi()
+    while changes := app.reloads.receive():
+        _deaths.clear()  # what is loaded anew has its chances anew
+        if app.reloads.run(changes, lambda: _attend(arbiter)):
+            _renew(arbiter)
+        app.reloads.end()
+
+
 def on_reload(arbiter: Any) -> None:
-    """Load what has changed, and have a new generation of workers serve it before the old one ends.
+    """Load what has changed, and have a new generation of workers, with gunicorn's settings read anew, serve it.
 
     gunicorn would fork the new workers after this and end the old ones, oldest first, without waiting for the new ones
     to be ready. So they are forked here, and gunicorn is left with none to fork.
     """
     app: App = arbiter.app.wsgi()
-    _deaths.clear()  # what is loaded anew has its chances anew
-    fault = app.reloads.run(lambda: _is_told_to_end(arbiter))
-    _table.count_generation()
+    app.log_levels.install()
     if arbiter.control_sockets:
         _count_control_worker(arbiter)
-        for worker in arbiter.WORKERS.values():
-            if worker.is_control:
-                worker.is_control = False
-                worker.age = 0
-    old, age = set(arbiter.WORKERS), _highest_age(arbiter)
-    arbiter.num_workers = len(old) + arbiter.cfg.workers
-    while not _is_ready(arbiter, old):
-        while len(arbiter.WORKERS.keys() - old) < arbiter.cfg.workers:
+    _deaths.clear()
+    app.reloads.run([Change()], lambda: _attend(arbiter))
+    _renew(arbiter)
+    arbiter.cfg.set("workers", 0)
+    arbiter.worker_age = -1  # gunicorn would wait for those that are not older than that
+    app.reloads.end()
+
+
+def _attend(arbiter: Any) -> bool:
+    """Do while models load what the arbiter does else: replace workers that died; tell whether it is told to end."""
+    arbiter.murder_workers()
+    arbiter.reap_workers()
+    is_ending = _is_told_to_end(arbiter)
+    if not is_ending:
+        arbiter.manage_workers()
+    return is_ending
+
+
+def _renew(arbiter: Any) -> None:
+    """Have a new generation of workers take the place of all that there are."""
+    _table.count_generation()
+    for worker in arbiter.WORKERS.values():
+        if worker.is_control:
+            worker.is_control = False
+            worker.age = 0
+    old, count = set(arbiter.WORKERS), arbiter.num_workers
+    arbiter.num_workers = len(old) + count
+    while not _is_ready(arbiter, old, count):
+        while len(arbiter.WORKERS.keys() - old) < count:
             arbiter.spawn_worker()
         time.sleep(_READY_POLL_SECONDS)
         arbiter.murder_workers()
         arbiter.reap_workers()
         if _is_told_to_end(arbiter):
             break
-    _retire_generation(arbiter, old)
-    arbiter.num_workers = arbiter.cfg.workers
-    arbiter.cfg.set("workers", 0)
-    arbiter.worker_age = age  # gunicorn takes older ones for the old generation, whose end it waits for
-    app.reloads.end(fault)
+    _retire(arbiter, old)
+    arbiter.num_workers = count
 
 
-def _retire_generation(arbiter: Any, old: set[int]) -> None:
-    """End the old generation, and wait a while until none of it accepts connections any more.
+def _is_ready(arbiter: Any, old: set[int], count: int) -> bool:
+    """Tell whether so many workers of the new generation serve."""
+    new = [worker for pid, worker in arbiter.WORKERS.items() if pid not in old]
+    return len(new) >= count and all(worker.row.is_ready() for worker in new)
 
-    gunicorn's own workers do not tell, and are waited for in vain.
+
+def _retire(arbiter: Any, old: set[int]) -> None:
+    """End the old generation, and wait until it takes no request any more.
+
+    A worker that ends takes one more request on each of its connections for a while. When that is over, nobody gets an
+    answer of the old generation to what is asked afterwards. gunicorn's own workers do not tell, but end.
     """
-    deadline = time.monotonic() + _RETIRE_SECONDS
+    deadline = time.monotonic() + DRAIN_SECONDS + TICK_SECONDS + _RETIRE_SECONDS
     for pid in old:
         arbiter.kill_worker(pid, signal.SIGTERM)
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not _is_told_to_end(arbiter):
         arbiter.reap_workers()
-        if not any(worker.row.is_ready() for pid, worker in arbiter.WORKERS.items() if pid in old):
+        if all(worker.row.is_closed() for pid, worker in arbiter.WORKERS.items() if pid in old):
             break
         time.sleep(_READY_POLL_SECONDS)
-
-
-def _is_ready(arbiter: Any, old: set[int]) -> bool:
-    """Tell whether all workers of the new generation serve."""
-    new = [worker for pid, worker in arbiter.WORKERS.items() if pid not in old]
-    return len(new) >= arbiter.cfg.workers and all(worker.row.is_ready() for worker in new)
 
 
 def _is_told_to_end(arbiter: Any) -> bool:
@@ -164,7 +225,7 @@ def post_worker_init(worker: Any) -> None:
     ahead = time.monotonic() + app.settings.load_timeout_seconds
     os.utime(worker.tmp.fileno(), (ahead, ahead))
     app.telemetry.counters.claim(worker.row.index)
-    app.models.open(lambda name: note_opening(worker, name), _retire)
+    app.models.open(lambda name: note_opening(worker, name), _end_in_order)
     app.permission.is_control_address = worker.is_control
     worker.notify()
     worker.row.set_ready()
@@ -176,7 +237,7 @@ def post_worker_init(worker: Any) -> None:
             os.kill(os.getpid(), number)
 
 
-def _retire() -> None:
+def _end_in_order() -> None:
     """Have this worker finish what it is at and end; the arbiter forks another."""
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -17,11 +17,11 @@ from typing import NamedTuple
 WAKE = signal.SIGRTMIN
 
 # The columns, eight bytes each; a row fills a cache line of its own.
-_TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE, _READY = range(5)
+_TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE, _READY, _CLOSED = range(6)
 _COLUMNS = 8
 # In front of the rows, a cache line too: how many rows were ever taken, so that none behind them need be read; how many
-# workers died; how often there was a reload.
-_USED, _DEATHS, _GENERATION = range(3)
+# workers died; how often there was a reload; whether the service ends.
+_USED, _DEATHS, _GENERATION, _ENDING = range(4)
 
 
 class Seen(NamedTuple):
@@ -72,6 +72,14 @@ class WorkerTable:
         """Count a reload; in the arbiter."""
         self.numbers[_GENERATION] += 1
 
+    def set_ending(self) -> None:
+        """Tell that the service ends; in the arbiter."""
+        self.numbers[_ENDING] = 1
+
+    def is_ending(self) -> bool:
+        """Tell whether the service ends."""
+        return bool(self.numbers[_ENDING])
+
     def free(self, row: "Row") -> None:
         """Take back the row of a worker that is gone."""
         for column in range(_COLUMNS):
@@ -99,6 +107,14 @@ class Row:
     def is_ready(self) -> bool:
         """Tell whether the worker of this row is ready, to the arbiter."""
         return bool(self._numbers[self.start + _READY])
+
+    def set_closed(self) -> None:
+        """Tell that this worker takes no request any more: all that it has yet to answer has come."""
+        self._numbers[self.start + _CLOSED] = 1
+
+    def is_closed(self) -> bool:
+        """Tell whether the worker of this row takes no request any more, to the arbiter."""
+        return bool(self._numbers[self.start + _CLOSED])
 
     def is_first(self) -> bool:
         """Tell whether no other worker that is ready has a row before this one."""

@@ -38,6 +38,10 @@ class Telemetry:
             for model in self.counters.statistics(name, version)
         ]
 
+    def is_ending(self) -> bool:
+        """Tell whether the service ends."""
+        return self.table is not None and self.table.is_ending()
+
     def process_state(self) -> ProcessState:
         """Return the state of the workers."""
         if self.table is None:

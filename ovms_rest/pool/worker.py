@@ -24,7 +24,7 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker as BaseWorker
 
 from ovms_rest.errors import TryLaterError
-from ovms_rest.pool.connection import EVENTS, Buffer, Connection, Times, TlsConnection
+from ovms_rest.pool.connection import EVENTS, Buffer, Connection, State, Times, TlsConnection
 from ovms_rest.pool.http1 import Environ, HeadReader, Refusal, encode_head, encode_refusal, encode_server_lines
 from ovms_rest.pool.table import WAKE, Row, wake
 from ovms_rest.serving.error_handlers import encode_error
@@ -59,6 +59,9 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 Headers = list[tuple[str, str]]
+
+# In which more may come.
+_RECEIVING = (State.HEAD, State.BODY)
 
 
 class Worker(BaseWorker):  # type: ignore[misc]
@@ -178,6 +181,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._tick()
         if not self.alive and not self._draining:
             self._drain()
+        if self._draining and not any(item.state in _RECEIVING for item in self._connections.values()):
+            self.row.set_closed()
         return not self._draining or (bool(self._connections) and self.now < self._end)
 
     def _set_busy(self, busy: bool) -> None:
@@ -337,7 +342,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         elif self.is_control:
             self._send_refusal(connection, Refusal(404, "inferences are not served on the control address"))
         elif len(self._waiting) >= self.max_waiting:
-            self.wsgi.count_overload(environ["PATH_INFO"])
+            self.wsgi.count_refusal(environ["PATH_INFO"], "overload", 0)
             message = f"overloaded: {len(self._waiting)} requests wait already, which is the limit of a worker"
             self._send_refusal(connection, Refusal(503, message, {"Retry-After": "1"}))
         else:

@@ -5,6 +5,7 @@ Every function raises InvalidRequestError for what the client got wrong, and not
 """
 
 import math
+import re
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any, NoReturn
@@ -42,6 +43,8 @@ _FEW = 64
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
 _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
+# Seconds with a fraction, milliseconds, or microseconds: of 13 and 16 digits from the year 2001 to 2286.
+_REQUEST_START = re.compile(r"(?:t=)?(?:([0-9]{1,10})\.([0-9]{1,9})|([0-9]{13})|([0-9]{16}))")
 
 
 def decode_header_length(value: str | None, body_size: int) -> int | None:
@@ -63,6 +66,21 @@ def decode_header_length(value: str | None, body_size: int) -> int | None:
             f"Inference-Header-Content-Length is {show(value)}, but the body has only {body_size} bytes"
         )
     return int(length)
+
+
+def decode_request_start(value: str) -> int | None:
+    """Read `X-Request-Start`, when a proxy took the request: nanoseconds since 1970; None for what cannot be read.
+
+    No standard says what it looks like. nginx and others send "t=" and seconds with a fraction, or milliseconds or
+    microseconds without one; the "t=" may be left out.
+    """
+    match = _REQUEST_START.fullmatch(value)
+    if match is None:
+        return None
+    seconds, fraction, milliseconds, microseconds = match.groups()
+    if seconds:
+        return int(seconds) * 1_000_000_000 + int(fraction.ljust(9, "0"))
+    return int(milliseconds) * 1_000_000 if milliseconds else int(microseconds) * 1000
 
 
 def decode_request(
@@ -95,16 +113,19 @@ def _decode_root(root: dict[str, Any], binary_part: memoryview) -> InferenceRequ
     request_id = root.get("id", "")
     if type(request_id) is not str:
         raise InvalidRequestError(f"id is {describe(request_id)}, expected a string")
-    parameters, binary_output = NO_PARAMETERS, False
+    parameters, binary_output, timeout_us = NO_PARAMETERS, False, 0
     if "parameters" in root:
         parameters = _decode_parameters(root, "")
         binary_output = _decode_flag(parameters, "binary_data_output", "")
+        timeout_us = _decode_integer(parameters, "timeout", "")
+        _decode_integer(parameters, "priority", "")  # which counts where requests wait, before they are decoded
     return InferenceRequest(
         inputs=_decode_inputs(root, binary_part),
         outputs=_decode_outputs(root, binary_output),
         binary_output=binary_output,
         id=request_id,
         parameters=parameters,
+        timeout_us=timeout_us,
     )
 
 
@@ -220,6 +241,26 @@ def _decode_flag(parameters: Parameters, name: str, label: object, default: bool
     return flag
 
 
+def _decode_integer(parameters: Parameters, name: str, label: object, low: int = 0) -> int:
+    """Read a parameter that is an integer of at least `low`; 0 when it is absent."""
+    if name not in parameters:
+        return 0
+    number = parameters[name]
+    if type(number) is not int or number < low:
+        raise InvalidRequestError(
+            f"{_prefix(label)}parameters.{name} is {show(number)}, expected an integer of at least {low}"
+        )
+    return number
+
+
+def _refuse_shared_memory(parameters: Parameters, label: object) -> None:
+    if "shared_memory_region" in parameters:
+        raise InvalidRequestError(
+            f"{label}: parameters.shared_memory_region asks for shared memory, which is not supported; "
+            "send and receive the data in JSON or as binary"
+        )
+
+
 def _decode_outputs(root: dict[str, Any], binary_output: bool) -> tuple[RequestedOutput, ...]:
     items = root.get("outputs", ABSENT)
     if items is ABSENT:
@@ -234,9 +275,14 @@ def _decode_outputs(root: dict[str, Any], binary_output: bool) -> tuple[Requeste
         name = item.get("name")
         if type(name) is not str:
             _refuse_name(item, f"outputs[{index}]")
-        label = f"outputs[{index}] {quote(name)}"
-        parameters = _decode_parameters(item, label)
-        outputs.append(RequestedOutput(name, _decode_flag(parameters, "binary_data", label, binary_output)))
+        binary, classification = binary_output, 0
+        if "parameters" in item:
+            label = _Label("outputs", index, name)
+            parameters = _decode_parameters(item, label)
+            _refuse_shared_memory(parameters, label)
+            binary = _decode_flag(parameters, "binary_data", label, binary_output)
+            classification = _decode_integer(parameters, "classification", label, low=1)
+        outputs.append(RequestedOutput(name, binary, classification))
     return tuple(outputs)
 
 
@@ -262,10 +308,14 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
         name = item.get("name")
         if type(name) is not str:
             _refuse_name(item, f"inputs[{index}]")
-        label = _Label(index, name)
+        label = _Label("inputs", index, name)
         shape = _decode_shape(item, label)
         datatype = _decode_datatype(item, label)
-        size = _decode_parameters(item, label).get("binary_data_size") if "parameters" in item else None
+        size = None
+        if "parameters" in item:
+            parameters = _decode_parameters(item, label)
+            _refuse_shared_memory(parameters, label)
+            size = parameters.get("binary_data_size")
         if "data" in item:
             if size is not None:
                 raise InvalidRequestError(f"{label} has both data and parameters.binary_data_size, expected one")
@@ -283,16 +333,17 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
 
 
 class _Label:
-    """The name of an input for messages, which is put together only when there is one."""
+    """The name of an input or output for messages, which is put together only when there is one."""
 
-    __slots__ = ("_index", "_name")
+    __slots__ = ("_index", "_key", "_name")
 
-    def __init__(self, index: int, name: str) -> None:
+    def __init__(self, key: str, index: int, name: str) -> None:
+        self._key = key
         self._index = index
         self._name = name
 
     def __str__(self) -> str:
-        return f"inputs[{self._index}] {quote(self._name)}"
+        return f"{self._key}[{self._index}] {quote(self._name)}"
 
 
 def _is_binary(item: Any) -> bool:

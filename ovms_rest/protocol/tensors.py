@@ -111,13 +111,17 @@ class TensorMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """What a served version takes and gives; `inputs` and `outputs` are keyed by name, in alphabetical order."""
+    """What a served version takes and gives; `inputs` and `outputs` are keyed by name, in alphabetical order.
+
+    `labels` are what the classes of its outputs are called, by their index.
+    """
 
     name: str
     version: str
     inputs: Mapping[str, TensorMetadata]
     outputs: Mapping[str, TensorMetadata]
     rt_info: Mapping[str, Any] | None = None
+    labels: tuple[str, ...] = ()
     # All outputs, as a request that names none wants them: as JSON and as binary.
     all_outputs: tuple[tuple["RequestedOutput", ...], tuple["RequestedOutput", ...]] = field(init=False)
 
@@ -138,20 +142,25 @@ class ModelMetadata:
 
 
 class RequestedOutput(NamedTuple):
-    """An output as the client wants it: its name, and whether as binary."""
+    """An output as the client wants it: its name, whether as binary, and of how many classes, 0 for its values."""
 
     name: str
     binary: bool
+    classification: int = 0
 
 
 class InferenceRequest(NamedTuple):
-    """A decoded request. No `outputs` means all of them, each `binary_output` or not."""
+    """A decoded request. No `outputs` means all of them, each `binary_output` or not.
+
+    `timeout_us` is how long it may wait for its inference, 0 for ever.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[RequestedOutput, ...] = ()
     binary_output: bool = False
     id: str = ""
     parameters: Parameters = NO_PARAMETERS
+    timeout_us: int = 0
 
 
 class InferenceResponse(NamedTuple):

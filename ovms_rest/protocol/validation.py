@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.classification import refuse_strings
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray, to_matrix
 from ovms_rest.protocol.tensors import Array, InferenceRequest, ModelMetadata, RequestedOutput, Tensor, TensorMetadata
@@ -37,13 +38,14 @@ def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[
 def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tuple[RequestedOutput, ...]:
     """Return the outputs to answer, in order: those asked for, or all in alphabetical order.
 
-    Raises InvalidRequestError for a name that is unknown or repeated.
+    Raises InvalidRequestError for a name that is unknown or repeated, and for the classes of an output of strings.
     """
     if not request.outputs:
         return metadata.all_outputs[request.binary_output]
     seen = set()
-    for name, _ in request.outputs:
-        if name not in metadata.outputs:
+    for name, _, classification in request.outputs:
+        expected = metadata.outputs.get(name)
+        if expected is None:
             raise InvalidRequestError(
                 f"output {quote(name)} is unknown to model {metadata.name!r}, whose outputs are "
                 f"{_names(metadata.outputs)}"
@@ -51,6 +53,8 @@ def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tupl
         if name in seen:
             raise InvalidRequestError(f"output {name!r} is asked for more than once")
         seen.add(name)
+        if classification and expected.datatype == BYTES:
+            refuse_strings(name)
     return request.outputs
 
 

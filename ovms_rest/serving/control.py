@@ -1,16 +1,22 @@
 """The resources that tell and change what is served, in the form of the OpenVINO Model Server."""
 
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import falcon
 import orjson
 
 from ovms_rest.errors import InvalidRequestError, TryLaterError
+from ovms_rest.protocol.words import cut, describe
 from ovms_rest.serving.body import read_body
+from ovms_rest.serving.permission import Permission
 
-# How often a worker that can do nothing else meanwhile looks whether a reload has ended.
+# How often a worker that can do nothing else meanwhile looks whether a change has been made.
 _PAUSE_SECONDS = 0.05
+
+Ticket = dict[str, Any]
+T = TypeVar("T")
 
 
 class Statuses(Protocol):
@@ -23,11 +29,47 @@ class Statuses(Protocol):
 class Reloading(Protocol):
     """What reloads."""
 
-    def request(self, ticket: dict[str, int]) -> dict[str, Any] | None:
+    def request(self, ticket: Ticket) -> dict[str, Any] | None:
         """Reload; return the status of all models, None when nothing has changed.
 
         Raises TryLaterError until that is done, with the same ticket to be shown again, and ReloadError.
         """
+
+
+class ModelChanges(Protocol):
+    """What loads and unloads models. Both raise TryLaterError as above, NotFoundError, BusyError and ReloadError."""
+
+    def load_model(self, ticket: Ticket, name: str, config: dict[str, Any] | None) -> None:
+        """Load a model, with a configuration of its own or as the config file has it."""
+
+    def unload_model(self, ticket: Ticket, name: str) -> None:
+        """Unload a model."""
+
+
+def wait_until_made(req: falcon.Request, ask: Callable[[Ticket], T]) -> T:
+    """Ask for a change until it has been made; our own worker serves others meanwhile, and calls again itself."""
+    ticket: Ticket = req.env.setdefault("ovms_rest.ticket", {})
+    while True:
+        try:
+            return ask(ticket)
+        except TryLaterError:
+            if "ovms_rest.buffers" in req.env:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+
+
+def read_object(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
+    """Read the body of a request, an object as JSON; nothing is {}. Raises InvalidRequestError."""
+    body = bytes(read_body(req.env, max_body_bytes, None))
+    if not body.strip():
+        return {}
+    try:
+        root = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the request is not valid JSON: {error}") from error
+    if type(root) is not dict:
+        raise InvalidRequestError(f"the request is {describe(root)}, expected an object or nothing")
+    return root
 
 
 class RepositoryIndex:
@@ -40,30 +82,83 @@ class RepositoryIndex:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer every version with its state, and the reason of one that does not serve; the body may be empty."""
-        only_ready = self._read_ready(bytes(read_body(req.env, self._max_body_bytes, None)))
+        only_ready = read_object(req, self._max_body_bytes).get("ready", False)
+        if type(only_ready) is not bool:
+            raise InvalidRequestError(f"ready is {describe(only_ready)}, expected a boolean")
         index = []
         for name, entry in self._models.status().items():
             for item in entry["model_version_status"]:
-                ready = item["state"] == "AVAILABLE"
-                reason = item["status"]["error_message"]
-                if ready or not only_ready:
-                    state = "READY" if ready else "UNAVAILABLE"
-                    shown = {"name": name, "version": item["version"], "state": state}
-                    index.append(shown if reason == "OK" else {**shown, "reason": reason})
+                shown = {"name": name, "version": item["version"], "state": "READY"}
+                reason = "unloaded" if item["state"] == "END" else item["status"]["error_message"]
+                if item["state"] != "AVAILABLE":
+                    shown.update(state="UNAVAILABLE", reason=reason)
+                if item["state"] == "AVAILABLE" or not only_ready:
+                    index.append(shown)
         resp.data = orjson.dumps(index)
 
+
+class ModelLoad:
+    """POST /v2/repository/models/{name}/load."""
+
+    def __init__(self, changes: ModelChanges, permission: Permission, max_body_bytes: int) -> None:
+        """Take what loads models, and who may have it done."""
+        self._changes = changes
+        self._permission = permission
+        self._max_body_bytes = max_body_bytes
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+        """Load a model, also one that serves already; answer 200 when every worker serves it so."""
+        self._permission.check(req)
+        config = self._read_config(read_parameters(req, self._max_body_bytes))
+        wait_until_made(req, lambda ticket: self._changes.load_model(ticket, name, config))
+
     @staticmethod
-    def _read_ready(body: bytes) -> bool:
-        """Read the one key of the request, `ready`: whether only what serves is asked for."""
-        if not body.strip():
-            return False
+    def _read_config(parameters: dict[str, Any]) -> dict[str, Any] | None:
+        """Read the parameter `config`, which is JSON in a string."""
+        for key in parameters:
+            if key.startswith("file:"):
+                raise InvalidRequestError(
+                    f"parameters.{cut(key)}: files are not taken over HTTP; put them into a directory of the server, "
+                    "and name it by base_path in parameters.config"
+                )
+        text = parameters.get("config")
+        if text is None:
+            return None
+        if type(text) is not str:
+            raise InvalidRequestError(f"parameters.config is {describe(text)}, expected a string with a JSON object")
         try:
-            root = orjson.loads(body)
+            config = orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            raise InvalidRequestError(f"the request is not valid JSON: {error}") from error
-        if type(root) is not dict or type(root.get("ready", False)) is not bool:
-            raise InvalidRequestError('the request has to be empty, or an object such as {"ready": true}')
-        return bool(root.get("ready", False))
+            raise InvalidRequestError(f"parameters.config is not valid JSON: {error}") from error
+        if type(config) is not dict:
+            raise InvalidRequestError(f"parameters.config holds {describe(config)}, expected an object")
+        return config
+
+
+class ModelUnload:
+    """POST /v2/repository/models/{name}/unload."""
+
+    def __init__(self, changes: ModelChanges, permission: Permission, max_body_bytes: int) -> None:
+        """Take what unloads models, and who may have it done."""
+        self._changes = changes
+        self._permission = permission
+        self._max_body_bytes = max_body_bytes
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+        """Unload a model; answer 200 when no worker serves it any more."""
+        self._permission.check(req)
+        flag = read_parameters(req, self._max_body_bytes).get("unload_dependents", False)
+        if type(flag) is not bool:  # no model depends on another
+            raise InvalidRequestError(f"parameters.unload_dependents is {describe(flag)}, expected a boolean")
+        wait_until_made(req, lambda ticket: self._changes.unload_model(ticket, name))
+
+
+def read_parameters(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
+    """Read the `parameters` of a request to load or unload, which may be left out. Raises InvalidRequestError."""
+    parameters = read_object(req, max_body_bytes).get("parameters", {})
+    if type(parameters) is not dict:
+        raise InvalidRequestError(f"parameters is {describe(parameters)}, expected an object")
+    return parameters
 
 
 class ConfigStatus:
@@ -90,14 +185,6 @@ class ConfigReload:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer the status of all versions when they serve: 201 when something was reloaded, 200 when not."""
-        ticket: dict[str, int] = req.env.setdefault("ovms_rest.ticket", {})
-        while True:
-            try:
-                statuses = self._reloads.request(ticket)
-                break
-            except TryLaterError:
-                if "ovms_rest.buffers" in req.env:  # our own worker asks again itself
-                    raise
-                time.sleep(_PAUSE_SECONDS)
+        statuses = wait_until_made(req, self._reloads.request)
         resp.status = 200 if statuses is None else 201
         resp.data = orjson.dumps(self._models.status() if statuses is None else statuses)

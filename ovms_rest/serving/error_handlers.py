@@ -7,6 +7,9 @@ import orjson
 
 from ovms_rest.errors import (
     BodyTooLargeError,
+    BusyError,
+    DeadlineError,
+    EndingError,
     ForbiddenError,
     InferenceError,
     InvalidRequestError,
@@ -24,11 +27,16 @@ STATUSES: dict[type[ServingError], int] = {
     BodyTooLargeError: 413,
     UnsupportedEncodingError: 415,
     NotReadyError: 400,
+    BusyError: 503,
+    EndingError: 503,
     InferenceError: 500,
+    DeadlineError: 503,
 }
 
 # What a client could not read from the status and the message alone.
 _HEADERS: dict[type[ServingError], dict[str, str]] = {
+    BusyError: {"Retry-After": "1"},
+    DeadlineError: {"Retry-After": "1"},
     UnsupportedEncodingError: {"Accept-Encoding": "gzip, deflate, identity"},
 }
 

@@ -20,6 +20,13 @@ class Permission:
         self.is_control_address = False
         self._settings = settings
 
+    def describe(self) -> str:
+        """Tell in words from where the service may be changed."""
+        if self._settings.model_control == "auto":
+            address = self._settings.control_bind
+            return f"on the control address {address}" if address else "from this host"
+        return "from everywhere" if self.is_possible else "from nowhere"
+
     def check(self, req: falcon.Request) -> None:
         """Raise ForbiddenError unless the request may change the service."""
         allowed = self._settings.model_control

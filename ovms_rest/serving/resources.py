@@ -1,25 +1,43 @@
 """The resources of the KServe v2 REST API (protocol.md section 1)."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import falcon
 import orjson
 
 from ovms_rest import __version__
-from ovms_rest.errors import InferenceError, ServingError
-from ovms_rest.protocol.decoding import decode_header_length, decode_raw_request, decode_request
+from ovms_rest.errors import DeadlineError, EndingError, InferenceError, ServingError
+from ovms_rest.protocol.classification import classify
+from ovms_rest.protocol.decoding import (
+    decode_header_length,
+    decode_raw_request,
+    decode_request,
+    decode_request_start,
+)
 from ovms_rest.protocol.encoding import Buffer, encode_response
 from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.serving.body import read_body
 from ovms_rest.serving.compression import choose_encoding, compress
-from ovms_rest.serving.statistics import FailureKind, Question
+from ovms_rest.serving.statistics import FailureKind, Question, Served
 from ovms_rest.settings import Settings
 
 # Exactly those that work.
-EXTENSIONS = ("binary_tensor_data", "statistics")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
+
+# An X-Request-Start that lies further back comes from a clock that is wrong.
+_MAX_WAIT_NS = 3_600_000_000_000
 
 
 class InferenceCounters(Protocol):
@@ -76,7 +94,9 @@ class Registry(Protocol):
 class ServerDescription:
     """GET /v2."""
 
-    _body = orjson.dumps({"name": "ovms_rest", "version": __version__, "extensions": EXTENSIONS})
+    def __init__(self, extensions: Sequence[str]) -> None:
+        """Take what works besides the protocol itself."""
+        self._body = orjson.dumps({"name": "ovms_rest", "version": __version__, "extensions": extensions})
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer name, version and the extensions that work."""
@@ -97,12 +117,18 @@ class Live:
 class Ready:
     """GET /v2/health/ready."""
 
-    def __init__(self, registry: Registry) -> None:
-        """Take what is served."""
+    def __init__(self, registry: Registry, is_ending: Callable[[], bool]) -> None:
+        """Take what is served, and what tells whether the service ends."""
         self._registry = registry
+        self._is_ending = is_ending
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer 200 when everything that is configured serves, else 400 with what does not and why."""
+        """Answer 200 when everything that is configured serves, else 400 with what does not and why.
+
+        When the service ends it is not ready any more, though it answers what has come.
+        """
+        if self._is_ending():
+            raise EndingError("the service is shutting down")
         self._registry.check_ready()
 
     on_head = on_get
@@ -150,39 +176,57 @@ class Infer:
         """Infer, and count it."""
         servable = self._registry.find(name, version)
         started = time.monotonic_ns()
+        received = req.env.get("ovms_rest.received", started)
+        if req.env.get("ovms_rest.observed"):
+            metadata = servable.metadata
+            req.env["ovms_rest.served"] = Served(metadata.name, metadata.version, started - received, 0, 0, 0, "")
         servable.counters.begin()
         try:
-            self._infer(req, resp, servable, started)
+            self._infer(req, resp, servable, received, started)
+        except DeadlineError as error:
+            servable.counters.fail("timeout", error.waited_ns)
+            raise
         except Exception as error:
             is_refusal = isinstance(error, ServingError) and not isinstance(error, InferenceError)
             servable.counters.fail("invalid" if is_refusal else "failed", time.monotonic_ns() - started)
             raise
 
-    def _infer(self, req: falcon.Request, resp: falcon.Response, servable: Servable, started: int) -> None:
+    def _infer(
+        self, req: falcon.Request, resp: falcon.Response, servable: Servable, received: int, started: int
+    ) -> None:
         """Infer: bytes -> request -> arrays -> tensors -> bytes."""
-        body, request = self._read_request(req, servable.metadata)
-        arrays = validate_inputs(request, servable.metadata)
-        requested = validate_outputs(request, servable.metadata)
+        metadata, is_observed = servable.metadata, "ovms_rest.served" in req.env
+        body, request = self._read_request(req, metadata)
+        if is_observed:
+            _note(req, id=request.id)
+        arrays = validate_inputs(request, metadata)
+        requested = validate_outputs(request, metadata)
+        if request.timeout_us:
+            _check_deadline(request.timeout_us, received, req.env.get("HTTP_X_REQUEST_START", ""))
         decoded = time.monotonic_ns()
+        if is_observed:
+            _note(req, input_ns=decoded - started)
         tensors = servable.infer(arrays)
         inferred = time.monotonic_ns()
-        response = InferenceResponse(
-            servable.metadata.name,
-            servable.metadata.version,
-            [(tensors[name], binary) for name, binary in requested],
-            request.id,
-        )
+        outputs = [
+            (classify(tensors[name], classification, metadata.labels) if classification else tensors[name], binary)
+            for name, binary, classification in requested
+        ]
+        response = InferenceResponse(metadata.name, metadata.version, outputs, request.id)
         answered = self._answer(req, resp, *encode_response(response))
+        output_ns = time.monotonic_ns() - inferred
         shape = request.inputs[0].shape
         servable.counters.record(
-            started - req.env.get("ovms_rest.received", started),
+            started - received,
             decoded - started,
             inferred - decoded,
-            time.monotonic_ns() - inferred,
+            output_ns,
             shape[0] if shape else 1,
             body,
             answered,
         )
+        if is_observed:
+            _note(req, infer_ns=inferred - decoded, output_ns=output_ns)
 
     def _read_request(self, req: falcon.Request, metadata: ModelMetadata) -> tuple[int, InferenceRequest]:
         """Read the body; return its size, and the request."""
@@ -213,3 +257,17 @@ class Infer:
         else:
             resp.data = b"".join(parts)
         return size
+
+
+def _note(req: falcon.Request, **known: int | str) -> None:
+    """Add to what the worker's access log is told of this inference."""
+    req.env["ovms_rest.served"] = req.env["ovms_rest.served"]._replace(**known)
+
+
+def _check_deadline(timeout_us: int, received: int, request_start: str) -> None:
+    """Raise DeadlineError when a request has waited longer than it allows, here or on its way from a proxy."""
+    waited = time.monotonic_ns() - received
+    if (sent := decode_request_start(request_start)) is not None and time.time_ns() - sent <= _MAX_WAIT_NS:
+        waited = max(waited, time.time_ns() - sent)
+    if waited > timeout_us * 1000:
+        raise DeadlineError(timeout_us, waited)

@@ -20,6 +20,18 @@ QUESTIONS: tuple[Question, ...] = get_args(Question)
 BOUNDS = tuple(int(10 * 1.8**exponent) for exponent in range(33))
 
 
+class Served(NamedTuple):
+    """What is known of one inference when its answer is sent; times are 0 for what it did not get to."""
+
+    model_name: str
+    model_version: str
+    queue_ns: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+    id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Duration:
     """How often something happened, and the nanoseconds it took in all; orjson writes it as the extension has it."""

@@ -1,0 +1,118 @@
+"""Triton's model configuration extension: what a client tool reads of how a model is served.
+
+A version is described as one that does not batch: `max_batch_size` is 0 and `dims` are the whole shape, so that
+perf_analyzer passes shapes on as they are. Names, datatypes and order are those of the metadata.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import falcon
+import orjson
+
+from ovms_rest.protocol.datatypes import BYTES
+from ovms_rest.protocol.tensors import ModelMetadata, TensorMetadata
+
+# Triton has names for these layouts only; their dims are in the shape as they are here.
+_FORMATS = {"NHWC": "FORMAT_NHWC", "NCHW": "FORMAT_NCHW"}
+
+
+class Compilation(Protocol):
+    """How a version is compiled."""
+
+    @property
+    def device(self) -> str:
+        """The device, as OpenVINO names it."""
+
+    @property
+    def properties(self) -> Mapping[str, str | int | float | bool]:
+        """The properties that OpenVINO was given for it."""
+
+
+class Configured(Protocol):
+    """A version of a model, and how it is served."""
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What it takes and gives."""
+
+    @property
+    def compilation(self) -> Compilation:
+        """How it is compiled."""
+
+    @property
+    def file(self) -> Path:
+        """What it was read from."""
+
+    @property
+    def layouts(self) -> Mapping[str, str | None]:
+        """The layout of every tensor, None where none is known."""
+
+
+class ConfiguredModels(Protocol):
+    """What is served."""
+
+    def find(self, name: str, version: str | None = None, explain: bool = False) -> Configured:
+        """Return the version asked for, None being the highest. Raises NotFoundError, with the reason to `explain`."""
+
+    def version_policy(self, name: str) -> dict[str, Any]:
+        """Return which versions of a model are wanted, as Triton writes it."""
+
+
+class ModelConfiguration:
+    """GET /v2/models/{name}[/versions/{version}]/config."""
+
+    def __init__(self, models: ConfiguredModels, count_workers: Callable[[], int]) -> None:
+        """Take what is served, and what counts the workers that serve it; 0 is not known."""
+        self._models = models
+        self._count_workers = count_workers
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
+        """Answer how the model is served."""
+        model = self._models.find(name, version, explain=True)
+        resp.data = orjson.dumps(describe_config(model, self._models.version_policy(name), self._count_workers()))
+
+    on_head = on_get
+
+
+def describe_config(model: Configured, version_policy: dict[str, Any], workers: int) -> dict[str, Any]:
+    """Return the ModelConfig of a version that so many workers serve, in Triton's JSON."""
+    metadata, compilation = model.metadata, model.compilation
+    instances = {"name": metadata.name, "kind": "KIND_CPU" if compilation.device == "CPU" else "KIND_AUTO"}
+    return {
+        "name": metadata.name,
+        "platform": "OpenVINO",
+        "backend": "openvino",
+        "version_policy": version_policy,
+        "max_batch_size": 0,
+        "input": [_describe_input(tensor, model.layouts.get(tensor.name)) for tensor in metadata.inputs.values()],
+        "output": [_describe_output(tensor) for tensor in metadata.outputs.values()],
+        "instance_group": [{**instances, "count": workers} if workers else instances],
+        "default_model_filename": model.file.name,
+        "parameters": {
+            key: {"string_value": value if isinstance(value, str) else orjson.dumps(value).decode()}
+            for key, value in {"target_device": compilation.device, **compilation.properties}.items()
+        },
+        "model_transaction_policy": {"decoupled": False},
+    }
+
+
+def _describe_input(tensor: TensorMetadata, layout: str | None) -> dict[str, Any]:
+    return {
+        **_describe(tensor),
+        "format": _FORMATS.get(layout or "", "FORMAT_NONE"),
+        "is_shape_tensor": False,
+        "allow_ragged_batch": False,
+        "optional": False,
+    }
+
+
+def _describe_output(tensor: TensorMetadata) -> dict[str, Any]:
+    return {**_describe(tensor), "label_filename": "", "is_shape_tensor": False}
+
+
+def _describe(tensor: TensorMetadata) -> dict[str, Any]:
+    described = tensor.to_json()
+    datatype = "STRING" if tensor.datatype == BYTES else tensor.datatype
+    return {"name": tensor.name, "data_type": f"TYPE_{datatype}", "dims": described["shape"]}

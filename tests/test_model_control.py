@@ -1,0 +1,387 @@
+"""Loading and unloading models by call, under load; what may go wrong, and what outlives what."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import threading
+
+import model_zoo
+import pytest
+from service import serve, write_config
+from test_reloading import BODY, Clients, status, times
+from tritonclient.http import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A service of two models that looks at the disk only when it is told to."""
+    model_zoo.save(times(1), tmp_path / "m")
+    model_zoo.save(times(7), tmp_path / "other")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"}, {"name": "other", "base_path": "other"})
+    with serve(tmp_path, "-w", "2", config=config, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as running:
+        running.wait_for(lambda: len(running.workers()) == 2)
+        yield running
+
+
+def control(service, what, model="m", body=None, **headers):
+    path = f"/v2/repository/models/{model}/{what}"
+    return service.request("POST", path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def load(service, model="m", config=None):
+    return control(service, "load", model, None if config is None else {"parameters": {"config": json.dumps(config)}})
+
+
+def unload(service, model="m"):
+    return control(service, "unload", model)
+
+
+def result(service, model="m"):
+    """Infer; return the version and the first number of the result, or the error."""
+    answer = service.infer(model, BODY.encode())
+    if answer.status != 200:
+        return answer.status
+    return answer.json()["model_version"], answer.json()["outputs"][0]["data"][0]
+
+
+def index(service, model="m"):
+    return [entry for entry in service.request("POST", "/v2/repository/index").json() if entry["name"] == model]
+
+
+UNLOADED = [{"name": "m", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"}]
+
+
+# --- What happens
+
+
+def test_an_unloaded_model_is_a_404_that_says_how_to_get_it_back(served):
+    assert (unload(served).status, unload(served).status) == (200, 200)
+    message = "model 'm' does not serve: it was unloaded; POST /v2/repository/models/m/load serves it again"
+    for answer in (served.infer("m", BODY.encode()), served.get("/v2/models/m"), served.get("/v2/models/m/ready")):
+        assert (answer.status, answer.json()) == (404, {"error": message})
+
+
+def test_an_unloaded_model_is_told_and_does_not_make_the_service_unready(served):
+    unload(served)
+    assert index(served) == UNLOADED
+    assert served.request("POST", "/v2/repository/index", {"ready": True}).json() == [
+        {"name": "other", "version": "1", "state": "READY"}
+    ]
+    assert served.get("/v1/config").json() == {"m": status("1", state="END"), "other": status("1")}
+    assert served.get("/v2/health/ready").status == 200
+
+
+def test_a_model_comes_and_goes_while_clients_of_another_notice_nothing(served):
+    with Clients(served, "other") as clients:
+        for _ in range(3):
+            assert unload(served).status == 200
+            assert result(served) == 404
+            assert load(served).status == 200
+            assert result(served) == ("1", 1.0)
+            clients.wait_for_more(20)
+    assert clients.failures == []
+    assert set(clients.results) == {("1", 7.0)}
+
+
+def test_no_worker_serves_an_unloaded_model_when_the_call_returns(served):
+    """Not on connections either that were there before."""
+    connections = [http.client.HTTPConnection("127.0.0.1", served.port, timeout=60) for _ in range(8)]
+    for connection in connections:
+        connection.request("POST", "/v2/models/m/infer", BODY)
+        assert connection.getresponse().read()
+    assert unload(served).status == 200
+    for connection in connections:  # http.client opens it anew when it was closed meanwhile
+        try:
+            connection.request("POST", "/v2/models/m/infer", BODY)
+            answer = connection.getresponse()
+        except (http.client.RemoteDisconnected, ConnectionError):
+            connection.close()
+            connection.request("POST", "/v2/models/m/infer", BODY)
+            answer = connection.getresponse()
+        assert answer.status == 404
+        connection.close()
+
+
+def test_load_takes_up_a_new_version_without_a_failed_request_and_of_that_model_alone(served, tmp_path):
+    model_zoo.save(times(2), tmp_path / "m", 2)
+    model_zoo.save(times(8), tmp_path / "other", 2)
+    with Clients(served, "m") as clients:
+        assert load(served).status == 200
+        assert {result(served) for _ in range(8)} == {("2", 2.0)}
+    assert clients.failures == []
+    assert set(clients.results) == {("1", 1.0), ("2", 2.0)}
+    assert result(served, "other") == ("1", 7.0)
+    assert served.request("POST", "/v1/config/reload").status == 201
+    assert result(served, "other") == ("2", 8.0)
+
+
+def test_load_of_what_serves_already_replaces_no_worker(served):
+    before = served.workers()
+    assert load(served).status == 200
+    assert served.workers() == before
+
+
+def test_load_reads_the_config_anew_for_that_model(served, tmp_path):
+    model_zoo.save(times(3), tmp_path / "third")
+    names = ("m", "other", "third", "fourth")
+    write_config(tmp_path, *({"name": name, "base_path": "third"} for name in names))
+    assert load(served, "third").status == 200
+    assert (result(served, "third"), result(served, "m")) == (("1", 3.0), ("1", 1.0))
+    assert served.get("/v2/models/fourth").status == 404
+    assert load(served, "m").status == 200
+    assert result(served, "m") == ("1", 3.0)
+
+
+# --- A configuration that comes with the call
+
+
+def test_a_config_that_comes_with_the_call_takes_the_place_of_the_file_until_the_next_load(served, tmp_path):
+    model_zoo.save(times(2), tmp_path / "m", 2)
+    config = {
+        "model_version_policy": {"all": {}},
+        "shape": "(1,4)",
+        "plugin_config": {"INFERENCE_PRECISION_HINT": "f32"},
+    }
+    assert load(served, "m", config).status == 200
+    assert served.get("/v2/models/m").json()["versions"] == ["1", "2"]
+    served.request("POST", "/v1/config/reload")
+    assert served.get("/v2/models/m").json()["versions"] == ["1", "2"]
+    assert load(served, "m").status == 200
+    assert served.get("/v2/models/m").json()["versions"] == ["2"]
+
+
+def test_tritons_client_loads_with_tritons_keys(served, tmp_path):
+    model_zoo.save(times(2), tmp_path / "m", 2)
+    with InferenceServerClient(f"127.0.0.1:{served.port}", network_timeout=60) as client:
+        client.load_model("m", config='{"backend": "openvino", "version_policy": {"specific": {"versions": [1]}}}')
+        assert client.get_model_metadata("m")["versions"] == ["1"]
+        client.unload_model("m")
+        assert not client.is_model_ready("m")
+        client.load_model("m")
+        assert client.get_model_metadata("m")["versions"] == ["2"]
+        with pytest.raises(InferenceServerException, match="files are not taken over HTTP"):
+            client.load_model("m", config="{}", files={"file:1/model.xml": b"x"})
+
+
+def test_a_model_that_is_not_in_the_file_comes_with_its_path_and_may_go_and_come_again(served, tmp_path):
+    model_zoo.save(times(9), tmp_path / "new one")
+    assert load(served, "new%20one", {"base_path": "new one"}).status == 200
+    assert result(served, "new%20one") == ("1", 9.0)
+    assert served.request("POST", "/v1/config/reload").status == 200
+    assert result(served, "new%20one") == ("1", 9.0)
+    assert unload(served, "new%20one").status == 200
+    assert result(served, "new%20one") == 404
+    assert load(served, "new%20one").status == 200
+    assert result(served, "new%20one") == ("1", 9.0)
+
+
+def test_a_model_that_leaves_the_file_is_gone_whatever_config_it_was_loaded_with(served, tmp_path):
+    assert load(served, "m", {"shape": "(1,4)"}).status == 200
+    write_config(tmp_path, {"name": "other", "base_path": "other"})
+    assert served.request("POST", "/v1/config/reload").json() == {"other": status("1")}
+    assert load(served).status == 404
+
+
+def test_a_config_that_fails_leaves_everything_as_it_was(served):
+    with Clients(served, "m") as clients:
+        answer = load(served, "m", {"shape": "(1,y)"})
+        assert answer.status == 412
+        assert "shape" in answer.json()["error"]
+    assert clients.failures == []
+    assert index(served) == [{"name": "m", "version": "1", "state": "READY"}]
+    assert served.request("POST", "/v1/config/reload").status == 200
+    unload(served)
+    assert load(served, "m", {"shape": "(1,y)"}).status == 412
+    assert index(served) == UNLOADED
+
+
+def test_a_version_that_fails_is_told_and_the_one_that_served_goes_on(served, tmp_path):
+    (tmp_path / "m" / "2").mkdir()
+    (tmp_path / "m" / "2" / "model.onnx").write_text("garbage")
+    answer = load(served)
+    assert answer.status == 412
+    assert answer.json()["error"].startswith("model 'm' version 2 cannot read ")
+    assert result(served) == ("1", 1.0)
+    assert [entry["state"] for entry in index(served)] == ["READY", "UNAVAILABLE"]
+
+
+def test_an_unloaded_model_that_cannot_be_loaded_stays_unloaded(served, tmp_path):
+    unload(served)
+    shutil.rmtree(tmp_path / "m" / "1")
+    assert load(served).status == 412
+    assert index(served) == UNLOADED
+    assert served.get("/v2/health/ready").status == 200
+
+
+# --- Mistakes
+
+
+CONFIG = "parameters.config"
+MISTAKES = [
+    (b"[]", "the request is an array, expected an object or nothing"),
+    (b"{", "the request is not valid JSON: "),
+    (b'{"parameters": []}', "parameters is an array, expected an object"),
+    (b'{"parameters": {"config": {}}}', f"{CONFIG} is an object, expected a string with a JSON object"),
+    (b'{"parameters": {"config": "x"}}', f"{CONFIG} is not valid JSON: "),
+    (b'{"parameters": {"config": "[]"}}', f"{CONFIG} holds an array, expected an object"),
+    (b'{"parameters": {"config": "{\\"shap\\": 1}"}}', "config.shap: unknown key; the nearest known one is 'shape'"),
+    (b'{"parameters": {"config": "{\\"name\\": \\"x\\"}"}}', "config.name: is \"x\", the model in the path is 'm'"),
+    (b'{"parameters": {"config": "{\\"backend\\": \\"onnx\\"}"}}', 'config.backend: expected openvino, got "onnx"'),
+    (b'{"parameters": {"config": "{}", "file:1/m.xml": "eA=="}}', "parameters.file:1/m.xml: files are not taken over"),
+]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """A service for requests that change nothing."""
+    directory = tmp_path_factory.mktemp("asked")
+    model_zoo.save(times(1), directory / "m")
+    with serve(directory, "-w", "1", config=write_config(directory, {"name": "m", "base_path": "m"})) as running:
+        yield running
+
+
+@pytest.mark.parametrize(("body", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
+def test_a_load_that_is_wrong_is_a_400_in_words(asked, body, message):
+    answer = control(asked, "load", "m", body)
+    assert answer.status == 400
+    assert answer.json()["error"].startswith(message)
+
+
+def test_a_new_model_needs_a_path(asked):
+    answer = load(asked, "new", {})
+    assert (answer.status, answer.json()) == (
+        400,
+        {"error": "config.base_path: is missing, and model 'new' is not known yet"},
+    )
+
+
+def test_a_config_has_a_limit(asked):
+    answer = load(asked, "m", {"base_path": "x" * 70_000})
+    assert answer.status == 400
+    assert "at most 65536 are allowed" in answer.json()["error"]
+
+
+def test_unload_takes_a_flag_and_nothing_else(asked):
+    answer = control(asked, "unload", "m", {"parameters": {"unload_dependents": 1}})
+    assert (answer.status, answer.json()) == (
+        400,
+        {"error": "parameters.unload_dependents is the number 1, expected a boolean"},
+    )
+
+
+def test_unknown_models_are_404(asked):
+    for what in ("load", "unload"):
+        answer = control(asked, what, "x")
+        assert answer.status == 404
+        assert "'x'" in answer.json()["error"]
+
+
+def test_a_config_file_that_is_broken_meanwhile_is_told(served, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    answer = load(served)
+    assert answer.status == 400
+    assert answer.json()["error"].startswith(f"{tmp_path}/config.json: is not valid JSON: ")
+    assert result(served) == ("1", 1.0)
+
+
+# --- Who may
+
+
+def test_a_proxy_may_not_load_and_unload_for_its_clients(asked):
+    for what in ("load", "unload"):
+        answer = control(asked, what, X_Forwarded_For="10.0.0.1")
+        assert answer.status == 403
+        assert "is allowed from this host only, and not through a proxy" in answer.json()["error"]
+    assert index(asked) == [{"name": "m", "version": "1", "state": "READY"}]
+
+
+def test_nobody_may_when_it_is_turned_off(tmp_path):
+    model_zoo.save(times(1), tmp_path / "m")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    with serve(tmp_path, "-w", "1", config=config, OVMS_REST_MODEL_CONTROL="none") as service:
+        assert (load(service).status, unload(service).status) == (403, 403)
+        assert "model_repository" not in service.get("/v2").json()["extensions"]
+
+
+def test_where_there_is_a_control_address_only_that_may(tmp_path):
+    model_zoo.save(times(1), tmp_path / "m")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    with serve(tmp_path, "-w", "1", config=config, OVMS_REST_CONTROL_BIND="127.0.0.1:0") as service:
+        line = service.wait_for(lambda: next((line for line in service.log.splitlines() if "control addr" in line), ""))
+        answer = unload(service)
+        assert answer.status == 403
+        assert "is allowed on the control address only, 127.0.0.1:0" in answer.json()["error"]
+        with InferenceServerClient(line.rpartition("/")[2].split()[0], network_timeout=60) as client:
+            client.unload_model("m")
+        assert result(service) == 404
+
+
+# --- What outlives what
+
+
+def test_an_unloaded_model_stays_so_when_workers_die_and_comes_back_with_a_new_start(tmp_path):
+    model_zoo.save(times(1), tmp_path / "m")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    with serve(tmp_path, "-w", "2", config=config, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service:
+        unload(service)
+        service.wait_for(lambda: len(service.workers()) == 2)
+        before = service.workers()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        service.wait_for(lambda: len(service.workers()) == 2 and not set(service.workers()) & set(before))
+        assert {result(service) for _ in range(8)} == {404}
+        service.signal(signal.SIGHUP)
+        service.wait_for(lambda: not set(service.workers()) & set(before) and service.log.count("Hang up") == 1)
+        assert service.request("POST", "/v1/config/reload").status in (200, 201)
+        assert index(service) == UNLOADED
+    with serve(tmp_path, "-w", "2", config=config) as service:
+        assert result(service) == ("1", 1.0)
+
+
+def test_a_worker_that_dies_while_a_model_loads_is_replaced_meanwhile(served, tmp_path):
+    model_zoo.save(model_zoo.endless(), tmp_path / "m", 2)
+    before = served.workers()
+    served.signal(signal.SIGHUP)
+    served.wait_for(lambda: "model 'm' version 2 is being tried" in served.log)
+    os.kill(before[0], signal.SIGKILL)
+    served.wait_for(lambda: len(set(served.workers()) - set(before)) == 2)  # one more is the process that tries
+    assert {result(served, "other") for _ in range(8)} == {("1", 7.0)}
+    assert served.log.count("model 'm' version 2 is being tried") == 1
+
+
+def test_many_calls_at_the_same_time_are_all_answered(served):
+    outcomes = []
+
+    def run(calls):
+        for call in calls:
+            outcomes.append(call(served).status)
+
+    def reload(service):
+        return service.request("POST", "/v1/config/reload")
+
+    plans = ([unload, load] * 3, [load, unload] * 3, [reload] * 4, [lambda service: load(service, "other")] * 4)
+    with Clients(served, "other") as clients:
+        threads = [threading.Thread(target=run, args=(plan,)) for plan in plans]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert set(outcomes) <= {200, 201}
+    assert len(outcomes) == 20
+    assert clients.failures == []
+    load(served)
+    assert result(served) == ("1", 1.0)
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread"])
+def test_gunicorns_own_workers_load_and_unload_too(tmp_path, kind):
+    model_zoo.save(times(1), tmp_path / "m")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    with serve(tmp_path, "-w", "2", "-k", kind, config=config) as service:
+        assert unload(service).status == 200
+        assert {result(service) for _ in range(4)} == {404}
+        assert load(service).status == 200
+        assert {result(service) for _ in range(4)} == {("1", 1.0)}
