@@ -100,6 +100,12 @@ class Settings:
     max_request_pixels: int = _setting(
         2**28, _between(1, 2**34), "pixels that all images of an input may have, encoded or as resized"
     )
+    access_log: str = _setting(
+        "none", _one_of("none", "text", "json"), "what a line for every request is written as; `none` is no line"
+    )
+    access_log_file: str = _setting(
+        "-", _text, "path of the file for these lines, opened anew on SIGUSR1; `-` is the standard output"
+    )
     metrics_enable: bool = _setting(False, _flag, "serve /metrics, as `monitoring` in the config does")
     metrics_list: str = _setting("", _text, "metrics to serve, separated by commas; empty for all but optional ones")
     response_compression: bool = _setting(

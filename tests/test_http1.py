@@ -16,6 +16,7 @@ from ovms_rest.pool.http1 import (
     encode_head,
     encode_refusal,
     encode_server_lines,
+    is_request_id,
 )
 
 TEMPLATE = {"wsgi.url_scheme": "http", "SERVER_NAME": "127.0.0.1", "SERVER_PORT": "8000", "SCRIPT_NAME": ""}
@@ -463,9 +464,9 @@ def test_a_body_is_there_without_a_copy():
 
 def test_the_head_of_a_response():
     written = encode_head("200 OK", [("Content-Type", "a/b"), ("Content-Length", "3")], "S: x\r\nConnection: close\r\n")
-    assert written == b"HTTP/1.1 200 OK\r\nS: x\r\nConnection: close\r\nContent-Type: a/b\r\nContent-Length: 3\r\n\r\n"
-    assert encode_head("200 OK", [], "") == b"HTTP/1.1 200 OK\r\n\r\n"
-    assert encode_head("200 OK", [("A", "\xe9")], "") == b"HTTP/1.1 200 OK\r\nA: \xe9\r\n\r\n"
+    assert written == b"HTTP/1.1 200 OK\r\nS: x\r\nConnection: close\r\nContent-Type: a/b\r\nContent-Length: 3\r\n"
+    assert encode_head("200 OK", [], "") == b"HTTP/1.1 200 OK\r\n"
+    assert encode_head("200 OK", [("A", "\xe9")], "") == b"HTTP/1.1 200 OK\r\nA: \xe9\r\n"
 
 
 @pytest.mark.parametrize("text", ["a\r\nB: c", "a\nB: c", "a\r\n\r\n<html>", "a\n", "a\rB: c", "\u20ac"])
@@ -476,6 +477,16 @@ def test_what_would_break_the_head_of_a_response_is_an_error(text):
         encode_head("200 OK", [(text, "b")], "")
     with pytest.raises(ValueError):  # noqa: PT011
         encode_head(f"200 {text}", [], "")
+
+
+@pytest.mark.parametrize("text", ["a", "!", "~", "0b6f-1/=,;", "a" * 128])
+def test_a_request_id_of_visible_characters_is_repeated(text):
+    assert is_request_id(text)
+
+
+@pytest.mark.parametrize("text", ["", "a" * 129, "a b", "a\t", "\x7f", "\xe9", "a\n", "a\r\nB: c", "\x00", "\x1b[2J"])
+def test_any_other_request_id_is_not(text):
+    assert not is_request_id(text)
 
 
 def test_every_response_of_a_second_has_its_date():

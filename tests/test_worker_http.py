@@ -3,6 +3,7 @@
 import contextlib
 import email.utils
 import json
+import re
 import socket
 import struct
 import time
@@ -77,7 +78,7 @@ def final(answers):
 
 def stable(answer):
     """Return what is the same for the same request at any time."""
-    return answer.status, {**answer.headers, "date": None}, answer.body
+    return answer.status, {**answer.headers, "date": None, "x-request-id": None}, answer.body
 
 
 # --- Several requests on a connection
@@ -668,6 +669,60 @@ def test_nothing_is_left_of_what_was_refused(server):
 def test_every_form_of_a_target(server, data, status):
     (answer,) = parse(exchange(server, data))
     assert answer.status == status
+
+
+# --- X-Request-ID
+
+MADE = re.compile(r"[0-9a-f]{12}-[0-9]+")
+
+
+@pytest.mark.parametrize(
+    "request_id", ["a", "0b6f6c1e-0d1e-4d3c-8f5e-3d1c9b7a2f10", "!#$%&'()*+,-./:;<=>?@[]^_`{|}~", "x" * 128]
+)
+def test_the_id_of_a_request_is_on_its_answer(server, request_id):
+    field = f"X-Request-ID: {request_id}"
+    requests = [
+        head("GET", "/v2/health/live", field),
+        head("HEAD", "/v2", field),
+        post(RELU_PATH, RELU, field),
+        post_chunked(RELU_PATH, RELU, fields=(field,)),
+        post(RELU_PATH, b"{broken", field),
+        head("GET", "/nothing", field),
+        post(RELU_PATH, b"", field, f"Content-Length: {MAX_BODY + 1}").replace(b"Content-Length: 0\r\n", b""),
+    ]
+    answers = parse(exchange(server, *requests), "GET", "HEAD", *["POST"] * 3)
+    assert [answer.status for answer in answers] == [200, 200, 200, 200, 400, 404, 413]
+    assert [answer.headers["x-request-id"] for answer in answers] == [request_id] * 7
+
+
+def test_a_request_without_an_id_is_given_one(server):
+    answers = parse(
+        exchange(server, LIVE * 3, post(RELU_PATH, RELU) * 3, b"BROKEN\r\n\r\n"), *["GET"] * 3, *["POST"] * 3
+    )
+    assert [answer.status for answer in answers] == [200] * 6 + [400]
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert all(map(MADE.fullmatch, ids))
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("request_id", ["", "x" * 129, "a b", "a\tb", "\xe9", "a\x1b[2Jb", "a\x7f", "a\x00b", "a\x0b"])
+def test_an_id_that_fits_into_no_log_is_replaced(server, request_id):
+    (answer,) = parse(exchange(server, head("GET", "/v2/health/live", f"X-Request-ID: {request_id}")))
+    assert answer.status in (200, 400)
+    assert MADE.fullmatch(answer.headers["x-request-id"])
+
+
+def test_an_id_that_is_given_twice_is_one(server):
+    (answer,) = parse(exchange(server, head("GET", "/v2", "X-Request-ID: a", "X-Request-ID: b")))
+    assert answer.headers["x-request-id"] == "a,b"
+
+
+def test_ids_do_not_stay_on_a_connection(server):
+    with connected(server) as connection:
+        for field, expected in (("X-Request-ID: a", "a"), ("A: b", None), ("X-Request-ID: c", "c"), ("A: b", None)):
+            connection.sendall(head("GET", "/v2", field))
+            found = receive(connection).headers["x-request-id"]
+            assert found == expected or (expected is None and MADE.fullmatch(found))
 
 
 def test_every_response_tells_the_server_and_the_time(server):

@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +304,20 @@ def test_a_short_request_does_not_wait_behind_a_long_one_while_a_worker_is_idle(
     assert waited < 10
 
 
+def test_no_two_requests_have_the_same_id(pair):
+    """Of both workers, on connections of their own and on one."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected_to_idle(pair)) for _ in range(4)]
+        assert len({owner(pair, connection) for connection in connections}) == 2
+        answers = []
+        for connection in connections:
+            connection.sendall(LIVE * 5)
+            answers += [receive(connection) for _ in range(5)]
+    ids = {answer.headers["x-request-id"] for answer in answers}
+    assert len(ids) == 20
+    assert len({found.partition("-")[0] for found in ids}) == 2
+
+
 def test_clients_that_keep_their_connections_busy_all_workers(pair):
     """Four clients, two workers: each does its half, by CPU time."""
     wait_until_idle(pair)
@@ -559,6 +574,121 @@ def test_a_control_address_by_path(tmp_path, models):
             connection.connect(str(path))
             connection.sendall(LIVE + SLOW)
             assert [receive(connection).status for _ in range(2)] == [200, 404]
+
+
+# --- Priorities and timeouts
+
+
+@pytest.fixture(scope="module")
+def scheduling(tmp_path_factory, models):
+    """One worker, whose access log tells in which order it answered."""
+    directory = tmp_path_factory.mktemp("scheduling")
+    path = directory / "access"
+    variables = {"OVMS_REST_ACCESS_LOG": "json", "OVMS_REST_ACCESS_LOG_FILE": str(path)}
+    with serve(directory, "-w", "1", config=models, **variables) as running:
+        running.access = path
+        yield running
+
+
+def counting(name, *fields, steps=slow_models.SLOW, **parameters):
+    """Write an inference with an id and parameters."""
+    return infer("counting", {**slow_models.count(steps), "id": name, "parameters": parameters}, *fields)
+
+
+def infer_behind_another(service, *requests):
+    """Send requests, in this order, while another is inferred; return their answers, and in which order those came."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(service, LIVE)) for _ in range(len(requests) + 1)]
+        for connection in connections:
+            receive(connection)
+        written = service.access.stat().st_size
+        connections[0].sendall(counting("running", steps=5 * slow_models.SLOW))
+        wait_until_inferring(service)
+        for connection, request in zip(connections[1:], requests, strict=True):
+            connection.sendall(request)
+        answers = [receive(connection, "POST") for connection in connections]
+        for connection in connections:  # which are as good as before
+            connection.sendall(post(RELU_PATH, RELU))
+            assert inferred(receive(connection, "POST"))
+    assert answers[0].status == 200
+    lines = service.wait_for(
+        lambda: len(lines := service.access.read_bytes()[written:].splitlines()) >= 2 * len(connections) and lines
+    )
+    ids = [json.loads(line)["request_id"] for line in lines]
+    order = sorted(range(len(requests)), key=lambda number: ids.index(answers[number + 1].headers["x-request-id"]))
+    return answers[1:], order
+
+
+def failures(service):
+    """Return how many inferences of the slow model the statistics have as failed."""
+    (model,) = service.get("/v2/models/counting/stats").json()["model_stats"]
+    return model["inference_stats"]["fail"]["count"]
+
+
+def test_requests_are_inferred_by_their_priority(scheduling):
+    answers, order = infer_behind_another(
+        scheduling, counting("default"), counting("second", priority=2), counting("first", priority=1)
+    )
+    assert [answer.json()["id"] for answer in answers] == ["default", "second", "first"]
+    assert order == [2, 1, 0]
+
+
+def test_equal_priorities_are_inferred_in_their_order(scheduling):
+    requests = [counting(str(number), priority=number % 2) for number in range(4)]
+    assert infer_behind_another(scheduling, *requests)[1] == [1, 3, 0, 2]
+
+
+def test_a_request_that_could_not_start_in_time_is_refused_when_its_time_is_over(scheduling):
+    """That is before its turn would come, and counts as a failure of its model."""
+    before = failures(scheduling)
+    answers, order = infer_behind_another(
+        scheduling,
+        counting("one"),
+        counting("two"),
+        counting("impatient", timeout=1000),
+        counting("patient", timeout=60_000_000),
+    )
+    assert [answer.status for answer in answers] == [200, 200, 503, 200]
+    late = answers[2]
+    found = re.fullmatch(
+        r"the request could not start within its timeout of 1000 us, it waited (\d+) us", late.json()["error"]
+    )
+    assert int(found[1]) > 1000
+    assert late.headers["retry-after"] == "1"
+    assert "connection" not in late.headers
+    assert order == [0, 2, 1, 3]
+    assert failures(scheduling) == before + 1
+
+
+def test_the_time_before_a_proxy_hands_a_request_on_counts(scheduling):
+    """It has come to the proxy two minutes ago, and may wait for one."""
+    field = f"X-Request-Start: t={time.time() - 120:.3f}"
+    answers, order = infer_behind_another(
+        scheduling,
+        counting("first", priority=1),
+        counting("late", field, timeout=60_000_000),
+        counting("in time", field, timeout=600_000_000),
+    )
+    assert [answer.status for answer in answers] == [200, 503, 200]
+    assert order == [1, 0, 2]
+
+
+def test_a_client_that_is_gone_is_neither_inferred_nor_refused(scheduling):
+    """With a priority and a timeout of its own."""
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(connected(scheduling, counting("running", steps=5 * slow_models.SLOW)))
+        wait_until_inferring(scheduling)
+        waiting = [
+            stack.enter_context(connected(scheduling, counting(str(number), priority=number, timeout=10**8)))
+            for number in range(3)
+        ]
+        gone = stack_free(scheduling, counting("gone", priority=3, timeout=10**8))
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        assert receive(first, "POST").status == 200
+        gone.close()
+        assert [receive(connection, "POST").status for connection in waiting] == [200] * 3
+    assert inferred(parse(exchange(scheduling, post(RELU_PATH, RELU)), "POST")[0])
+    assert "error on a connection" not in scheduling.log
 
 
 # --- Overload

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import model_zoo
@@ -89,9 +90,11 @@ class App:
     """What the hooks need of the service's own application, and nothing to load."""
 
     settings = SimpleNamespace(load_timeout_seconds=5, file_system_poll_wait_seconds=0)
-    models = SimpleNamespace(open=lambda note, retire: None)
+    models = SimpleNamespace(open=lambda note, retire: None, entries={})
     telemetry = SimpleNamespace(counters=SimpleNamespace(claim=id, release=id))
-    reloads = SimpleNamespace(watch=None, run=lambda stop: "", end=lambda fault: None)
+    log_levels = SimpleNamespace(install=lambda: None)
+    permission = SimpleNamespace(describe=lambda: "nowhere")
+    reloads = SimpleNamespace(watch=None)
 
     def __call__(self, environ, start_response):
         return getattr(self, environ["PATH_INFO"].strip("/") or "environ")(environ, start_response)
@@ -121,6 +124,10 @@ class App:
                 print("the parts were closed", flush=True)
 
         return Parts([b"one"])
+
+    def identify(self, environ, start_response):
+        start_response("200 OK", [("x-request-id", "of the application"), ("A", environ["HTTP_X_REQUEST_ID"])])
+        return []
 
     def fail(self, environ, start_response):
         raise RuntimeError("the reason of the failure")
@@ -203,6 +210,19 @@ def test_an_application_that_fails_is_a_500_with_its_reason_in_the_log(probe):
             assert (answer.status, list(answer.json())) == (500, ["error"])
             assert "reason of" not in answer.json()["error"]
     probe.wait_for(lambda: "the reason of the late failure" in probe.log)
+    assert parse(exchange(probe, head("GET", "/fail", "X-Request-ID: mine")))[0].headers["x-request-id"] == "mine"
+    probe.wait_for(lambda: "error while answering request mine, GET /fail" in probe.log)
+
+
+def test_an_application_may_name_the_request_itself(probe):
+    """What comes behind is named again."""
+    with connected(probe) as connection:
+        for path, expected in (("identify", "of the application"), ("identify", "of the application"), ("write", "b")):
+            connection.sendall(head("GET", f"/{path}", "X-Request-ID: b"))
+            answer = receive(connection)
+            assert answer.headers["x-request-id"] == expected
+            assert answer.headers.get("a", "b") == "b"
+    assert exchange(probe, head("GET", "/identify")).lower().count(b"x-request-id") == 1
 
 
 def test_an_application_cannot_split_its_response(probe):
@@ -347,7 +367,9 @@ def test_what_was_begun_is_answered_before_a_worker_ends(tmp_path, models, numbe
             part.sendall(LIVE[-5:])
             answers += [receive(half, "POST"), receive(part)]
             assert [answer.status for answer in answers] == [200] * 6
-            assert answers[-1].headers["connection"] == "close"
+            closing = ["connection" in answer.headers for answer in answers]
+            assert closing == sorted(closing), "an answer of a worker that ends does not say so"
+            assert closing[-1]
         if number == signal.SIGTERM:
             assert service.process.wait(60) == 0
         else:
@@ -373,6 +395,38 @@ def test_a_client_may_send_once_more_after_an_inference_during_which_the_end_was
             answer = receive(kept)
             assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert service.process.wait(60) == 0
+
+
+def test_what_could_not_be_answered_before_a_worker_ends_is_refused(tmp_path, models):
+    """The worker ends after its first answer, and has two seconds for what has come by then."""
+    request = infer("counting", slow_models.count(5 * slow_models.SLOW))
+    arguments = ("-w", "1", "--graceful-timeout", "2", "--max-requests", "1")
+    with serve(tmp_path, *arguments, config=models) as service, contextlib.ExitStack() as stack:
+        wait_for_workers(service, 1)
+        (pid,) = service.workers()
+        connections = [stack.enter_context(connected(service, request)) for _ in range(20)]
+        answers = [receive(connection, "POST") for connection in connections]
+        statuses = [answer.status for answer in answers]
+        assert 0 < statuses.count(503) == 20 - statuses.count(200) < 20
+        refused = answers[statuses.index(503)]
+        assert refused.json() == {"error": "the worker ends before the request could start"}
+        assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
+        assert all(answer.headers["connection"] == "close" for answer in answers)
+        assert all(map(is_closed, connections))
+        service.wait_for(lambda: pid not in service.workers())
+
+
+def test_a_client_that_never_stops_keeps_no_worker_from_ending(tmp_path, models):
+    """What it has sent ahead is answered, but for no longer than gunicorn's graceful_timeout."""
+    arguments = ("-w", "1", "--graceful-timeout", "1", "--max-requests", "1")
+    with serve(tmp_path, *arguments, config=models) as service:
+        wait_for_workers(service, 1)
+        before = service.workers()
+        with connected(service, SLOW * 200) as connection:
+            wait_until_gone(service, before)
+            connection.setblocking(True)
+            statuses = [answer.status for answer in parse(receive_rest(connection), *["POST"] * 200)]
+        assert 1 < len(statuses) < 200
 
 
 @pytest.fixture
@@ -569,6 +623,146 @@ def test_logs_are_reopened_by_sigusr1(tmp_path, models):
         assert service.workers() == before
 
 
+@pytest.fixture
+def observed(tmp_path, models):
+    """One worker that writes a line of JSON for every request, and has room for one that waits."""
+    path = tmp_path / "lines"
+    variables = {
+        "OVMS_REST_ACCESS_LOG": "json",
+        "OVMS_REST_ACCESS_LOG_FILE": str(path),
+        "OVMS_REST_MAX_WAITING": "1",
+        "OVMS_REST_MAX_BODY_BYTES": "1000",
+    }
+    with serve(tmp_path, "-w", "1", config=models, **variables) as running:
+        running.lines = path
+        yield running
+
+
+def lines_of(service, count):
+    """Wait for so many lines; return them parsed."""
+    return list(map(json.loads, service.wait_for(lambda: has_lines(service.lines, count))))
+
+
+def has_lines(path, count):
+    lines = path.read_text().splitlines()
+    return lines if len(lines) == count else None
+
+
+def test_a_line_of_the_access_log_tells_of_an_inference(observed):
+    body = json.dumps({"id": "mine", **json.loads(RELU)}).encode()
+    (answer,) = parse(exchange(observed, post(RELU_PATH + "?key=secret", body, "X-Request-ID: a")), "POST")
+    (line,) = lines_of(observed, 1)
+    assert line == {
+        **line,
+        "client": "127.0.0.1",
+        "request_id": "a",
+        "method": "POST",
+        "path": RELU_PATH,
+        "status": 200,
+        "bytes_in": len(body),
+        "bytes_out": len(answer.body),
+        "model": "relu",
+        "version": "1",
+        "id": "mine",
+    }
+    assert 0 <= line["queue_us"] + line["inference_us"] <= line["total_us"] < 10_000_000
+    written = datetime.strptime(line["time"], "%Y-%m-%dT%H:%M:%S.%f%z")
+    assert abs(written.timestamp() - time.time()) < 60
+    assert "secret" not in observed.lines.read_text()
+
+
+def test_a_line_tells_how_long_an_inference_took_and_waited(observed):
+    with connected(observed, SLOW) as first, connected(observed, LIVE) as second:
+        receive(second)
+        second.sendall(SLOW * 2)
+        receive(first, "POST")
+        assert [receive(second, "POST").status for _ in range(2)] == [200, 200]
+    lines = [line for line in lines_of(observed, 4) if line["model"]]
+    assert [line["model"] for line in lines] == ["counting"] * 3
+    assert all(line["inference_us"] > 5000 for line in lines)
+    assert all(line["queue_us"] + line["inference_us"] <= line["total_us"] for line in lines)
+
+
+def test_lines_tell_of_what_does_not_infer_and_of_what_was_refused(observed):
+    requests = [
+        (LIVE, "GET", 200),
+        (head("HEAD", "/v2"), "HEAD", 200),
+        (head("GET", "/v2/models/%22quoted%22"), "GET", 404),
+        (post("/v2/models/unknown/infer", b"{}"), "POST", 404),
+        (post(RELU_PATH, b"{broken"), "POST", 400),
+        (head("POST", RELU_PATH, "Content-Length: 1001"), "POST", 413),
+    ]
+    answers = parse(exchange(observed, *[data for data, _, _ in requests]), *[method for _, method, _ in requests])
+    (broken,) = parse(exchange(observed, b"BROKEN\r\n\r\n"))
+    lines = lines_of(observed, 7)
+    assert [(line["method"], line["status"]) for line in lines] == [
+        *((method, status) for _, method, status in requests),
+        ("-", 400),
+    ]
+    ids = [answer.headers["x-request-id"] for answer in (*answers, broken)]
+    assert [line["request_id"] for line in lines] == ids
+    assert [line["path"] for line in lines][2::2] == ["/v2/models/%22quoted%22", RELU_PATH, "-"]
+    assert [line["bytes_in"] for line in lines] == [0, 0, 0, 2, 7, None, None]
+    assert [line["model"] for line in lines[:4]] == [None] * 4
+
+
+def test_lines_tell_of_an_overload(observed):
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(observed, SLOW)) for _ in range(5)]
+        statuses = [receive(connection, "POST").status for connection in connections]
+    assert 503 in statuses
+    assert sorted(line["status"] for line in lines_of(observed, 5)) == sorted(statuses)
+
+
+def test_no_client_can_forge_a_line(observed):
+    forged = json.dumps({"id": 'x\n{"status":200}\x1b[2J', **json.loads(RELU)}).encode()
+    exchange(observed, post(RELU_PATH, forged), head("GET", "/v2\xc2\x9b31m%0Astatus"))
+    lines = lines_of(observed, 2)
+    assert lines[0]["id"] == 'x\n{"status":200}\x1b[2J'
+    assert observed.lines.read_text().replace("\n", "").isprintable()
+
+
+def test_lines_of_text_go_to_the_standard_output(tmp_path, models):
+    with serve(tmp_path, "-w", "1", config=models, OVMS_REST_ACCESS_LOG="text") as service:
+        assert works(service)
+        found = service.wait_for(lambda: re.search(r"^time=.*\n", service.log, re.MULTILINE))[0]
+    pairs = dict(pair.split("=", 1) for pair in found.split())
+    assert (pairs["path"], pairs["status"], pairs["model"], pairs["version"]) == (RELU_PATH, "200", "relu", "1")
+    assert "id" not in pairs
+
+
+def test_lines_are_written_to_a_new_file_after_sigusr1(tmp_path, models):
+    path = tmp_path / "lines"
+    variables = {"OVMS_REST_ACCESS_LOG": "json", "OVMS_REST_ACCESS_LOG_FILE": str(path)}
+    with serve(tmp_path, "-w", "2", config=models, **variables) as service:
+        wait_for_workers(service, 2)
+        before = service.workers()
+        assert works(service)
+        path.rename(tmp_path / "lines.1")
+        service.signal(signal.SIGUSR1)
+        service.wait_for(lambda: all(str(path) in files(pid) for pid in before))
+        assert works(service)
+        service.wait_for(lambda: has_lines(path, 1))
+        assert has_lines(tmp_path / "lines.1", 1)
+        assert service.workers() == before
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "/nowhere/lines"])
+def test_lines_that_cannot_be_written_cost_no_request(tmp_path, models, path):
+    variables = {"OVMS_REST_ACCESS_LOG": "json", "OVMS_REST_ACCESS_LOG_FILE": path}
+    with serve(tmp_path, "-w", "1", config=models, **variables) as service:
+        assert all(works(service) for _ in range(3))
+        service.wait_for(lambda: "access log" in service.log)
+        assert service.log.count("access log") == 1
+
+
+def test_there_are_no_lines_unless_asked_for(tmp_path, models):
+    with serve(tmp_path, "-w", "1", config=models, OVMS_REST_ACCESS_LOG_FILE=str(tmp_path / "lines")) as service:
+        assert works(service)
+        assert not (tmp_path / "lines").exists()
+        assert RELU_PATH not in service.log
+
+
 HOOKS = """
 def pre_request(worker, req):
     worker.log.info("before %s %s %s of %s", req.method, req.path, dict(req.headers).get("X-A"), req.remote_addr[0])
@@ -601,7 +795,7 @@ def test_hooks_of_the_user(tmp_path, models):
             assert (answer.status, list(answer.json())) == (500, ["error"])
         service.wait_for(lambda: "the hook before failed" in service.log)
         assert "before GET /v2 b of 127.0.0.1" in service.log
-        assert "after /v2 200 OK 87" in service.log
+        assert re.search(r"after /v2 200 OK [1-9]\d+\n", service.log)
         assert f"after {RELU_PATH} 200 OK 123" in service.log
         assert "the hook after failed" in service.log
         assert "hook when_ready" in service.log
@@ -662,8 +856,8 @@ def test_several_addresses_are_served_by_all_workers(tmp_path, models):
     path = tmp_path / "socket"
     with serve(tmp_path, "-w", "2", "-b", "127.0.0.1:0", "-b", f"unix:{path}", config=models) as service:
         wait_for_workers(service, 2)
-        ports = [int(port) for port in re.findall(r"http://127\.0\.0\.1:(\d+)", service.log)]
-        assert len(set(ports)) == 2
+        ports = {int(port) for port in re.findall(r"http://127\.0\.0\.1:(\d+)", service.log)}
+        assert len(ports) == 2
         with contextlib.ExitStack() as stack:
             connections = []
             for _ in range(4):
@@ -706,8 +900,8 @@ def test_sockets_of_systemd(tmp_path, models):
     """Activation by sd_listen_fds(3): the sockets are inherited from 3 on, and stay when the service ends."""
     with serve(tmp_path, "-w", "2", config=models, PATH=write_starter(tmp_path, ACTIVATION)) as service:
         wait_for_workers(service, 2)
-        ports = [int(port) for port in re.findall(r"http://127\.0\.0\.1:(\d+)", service.log)]
-        assert len(set(ports)) == 2
+        ports = {int(port) for port in re.findall(r"http://127\.0\.0\.1:(\d+)", service.log)}
+        assert len(ports) == 2
         for port in ports:
             service.port = port
             assert works(service)

@@ -30,6 +30,8 @@ _CR = 13
 # RFC 3986 section 3.2.2 and 3.2.3: an address in brackets or a name, and a port.
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
 
 class Refusal(Exception):  # noqa: N818  it is no error of ours
     """A request that is not answered by the application: its status and message, and headers of the answer."""
@@ -244,16 +246,21 @@ def _keeps_alive(connection: str, minor: int) -> bool:
 
 
 def encode_head(status: str, headers: list[tuple[str, str]], lines: str) -> bytes:
-    """Write the head of a response; `lines` are header lines that come first, or nothing.
+    """Write the head of a response but for the empty line that ends it; `lines` are header lines that come first.
 
     Raises ValueError for a line break in a header, which would let whoever chose its value write headers and bodies.
     """
     fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    head = f"HTTP/1.1 {status}\r\n{lines}{fields}\r\n".encode("latin-1")
-    expected = len(headers) + 2 + lines.count("\n")
+    head = f"HTTP/1.1 {status}\r\n{lines}{fields}".encode("latin-1")
+    expected = len(headers) + 1 + lines.count("\n")
     if head.count(b"\n") != expected or head.count(b"\r") != expected:
         raise ValueError(f"a header of the answer has a line break: {headers!r}")
     return head
+
+
+def is_request_id(text: str) -> bool:
+    """Tell whether a client's X-Request-ID is repeated: 1 to 128 visible ASCII characters, which fit into any log."""
+    return _REQUEST_ID.fullmatch(text) is not None
 
 
 def encode_server_lines(now: float) -> str:

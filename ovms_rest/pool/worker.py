@@ -5,6 +5,7 @@ that wait, or a few that are short. It looks at its sockets in between, so that 
 """
 
 import ctypes
+import itertools
 import logging
 import math
 import os
@@ -13,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
@@ -23,10 +23,20 @@ from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker as BaseWorker
 
-from ovms_rest.errors import TryLaterError
+from ovms_rest.errors import DeadlineError, TryLaterError
+from ovms_rest.pool.access_log import AccessLog, access_of
 from ovms_rest.pool.connection import EVENTS, Buffer, Connection, State, Times, TlsConnection
-from ovms_rest.pool.http1 import Environ, HeadReader, Refusal, encode_head, encode_refusal, encode_server_lines
+from ovms_rest.pool.http1 import (
+    Environ,
+    HeadReader,
+    Refusal,
+    encode_head,
+    encode_refusal,
+    encode_server_lines,
+    is_request_id,
+)
 from ovms_rest.pool.table import WAKE, Row, wake
+from ovms_rest.pool.waiting import NEVER, Terms, WaitingQueue, read_terms
 from ovms_rest.serving.error_handlers import encode_error
 from ovms_rest.serving.routing import is_inference
 from ovms_rest.settings import read_settings
@@ -50,6 +60,8 @@ ASK_SECONDS = 0.05
 INFERRING_SECONDS = 0.0005
 # While it ends, a worker waits so long for a last request on a connection that is kept alive.
 DRAIN_SECONDS = 1.0
+# While it ends, a worker refuses what still waits so long before the arbiter would kill it.
+REFUSING_SECONDS = 1.0
 # A process that has no file descriptor left tries again so much later.
 ACCEPT_PAUSE_SECONDS = 0.1
 
@@ -73,6 +85,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
     # Set by a hook in the worker: what is called every so often, 0 for never, in one of the workers.
     watch: Callable[[], None] | None = None
     poll_seconds: int = 0
+
+    _access_log: AccessLog | None = None
 
     def run(self) -> None:
         """Serve until told to end: gunicorn's main loop of a worker."""
@@ -98,7 +112,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self.held = 0
         self.now = time.monotonic()
         self._tls = ssl_context(cfg) if cfg.is_ssl else None
-        self._waiting: deque[Connection] = deque()
+        self._waiting: WaitingQueue[Connection] = WaitingQueue(_read_terms)
         self._resuming: list[Connection] = []
         self._asking: list[Connection] = []  # whose answers are not there yet
         self._connections: dict[int, Connection] = {}
@@ -111,6 +125,11 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._server_lines = ""
         self._last_answer: tuple[str, str, int, Headers] = ("", "", 0, [])
         self._last_head = b""
+        self._last_has_id = False
+        self._id_prefix = os.urandom(6).hex()
+        self._id_numbers = itertools.count(1)
+        if settings.access_log != "none":
+            self._access_log = AccessLog(settings.access_log, settings.access_log_file)
         self._listeners = {sock.fileno(): (sock, self._make_template(sock)) for sock in self.sockets}
         self._accepting = False
         self._accept_again = 0.0
@@ -130,7 +149,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
         """Make the part of the environ that all requests from a listener have in common."""
         address = listener.getsockname()
         host, port = address[:2] if isinstance(address, tuple) else ("localhost", "")
+        # Asks for what is known of an inference, which comes as `ovms_rest.served`.
+        observed = {} if self._access_log is None else {"ovms_rest.observed": True}
         return {
+            **observed,
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "https" if self._tls else "http",
             "wsgi.errors": WSGIErrorsWrapper(self.cfg),
@@ -152,7 +174,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _turn(self) -> bool:
         """Make a turn of the loop; return whether there is to be another."""
-        events = self._epoll.poll(0 if self._waiting or self._resuming else self._until_next_event())
+        events = self._epoll.poll(0 if self._waiting.count or self._resuming else self._until_next_event())
         self.now = time.monotonic()
         for fileno, mask in events:
             connection = self._connections.get(fileno)
@@ -167,9 +189,15 @@ class Worker(BaseWorker):  # type: ignore[misc]
             for connection in resuming:
                 self._guard(connection, connection.resume)
         until = self.now + INFERRING_SECONDS
-        while self._waiting and self.now < until:
-            connection = self._waiting.popleft()
-            self._guard(connection, self._answer, connection)
+        waiting = self._waiting
+        while waiting.count and self.now < until:
+            if waiting.count > 1 or waiting.next_deadline < NEVER:
+                self._refuse_late()
+            if waiting.count:
+                connection = waiting.pop()
+                self._guard(connection, self._answer, connection)
+        if self._is_busy and not waiting.count and not self._draining:
+            self._set_busy(False)  # the last that waited was refused, or is gone
         if self._asking and self.now >= self._ask_again:
             asking, self._asking = self._asking, []
             self._ask_again = self.now + ASK_SECONDS
@@ -183,7 +211,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._drain()
         if self._draining and not any(item.state in _RECEIVING for item in self._connections.values()):
             self.row.set_closed()
-        return not self._draining or (bool(self._connections) and self.now < self._end)
+        if self._draining and self.now >= self._end:
+            self._refuse_rest()
+            return False
+        return not self._draining or bool(self._connections)
 
     def _set_busy(self, busy: bool) -> None:
         """Tell the others, who leave connections to a worker without an inference to make."""
@@ -196,7 +227,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         try:
             step(*arguments)
         except Exception:
-            log.exception("error on a connection, which is closed")
+            request_id = "-" if connection.head is None else connection.head.environ.get("HTTP_X_REQUEST_ID", "-")
+            log.exception("error on a connection, which is closed, with request %r", request_id)
             connection.close()
 
     def _until_next_event(self) -> float:
@@ -236,7 +268,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         """
         self._draining = True
         self._set_busy(True)
-        self._end = self.now + self.cfg.graceful_timeout
+        grace = self.cfg.graceful_timeout
+        self._end = self.now + max(grace - REFUSING_SECONDS, grace / 2)
         self._stop_accepting()
         self._accept_again = float("inf")
         for sock in self.sockets:
@@ -322,8 +355,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         """Drop a connection that is being closed."""
         del self._connections[connection.socket.fileno()]
         self._tell_connections()
-        if connection in self._waiting:
-            self._waiting.remove(connection)
+        self._waiting.remove(connection)
         if connection in self._asking:
             self._asking.remove(connection)
 
@@ -337,17 +369,18 @@ class Worker(BaseWorker):  # type: ignore[misc]
         """Take a request that came whole: let it wait for its inference, or answer it."""
         assert connection.head is not None
         environ = connection.head.environ
+        self._identify(environ)
         if not is_inference(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
             self._answer(connection)
         elif self.is_control:
             self._send_refusal(connection, Refusal(404, "inferences are not served on the control address"))
-        elif len(self._waiting) >= self.max_waiting:
+        elif self._waiting.count >= self.max_waiting:
             self.wsgi.count_refusal(environ["PATH_INFO"], "overload", 0)
-            message = f"overloaded: {len(self._waiting)} requests wait already, which is the limit of a worker"
+            message = f"overloaded: {self._waiting.count} requests wait already, which is the limit of a worker"
             self._send_refusal(connection, Refusal(503, message, {"Retry-After": "1"}))
         else:
             environ["ovms_rest.received"] = time.monotonic_ns()
-            self._waiting.append(connection)
+            self._waiting.push(connection)
             if not self._is_busy:
                 self._set_busy(True)
 
@@ -356,12 +389,41 @@ class Worker(BaseWorker):  # type: ignore[misc]
         log.debug("refused a request with %s: %s", refusal.status, refusal)
         self._send_refusal(connection, refusal)
 
+    def _refuse_late(self) -> None:
+        """Answer those who waited for longer than they want to."""
+        for connection, terms in self._waiting.expire(time.monotonic_ns()):
+            self._guard(connection, self._send_late, connection, terms)
+
+    def _send_late(self, connection: Connection, terms: Terms) -> None:
+        assert connection.head is not None
+        waited = time.monotonic_ns() - terms.since_ns
+        self.wsgi.count_refusal(connection.head.environ["PATH_INFO"], "timeout", waited)
+        message = str(DeadlineError(terms.timeout_us, waited))
+        self._send_refusal(connection, Refusal(503, message, {"Retry-After": "1"}))
+
+    def _refuse_rest(self) -> None:
+        """Answer those who wait when the time to end has come."""
+        while self._waiting.count:
+            connection = self._waiting.pop()
+            connection.linger()
+            refusal = Refusal(503, "the worker ends before the request could start", {"Retry-After": "1"})
+            self._guard(connection, self._send_refusal, connection, refusal)
+
     def _send_refusal(self, connection: Connection, refusal: Refusal) -> None:
         status, headers, body = encode_refusal(refusal)
-        size = self._send(connection, status, headers, [] if refusal.is_of_head else [body])
+        environ = {**_UNREAD, **connection.template} if connection.head is None else connection.head.environ
+        self._identify(environ)
+        size = self._send(connection, environ, status, headers, [] if refusal.is_of_head else [body])
         if self._observed:
-            environ = {**_UNREAD, **connection.template} if connection.head is None else connection.head.environ
             self.log.access(_ObservedResponse(status, headers, size), _Observed(environ), environ, timedelta())
+        if self._access_log is not None:
+            self._access_log.write(access_of(environ, status, size, time.monotonic_ns()))
+
+    def _identify(self, environ: Environ) -> None:
+        """Give a request an id unless its client did; an id that does not fit into a line of a log is none."""
+        given = environ.get("HTTP_X_REQUEST_ID")
+        if given is None or not is_request_id(given):
+            environ["HTTP_X_REQUEST_ID"] = f"{self._id_prefix}-{next(self._id_numbers)}"
 
     def _answer(self, connection: Connection) -> None:
         """Have the application answer a request."""
@@ -379,11 +441,13 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self.nr -= 1
             return
         self.now = time.monotonic()  # an inference may have taken long
-        if self._is_busy and not self._waiting:
+        if self._is_busy and not self._waiting.count:
             self._set_busy(False)  # before the client can know, who may send its next request to another
-        size = self._send(connection, status, headers, parts)
+        size = self._send(connection, environ, status, headers, parts)
         if self._observed:
             self._observe(environ, status, headers, size, time.monotonic() - self._started)
+        if self._access_log is not None:
+            self._access_log.write(access_of(environ, status, size, int(self._started * 1e9)))
 
     def _call(self, environ: Environ) -> tuple[str, Headers, list[Buffer]]:
         """Call the application; return status, headers and the parts of the body."""
@@ -406,12 +470,15 @@ class Worker(BaseWorker):  # type: ignore[misc]
         except TryLaterError:
             raise
         except Exception:
-            log.exception("error while answering %s %s", environ["REQUEST_METHOD"], environ["RAW_URI"])
+            request_id, method, target = (environ[key] for key in ("HTTP_X_REQUEST_ID", "REQUEST_METHOD", "RAW_URI"))
+            log.exception("error while answering request %s, %s %s", request_id, method, target)
             body = encode_error("internal error; the reason is in the log of the server")
             return "500 Internal Server Error", [("Content-Type", "application/json")], [body]
         return status, headers, written + parts if written else parts
 
-    def _send(self, connection: Connection, status: str, headers: Headers, parts: list[Buffer]) -> int:
+    def _send(
+        self, connection: Connection, environ: Environ, status: str, headers: Headers, parts: list[Buffer]
+    ) -> int:
         """Send an answer; return the bytes of its body."""
         size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         if connection.keep_alive and self._has_to_close(connection):
@@ -419,16 +486,20 @@ class Worker(BaseWorker):  # type: ignore[misc]
         lines = self._server_lines + _connection_line(connection)
         answer = (status, lines, size, headers)
         if answer != self._last_answer:  # mostly it is the same
-            length = [] if _has_length(headers) else [("Content-Length", str(size))]
+            length = [] if _has_field(headers, "content-length") else [("Content-Length", str(size))]
             try:
                 self._last_head = encode_head(status, headers + length, lines)
             except ValueError:
-                log.exception("the application answered what cannot be sent")
+                log.exception(
+                    "the application answered what cannot be sent to request %s", environ["HTTP_X_REQUEST_ID"]
+                )
                 connection.close()
                 return 0
             self._last_answer = (status, lines, size, headers.copy())  # a list may be changed and come again
-        head = self._last_head
-        if connection.head is not None and connection.head.environ["REQUEST_METHOD"] == "HEAD":
+            self._last_has_id = _has_field(headers, "x-request-id")
+        end = "\r\n" if self._last_has_id else f"X-Request-ID: {environ['HTTP_X_REQUEST_ID']}\r\n\r\n"
+        head = self._last_head + end.encode()
+        if environ["REQUEST_METHOD"] == "HEAD":
             parts, size = [], 0
         total = len(head) + size
         if total <= SMALL_ANSWER:
@@ -451,7 +522,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         Bodies that are larger than what the system buffers are not seen to wait during an inference that takes long;
         there the numbers of connections tell.
         """
-        if self._waiting:
+        if self._waiting.count:
             return self.row.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS)
         if self.now - self._started < IDLE_NANOSECONDS / 1e9:
             return False
@@ -465,6 +536,12 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self.cfg.post_request(self, request, environ, response)
         except Exception:
             log.exception("exception in the post_request hook")
+
+    def handle_usr1(self, sig: int, frame: Any) -> None:
+        """Reopen the logs."""
+        super().handle_usr1(sig, frame)
+        if self._access_log is not None:
+            self._access_log.reopen()
 
     @staticmethod
     def check_config(cfg: Any, logger: Any) -> None:
@@ -486,8 +563,13 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def _has_length(headers: Headers) -> bool:
-    return "content-length" in [name.lower() for name, _ in headers]
+def _read_terms(connection: Connection) -> Terms:
+    assert connection.head is not None
+    return read_terms(connection.head.environ)
+
+
+def _has_field(headers: Headers, name: str) -> bool:
+    return name in [field.lower() for field, _ in headers]
 
 
 def _connection_line(connection: Connection) -> str:

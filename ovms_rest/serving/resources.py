@@ -14,7 +14,6 @@ from ovms_rest.protocol.decoding import (
     decode_header_length,
     decode_raw_request,
     decode_request,
-    decode_request_start,
 )
 from ovms_rest.protocol.encoding import Buffer, encode_response
 from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor
@@ -22,6 +21,7 @@ from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.serving.body import read_body
 from ovms_rest.serving.compression import choose_encoding, compress
 from ovms_rest.serving.statistics import FailureKind, Question, Served
+from ovms_rest.serving.waiting_time import waits_since
 from ovms_rest.settings import Settings
 
 # Exactly those that work.
@@ -35,9 +35,6 @@ EXTENSIONS = (
     "schedule_policy",
     "statistics",
 )
-
-# An X-Request-Start that lies further back comes from a clock that is wrong.
-_MAX_WAIT_NS = 3_600_000_000_000
 
 
 class InferenceCounters(Protocol):
@@ -202,7 +199,9 @@ class Infer:
         arrays = validate_inputs(request, metadata)
         requested = validate_outputs(request, metadata)
         if request.timeout_us:
-            _check_deadline(request.timeout_us, received, req.env.get("HTTP_X_REQUEST_START", ""))
+            waited = time.monotonic_ns() - waits_since(req.env, received)
+            if waited > request.timeout_us * 1000:
+                raise DeadlineError(request.timeout_us, waited)
         decoded = time.monotonic_ns()
         if is_observed:
             _note(req, input_ns=decoded - started)
@@ -262,12 +261,3 @@ class Infer:
 def _note(req: falcon.Request, **known: int | str) -> None:
     """Add to what the worker's access log is told of this inference."""
     req.env["ovms_rest.served"] = req.env["ovms_rest.served"]._replace(**known)
-
-
-def _check_deadline(timeout_us: int, received: int, request_start: str) -> None:
-    """Raise DeadlineError when a request has waited longer than it allows, here or on its way from a proxy."""
-    waited = time.monotonic_ns() - received
-    if (sent := decode_request_start(request_start)) is not None and time.time_ns() - sent <= _MAX_WAIT_NS:
-        waited = max(waited, time.time_ns() - sent)
-    if waited > timeout_us * 1000:
-        raise DeadlineError(timeout_us, waited)
