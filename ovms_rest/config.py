@@ -8,21 +8,18 @@ A wrong type or key is a mistake of the file. A wrong text of a right type, such
 that model's alone: `parse_options` tells it when the model is loaded, and the others are served.
 """
 
-import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from ovms_rest.checking import Check, Problem, as_json, check_keys, check_values, is_a, never
 from ovms_rest.errors import ConfigError
 from ovms_rest.models.compilation import PluginValue
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
-
-Problem = str
-Check = Callable[[Any], Problem | None]
 
 MAX_NIREQ = 100_000
 
@@ -62,9 +59,9 @@ def parse_model(name: str, config: dict[str, Any], directory: Path, base: ModelC
     ConfigError with a line for every mistake.
     """
     config = {_TRITON_KEYS.get(key, key): value for key, value in config.items()}
-    problems = list(_check_keys(config, "config.", {**_MODEL_KEYS, **_OTHER_KEYS}, required=()))
+    problems = list(check_keys(config, "config.", {**_MODEL_KEYS, **_OTHER_KEYS}, required=()))
     if config.get("name", name) != name:
-        problems.append(f"config.name: is {_describe(config['name'])}, the model in the path is {name!r}")
+        problems.append(f"config.name: is {as_json(config['name'])}, the model in the path is {name!r}")
     if base is None and "base_path" not in config:
         problems.append(f"config.base_path: is missing, and model {name!r} is not known yet")
     if problems:
@@ -134,36 +131,32 @@ def _shape(value: Any) -> Any:
 # --- Checks of values: each returns what is wrong, or None
 
 
-def _is(type_name: str, *types: type) -> Check:
-    return lambda value: None if type(value) in types else f"expected {type_name}, got {_describe(value)}"
-
-
 def _check_name(value: Any) -> Problem | None:
     if type(value) is not str or not value or "/" in value:
-        return f"expected a string that is not empty and has no '/', got {_describe(value)}"
+        return f"expected a string that is not empty and has no '/', got {as_json(value)}"
     return None
 
 
 def _check_base_path(value: Any) -> Problem | None:
     if type(value) is not str or not value:
-        return f"expected the path of a directory or a model file, got {_describe(value)}"
+        return f"expected the path of a directory or a model file, got {as_json(value)}"
     if "\0" in value:
-        return f"a path has no NUL character, got {_describe(value)}"
+        return f"a path has no NUL character, got {as_json(value)}"
     if "://" in value:
-        return f"only local directories and files can be served, got {_describe(value)}"
+        return f"only local directories and files can be served, got {as_json(value)}"
     return None
 
 
 def _check_plugin_config(value: Any) -> Problem | None:
     if type(value) is not dict:
-        return f"expected an object, got {_describe(value)}"
-    return _check_values(value, lambda item: type(item) in (str, int, float, bool), "a string, a number or a boolean")
+        return f"expected an object, got {as_json(value)}"
+    return check_values(value, lambda item: type(item) in (str, int, float, bool), "a string, a number or a boolean")
 
 
 def _check_shape(value: Any) -> Problem | None:
     if type(value) is dict:
-        return _check_values(value, _is_shape, _SHAPE)
-    return None if _is_shape(value) else f"expected {_SHAPE}, or an object of these by input, got {_describe(value)}"
+        return check_values(value, _is_shape, _SHAPE)
+    return None if _is_shape(value) else f"expected {_SHAPE}, or an object of these by input, got {as_json(value)}"
 
 
 def _is_shape(value: Any) -> bool:
@@ -172,20 +165,15 @@ def _is_shape(value: Any) -> bool:
 
 def _check_layout(value: Any) -> Problem | None:
     if type(value) is dict:
-        return _check_values(value, lambda item: type(item) is str, _LAYOUT)
+        return check_values(value, lambda item: type(item) is str, _LAYOUT)
     if type(value) is not str:
-        return f"expected {_LAYOUT}, or an object of these by tensor, got {_describe(value)}"
+        return f"expected {_LAYOUT}, or an object of these by tensor, got {as_json(value)}"
     return None
-
-
-def _check_values(owner: dict[str, Any], fits: Callable[[Any], bool], form: str) -> Problem | None:
-    wrong = {key: item for key, item in owner.items() if not fits(item)}
-    return "; ".join(f"the value of {key} has to be {form}, got {_describe(wrong[key])}" for key in wrong) or None
 
 
 def _check_nireq(value: Any) -> Problem | None:
     if type(value) is not int or not 0 <= value <= MAX_NIREQ:
-        return f"expected an integer from 0 to {MAX_NIREQ}, got {_describe(value)}"
+        return f"expected an integer from 0 to {MAX_NIREQ}, got {as_json(value)}"
     return None
 
 
@@ -193,25 +181,21 @@ def _check_version_policy(value: Any) -> Problem | None:
     if _version_policy(value) is None:
         return (
             'expected {"latest": {"num_versions": 2}}, {"all": {}} or {"specific": {"versions": [1, 3]}} with numbers '
-            f"from 1 on, got {_describe(value)}"
+            f"from 1 on, got {as_json(value)}"
         )
     return None
 
 
 def _check_metrics_list(value: Any) -> Problem | None:
     if type(value) is not list or not all(type(name) is str for name in value):
-        return f"expected an array of strings, got {_describe(value)}"
+        return f"expected an array of strings, got {as_json(value)}"
     return None
 
 
 def _check_framework(value: Any) -> Problem | None:
     if type(value) is not str or value.lower() not in ("", "openvino"):
-        return f"expected openvino, got {_describe(value)}"
+        return f"expected openvino, got {as_json(value)}"
     return None
-
-
-def _never(reason: str) -> Check:
-    return lambda value: f"is not supported: {reason}"
 
 
 def _only_empty(reason: str) -> Check:
@@ -220,7 +204,7 @@ def _only_empty(reason: str) -> Check:
 
 _SHAPE = 'a string such as "(1,3,224,224)" or an array such as [1,3,224,224]'
 _LAYOUT = 'a string such as "NHWC:NCHW"'
-_PER_CHANNEL = _is('a number or a string such as "(123.7,116.3,103.5)"', int, float, str)
+_PER_CHANNEL = is_a('a number or a string such as "(123.7,116.3,103.5)"', int, float, str)
 _MEDIAPIPE = "MediaPipe graphs are not served here"
 _CUSTOM_LOADER = "custom loaders, deprecated by OVMS too, would have to be compiled C++"
 _STATEFUL = "OVMS removed stateful models"
@@ -228,26 +212,26 @@ _STATEFUL = "OVMS removed stateful models"
 _MODEL_KEYS: Mapping[str, Check] = {
     "name": _check_name,
     "base_path": _check_base_path,
-    "target_device": _is("a string", str),
+    "target_device": is_a("a string", str),
     "plugin_config": _check_plugin_config,
     "nireq": _check_nireq,  # changes nothing: as many inferences run at once as there are workers
-    "allow_cache": _is("true or false", bool),  # changes nothing: "auto", which OVMS asks it for, is cached anyway
+    "allow_cache": is_a("true or false", bool),  # changes nothing: "auto", which OVMS asks it for, is cached anyway
     "model_version_policy": _check_version_policy,
-    "batch_size": _is('an integer or a string such as "1:16"', int, str),
+    "batch_size": is_a('an integer or a string such as "1:16"', int, str),
     "shape": _check_shape,
     "layout": _check_layout,
     "mean": _PER_CHANNEL,
     "scale": _PER_CHANNEL,
-    "color_format": _is('a string such as "RGB:BGR"', str),
-    "precision": _is('a string such as "uint8:fp32"', str),
-    "version": _never("model_version_policy says which versions are served"),
-    "custom_loader_options": _never(_CUSTOM_LOADER),
-    "graph_path": _never(_MEDIAPIPE),
-    "subconfig": _never(_MEDIAPIPE),
-    "stateful": _never(_STATEFUL),
-    "idle_sequence_cleanup": _never(_STATEFUL),
-    "low_latency_transformation": _never(_STATEFUL),
-    "max_sequence_number": _never(_STATEFUL),
+    "color_format": is_a('a string such as "RGB:BGR"', str),
+    "precision": is_a('a string such as "uint8:fp32"', str),
+    "version": never("model_version_policy says which versions are served"),
+    "custom_loader_options": never(_CUSTOM_LOADER),
+    "graph_path": never(_MEDIAPIPE),
+    "subconfig": never(_MEDIAPIPE),
+    "stateful": never(_STATEFUL),
+    "idle_sequence_cleanup": never(_STATEFUL),
+    "low_latency_transformation": never(_STATEFUL),
+    "max_sequence_number": never(_STATEFUL),
 }
 
 # Of Triton's model configuration: what means the same under another name, and what does not change anything.
@@ -257,29 +241,29 @@ _OTHER_KEYS: Mapping[str, Check] = {
     "backend": _check_framework,
     **dict.fromkeys(
         ("max_batch_size", "input", "output", "parameters", "default_model_filename", "model_transaction_policy"),
-        _never("it follows from the model; leave it out"),
+        never("it follows from the model; leave it out"),
     ),
-    "instance_group": _never("there are as many instances as workers; leave it out"),
+    "instance_group": never("there are as many instances as workers; leave it out"),
 }
 
 _ROOT_KEYS: Mapping[str, Check] = {
-    "model_config_list": _is("an array", list),
+    "model_config_list": is_a("an array", list),
     "pipeline_config_list": _only_empty("pipelines are not supported yet"),
-    "custom_node_library_config_list": _is("an array", list),
-    "monitoring": _is("an object", dict),
+    "custom_node_library_config_list": is_a("an array", list),
+    "monitoring": is_a("an object", dict),
     "custom_loader_config_list": _only_empty(f"is not supported: {_CUSTOM_LOADER}"),
     "mediapipe_config_list": _only_empty(f"is not supported: {_MEDIAPIPE}"),
 }
 
 # Libraries change nothing: only nodes of pipelines use them.
-_LIBRARY_KEYS: Mapping[str, Check] = {"name": _is("a string", str), "base_path": _is("a string", str)}
+_LIBRARY_KEYS: Mapping[str, Check] = {"name": is_a("a string", str), "base_path": is_a("a string", str)}
 
-_MONITORING_KEYS: Mapping[str, Check] = {"metrics": _is("an object", dict)}
+_MONITORING_KEYS: Mapping[str, Check] = {"metrics": is_a("an object", dict)}
 
 _METRICS_KEYS: Mapping[str, Check] = {
-    "enable": _is("true or false", bool),
+    "enable": is_a("true or false", bool),
     "metrics_list": _check_metrics_list,
-    "endpoint_path": _never("OVMS removed it, the path is always /metrics"),
+    "endpoint_path": never("OVMS removed it, the path is always /metrics"),
 }
 
 
@@ -288,9 +272,9 @@ _METRICS_KEYS: Mapping[str, Check] = {
 
 def _check_root(root: Any) -> Iterator[Problem]:
     if type(root) is not dict:
-        yield f"expected an object with the key 'model_config_list', got {_describe(root)}"
+        yield f"expected an object with the key 'model_config_list', got {as_json(root)}"
         return
-    yield from _check_keys(root, "", _ROOT_KEYS, required=("model_config_list",))
+    yield from check_keys(root, "", _ROOT_KEYS, required=("model_config_list",))
     yield from _check_models(root.get("model_config_list"))
     yield from _check_libraries(root.get("custom_node_library_config_list"))
     yield from _check_monitoring(root.get("monitoring"))
@@ -305,9 +289,9 @@ def _check_models(items: Any) -> Iterator[Problem]:
         place = f"model_config_list[{index}]"
         config = item.get("config") if type(item) is dict else None
         if type(config) is not dict or len(item) != 1:
-            yield f"{place}: expected an object with the only key 'config', an object, got {_describe(item)}"
+            yield f"{place}: expected an object with the only key 'config', an object, got {as_json(item)}"
             continue
-        yield from _check_keys(config, f"{place}.config.", _MODEL_KEYS, required=("name",))
+        yield from check_keys(config, f"{place}.config.", _MODEL_KEYS, required=("name",))
         name = config.get("name")
         if type(name) is str and (first := first_places.setdefault(name, place)) != place:
             yield f"{place}.config.name: {name!r} is the name of {first} already"
@@ -317,36 +301,14 @@ def _check_libraries(items: Any) -> Iterator[Problem]:
     for index, item in enumerate(items if type(items) is list else ()):
         place = f"custom_node_library_config_list[{index}]"
         if type(item) is dict:
-            yield from _check_keys(item, f"{place}.", _LIBRARY_KEYS, required=("name", "base_path"))
+            yield from check_keys(item, f"{place}.", _LIBRARY_KEYS, required=("name", "base_path"))
         else:
-            yield f"{place}: expected an object with the keys 'name' and 'base_path', got {_describe(item)}"
+            yield f"{place}: expected an object with the keys 'name' and 'base_path', got {as_json(item)}"
 
 
 def _check_monitoring(monitoring: Any) -> Iterator[Problem]:
     if type(monitoring) is dict:
-        yield from _check_keys(monitoring, "monitoring.", _MONITORING_KEYS, required=("metrics",))
+        yield from check_keys(monitoring, "monitoring.", _MONITORING_KEYS, required=("metrics",))
         metrics = monitoring.get("metrics")
         if type(metrics) is dict:
-            yield from _check_keys(metrics, "monitoring.metrics.", _METRICS_KEYS, required=("enable",))
-
-
-def _check_keys(
-    owner: dict[str, Any], place: str, checks: Mapping[str, Check], required: tuple[str, ...]
-) -> Iterator[Problem]:
-    for key in required:
-        if key not in owner:
-            yield f"{place}{key}: is missing"
-    for key, value in owner.items():
-        if key not in checks:
-            (near,) = difflib.get_close_matches(key, checks, n=1, cutoff=0)
-            yield f"{place}{key}: unknown key; the nearest known one is {near!r}"
-        elif problem := checks[key](value):
-            yield f"{place}{key}: {problem}"
-
-
-def _describe(value: Any) -> str:
-    try:
-        text = orjson.dumps(value).decode()
-    except TypeError:  # nested deeper than orjson writes, though it reads it
-        return "a value nested too deep to be shown"
-    return text if len(text) <= 80 else f"{text[:80]}..."
+            yield from check_keys(metrics, "monitoring.metrics.", _METRICS_KEYS, required=("enable",))

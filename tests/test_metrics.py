@@ -342,7 +342,8 @@ def test_head_works_where_get_does():
 def test_metrics_that_are_disabled_are_404_with_how_to_enable_them():
     answer = ask(None)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
-    assert "--metrics_enable" in answer.json["error"]
+    for means in ("--metrics_enable", "OVMS_REST_METRICS_ENABLE=true", "monitoring"):
+        assert means in answer.json["error"]
     assert '"monitoring": {"metrics": {"enable": true}}' in answer.json["error"]
 
 

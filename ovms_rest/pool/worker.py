@@ -437,6 +437,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         try:
             status, headers, parts = self._call(environ)
         except TryLaterError:
+            environ.setdefault("ovms_rest.received", int(self._started * 1e9))  # from when on it waits
             self._asking.append(connection)
             self.nr -= 1
             return

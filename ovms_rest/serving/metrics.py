@@ -310,8 +310,8 @@ class Metrics:
         """Answer the text that Prometheus reads, summed over all workers. Raises NotFoundError while disabled."""
         if self._source is None:
             raise NotFoundError(
-                "metrics are disabled; enable them by --metrics_enable, or in the config file by "
-                '"monitoring": {"metrics": {"enable": true}}'
+                "metrics are disabled; enable them by --metrics_enable, OVMS_REST_METRICS_ENABLE=true, or in the "
+                'config file by "monitoring": {"metrics": {"enable": true}}'
             )
         values = _Values(self._source.statistics(), self._source.process_state())
         resp.content_type = CONTENT_TYPE_LATEST
