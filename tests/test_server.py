@@ -46,7 +46,16 @@ def test_server_metadata(service):
     assert service.get("/v2").json() == {
         "name": "ovms_rest",
         "version": __version__,
-        "extensions": ["binary_tensor_data", "statistics"],
+        "extensions": [
+            "binary_tensor_data",
+            "classification",
+            "logging",
+            "model_configuration",
+            "model_repository",
+            "parameters",
+            "schedule_policy",
+            "statistics",
+        ],
     }
 
 

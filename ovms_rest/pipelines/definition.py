@@ -1,0 +1,232 @@
+"""What a config file says of pipelines (reference: OVMS's `pipeline_config_list`), its form checked and nothing else.
+
+Whether a pipeline fits the models and libraries that there are, is another question: `pipelines.planning` answers it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ovms_rest.checking import Check, Problem, as_json, check_keys, check_values, is_a
+
+# The implicit nodes where a pipeline begins and ends.
+REQUEST, RESPONSE = "request", "response"
+
+MODEL, CUSTOM = "DL model", "custom"
+
+# The count of a demultiplexer that is only known when it runs.
+DYNAMIC = -1
+MAX_COUNT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a tensor comes from: an input of the pipeline, of the node "request", or the alias of a node's output."""
+
+    node: str
+    item: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDefinition:
+    """A node: of a model, which `model` names, or of a library, which `library` names.
+
+    `inputs` are the tensors of the node with their sources, `outputs` aliases with the tensors that they stand for, in
+    the order of the file, repeated ones included. `count` is into how many sessions its outputs are split along their
+    first dim, None for none; `gather_from` the node whose sessions it collects.
+    """
+
+    name: str
+    model: str = ""
+    version: int | None = None
+    library: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[tuple[str, Source], ...] = ()
+    outputs: tuple[tuple[str, str], ...] = ()
+    count: int | None = None
+    gather_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineDefinition:
+    """A pipeline; with a `count` its requests are split along their first dim, as by a node."""
+
+    name: str
+    inputs: tuple[str, ...] = ()
+    nodes: tuple[NodeDefinition, ...] = ()
+    outputs: tuple[tuple[str, Source], ...] = ()
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Where the code of custom nodes is: `base_path` as the file has it, relative to `directory` where it is a path."""
+
+    name: str
+    base_path: str
+    directory: Path
+
+
+# --- Reading
+
+
+def read_pipeline(item: Mapping[str, Any]) -> PipelineDefinition:
+    """Read a pipeline whose form was checked."""
+    return PipelineDefinition(
+        item["name"],
+        tuple(item["inputs"]),
+        tuple(map(_read_node, item["nodes"])),
+        tuple(_read_connections(item["outputs"])),
+        _read_count(item.get("demultiply_count")),
+    )
+
+
+def _read_node(item: Mapping[str, Any]) -> NodeDefinition:
+    is_model = item["type"] == MODEL
+    return NodeDefinition(
+        item["name"],
+        item["model_name"] if is_model else "",
+        item.get("version") if is_model else None,
+        "" if is_model else item["library_name"],
+        item.get("params", {}),
+        tuple(_read_connections(item["inputs"])),
+        tuple((output["alias"], output["data_item"]) for output in item["outputs"]),
+        _read_count(item.get("demultiply_count")),
+        item.get("gather_from_node"),
+    )
+
+
+def _read_connections(items: list[dict[str, dict[str, str]]]) -> Iterator[tuple[str, Source]]:
+    for item in items:
+        for tensor, source in item.items():
+            yield tensor, Source(source["node_name"], source["data_item"])
+
+
+def _read_count(value: int | None) -> int | None:
+    """Read `demultiply_count`, where 0 stands for -1 (deprecated in OVMS)."""
+    return DYNAMIC if value == 0 else value
+
+
+# --- Checking
+
+
+def check_pipelines(items: Any) -> Iterator[Problem]:
+    """Check the form of `pipeline_config_list`."""
+    first_places: dict[str, str] = {}
+    for index, item in enumerate(items if type(items) is list else ()):
+        place = f"pipeline_config_list[{index}]"
+        if type(item) is not dict:
+            yield f"{place}: expected an object with name, inputs, nodes and outputs, got {as_json(item)}"
+            continue
+        yield from check_keys(item, f"{place}.", _PIPELINE_KEYS, ("name", "inputs", "nodes", "outputs"))
+        yield from _check_nodes(item.get("nodes"), f"{place}.nodes")
+        yield from _check_connections(item.get("outputs"), f"{place}.outputs")
+        name = item.get("name")
+        if type(name) is str and (first := first_places.setdefault(name, place)) != place:
+            yield f"{place}.name: {name!r} is the name of {first} already"
+
+
+def check_libraries(items: Any) -> Iterator[Problem]:
+    """Check the form of `custom_node_library_config_list`."""
+    first_places: dict[str, str] = {}
+    for index, item in enumerate(items if type(items) is list else ()):
+        place = f"custom_node_library_config_list[{index}]"
+        if type(item) is not dict:
+            yield f"{place}: expected an object with the keys 'name' and 'base_path', got {as_json(item)}"
+            continue
+        yield from check_keys(item, f"{place}.", _LIBRARY_KEYS, ("name", "base_path"))
+        name = item.get("name")
+        if type(name) is str and (first := first_places.setdefault(name, place)) != place:
+            yield f"{place}.name: {name!r} is the name of {first} already"
+
+
+def _check_nodes(items: Any, place: str) -> Iterator[Problem]:
+    for index, item in enumerate(items if type(items) is list else ()):
+        node = f"{place}[{index}]"
+        if type(item) is not dict:
+            yield f"{node}: expected an object with name, type, inputs and outputs, got {as_json(item)}"
+            continue
+        needed = {MODEL: ("model_name",), CUSTOM: ("library_name",)}.get(str(item.get("type")), ())
+        yield from check_keys(item, f"{node}.", _NODE_KEYS, ("name", "type", *needed, "inputs", "outputs"))
+        yield from _check_connections(item.get("inputs"), f"{node}.inputs")
+        outputs = item.get("outputs")
+        for number, output in enumerate(outputs if type(outputs) is list else ()):
+            label = f"{node}.outputs[{number}]"
+            if type(output) is dict:
+                yield from check_keys(output, f"{label}.", _OUTPUT_KEYS, ("data_item", "alias"))
+            else:
+                yield f"{label}: expected an object with data_item and alias, got {as_json(output)}"
+
+
+def _check_connections(items: Any, place: str) -> Iterator[Problem]:
+    for index, item in enumerate(items if type(items) is list else ()):
+        if type(item) is not dict or len(item) != 1:
+            yield f"{place}[{index}]: expected an object with one key, the name of a tensor, got {as_json(item)}"
+            continue
+        ((tensor, source),) = item.items()
+        label = f"{place}[{index}].{tensor}"
+        if type(source) is dict:
+            yield from check_keys(source, f"{label}.", _SOURCE_KEYS, ("node_name", "data_item"))
+        else:
+            yield f"{label}: expected an object with node_name and data_item, got {as_json(source)}"
+
+
+def _check_count(value: Any) -> Problem | None:
+    if type(value) is not int or not -1 <= value <= MAX_COUNT:
+        return f"expected an integer from 1 to {MAX_COUNT}, or -1 for any count, got {as_json(value)}"
+    return None
+
+
+def _check_name(value: Any) -> Problem | None:
+    if type(value) is not str or not value or "/" in value:
+        return f"expected a string that is not empty and has no '/', got {as_json(value)}"
+    return None
+
+
+def _check_type(value: Any) -> Problem | None:
+    return None if value in (MODEL, CUSTOM) else f"expected {MODEL!r} or {CUSTOM!r}, got {as_json(value)}"
+
+
+def _check_version(value: Any) -> Problem | None:
+    return None if type(value) is int and value >= 1 else f"expected an integer from 1 on, got {as_json(value)}"
+
+
+def _check_names(value: Any) -> Problem | None:
+    if type(value) is not list or not all(type(name) is str for name in value):
+        return f"expected an array of strings, got {as_json(value)}"
+    repeated = sorted({name for name in value if value.count(name) > 1})
+    return f"{', '.join(map(repr, repeated))} is there more than once" if repeated else None
+
+
+def _check_params(value: Any) -> Problem | None:
+    if type(value) is not dict:
+        return f"expected an object, got {as_json(value)}"
+    return check_values(value, lambda item: type(item) is str, "a string")
+
+
+_TEXT = is_a("a string", str)
+_ARRAY = is_a("an array", list)
+
+_PIPELINE_KEYS: Mapping[str, Check] = {
+    "name": _check_name,
+    "inputs": _check_names,
+    "nodes": _ARRAY,
+    "outputs": _ARRAY,
+    "demultiply_count": _check_count,
+}
+_NODE_KEYS: Mapping[str, Check] = {
+    "name": _TEXT,
+    "type": _check_type,
+    "model_name": _TEXT,
+    "version": _check_version,
+    "library_name": _TEXT,
+    "params": _check_params,
+    "inputs": _ARRAY,
+    "outputs": _ARRAY,
+    "demultiply_count": _check_count,
+    "gather_from_node": _TEXT,
+}
+_SOURCE_KEYS: Mapping[str, Check] = {"node_name": _TEXT, "data_item": _TEXT}
+_OUTPUT_KEYS: Mapping[str, Check] = {"data_item": _TEXT, "alias": _TEXT}
+_LIBRARY_KEYS: Mapping[str, Check] = {"name": _TEXT, "base_path": _TEXT}
