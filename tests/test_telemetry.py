@@ -124,7 +124,7 @@ def test_refusals_for_want_of_room_are_counted(tmp_path):
     with serve(tmp_path, "-w", "1", config=config, OVMS_REST_MAX_WAITING="1", OVMS_REST_METRICS_ENABLE="1") as service:
         body = json.dumps(REQUEST).encode()
         request = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-        (pid,) = service.workers()
+        (pid,) = service.wait_for(service.workers)
         os.kill(pid, signal.SIGSTOP)
         connections = [service.connect() for _ in range(6)]
         for connection in connections:
