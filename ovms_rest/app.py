@@ -4,14 +4,16 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import falcon
 
+from ovms_rest.assembly import assemble_pipelines
 from ovms_rest.config import ModelConfig, load_monitoring
 from ovms_rest.errors import ConfigError, NotFoundError, ServingError, TryLaterError
 from ovms_rest.models.images import ImageLimits
-from ovms_rest.models.registry import Host, ModelRegistry, load_models
+from ovms_rest.models.registry import Entry, Host, ModelRegistry, load_models
+from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.log_levels import LogLevels
 from ovms_rest.pool.reloading import Reloads
@@ -81,10 +83,21 @@ def load_app(environ: Mapping[str, str]) -> App:
 
     def load(configs: tuple[ModelConfig, ...], previous: ModelRegistry, stop: Callable[[], bool]) -> ModelRegistry:
         loaded = load_models(configs, host, _tell_progress, previous, stop)
-        telemetry.count(loaded)
+        telemetry.count(loaded.entries)
         return loaded
 
-    reloads = Reloads(settings.config, models, load)
+    def assemble(
+        definitions: Sequence[PipelineDefinition],
+        libraries: Mapping[str, Library],
+        loaded: Mapping[str, Entry],
+        previous: Mapping[str, Entry],
+        stop: Callable[[], bool],
+    ) -> dict[str, Entry]:
+        pipelines = assemble_pipelines(definitions, libraries, loaded, previous, host, stop)
+        telemetry.count(pipelines)
+        return pipelines
+
+    reloads = Reloads(settings.config, models, load, assemble)
     reloads.load()
     metrics = _choose_metrics(settings)
     app = create_app(models, settings, telemetry.is_ending)

@@ -14,6 +14,7 @@ from gunicorn.glogging import Logger
 from gunicorn.util import import_app
 
 from ovms_rest.app import App, host_of
+from ovms_rest.assembly import assemble_pipelines
 from ovms_rest.config import load_config
 from ovms_rest.errors import ConfigError, NotReadyError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
@@ -144,9 +145,12 @@ def _check(options: argparse.Namespace) -> int:
     handler.addFilter(lambda record: record.levelno == logging.WARNING)  # errors are in the report
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, handlers=[handler])
     try:
-        registry = load_models(load_config(options.config), host_of(read_settings(os.environ)), _tell_progress)
+        config, host = load_config(options.config), host_of(read_settings(os.environ))
+        registry = load_models(config.models, host, _tell_progress)
+        pipelines, libraries = config.pipelines, config.libraries
+        registry.entries |= assemble_pipelines(pipelines, libraries, registry.entries, {}, host)
     except ConfigError as error:
-        report: dict[str, Any] = {"models": [], "problems": list(error.problems)}
+        report: dict[str, Any] = {"models": [], "pipelines": [], "problems": list(error.problems)}
     else:
         report = describe_registry(registry)
     if options.json:
@@ -167,20 +171,32 @@ def describe_registry(registry: ModelRegistry) -> dict[str, Any]:
     """Describe all models, and what is wrong with them in a line for each, as plain values."""
     problems = []
     for name, entry in registry.entries.items():
-        if entry.reason:
-            problems.append(f"model {name!r} does not serve: {entry.reason}")
+        for reason in entry.details or (entry.reason,):
+            if reason:
+                problems.append(f"{entry.kind} {name!r} does not serve: {reason}")
         problems += [
-            f"version {version} of model {name!r} does not serve: {reason}"
+            f"version {version} of {entry.kind} {name!r} does not serve: {reason}"
             for version, reason in sorted(entry.failures.items())
         ]
-    models = [_describe_entry(name, entry) for name, entry in registry.entries.items()]
-    return {"models": models, "problems": problems}
+    models = [_describe_entry(name, entry) for name, entry in registry.entries.items() if entry.kind == "model"]
+    pipelines = [_describe_pipeline(name, entry) for name, entry in registry.entries.items() if entry.kind != "model"]
+    return {"models": models, "pipelines": pipelines, "problems": problems}
+
+
+def _describe_pipeline(name: str, entry: Entry) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": name, "serves": bool(entry.versions)}
+    for pipeline in entry.versions.values():
+        described["inputs"] = _describe_tensors(pipeline.metadata.inputs, {})
+        described["outputs"] = _describe_tensors(pipeline.metadata.outputs, {})
+        described["models"] = sorted({part.metadata.name for part in pipeline.parts})
+    return described
 
 
 def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
     versions = []
     for version, model in sorted(entry.versions.items()):
         proof, compilation = entry.proofs[version], model.compilation
+        assert compilation is not None
         versions.append(
             {
                 "version": version,
@@ -216,20 +232,33 @@ def _write(report: Mapping[str, Any]) -> Iterator[str]:
         for version in model["versions"]:
             yield f"model {model['name']!r} version {version['version']}"
             yield f"  file      {version['file']}"
-            for kind in ("inputs", "outputs"):
-                for tensor in version[kind]:
-                    layout = f"  layout {tensor['layout']}" if tensor["layout"] else ""
-                    yield f"  {kind[:-1]:9} {tensor['name']}  {tensor['datatype']}  {tensor['shape']}{layout}"
+            yield from _write_tensors(version)
             how = "compiled once, shared by all workers" if version["shared"] else "compiled by each worker"
             yield f"  {version['device']:9} {how}: {version['why']}"
             for note in version["notes"]:
                 yield f"            {note}"
             yield f"  loaded    in {version['load_seconds']:.2f} s, {version['memory_bytes'] / 2**20:.1f} MB"
             yield ""
+    for pipeline in report["pipelines"]:
+        if pipeline["serves"]:
+            yield f"pipeline {pipeline['name']!r}"
+            yield from _write_tensors(pipeline)
+            yield f"  models    {', '.join(pipeline['models']) or 'none'}"
+            yield ""
     for problem in report["problems"]:
         yield f"problem: {problem}"
-    serving = sum(bool(model["versions"]) for model in report["models"])
-    yield f"{serving} of {len(report['models'])} models serve, {len(report['problems'])} problems"
+    serving = f"{sum(bool(model['versions']) for model in report['models'])} of {len(report['models'])} models"
+    if report["pipelines"]:
+        count = sum(pipeline["serves"] for pipeline in report["pipelines"])
+        serving += f" and {count} of {len(report['pipelines'])} pipelines"
+    yield f"{serving} serve, {len(report['problems'])} problems"
+
+
+def _write_tensors(described: Mapping[str, Any]) -> Iterator[str]:
+    for kind in ("inputs", "outputs"):
+        for tensor in described[kind]:
+            layout = f"  layout {tensor['layout']}" if tensor["layout"] else ""
+            yield f"  {kind[:-1]:9} {tensor['name']}  {tensor['datatype']}  {tensor['shape']}{layout}"
 
 
 if __name__ == "__main__":

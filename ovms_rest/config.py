@@ -11,7 +11,7 @@ that model's alone: `parse_options` tells it when the model is loaded, and the o
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -20,6 +20,13 @@ from ovms_rest.errors import ConfigError
 from ovms_rest.models.compilation import PluginValue
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
+from ovms_rest.pipelines.definition import (
+    Library,
+    PipelineDefinition,
+    check_libraries,
+    check_pipelines,
+    read_pipeline,
+)
 
 MAX_NIREQ = 100_000
 
@@ -38,7 +45,15 @@ class ModelConfig:
     allow_cache: bool = False
 
 
-def load_config(path: Path) -> tuple[ModelConfig, ...]:
+class Config(NamedTuple):
+    """What a config file names: models, pipelines of them, and libraries of custom nodes by name."""
+
+    models: tuple[ModelConfig, ...]
+    pipelines: tuple[PipelineDefinition, ...] = ()
+    libraries: Mapping[str, Library] = {}
+
+
+def load_config(path: Path) -> Config:
     """Read a config file. Raises ConfigError with a line for every mistake."""
     try:
         root = orjson.loads(path.read_bytes())
@@ -49,7 +64,12 @@ def load_config(path: Path) -> tuple[ModelConfig, ...]:
     problems = [f"{path}: {problem}" for problem in _check_root(root)]
     if problems:
         raise ConfigError(problems)
-    return tuple(_model_config(item["config"], path.parent) for item in root["model_config_list"])
+    libraries = root.get("custom_node_library_config_list", [])
+    return Config(
+        tuple(_model_config(item["config"], path.parent) for item in root["model_config_list"]),
+        tuple(map(read_pipeline, root.get("pipeline_config_list", []))),
+        {item["name"]: Library(item["name"], item["base_path"], path.parent) for item in libraries},
+    )
 
 
 def parse_model(name: str, config: dict[str, Any], directory: Path, base: ModelConfig | None) -> ModelConfig:
@@ -248,15 +268,12 @@ _OTHER_KEYS: Mapping[str, Check] = {
 
 _ROOT_KEYS: Mapping[str, Check] = {
     "model_config_list": is_a("an array", list),
-    "pipeline_config_list": _only_empty("pipelines are not supported yet"),
+    "pipeline_config_list": is_a("an array", list),
     "custom_node_library_config_list": is_a("an array", list),
     "monitoring": is_a("an object", dict),
     "custom_loader_config_list": _only_empty(f"is not supported: {_CUSTOM_LOADER}"),
     "mediapipe_config_list": _only_empty(f"is not supported: {_MEDIAPIPE}"),
 }
-
-# Libraries change nothing: only nodes of pipelines use them.
-_LIBRARY_KEYS: Mapping[str, Check] = {"name": is_a("a string", str), "base_path": is_a("a string", str)}
 
 _MONITORING_KEYS: Mapping[str, Check] = {"metrics": is_a("an object", dict)}
 
@@ -276,7 +293,9 @@ def _check_root(root: Any) -> Iterator[Problem]:
         return
     yield from check_keys(root, "", _ROOT_KEYS, required=("model_config_list",))
     yield from _check_models(root.get("model_config_list"))
-    yield from _check_libraries(root.get("custom_node_library_config_list"))
+    yield from check_pipelines(root.get("pipeline_config_list"))
+    yield from check_libraries(root.get("custom_node_library_config_list"))
+    yield from _check_names_of_pipelines(root)
     yield from _check_monitoring(root.get("monitoring"))
 
 
@@ -297,13 +316,18 @@ def _check_models(items: Any) -> Iterator[Problem]:
             yield f"{place}.config.name: {name!r} is the name of {first} already"
 
 
-def _check_libraries(items: Any) -> Iterator[Problem]:
-    for index, item in enumerate(items if type(items) is list else ()):
-        place = f"custom_node_library_config_list[{index}]"
-        if type(item) is dict:
-            yield from check_keys(item, f"{place}.", _LIBRARY_KEYS, required=("name", "base_path"))
-        else:
-            yield f"{place}: expected an object with the keys 'name' and 'base_path', got {as_json(item)}"
+def _check_names_of_pipelines(root: dict[str, Any]) -> Iterator[Problem]:
+    """Models and pipelines share the names in the URLs."""
+    models = root.get("model_config_list")
+    places: dict[str, int] = {}
+    for index, item in enumerate(models if type(models) is list else ()):
+        if type(item) is dict and type(item.get("config")) is dict:
+            places.setdefault(str(item["config"].get("name")), index)
+    pipelines = root.get("pipeline_config_list")
+    for index, item in enumerate(pipelines if type(pipelines) is list else ()):
+        if type(item) is dict and (name := str(item.get("name"))) in places:
+            taken = f"model_config_list[{places[name]}]"
+            yield f"pipeline_config_list[{index}].name: {name!r} is the name of {taken} already"
 
 
 def _check_monitoring(monitoring: Any) -> Iterator[Problem]:

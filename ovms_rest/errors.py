@@ -71,6 +71,10 @@ class InferenceError(ServingError):
     """The model failed at this request; OpenVINO's own text is in the log."""
 
 
+class NoContentError(ServingError):
+    """There is nothing to answer: a demultiplexer of a pipeline has found nothing to go on with."""
+
+
 class ConfigError(Exception):
     """Settings or a config file that the service cannot start with; `problems` has a line for each fault."""
 

@@ -17,7 +17,14 @@ import pytest
 
 from ovms_rest import __version__
 from ovms_rest.app import create_app, get_app, load_app
-from ovms_rest.errors import ConfigError, InferenceError, InvalidRequestError, NotFoundError, NotReadyError
+from ovms_rest.errors import (
+    ConfigError,
+    InferenceError,
+    InvalidRequestError,
+    NoContentError,
+    NotFoundError,
+    NotReadyError,
+)
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pool.counters import Counters
 from ovms_rest.protocol.strings import BytesArray
@@ -655,6 +662,12 @@ def test_a_refused_encoding_is_told_with_those_that_are_allowed():
 def test_a_failed_inference_is_a_500_with_the_servables_words():
     answer = infer(make(failing(InferenceError("model 'm' version 1 failed"))), request(1))
     assert (answer.status, answer.json()) == (500, {"error": "model 'm' version 1 failed"})
+
+
+def test_nothing_to_answer_is_a_204_without_body_and_content_type():
+    answer = infer(make(failing(NoContentError("node 'n' found nothing"))), request(1))
+    assert (answer.status, answer.body) == (204, b"")
+    assert "content-type" not in answer.headers
 
 
 def test_what_a_servable_refuses_is_the_clients_mistake():

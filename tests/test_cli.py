@@ -54,7 +54,10 @@ def test_a_good_config_is_reported_and_exits_with_0(tmp_path):
     assert "  output    digit  INT64  [-1]" in lines
     assert any(line.startswith("  CPU       compiled once, shared by all workers: ") for line in lines)
     assert any(line.startswith("  loaded    in ") and line.endswith(" MB") for line in lines)
-    assert lines[-1] == "1 of 1 models serve, 0 problems"
+    assert "pipeline 'number'" in lines
+    assert "  input     picture  FP32  [1,-1,-1,1]" in lines
+    assert "  models    digits" in lines
+    assert lines[-1] == "1 of 1 models and 1 of 1 pipelines serve, 0 problems"
 
 
 def test_progress_is_told_apart_from_the_report(tmp_path):

@@ -9,6 +9,7 @@ from ovms_rest.config import ModelConfig, load_config, parse_model
 from ovms_rest.errors import ConfigError
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
+from ovms_rest.pipelines.definition import Library, PipelineDefinition
 
 NIREQ = "expected an integer from 0 to 100000, got"
 NAME = "expected a string that is not empty and has no '/', got"
@@ -28,7 +29,6 @@ PER_CHANNEL = 'expected a number or a string such as "(123.7,116.3,103.5)", got'
 COLOR_FORMAT = 'expected a string such as "RGB:BGR", got'
 PRECISION = 'expected a string such as "uint8:fp32", got'
 METRICS_LIST = "monitoring.metrics.metrics_list: expected an array of strings, got"
-PIPELINES = "pipeline_config_list: pipelines are not supported yet, only [] is allowed"
 LIBRARY = "expected an object with the keys 'name' and 'base_path', got"
 CUSTOM_LOADER = "is not supported: custom loaders, deprecated by OVMS too, would have to be compiled C++"
 MEDIAPIPE = "is not supported: MediaPipe graphs are not served here"
@@ -43,7 +43,7 @@ def load(tmp_path):
     def load(content):
         file = tmp_path / "config.json"
         file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-        return load_config(file)
+        return load_config(file).models
 
     return load
 
@@ -343,9 +343,12 @@ ROOT_MISTAKES = [
     ),
     (root(model_config_lst=[]), ["model_config_lst: unknown key; the nearest known one is 'model_config_list'"]),
     (root(pipelines=[]), ["pipelines: unknown key; the nearest known one is 'pipeline_config_list'"]),
-    (root(pipeline_config_list=[{}]), [PIPELINES]),
-    (root(pipeline_config_list={}), [PIPELINES]),
-    (root(pipeline_config_list=None), [PIPELINES]),
+    (
+        root(pipeline_config_list=[{}]),
+        [f"pipeline_config_list[0].{key}: is missing" for key in ("name", "inputs", "nodes", "outputs")],
+    ),
+    (root(pipeline_config_list={}), ["pipeline_config_list: expected an array, got {}"]),
+    (root(pipeline_config_list=None), ["pipeline_config_list: expected an array, got null"]),
     (root(custom_node_library_config_list=None), ["custom_node_library_config_list: expected an array, got null"]),
     (root(custom_node_library_config_list={}), ["custom_node_library_config_list: expected an array, got {}"]),
     (root(custom_node_library_config_list=["lib"]), [f'custom_node_library_config_list[0]: {LIBRARY} "lib"']),
@@ -583,6 +586,33 @@ def test_a_deeply_nested_value_is_told_like_any_other(problems):
     content = b'{"model_config_list": ' + b'{"a":' * 300 + b"1" + b"}" * 300 + b"}"
     (line,) = problems(content)
     assert line.startswith("model_config_list: expected an array, got ")
+
+
+# --- Pipelines
+
+
+PIPELINE = {"name": "p", "inputs": [], "nodes": [], "outputs": []}
+
+
+def test_pipelines_and_libraries_are_read_with_the_models(tmp_path):
+    file = tmp_path / "config.json"
+    libraries = [{"name": "crop", "base_path": "nodes/crop.py"}]
+    file.write_text(json.dumps(root(pipeline_config_list=[PIPELINE], custom_node_library_config_list=libraries)))
+    config = load_config(file)
+    assert config.pipelines == (PipelineDefinition("p"),)
+    assert config.libraries == {"crop": Library("crop", "nodes/crop.py", tmp_path)}
+    assert config.libraries["crop"].path == tmp_path / "nodes" / "crop.py"
+
+
+def test_models_and_pipelines_share_their_names(problems):
+    content = model(name="p") | {"pipeline_config_list": [PIPELINE, PIPELINE | {"name": "q"}]}
+    assert problems(content) == ["pipeline_config_list[0].name: 'p' is the name of model_config_list[0] already"]
+
+
+def test_names_of_pipelines_are_their_own(problems):
+    assert problems(root(pipeline_config_list=[PIPELINE, PIPELINE])) == [
+        "pipeline_config_list[1].name: 'p' is the name of pipeline_config_list[0] already"
+    ]
 
 
 # --- The configuration of one model that comes with a call

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from service import ROOT, serve
@@ -38,6 +39,41 @@ def test_the_requests_are_classified_as_what_they_are(demo, digit):
         found, probabilities = answer.json()["outputs"]
         assert found["data"] == [digit]
         assert np.argmax(probabilities["data"]) == digit
+
+
+def infer_number(demo, picture):
+    """Send a picture to the pipeline."""
+    encoded = cv2.imencode(".png", picture)[1].tobytes()
+    head = json.dumps({"inputs": [{"name": "picture", "datatype": "BYTES", "shape": [1]}]}).encode()
+    body = head + len(encoded).to_bytes(4, "little") + encoded
+    return demo.infer("number", body, Inference_Header_Content_Length=str(len(head)))
+
+
+def test_the_pipeline_finds_the_digits_of_a_picture(demo):
+    file = sample("number-*-*.bin")
+    _, number, length = file.stem.split("-")
+    answer = demo.infer("number", file.read_bytes(), Inference_Header_Content_Length=length)
+    boxes, digits = answer.json()["outputs"]
+    assert "".join(map(str, digits["data"])) == number
+    assert boxes["shape"] == [len(number), 4]
+    lefts = boxes["data"][::4]
+    assert lefts == sorted(lefts)
+
+
+def test_a_picture_without_digits_is_answered_with_nothing(demo):
+    answer = infer_number(demo, np.zeros((40, 60), np.uint8))
+    assert (answer.status, answer.body) == (204, b"")
+
+
+def test_a_picture_in_colours_is_refused_in_words(demo):
+    answer = infer_number(demo, np.zeros((40, 60, 3), np.uint8))
+    assert answer.status == 400
+    assert "image 0 has 3 channels, the model takes 1" in answer.json()["error"]
+
+
+def test_the_picture_is_the_one_in_the_request():
+    picture = sample("number-*.png").read_bytes()
+    assert sample("number-*-*.bin").read_bytes().endswith(picture)
 
 
 @pytest.mark.parametrize("digit", DIGITS)

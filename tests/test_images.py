@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovms_rest.errors import InvalidRequestError
-from ovms_rest.models.images import ImageLimits, ImageReader
+from ovms_rest.models.images import ImageLimits, ImageReader, ShardedImageReader
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
 
@@ -716,3 +716,50 @@ def test_a_picture_with_changed_bytes_is_read_or_refused_and_has_the_size_of_its
         pixels = array.shape[1] * array.shape[2]
         assert outcome(changed, limits=ImageLimits(pixels, 2**18)) is not None
         assert outcome(changed, limits=ImageLimits(pixels - 1, 2**18)) is None
+
+
+# --- Images that become the parts of a request to a pipeline
+
+
+def shards(images, *dims, **options):
+    return ShardedImageReader(reader(*dims, **options)).read(files(*images), LABEL)
+
+
+def test_every_image_is_a_part_of_its_own():
+    pictures = [noise(6, 8, 3, seed=seed) for seed in range(3)]
+    array = shards([encode(picture) for picture in pictures], 1, 6, 8, 3)
+    assert array.shape == (3, 1, 6, 8, 3)
+    assert (array[:, 0] == pictures).all()
+
+
+def test_parts_are_resized_as_the_images_of_a_model_are():
+    pictures = [noise(6, 8, 3), noise(9, 5, 3)]
+    array = shards([encode(picture) for picture in pictures], 1, 4, 4, 3)
+    for part, picture in zip(array, pictures, strict=True):
+        assert (part == read([encode(picture)], 1, 4, 4, 3)).all()
+
+
+def shards_refusal(images, *dims, **options):
+    with pytest.raises(InvalidRequestError) as caught:
+        shards(images, *dims, **options)
+    return str(caught.value)
+
+
+def test_what_is_wrong_with_a_part_names_it():
+    images = [encode(noise(4, 4, 3)), b"garbage"]
+    assert shards_refusal(images, 1, 4, 4, 3).startswith("input 'x': image 1 cannot be decoded")
+    images = [encode(noise(4, 4, 3)), encode(noise(4, 4, 1))]
+    assert shards_refusal(images, 1, 4, 4, 3) == "input 'x': part 1: image 0 has 1 channel, the model takes 3"
+    images = [encode(noise(4, 4, 3)), encode(noise(5, 4, 3))]
+    assert shards_refusal(images, 1, ANY, 4, 3) == "input 'x': part 1 becomes [1,5,4,3], part 0 [1,4,4,3]"
+    assert shards_refusal([], 1, 4, 4, 3) == "input 'x': encoded images come in shape [n], not [0]"
+
+
+def test_parts_are_bounded_together():
+    images = [encode(noise(4, 4, 3))] * 3
+    limits = ImageLimits(image=100, request=40)
+    assert shards_refusal(images, 1, 4, 4, 3, limits=limits).startswith("input 'x': the images have 48 pixels together")
+    limits = ImageLimits(image=100, request=400)
+    assert shards_refusal(images, 1, 9, 9, 3, limits=limits).endswith(
+        "become an array of shape [3,1,9,9,3] with 729 values, at most 400 are allowed"
+    )

@@ -110,8 +110,8 @@ def test_the_log_tells_what_is_served_and_how(tmp_path):
             "(PERFORMANCE_HINT is LATENCY), ready after "
         ) in service.log
         assert re.search(
-            r"2 of 2 configured models serve on http://127\.0\.0\.1:\d+, with 1 worker; "
-            "models may be loaded and unloaded by call from this host",
+            r"2 of 2 models and pipelines serve on http://127\.0\.0\.1:\d+, with 1 worker; "
+            "they may be loaded and unloaded by call from this host",
             service.log,
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import ovms_rest.models  # noqa: F401  isort: skip  before openvino, which without it would send usage statistics
+import cv2
 import openvino
 import orjson
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ HERE = Path(__file__).parent
 MODEL = HERE / "digits" / "1" / "digits.xml"
 SAMPLES = HERE / "samples"
 SEED = 7
+NUMBER = (6, 5, 9, 0, 2)
 
 Images = NDArray[np.float32]
 
@@ -84,6 +86,23 @@ def write_sample(image: Images, name: str) -> None:
     (SAMPLES / f"{name}-{len(head)}.bin").write_bytes(head + image.tobytes())
 
 
+def write_number(images: Images, number: str) -> None:
+    """Write a picture of several digits, larger and not in a line, as PNG and as the request for the pipeline."""
+    side, gap = 40, 8
+    picture = np.zeros((side + 4 * gap, len(images) * (side + gap) + gap), np.uint8)
+    for index, image in enumerate(images):
+        large = cv2.resize(image.reshape(8, 8).astype(np.uint8), (side, side), interpolation=cv2.INTER_CUBIC)
+        top, left = gap + 8 * (index % 3), gap + index * (side + gap)
+        picture[top : top + side, left : left + side] = large
+    file = SAMPLES / f"number-{number}.png"
+    Image.fromarray(picture).save(file, optimize=True)
+    encoded = file.read_bytes()
+    size = {"binary_data_size": 4 + len(encoded)}
+    head = orjson.dumps({"inputs": [{"name": "picture", "datatype": "BYTES", "shape": [1], "parameters": size}]})
+    request = head + len(encoded).to_bytes(4, "little") + encoded
+    (SAMPLES / f"number-{number}-{len(head)}.bin").write_bytes(request)
+
+
 def main() -> None:
     """Train, write and measure."""
     images, held_out, digits, held_out_digits = load()
@@ -98,6 +117,8 @@ def main() -> None:
     for digit in (3, 5, 7):
         index = int(np.flatnonzero((held_out_digits == digit) & (found == digit))[0])
         write_sample(held_out[index], f"digit-{digit}")
+    firsts = [int(np.flatnonzero((held_out_digits == digit) & (found == digit))[1]) for digit in NUMBER]
+    write_number(held_out[firsts], "".join(map(str, NUMBER)))
 
 
 if __name__ == "__main__":

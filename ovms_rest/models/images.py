@@ -9,6 +9,7 @@ pixel in a tile of 16368x16368 took 1 GB (`OPENCV_IO_MAX_IMAGE_PIXELS` does not 
 does nothing but clear its table 0.12 s, each MB of it 38 s.
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
-from ovms_rest.protocol.datatypes import DATATYPES
+from ovms_rest.protocol.datatypes import BYTES, DATATYPES
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
 from ovms_rest.protocol.words import join
@@ -112,13 +113,12 @@ class ImageReader:
         Raises InvalidRequestError, beginning with `label`, for images that cannot be read or do not fit.
         """
         self._check_shape(strings.shape, label)
-        begins, ends = strings.begins.tolist(), strings.ends.tolist()
-        files = [strings.symbols[begin:end] for begin, end in zip(begins, ends, strict=True)]
-        self._check_pixels(files, label)
+        files = split_files(strings)
+        self.check_pixels(files, label)
         image = _decode(files[0], _name(label, 0))
         first, target = image.shape, self._target(image.shape)
         precision = self._check_image(image.shape, first, target, _name(label, 0))
-        self._check_values((len(files), *target), label)
+        self.check_values((len(files), *target), label)
         if len(files) == 1 and image.shape == target and image.dtype == precision.dtype:
             return image[np.newaxis]
         array: NDArray[Any] = np.empty((len(files), *target), precision.dtype)
@@ -142,7 +142,7 @@ class ImageReader:
         if shape == (0,):
             raise InvalidRequestError(f"{label}: no image came, at least one is needed")
 
-    def _check_pixels(self, files: list[NDArray[np.uint8]], label: str) -> None:
+    def check_pixels(self, files: list[NDArray[np.uint8]], label: str) -> None:
         """Refuse what is too large to decode."""
         total = 0
         for index, file in enumerate(files):
@@ -183,7 +183,7 @@ class ImageReader:
             )
         return self._precision
 
-    def _check_values(self, shape: tuple[int, ...], label: str) -> None:
+    def check_values(self, shape: tuple[int, ...], label: str) -> None:
         """Refuse what becomes too large an array."""
         values = math.prod(shape)
         if values > self._limits.request:
@@ -191,6 +191,50 @@ class ImageReader:
                 f"{label}: the images become an array of shape {join(shape)} with {values} values, "
                 f"at most {self._limits.request} are allowed"
             )
+
+
+class ShardedImageReader:
+    """Makes the array of an input of a pipeline that is split along its first dim: every image is a part of its own."""
+
+    def __init__(self, reader: ImageReader) -> None:
+        """Take what reads for the input that the parts go to."""
+        self._reader = reader
+
+    def read(self, strings: BytesArray, label: str) -> NDArray[Any]:
+        """Decode images, an array of shape [n], to the array [n,1,height,width,channels] of the input.
+
+        Raises InvalidRequestError, beginning with `label`, also for images that do not become the same size.
+        """
+        if len(strings.shape) != 1 or strings.shape == (0,):
+            raise InvalidRequestError(f"{label}: encoded images come in shape [n], not {join(strings.shape)}")
+        parts = [
+            BytesArray(strings.begins[index : index + 1], strings.ends[index : index + 1], strings.symbols)
+            for index in range(strings.shape[0])
+        ]
+        self._reader.check_pixels([file for part in parts for file in split_files(part)], label)
+        arrays: list[NDArray[Any]] = []
+        for index, part in enumerate(parts):
+            arrays.append(self._reader.read(part, f"{label}: part {index}"))
+            if not index:
+                self._reader.check_values((len(parts), *arrays[0].shape), label)
+            if arrays[index].shape != arrays[0].shape:
+                raise InvalidRequestError(
+                    f"{label}: part {index} becomes {join(arrays[index].shape)}, part 0 {join(arrays[0].shape)}"
+                )
+        return np.stack(arrays)
+
+
+def split_files(strings: BytesArray) -> list[NDArray[np.uint8]]:
+    """Return the files that strings of shape [n] are, as views."""
+    begins, ends = strings.begins.tolist(), strings.ends.tolist()
+    return [strings.symbols[begin:end] for begin, end in zip(begins, ends, strict=True)]
+
+
+def take_images(port: TensorMetadata, layout: str | None, limits: ImageLimits) -> TensorMetadata:
+    """Have an input of four dims take encoded images too (protocol.md section 6)."""
+    if port.datatype == BYTES or port.dims is None or len(port.dims) != 4:
+        return port
+    return dataclasses.replace(port, images=ImageReader(port, layout, limits))
 
 
 def _decode(file: NDArray[np.uint8], name: str) -> NDArray[Any]:

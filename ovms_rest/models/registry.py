@@ -1,10 +1,10 @@
 """The models that are configured: which versions of them serve, and why the others do not."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import quote as quote_path
 
 from ovms_rest.config import ModelConfig
@@ -14,8 +14,8 @@ from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.proving import Proof, Task, prove
 from ovms_rest.models.repository import LATEST, VersionPolicy, find_versions, parse_version
 from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
-from ovms_rest.models.watching import Stamp, stamp
-from ovms_rest.protocol.tensors import TensorMetadata
+from ovms_rest.models.watching import stamp
+from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.words import quote
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -24,22 +24,56 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 _LISTED = 10
 
 
+class Servable(Protocol):
+    """A version of a model or a pipeline. A pipeline is made of other servables, and is not compiled itself."""
+
+    counters: Any
+
+    @property
+    def compilation(self) -> Compilation | None:
+        """How it is compiled."""
+
+    @property
+    def file(self) -> Path | None:
+        """What it was read from."""
+
+    @property
+    def layouts(self) -> Mapping[str, str | None]:
+        """The layouts of its tensors by name, None where none is known."""
+
+    @property
+    def parts(self) -> "Sequence[Servable]":
+        """The models that it is made of."""
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What it takes and gives."""
+
+    def open(self, retire: Callable[[], None]) -> None:
+        """Make it ready in this process. Raises LoadError."""
+
+    def infer(self, arrays: Mapping[str, Array]) -> Mapping[str, Tensor]:
+        """Infer. Raises InferenceError."""
+
+
 @dataclass(slots=True)
 class Entry:
-    """What became of a configured model.
+    """What became of a configured model or pipeline.
 
     `versions` serve, `failures` should and do not, by number and reason; `reason` is why there are no versions at all.
-    A model that was unloaded has only `ended`, the versions that served.
+    One that was unloaded has only `ended`, the versions that served.
     """
 
-    versions: dict[int, Model] = field(default_factory=dict)
+    versions: dict[int, Servable] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     reason: str = ""
     proofs: dict[int, Proof] = field(default_factory=dict)
     # What the versions were made of: the same need not be made again.
-    sources: dict[int, tuple[Task, Stamp]] = field(default_factory=dict)
+    sources: dict[int, Any] = field(default_factory=dict)
     policy: VersionPolicy = LATEST
     ended: tuple[int, ...] = ()
+    details: tuple[str, ...] = ()  # of which `reason` consists, when there are several
+    kind: Literal["model", "pipeline"] = "model"
 
     def status(self) -> list[dict[str, Any]]:
         """Return the status of each version in OVMS's form."""
@@ -67,10 +101,14 @@ class Entry:
         """Tell why the model does not serve."""
         return self.reason or "; ".join(f"version {version} {why}" for version, why in sorted(self.failures.items()))
 
+    def end(self) -> "Entry":
+        """Return what becomes of it when it is unloaded."""
+        return Entry(ended=tuple(self.versions) or (1,), policy=self.policy, kind=self.kind)
+
     def problems(self, name: str) -> list[str]:
         """Tell what of the model of that name does not serve as it should."""
-        whole = [f"model {name!r}: {self.reason}"] if self.reason else []
-        return whole + [f"model {name!r} version {number} {why}" for number, why in sorted(self.failures.items())]
+        whole = [f"{self.kind} {name!r}: {reason}" for reason in self.details or (self.reason,) if reason]
+        return whole + [f"{self.kind} {name!r} version {number} {why}" for number, why in sorted(self.failures.items())]
 
     def differs(self, other: "Entry") -> bool:
         """Tell whether it serves something else than another, or something else is told of it."""
@@ -85,7 +123,7 @@ class Entry:
 
 
 class ModelRegistry:
-    """The configured models by name.
+    """The configured models and pipelines by name.
 
     The arbiter fills it before it forks; a worker only opens what it inherited, and gives up what does not come up.
     """
@@ -113,7 +151,7 @@ class ModelRegistry:
         """Return the version policy of a model in the form of the config."""
         return self.entries[name].policy.to_json()
 
-    def find(self, name: str, version: str | None = None, explain: bool = False) -> Model:
+    def find(self, name: str, version: str | None = None, explain: bool = False) -> Servable:
         """Return the version asked for as the URL has it, None being the highest.
 
         Raises NotFoundError; why a model or version that is configured does not serve is told when asked to `explain`,
@@ -125,17 +163,17 @@ class ModelRegistry:
             raise NotFoundError(f"model {quote(name)} is unknown; configured are {known or 'none'}")
         if entry.ended:
             load = f"/v2/repository/models/{quote_path(name)}/load"
-            raise NotFoundError(f"model {name!r} does not serve: it was unloaded; POST {load} serves it again")
+            raise NotFoundError(f"{entry.kind} {name!r} does not serve: it was unloaded; POST {load} serves it again")
         if not entry.versions:
             why = f": {entry.explain()}" if explain else f"; GET /v2/models/{quote_path(name)}/ready tells why"
-            raise NotFoundError(f"model {name!r} does not serve{why}")
+            raise NotFoundError(f"{entry.kind} {name!r} does not serve{why}")
         number = max(entry.versions) if version is None else parse_version(version)
         if number not in entry.versions:
             why = f"is not served; served: {', '.join(self.versions(name))}"
             if number in entry.failures:
                 ready = f"/v2/models/{quote_path(name)}/versions/{number}/ready"
                 why = "does not serve" + (f": {entry.failures[number]}" if explain else f"; GET {ready} tells why")
-            raise NotFoundError(f"version {quote(version or '')} of model {name!r} {why}")
+            raise NotFoundError(f"version {quote(version or '')} of {entry.kind} {name!r} {why}")
         return entry.versions[number]
 
     def versions(self, name: str) -> list[str]:
@@ -143,17 +181,20 @@ class ModelRegistry:
         return [str(version) for version in sorted(self.entries[name].versions)]
 
     def check_ready(self) -> None:
-        """Raise NotReadyError with the names and reasons, unless a version of every configured model serves.
+        """Raise NotReadyError with names and reasons, unless a version of every configured model and pipeline serves.
 
         One that was unloaded is not expected to.
         """
-        expected = {name: entry for name, entry in self.entries.items() if not entry.ended}
-        missing = {name: entry.explain() for name, entry in expected.items() if not entry.versions}
+        missing = [
+            f"{entry.kind} {name!r} does not serve: {entry.explain()}"
+            for name, entry in self.entries.items()
+            if not entry.versions and not entry.ended
+        ]
         if missing:
-            raise NotReadyError("; ".join(f"model {name!r} does not serve: {why}" for name, why in missing.items()))
+            raise NotReadyError("; ".join(missing))
 
     def open(self, opening: Callable[[str], None], retire: Callable[[], None]) -> None:
-        """Make every model ready in this process.
+        """Make every model ready in this process, and then every pipeline whose models are.
 
         `opening` is called with a label of each version before it is begun with, which `give_up` understands, and with
         "" at the end; `retire` later, when a model has become unusable in this process.
@@ -161,17 +202,25 @@ class ModelRegistry:
         for name, entry in self.entries.items():
             for version, model in list(entry.versions.items()):
                 opening(label := f"{name}/{version}")
+                if missing := [part for part in model.parts if not self._serves(part)]:
+                    self.give_up(label, f"needs model {missing[0].metadata.name!r}, which does not serve")
+                    continue
                 try:
                     model.open(retire)
                 except LoadError as error:
                     self.give_up(label, str(error))
         opening("")
 
+    def _serves(self, part: Servable) -> bool:
+        entry = self.entries.get(part.metadata.name)
+        return entry is not None and part in entry.versions.values()
+
     def give_up(self, label: str, reason: str) -> None:
         """Stop serving a version, for good: in this process and in those forked from it later."""
         name, _, number = label.rpartition("/")
-        log.error("version %s of model %r is given up: %s", number, name, reason)
-        if entry := self.entries.get(name):  # which a reload may have replaced meanwhile
+        entry = self.entries.get(name)
+        log.error("version %s of %s %r is given up: %s", number, entry.kind if entry else "model", name, reason)
+        if entry:  # which a reload may have replaced meanwhile
             entry.versions.pop(int(number), None)
             entry.failures[int(number)] = reason
 
@@ -258,6 +307,7 @@ class _Candidate:
         for version, model in sorted(entry.versions.items()):
             if model is self.previous.versions.get(version):
                 continue
+            assert isinstance(model, Model)
             seconds = entry.proofs[version].seconds
             line = "model %r version %d serves from %s: %s, ready after %.2f s"
             log.info(line, name, version, model.file, describe(model), seconds)

@@ -6,7 +6,6 @@ a BytesArray is made of; an output has its shape besides.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import itertools
@@ -26,7 +25,7 @@ from openvino import opset15
 
 from ovms_rest.errors import InferenceError, LoadError
 from ovms_rest.models.compilation import Compilation, PluginValue, check_properties
-from ovms_rest.models.images import ImageLimits, ImageReader
+from ovms_rest.models.images import ImageLimits, take_images
 from ovms_rest.models.options import ModelOptions, parse_options
 from ovms_rest.models.preparation import find_layout, name_tensors, one_line, prepare
 from ovms_rest.models.repository import find_model_file, read_mapping
@@ -96,6 +95,7 @@ class Model:
         self.compilation = compilation
         self.file = find_model_file(path)
         self.counters: Any = None  # where inferences are counted, given when it serves
+        self.parts: tuple[Any, ...] = ()  # it is made of no others
         self._local = threading.local()
         self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None
@@ -109,7 +109,7 @@ class Model:
             name: find_layout(port)
             for name, port in zip(itertools.chain(*names), (*self._read.inputs, *self._read.outputs), strict=True)
         }
-        inputs = [_take_images(port, self.layouts[port.name], limits) for port in inputs]
+        inputs = [take_images(port, self.layouts[port.name], limits) for port in inputs]
         self._inputs, self._outputs = _split_strings(self._read, inputs, outputs)
         self.metadata = ModelMetadata(
             name,
@@ -295,13 +295,6 @@ def _describe(name: str, port: Any) -> TensorMetadata:
     shape = port.get_partial_shape()
     dims = None if shape.rank.is_dynamic else tuple(map(_describe_dim, shape))
     return TensorMetadata(name, _DATATYPES[element_type], dims)
-
-
-def _take_images(port: TensorMetadata, layout: str | None, limits: ImageLimits) -> TensorMetadata:
-    """Have an input of four dims take encoded images too (protocol.md section 6)."""
-    if port.datatype == BYTES or port.dims is None or len(port.dims) != 4:
-        return port
-    return dataclasses.replace(port, images=ImageReader(port, layout, limits))
 
 
 def _describe_dim(dim: Any) -> Dim:

@@ -16,7 +16,10 @@ def stamp(path: Path) -> Stamp:
     """
     found: list[tuple[str, int, int, int]] = []
     _add(str(path), found)
-    if path.is_file():
+    if path.suffix == ".py":  # a node, which may import what lies beside it
+        for beside in sorted(path.parent.glob("*.py"))[:_MAX_FILES]:
+            _add(str(beside), found)
+    elif path.is_file():
         for beside in (path.with_suffix(".bin"), path.parent / "mapping_config.json", path.parent / "labels.txt"):
             _add(str(beside), found)
     for directory, names, files in os.walk(path):

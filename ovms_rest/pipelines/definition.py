@@ -67,6 +67,11 @@ class Library:
     base_path: str
     directory: Path
 
+    @property
+    def path(self) -> Path:
+        """Where it is if it is a file."""
+        return self.directory / self.base_path
+
 
 # --- Reading
 
@@ -184,6 +189,10 @@ def _check_name(value: Any) -> Problem | None:
     return None
 
 
+def _check_reference(value: Any) -> Problem | None:
+    return None if type(value) is str and value else f"expected a string that is not empty, got {as_json(value)}"
+
+
 def _check_type(value: Any) -> Problem | None:
     return None if value in (MODEL, CUSTOM) else f"expected {MODEL!r} or {CUSTOM!r}, got {as_json(value)}"
 
@@ -196,7 +205,7 @@ def _check_names(value: Any) -> Problem | None:
     if type(value) is not list or not all(type(name) is str for name in value):
         return f"expected an array of strings, got {as_json(value)}"
     repeated = sorted({name for name in value if value.count(name) > 1})
-    return f"{', '.join(map(repr, repeated))} is there more than once" if repeated else None
+    return f"expected each name once, got more often {', '.join(map(repr, repeated))}" if repeated else None
 
 
 def _check_params(value: Any) -> Problem | None:
@@ -218,9 +227,9 @@ _PIPELINE_KEYS: Mapping[str, Check] = {
 _NODE_KEYS: Mapping[str, Check] = {
     "name": _TEXT,
     "type": _check_type,
-    "model_name": _TEXT,
+    "model_name": _check_reference,
     "version": _check_version,
-    "library_name": _TEXT,
+    "library_name": _check_reference,
     "params": _check_params,
     "inputs": _ARRAY,
     "outputs": _ARRAY,

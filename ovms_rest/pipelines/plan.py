@@ -42,7 +42,9 @@ class CustomNode(Protocol):
         """Make it ready in this process, before the first `execute`. Raises LoadError."""
 
     def execute(self, arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """Make the outputs of the inputs, which it must not change; every output is C-contiguous.
+        """Make the outputs of the inputs, which it must not change.
+
+        Every output is C-contiguous, may be written to and shares no memory with the inputs.
 
         The datatypes and shapes of what it returns were checked. Raises InferenceError.
         """

@@ -67,7 +67,7 @@ def when_ready(arbiter: Any) -> None:
     entries = app.models.entries.values()
     addresses = ", ".join(map(str, arbiter.LISTENERS))
     serving, workers = sum(1 for entry in entries if entry.versions), arbiter.cfg.workers
-    line = "%d of %d configured models serve on %s, with %d worker%s; models may be loaded and unloaded by call %s"
+    line = "%d of %d models and pipelines serve on %s, with %d worker%s; they may be loaded and unloaded by call %s"
     allowed = app.permission.describe()
     log.info(line, serving, len(entries), addresses, workers, "" if workers == 1 else "s", allowed)
 

@@ -9,14 +9,15 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ovms_rest.config import ModelConfig, load_config, parse_model
+from ovms_rest.config import Config, ModelConfig, load_config, parse_model
 from ovms_rest.errors import BusyError, ConfigError, NotFoundError, ReloadError, TryLaterError
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.watching import Stamp, stamp
+from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.pool.mailbox import Mailbox
 from ovms_rest.protocol.words import quote
 
@@ -24,6 +25,10 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 
 Stop = Callable[[], bool]
 Load = Callable[[tuple[ModelConfig, ...], ModelRegistry, Stop], ModelRegistry]
+Assemble = Callable[
+    [Sequence[PipelineDefinition], Mapping[str, Library], Mapping[str, Entry], Mapping[str, Entry], Stop],
+    dict[str, Entry],
+]
 
 # So many outcomes are kept for those who asked and have not looked yet.
 _KEPT_OUTCOMES = 1024
@@ -32,12 +37,14 @@ _KEPT_OUTCOMES = 1024
 class Change(NamedTuple):
     """What is asked for: a reload of all that has changed, or one model to be loaded or unloaded.
 
-    `id` is that under which the outcome is looked for, "" when nobody does; `config` is the one that came with a load.
+    `id` is that under which the outcome is looked for, "" when nobody does; `config` is the one that came with a load;
+    with `dependents` the pipelines that use an unloaded model go with it.
     """
 
     what: Literal["reload", "load", "unload"] = "reload"
     name: str = ""
     config: dict[str, Any] | None = None
+    dependents: bool = False
     id: str = ""
 
 
@@ -51,19 +58,29 @@ class _Outcome(NamedTuple):
 class Reloads:
     """What the arbiter and the workers know of changes; made before the first fork."""
 
-    def __init__(self, config: Path, models: ModelRegistry, load: Load) -> None:
+    def __init__(
+        self,
+        config: Path,
+        models: ModelRegistry,
+        load: Load,
+        assemble: Assemble = lambda definitions, libraries, models, previous, stop: {},
+    ) -> None:
         """Take the config file, a registry to be filled, and what fills it.
 
         `load` gets the models to load, the registry as it is, and what tells it to stop, and returns a new registry.
+        `assemble` gets pipelines, libraries, the models of which to make them, all that served before, and the same.
         """
         self._config = config
         self._models = models
         self._load = load
+        self._assemble = assemble
         self._mailbox = Mailbox()
         self._ids = itertools.count()
         # Of what is served: what the file says, what a call says instead or besides, and what a call took away.
         self._filed: dict[str, ModelConfig] = {}
         self._given: dict[str, ModelConfig] = {}
+        self._pipelines: dict[str, PipelineDefinition] = {}
+        self._libraries: Mapping[str, Library] = {}
         self._unloaded: set[str] = set()
         # How the disk was when it was read.
         self._stamps: dict[Path, Stamp] = {config: ()}
@@ -77,17 +94,21 @@ class Reloads:
     def load(self, stop: Stop = lambda: False) -> None:
         """Load all that is to be served. Raises ConfigError, and changes nothing then."""
         now = stamp(self._config)
-        filed = {config.name: config for config in self._read_config(now)}
-        gone = self._filed.keys() - filed.keys()
-        given = {name: config for name, config in self._given.items() if name not in gone}
+        config = self._read_config(now)
+        filed = {model.name: model for model in config.models}
+        pipelines = {pipeline.name: pipeline for pipeline in config.pipelines}
+        gone = (self._filed.keys() - filed.keys()) | pipelines.keys()
+        given = {name: model for name, model in self._given.items() if name not in gone}
         wanted = filed | given
-        unloaded = self._unloaded & wanted.keys()
-        configs = [config for name, config in wanted.items() if name not in unloaded]
-        stamps = {self._config: now} | {config.base_path: stamp(config.base_path) for config in configs}
-        loaded = self._load(tuple(configs), self._models, stop).entries
+        unloaded = self._unloaded & (wanted.keys() | pipelines.keys())
+        models = [model for name, model in wanted.items() if name not in unloaded]
+        paths = [*(model.base_path for model in models), *(library.path for library in config.libraries.values())]
+        stamps = {self._config: now} | {path: stamp(path) for path in paths}
+        loaded = self._load(tuple(models), self._models, stop).entries
         self._filed, self._given, self._unloaded = filed, given, unloaded
+        self._pipelines, self._libraries = pipelines, config.libraries
         self._stamps = self._seen = stamps
-        self._replace({name: loaded.get(name) or self._models.entries[name] for name in wanted})
+        self._serve({name: loaded.get(name) or self._models.entries[name] for name in wanted}, stop)
 
     def receive(self) -> list[Change]:
         """Return what workers have asked for."""
@@ -117,7 +138,7 @@ class Reloads:
             elif change.what == "load":
                 self._load_one(change.name, change.config, stop)
             else:
-                self._unload_one(change.name)
+                self._unload_one(change.name, change.dependents, stop)
         except ConfigError as error:
             for problem in error.problems:
                 log.error("%s failed, everything goes on as it was: %s", change.what, problem)
@@ -137,7 +158,11 @@ class Reloads:
 
         Raises NotFoundError, ConfigError and ReloadError. A model that does not serve then goes on as it was.
         """
-        filed = {config.name: config for config in load_config(self._config)}
+        file = load_config(self._config)
+        if pipeline := next((pipeline for pipeline in file.pipelines if pipeline.name == name), None):
+            self._load_pipeline(pipeline, file, given, stop)
+            return
+        filed = {model.name: model for model in file.models}
         config = filed.get(name) or self._given.get(name)
         if given is not None:
             config = parse_model(name, given, self._config.parent, config)
@@ -157,26 +182,58 @@ class Reloads:
             self._given.pop(name, None)
         self._unloaded.discard(name)
         self._stamps = self._seen = {**self._stamps, config.base_path: now}
+        self._serve({**self._models_of(self._filed | self._given), name: entry}, stop)
+
+    def _load_pipeline(
+        self, pipeline: PipelineDefinition, file: Config, given: dict[str, Any] | None, stop: Stop
+    ) -> None:
+        """Load a pipeline as the file says now, with its libraries. Raises ReloadError."""
+        name = pipeline.name
+        if given is not None:
+            raise ReloadError(f"{name!r} is a pipeline, which takes no configuration by call", 400)
+        own = {node.library: file.libraries[node.library] for node in pipeline.nodes if node.library in file.libraries}
+        models = self._models_of(self._filed | self._given)
+        entry = self._assemble([pipeline], own, models, self._models.entries, stop)[name]
+        if name in self._unloaded and (problems := entry.problems(name)):
+            raise ReloadError("; ".join(problems), 412)
+        self._pipelines[name] = pipeline
+        self._libraries = {**self._libraries, **own}
+        self._unloaded.discard(name)
         self._replace({**self._models.entries, name: entry})
 
-    def _unload_one(self, name: str) -> None:
-        """Take a model away. Raises NotFoundError."""
-        config = self._given.get(name) or self._filed.get(name)
-        if config is None:
-            raise NotFoundError(f"model {quote(name)} is unknown")
-        if name in self._unloaded:
-            return
-        log.info("model %r is unloaded", name)
-        self._unloaded.add(name)
-        served = self._models.entries[name].versions
-        self._replace({**self._models.entries, name: Entry(ended=tuple(served) or (1,), policy=config.version_policy)})
-        others = {other.base_path for other_name, other in self._wanted().items() if other_name != name}
-        if config.base_path not in others:
-            self._stamps = self._seen = {path: of for path, of in self._stamps.items() if path != config.base_path}
-
-    def _wanted(self) -> dict[str, ModelConfig]:
+    def _unload_one(self, name: str, dependents: bool, stop: Stop) -> None:
+        """Take a model or a pipeline away, with those that depend on it when asked to. Raises NotFoundError."""
         wanted = self._filed | self._given
-        return {name: config for name, config in wanted.items() if name not in self._unloaded}
+        if name not in wanted and name not in self._pipelines:
+            raise NotFoundError(f"model {quote(name)} is unknown")
+        names = {name}
+        if dependents:
+            names |= {
+                pipeline.name
+                for pipeline in self._pipelines.values()
+                if any(node.model == name for node in pipeline.nodes)
+            }
+        entries = dict(self._models.entries)
+        for unloaded in sorted(names - self._unloaded):
+            log.info("%s %r is unloaded", entries[unloaded].kind, unloaded)
+            entries[unloaded] = entries[unloaded].end()
+        self._unloaded |= names
+        self._replace(entries)
+        served = {model.base_path for other, model in wanted.items() if other not in self._unloaded}
+        kept = {self._config, *served, *(library.path for library in self._libraries.values())}
+        self._stamps = self._seen = {path: of for path, of in self._stamps.items() if path in kept}
+        self._serve(self._models_of(wanted), stop)
+
+    def _models_of(self, wanted: Mapping[str, ModelConfig]) -> dict[str, Entry]:
+        """Return the models as they are now."""
+        return {name: self._models.entries[name] for name in wanted if name in self._models.entries}
+
+    def _serve(self, models: dict[str, Entry], stop: Stop) -> None:
+        """Serve these models, and the pipelines that can be made of them."""
+        before = self._models.entries
+        pipelines = [pipeline for name, pipeline in self._pipelines.items() if name not in self._unloaded]
+        assembled = self._assemble(pipelines, self._libraries, models, before, stop)
+        self._replace(models | {name: assembled.get(name) or before[name] for name in self._pipelines})
 
     def _replace(self, entries: dict[str, Entry]) -> None:
         self._models.replace(ModelRegistry(entries))
@@ -186,7 +243,7 @@ class Reloads:
         after = self._models.entries
         return list(before) != list(after) or any(after[name].differs(entry) for name, entry in before.items())
 
-    def _read_config(self, now: Stamp) -> tuple[ModelConfig, ...]:
+    def _read_config(self, now: Stamp) -> Config:
         """Read the config file; one that is wrong is not read again until it changes."""
         try:
             return load_config(self._config)
@@ -248,9 +305,12 @@ class Reloads:
         """
         self._ask(ticket, Change("load", name, config))
 
-    def unload_model(self, ticket: dict[str, Any], name: str) -> None:
-        """Unload a model because a client asks for it. Raises TryLaterError, NotFoundError and BusyError as above."""
-        self._ask(ticket, Change("unload", name))
+    def unload_model(self, ticket: dict[str, Any], name: str, dependents: bool) -> None:
+        """Unload a model, and the pipelines that use it when `dependents` says so, because a client asks for it.
+
+        Raises TryLaterError, NotFoundError and BusyError as above.
+        """
+        self._ask(ticket, Change("unload", name, dependents=dependents))
 
     def _ask(self, ticket: dict[str, Any], change: Change) -> tuple[_Outcome, dict[str, Any]]:
         """Have the arbiter make a change, once for a ticket; return what came of it, and the status of all models."""

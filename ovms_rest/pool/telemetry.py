@@ -1,10 +1,11 @@
 """What is counted over all workers, as statistics and metrics ask for it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ovms_rest.errors import NotFoundError
-from ovms_rest.models.registry import ModelRegistry
+from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pool.counters import Counters
 from ovms_rest.pool.table import WorkerTable
 from ovms_rest.serving.metrics import ProcessState, WorkerState
@@ -24,17 +25,23 @@ class Telemetry:
         self._models = models
         self._max_waiting = max_waiting
 
-    def count(self, models: ModelRegistry) -> None:
-        """Give every model of a registry its counters; in the arbiter."""
-        for name, entry in models.entries.items():
+    def count(self, entries: Mapping[str, Entry]) -> None:
+        """Give every model and pipeline its counters; in the arbiter."""
+        for name, entry in entries.items():
             for version, model in entry.versions.items():
                 model.counters = self.counters.of(name, str(version))
 
     def statistics(self, name: str | None = None, version: str | None = None) -> list[ModelStatistics]:
         """Return the sums over all workers, of all models or of what is asked for. Raises NotFoundError."""
         workers = len(self.table.workers()) if self.table else 1
+        pipelines = {name for name, entry in self._models.entries.items() if entry.kind == "pipeline"}
         return [
-            replace(model, streams=workers, queue_size=workers * self._max_waiting)
+            replace(
+                model,
+                is_pipeline=model.name in pipelines,
+                streams=workers,
+                queue_size=workers * self._max_waiting,
+            )
             for model in self.counters.statistics(name, version)
         ]
 

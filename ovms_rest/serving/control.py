@@ -42,8 +42,8 @@ class ModelChanges(Protocol):
     def load_model(self, ticket: Ticket, name: str, config: dict[str, Any] | None) -> None:
         """Load a model, with a configuration of its own or as the config file has it."""
 
-    def unload_model(self, ticket: Ticket, name: str) -> None:
-        """Unload a model."""
+    def unload_model(self, ticket: Ticket, name: str, dependents: bool) -> None:
+        """Unload a model, and the pipelines that use it when asked to."""
 
 
 def wait_until_made(req: falcon.Request, ask: Callable[[Ticket], T]) -> T:
@@ -147,10 +147,10 @@ class ModelUnload:
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
         """Unload a model; answer 200 when no worker serves it any more."""
         self._permission.check(req)
-        flag = read_parameters(req, self._max_body_bytes).get("unload_dependents", False)
-        if type(flag) is not bool:  # no model depends on another
-            raise InvalidRequestError(f"parameters.unload_dependents is {describe(flag)}, expected a boolean")
-        wait_until_made(req, lambda ticket: self._changes.unload_model(ticket, name))
+        dependents = read_parameters(req, self._max_body_bytes).get("unload_dependents", False)
+        if type(dependents) is not bool:
+            raise InvalidRequestError(f"parameters.unload_dependents is {describe(dependents)}, expected a boolean")
+        wait_until_made(req, lambda ticket: self._changes.unload_model(ticket, name, dependents))
 
 
 def read_parameters(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:

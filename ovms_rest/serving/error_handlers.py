@@ -13,6 +13,7 @@ from ovms_rest.errors import (
     ForbiddenError,
     InferenceError,
     InvalidRequestError,
+    NoContentError,
     NotFoundError,
     NotReadyError,
     ReloadError,
@@ -21,6 +22,7 @@ from ovms_rest.errors import (
 )
 
 STATUSES: dict[type[ServingError], int] = {
+    NoContentError: 204,
     InvalidRequestError: 400,
     ForbiddenError: 403,
     NotFoundError: 404,
@@ -49,6 +51,8 @@ def encode_error(message: str) -> bytes:
 def handle_serving_error(req: falcon.Request, resp: falcon.Response, error: ServingError, params: Any) -> None:
     """Answer an error of ours."""
     resp.status = error.status if isinstance(error, ReloadError) else STATUSES[type(error)]
+    if resp.status == 204:  # which has neither body nor Content-Type
+        return
     resp.set_headers(_HEADERS.get(type(error), {}))
     resp.content_type = falcon.MEDIA_JSON
     resp.data = encode_error(str(error))

@@ -31,19 +31,19 @@ class Compilation(Protocol):
 
 
 class Configured(Protocol):
-    """A version of a model, and how it is served."""
+    """A version of a model or a pipeline, and how it is served."""
 
     @property
     def metadata(self) -> ModelMetadata:
         """What it takes and gives."""
 
     @property
-    def compilation(self) -> Compilation:
-        """How it is compiled."""
+    def compilation(self) -> Compilation | None:
+        """How it is compiled, None for a pipeline."""
 
     @property
-    def file(self) -> Path:
-        """What it was read from."""
+    def file(self) -> Path | None:
+        """What it was read from, None for a pipeline."""
 
     @property
     def layouts(self) -> Mapping[str, str | None]:
@@ -79,7 +79,8 @@ class ModelConfiguration:
 def describe_config(model: Configured, version_policy: dict[str, Any], workers: int) -> dict[str, Any]:
     """Return the ModelConfig of a version that so many workers serve, in Triton's JSON."""
     metadata, compilation = model.metadata, model.compilation
-    instances = {"name": metadata.name, "kind": "KIND_CPU" if compilation.device == "CPU" else "KIND_AUTO"}
+    device, properties = ("CPU", {}) if compilation is None else (compilation.device, compilation.properties)
+    instances = {"name": metadata.name, "kind": "KIND_CPU" if device == "CPU" else "KIND_AUTO"}
     return {
         "name": metadata.name,
         "platform": "OpenVINO",
@@ -89,10 +90,10 @@ def describe_config(model: Configured, version_policy: dict[str, Any], workers: 
         "input": [_describe_input(tensor, model.layouts.get(tensor.name)) for tensor in metadata.inputs.values()],
         "output": [_describe_output(tensor) for tensor in metadata.outputs.values()],
         "instance_group": [{**instances, "count": workers} if workers else instances],
-        "default_model_filename": model.file.name,
+        "default_model_filename": "" if model.file is None else model.file.name,
         "parameters": {
             key: {"string_value": value if isinstance(value, str) else orjson.dumps(value).decode()}
-            for key, value in {"target_device": compilation.device, **compilation.properties}.items()
+            for key, value in {"target_device": device, **properties}.items()
         },
         "model_transaction_policy": {"decoupled": False},
     }

@@ -8,7 +8,7 @@ import falcon
 import orjson
 
 from ovms_rest import __version__
-from ovms_rest.errors import DeadlineError, EndingError, InferenceError, ServingError
+from ovms_rest.errors import DeadlineError, EndingError, InferenceError, NoContentError, ServingError
 from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import (
     decode_header_length,
@@ -182,6 +182,9 @@ class Infer:
             self._infer(req, resp, servable, received, started)
         except DeadlineError as error:
             servable.counters.fail("timeout", error.waited_ns)
+            raise
+        except NoContentError:  # an answer too
+            servable.counters.record(started - received, 0, time.monotonic_ns() - started, 0)
             raise
         except Exception as error:
             is_refusal = isinstance(error, ServingError) and not isinstance(error, InferenceError)

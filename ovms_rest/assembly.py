@@ -1,0 +1,161 @@
+"""From definitions of pipelines to pipelines that serve: their nodes found among models and libraries, and planned."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ovms_rest.errors import LoadError
+from ovms_rest.models.images import ImageReader, ShardedImageReader, take_images
+from ovms_rest.models.registry import Entry, Host
+from ovms_rest.models.watching import Stamp, stamp
+from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition
+from ovms_rest.pipelines.execution import Pipeline
+from ovms_rest.pipelines.libraries import load_node
+from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Plan
+from ovms_rest.pipelines.planning import Part, PipelineError, plan_pipeline
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
+
+VERSION = 1  # the only one that a pipeline has
+
+
+class _Source(NamedTuple):
+    """What a pipeline was made of: the same need not be made again."""
+
+    definition: PipelineDefinition
+    models: tuple[Any, ...]  # of its nodes, or why there are none
+    nodes: "Mapping[str, _Node]"
+
+
+class _Node(NamedTuple):
+    """A custom node by its name, with what it was loaded from, or why it could not be."""
+
+    library: Library
+    stamp: Stamp
+    params: Mapping[str, str]
+    node: CustomNode | str
+
+
+def assemble_pipelines(
+    definitions: Sequence[PipelineDefinition],
+    libraries: Mapping[str, Library],
+    models: Mapping[str, Entry],
+    previous: Mapping[str, Entry],
+    host: Host,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Entry]:
+    """Make pipelines of models and libraries; those that cannot be made come with all reasons.
+
+    What of `previous` was made of the same is taken over. A pipeline whose new definition is wrong goes on as it was
+    while its models are there. When `stop` says so, no more code of nodes is tried.
+    """
+    return {
+        definition.name: _assemble(definition, libraries, models, previous.get(definition.name, Entry()), host, stop)
+        for definition in definitions
+    }
+
+
+def _assemble(
+    definition: PipelineDefinition,
+    libraries: Mapping[str, Library],
+    models: Mapping[str, Entry],
+    previous: Entry,
+    host: Host,
+    stop: Callable[[], bool],
+) -> Entry:
+    before: _Source | None = previous.sources.get(VERSION)
+    nodes = {
+        node.name: _load_node(node, libraries[node.library], before, host, stop)
+        for node in definition.nodes
+        if node.library in libraries
+    }
+    parts: dict[str, Part] = {
+        node.name: _find_model(node, models) if node.model else _find_node(node, nodes) for node in definition.nodes
+    }
+    source = _Source(definition, tuple(parts[node.name] for node in definition.nodes if node.model), nodes)
+    if before == source and _are_there(previous, models):
+        return previous
+    entry = Entry(sources={VERSION: source}, kind="pipeline")
+    try:
+        plan = plan_pipeline(definition, parts, models.keys())
+        entry.versions[VERSION] = Pipeline(plan if definition.count is None else _split_images(plan))
+    except PipelineError as error:
+        for problem in error.problems:
+            log.error("pipeline %r does not serve: %s", definition.name, problem)
+        if previous.kind == "pipeline" and previous.versions and _are_there(previous, models):
+            log.warning("pipeline %r goes on as it was", definition.name)
+            entry.versions = previous.versions
+            entry.failures[VERSION] = "; ".join(error.problems)
+        else:
+            entry.reason, entry.details = "; ".join(error.problems), error.problems
+        return entry
+    steps = ", ".join(node.name for node in definition.nodes)
+    log.info("pipeline %r serves: %s", definition.name, steps)
+    return entry
+
+
+def _are_there(entry: Entry, models: Mapping[str, Entry]) -> bool:
+    """Tell whether the models of a pipeline that serves still do."""
+    serving = [model for other in models.values() for model in other.versions.values()]
+    return all(part in serving for pipeline in entry.versions.values() for part in pipeline.parts)
+
+
+def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Any:
+    """Return the model of a node, or why there is none."""
+    entry = models.get(node.model)
+    if entry is None:
+        known = ", ".join(map(repr, list(models)[:10])) or "none"
+        return f"model {node.model!r} is not configured; configured are {known}"
+    if entry.ended:
+        return f"model {node.model!r} was unloaded"
+    version = max(entry.versions, default=0) if node.version is None else node.version
+    if version in entry.versions:
+        return entry.versions[version]
+    if node.version is None or not entry.versions:
+        return f"model {node.model!r} does not serve: {entry.explain()}"
+    served = ", ".join(map(str, sorted(entry.versions)))
+    why = entry.failures.get(version, f"is not served; served: {served}")
+    return f"version {version} of model {node.model!r} {why}"
+
+
+def _find_node(node: NodeDefinition, nodes: Mapping[str, _Node]) -> CustomNode | str:
+    """Return the code of a custom node, or why there is none."""
+    if node.name not in nodes:
+        return f"library {node.library!r} is not in custom_node_library_config_list"
+    return nodes[node.name].node
+
+
+def _load_node(
+    node: NodeDefinition, library: Library, before: _Source | None, host: Host, stop: Callable[[], bool]
+) -> _Node:
+    """Load the code of a custom node, unless it was loaded before and has not changed since."""
+    now = stamp(library.path)
+    known = before.nodes.get(node.name) if before else None
+    if known is not None and known[:3] == (library, now, node.params) and not isinstance(known.node, str):
+        return known
+    try:
+        loaded = load_node(library, node.params, host.load_timeout, stop)
+    except LoadError as error:
+        return _Node(library, now, node.params, f"library {library.name!r}: {error}")
+    # No layout is declared for it, so that images are taken at the size that they have.
+    loaded.inputs = {name: take_images(tensor, None, host.limits) for name, tensor in loaded.inputs.items()}
+    return _Node(library, now, node.params, loaded)
+
+
+def _split_images(plan: Plan) -> Plan:
+    """Have the inputs of a pipeline that splits its requests take the images that its parts take."""
+    readers = {
+        wire.item: tensors[wire.tensor].images
+        for step in plan.steps
+        for tensors in [step.model.metadata.inputs if step.model else step.custom.inputs if step.custom else {}]
+        for wire in step.wires
+        if wire.step == REQUEST_STEP and step.gathers != REQUEST_STEP  # which takes the whole
+    }
+    inputs = {
+        name: replace(tensor, images=ShardedImageReader(reader))
+        if isinstance(reader := readers.get(name), ImageReader)
+        else tensor
+        for name, tensor in plan.metadata.inputs.items()
+    }
+    return replace(plan, metadata=replace(plan.metadata, inputs=inputs))

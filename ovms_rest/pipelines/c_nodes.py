@@ -1,0 +1,310 @@
+"""Custom nodes that are C libraries: the interface of OVMS's `custom_node_interface.h`, by ctypes.
+
+A library runs in the workers only, so that its crash costs one of them; what it takes and gives, the arbiter knows from
+a throwaway process that asked it. It is initialized in every worker, once for each node, and never deinitialized: a
+worker serves one generation of models all its life, and takes the memory with it.
+
+Who frees what is OVMS's (`customnodesession.cpp`, `node_library_utils.cpp`): after a call that returned 0, `release` is
+called for the `data` and the `dims` of every output, the `dims` of every info, and last for the array of them. Names
+are the library's, and so is all that a call has made that did not return 0.
+"""
+
+import ctypes
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovms_rest.errors import InferenceError, LoadError
+from ovms_rest.protocol.datatypes import DATATYPES
+from ovms_rest.protocol.tensors import MAX_DIM, Dim, TensorMetadata
+from ovms_rest.protocol.words import join
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
+
+# The inputs and the outputs: the datatype and the sizes of each by its name, 0 for any size.
+Description = dict[str, dict[str, tuple[str, list[int]]]]
+
+_FUNCTIONS = ("initialize", "deinitialize", "execute", "getInputsInfo", "getOutputsInfo", "release")
+
+# CustomNodeTensorPrecision, without UNSPECIFIED, which is 0.
+_DATATYPES = {
+    1: "FP32",
+    2: "FP16",
+    3: "UINT8",
+    4: "INT8",
+    5: "INT16",
+    6: "UINT16",
+    7: "INT32",
+    8: "FP64",
+    9: "INT64",
+}
+_PRECISIONS = {datatype: precision for precision, datatype in _DATATYPES.items()}
+_EXPECTED_PRECISION = "expected one from 1 (FP32) to 9 (I64)"
+
+# More than this is not what a library means, but memory that it did not write.
+MAX_TENSORS = 1024
+MAX_RANK = 32
+
+
+class _Tensor(ctypes.Structure):
+    """A CustomNodeTensor."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_uint64),
+        ("dims", ctypes.c_void_p),
+        ("rank", ctypes.c_uint64),
+        ("precision", ctypes.c_int),
+    )
+
+
+class _Info(ctypes.Structure):
+    """A CustomNodeTensorInfo."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("dims", ctypes.c_void_p),
+        ("rank", ctypes.c_uint64),
+        ("precision", ctypes.c_int),
+    )
+
+
+class _Param(ctypes.Structure):
+    """A CustomNodeParam."""
+
+    _fields_ = (("key", ctypes.c_char_p), ("value", ctypes.c_char_p))
+
+
+class CNode:
+    """A custom node whose code is a C library."""
+
+    def __init__(self, library: str, file: Path, params: Mapping[str, str], description: Any) -> None:
+        """Take what `describe` found out in another process."""
+        self._library = library
+        self._file = file
+        self._params = dict(params)
+        self.inputs: Mapping[str, TensorMetadata] = _read_description(description["inputs"])
+        self.outputs: Mapping[str, TensorMetadata] = _read_description(description["outputs"])
+        self._names = {name: (name.encode(), _PRECISIONS[one.datatype]) for name, one in self.inputs.items()}
+        self._expected = {
+            name.encode(): (one, _PRECISIONS[one.datatype], DATATYPES[one.datatype].dtype)
+            for name, one in self.outputs.items()
+        }
+        self._code: _Code
+
+    def open(self) -> None:
+        """Open and initialize the library in this process. Raises LoadError."""
+        try:
+            self._code = _Code(self._file, self._params)
+            self._code.initialize()
+        except LoadError as error:
+            raise LoadError(f"library {self._library!r} ({self._file}): {error}") from error
+
+    def execute(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the library; return copies of its declared outputs. Raises InferenceError."""
+        try:
+            return self._execute(arrays)
+        except InferenceError as error:
+            log.error("%s", error)
+            raise
+
+    def _execute(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        inputs: Any = (_Tensor * len(arrays))()
+        kept = []  # what the pointers point to
+        for tensor, (name, given) in zip(inputs, arrays.items(), strict=True):
+            array = given if given.flags.c_contiguous else given.copy()
+            dims = (ctypes.c_uint64 * array.ndim)(*array.shape)
+            kept.append((array, dims))
+            tensor.name, tensor.precision = self._names[name]
+            tensor.data, tensor.bytes = array.ctypes.data, array.nbytes
+            tensor.dims, tensor.rank = ctypes.addressof(dims), array.ndim
+        outputs, count = ctypes.c_void_p(), ctypes.c_int()
+        status = self._code.execute(inputs, len(arrays), outputs, count)
+        if status:
+            raise self._blame(f"failed: execute returned {status}, expected 0")
+        if not outputs:
+            raise self._blame("gave no array of outputs, but NULL")
+        if not 0 < count.value <= MAX_TENSORS:
+            self._code.release(outputs)
+            raise self._blame(f"gave {count.value} outputs, expected 1 to {MAX_TENSORS}")
+        taken: dict[str, NDArray[Any]] = {}
+        fault: InferenceError | None = None
+        for tensor in (_Tensor * count.value).from_address(outputs.value or 0):
+            try:
+                self._take(tensor, taken)
+            except InferenceError as error:  # the others are to be released all the same
+                fault = fault or error
+            self._code.release(tensor.data)
+            self._code.release(tensor.dims)
+        self._code.release(outputs)
+        if fault:
+            raise fault
+        for name in self.outputs:
+            if name not in taken:
+                raise self._blame(f"gave no output {name!r}")
+        return taken
+
+    def _take(self, tensor: Any, taken: dict[str, NDArray[Any]]) -> None:
+        """Copy an output that is declared and fits."""
+        if tensor.name is None:
+            raise self._blame("gave an output without a name")
+        if tensor.name not in self._expected:
+            return
+        metadata, precision, dtype = self._expected[tensor.name]
+        name = metadata.name
+        if name in taken:
+            raise self._blame(f"gave output {name!r} twice")
+        if tensor.precision != precision:
+            raise self._blame(
+                f"gave output {name!r} with the precision {tensor.precision}, "
+                f"expected {precision} for {metadata.datatype}"
+            )
+        if not tensor.dims or not 0 < tensor.rank <= MAX_RANK:
+            raise self._blame(f"gave output {name!r} with {_describe_dims(tensor)}, expected 1 to {MAX_RANK}")
+        shape = tuple((ctypes.c_uint64 * tensor.rank).from_address(tensor.dims))
+        if not metadata.holds(shape):
+            raise self._blame(
+                f"gave output {name!r} with the shape {join(shape)}, expected {metadata.describe_shape()}"
+            )
+        size = math.prod(shape) * dtype.itemsize
+        if tensor.bytes != size:
+            raise self._blame(
+                f"gave output {name!r} with {tensor.bytes} bytes of data, expected {size} "
+                f"for the shape {join(shape)} of {metadata.datatype}"
+            )
+        if size and not tensor.data:
+            raise self._blame(f"gave output {name!r} with no data, but NULL, expected {size} bytes")
+        try:
+            array = np.empty(shape, dtype)
+        except (MemoryError, ValueError) as error:  # ValueError: more than numpy can ever have
+            raise self._blame(f"gave output {name!r} with {size} bytes of data, more than there is memory") from error
+        if size:
+            ctypes.memmove(array.ctypes.data, tensor.data, size)
+        taken[name] = array
+
+    def _blame(self, fault: str) -> InferenceError:
+        return InferenceError(f"pipeline node code {self._library!r} {fault}")
+
+
+def describe(file: Path, params: Mapping[str, str], tell: Callable[[str], None]) -> Description:
+    """Open a library, initialize it and ask for its inputs and outputs; `tell` gets what it is at. Raises LoadError."""
+    tell("being opened")
+    code = _Code(file, params)
+    tell("in initialize")
+    code.initialize()
+    found = {}
+    for kind, function in (("inputs", "getInputsInfo"), ("outputs", "getOutputsInfo")):
+        tell(f"in {function}")
+        found[kind] = code.ask(function)
+    return found
+
+
+class _Code:
+    """An open library, the params of a node, and what `initialize` made for it."""
+
+    def __init__(self, file: Path, params: Mapping[str, str]) -> None:
+        """Open it. Raises LoadError."""
+        try:
+            self._library = ctypes.CDLL(str(file))
+        except OSError as error:
+            raise LoadError(f"cannot be opened: {' '.join(str(error).split())}") from error
+        missing = [name for name in _FUNCTIONS if not hasattr(self._library, name)]
+        if missing:
+            raise LoadError(
+                f"has no function {' and no '.join(missing)}, which custom_node_interface.h of OVMS asks for"
+            )
+        self._count = len(params)
+        self._params: Any = None
+        if params:
+            encoded = [_Param(key.encode(), value.encode()) for key, value in params.items()]
+            self._params = (_Param * len(params))(*encoded)
+        self._manager = ctypes.c_void_p()
+        self._execute: Any = self._library.execute
+        self._release: Any = self._library.release
+        self._release.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+
+    def initialize(self) -> None:
+        """Initialize it for the node. Raises LoadError."""
+        status = self._library.initialize(ctypes.byref(self._manager), self._params, self._count)
+        if status:
+            raise LoadError(f"initialize returned {status}, expected 0")
+
+    def execute(self, inputs: Any, count: int, outputs: Any, outputs_count: Any) -> int:
+        """Call `execute`."""
+        status: int = self._execute(
+            inputs,
+            count,
+            ctypes.byref(outputs),
+            ctypes.byref(outputs_count),
+            self._params,
+            self._count,
+            self._manager,
+        )
+        return status
+
+    def release(self, pointer: Any) -> None:
+        """Give memory back; nothing for NULL."""
+        if pointer and self._release(pointer, self._manager):
+            log.error("a pipeline's library, %s, did not release its memory", self._library._name)
+
+    def ask(self, function: str) -> dict[str, tuple[str, list[int]]]:
+        """Call `getInputsInfo` or `getOutputsInfo`; return the tensors in alphabetical order. Raises LoadError."""
+        infos, count = ctypes.c_void_p(), ctypes.c_int()
+        call: Any = getattr(self._library, function)
+        status = call(ctypes.byref(infos), ctypes.byref(count), self._params, self._count, self._manager)
+        if status:
+            raise LoadError(f"{function} returned {status}, expected 0")
+        if not infos:
+            raise LoadError(f"{function} gave no array, but NULL")
+        if not 0 < count.value <= MAX_TENSORS:
+            self.release(infos)
+            raise LoadError(f"{function} gave {count.value} tensors, expected 1 to {MAX_TENSORS}")
+        found: dict[str, tuple[str, list[int]]] = {}
+        fault: LoadError | None = None
+        for info in (_Info * count.value).from_address(infos.value or 0):
+            try:
+                _read_info(function, info, found)
+            except LoadError as error:  # the others are to be released all the same
+                fault = fault or error
+            self.release(info.dims)
+        self.release(infos)
+        if fault:
+            raise fault
+        return dict(sorted(found.items()))
+
+
+def _read_info(function: str, info: Any, found: dict[str, tuple[str, list[int]]]) -> None:
+    if not info.name:
+        raise LoadError(f"{function} gave a tensor without a name")
+    try:
+        name = info.name.decode()
+    except UnicodeDecodeError as error:
+        raise LoadError(f"{function} gave the name {info.name!r}, which is not UTF-8") from error
+    label = f"{function} gave tensor {name!r}"
+    if name in found:
+        raise LoadError(f"{label} twice")
+    if info.precision not in _DATATYPES:
+        raise LoadError(f"{label} with the precision {info.precision}, {_EXPECTED_PRECISION}")
+    if not info.dims or not 0 < info.rank <= MAX_RANK:
+        raise LoadError(f"{label} with {_describe_dims(info)}, expected 1 to {MAX_RANK}")
+    sizes = list((ctypes.c_uint64 * info.rank).from_address(info.dims))
+    if max(sizes) > MAX_DIM:
+        raise LoadError(f"{label} with the dims {join(sizes)}, of which one is too large")
+    found[name] = _DATATYPES[info.precision], sizes
+
+
+def _describe_dims(record: Any) -> str:
+    return f"{record.rank} dims" if record.dims else "no dims, but NULL"
+
+
+def _read_description(tensors: Mapping[str, Any]) -> dict[str, TensorMetadata]:
+    return {
+        name: TensorMetadata(name, datatype, tuple(Dim(size, size or None) for size in sizes))
+        for name, (datatype, sizes) in tensors.items()
+    }

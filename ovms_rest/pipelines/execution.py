@@ -1,0 +1,392 @@
+"""Running a pipeline: step by step in the thread of the request.
+
+What a step gives under one name is a *value*: the list of the arrays of the step's sessions, in their order, or these
+stacked in one array where somebody gathers them. Values have numbered slots. Which way each comes out of a step and
+goes into others, and which have to be copied, is settled when the pipeline is made.
+
+A model overwrites what it gave when it infers again. A value that is used after that, the response being the last use,
+is copied as soon as it is there: by stacking it, or as it is.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovms_rest.errors import InferenceError, InvalidRequestError, NoContentError, ServingError
+from ovms_rest.pipelines.definition import DYNAMIC, MAX_COUNT
+from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Servable, Step, Wire
+from ovms_rest.protocol.datatypes import BYTES, UINT8
+from ovms_rest.protocol.strings import BytesArray
+from ovms_rest.protocol.tensors import Array, Dim, ModelMetadata, Tensor, TensorMetadata
+from ovms_rest.protocol.words import join
+
+Value = Any  # list[Array] | NDArray[Any]
+# Into how many sessions each demultiplexer, by its step, has split one in this request.
+Counts = dict[int, int]
+# A value by its step and the name of its tensor.
+_Key = tuple[int, str]
+
+
+class Pipeline:
+    """A plan that runs: a servable as a model is, which has its tensors and infers in one call."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Settle how the values go through the steps; the models need not be open yet."""
+        self.plan = plan
+        self.metadata = plan.metadata
+        self.counters: Any = None  # where its inferences are counted, given when it serves
+        models = {id(step.model): step.model for step in plan.steps if step.model is not None}
+        self.parts: tuple[Any, ...] = tuple(models.values())
+        # It is not compiled itself and read from no file.
+        self.compilation, self.file = None, None
+        self.layouts: Mapping[str, str | None] = {}
+        keys: list[_Key] = [(REQUEST_STEP, name) for name in plan.metadata.inputs]
+        self._inputs = list(enumerate(plan.metadata.inputs))
+        keys += [(index, item) for index, step in enumerate(plan.steps) for item in step.used]
+        slots = {key: slot for slot, key in enumerate(keys)}
+        self._no_values = [None] * len(slots)
+        self._stages = [_Stage(plan, index, slots) for index in range(len(plan.steps))]
+        self._answers = [_Answer(plan, output, slots) for output in plan.outputs]
+
+    def open(self, retire: Callable[[], None]) -> None:
+        """Make its custom nodes ready in this process; its models are opened where they serve. Raises LoadError.
+
+        `retire` is what a model gets, and is not called: a model that becomes unusable is retired by itself.
+        """
+        for step in self.plan.steps:
+            if step.custom is not None:
+                step.custom.open()
+
+    def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+        """Infer with an array for every input; return a tensor for every output, by name.
+
+        The arrays are as for Model.infer. The tensors may be views on them, or on memory that the next inference of
+        one of its models overwrites. Raises InferenceError, NoContentError when there is nothing to split, and
+        InvalidRequestError for inputs that the pipeline's own demultiplexer cannot split.
+        """
+        values: list[Value] = self._no_values.copy()
+        for slot, name in self._inputs:
+            values[slot] = [arrays[name]]
+        counts: Counts = {}
+        if self.plan.count is not None:
+            counts[REQUEST_STEP] = self._count_requests(values, self.plan.count)
+        for stage in self._stages:
+            stage.run(values, counts)
+        return {answer.name: answer.make(values, counts) for answer in self._answers}
+
+    def _count_requests(self, values: list[Value], expected: int) -> int:
+        named = [(f"input {name!r}", values[slot]) for slot, name in self._inputs]
+        return _count(named, expected, InvalidRequestError)
+
+
+class _Stage:
+    """A step as it runs: it takes values, and gives some."""
+
+    def __init__(self, plan: Plan, index: int, slots: Mapping[_Key, int]) -> None:
+        """Settle where everything comes from and goes to."""
+        step = plan.steps[index]
+        label = f"pipeline {plan.metadata.name!r} node {step.name!r}"
+        self._label = label
+        self._index = index
+        self._level = step.level
+        self._count = step.count
+        self._names = [wire.tensor for wire in step.wires]
+        self._feeds = [_Feed(plan, step, wire, slots[wire.step, wire.item], label) for wire in step.wires]
+        self._keeps = [
+            (slots[index, item], item, f"{label} output {item!r}", _choose_keep(plan, (index, item)))
+            for item in step.used
+        ]
+        self._call: Call = _inferring(step.model) if step.model is not None else _custom(step).execute
+        # Only what a step gave may be the last to hold its memory.
+        self._free = [slot for key, slot in slots.items() if key[0] != REQUEST_STEP and _last_use(plan, key) == index]
+
+    def run(self, values: list[Value], counts: Counts) -> None:
+        """Run all sessions. Raises InferenceError and NoContentError."""
+        sessions = prod([counts[step] for step in self._level])
+        columns = [feed.read(values, counts) for feed in self._feeds]
+        for session, row in enumerate(zip(*columns, strict=True)):
+            try:
+                results = self._call(dict(zip(self._names, row, strict=True)))
+            except InferenceError as error:
+                raise InferenceError(f"{self._label}: {error}") from error
+            for slot, item, label, keep in self._keeps:
+                values[slot] = keep(values[slot], results[item], row, session, sessions, label)
+        if self._count is not None:
+            named = [(label, values[slot]) for slot, _, label, _ in self._keeps]
+            counts[self._index] = _count(named, self._count, InferenceError)
+        for slot in self._free:
+            values[slot] = None
+
+
+def _count(named: Iterable[tuple[str, Value]], expected: int, fault: type[ServingError]) -> int:
+    """Return into how many parts values are to be split, all of them into as many.
+
+    Raises NoContentError for none, and `fault` when they cannot be split.
+    """
+    count, reason = expected, f"demultiply_count is {expected}"
+    for label, value in named:
+        for array in value:
+            if not array.shape:
+                raise fault(f"{label}: it has no dim to be split along")
+            size = array.shape[0]
+            if count == DYNAMIC:
+                if size == 0:
+                    raise NoContentError(f"{label}: nothing was found, its first dim is 0")
+                if size > MAX_COUNT:
+                    raise fault(f"{label}: its first dim is {size}, a demultiplexer splits into {MAX_COUNT} at most")
+                count, reason = size, f"that of {label} is {size}"
+            elif size != count:
+                raise fault(f"{label}: its first dim is {size}, {reason}")
+    return count
+
+
+# --- Calling
+
+
+# Strings go to no custom node, which planning sees to.
+Call = Callable[[dict[str, Any]], Mapping[str, Array]]
+
+
+def _inferring(model: Servable) -> Call:
+    """Make the function that infers with a model and counts it there."""
+
+    def infer(arrays: dict[str, Array]) -> Mapping[str, Array]:
+        counters = model.counters
+        if counters is not None:
+            counters.begin()
+        started = time.monotonic_ns()
+        try:
+            tensors = model.infer(arrays)
+        except Exception:
+            if counters is not None:
+                counters.fail("failed", time.monotonic_ns() - started)
+            raise
+        if counters is not None:
+            spent = time.monotonic_ns() - started
+            shape = next(iter(arrays.values())).shape
+            counters.record(0, 0, spent, 0, shape[0] if shape else 1)
+        return {name: tensor.array for name, tensor in tensors.items()}
+
+    return infer
+
+
+# --- Values out of a step
+
+# The value so far, the array of this session, the session's inputs, its index and their number, and who gave it.
+Keep = Callable[[Value, Array, Sequence[Array], int, int, str], Value]
+
+
+def _choose_keep(plan: Plan, key: _Key) -> Keep:
+    index, _ = key
+    step = plan.steps[index]
+    if _is_gathered(plan, key):
+        return _stack
+    later = plan.steps[index + 1 : _last_use(plan, key) + 1]
+    if step.model is not None and (step.level or any(step.model is other.model for other in later)):
+        return _append_copy
+    return _append
+
+
+def _append(value: Value, array: Array, inputs: Sequence[Array], session: int, sessions: int, label: str) -> Value:
+    """Keep an array as it is, unless it is a view on an input.
+
+    Such a view a model gives of what it hands through, and OpenVINO (2026.4.1) does not keep the memory alive for it.
+    """
+    for other in inputs:
+        if _overlaps(array, other):
+            return _append_copy(value, array, inputs, session, sessions, label)
+    if session == 0:
+        return [array]
+    value.append(array)
+    return value
+
+
+def _append_copy(value: Value, array: Array, inputs: Sequence[Array], session: int, sessions: int, label: str) -> Value:
+    """Keep a copy of an array."""
+    if session == 0:
+        return [_copy(array)]
+    value.append(_copy(array))
+    return value
+
+
+def _stack(value: Value, array: Array, inputs: Sequence[Array], session: int, sessions: int, label: str) -> Value:
+    """Copy an array into the stack that the first one makes; arrays of strings into a list."""
+    if session and array.shape != value[0].shape:
+        shapes = f"{join(value[0].shape)} and {join(array.shape)}"
+        raise InferenceError(f"{label}: its sessions gave the shapes {shapes}, which cannot be gathered")
+    if isinstance(array, BytesArray):
+        return _append_copy(value, array, inputs, session, sessions, label)
+    if session == 0:
+        value = np.empty((sessions, *array.shape), array.dtype)
+    value[session] = array
+    return value
+
+
+def _copy(array: Array) -> Array:
+    if isinstance(array, BytesArray):
+        return BytesArray(*(part.copy() for part in _memory(array)))
+    return array.copy()
+
+
+def _overlaps(array: Array, other: Array) -> bool:
+    if isinstance(array, BytesArray) or isinstance(other, BytesArray):
+        return any(np.may_share_memory(mine, its) for mine in _memory(array) for its in _memory(other))
+    return np.may_share_memory(array, other)
+
+
+def _memory(array: Array) -> tuple[NDArray[Any], ...]:
+    return (array.begins, array.ends, array.symbols) if isinstance(array, BytesArray) else (array,)
+
+
+# --- Values into a step
+
+
+class _Feed:
+    """An input of a step: what makes an array for every session of a value."""
+
+    def __init__(self, plan: Plan, step: Step, wire: Wire, slot: int, label: str) -> None:
+        """Settle it, and whether every shape that comes is sure to fit."""
+        self._slot = slot
+        self._split: Callable[[Value, int], list[Array]] = _pass
+        self._gathers = step.gathers
+        source = _given(plan, (wire.step, wire.item))
+        dims = source.dims
+        if step.gathers is None and _count_of(plan, wire.step) is not None:
+            self._split = _shard
+            dims = None if dims is None else dims[1:]
+        elif step.gathers is not None and step.gathers != wire.step:
+            self._split = _gather
+            dims = None if dims is None else (_count_dim(plan, step.gathers), *dims)
+        self._expected = _node_of(step).inputs[wire.tensor]
+        self._is_sure = _fits_always(source, dims, self._expected)
+        self._label = f"{label} input {wire.tensor!r}"
+        self._taker = "node" if step.model is None else "model"
+
+    def read(self, values: list[Value], counts: Counts) -> list[Array]:
+        """Return the array of every session. Raises InferenceError for one that does not fit."""
+        arrays = self._split(values[self._slot], 1 if self._gathers is None else counts[self._gathers])
+        if not self._is_sure:
+            for array in arrays:
+                if not self._expected.holds(array.shape):
+                    raise InferenceError(
+                        f"{self._label}: shape is {join(array.shape)}, "
+                        f"the {self._taker} takes {self._expected.describe_shape()}"
+                    )
+        return arrays
+
+
+def _pass(value: Value, count: int) -> list[Array]:
+    """Each session takes what the same session gave."""
+    return value if isinstance(value, list) else _cut(value)
+
+
+def _shard(value: Value, count: int) -> list[Array]:
+    """Each session takes its part of what a session of the level around it gave."""
+    return [part for array in value for part in _cut(array)]
+
+
+def _gather(value: Value, count: int) -> list[Array]:
+    """Each session takes what `count` sessions of the level within gave."""
+    return _cut(value.reshape(len(value) // count, count, *value.shape[1:]))
+
+
+def _cut(array: NDArray[Any]) -> list[Array]:
+    """Split along the first dim into views; out of an array of one dim numpy would hand numbers."""
+    return list(array) if array.ndim > 1 else [array[index, ...] for index in range(len(array))]
+
+
+def _fits_always(source: TensorMetadata, dims: tuple[Dim, ...] | None, expected: TensorMetadata) -> bool:
+    if source.datatype == UINT8 and source.name.lower().endswith("_string"):  # a model may give strings for it
+        return False
+    return (
+        dims is not None
+        and expected.dims is not None
+        and len(dims) == len(expected.dims)
+        and all(
+            low <= dim.low and (high is None or (dim.high is not None and dim.high <= high))
+            for dim, (low, high) in zip(dims, expected.dims, strict=True)
+        )
+    )
+
+
+# --- Values into the response
+
+
+class _Answer:
+    """An output of the pipeline: what makes its tensor of a value."""
+
+    def __init__(self, plan: Plan, output: Output, slots: Mapping[_Key, int]) -> None:
+        """Settle it."""
+        self.name = output.name
+        self._datatype = plan.metadata.outputs[output.name].datatype
+        self._slot = slots[output.step, output.item]
+        self._level = _level_of(plan, output.step)
+
+    def make(self, values: list[Value], counts: Counts) -> Tensor:
+        """Return the tensor, with a dim in front for every demultiplexer that is open."""
+        value = values[self._slot]
+        sizes = [counts[step] for step in self._level]
+        if not sizes:
+            array: Array = value[0]
+        elif isinstance(value, list):
+            elements = (element for part in value for element in part.elements())
+            array = BytesArray.of(elements, (*sizes, *value[0].shape))
+        else:
+            array = value.reshape(*sizes, *value.shape[1:])
+        # A matrix of UINT8 may have become strings (protocol.md section 7).
+        return Tensor(self.name, BYTES if isinstance(array, BytesArray) else self._datatype, array)
+
+
+# --- Reading the plan
+
+
+def _level_of(plan: Plan, index: int) -> tuple[int, ...]:
+    return () if index == REQUEST_STEP else plan.steps[index].level
+
+
+def _count_of(plan: Plan, index: int) -> int | None:
+    return plan.count if index == REQUEST_STEP else plan.steps[index].count
+
+
+def _count_dim(plan: Plan, index: int) -> Dim:
+    count = _count_of(plan, index)
+    return Dim(1, MAX_COUNT) if count is None or count == DYNAMIC else Dim(count, count)
+
+
+def _given(plan: Plan, key: _Key) -> TensorMetadata:
+    index, item = key
+    if index == REQUEST_STEP:
+        return plan.metadata.inputs[item]
+    return _node_of(plan.steps[index]).outputs[item]
+
+
+def _node_of(step: Step) -> ModelMetadata | CustomNode:
+    """Return what has the tensors of a step."""
+    return _custom(step) if step.model is None else step.model.metadata
+
+
+def _custom(step: Step) -> CustomNode:
+    assert step.custom is not None
+    return step.custom
+
+
+def _last_use(plan: Plan, key: _Key) -> int:
+    """Return the last step that takes a value, the number of steps for the response."""
+    if any((output.step, output.item) == key for output in plan.outputs):
+        return len(plan.steps)
+    return max((index for index, step in enumerate(plan.steps) if _takes(step, key)), default=key[0])
+
+
+def _is_gathered(plan: Plan, key: _Key) -> bool:
+    """Tell whether sessions of the step itself are collected, not only those that it makes."""
+    if any((output.step, output.item) == key for output in plan.outputs) and _level_of(plan, key[0]):
+        return True
+    return any(step.gathers not in (None, key[0]) and _takes(step, key) for step in plan.steps)
+
+
+def _takes(step: Step, key: _Key) -> bool:
+    return any((wire.step, wire.item) == key for wire in step.wires)

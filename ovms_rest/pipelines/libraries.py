@@ -1,0 +1,101 @@
+"""Finding the code of a custom node: what the `base_path` of its library stands for."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ovms_rest.errors import InferenceError, LoadError
+from ovms_rest.pipelines.c_nodes import CNode
+from ovms_rest.pipelines.definition import Library
+from ovms_rest.pipelines.plan import CustomNode
+from ovms_rest.pipelines.probing import Code, probe
+from ovms_rest.pipelines.python_nodes import Params, PythonNode, import_code, load_file, load_name
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
+
+# The libraries in the image of OVMS, and our modules that do the same.
+OVMS_LIBRARIES = {
+    f"libcustom_node_{name}.so": f"ovms_rest.pipelines.nodes.{module}"
+    for name, module in (
+        ("add_one", "add_one"),
+        ("east_ocr", "east_ocr"),
+        ("face_blur", "face_blur"),
+        ("horizontal_ocr", "horizontal_ocr"),
+        ("image_transformation", "image_transformation"),
+        ("model_zoo_intel_object_detection", "object_detection"),
+    )
+}
+
+
+def load_node(library: Library, params: Params, timeout: float, stop: Callable[[], bool] = lambda: False) -> CustomNode:
+    """Load the code of a library for one node with its params.
+
+    `base_path` is a Python file (.py) or C library on the disk; else one of OVMS's libraries, which ours stand in for;
+    else a Python module, or an object in it, as `package.module:object`. Code that is not ours is tried first in a
+    throwaway process, for `timeout` seconds, which is given up when `stop` says so. Raises LoadError, whose text does
+    not name the library.
+    """
+    file = library.path.absolute()
+    is_file = os.path.isfile(file)  # False too where it may not be looked for, other than Path's
+    try:
+        if is_file and file.suffix == ".py":
+            probe(Code("file", str(file), params), timeout, stop)
+            return load_file(library.name, file, params)
+        if is_file:
+            return CNode(library.name, file, params, probe(Code("c", str(file), params), timeout, stop))
+        if file.name in OVMS_LIBRARIES:
+            module = OVMS_LIBRARIES[file.name]
+            log.info("library %r: there is no file %s; the module %s stands in for it", library.name, file, module)
+            return PythonNode(library.name, _Ours(library.name, import_code(module)), params)
+        if _is_python_name(library.base_path):
+            probe(Code("name", library.base_path, params), timeout, stop)
+            return load_name(library.name, library.base_path, params)
+    except LoadError as error:
+        raise LoadError(f"{file if is_file else library.base_path}: {error}") from error
+    raise LoadError(
+        f"there is no file {file}, and {library.base_path!r} is neither the name of a Python module, as "
+        f"'package.module' or 'package.module:object', nor one of {', '.join(OVMS_LIBRARIES)}"
+    )
+
+
+class _Ours:
+    """A module of `pipelines.nodes` as the code of a Python node: its ValueErrors are for people to read."""
+
+    def __init__(self, library: str, module: Any) -> None:
+        """Take the module, for a library of that name."""
+        self._library = library
+        self._module = module
+
+    def inputs(self, params: Params) -> Any:
+        """Tell its inputs. Raises LoadError."""
+        return _tell(self._module.inputs, params)
+
+    def outputs(self, params: Params) -> Any:
+        """Tell its outputs. Raises LoadError."""
+        return _tell(self._module.outputs, params)
+
+    def execute(self, arrays: Mapping[str, NDArray[Any]], params: Params) -> Any:
+        """Run it. Raises InferenceError."""
+        try:
+            return self._module.execute(arrays, params)
+        except ValueError as error:
+            text = f"pipeline node code {self._library!r} failed: {error}"
+            log.error("%s", text)
+            raise InferenceError(text) from error
+
+
+def _tell(function: Callable[[Params], Any], params: Params) -> Any:
+    try:
+        return function(params)
+    except ValueError as error:
+        raise LoadError(str(error)) from error
+
+
+def _is_python_name(text: str) -> bool:
+    """Tell whether it reads like the name of a module or object, and not of a file."""
+    return not text.endswith((".py", ".so")) and all(
+        part.isidentifier() for name in text.split(":", 1) for part in name.split(".")
+    )

@@ -1,0 +1,190 @@
+"""libcustom_node_east_ocr: the texts that an EAST model found, those that overlap a better one left out, turned level.
+
+OVMS's documentation has the centre of a box in `text_coordinates` and 0 as the default of `rotation_angle_threshold`;
+its library gives the upper left corner and has 20, and so does this.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ovms_rest.pipelines.nodes.params import (
+    ANY,
+    Arrays,
+    CropOptions,
+    Forms,
+    Params,
+    check_arrays,
+    crops_form,
+    fraction,
+    integer,
+    not_negative,
+    original_form,
+    param,
+    parse_params,
+)
+from ovms_rest.pipelines.nodes.pictures import (
+    Box,
+    Picture,
+    check_numbers,
+    cut,
+    read_picture,
+    stack_boxes,
+    stack_crops,
+)
+
+_CELL = 4  # pixels in each direction for one score
+
+_size = integer(_CELL, f"a multiple of {_CELL}", lambda number: number % _CELL == 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options(CropOptions):
+    original_image_width: int = param(_size)
+    original_image_height: int = param(_size)
+    overlap_threshold: float = param(fraction, 0.3)
+    box_width_adjustment: float = param(not_negative, 0.0)
+    box_height_adjustment: float = param(not_negative, 0.0)
+    rotation_angle_threshold: int = param(integer(0), 20)  # degrees
+
+
+class _Texts(NamedTuple):
+    """What was found: rows of boxes (x1, y1, x2, y2), angles in radians, the heights of the texts, and the scores."""
+
+    corners: NDArray[np.int64]
+    angles: NDArray[np.float32]
+    heights: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+
+def inputs(params: Params) -> Forms:
+    """Take the image and a model's scores and geometry for each 4x4 pixels of it."""
+    return _inputs(parse_params(_Options, params))
+
+
+def outputs(params: Params) -> Forms:
+    """Give the images of the texts, their boxes and their confidences."""
+    return {
+        "text_images": crops_form(parse_params(_Options, params)),
+        "text_coordinates": ("INT32", (ANY, 1, 4)),
+        "confidence_levels": ("FP32", (ANY, 1, 1)),
+    }
+
+
+def execute(arrays: Arrays, params: Params) -> dict[str, NDArray[Any]]:
+    """Cut out the texts, the surest first. Raises ValueError."""
+    options = parse_params(_Options, params)
+    check_arrays(arrays, _inputs(options))
+    texts = _find_texts(arrays["scores"][0, :, :, 0], arrays["geometry"][0], options)
+    kept = _suppress_overlaps(texts, options)
+    boxes = [Box(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in texts.corners[kept].tolist()]
+    image = read_picture(arrays["image"], options.original_image_layout)
+    return {
+        "text_images": stack_crops(_cut_texts(image, boxes, texts, kept, options), len(boxes), options),
+        "text_coordinates": stack_boxes(boxes),
+        "confidence_levels": texts.scores[kept].reshape(-1, 1, 1),
+    }
+
+
+def _inputs(options: _Options) -> Forms:
+    cells = (options.original_image_height // _CELL, options.original_image_width // _CELL)
+    return {
+        "image": original_form(options),
+        "scores": ("FP32", (1, *cells, 1)),
+        "geometry": ("FP32", (1, *cells, 5)),
+    }
+
+
+def _find_texts(scores: NDArray[np.float32], geometry: NDArray[np.float32], options: _Options) -> _Texts:
+    """Return the boxes around what the cells see.
+
+    The geometry of a cell has the distances of a text's upper, right, lower and left edge and the angle that it is
+    turned by. Every corner is rounded to pixels toward the cell, or the corner that it is computed from, as OVMS does.
+    """
+    rows, columns = np.nonzero(scores >= options.confidence_threshold)
+    cells = geometry[rows, columns]
+    check_numbers(cells, "geometry")
+    up, right, down, left, angles = cells.T
+    cos, sin = np.cos(angles), np.sin(angles)
+    heights, widths = up + down, right + left
+    x2 = columns * _CELL + _to_pixels(cos * right + sin * down)
+    y2 = rows * _CELL + _to_pixels(-sin * right + cos * down)
+    x1, y1 = x2 + _to_pixels(-sin * heights), y2 + _to_pixels(-cos * heights)
+    x3, y3 = x2 + _to_pixels(-cos * widths), y2 + _to_pixels(sin * widths)
+    xs = np.stack((x1, x2, x3, x3 + x1 - x2))
+    ys = np.stack((y1, y2, y3, y3 + y1 - y2))
+    low_x, high_x = _widen(xs, options.box_width_adjustment, options.original_image_width)
+    low_y, high_y = _widen(ys, options.box_height_adjustment, options.original_image_height)
+    corners = np.stack((low_x, low_y, high_x, high_y), axis=1)
+    empty = (high_x <= low_x) | (high_y <= low_y)
+    if empty.any():
+        x, y, x_end, y_end = corners[empty][0].tolist()
+        raise ValueError(
+            f"input geometry has a text whose box from x {x}, y {y} to x {x_end}, y {y_end} has no pixels in the image"
+        )
+    heights = heights * (np.float32(1) + np.float32(options.box_height_adjustment))
+    return _Texts(corners, angles, heights, scores[rows, columns])
+
+
+def _to_pixels(distances: NDArray[np.float32]) -> NDArray[np.int64]:
+    return distances.astype(np.int64)
+
+
+def _widen(corners: NDArray[np.int64], adjustment: float, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where a box begins and ends in one direction, widened at both ends.
+
+    What is added to the end is a part of what is wider already, as in OVMS.
+    """
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    widened = low.astype(np.float32) - (high - low).astype(np.float32) * np.float32(adjustment)
+    low = np.maximum(0, _to_pixels(widened))
+    widened = high.astype(np.float32) + (high - low).astype(np.float32) * np.float32(adjustment)
+    return low, np.minimum(size, _to_pixels(widened))
+
+
+def _suppress_overlaps(texts: _Texts, options: _Options) -> list[int]:
+    """Return the indices of the texts that overlap none which is surer, the surest first.
+
+    The overlap of two is what both have of what either has. Of the equally sure, the later goes first.
+    """
+    x1, y1, x2, y2 = texts.corners.T
+    areas = (x2 - x1) * (y2 - y1)
+    left = np.argsort(texts.scores, kind="stable")[::-1]
+    kept: list[int] = []
+    while len(left) and len(kept) < options.max_output_batch:
+        best, left = int(left[0]), left[1:]
+        kept.append(best)
+        widths = np.minimum(x2[best], x2[left]) - np.maximum(x1[best], x1[left])
+        heights = np.minimum(y2[best], y2[left]) - np.maximum(y1[best], y1[left])
+        common = (np.maximum(widths, 0) * np.maximum(heights, 0)).astype(np.float32)
+        overlaps = common / ((areas[best] + areas[left]).astype(np.float32) - common)
+        left = left[overlaps <= options.overlap_threshold]
+    return kept
+
+
+def _cut_texts(
+    image: Picture, boxes: list[Box], texts: _Texts, kept: list[int], options: _Options
+) -> Iterator[Picture]:
+    for box, index in zip(boxes, kept, strict=True):
+        crop = cut(image, box)
+        degrees = np.float32(float(texts.angles[index]) * (180 / np.pi))
+        turned = abs(degrees) > options.rotation_angle_threshold
+        yield _level(crop, -float(degrees), texts.heights[index]) if turned else crop
+
+
+def _level(crop: Picture, degrees: float, text_height: np.float32) -> Picture:
+    """Turn a crop about its middle and return the rows that the text has then, from edge to edge. Raises ValueError."""
+    height, width = crop.shape[:2]
+    matrix = cv2.getRotationMatrix2D((width // 2, height // 2), degrees, 1)
+    rows = int(text_height)
+    first = int((np.float32(height) - text_height) / 2)
+    if rows <= 0 or first + rows > height:
+        raise ValueError(
+            f"input geometry has a text of height {float(text_height):g} that is turned by {-degrees:g} degrees, which "
+            f"does not fit its box of {width}x{height} pixels (width x height) when it is turned back"
+        )
+    return cv2.warpAffine(crop, matrix, (width, height))[first : first + rows]

@@ -1,0 +1,211 @@
+"""What a pipeline costs beyond the inferences that it is made of.
+
+    PYTHONPATH=tests python tests/benchmarks/pipelines.py [SECONDS [ROUNDS]]
+
+Two relu models, of rows of 4 and of 602 KB. In process and in a loop: a chain of the two against their two inferences,
+and a demultiplexer before one, with a node that gathers, against an inference for each of its shards; microseconds, the
+best round and the median of all. Over a service of one worker: the CPU time of a request to the chain against that of a
+request to one model and an inference more. Needs wrk (Debian: apt-get install wrk).
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import model_zoo
+import numpy as np
+from measure import arguments, infer_bare, load, machine
+from service import serve
+
+from ovms_rest.models.compilation import Compilation
+from ovms_rest.models.runtime import Model
+from ovms_rest.pipelines.execution import Pipeline
+from ovms_rest.pipelines.plan import REQUEST_STEP, Output, Plan, Step, Wire
+from ovms_rest.pool.counters import Counters
+from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
+
+CONNECTIONS = 4
+SHAPES = {"4 floats": (1, 4), "602 KB": (1, 3, 224, 224)}
+SHARDS = 16
+
+
+class Largest:
+    """A custom node x -> y, the largest of all shards."""
+
+    def __init__(self, shape):
+        """Take the shape of a shard."""
+        self.inputs, self.outputs = described("x", (SHARDS, *shape)), described("y", shape)
+
+    def open(self):
+        """Do nothing."""
+
+    def execute(self, arrays):
+        """Look at a number of each, for the node is not what is measured."""
+        return {"y": arrays["x"][0]}
+
+
+def described(name, shape):
+    return {name: TensorMetadata(name, "FP32", tuple(Dim(size, size) for size in shape))}
+
+
+def load_models(directory, shape):
+    """Load the models a and b of a shape, counted as in a service."""
+    counters = Counters(1)
+    models = []
+    for name in "ab":
+        base_path = directory / f"{name}{len(shape)}"
+        model_zoo.save(model_zoo.relu(shape), base_path)
+        model = Model(name, 1, base_path / "1", Compilation("CPU", {"INFERENCE_NUM_THREADS": 1}, False, ""))
+        model.open(lambda: None)
+        model.counters = counters.of(name, "1")
+        models.append(model)
+    return models
+
+
+def make_chain(models, shape):
+    """Make in -> a -> b -> out."""
+    steps = [
+        Step("first", (Wire("x", REQUEST_STEP, "in"),), (), model=models[0], used=("y",)),
+        Step("second", (Wire("x", 0, "y"),), (), model=models[1], used=("y",)),
+    ]
+    return make("chain", steps, described("in", shape), described("out", shape))
+
+
+def make_demultiplexer(models, shape, is_gathered):
+    """Make in, of SHARDS -> a for each of them -> a node that gathers, or the response that does."""
+    steps = [Step("each", (Wire("x", REQUEST_STEP, "in"),), (REQUEST_STEP,), model=models[0], used=("y",))]
+    if is_gathered:
+        steps.append(Step("all", (Wire("x", 0, "y"),), (), gathers=REQUEST_STEP, custom=Largest(shape), used=("y",)))
+    given, taken = described("in", (SHARDS, *shape)), described("out", shape if is_gathered else (SHARDS, *shape))
+    return make("demultiplexer", steps, given, taken, SHARDS)
+
+
+def make(name, steps, inputs, outputs, count=None):
+    """Make a pipeline whose output is that of the last step."""
+    output = Output("out", len(steps) - 1, "y")
+    return Pipeline(Plan(ModelMetadata(name, "1", inputs, outputs), tuple(steps), (output,), count))
+
+
+def cases(directory):
+    """Make for every name the call of a pipeline, that of its inferences alone, and how many those are."""
+    found = {}
+    for size, shape in SHAPES.items():
+        a, b = load_models(directory, shape)
+        array = np.random.default_rng(0).standard_normal(shape, np.float32)
+        arrays, whole, shards = (
+            {"in": array},
+            {"in": np.stack([array] * SHARDS)},
+            [{"x": array.copy()} for _ in range(SHARDS)],
+        )
+
+        def two(a=a, b=b, array=array):
+            b.infer({"x": a.infer({"x": array})["y"].array})
+
+        def each(a=a, shards=shards):
+            for arrays in shards:
+                a.infer(arrays)
+
+        chain = make_chain((a, b), shape)
+        found[f"chain of 2, {size}"] = lambda chain=chain, arrays=arrays: chain.infer(arrays), two, 2
+        for title, is_gathered in (("the response", False), ("a node", True)):
+            pipeline = make_demultiplexer((a, b), shape, is_gathered)
+            call = lambda pipeline=pipeline, whole=whole: pipeline.infer(whole)  # noqa: E731
+            found[f"{SHARDS} shards gathered by {title}, {size}"] = call, each, SHARDS
+    return found
+
+
+def measure(call, seconds):
+    """Return the CPU microseconds of a call."""
+    count, deadline, started = 0, time.monotonic() + seconds, time.process_time_ns()
+    while time.monotonic() < deadline:
+        for _ in range(10):
+            call()
+        count += 10
+    return (time.process_time_ns() - started) / count / 1000
+
+
+def measure_calls(directory, seconds, rounds):
+    """Print the table of what is measured in process."""
+    print("| pipeline | inferences alone, us | pipeline, us | ratio | more for an inference, us: best | median |")
+    print("|---|---|---|---|---|---|")
+    for name, (call, alone, inferences) in cases(directory).items():
+        pairs = [(measure(alone, seconds), measure(call, seconds)) for _ in range(rounds)]
+        bare, whole = (min(times) for times in zip(*pairs, strict=True))
+        median = statistics.median(second - first for first, second in pairs) / inferences
+        more = (whole - bare) / inferences
+        print(f"| {name} | {bare:.1f} | {whole:.1f} | {whole / bare:.2f} | {more:.2f} | {median:.2f} |")
+
+
+def write_config(directory):
+    """Write the models a and b of every shape and the chains of them."""
+    models, pipelines = [], []
+    for size, shape in SHAPES.items():
+        key = size.replace(" ", "-")
+        for name in "ab":
+            model_zoo.save(model_zoo.relu(shape), directory / f"{name}-{key}")
+            models.append({"config": {"name": f"{name}-{key}", "base_path": f"{name}-{key}"}})
+        pipelines.append(
+            {
+                "name": f"chain-{key}",
+                "inputs": ["x"],
+                "nodes": [node("first", f"a-{key}", "request", "x"), node("second", f"b-{key}", "first", "y")],
+                "outputs": [{"y": {"node_name": "second", "data_item": "y"}}],
+            }
+        )
+    config = directory / "config.json"
+    config.write_text(json.dumps({"model_config_list": models, "pipeline_config_list": pipelines}))
+    return config
+
+
+def node(name, model, source, item):
+    """Write a node of a relu model."""
+    return {
+        "name": name,
+        "type": "DL model",
+        "model_name": model,
+        "inputs": [{"x": {"node_name": source, "data_item": item}}],
+        "outputs": [{"data_item": "y", "alias": "y"}],
+    }
+
+
+def measure_service(directory, seconds, rounds):
+    """Print the table of what is measured over a service."""
+    print("| request | model, CPU us | an inference, us | chain, CPU us | chain / (model + inference) |")
+    print("|---|---|---|---|---|")
+    with serve(directory, "-w", "1", config=write_config(directory)) as service:
+        service.wait_for(lambda: len(service.workers()) == 1)
+        for size, shape in SHAPES.items():
+            key = size.replace(" ", "-")
+            array = np.random.default_rng(0).standard_normal(shape, np.float32)
+            tensor = {"name": "x", "datatype": "FP32", "shape": list(shape)}
+            head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+            headers = {"Inference_Header_Content_Length": str(len(head))}
+            bare_model = Model(
+                "m", 1, directory / f"a-{key}" / "1", Compilation("CPU", {"INFERENCE_NUM_THREADS": 1}, False, "")
+            )
+            results = {"model": [], "bare": [], "chain": []}
+            for _ in range(rounds):
+                for name, model in (("model", f"a-{key}"), ("chain", f"chain-{key}")):
+                    path = f"/v2/models/{model}/infer"
+                    done = load(service, directory, path, head + array.tobytes(), CONNECTIONS, seconds, **headers)
+                    results[name].append(done.cpu * 1e3)
+                results["bare"].append(infer_bare(bare_model, {"x": array}, 1, seconds).cpu * 1e3)
+            model, bare, chain = (min(values) for values in results.values())
+            print(f"| {size}, binary | {model:.0f} | {bare:.0f} | {chain:.0f} | {chain / (model + bare):.2f} |")
+
+
+def main():
+    """Measure and print the tables."""
+    seconds, rounds = arguments(1, 5)
+    print(f"{machine()}; {rounds} rounds of {seconds} s\n")
+    with tempfile.TemporaryDirectory() as name:
+        measure_calls(Path(name) / "calls", seconds, rounds)
+        print()
+        (Path(name) / "service").mkdir()
+        measure_service(Path(name) / "service", seconds, rounds)
+
+
+if __name__ == "__main__":
+    main()

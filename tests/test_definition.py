@@ -1,0 +1,266 @@
+"""What a config file says of pipelines and libraries: what is read from it, and the line for every mistake of form."""
+
+import pytest
+
+from ovms_rest.pipelines.definition import (
+    DYNAMIC,
+    NodeDefinition,
+    PipelineDefinition,
+    Source,
+    check_libraries,
+    check_pipelines,
+    read_pipeline,
+)
+
+PLACE = "pipeline_config_list[0]"
+NAME = "expected a string that is not empty and has no '/', got"
+COUNT = "expected an integer from 1 to 10000, or -1 for any count, got"
+CONNECTION = "expected an object with one key, the name of a tensor, got"
+SOURCE = "expected an object with node_name and data_item, got"
+
+
+def a_node(**keys):
+    """Make the JSON of a node of a model; a key that is given as ... is left out."""
+    node = {
+        "name": "n",
+        "type": "DL model",
+        "model_name": "m",
+        "inputs": [{"b": {"node_name": "request", "data_item": "in"}}],
+        "outputs": [{"data_item": "a", "alias": "x"}],
+        **keys,
+    }
+    return {key: value for key, value in node.items() if value is not ...}
+
+
+def a_custom_node(**keys):
+    return a_node(type="custom", model_name=..., library_name="lib", **keys)
+
+
+def a_pipeline(**keys):
+    """Make the JSON of a pipeline; a key that is given as ... is left out."""
+    pipeline = {
+        "name": "p",
+        "inputs": ["in"],
+        "nodes": [a_node()],
+        "outputs": [{"out": {"node_name": "n", "data_item": "x"}}],
+        **keys,
+    }
+    return {key: value for key, value in pipeline.items() if value is not ...}
+
+
+def problems(**keys):
+    """Return what is told of a pipeline with these keys, without its place."""
+    lines = list(check_pipelines([a_pipeline(**keys)]))
+    assert all(line.startswith(PLACE) for line in lines)
+    return [line.removeprefix(PLACE).removeprefix(".") for line in lines]
+
+
+def node_problems(**keys):
+    """Return what is told of a node with these keys, without its place."""
+    lines = problems(nodes=[a_node(**keys)])
+    assert all(line.startswith("nodes[0].") for line in lines)
+    return [line.removeprefix("nodes[0].") for line in lines]
+
+
+# --- Reading
+
+
+def test_a_pipeline_is_read():
+    assert list(check_pipelines([a_pipeline()])) == []
+    assert read_pipeline(a_pipeline()) == PipelineDefinition(
+        "p",
+        ("in",),
+        (NodeDefinition("n", "m", None, "", {}, (("b", Source("request", "in")),), (("x", "a"),)),),
+        (("out", Source("n", "x")),),
+        None,
+    )
+
+
+def test_a_node_of_a_model_may_have_a_version():
+    (node,) = read_pipeline(a_pipeline(nodes=[a_node(version=3)])).nodes
+    assert (node.model, node.version, node.library) == ("m", 3, "")
+
+
+def test_a_custom_node_has_a_library_and_params():
+    item = a_custom_node(params={"scale": "2"}, demultiply_count=4, gather_from_node="d")
+    assert problems(nodes=[item]) == []
+    (node,) = read_pipeline(a_pipeline(nodes=[item])).nodes
+    assert (node.model, node.version, node.library, node.params) == ("", None, "lib", {"scale": "2"})
+    assert (node.count, node.gather_from) == (4, "d")
+
+
+def test_what_names_the_other_type_of_node_is_not_read():
+    """OVMS's schema has one object for both types."""
+    model, custom = read_pipeline(
+        a_pipeline(nodes=[a_node(library_name="lib"), a_custom_node() | {"model_name": "m", "version": 2}])
+    ).nodes
+    assert (model.model, model.library) == ("m", "")
+    assert (custom.model, custom.version, custom.library) == ("", None, "lib")
+
+
+@pytest.mark.parametrize(("value", "count"), [(1, 1), (10000, 10000), (-1, DYNAMIC), (0, DYNAMIC)])
+def test_a_count_may_be_dynamic(value, count):
+    item = a_pipeline(demultiply_count=value, nodes=[a_node(demultiply_count=value)])
+    assert list(check_pipelines([item])) == []
+    definition = read_pipeline(item)
+    assert (definition.count, definition.nodes[0].count) == (count, count)
+
+
+def test_repeated_inputs_and_aliases_of_a_node_are_kept():
+    """Planning tells of them."""
+    item = a_node(inputs=a_node()["inputs"] * 2, outputs=a_node()["outputs"] * 2)
+    assert problems(nodes=[item]) == []
+    (node,) = read_pipeline(a_pipeline(nodes=[item])).nodes
+    assert node.inputs == (("b", Source("request", "in")),) * 2
+    assert node.outputs == (("x", "a"),) * 2
+
+
+# --- Pipelines
+
+
+@pytest.mark.parametrize("items", [None, [], {}, "x"])
+def test_there_need_not_be_pipelines(items):
+    """That the list is an array, is checked with the root of the file."""
+    assert list(check_pipelines(items)) == []
+
+
+def test_a_pipeline_is_an_object():
+    assert list(check_pipelines([7])) == [f"{PLACE}: expected an object with name, inputs, nodes and outputs, got 7"]
+
+
+@pytest.mark.parametrize("key", ["name", "inputs", "nodes", "outputs"])
+def test_a_pipeline_has_all_of_its_keys(key):
+    assert problems(**{key: ...}) == [f"{key}: is missing"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"node": []}, "node: unknown key; the nearest known one is 'nodes'"),
+        ({"name": ""}, f'name: {NAME} ""'),
+        ({"name": "a/b"}, f'name: {NAME} "a/b"'),
+        ({"name": 7}, f"name: {NAME} 7"),
+        ({"inputs": "in"}, 'inputs: expected an array of strings, got "in"'),
+        ({"inputs": ["in", 7]}, 'inputs: expected an array of strings, got ["in",7]'),
+        ({"inputs": ["b", "a", "a", "b"]}, "inputs: expected each name once, got more often 'a', 'b'"),
+        ({"nodes": {}}, "nodes: expected an array, got {}"),
+        ({"outputs": {}}, "outputs: expected an array, got {}"),
+        ({"demultiply_count": -2}, f"demultiply_count: {COUNT} -2"),
+        ({"demultiply_count": 10001}, f"demultiply_count: {COUNT} 10001"),
+        ({"demultiply_count": "4"}, f'demultiply_count: {COUNT} "4"'),
+        ({"demultiply_count": True}, f"demultiply_count: {COUNT} true"),
+        ({"demultiply_count": None}, f"demultiply_count: {COUNT} null"),
+        ({"outputs": ["out"]}, f'outputs[0]: {CONNECTION} "out"'),
+        ({"outputs": [{}]}, f"outputs[0]: {CONNECTION} {{}}"),
+        ({"outputs": [{"a": {}, "b": {}}]}, f'outputs[0]: {CONNECTION} {{"a":{{}},"b":{{}}}}'),
+        ({"outputs": [{"out": "n"}]}, f'outputs[0].out: {SOURCE} "n"'),
+        ({"nodes": [7]}, "nodes[0]: expected an object with name, type, inputs and outputs, got 7"),
+    ],
+)
+def test_a_mistake_in_a_pipeline_is_told(keys, problem):
+    assert problems(**keys) == [problem]
+
+
+def test_the_names_of_pipelines_are_unique():
+    assert list(check_pipelines([a_pipeline(), a_pipeline(name="q"), a_pipeline()])) == [
+        f"pipeline_config_list[2].name: 'p' is the name of {PLACE} already"
+    ]
+
+
+def test_every_mistake_is_told():
+    assert problems(name=..., inputs=7, nodes=[a_node(name=7, outputs=...)], outputs=[{}]) == [
+        "name: is missing",
+        "inputs: expected an array of strings, got 7",
+        "nodes[0].outputs: is missing",
+        "nodes[0].name: expected a string, got 7",
+        f"outputs[0]: {CONNECTION} {{}}",
+    ]
+
+
+# --- Nodes
+
+
+@pytest.mark.parametrize("key", ["name", "model_name", "inputs", "outputs"])
+def test_a_node_of_a_model_has_all_of_its_keys(key):
+    assert node_problems(**{key: ...}) == [f"{key}: is missing"]
+
+
+def test_a_custom_node_has_a_library():
+    assert node_problems(type="custom", model_name=...) == ["library_name: is missing"]
+
+
+def test_a_node_has_a_type():
+    assert node_problems(type=...) == ["type: is missing"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"type": "model"}, "type: expected 'DL model' or 'custom', got \"model\""),
+        ({"type": ["custom"]}, "type: expected 'DL model' or 'custom', got [\"custom\"]"),
+        ({"name": 7}, "name: expected a string, got 7"),
+        ({"model_name": 7}, "model_name: expected a string that is not empty, got 7"),
+        ({"model_name": ""}, 'model_name: expected a string that is not empty, got ""'),
+        ({"library_name": ""}, 'library_name: expected a string that is not empty, got ""'),
+        ({"version": 0}, "version: expected an integer from 1 on, got 0"),
+        ({"version": "1"}, 'version: expected an integer from 1 on, got "1"'),
+        ({"version": True}, "version: expected an integer from 1 on, got true"),
+        ({"params": []}, "params: expected an object, got []"),
+        ({"params": {"a": "1", "b": 2}}, "params: the value of b has to be a string, got 2"),
+        ({"demultiply_count": -2}, f"demultiply_count: {COUNT} -2"),
+        ({"gather_from_node": ["d"]}, 'gather_from_node: expected a string, got ["d"]'),
+        ({"inputs": {}}, "inputs: expected an array, got {}"),
+        ({"outputs": {}}, "outputs: expected an array, got {}"),
+        ({"gather_from": "d"}, "gather_from: unknown key; the nearest known one is 'gather_from_node'"),
+        ({"inputs": [{}]}, f"inputs[0]: {CONNECTION} {{}}"),
+        ({"inputs": [{"b": 7}]}, f"inputs[0].b: {SOURCE} 7"),
+        ({"inputs": [{"b": {"node_name": "n"}}]}, "inputs[0].b.data_item: is missing"),
+        ({"inputs": [{"b": {"data_item": "n"}}]}, "inputs[0].b.node_name: is missing"),
+        (
+            {"inputs": [{"b": {"node_name": "n", "data_item": 7}}]},
+            "inputs[0].b.data_item: expected a string, got 7",
+        ),
+        (
+            {"inputs": [{"b": {"node_name": "n", "data_item": "x", "alias": "y"}}]},
+            "inputs[0].b.alias: unknown key; the nearest known one is 'data_item'",
+        ),
+        ({"outputs": ["a"]}, 'outputs[0]: expected an object with data_item and alias, got "a"'),
+        ({"outputs": [{"alias": "x"}]}, "outputs[0].data_item: is missing"),
+        ({"outputs": [{"data_item": "a"}]}, "outputs[0].alias: is missing"),
+        ({"outputs": [{"data_item": 7, "alias": "x"}]}, "outputs[0].data_item: expected a string, got 7"),
+    ],
+)
+def test_a_mistake_in_a_node_is_told(keys, problem):
+    assert node_problems(**keys) == [problem]
+
+
+# --- Libraries
+
+LIBRARIES = "custom_node_library_config_list"
+
+
+@pytest.mark.parametrize("items", [None, [], {}, [{"name": "lib", "base_path": "lib.so"}]])
+def test_libraries_have_names_and_paths(items):
+    assert list(check_libraries(items)) == []
+
+
+@pytest.mark.parametrize(
+    ("items", "problem"),
+    [
+        (["lib.so"], "[0]: expected an object with the keys 'name' and 'base_path', got \"lib.so\""),
+        ([{"name": "lib"}], "[0].base_path: is missing"),
+        ([{"base_path": "lib.so"}], "[0].name: is missing"),
+        ([{"name": 7, "base_path": "lib.so"}], "[0].name: expected a string, got 7"),
+        ([{"name": "lib", "base_path": []}], "[0].base_path: expected a string, got []"),
+        (
+            [{"name": "lib", "base_path": "lib.so", "path": "x"}],
+            "[0].path: unknown key; the nearest known one is 'base_path'",
+        ),
+        (
+            [{"name": "lib", "base_path": "1.so"}, {"name": "lib", "base_path": "2.so"}],
+            f"[1].name: 'lib' is the name of {LIBRARIES}[0] already",
+        ),
+    ],
+)
+def test_a_mistake_in_a_library_is_told(items, problem):
+    assert list(check_libraries(items)) == [f"{LIBRARIES}{problem}"]

@@ -1,0 +1,662 @@
+"""Pipelines through the whole service: the examples of OVMS, mistakes and where they are told, changes, crashes."""
+
+import json
+import shutil
+import struct
+import subprocess
+
+import cv2
+import model_zoo
+import numpy as np
+import pytest
+from openvino import Type, opset15
+from service import serve, write_config
+from tritonclient.http import InferenceServerClient, InferInput
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+# --- Definitions
+
+
+def source(text):
+    node, item = text.split(".")
+    return {"node_name": node, "data_item": item}
+
+
+def model_node(name, model, inputs, outputs, **more):
+    """A node; inputs are {tensor: "node.item"}, outputs are {alias: tensor}."""
+    return {
+        "name": name,
+        "type": "DL model",
+        "model_name": model,
+        "inputs": [{tensor: source(text)} for tensor, text in inputs.items()],
+        "outputs": [{"data_item": tensor, "alias": alias} for alias, tensor in outputs.items()],
+        **more,
+    }
+
+
+def custom_node(name, library, inputs, outputs, **more):
+    node = model_node(name, "", inputs, outputs, **more)
+    del node["model_name"]
+    return node | {"type": "custom", "library_name": library}
+
+
+def pipeline(name, inputs, nodes, outputs, **more):
+    return {
+        "name": name,
+        "inputs": inputs,
+        "nodes": nodes,
+        "outputs": [{tensor: source(text)} for tensor, text in outputs.items()],
+        **more,
+    }
+
+
+# --- Models and nodes
+
+
+def plus_one(shape=(1, 10)):
+    """OVMS's dummy: b FP32 -> a = b + 1."""
+    b = model_zoo.parameter("b", shape, Type.f32)
+    return model_zoo.model_of({"a": opset15.add(b, np.float32(1))}, [b])
+
+
+def detector():
+    """Image FP32 [1,3,8,8] -> detection [1,1,4,7]: as many boxes as its first pixel says, left to right."""
+    image = model_zoo.parameter("image", (1, 3, 8, 8), Type.f32)
+    rows = [[0, 1, 0.9, x / 8, 0.25, (x + 2) / 8, 0.75] for x in (0, 2, 4, 6)]
+    boxes = opset15.constant(np.array(rows, np.float32).reshape(1, 1, 4, 7))
+    number = opset15.reshape(opset15.slice(image, [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]), [1, 1, 1, 1], False)
+    order = opset15.constant(np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1))
+    is_there = opset15.convert(opset15.less(order, number), "f32")
+    scale = opset15.concat([opset15.broadcast(np.float32(1), [1, 1, 4, 2]), is_there, boxes_ones()], 3)
+    return model_zoo.model_of({"detection": opset15.multiply(boxes, scale)}, [image])
+
+
+def boxes_ones():
+    return opset15.broadcast(np.float32(1), [1, 1, 4, 4])
+
+
+def mean_of_picture():
+    """Image FP32 [1,3,4,4] -> mean [1,1]."""
+    image = model_zoo.parameter("image", (1, 3, 4, 4), Type.f32)
+    mean = opset15.reduce_mean(image, np.int64([1, 2, 3]), keep_dims=False)
+    return model_zoo.model_of({"mean": opset15.reshape(mean, [1, 1], False)}, [image])
+
+
+OPERATIONS = """
+import numpy as np
+
+def inputs(params):
+    return {"input_numbers": ("FP32", [1, 10]), "op_factors": ("FP32", [1, 4])}
+
+def outputs(params):
+    return {"different_ops_results": ("FP32", [4, 1, 10])}
+
+def execute(inputs, params):
+    x, (add, subtract, multiply, divide) = inputs["input_numbers"], inputs["op_factors"][0]
+    return {"different_ops_results": np.stack([x + add, x - subtract, x * multiply, x / divide])}
+"""
+
+MAXIMUM = """
+import numpy as np
+
+CHOICES = {"MAXIMUM_MINIMUM": np.min, "MAXIMUM_AVERAGE": np.mean, "MAXIMUM_MAXIMUM": np.max}
+
+def inputs(params):
+    return {"input_tensors": ("FP32", [-1, 1, 10])}
+
+def outputs(params):
+    return {"maximum_tensor": ("FP32", [1, 10])}
+
+def execute(inputs, params):
+    tensors = inputs["input_tensors"]
+    scores = [CHOICES[params["selection_criteria"]](tensor) for tensor in tensors]
+    return {"maximum_tensor": tensors[int(np.argmax(scores))]}
+"""
+
+FAILING = """
+def inputs(params):
+    return {"x": ("FP32", [1, 10])}
+
+def outputs(params):
+    return {"y": ("FP32", [1, 10])}
+
+def execute(inputs, params):
+    raise ZeroDivisionError("a bug of the user's")
+"""
+
+CRASHING = r"""
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+struct Tensor { const char* name; uint8_t* data; uint64_t bytes; uint64_t* dims; uint64_t count; int precision; };
+struct Info { const char* name; uint64_t* dims; uint64_t count; int precision; };
+struct Param { const char *key, *value; };
+static int info(struct Info** infos, int* count, const char* name) {
+    *infos = malloc(sizeof(struct Info)); *count = 1;
+    (*infos)[0].name = name; (*infos)[0].count = 2; (*infos)[0].precision = 1;
+    (*infos)[0].dims = malloc(16); (*infos)[0].dims[0] = 1; (*infos)[0].dims[1] = 10;
+    return 0;
+}
+int initialize(void** manager, const struct Param* params, int count) { return 0; }
+int deinitialize(void* manager) { return 0; }
+int getInputsInfo(struct Info** i, int* n, const struct Param* p, int c, void* m) { return info(i, n, "x"); }
+int getOutputsInfo(struct Info** i, int* n, const struct Param* p, int c, void* m) { return info(i, n, "y"); }
+int release(void* pointer, void* manager) { free(pointer); return 0; }
+int execute(const struct Tensor* inputs, int count, struct Tensor** outputs, int* outputs_count,
+            const struct Param* params, int params_count, void* manager) {
+    const float* x = (const float*)inputs[0].data;
+    if (x[0] < 0) *(volatile int*)0 = 1;
+    struct Tensor* y = malloc(sizeof(struct Tensor));
+    y->name = "y"; y->bytes = 40; y->count = 2; y->precision = 1;
+    y->dims = malloc(16); y->dims[0] = 1; y->dims[1] = 10;
+    y->data = malloc(40);
+    for (int i = 0; i < 10; i++) ((float*)y->data)[i] = 2 * x[i];
+    *outputs = y; *outputs_count = 1;
+    return 0;
+}
+"""
+
+CHAIN = pipeline(
+    "chain",
+    ["in"],
+    [
+        model_node("n1", "dummy", {"b": "request.in"}, {"x": "a"}),
+        model_node("n2", "dummy", {"b": "n1.x"}, {"x": "a"}),
+    ],
+    {"out": "n2.x"},
+)
+ENSEMBLE = pipeline(
+    "ensemble",
+    ["image"],
+    [
+        model_node("both", "add", {"left": "one.y", "right": "two.y"}, {"label": "sum"}),
+        model_node("one", "relu", {"x": "request.image"}, {"y": "y"}),
+        model_node("two", "relu", {"x": "request.image"}, {"y": "y"}),
+    ],
+    {"label": "both.label", "first": "one.y"},
+)
+OPERATE = custom_node(
+    "operate",
+    "operations",
+    {"input_numbers": "request.numbers", "op_factors": "request.factors"},
+    {"results": "different_ops_results"},
+    demultiply_count=4,
+)
+MAXIMA = [
+    pipeline(
+        f"maximum_{kind}",
+        ["numbers", "factors"],
+        [
+            OPERATE,
+            model_node("dummy", "dummy", {"b": "operate.results"}, {"x": "a"}),
+            custom_node(
+                "choose",
+                "maximum",
+                {"input_tensors": "dummy.x"},
+                {"y": "maximum_tensor"},
+                gather_from_node="operate",
+                params={"selection_criteria": f"MAXIMUM_{kind.upper()}"},
+            ),
+        ],
+        {"best": "choose.y"},
+    )
+    for kind in ("minimum", "average", "maximum")
+]
+ALL_RESULTS = pipeline(
+    "all_results",
+    ["numbers", "factors"],
+    [OPERATE, model_node("dummy", "dummy", {"b": "operate.results"}, {"x": "a"})],
+    {"all": "dummy.x", "before": "operate.results"},
+)
+VEHICLES = pipeline(
+    "vehicles",
+    ["image"],
+    [
+        model_node("detect", "detector", {"image": "request.image"}, {"detection": "detection"}),
+        custom_node(
+            "extract",
+            "object_detection",
+            {"image": "request.image", "detection": "detect.detection"},
+            {"images": "images", "coordinates": "coordinates", "confidences": "confidences"},
+            demultiply_count=0,
+            params={
+                "original_image_width": "8",
+                "original_image_height": "8",
+                "target_image_width": "4",
+                "target_image_height": "4",
+                "original_image_layout": "NCHW",
+                "target_image_layout": "NCHW",
+                "confidence_threshold": "0.5",
+            },
+        ),
+        model_node("recognize", "mean", {"image": "extract.images"}, {"mean": "mean"}),
+    ],
+    {"means": "recognize.mean", "images": "extract.images", "confidence_levels": "extract.confidences"},
+)
+ANY_BATCH = pipeline(
+    "any_batch",
+    ["in"],
+    [model_node("n", "dummy", {"b": "request.in"}, {"x": "a"})],
+    {"out": "n.x"},
+    demultiply_count=-1,
+)
+TRANSFORMED = pipeline(
+    "transformed",
+    ["0"],
+    [
+        custom_node(
+            "transform",
+            "image_transformation",
+            {"image": "request.0"},
+            {"image": "image"},
+            params={
+                "original_image_layout": "NHWC",
+                "target_image_layout": "NHWC",
+                "target_image_width": "2",
+                "target_image_height": "2",
+                "mean_values": "[1,2,3]",
+                "scale_values": "[2,2,2]",
+            },
+        ),
+        model_node("n", "picture", {"x": "transform.image"}, {"y": "y"}),
+    ],
+    {"1463": "n.y"},
+)
+PICTURES = pipeline(
+    "pictures",
+    ["image"],
+    [model_node("n", "picture", {"x": "request.image"}, {"y": "y"})],
+    {"y": "n.y"},
+    demultiply_count=-1,
+)
+WORDS = pipeline(
+    "words", ["text"], [model_node("n", "strings", {"text": "request.text"}, {"echo": "text"})], {"echo": "n.echo"}
+)
+FAILS = pipeline("fails", ["x"], [custom_node("n", "failing", {"x": "request.x"}, {"y": "y"})], {"y": "n.y"})
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Models and nodes."""
+    path = tmp_path_factory.mktemp("pipelines")
+    picture = model_zoo.parameter("x", (1, 2, 2, 3), Type.f32)
+    model_zoo.save(plus_one(), path / "dummy")
+    model_zoo.save(model_zoo.relu(), path / "relu")
+    model_zoo.save(model_zoo.add((1, 4)), path / "add")
+    model_zoo.save(detector(), path / "detector")
+    model_zoo.save(mean_of_picture(), path / "mean")
+    model_zoo.save(model_zoo.strings(), path / "strings")
+    model_zoo.save(model_zoo.model_of({"y": opset15.relu(picture)}, [picture]), path / "picture")
+    (path / "operations.py").write_text(OPERATIONS)
+    (path / "maximum.py").write_text(MAXIMUM)
+    (path / "failing.py").write_text(FAILING)
+    return path
+
+
+LIBRARIES = [
+    {"name": "operations", "base_path": "operations.py"},
+    {"name": "maximum", "base_path": "maximum.py"},
+    {"name": "failing", "base_path": "failing.py"},
+    {"name": "object_detection", "base_path": "/ovms/lib/libcustom_node_model_zoo_intel_object_detection.so"},
+    {"name": "image_transformation", "base_path": "/ovms/lib/libcustom_node_image_transformation.so"},
+]
+PIPELINES = [
+    CHAIN, ENSEMBLE, *MAXIMA, ALL_RESULTS, VEHICLES, ANY_BATCH, TRANSFORMED, PICTURES, WORDS, FAILS,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(directory):
+    names = ("dummy", "relu", "add", "detector", "mean", "strings", "picture")
+    models = [{"name": name, "base_path": name, "plugin_config": EXACT} for name in names]
+    models[-1]["layout"] = "NHWC"
+    sections = {
+        "pipeline_config_list": PIPELINES,
+        "custom_node_library_config_list": LIBRARIES,
+        "monitoring": {"metrics": {"enable": True}},
+    }
+    with serve(directory, "-w", "2", config=write_config(directory, *models, **sections)) as running:
+        yield running
+
+
+def infer(service, name, **arrays):
+    """Infer with FP32 arrays; return the outputs as arrays by name."""
+    tensors = [
+        {"name": tensor, "datatype": "FP32", "shape": array.shape, "data": array.ravel().tolist()}
+        for tensor, array in arrays.items()
+    ]
+    answer = service.infer(name, {"inputs": tensors})
+    assert answer.status == 200, answer.body
+    found = answer.json()
+    assert (found["model_name"], found["model_version"]) == (name, "1")
+    return {item["name"]: np.array(item["data"]).reshape(item["shape"]) for item in found["outputs"]}
+
+
+TEN = np.arange(10, dtype=np.float32).reshape(1, 10)
+FACTORS = np.array([[100, 5, 3, 2]], np.float32)
+
+
+# --- The examples of OVMS
+
+
+def test_a_chain(served):
+    assert infer(served, "chain", **{"in": TEN})["out"].tolist() == (TEN + 2).tolist()
+
+
+def test_fan_out_and_fan_in_with_outputs_in_alphabetical_order(served):
+    x = np.array([[-1, 2, 3, 4]], np.float32)
+    found = infer(served, "ensemble", image=x)
+    assert list(found) == ["first", "label"]
+    assert found["label"].tolist() == [[0, 4, 6, 8]]
+
+
+@pytest.mark.parametrize("kind", ["minimum", "average", "maximum"])
+def test_a_static_demultiplexer_that_is_gathered(served, kind):
+    choose = {"minimum": np.min, "average": np.mean, "maximum": np.max}[kind]
+    candidates = [TEN + 100 + 1, TEN - 5 + 1, TEN * 3 + 1, TEN / 2 + 1]
+    found = infer(served, f"maximum_{kind}", numbers=TEN, factors=FACTORS)["best"]
+    assert found.tolist() == max(candidates, key=choose).tolist()
+
+
+def test_the_response_gathers_what_is_open(served):
+    found = infer(served, "all_results", numbers=TEN, factors=FACTORS)
+    assert found["before"].shape == found["all"].shape == (4, 1, 10)
+    assert found["all"].tolist() == (found["before"] + 1).tolist()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_dynamic_demultiplexer(served, count):
+    image = np.zeros((1, 3, 8, 8), np.float32)
+    image[:, :, 2:6] = np.repeat(np.arange(1, 5), 2)
+    image[0, 0, 0, 0] = count
+    found = infer(served, "vehicles", image=image)
+    assert found["images"].shape == (count, 1, 3, 4, 4)
+    assert found["means"].ravel().tolist() == [1, 2, 3][:count]
+    assert found["means"].shape == (count, 1, 1)
+    assert found["confidence_levels"].shape == (count, 1, 1)
+
+
+def test_nothing_found_is_a_204_without_a_body(served):
+    data = {"name": "image", "datatype": "FP32", "shape": [1, 3, 8, 8], "data": [0.0] * 192}
+    answer = served.infer("vehicles", {"inputs": [data]})
+    assert (answer.status, answer.body) == (204, b"")
+    assert "content-type" not in answer.headers
+    assert served.get("/v2/health/live").status == 200
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_demultiplexer_of_requests(served, count):
+    x = np.arange(count * 10, dtype=np.float32).reshape(count, 1, 10)
+    assert infer(served, "any_batch", **{"in": x})["out"].tolist() == (x + 1).tolist()
+
+
+def test_a_node_that_prepares(served):
+    picture = np.full((1, 4, 6, 3), 9, np.float32)
+    assert infer(served, "transformed", **{"0": picture})["1463"].tolist() == [[[[4, 3.5, 3]] * 2] * 2]
+
+
+# --- The same routes as a model
+
+
+def test_metadata(served):
+    def tensor(name, shape):
+        return {"name": name, "datatype": "FP32", "shape": shape}
+
+    head = {"versions": ["1"], "platform": "OpenVINO"}
+    assert served.get("/v2/models/any_batch").json() == {
+        "name": "any_batch",
+        **head,
+        "inputs": [tensor("in", [-1, 1, 10])],
+        "outputs": [tensor("out", [-1, 1, 10])],
+    }
+    assert served.get("/v2/models/all_results/versions/1").json() == {
+        "name": "all_results",
+        **head,
+        "inputs": [tensor("factors", [1, 4]), tensor("numbers", [1, 10])],
+        "outputs": [tensor("all", [4, 1, 10]), tensor("before", [4, 1, 10])],
+    }
+
+
+def test_readiness_and_versions(served):
+    for path in ("/v2/health/ready", "/v2/models/chain/ready", "/v2/models/chain/versions/1/ready"):
+        assert served.get(path).status == 200
+    answer = served.get("/v2/models/chain/versions/2/ready")
+    assert (answer.status, answer.json()) == (
+        404,
+        {"error": "version '2' of pipeline 'chain' is not served; served: 1"},
+    )
+
+
+def test_a_client_of_triton_cannot_tell_it_from_a_model(served):
+    with InferenceServerClient(f"127.0.0.1:{served.port}") as client:
+        tensor = InferInput("in", [1, 10], "FP32")
+        tensor.set_data_from_numpy(TEN)
+        assert client.infer("chain", [tensor], request_id="7").as_numpy("out").tolist() == (TEN + 2).tolist()
+        config = client.get_model_config("chain")
+        assert [item["name"] for item in config["input"]] == ["in"]
+        assert client.is_model_ready("chain")
+        (stats,) = client.get_inference_statistics("chain")["model_stats"]
+        assert stats["inference_stats"]["success"]["count"] >= 1
+
+
+def test_what_the_request_got_wrong_is_a_400(served):
+    answer = served.infer("chain", {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 9], "data": [0] * 9}]})
+    assert (answer.status, answer.json()) == (400, {"error": "input 'in': shape is [1,9], the model takes [1,10]"})
+
+
+def test_strings_pass(served):
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a", "ü"]}]}
+    (output,) = served.infer("words", body).json()["outputs"]
+    assert output["data"] == ["a", "ü"]
+
+
+def encoded(*pictures):
+    files = [cv2.imencode(".png", picture)[1].tobytes() for picture in pictures]
+    return b"".join(struct.pack("<I", len(file)) + file for file in files)
+
+
+def infer_images(service, name, tensor, *pictures):
+    head = json.dumps({"inputs": [{"name": tensor, "datatype": "BYTES", "shape": [len(pictures)]}]}).encode()
+    body = head + encoded(*pictures)
+    answer = service.infer(name, body, Inference_Header_Content_Length=str(len(head)))
+    (output,) = answer.json().get("outputs", [None])
+    return answer if output is None else np.array(output["data"]).reshape(output["shape"])
+
+
+def test_images_are_the_parts_of_a_request_that_is_split(served):
+    """Each becomes a part, and is resized for the model, whose layout is NHWC."""
+    pictures = [np.full((size, size, 3), size, np.uint8) for size in (2, 5, 7)]
+    found = infer_images(served, "pictures", "image", *pictures)
+    assert found.shape == (3, 1, 2, 2, 3)
+    assert found[:, 0, 0, 0, 0].tolist() == [2, 5, 7]
+
+
+def test_images_go_to_custom_nodes_as_they_are(served):
+    picture = np.full((3, 5, 3), 9, np.uint8)
+    assert infer_images(served, "transformed", "0", picture).tolist() == [[[[4, 3.5, 3]] * 2] * 2]
+
+
+def test_metrics_of_pipelines_and_of_the_models_in_them(served):
+    def count(family, name):
+        line = next(line for line in served.get("/metrics").body.decode().splitlines() if line.startswith(family)
+                    and f'name="{name}"' in line and 'method="ModelMetadata"' not in line)  # fmt: skip
+        return float(line.rpartition(" ")[2])
+
+    before = count("ovms_inference_time_us_count", "dummy"), count("ovms_requests_success{", "any_batch")
+    infer(served, "any_batch", **{"in": np.zeros((3, 1, 10), np.float32)})
+    assert count("ovms_inference_time_us_count", "dummy") == before[0] + 3
+    assert count("ovms_requests_success{", "any_batch") == before[1] + 1
+    text = served.get("/metrics").body.decode()
+    assert 'ovms_request_time_us_count{interface="REST",name="any_batch",version="1"}' in text
+    assert 'ovms_inference_time_us_count{name="any_batch"' not in text
+
+
+# --- What breaks
+
+
+def test_an_exception_in_a_node_is_a_500_with_its_traceback_in_the_log(served):
+    answer = served.infer("fails", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 10], "data": [0] * 10}]})
+    assert answer.status == 500
+    assert "a bug of the user's" not in answer.json()["error"]
+    assert "ZeroDivisionError: a bug of the user's" in served.log
+    assert "failing.py" in served.log
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no C compiler")
+def test_a_library_that_crashes_costs_a_worker_and_not_the_service(tmp_path):
+    (tmp_path / "node.c").write_text(CRASHING)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", "libnode.so", "node.c"], cwd=tmp_path, check=True)
+    node = custom_node("n", "own", {"x": "request.x"}, {"y": "y"})
+    config = write_config(
+        tmp_path,
+        pipeline_config_list=[pipeline("p", ["x"], [node], {"y": "n.y"})],
+        custom_node_library_config_list=[{"name": "own", "base_path": "libnode.so"}],
+    )
+    with serve(tmp_path, "-w", "2", config=config) as service:
+        assert infer(service, "p", x=TEN)["y"].tolist() == (2 * TEN).tolist()
+        service.wait_for(lambda: len(service.workers()) == 2)
+        before = service.workers()
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 10], "data": [-1.0] * 10}
+        with pytest.raises((ConnectionError, OSError)):
+            service.infer("p", {"inputs": [tensor]})
+        service.wait_for(lambda: len(service.workers()) == 2 and service.workers() != before)
+        assert len(set(service.workers()) & set(before)) == 1
+        assert infer(service, "p", x=TEN)["y"].tolist() == (2 * TEN).tolist()
+
+
+# --- Mistakes are told where they are made
+
+
+def broken(directory, *pipelines, libraries=(), models=("dummy",)):
+    entries = [{"name": name, "base_path": name, "plugin_config": EXACT} for name in models]
+    return write_config(
+        directory, *entries, pipeline_config_list=pipelines, custom_node_library_config_list=list(libraries)
+    )
+
+
+@pytest.fixture
+def own(directory, tmp_path):
+    """A directory with the model dummy alone."""
+    shutil.copytree(directory / "dummy", tmp_path / "dummy")
+    return tmp_path
+
+
+WRONG = pipeline(
+    "wrong",
+    ["in"],
+    [
+        model_node("n1", "dummy", {"c": "request.in"}, {"x": "a"}),
+        model_node("n2", "missing", {"b": "n1.x"}, {"x": "a"}),
+        custom_node("n3", "nowhere", {"x": "n2.x"}, {"y": "y"}),
+    ],
+    {"out": "n9.y"},
+)
+
+
+def test_all_mistakes_of_a_pipeline_are_told_everywhere(own):
+    config = broken(own, CHAIN, WRONG)
+    checked = subprocess.run(["ovms-rest", "check", str(config)], capture_output=True, text=True, check=False)
+    lines = [
+        line for line in checked.stdout.splitlines() if line.startswith("problem: pipeline 'wrong' does not serve: ")
+    ]
+    assert checked.returncode == 1
+    assert "1 of 1 models and 1 of 2 pipelines serve" in checked.stdout
+    for part in ("'n1'", "'c'", "model 'missing' is not configured", "library 'nowhere'", "'n9'"):
+        assert any(part in line for line in lines), (part, lines)
+    with serve(own, "-w", "1", config=config) as service:
+        (item,) = service.get("/v1/config").json()["wrong"]["model_version_status"]
+        assert (item["version"], item["state"]) == ("1", "LOADING")
+        reasons = item["status"]["error_message"]
+        for place in ("/v2/health/ready", "/v2/models/wrong/ready", "/v2/models/wrong"):
+            answer = service.get(place)
+            assert answer.status in (400, 404)
+            assert reasons in answer.json()["error"]
+        reload = service.request("POST", "/v1/config/reload")
+        assert reload.status == 412
+        assert "pipeline 'wrong': " in reload.json()["error"]
+        assert service.infer("wrong", b"{}").status == 404
+        assert infer(service, "chain", **{"in": TEN})["out"].tolist() == (TEN + 2).tolist()
+
+
+def test_a_pipeline_becomes_available_when_its_model_is(own):
+    config = broken(own, CHAIN, models=())
+    with serve(own, "-w", "1", config=config, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service:
+        answer = service.get("/v2/models/chain/ready")
+        assert answer.status == 404
+        assert "model 'dummy' is not configured" in answer.json()["error"]
+        broken(own, CHAIN)
+        assert service.request("POST", "/v1/config/reload").status == 201
+        assert infer(service, "chain", **{"in": TEN})["out"].tolist() == (TEN + 2).tolist()
+
+
+# --- Changes
+
+
+def test_pipelines_follow_their_models_and_libraries(own):
+    double = FAILING.replace('raise ZeroDivisionError("a bug of the user\'s")', 'return {"y": FACTOR * inputs["x"]}')
+    (own / "times.py").write_text("FACTOR = 2\n" + double)
+    nodes = [
+        custom_node("t", "times", {"x": "request.in"}, {"y": "y"}),
+        model_node("n", "dummy", {"b": "t.y"}, {"x": "a"}),
+    ]
+    definition = pipeline("p", ["in"], nodes, {"out": "n.x"})
+    libraries = [{"name": "times", "base_path": "times.py"}]
+    config = broken(own, definition, libraries=libraries)
+    with serve(own, "-w", "2", config=config, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service:
+
+        def change():
+            assert service.request("POST", "/v1/config/reload").status == 201
+            return infer(service, "p", **{"in": TEN})["out"].tolist()
+
+        assert infer(service, "p", **{"in": TEN})["out"].tolist() == (2 * TEN + 1).tolist()
+        (own / "times.py").write_text("FACTOR = 3\n" + double)
+        assert change() == (3 * TEN + 1).tolist()
+        b = model_zoo.parameter("b", (1, 10), Type.f32)
+        model_zoo.save(model_zoo.model_of({"a": opset15.multiply(b, np.float32(10))}, [b]), own / "dummy", 2)
+        assert change() == (30 * TEN).tolist()
+        (own / "times.py").write_text("FACTOR = \n" + double)
+        answer = service.request("POST", "/v1/config/reload")
+        assert answer.status == 412
+        assert "times.py" in answer.json()["error"]
+        assert infer(service, "p", **{"in": TEN})["out"].tolist() == (30 * TEN).tolist()
+
+
+def test_a_node_that_is_changed_on_the_disk_is_taken_up_without_being_told(own):
+    code = FAILING.replace('raise ZeroDivisionError("a bug of the user\'s")', 'return {"y": inputs["x"] + ADDED}')
+    (own / "node.py").write_text("ADDED = 1\n" + code)
+    definition = pipeline("p", ["x"], [custom_node("n", "own", {"x": "request.x"}, {"y": "y"})], {"y": "n.y"})
+    config = broken(own, definition, libraries=[{"name": "own", "base_path": "node.py"}])
+    with serve(own, "-w", "1", config=config) as service:
+        assert infer(service, "p", x=TEN)["y"].tolist() == (TEN + 1).tolist()
+        (own / "node.py").write_text("ADDED = 2\n" + code)
+        service.wait_for(lambda: infer(service, "p", x=TEN)["y"].tolist() == (TEN + 2).tolist())
+
+
+def test_unloading_a_model_takes_its_pipelines_along_when_asked_to(own):
+    with serve(own, "-w", "1", config=broken(own, CHAIN)) as service:
+
+        def control(what, name, **parameters):
+            path = f"/v2/repository/models/{name}/{what}"
+            return service.request("POST", path, {"parameters": parameters}).status
+
+        assert control("unload", "dummy") == 200
+        answer = service.get("/v2/health/ready")
+        assert (answer.status, answer.json()) == (
+            400,
+            {
+                "error": "pipeline 'chain' does not serve: node 'n1': model 'dummy' was unloaded; "
+                "node 'n2': model 'dummy' was unloaded"
+            },
+        )
+        assert control("load", "dummy") == 200
+        assert infer(service, "chain", **{"in": TEN})["out"].tolist() == (TEN + 2).tolist()
+        assert control("unload", "dummy", unload_dependents=True) == 200
+        assert service.get("/v2/health/ready").status == 200
+        assert control("load", "chain") == 412
+        assert control("load", "dummy") == 200
+        assert service.get("/v2/models/chain/ready").status == 404
+        assert control("load", "chain") == 200
+        assert infer(service, "chain", **{"in": TEN})["out"].tolist() == (TEN + 2).tolist()
+        assert control("load", "chain", config="{}") == 400

@@ -1,0 +1,922 @@
+"""From a pipeline's definition to its plan: the line for each breach of a rule, and the order, levels and metadata."""
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovms_rest.pipelines.definition import DYNAMIC, NodeDefinition, PipelineDefinition, Source
+from ovms_rest.pipelines.plan import REQUEST_STEP, Output, Wire
+from ovms_rest.pipelines.planning import PipelineError, plan_pipeline
+from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
+
+UNKNOWN_RANK = "unknown"
+SHAPE_HINT = "change the shape or layout of one in its model's config, or put a custom node between"
+
+
+def dim(value):
+    """Make a dim of a size, of -1 for any, or of a range as text."""
+    if isinstance(value, str):
+        low, high = value.split(":")
+        return Dim(int(low), int(high) if high else None)
+    return Dim(0, None) if value == -1 else Dim(value, value)
+
+
+def tensors(items):
+    """Make tensors of {name: shape} or {name: (datatype, shape)}; FP32 is what no datatype is given for."""
+    made = {}
+    for name, item in items.items():
+        datatype, shape = item if isinstance(item, tuple) else ("FP32", item)
+        made[name] = TensorMetadata(name, datatype, None if shape == UNKNOWN_RANK else tuple(map(dim, shape)))
+    return made
+
+
+class FakeModel:
+    """A servable with metadata and nothing else."""
+
+    counters = None
+
+    def __init__(self, inputs, outputs):
+        self.metadata = ModelMetadata("m", "1", tensors(inputs), tensors(outputs))
+
+
+class FakeCustomNode:
+    """A custom node with inputs and outputs and nothing else."""
+
+    def __init__(self, inputs, outputs):
+        self.inputs, self.outputs = tensors(inputs), tensors(outputs)
+
+
+DUMMY = FakeModel({"b": [1, 10]}, {"a": [1, 10]})
+SPLITTER = FakeCustomNode({"i": [1, 10]}, {"o": [4, 1, 10]})
+MAXIMUM = FakeCustomNode({"t": [4, 1, 10]}, {"m": [1, 10]})
+
+
+def node(name, part=DUMMY, count=None, gather=None, aliases=None, **inputs):
+    """Make a node and its part; an input is given as "node.alias", an alias is the output's name if none is given."""
+    connections = tuple((tensor, Source(*source.split("."))) for tensor, source in inputs.items())
+    if aliases is None:
+        outputs = () if isinstance(part, str) else (part.outputs if is_custom(part) else part.metadata.outputs)
+        aliases = tuple((output, output) for output in outputs)
+    model, library = ("", "lib") if is_custom(part) else ("m", "")
+    return NodeDefinition(name, model, None, library, {}, connections, aliases, count, gather), part
+
+
+def is_custom(part):
+    return isinstance(part, FakeCustomNode)
+
+
+def pipeline(*nodes, inputs=("in",), outputs=None, count=None, name="p"):
+    """Make a definition with its parts; the outputs are {name: "node.alias"}."""
+    outputs = {"out": f"{nodes[-1][0].name}.a"} if outputs is None else outputs
+    pairs = outputs.items() if isinstance(outputs, dict) else outputs
+    definition = PipelineDefinition(
+        name,
+        tuple(inputs),
+        tuple(definition for definition, _ in nodes),
+        tuple((output, Source(*source.split("."))) for output, source in pairs),
+        count,
+    )
+    return definition, {definition.name: part for definition, part in nodes}
+
+
+def plan(*nodes, **keys):
+    return plan_pipeline(*pipeline(*nodes, **keys), ())
+
+
+def problems(*nodes, taken=(), **keys):
+    with pytest.raises(PipelineError) as caught:
+        plan_pipeline(*pipeline(*nodes, **keys), taken)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return list(caught.value.problems)
+
+
+def shapes(metadata):
+    """Return {name: (datatype, shape)} of tensors by name."""
+    return {name: f"{tensor.datatype} {tensor.describe_shape()}" for name, tensor in metadata.items()}
+
+
+# --- The plans of the reference's examples (section 7.7)
+
+
+def test_a_chain_runs_one_node_behind_the_other():
+    result = plan(node("n1", b="request.in"), node("n2", b="n1.a"))
+    first, second = result.steps
+    assert (first.name, first.wires, first.model) == ("n1", (Wire("b", REQUEST_STEP, "in"),), DUMMY)
+    assert (second.name, second.wires, second.used) == ("n2", (Wire("b", 0, "a"),), ("a",))
+    assert result.outputs == (Output("out", 1, "a"),)
+    assert [(step.level, step.count, step.gathers, step.custom) for step in result.steps] == [
+        ((), None, None, None)
+    ] * 2
+    assert (result.metadata.name, result.metadata.version, result.count) == ("p", "1", None)
+    assert shapes(result.metadata.inputs) == {"in": "FP32 [1,10]"}
+    assert shapes(result.metadata.outputs) == {"out": "FP32 [1,10]"}
+
+
+def test_a_wire_names_the_output_and_not_its_alias():
+    result = plan(
+        node("n1", b="request.in", aliases=(("x", "a"),)),
+        node("n2", b="n1.x", aliases=(("y", "a"),)),
+        outputs={"out": "n2.y"},
+    )
+    assert result.steps[1].wires == (Wire("b", 0, "a"),)
+    assert result.outputs == (Output("out", 1, "a"),)
+
+
+def test_an_ensemble_fans_out_and_in():
+    googlenet = FakeModel({"input": ["1:8", 224, 224, 3]}, {"Softmax": [-1, 1001]})
+    resnet = FakeModel({"map": [-1, 224, -1, 3]}, {"softmax_tensor": [-1, 1001]})
+    argmax = FakeModel({"input1": [-1, 1001], "input2": [-1, 1001]}, {"argmax:0": ("INT64", [-1])})
+    result = plan(
+        node("argmax_node", argmax, input1="googlenet_node.probability", input2="resnet_node.probability"),
+        node("googlenet_node", googlenet, input="request.image", aliases=(("probability", "Softmax"),)),
+        node("resnet_node", resnet, map="request.image", aliases=(("probability", "softmax_tensor"),)),
+        inputs=["image"],
+        outputs={"label": "argmax_node.argmax:0"},
+    )
+    assert [step.name for step in result.steps] == ["googlenet_node", "resnet_node", "argmax_node"]
+    assert result.steps[2].wires == (Wire("input1", 0, "Softmax"), Wire("input2", 1, "softmax_tensor"))
+    assert shapes(result.metadata.inputs) == {"image": "FP32 [1:8,224,224,3]"}
+    assert shapes(result.metadata.outputs) == {"label": "INT64 [-1]"}
+
+
+def operations(*last, **keys):
+    """Make example (c): four operations of which a model sees each, and what is behind."""
+    different = FakeCustomNode({"input_numbers": [1, 10], "op_factors": [1, 4]}, {"results": [4, 1, 10]})
+    return (
+        node("ops", different, 4, input_numbers="request.numbers", op_factors="request.factors"),
+        node("dummy", b="ops.results"),
+        *last,
+    ), {"inputs": ["numbers", "factors"], **keys}
+
+
+def test_a_gathering_node_runs_outside_of_the_sessions_it_collects():
+    nodes, keys = operations(node("max", MAXIMUM, gather="ops", t="dummy.a"), outputs={"out": "max.m"})
+    result = plan(*nodes, **keys)
+    ops, dummy, maximum = result.steps
+    assert (ops.level, ops.count, ops.gathers) == ((), 4, None)
+    assert (dummy.level, dummy.count, dummy.gathers) == ((0,), None, None)
+    assert (maximum.level, maximum.count, maximum.gathers) == ((), None, 0)
+    assert (maximum.model, maximum.custom) == (None, MAXIMUM)
+    assert shapes(result.metadata.outputs) == {"out": "FP32 [1,10]"}
+
+
+def test_the_response_gathers_what_no_node_did():
+    nodes, keys = operations()
+    assert shapes(plan(*nodes, **keys).metadata.outputs) == {"out": "FP32 [4,1,10]"}
+
+
+def test_a_detection_pipeline_gives_the_crops_as_they_are_and_a_result_for_each():
+    detector = FakeModel({"image": [1, 512, 512, 3]}, {"detection": [1, 1, 200, 7]})
+    extract = FakeCustomNode(
+        {"image": [1, 512, 512, 3], "detection": [1, 1, 200, 7]},
+        {"images": [-1, 1, 72, 72, 3], "coordinates": [-1, 1, 4], "label_ids": ("INT32", [-1, 1, 1])},
+    )
+    attributes = FakeModel({"input": [1, 72, 72, 3]}, {"color": [1, 7], "type": [1, 4]})
+    result = plan(
+        node("vehicle_detection", detector, image="request.image"),
+        node("extract", extract, DYNAMIC, image="request.image", detection="vehicle_detection.detection"),
+        node("recognition", attributes, input="extract.images"),
+        inputs=["image"],
+        outputs={
+            "vehicle_images": "extract.images",
+            "vehicle_coordinates": "extract.coordinates",
+            "types": "recognition.type",
+            "colors": "recognition.color",
+        },
+    )
+    assert [(step.name, step.level, step.count) for step in result.steps] == [
+        ("vehicle_detection", (), None),
+        ("extract", (), DYNAMIC),
+        ("recognition", (1,), None),
+    ]
+    assert result.steps[1].used == ("images", "coordinates")
+    assert result.outputs == (
+        Output("colors", 2, "color"),
+        Output("types", 2, "type"),
+        Output("vehicle_coordinates", 1, "coordinates"),
+        Output("vehicle_images", 1, "images"),
+    )
+    assert shapes(result.metadata.outputs) == {
+        "colors": "FP32 [-1,1,7]",
+        "types": "FP32 [-1,1,4]",
+        "vehicle_coordinates": "FP32 [-1,1,4]",
+        "vehicle_images": "FP32 [-1,1,72,72,3]",
+    }
+    assert list(result.metadata.outputs) == sorted(result.metadata.outputs)
+
+
+@pytest.mark.parametrize(("count", "shown"), [(DYNAMIC, "-1"), (3, "3")])
+def test_a_pipeline_with_a_count_splits_its_requests(count, shown):
+    resnet = FakeModel({"0": [1, 3, 224, 224]}, {"1463": [1, 1000]})
+    result = plan(
+        node("n", resnet, **{"0": "request.image"}), inputs=["image"], outputs={"prob": "n.1463"}, count=count
+    )
+    assert (result.count, result.steps[0].level) == (count, (REQUEST_STEP,))
+    assert shapes(result.metadata.inputs) == {"image": f"FP32 [{shown},1,3,224,224]"}
+    assert shapes(result.metadata.outputs) == {"prob": f"FP32 [{shown},1,1000]"}
+
+
+def test_a_custom_node_prepares_what_a_model_takes():
+    transformation = FakeCustomNode({"image": [1, -1, -1, 3]}, {"image": [1, 224, 224, 3]})
+    resnet = FakeModel({"input": [1, 224, 224, 3]}, {"1463": [1, 1000]})
+    result = plan(
+        node("transform", transformation, image="request.0"),
+        node("resnet", resnet, input="transform.image"),
+        inputs=["0"],
+        outputs={"1463": "resnet.1463"},
+    )
+    assert [(step.custom, step.model) for step in result.steps] == [(transformation, None), (None, resnet)]
+    assert shapes(result.metadata.inputs) == {"0": "FP32 [1,-1,-1,3]"}
+
+
+# --- Order, levels, what is used
+
+
+def test_nodes_keep_the_order_of_the_file_where_nothing_is_awaited():
+    result = plan(
+        node("d", b="c.a"),
+        node("a", b="request.in"),
+        node("c", b="b.a"),
+        node("b", b="request.in"),
+        outputs={"one": "a.a", "two": "d.a"},
+    )
+    assert [step.name for step in result.steps] == ["a", "b", "c", "d"]
+
+
+def test_nested_demultiplexers_open_and_close_levels():
+    two = FakeCustomNode({"i": [1, 10]}, {"o": [2, 1, 10]})
+    three = FakeCustomNode({"i": [1, 10]}, {"o": [3, 1, 10]})
+    gather_three = FakeCustomNode({"t": [3, 1, 10]}, {"m": [1, 10]})
+    gather_two = FakeCustomNode({"t": [2, 1, 10]}, {"m": [1, 10]})
+    result = plan(
+        node("outer", two, 2, i="request.in"),
+        node("inner", three, 3, i="outer.o"),
+        node("n", b="inner.o"),
+        node("close_inner", gather_three, gather="inner", t="n.a"),
+        node("close_outer", gather_two, gather="outer", t="close_inner.m"),
+        outputs={"both": "n.a", "inner": "inner.o", "one": "close_inner.m", "none": "close_outer.m"},
+    )
+    assert [(step.level, step.gathers) for step in result.steps] == [
+        ((), None),
+        ((0,), None),
+        ((0, 1), None),
+        ((0,), 1),
+        ((), 0),
+    ]
+    assert shapes(result.metadata.outputs) == {
+        "both": "FP32 [2,3,1,10]",
+        "inner": "FP32 [2,3,1,10]",
+        "none": "FP32 [1,10]",
+        "one": "FP32 [2,1,10]",
+    }
+
+
+def test_a_node_may_gather_and_demultiply():
+    regroup = FakeCustomNode({"t": [4, 1, 10]}, {"o": [5, 1, 10]})
+    result = plan(
+        node("split", SPLITTER, 4, i="request.in"),
+        node("n", b="split.o"),
+        node("regroup", regroup, 5, "split", t="n.a"),
+        node("last", b="regroup.o"),
+    )
+    assert [(step.level, step.count, step.gathers) for step in result.steps][2:] == [((), 5, 0), ((2,), None, None)]
+
+
+def test_a_node_that_gathers_from_its_source_takes_the_whole_output():
+    result = plan(
+        node("split", SPLITTER, 4, i="request.in"),
+        node("max", MAXIMUM, gather="split", t="split.o"),
+        outputs={"o": "max.m"},
+    )
+    assert (result.steps[1].level, result.steps[1].gathers) == ((), 0)
+
+
+def test_a_node_may_gather_from_the_request():
+    result = plan(
+        node("n", b="request.in"),
+        node(
+            "max",
+            FakeCustomNode({"t": [-1, 1, 10], "w": [-1, 1, 10]}, {"m": [1]}),
+            gather="request",
+            t="n.a",
+            w="request.in",
+        ),
+        outputs={"o": "max.m", "echo": "request.in"},
+        count=DYNAMIC,
+    )
+    assert (result.steps[1].level, result.steps[1].gathers) == ((), REQUEST_STEP)
+    assert result.steps[1].wires[1] == Wire("w", REQUEST_STEP, "in")
+    assert result.outputs[0] == Output("echo", REQUEST_STEP, "in")
+    assert shapes(result.metadata.inputs) == {"in": "FP32 [-1,1,10]"}
+    assert shapes(result.metadata.outputs) == {"echo": "FP32 [-1,1,10]", "o": "FP32 [1]"}
+
+
+def test_outputs_that_nobody_takes_are_not_used():
+    both = FakeModel({"b": [1, 10]}, {"a": [1, 10], "rest": [1], "z": [2]})
+    result = plan(node("n", both, b="request.in"), outputs={"z": "n.z", "a": "n.a"})
+    assert result.steps[0].used == ("a", "z")
+
+
+# --- Metadata
+
+
+def test_an_input_is_what_all_its_nodes_take():
+    one = FakeModel({"b": ["1:8", -1]}, {"a": [1]})
+    other = FakeModel({"b": ["4:", 3]}, {"a": [1]})
+    result = plan(
+        node("n1", one, b="request.in"), node("n2", other, b="request.in"), outputs={"x": "n1.a", "y": "n2.a"}
+    )
+    assert shapes(result.metadata.inputs) == {"in": "FP32 [4:8,3]"}
+
+
+def test_an_input_of_unknown_rank_fits_every_other():
+    unknown = FakeModel({"b": UNKNOWN_RANK}, {"a": [1]})
+    nodes = [node("n1", unknown, b="request.in"), node("n2", b="request.in"), node("n3", unknown, b="request.in")]
+    result = plan(*nodes, outputs={"x": "n1.a", "y": "n2.a", "z": "n3.a"})
+    assert shapes(result.metadata.inputs) == {"in": "FP32 [1,10]"}
+
+
+def test_inputs_are_in_alphabetical_order():
+    two = FakeModel({"b": [1], "c": [2]}, {"a": [1]})
+    result = plan(node("n", two, b="request.z", c="request.a"), inputs=["z", "a"])
+    assert list(result.metadata.inputs) == ["a", "z"]
+
+
+def test_an_output_of_unknown_rank_stays_so_and_fits_everything():
+    unknown = FakeModel({"b": [1, 10]}, {"a": UNKNOWN_RANK})
+    result = plan(
+        node("n1", unknown, 4, b="request.in"),
+        node("n2", unknown, b="n1.a"),
+        node("n3", b="n2.a"),
+        outputs={"whole": "n1.a", "gathered": "n2.a", "known": "n3.a"},
+    )
+    assert shapes(result.metadata.outputs) == {
+        "gathered": "FP32 [...]",
+        "known": "FP32 [4,1,10]",
+        "whole": "FP32 [...]",
+    }
+
+
+def test_a_dynamic_count_is_shown_as_the_first_dim_when_that_is_static():
+    result = plan(node("split", SPLITTER, DYNAMIC, i="request.in"), node("n", b="split.o"))
+    assert shapes(result.metadata.outputs) == {"out": "FP32 [4,1,10]"}
+
+
+def test_an_output_of_a_demultiplexer_keeps_its_own_first_dim():
+    any_count = FakeCustomNode({"i": [1, 10]}, {"o": [-1, 10]})
+    result = plan(node("split", any_count, 4, i="request.in"), outputs={"o": "split.o"})
+    assert shapes(result.metadata.outputs) == {"o": "FP32 [-1,10]"}
+
+
+def test_an_output_wired_to_the_request_has_the_metadata_of_the_input():
+    result = plan(node("n", b="request.in"), outputs={"out": "n.a", "echo": "request.in"})
+    assert result.outputs == (Output("echo", REQUEST_STEP, "in"), Output("out", 0, "a"))
+    assert shapes(result.metadata.outputs)["echo"] == "FP32 [1,10]"
+    assert result.metadata.outputs["echo"].name == "echo"
+
+
+class FakeImages:
+    """A decoder of images that is only told apart from others."""
+
+
+def taking_images(images, shape=(1, 4, 4, 3)):
+    """Make a model whose input "b" takes encoded images."""
+    model = FakeModel({}, {"a": [1]})
+    inputs = {"b": TensorMetadata("b", "FP32", tuple(map(dim, shape)), images)}
+    model.metadata = ModelMetadata("m", "1", inputs, model.metadata.outputs)
+    return model
+
+
+def find_images(*models, **keys):
+    """Return the decoder of an input that goes to all these models."""
+    nodes = [node(f"n{number}", model, b="request.in") for number, model in enumerate(models)]
+    outputs = {f"o{number}": f"n{number}.a" for number in range(len(models))}
+    return plan(*nodes, outputs=outputs, **keys).metadata.inputs["in"].images
+
+
+def test_an_input_takes_images_as_the_first_node_that_does():
+    first, second = FakeImages(), FakeImages()
+    assert find_images(taking_images(first)) is first
+    assert find_images(taking_images(None), taking_images(first), taking_images(second)) is first
+
+
+def test_an_input_takes_no_images_when_its_nodes_take_other_shapes():
+    assert find_images(taking_images(FakeImages()), taking_images(FakeImages(), (-1, 4, 4, 3))) is None
+
+
+def test_an_input_of_a_pipeline_with_a_count_takes_no_images():
+    assert find_images(taking_images(FakeImages()), count=2) is None
+
+
+# --- What is wrong: names and parts
+
+
+def test_a_pipeline_has_not_the_name_of_a_model():
+    assert problems(node("n", b="request.in"), taken=["p"]) == ["its name is that of a model too; rename one of them"]
+
+
+def test_a_pipeline_has_nodes_and_outputs():
+    assert problems(inputs=[], outputs={}) == [
+        "it has no nodes, a pipeline needs at least one",
+        "it has no outputs, a pipeline needs at least one",
+    ]
+
+
+def test_the_names_of_nodes_are_unique():
+    assert problems(node("n", b="request.in"), node("n", b="request.in"), node("n", b="x.y")) == [
+        "node 'n': there is more than one of that name; rename the others"
+    ]
+
+
+@pytest.mark.parametrize(("name", "meaning"), [("request", "beginning"), ("response", "end")])
+def test_no_node_has_the_name_of_an_end(name, meaning):
+    assert problems(node(name, b="request.in"), node("n", b="request.in")) == [
+        f"node {name!r}: that name stands for the {meaning} of the pipeline; rename it"
+    ]
+
+
+def test_the_aliases_of_a_node_are_unique():
+    assert problems(node("n", b="request.in", aliases=(("a", "a"), ("a", "a")))) == [
+        "node 'n': the alias 'a' is there more than once; rename the others"
+    ]
+
+
+def test_the_names_of_outputs_are_unique():
+    assert problems(node("n", b="request.in"), outputs=[("o", "n.a"), ("o", "n.a")]) == [
+        "output 'o': there is more than one of that name; rename the others"
+    ]
+
+
+def test_a_node_without_a_part_says_why_and_nothing_else():
+    reason = "model 'm' is not configured; configured are 'n'"
+    assert problems(node("n1", reason, b="request.in", aliases=(("a", "z"),)), node("n2", b="n1.a")) == [
+        f"node 'n1': {reason}"
+    ]
+
+
+def test_every_problem_is_told():
+    assert problems(node("n1", "gone", b="request.in", aliases=(("a", "z"),)), node("n2", c="n1.a"), taken=["p"]) == [
+        "its name is that of a model too; rename one of them",
+        "node 'n1': gone",
+        "node 'n2' input 'c': model 'm' has no such input; its inputs are 'b'",
+        "node 'n2': input 'b' of model 'm' is not connected; "
+        'add {"b": {"node_name": ..., "data_item": ...}} to its inputs',
+    ]
+
+
+# --- What is wrong: connections
+
+UNUSED = "nothing of it reaches the response; connect it or remove it"
+
+
+def test_a_source_is_a_node():
+    assert problems(node("n1", b="request.in"), node("n2", b="n3.a")) == [
+        "node 'n2' input 'b': there is no node 'n3'; the nodes are 'request', 'n1', 'n2'"
+    ]
+
+
+def test_nothing_comes_from_the_response():
+    assert problems(node("n", b="request.in"), outputs={"o": "response.a", "p": "n.a"}) == [
+        "output 'o': 'response' is the end of the pipeline, nothing comes from it; the nodes are 'request', 'n'"
+    ]
+
+
+def test_a_source_is_an_input_of_the_pipeline():
+    assert problems(node("n", b="request.inn")) == [
+        "node 'n' input 'b': the pipeline has no input 'inn'; its inputs are 'in'"
+    ]
+
+
+def test_a_source_is_an_alias_of_a_node():
+    assert problems(node("n1", b="request.in"), node("n2", b="n1.x"), node("n3", b="n2.a", aliases=())) == [
+        "node 'n2' input 'b': node 'n1' has no output with the alias 'x'; its aliases are 'a'",
+        "output 'out': node 'n3' has no output with the alias 'a'; it has no aliases",
+    ]
+
+
+def test_an_alias_that_is_taken_stands_for_an_output():
+    n1 = node("n1", b="request.in", aliases=(("x", "z"),))
+    assert problems(n1, node("n2", b="n1.x"), node("n3", b="n1.x"), outputs={"o": "n2.a", "p": "n3.a"}) == [
+        "node 'n1' alias 'x': model 'm' has no output 'z'; its outputs are 'a'"
+    ]
+
+
+def test_an_alias_that_is_not_taken_may_stand_for_nothing(caplog):
+    plan(node("n", SPLITTER, i="request.in", aliases=(("o", "o"), ("x", "z"))), outputs={"o": "n.o"})
+    assert caplog.messages == ["pipeline 'p': node 'n' alias 'x': library 'lib' has no output 'z'; its outputs are 'o'"]
+
+
+def test_a_node_has_the_inputs_of_its_part():
+    assert problems(node("n", b="request.in", c="request.in")) == [
+        "node 'n' input 'c': model 'm' has no such input; its inputs are 'b'"
+    ]
+
+
+def test_a_part_has_inputs():
+    nothing = FakeModel({}, {"a": [1]})
+    assert problems(node("n", nothing), inputs=[]) == ["node 'n': model 'm' has no inputs, nothing would ever start it"]
+
+
+def test_all_inputs_of_a_part_are_connected():
+    assert problems(node("n", SPLITTER), inputs=[], outputs={"o": "n.o"}) == [
+        "node 'n': input 'i' of library 'lib' is not connected; "
+        'add {"i": {"node_name": ..., "data_item": ...}} to its inputs'
+    ]
+
+
+def test_an_input_is_connected_once():
+    definition, parts = pipeline(
+        node("n1", b="request.in"), node("n2", b="request.in"), outputs={"o": "n2.a", "p": "n1.a"}
+    )
+    first, second = definition.nodes
+    twice = NodeDefinition("n2", "m", inputs=(*second.inputs, ("b", Source("n1", "a"))), outputs=second.outputs)
+    definition = PipelineDefinition("p", ("in",), (first, twice), definition.outputs)
+    with pytest.raises(PipelineError) as caught:
+        plan_pipeline(definition, parts, ())
+    assert caught.value.problems == (
+        "node 'n2' input 'b': is connected more than once, to 'in' of 'request', 'a' of 'n1'; keep one",
+    )
+
+
+def test_nodes_form_no_cycle():
+    two = FakeModel({"b": [1, 10], "c": [1, 10]}, {"a": [1, 10]})
+    assert problems(
+        node("n1", two, b="request.in", c="n3.a"), node("n2", b="n1.a"), node("n3", b="n2.a"), node("n4", b="n3.a")
+    ) == ["the nodes 'n1' -> 'n2' -> 'n3' -> 'n1' form a cycle, none of them could ever start"]
+
+
+def test_a_node_does_not_wait_for_itself():
+    assert problems(node("n", b="n.a"), inputs=[]) == [
+        "the nodes 'n' -> 'n' form a cycle, none of them could ever start"
+    ]
+
+
+def test_every_node_reaches_the_response():
+    assert problems(node("n1", b="request.in"), node("n2", b="n1.a"), node("n3", b="n2.a"), outputs={"o": "n1.a"}) == [
+        f"node 'n2': {UNUSED}",
+        f"node 'n3': {UNUSED}",
+    ]
+
+
+def test_every_input_of_the_pipeline_is_taken():
+    assert problems(node("n", b="request.in"), inputs=["in", "more"]) == [
+        "input 'more': no node takes it; connect it or remove it"
+    ]
+
+
+def test_an_input_goes_to_a_node():
+    assert problems(node("n", b="request.in"), inputs=["in", "x"], outputs={"o": "n.a", "echo": "request.x"}) == [
+        "input 'x': only the response takes it, so its datatype and shape are unknown; "
+        "connect it to a node too or remove it"
+    ]
+
+
+# --- What is wrong: demultiplexers
+
+
+def test_a_dynamic_demultiplexer_is_the_only_one():
+    split = FakeCustomNode({"i": [1, 10]}, {"o": [-1, 1, 10]})
+    nodes = [node("d1", split, 4, i="request.in"), node("d2", split, DYNAMIC, i="d1.o")]
+    only = "such a one has to be the only one; give every one a count from 1 on"
+    assert problems(*nodes, outputs={"o": "d2.o"}) == [
+        f"it has the demultiplexers 'd1', 'd2', of which 'd2' has a dynamic demultiply_count: {only}"
+    ]
+    assert problems(*nodes, outputs={"o": "d2.o"}, count=DYNAMIC) == [
+        "it has the demultiplexers 'request', 'd1', 'd2', of which 'request', 'd2' have a dynamic demultiply_count: "
+        f"{only}"
+    ]
+
+
+def test_a_node_gathers_from_a_node():
+    assert problems(node("n", gather="x", b="request.in")) == [
+        "node 'n': gather_from_node is 'x', but there is no such node; there are no demultiplexers"
+    ]
+
+
+def test_a_node_gathers_from_a_demultiplexer():
+    d, n = node("d", SPLITTER, 4, i="request.in"), node("n", b="d.o")
+    assert problems(d, n, node("g", MAXIMUM, gather="n", t="n.a"), outputs={"o": "g.m"}) == [
+        "node 'g': gather_from_node is 'n', but node 'n' has no demultiply_count; the demultiplexers are 'd'"
+    ]
+
+
+def test_a_node_gathers_from_the_request_when_the_pipeline_has_a_count():
+    assert problems(node("n", gather="request", b="request.in")) == [
+        "node 'n': gather_from_node is 'request', but the pipeline has no demultiply_count; there are no demultiplexers"
+    ]
+
+
+def test_a_node_gathers_from_the_innermost_demultiplexer():
+    nodes = [node("d1", SPLITTER, 4, i="request.in"), node("d2", SPLITTER, 4, i="d1.o")]
+    assert problems(*nodes, node("g", MAXIMUM, gather="d1", t="d2.o"), outputs={"o": "g.m"}) == [
+        "node 'g': gather_from_node is 'd1', but 'd2' demultiplies after it; gather from 'd2' first"
+    ]
+
+
+def test_a_node_gathers_what_was_split():
+    d = node("d", SPLITTER, 4, i="request.in")
+    g = node("g", MAXIMUM, gather="d", t="n.a")
+    assert problems(d, node("n", b="request.in"), g, outputs={"o": "g.m", "d": "d.o"}) == [
+        "node 'g': gather_from_node is 'd', but its inputs come from no demultiplexer"
+    ]
+
+
+def test_a_node_does_not_gather_twice():
+    d = node("d", SPLITTER, 4, i="request.in")
+    first = node("g1", MAXIMUM, gather="d", t="d.o")
+    assert problems(d, first, node("g2", MAXIMUM, gather="d", t="g1.m"), outputs={"o": "g2.m"}) == [
+        "node 'g2': gather_from_node is 'd', but its inputs come from no demultiplexer"
+    ]
+
+
+def test_all_inputs_of_a_node_come_from_the_same_sessions():
+    two = FakeModel({"b": [1, 10], "c": [1, 10]}, {"a": [1, 10]})
+    d = node("d", SPLITTER, 4, i="request.in")
+    assert problems(d, node("n", two, b="d.o", c="request.in"), node("after", b="n.a")) == [
+        "node 'n': input 'b' comes from the sessions of 'd', input 'c' from no demultiplexer; "
+        "all inputs of a node have to come from the same"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "reads", "problem"),
+    [
+        ([4, 10], 4, "node", "its shape is [4,10], at least 3 dims are needed to demultiply it for other nodes"),
+        ([], 4, "response", "its shape is [], at least 1 dims are needed to demultiply it"),
+        ([5, 1, 10], 4, "node", "its shape is [5,1,10], its first dim has to be 4, the demultiply_count of its node"),
+        (
+            ["5:8", 1],
+            4,
+            "response",
+            "its shape is [5:8,1], its first dim has to be 4, the demultiply_count of its node",
+        ),
+    ],
+)
+def test_outputs_of_a_demultiplexer_can_be_split(shape, count, reads, problem):
+    d = node("d", FakeCustomNode({"i": [1, 10]}, {"o": shape}), count, i="request.in")
+    nodes, outputs = ([d, node("n", b="d.o")], {"o": "n.a"}) if reads == "node" else ([d], {"o": "d.o"})
+    assert problems(*nodes, outputs=outputs) == [f"node 'd' output 'o': {problem}"]
+
+
+def test_outputs_of_a_dynamic_demultiplexer_are_split_alike():
+    split = FakeCustomNode({"i": [1, 10]}, {"o": [4, 1, 10], "q": [3, 1]})
+    d = node("d", split, DYNAMIC, i="request.in")
+    assert problems(d, node("n", b="d.o"), outputs={"o": "n.a", "q": "d.q"}) == [
+        "node 'd' output 'q': its shape is [3,1], its first dim has to be 4, as that of the outputs before"
+    ]
+
+
+def test_an_output_that_is_not_used_need_not_be_split():
+    split = FakeCustomNode({"i": [1, 10]}, {"o": [4, 1, 10], "q": [3]})
+    assert plan(node("d", split, 4, i="request.in"), outputs={"o": "d.o"}).steps[0].used == ("o",)
+
+
+@pytest.mark.parametrize(("first", "shown"), [(-1, "-1"), ("1:8", "1:8")])
+def test_a_count_that_may_not_be_met_is_warned_of(caplog, first, shown):
+    caplog.set_level(logging.WARNING)
+    split = FakeCustomNode({"i": [1, 10]}, {"o": [first, 1, 10]})
+    plan(node("d", split, 4, i="request.in"), node("n", b="d.o"))
+    assert caplog.messages == [
+        f"pipeline 'p': node 'd' output 'o': its shape is [{shown},1,10]; requests at which its first dim is not 4, "
+        "the demultiply_count of its node, will fail"
+    ]
+
+
+@pytest.mark.parametrize(("first", "count"), [(4, 4), (-1, DYNAMIC), (4, DYNAMIC)])
+def test_a_count_that_is_met_is_not_warned_of(caplog, first, count):
+    caplog.set_level(logging.WARNING)
+    split = FakeCustomNode({"i": [1, 10]}, {"o": [first, 1, 10]})
+    plan(node("d", split, count, i="request.in"), node("n", b="d.o"))
+    assert caplog.messages == []
+
+
+def test_what_gathers_the_request_takes_as_much_as_it_is_split_into():
+    gather = FakeCustomNode({"t": [3, 1, 10]}, {"m": [1]})
+    assert problems(node("g", gather, gather="request", t="request.in"), outputs={"o": "g.m"}, count=4) == [
+        "node 'g' input 't': its shape is [3,1,10], its first dim has to be 4, the demultiply_count of the pipeline"
+    ]
+
+
+# --- What is wrong: datatypes and shapes
+
+
+def test_shapes_fit_between_nodes():
+    other = FakeModel({"b": [1, 10]}, {"a": [4, 1, 10]})
+    assert problems(node("n1", other, b="request.in"), node("n2", b="n1.a")) == [
+        f"node 'n2' input 'b': its shape is [1,10], node 'n1' output 'a' gives [4,1,10]; {SHAPE_HINT}"
+    ]
+
+
+@pytest.mark.parametrize("shape", [[-1, 10], ["1:3", "5:"], [1, "10:20"], UNKNOWN_RANK])
+def test_shapes_fit_when_there_is_one_for_both(shape):
+    other = FakeModel({"b": [1, 10]}, {"a": shape})
+    assert plan(node("n1", other, b="request.in"), node("n2", b="n1.a")).steps[1].name == "n2"
+
+
+@pytest.mark.parametrize("shape", [["2:3", 10], [1, "0:9"], [1], [1, 10, 1]])
+def test_shapes_do_not_fit_when_there_is_none_for_both(shape):
+    other = FakeModel({"b": [1, 10]}, {"a": shape})
+    (problem,) = problems(node("n1", other, b="request.in"), node("n2", b="n1.a"))
+    assert problem.startswith("node 'n2' input 'b': its shape is [1,10], node 'n1' output 'a' gives [")
+
+
+def test_a_session_has_a_dim_less():
+    split = FakeCustomNode({"i": [1, 10]}, {"o": [4, 2, 10]})
+    assert problems(node("d", split, 4, i="request.in"), node("n", b="d.o")) == [
+        f"node 'n' input 'b': its shape is [1,10], node 'd' output 'o' gives [2,10] to each session; {SHAPE_HINT}"
+    ]
+
+
+@pytest.mark.parametrize(("count", "given"), [(4, "[4,1,10]"), (DYNAMIC, "[-1,1,10]")])
+def test_what_is_gathered_has_a_dim_more(count, given):
+    split = FakeCustomNode({"i": [1, 10]}, {"o": [count, 1, 10]})
+    gather = FakeCustomNode({"t": [5, 2, 10]}, {"m": [1]})
+    nodes = [node("d", split, count, i="request.in"), node("n", b="d.o"), node("g", gather, gather="d", t="n.a")]
+    assert problems(*nodes, outputs={"o": "g.m"}) == [
+        f"node 'g' input 't': its shape is [5,2,10], node 'n' output 'a' gives {given} when gathered from 'd'; "
+        f"{SHAPE_HINT}"
+    ]
+
+
+def test_what_is_gathered_from_its_source_has_its_own_shape():
+    gather = FakeCustomNode({"t": [4, 2, 10]}, {"m": [1]})
+    nodes = [node("d", SPLITTER, 4, i="request.in"), node("g", gather, gather="d", t="d.o")]
+    assert problems(*nodes, outputs={"o": "g.m"}) == [
+        f"node 'g' input 't': its shape is [4,2,10], node 'd' output 'o' gives [4,1,10]; {SHAPE_HINT}"
+    ]
+
+
+def test_datatypes_are_equal_between_nodes():
+    other = FakeModel({"b": [1, 10]}, {"a": ("INT64", [1, 10])})
+    assert problems(node("n1", other, b="request.in"), node("n2", b="n1.a")) == [
+        "node 'n2' input 'b': its datatype is FP32, node 'n1' output 'a' gives INT64; "
+        "nothing is converted between nodes"
+    ]
+
+
+STRINGS = FakeModel({"b": ("BYTES", [-1])}, {"a": ("BYTES", [-1])})
+
+
+def test_strings_come_from_the_request_and_go_to_the_response():
+    result = plan(node("n", STRINGS, b="request.in"))
+    assert shapes(result.metadata.inputs) == {"in": "BYTES [-1]"}
+    assert shapes(result.metadata.outputs) == {"out": "BYTES [-1]"}
+
+
+def test_strings_go_from_no_node_to_another():
+    assert problems(node("n1", STRINGS, b="request.in"), node("n2", STRINGS, b="n1.a")) == [
+        "node 'n2' input 'b': node 'n1' output 'a' gives strings (BYTES), which go from the request to a node and "
+        "from a node to the response only"
+    ]
+
+
+def test_strings_are_not_demultiplied():
+    split = FakeModel({"b": ("BYTES", [-1])}, {"a": ("BYTES", [4, 1, 1])})
+    assert problems(node("d", split, 4, b="request.in"), node("n", b="d.a")) == [
+        "node 'd' input 'b': is of strings (BYTES), a demultiplexer takes none",
+        "node 'd' output 'a': is of strings (BYTES), which cannot be demultiplied",
+    ]
+
+
+def test_strings_are_not_demultiplied_by_the_request():
+    tokenizer = FakeModel({"b": ("BYTES", [-1])}, {"a": [1]})
+    assert problems(node("n", tokenizer, b="request.in"), count=2) == [
+        "input 'in': is of strings (BYTES), which cannot be demultiplied; remove the demultiply_count of the pipeline"
+    ]
+
+
+def test_strings_are_not_gathered():
+    to_text = FakeModel({"b": [1, 10]}, {"a": ("BYTES", [1])})
+    assert problems(node("d", SPLITTER, 4, i="request.in"), node("n", to_text, b="d.o")) == [
+        "output 'out': node 'n' output 'a' is of strings (BYTES), which cannot be gathered; "
+        "it comes from the sessions of 'd'"
+    ]
+
+
+@pytest.mark.parametrize("item", [[1, 11], ("INT64", [1, 10]), [10]])
+def test_nodes_at_one_input_take_one_tensor(item):
+    other = FakeModel({"x": item}, {"a": [1]})
+    nodes = [node("n1", b="request.in"), node("n2", other, x="request.in")]
+    shape = shapes(other.metadata.inputs)["x"]
+    assert problems(*nodes, outputs={"x": "n1.a", "y": "n2.a"}) == [
+        f"input 'in': node 'n1' input 'b' takes FP32 [1,10], node 'n2' input 'x' takes {shape}; "
+        "one tensor has to fit both"
+    ]
+
+
+# --- Whatever the definition
+
+NAMES = st.sampled_from(["n0", "n1", "n2", "n3", "request", "response", "x"])
+ITEMS = st.sampled_from(["a", "b", "c"])
+SHAPES = st.one_of(
+    st.lists(st.sampled_from([-1, 1, 2, "1:3"]), max_size=3), st.sampled_from([[2, 1, 1], [1, 1], UNKNOWN_RANK])
+)
+TENSORS = st.dictionaries(ITEMS, st.tuples(st.sampled_from(["FP32", "FP32", "INT64", "BYTES"]), SHAPES), max_size=3)
+PARTS = st.one_of(st.builds(FakeModel, TENSORS, TENSORS), st.builds(FakeCustomNode, TENSORS, TENSORS), st.just("gone"))
+COUNTS = st.sampled_from([None, None, None, DYNAMIC, 1, 2])
+SOURCES = st.builds(Source, NAMES, ITEMS)
+
+
+@st.composite
+def wild_pipelines(draw):
+    """Draw a definition of anything with its parts."""
+    names = draw(st.lists(NAMES, max_size=4))
+    parts = {name: draw(PARTS) for name in names}
+    nodes = [
+        NodeDefinition(
+            name,
+            "" if is_custom(parts[name]) else "m",
+            None,
+            "lib" if is_custom(parts[name]) else "",
+            {},
+            tuple(draw(st.lists(st.tuples(ITEMS, SOURCES), max_size=3))),
+            tuple(draw(st.lists(st.tuples(ITEMS, ITEMS), max_size=3))),
+            draw(COUNTS),
+            draw(st.one_of(st.none(), st.none(), NAMES)),
+        )
+        for name in names
+    ]
+    inputs = tuple(draw(st.lists(ITEMS, max_size=3)))
+    outputs = tuple(draw(st.lists(st.tuples(ITEMS, SOURCES), max_size=3)))
+    return PipelineDefinition("p", inputs, tuple(nodes), outputs, draw(COUNTS)), parts
+
+
+@given(wild_pipelines())
+def test_a_definition_has_a_plan_or_problems(drawn):
+    """No definition raises anything else, and no line is told twice."""
+    definition, parts = drawn
+    try:
+        result = plan_pipeline(definition, parts, ())
+    except PipelineError as error:
+        lines = error.problems
+    else:
+        check(result)
+        return
+    assert lines
+    assert len(set(lines)) == len(lines)
+
+
+@st.composite
+def sound_pipelines(draw):
+    """Draw a definition that is right, its nodes in any order, with their parts."""
+    count = draw(COUNTS)
+    counts = st.sampled_from([None, None, 2, 3]) if count != DYNAMIC else st.none()
+    # The sources there are, with the demultiplexers that are open behind them.
+    sources = {Source("request", "in"): () if count is None else ("request",)}
+    definitions, parts = [], {}
+    for number in range(draw(st.integers(1, 6))):
+        name = f"n{number}"
+        level = draw(st.sampled_from(sorted(set(sources.values()))))
+        fitting = [source for source, other in sources.items() if other == level]
+        chosen = draw(st.lists(st.sampled_from(fitting), min_size=1, max_size=3))
+        part = FakeModel(
+            {f"i{place}": UNKNOWN_RANK for place in range(len(chosen))}, {"a": UNKNOWN_RANK, "b": UNKNOWN_RANK}
+        )
+        gathers = draw(st.sampled_from([None, level[-1]])) if level else None
+        own = draw(counts)
+        connections = tuple((f"i{place}", source) for place, source in enumerate(chosen))
+        aliases = (("first", "a"), ("second", "b"))
+        definitions.append(NodeDefinition(name, "m", None, "", {}, connections, aliases, own, gathers))
+        parts[name] = part
+        left = level if gathers is None else level[:-1]
+        for alias, _ in aliases:
+            sources[Source(name, alias)] = left if own is None else (*left, name)
+    outputs = [(f"o{number}", source) for number, source in enumerate(sources)]
+    nodes = draw(st.permutations(definitions))
+    return PipelineDefinition("p", ("in",), tuple(nodes), tuple(outputs), count), parts, sources
+
+
+@given(sound_pipelines())
+def test_a_sound_definition_has_a_plan(drawn):
+    definition, parts, sources = drawn
+    result = plan_pipeline(definition, parts, ())
+    check(result)
+    names = {place: step.name for place, step in enumerate(result.steps)} | {REQUEST_STEP: "request"}
+    for step in result.steps:
+        behind = sources[Source(step.name, "first")]
+        level = tuple(names[place] for place in step.level)
+        assert level == (behind if step.count is None else behind[:-1])
+
+
+def check(result):
+    """Check what `plan` says of every plan."""
+    leave = [() if result.count is None else (REQUEST_STEP,)]  # that of the request last, as its place -1 is
+    for place, step in enumerate(result.steps):
+        assert (step.model is None) != (step.custom is None)
+        assert all(wire.step == REQUEST_STEP or 0 <= wire.step < place for wire in step.wires)
+        (level,) = {leave[wire.step] for wire in step.wires}
+        if step.gathers is not None:
+            assert level[-1] == step.gathers
+            level = level[:-1]
+        assert step.level == level
+        assert len({wire.tensor for wire in step.wires}) == len(step.wires)
+        leave.insert(place, level if step.count is None else (*level, place))
+    taken = {(wire.step, wire.item) for step in result.steps for wire in step.wires}
+    taken |= {(output.step, output.item) for output in result.outputs}
+    assert taken == {(place, item) for place, step in enumerate(result.steps) for item in step.used} | {
+        (REQUEST_STEP, item) for item in result.metadata.inputs
+    }
+    assert [output.name for output in result.outputs] == list(result.metadata.outputs)
+    assert [tensor.name for tensor in result.metadata.outputs.values()] == list(result.metadata.outputs)
