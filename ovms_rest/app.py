@@ -18,7 +18,7 @@ from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.log_levels import LogLevels
 from ovms_rest.pool.reloading import Reloads
 from ovms_rest.pool.telemetry import ServedStatistics, Telemetry
-from ovms_rest.serving.control import ConfigReload, ConfigStatus, ModelLoad, ModelUnload, RepositoryIndex
+from ovms_rest.serving.control import ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
 from ovms_rest.serving.cors import Cors
 from ovms_rest.serving.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
 from ovms_rest.serving.log_settings import Logging
@@ -103,8 +103,9 @@ def load_app(environ: Mapping[str, str]) -> App:
     app = create_app(models, settings, telemetry.is_ending)
     app.add_error_handler(TryLaterError, hand_on)
     app.add_route("/v2/repository/index", RepositoryIndex(models, settings.max_body_bytes))
-    app.add_route("/v2/repository/models/{name}/load", ModelLoad(reloads, permission, settings.max_body_bytes))
-    app.add_route("/v2/repository/models/{name}/unload", ModelUnload(reloads, permission, settings.max_body_bytes))
+    control = ModelControl(reloads, permission, settings.max_body_bytes)
+    for what in ("load", "unload"):
+        app.add_route(f"/v2/repository/models/{{name}}/{what}", control, suffix=what)
     app.add_route("/v1/config", ConfigStatus(models))
     app.add_route("/v1/config/reload", ConfigReload(models, reloads))
     model_config = ModelConfiguration(models, lambda: len(telemetry.process_state().workers))

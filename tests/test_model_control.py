@@ -225,6 +225,7 @@ MISTAKES = [
     (b"{", "the request is not valid JSON: "),
     (b'{"parameters": []}', "parameters is an array, expected an object"),
     (b'{"parameters": {"config": {}}}', f"{CONFIG} is an object, expected a string with a JSON object"),
+    (b'{"parameters": {"config": null}}', f"{CONFIG} is null, expected a string with a JSON object"),
     (b'{"parameters": {"config": "x"}}', f"{CONFIG} is not valid JSON: "),
     (b'{"parameters": {"config": "[]"}}', f"{CONFIG} holds an array, expected an object"),
     (b'{"parameters": {"config": "{\\"shap\\": 1}"}}', "config.shap: unknown key; the nearest known one is 'shape'"),

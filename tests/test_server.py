@@ -10,6 +10,7 @@ from conftest import ELEMENT_TYPES
 
 from ovms_rest import __version__
 from ovms_rest.protocol.datatypes import DATATYPES
+from ovms_rest.serving.resources import EXTENSIONS
 
 RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
 
@@ -46,16 +47,7 @@ def test_server_metadata(service):
     assert service.get("/v2").json() == {
         "name": "ovms_rest",
         "version": __version__,
-        "extensions": [
-            "binary_tensor_data",
-            "classification",
-            "logging",
-            "model_configuration",
-            "model_repository",
-            "parameters",
-            "schedule_policy",
-            "statistics",
-        ],
+        "extensions": list(EXTENSIONS),
     }
 
 

@@ -9,7 +9,7 @@ is copied as soon as it is there: by stacking it, or as it is.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -94,7 +94,6 @@ class _Stage:
         self._index = index
         self._level = step.level
         self._count = step.count
-        self._names = [wire.tensor for wire in step.wires]
         self._feeds = [_Feed(plan, step, wire, slots[wire.step, wire.item], label) for wire in step.wires]
         self._keeps = [
             (slots[index, item], item, f"{label} output {item!r}", _choose_keep(plan, (index, item)))
@@ -106,15 +105,16 @@ class _Stage:
 
     def run(self, values: list[Value], counts: Counts) -> None:
         """Run all sessions. Raises InferenceError and NoContentError."""
-        sessions = prod([counts[step] for step in self._level])
-        columns = [feed.read(values, counts) for feed in self._feeds]
-        for session, row in enumerate(zip(*columns, strict=True)):
+        sessions = prod([counts[step] for step in self._level]) if self._level else 1
+        columns = [(feed.tensor, feed.read(values, counts)) for feed in self._feeds]
+        for session in range(sessions):
+            arrays = {tensor: column[session] for tensor, column in columns}
             try:
-                results = self._call(dict(zip(self._names, row, strict=True)))
+                results = self._call(arrays)
             except InferenceError as error:
                 raise InferenceError(f"{self._label}: {error}") from error
             for slot, item, label, keep in self._keeps:
-                values[slot] = keep(values[slot], results[item], row, session, sessions, label)
+                values[slot] = keep(values[slot], results[item], arrays, session, sessions, label)
         if self._count is not None:
             named = [(label, values[slot]) for slot, _, label, _ in self._keeps]
             counts[self._index] = _count(named, self._count, InferenceError)
@@ -148,13 +148,14 @@ def _count(named: Iterable[tuple[str, Value]], expected: int, fault: type[Servin
 
 
 # Strings go to no custom node, which planning sees to.
-Call = Callable[[dict[str, Any]], Mapping[str, Array]]
+Arrays = dict[str, Any]
+Call = Callable[[Arrays], Mapping[str, Array]]
 
 
 def _inferring(model: Servable) -> Call:
     """Make the function that infers with a model and counts it there."""
 
-    def infer(arrays: dict[str, Array]) -> Mapping[str, Array]:
+    def infer(arrays: Arrays) -> Mapping[str, Array]:
         counters = model.counters
         if counters is not None:
             counters.begin()
@@ -177,7 +178,7 @@ def _inferring(model: Servable) -> Call:
 # --- Values out of a step
 
 # The value so far, the array of this session, the session's inputs, its index and their number, and who gave it.
-Keep = Callable[[Value, Array, Sequence[Array], int, int, str], Value]
+Keep = Callable[[Value, Array, Arrays, int, int, str], Value]
 
 
 def _choose_keep(plan: Plan, key: _Key) -> Keep:
@@ -191,12 +192,12 @@ def _choose_keep(plan: Plan, key: _Key) -> Keep:
     return _append
 
 
-def _append(value: Value, array: Array, inputs: Sequence[Array], session: int, sessions: int, label: str) -> Value:
+def _append(value: Value, array: Array, inputs: Arrays, session: int, sessions: int, label: str) -> Value:
     """Keep an array as it is, unless it is a view on an input.
 
     Such a view a model gives of what it hands through, and OpenVINO (2026.4.1) does not keep the memory alive for it.
     """
-    for other in inputs:
+    for other in inputs.values():
         if _overlaps(array, other):
             return _append_copy(value, array, inputs, session, sessions, label)
     if session == 0:
@@ -205,7 +206,7 @@ def _append(value: Value, array: Array, inputs: Sequence[Array], session: int, s
     return value
 
 
-def _append_copy(value: Value, array: Array, inputs: Sequence[Array], session: int, sessions: int, label: str) -> Value:
+def _append_copy(value: Value, array: Array, inputs: Arrays, session: int, sessions: int, label: str) -> Value:
     """Keep a copy of an array."""
     if session == 0:
         return [_copy(array)]
@@ -213,7 +214,7 @@ def _append_copy(value: Value, array: Array, inputs: Sequence[Array], session: i
     return value
 
 
-def _stack(value: Value, array: Array, inputs: Sequence[Array], session: int, sessions: int, label: str) -> Value:
+def _stack(value: Value, array: Array, inputs: Arrays, session: int, sessions: int, label: str) -> Value:
     """Copy an array into the stack that the first one makes; arrays of strings into a list."""
     if session and array.shape != value[0].shape:
         shapes = f"{join(value[0].shape)} and {join(array.shape)}"
@@ -250,6 +251,7 @@ class _Feed:
 
     def __init__(self, plan: Plan, step: Step, wire: Wire, slot: int, label: str) -> None:
         """Settle it, and whether every shape that comes is sure to fit."""
+        self.tensor = wire.tensor
         self._slot = slot
         self._split: Callable[[Value, int], list[Array]] = _pass
         self._gathers = step.gathers

@@ -97,20 +97,28 @@ class RepositoryIndex:
         resp.data = orjson.dumps(index)
 
 
-class ModelLoad:
-    """POST /v2/repository/models/{name}/load."""
+class ModelControl:
+    """POST /v2/repository/models/{name}/load and /unload, by the suffixes of Falcon's routes."""
 
     def __init__(self, changes: ModelChanges, permission: Permission, max_body_bytes: int) -> None:
-        """Take what loads models, and who may have it done."""
+        """Take what loads and unloads models, and who may have it done."""
         self._changes = changes
         self._permission = permission
         self._max_body_bytes = max_body_bytes
 
-    def on_post(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+    def on_post_load(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
         """Load a model, also one that serves already; answer 200 when every worker serves it so."""
         self._permission.check(req)
         config = self._read_config(read_parameters(req, self._max_body_bytes))
         wait_until_made(req, lambda ticket: self._changes.load_model(ticket, name, config))
+
+    def on_post_unload(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+        """Unload a model; answer 200 when no worker serves it any more."""
+        self._permission.check(req)
+        dependents = read_parameters(req, self._max_body_bytes).get("unload_dependents", False)
+        if type(dependents) is not bool:
+            raise InvalidRequestError(f"parameters.unload_dependents is {describe(dependents)}, expected a boolean")
+        wait_until_made(req, lambda ticket: self._changes.unload_model(ticket, name, dependents))
 
     @staticmethod
     def _read_config(parameters: dict[str, Any]) -> dict[str, Any] | None:
@@ -121,9 +129,9 @@ class ModelLoad:
                     f"parameters.{cut(key)}: files are not taken over HTTP; put them into a directory of the server, "
                     "and name it by base_path in parameters.config"
                 )
-        text = parameters.get("config")
-        if text is None:
+        if "config" not in parameters:
             return None
+        text = parameters["config"]
         if type(text) is not str:
             raise InvalidRequestError(f"parameters.config is {describe(text)}, expected a string with a JSON object")
         try:
@@ -133,24 +141,6 @@ class ModelLoad:
         if type(config) is not dict:
             raise InvalidRequestError(f"parameters.config holds {describe(config)}, expected an object")
         return config
-
-
-class ModelUnload:
-    """POST /v2/repository/models/{name}/unload."""
-
-    def __init__(self, changes: ModelChanges, permission: Permission, max_body_bytes: int) -> None:
-        """Take what unloads models, and who may have it done."""
-        self._changes = changes
-        self._permission = permission
-        self._max_body_bytes = max_body_bytes
-
-    def on_post(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
-        """Unload a model; answer 200 when no worker serves it any more."""
-        self._permission.check(req)
-        dependents = read_parameters(req, self._max_body_bytes).get("unload_dependents", False)
-        if type(dependents) is not bool:
-            raise InvalidRequestError(f"parameters.unload_dependents is {describe(dependents)}, expected a boolean")
-        wait_until_made(req, lambda ticket: self._changes.unload_model(ticket, name, dependents))
 
 
 def read_parameters(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
