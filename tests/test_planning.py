@@ -772,6 +772,17 @@ def test_strings_go_from_no_node_to_another():
     ]
 
 
+def test_a_matrix_that_a_model_gives_as_strings_is_one():
+    """Its name says so (protocol.md section 7); that a node takes a matrix of the same shape does not help."""
+    gives = FakeModel({"b": ("FP32", [1, 10])}, {"text_STRING": ("UINT8", [-1, -1])})
+    takes = FakeModel({"b": ("UINT8", [-1, -1])}, {"a": ("UINT8", [-1, -1])})
+    first = node("n1", gives, b="request.in", aliases=(("out", "text_STRING"),))
+    assert problems(first, node("n2", takes, b="n1.out")) == [
+        "node 'n2' input 'b': node 'n1' output 'text_STRING' gives strings (UINT8), which go from the request to a "
+        "node and from a node to the response only"
+    ]
+
+
 def test_strings_are_not_demultiplied():
     split = FakeModel({"b": ("BYTES", [-1])}, {"a": ("BYTES", [4, 1, 1])})
     assert problems(node("d", split, 4, b="request.in"), node("n", b="d.a")) == [

@@ -99,6 +99,7 @@ class _Draft:
             for name, node in self.nodes.items()
             if not isinstance(part := parts[name], str)
         }
+        self.models = {name for name, node in self.nodes.items() if node.model}
         # By demultiplexer, the pipeline's own included.
         counts = {REQUEST: definition.count, **{name: node.count for name, node in self.nodes.items()}}
         self.counts = {name: count for name, count in counts.items() if count is not None}
@@ -340,8 +341,8 @@ class _Draft:
     def _split(self, name: str, item: str) -> str | None:
         """Note into how many sessions an output is split, or return why it cannot be."""
         output, count = self.interfaces[name].outputs[item], self.counts[name]
-        if output.datatype == "BYTES":
-            return "is of strings (BYTES), which cannot be demultiplied"
+        if self._gives_strings(name, item):
+            return f"is of strings ({output.datatype}), which cannot be demultiplied"
         if output.dims is None:
             return None
         to_nodes = any(link[1:] == (name, item) for reader in self.nodes for link in self.links[reader])
@@ -388,10 +389,10 @@ class _Draft:
                 f"its datatype is {expected.datatype}, {source} gives {given.datatype}; "
                 "nothing is converted between nodes"
             )
-        if expected.datatype == "BYTES":
+        if self._gives_strings(link.node, link.item):
             return (
-                f"{source} gives strings (BYTES), which go from the request to a node and from a node to the "
-                "response only"
+                f"{source} gives strings ({given.datatype}), which go from the request to a node and from a node to "
+                "the response only"
             )
         if name in self.unclear or given.dims is None or expected.dims is None:
             return None
@@ -407,6 +408,14 @@ class _Draft:
         return (
             f"its shape is {expected.describe_shape()}, {source} gives {_describe(dims)}{note}; change the shape or "
             "layout of one in its model's config, or put a custom node between"
+        )
+
+    def _gives_strings(self, name: str, item: str) -> bool:
+        """Tell whether a node gives strings, as a model also does whose UINT8 matrix says so by its name."""
+        output = self.interfaces[name].outputs[item]
+        is_matrix = output.datatype == "UINT8" and (output.dims is None or len(output.dims) == 2)
+        return output.datatype == "BYTES" or (
+            name in self.models and is_matrix and output.name.lower().endswith("_string")
         )
 
     def check_outputs(self) -> None:

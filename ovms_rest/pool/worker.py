@@ -487,7 +487,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         lines = self._server_lines + _connection_line(connection)
         answer = (status, lines, size, headers)
         if answer != self._last_answer:  # mostly it is the same
-            length = [] if _has_field(headers, "content-length") else [("Content-Length", str(size))]
+            has_none = status.startswith("204") or _has_field(headers, "content-length")  # RFC 9110 section 8.6
+            length = [] if has_none else [("Content-Length", str(size))]
             try:
                 self._last_head = encode_head(status, headers + length, lines)
             except ValueError:

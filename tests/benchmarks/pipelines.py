@@ -16,7 +16,7 @@ from pathlib import Path
 
 import model_zoo
 import numpy as np
-from measure import arguments, infer_bare, load, machine
+from measure import arguments, load, machine
 from service import serve
 
 from ovms_rest.models.compilation import Compilation
@@ -182,16 +182,14 @@ def measure_service(directory, seconds, rounds):
             tensor = {"name": "x", "datatype": "FP32", "shape": list(shape)}
             head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
             headers = {"Inference_Header_Content_Length": str(len(head))}
-            bare_model = Model(
-                "m", 1, directory / f"a-{key}" / "1", Compilation("CPU", {"INFERENCE_NUM_THREADS": 1}, False, "")
-            )
+            alone, _ = load_models(directory / "alone", shape)
             results = {"model": [], "bare": [], "chain": []}
             for _ in range(rounds):
                 for name, model in (("model", f"a-{key}"), ("chain", f"chain-{key}")):
                     path = f"/v2/models/{model}/infer"
                     done = load(service, directory, path, head + array.tobytes(), CONNECTIONS, seconds, **headers)
                     results[name].append(done.cpu * 1e3)
-                results["bare"].append(infer_bare(bare_model, {"x": array}, 1, seconds).cpu * 1e3)
+                results["bare"].append(measure(lambda alone=alone, array=array: alone.infer({"x": array}), seconds))
             model, bare, chain = (min(values) for values in results.values())
             print(f"| {size}, binary | {model:.0f} | {bare:.0f} | {chain:.0f} | {chain / (model + bare):.2f} |")
 
