@@ -101,25 +101,30 @@ def load_app(environ: Mapping[str, str]) -> App:
     reloads.load()
     metrics = _choose_metrics(settings)
     app = create_app(models, settings, telemetry.is_ending)
+    app.models, app.reloads, app.settings, app.telemetry = models, reloads, settings, telemetry
+    app.permission, app.log_levels = permission, LogLevels()
+    _add_operations(app, metrics)
+    return app
+
+
+def _add_operations(app: App, metrics: list[str] | None) -> None:
+    """Wire what tells of the service, and what changes it; `metrics` None is for none."""
+    models, telemetry, limit = app.models, app.telemetry, app.settings.max_body_bytes
     app.add_error_handler(TryLaterError, hand_on)
-    app.add_route("/v2/repository/index", RepositoryIndex(models, settings.max_body_bytes))
-    control = ModelControl(reloads, permission, settings.max_body_bytes)
+    app.add_route("/v1/config", ConfigStatus(models))
+    app.add_route("/v1/config/reload", ConfigReload(models, app.reloads))
+    app.add_route("/v2/repository/index", RepositoryIndex(models, limit))
+    control = ModelControl(app.reloads, app.permission, limit)
     for what in ("load", "unload"):
         app.add_route(f"/v2/repository/models/{{name}}/{what}", control, suffix=what)
-    app.add_route("/v1/config", ConfigStatus(models))
-    app.add_route("/v1/config/reload", ConfigReload(models, reloads))
+    app.add_route("/v2/logging", Logging(app.log_levels, app.permission, limit))
     model_config = ModelConfiguration(models, lambda: len(telemetry.process_state().workers))
+    statistics = Statistics(ServedStatistics(telemetry, models))
+    app.add_route("/v2/models/stats", statistics)
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         app.add_route(f"{model}/config", model_config)
-    app.log_levels = LogLevels()
-    app.add_route("/v2/logging", Logging(app.log_levels, permission, settings.max_body_bytes))
-    statistics = Statistics(ServedStatistics(telemetry, models))
-    for path in ("/v2/models/stats", "/v2/models/{name}/stats", "/v2/models/{name}/versions/{version}/stats"):
-        app.add_route(path, statistics)
+        app.add_route(f"{model}/stats", statistics)
     app.add_route("/metrics", Metrics(None if metrics is None else telemetry, metrics or DEFAULT_METRICS))
-    app.models, app.reloads, app.settings, app.telemetry = models, reloads, settings, telemetry
-    app.permission = permission
-    return app
 
 
 def _choose_metrics(settings: Settings) -> list[str] | None:
