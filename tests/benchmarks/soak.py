@@ -1,15 +1,17 @@
 """Minutes of mixed clients, in which nothing may fail, leak a descriptor or grow.
 
-    PYTHONPATH=tests python tests/benchmarks/soak.py [--seconds 180] [--workers 2] [--reload] [--kill]
+    PYTHONPATH=tests python tests/benchmarks/soak.py [--seconds 180] [--workers 2] [--reload] [--control] [--kill]
 
 A quarter of the time is for warming up. Descriptors and memory of the workers are compared without any client, after
-that and at the end. `--reload` sends SIGHUP now and then, which may cost no request; `--kill` kills a worker now and
-then, which may cost those that it had, and so lets connections end. Exits with 1 on any failure or growth.
+that and at the end. `--reload` sends SIGHUP now and then, `--control` unloads and loads a model that no client uses,
+both of which may cost no request; `--kill` kills a worker now and then, which may cost those that it had, and so lets
+connections end. Exits with 1 on any failure or growth.
 """
 
 import argparse
 import collections
 import contextlib
+import http.client
 import json
 import multiprocessing
 import random
@@ -108,6 +110,18 @@ def binary(context, generator):
         size = generator.randrange(1000, 300_000)
         chunks = [chunk(body[start : start + size]) for start in range(0, len(body), size)]
         data = head("POST", RELU_PATH, "Transfer-Encoding: chunked", field) + b"".join(chunks) + chunk(b"")
+    with context.connect() as connection:
+        connection.sendall(data)
+        answer = receive(connection, "POST")
+        check(answer, answer.body.endswith(np.maximum(array, 0).tobytes()))
+
+
+def splitting(context, generator):
+    """Have a pipeline split a request and gather it."""
+    array = np.random.default_rng(generator.randrange(2**32)).standard_normal((generator.randrange(1, 40), 1, 4), "f4")
+    tensor = {"name": "in", "datatype": "FP32", "shape": list(array.shape)}
+    text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    data = post("/v2/models/parts/infer", text + array.tobytes(), f"Inference-Header-Content-Length: {len(text)}")
     with context.connect() as connection:
         connection.sendall(data)
         answer = receive(connection, "POST")
@@ -262,6 +276,7 @@ def vanishing(context, generator):
 CLIENTS = {
     steady: 4,
     binary: 1,
+    splitting: 1,
     expecting: 1,
     pipelining: 2,
     slow_inference: 1,
@@ -321,11 +336,37 @@ def disturb(context, number, pause):
                 kill(random.choice(workers), number)
 
 
-def run_clients(context, seconds, reload):
+def control(context, pause):
+    """Unload and load a model in turns."""
+    what = "unload"
+    while not context.stopping.wait(pause):
+        try:
+            answer = context.service.request("POST", f"/v2/repository/models/spare/{what}")
+            check(answer)
+            context.counts[what] += 1
+            what = "load" if what == "unload" else "unload"
+        except Exception as error:
+            if not (context.excused and isinstance(error, ConnectionError | http.client.HTTPException)):
+                context.failures.append(f"{what}: {error!r}")
+
+
+def add_to(config):
+    """Add a model that no client uses, and a pipeline, to a config."""
+    root = json.loads(config.read_text())
+    root["model_config_list"].append({"config": {"name": "spare", "base_path": "relu"}})
+    source = {"node_name": "request", "data_item": "in"}
+    node = {"name": "n", "type": "DL model", "model_name": "relu", "inputs": [{"x": source}]}
+    node["outputs"] = [{"data_item": "y", "alias": "y"}]
+    output = {"out": {"node_name": "n", "data_item": "y"}}
+    parts = {"name": "parts", "inputs": ["in"], "nodes": [node], "outputs": [output], "demultiply_count": -1}
+    config.write_text(json.dumps({**root, "pipeline_config_list": [parts]}))
+
+
+def run_clients(context, seconds, reload, loads):
     """Run all clients for so long, and wait for them to end."""
     context.stopping.clear()
     # A client library that got an answer with Connection: close while it sent the next request tells of a failure.
-    forgiving = context.excused or reload
+    forgiving = context.excused or reload or loads
     queue = multiprocessing.get_context("spawn").Queue()
     triton = multiprocessing.get_context("spawn").Process(
         target=run_tritonclient, args=(context.service.port, seconds, forgiving, queue)
@@ -338,6 +379,8 @@ def run_clients(context, seconds, reload):
     ]
     if reload:
         threads.append(threading.Thread(target=disturb, args=(context, signal.SIGHUP, 11)))
+    if loads:
+        threads.append(threading.Thread(target=control, args=(context, 3)))
     if context.excused:
         threads.append(threading.Thread(target=disturb, args=(context, signal.SIGKILL, 7)))
     for thread in threads:
@@ -391,19 +434,21 @@ def main() -> int:
     arguments.add_argument("--seconds", type=int, default=180)
     arguments.add_argument("--workers", type=int, default=2)
     arguments.add_argument("--reload", action="store_true")
+    arguments.add_argument("--control", action="store_true")
     arguments.add_argument("--kill", action="store_true")
     chosen = arguments.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         config = slow_models.save(directory)
+        add_to(config)
         with serve(directory, "-w", str(chosen.workers), config=config) as service:
             service.wait_for(lambda: len(service.workers()) == chosen.workers)
             context = Context(service, chosen.kill)
-            run_clients(context, chosen.seconds // 4, chosen.reload)
+            run_clients(context, chosen.seconds // 4, chosen.reload, chosen.control)
             before = measure(context, chosen.workers)
-            run_clients(context, chosen.seconds - chosen.seconds // 4, chosen.reload)
+            run_clients(context, chosen.seconds - chosen.seconds // 4, chosen.reload, chosen.control)
             after = measure(context, chosen.workers)
-            compare(context, before, after, not (chosen.reload or chosen.kill))
+            compare(context, before, after, not (chosen.reload or chosen.control or chosen.kill))
             for text in ("Traceback", "WORKER TIMEOUT", "error on a connection"):
                 if text in service.log:
                     context.failures.append(f"the log has {text!r}: {service.log[service.log.index(text) :][:2000]}")
