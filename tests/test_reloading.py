@@ -145,7 +145,7 @@ def test_a_bug_while_loading_is_told_and_the_arbiter_lives(tmp_path, caplog):
 def test_an_outcome_is_kept_for_who_comes_late_but_not_for_ever(tmp_path):
     models = ModelRegistry({})
     reloads = Reloads(write_config(tmp_path), models, lambda configs, previous, stop: ModelRegistry({}))
-    for number in range(1100):
+    for number in range(300):
         reloads.run([Change(id=str(number))], lambda: False)
         reloads.end()
     assert reloads.request({"id": "100", "writes": 0}) is None

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,8 +31,9 @@ Assemble = Callable[
     dict[str, Entry],
 ]
 
-# So many outcomes are kept for those who asked and have not looked yet.
-_KEPT_OUTCOMES = 1024
+# So many outcomes are kept for those who asked and have not looked yet, and so much of a text, which is in the log too.
+_KEPT_OUTCOMES = 256
+_KEPT_TEXT = 2000
 
 
 class Change(NamedTuple):
@@ -75,7 +77,6 @@ class Reloads:
         self._load = load
         self._assemble = assemble
         self._mailbox = Mailbox()
-        self._ids = itertools.count()
         # Of what is served: what the file says, what a call says instead or besides, and what a call took away.
         self._filed: dict[str, ModelConfig] = {}
         self._given: dict[str, ModelConfig] = {}
@@ -105,10 +106,12 @@ class Reloads:
         paths = [*(model.base_path for model in models), *(library.path for library in config.libraries.values())]
         stamps = {self._config: now} | {path: stamp(path) for path in paths}
         loaded = self._load(tuple(models), self._models, stop).entries
+        entries = {name: loaded.get(name) or self._models.entries[name] for name in wanted}
+        entries = self._join(entries, pipelines, config.libraries, unloaded, stop)
         self._filed, self._given, self._unloaded = filed, given, unloaded
         self._pipelines, self._libraries = pipelines, config.libraries
         self._stamps = self._seen = stamps
-        self._serve({name: loaded.get(name) or self._models.entries[name] for name in wanted}, stop)
+        self._replace(entries)
 
     def receive(self) -> list[Change]:
         """Return what workers have asked for."""
@@ -162,6 +165,8 @@ class Reloads:
         if pipeline := next((pipeline for pipeline in file.pipelines if pipeline.name == name), None):
             self._load_pipeline(pipeline, file, given, stop)
             return
+        if name in self._pipelines:
+            raise NotFoundError(f"pipeline {name!r} is not in {self._config} any more")
         filed = {model.name: model for model in file.models}
         config = filed.get(name) or self._given.get(name)
         if given is not None:
@@ -174,6 +179,8 @@ class Reloads:
         problems = entry.problems(name)
         if problems and (given is not None or name in self._unloaded):
             raise ReloadError("; ".join(problems), 412)
+        entries = {**self._models_of(self._filed | self._given), name: entry}
+        entries = self._join(entries, self._pipelines, self._libraries, self._unloaded - {name}, stop)
         if name in filed:
             self._filed[name] = filed[name]
         if given is not None or name not in filed:
@@ -182,7 +189,7 @@ class Reloads:
             self._given.pop(name, None)
         self._unloaded.discard(name)
         self._stamps = self._seen = {**self._stamps, config.base_path: now}
-        self._serve({**self._models_of(self._filed | self._given), name: entry}, stop)
+        self._replace(entries)
 
     def _load_pipeline(
         self, pipeline: PipelineDefinition, file: Config, given: dict[str, Any] | None, stop: Stop
@@ -192,12 +199,14 @@ class Reloads:
         if given is not None:
             raise ReloadError(f"{name!r} is a pipeline, which takes no configuration by call", 400)
         own = {node.library: file.libraries[node.library] for node in pipeline.nodes if node.library in file.libraries}
+        stamps = {library.path: stamp(library.path) for library in own.values()}
         models = self._models_of(self._filed | self._given)
         entry = self._assemble([pipeline], own, models, self._models.entries, stop)[name]
         if name in self._unloaded and (problems := entry.problems(name)):
             raise ReloadError("; ".join(problems), 412)
         self._pipelines[name] = pipeline
         self._libraries = {**self._libraries, **own}
+        self._stamps = self._seen = {**self._stamps, **stamps}
         self._unloaded.discard(name)
         self._replace({**self._models.entries, name: entry})
 
@@ -213,27 +222,35 @@ class Reloads:
                 for pipeline in self._pipelines.values()
                 if any(node.model == name for node in pipeline.nodes)
             }
-        entries = dict(self._models.entries)
-        for unloaded in sorted(names - self._unloaded):
-            log.info("%s %r is unloaded", entries[unloaded].kind, unloaded)
-            entries[unloaded] = entries[unloaded].end()
-        self._unloaded |= names
-        self._replace(entries)
+        entries, unloaded = dict(self._models.entries), self._unloaded | names
+        for other in sorted(names - self._unloaded):
+            log.info("%s %r is unloaded", entries[other].kind, other)
+            entries[other] = entries[other].end()
+        models = {other: entries[other] for other in wanted}
+        joined = self._join(models, self._pipelines, self._libraries, unloaded, stop)
+        self._unloaded = unloaded
+        self._replace({other: entries[other] if other in unloaded else entry for other, entry in joined.items()})
         served = {model.base_path for other, model in wanted.items() if other not in self._unloaded}
         kept = {self._config, *served, *(library.path for library in self._libraries.values())}
         self._stamps = self._seen = {path: of for path, of in self._stamps.items() if path in kept}
-        self._serve(self._models_of(wanted), stop)
 
     def _models_of(self, wanted: Mapping[str, ModelConfig]) -> dict[str, Entry]:
         """Return the models as they are now."""
         return {name: self._models.entries[name] for name in wanted if name in self._models.entries}
 
-    def _serve(self, models: dict[str, Entry], stop: Stop) -> None:
-        """Serve these models, and the pipelines that can be made of them."""
+    def _join(
+        self,
+        models: dict[str, Entry],
+        pipelines: Mapping[str, PipelineDefinition],
+        libraries: Mapping[str, Library],
+        unloaded: set[str],
+        stop: Stop,
+    ) -> dict[str, Entry]:
+        """Return these models with the pipelines that can be made of them; unloaded ones are as they were."""
         before = self._models.entries
-        pipelines = [pipeline for name, pipeline in self._pipelines.items() if name not in self._unloaded]
-        assembled = self._assemble(pipelines, self._libraries, models, before, stop)
-        self._replace(models | {name: assembled.get(name) or before[name] for name in self._pipelines})
+        definitions = [pipeline for name, pipeline in pipelines.items() if name not in unloaded]
+        assembled = self._assemble(definitions, libraries, models, before, stop)
+        return models | {name: assembled.get(name) or before[name] for name in pipelines}
 
     def _replace(self, entries: dict[str, Entry]) -> None:
         self._models.replace(ModelRegistry(entries))
@@ -257,7 +274,7 @@ class Reloads:
             if change.id:
                 self._outcomes[change.id] = outcome if outcome.error else self._judge(change)
         self._outcomes = dict(list(self._outcomes.items())[-_KEPT_OUTCOMES:])
-        outcomes = {id_: list(outcome) for id_, outcome in self._outcomes.items()}
+        outcomes = {id_: [outcome.status, outcome.error[:_KEPT_TEXT]] for id_, outcome in self._outcomes.items()}
         told = {"models": self._models.status(), "outcomes": outcomes}
         if not self._mailbox.publish(told):
             log.error("the status of %d models is too long for the answers of reloads", len(self._models.entries))
@@ -315,7 +332,8 @@ class Reloads:
     def _ask(self, ticket: dict[str, Any], change: Change) -> tuple[_Outcome, dict[str, Any]]:
         """Have the arbiter make a change, once for a ticket; return what came of it, and the status of all models."""
         if "id" not in ticket:
-            ticket.update(id=f"{os.getpid()}-{next(self._ids)}", writes=self._mailbox.writes())
+            # Process ids come again.
+            ticket.update(id=f"{os.getpid()}-{time.monotonic_ns()}", writes=self._mailbox.writes())
             self._mailbox.send(change._replace(id=ticket["id"])._asdict())
         writes = self._mailbox.writes()
         told = None if writes == ticket["writes"] else self._mailbox.read()
