@@ -37,13 +37,14 @@ AT_INFO = {
 def logger(tmp_path):
     """Make gunicorn's logger at the level info into a file; what it was before comes back."""
     loggers = [logging.getLogger(name) for name in (*NAMES, "gunicorn.access")]
-    before = [(log, log.level, log.propagate, log.handlers[:], log.filters[:]) for log in loggers]
+    before = [(log, log.level, log.propagate, log.handlers[:]) for log in loggers]
     yield Logger(config(tmp_path, "info"))
-    for log, level, propagate, handlers, filters in before:
+    for log, level, propagate, handlers in before:
         for handler in set(log.handlers) - set(handlers):
             handler.close()
         log.setLevel(level)
-        log.propagate, log.handlers[:], log.filters[:] = propagate, handlers, filters
+        log.propagate, log.handlers[:] = propagate, handlers
+        vars(log).pop("isEnabledFor", None)
 
 
 def config(directory, level):
@@ -259,12 +260,13 @@ def test_another_level_of_gunicorns_counts(logger, tmp_path):
     assert levels(tmp_path) == ["error", "critical"]
 
 
-def test_the_filter_is_there_once_however_often_the_log_is_set_up(logger, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_no_record_is_made_of_a_line_that_is_turned_off(logger, name):
     log_levels = LogLevels()
-    for _ in range(3):
-        logger.setup(config(tmp_path, "info"))
-        log_levels.install()
-    assert [len(logging.getLogger(name).filters) for name in NAMES] == [1, 1]
+    log_levels.install()
+    for verbose in (0, 1):
+        log_levels.change({"log_verbose_level": verbose})
+        assert logging.getLogger(name).isEnabledFor(logging.DEBUG) == bool(verbose)
 
 
 def test_a_handler_that_outlives_a_reload_is_changed_once(logger, tmp_path):
@@ -282,8 +284,8 @@ def test_a_handler_that_outlives_a_reload_is_changed_once(logger, tmp_path):
 def test_the_lines_of_others_are_left_alone(logger, tmp_path):
     log_levels = LogLevels()
     log_levels.install()
-    assert logging.getLogger("gunicorn.access").filters == []
-    assert logging.getLogger().filters == []
+    for name in ("gunicorn.access", ""):
+        assert "isEnabledFor" not in vars(logging.getLogger(name))
 
 
 # --- All processes

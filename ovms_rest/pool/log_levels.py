@@ -1,6 +1,6 @@
 """Which lines the log has, in memory that all processes share: what a call sets in one holds in all at once.
 
-The loggers take every record, and a filter on them drops what the shared numbers turn off. The filter hangs on the
+The loggers ask the shared numbers whether they are enabled for a level, before a record is made. That hangs on the
 loggers, not on their handlers: gunicorn makes those anew at a reload, a user's `--logconfig` has others, and a process
 that is forked inherits it.
 """
@@ -13,7 +13,7 @@ from functools import partial
 
 from ovms_rest.serving.log_settings import LOG_FORMATS, Changes, LogSettings
 
-# gunicorn's, and ours below it. A filter sees the records of its own logger only.
+# gunicorn's, and ours below it.
 _LOGGER = logging.getLogger("gunicorn.error")
 _LOGGERS = (_LOGGER, logging.getLogger("gunicorn.error.ovms_rest"))
 
@@ -46,9 +46,8 @@ class LogLevels:
         level = _LOGGER.getEffectiveLevel()
         if level != self._level:
             self._follow(level)
-        _LOGGER.setLevel(logging.DEBUG)
         for logger in _LOGGERS:
-            logger.addFilter(self._is_on)  # which is added once
+            logger.isEnabledFor = self._is_enabled_for  # type: ignore[method-assign]
         for handler in _LOGGER.handlers:
             formatter = handler.formatter
             if formatter is not None and "formatTime" not in vars(formatter):
@@ -72,11 +71,9 @@ class LogLevels:
         self._numbers[_ERROR] = level <= logging.ERROR
         self._numbers[_VERBOSE] = level <= logging.DEBUG
 
-    def _is_on(self, record: logging.LogRecord) -> bool:
-        """Tell whether the log has a record."""
-        if record.levelno >= logging.CRITICAL:
-            return True
-        return self._numbers[_column(record.levelno)] > 0
+    def _is_enabled_for(self, level: int) -> bool:
+        """Tell whether the log has records of a level."""
+        return level >= logging.CRITICAL or self._numbers[_column(level)] > 0
 
     def _format_time(
         self, usual: Callable[[logging.LogRecord, str | None], str], record: logging.LogRecord, form: str | None = None
