@@ -224,7 +224,26 @@ def test_a_broken_config_is_a_400_and_changes_nothing(served, tmp_path):
         served.signal(signal.SIGHUP)
         served.wait_for(lambda: "reload failed, everything goes on as it was: " in served.log)
     assert clients.failures == []
+
+
+def test_a_broken_config_is_told_by_what_serves_until_it_is_mended(served, tmp_path):
+    config = tmp_path / "config.json"
+    good = config.read_text()
+    config.write_text('{"model_config_list": [{"config": {"nam": "m"}}]}')
+    assert reload(served).status == 400
+    why = f"serves as before, for the config is wrong: {config}: model_config_list[0].config.name: is missing; "
+    for entry in served.get("/v1/config").json().values():
+        (version,) = entry["model_version_status"]
+        assert (version["state"], version["status"]["error_code"]) == ("AVAILABLE", "OK")
+        assert version["status"]["error_message"].startswith(why)
+    for entry in served.request("POST", "/v2/repository/index").json():
+        assert entry["state"] == "READY"
+        assert entry["reason"].startswith(why)
+    assert served.get("/v2/health/ready").status == 200
+    config.write_text(good)
+    assert reload(served).json() == {"m": status("1"), "other": status("1")}
     assert served.get("/v1/config").json() == {"m": status("1"), "other": status("1")}
+    assert all("reason" not in entry for entry in served.request("POST", "/v2/repository/index").json())
 
 
 def test_models_come_and_go_with_the_config(served, tmp_path):

@@ -89,6 +89,7 @@ class Reloads:
         self._outcomes: dict[str, _Outcome] = {}
         self._run: list[tuple[Change, _Outcome]] = []
         self._changed = False
+        self._fault = ""  # why the config file, as it is now, is not what is served
 
     # --- In the arbiter
 
@@ -111,6 +112,7 @@ class Reloads:
         self._filed, self._given, self._unloaded = filed, given, unloaded
         self._pipelines, self._libraries = pipelines, config.libraries
         self._stamps = self._seen = stamps
+        self._fault = ""
         self._replace(entries)
 
     def receive(self) -> list[Change]:
@@ -264,8 +266,9 @@ class Reloads:
         """Read the config file; one that is wrong is not read again until it changes."""
         try:
             return load_config(self._config)
-        except ConfigError:
+        except ConfigError as error:
             self._stamps = self._seen = {**self._stamps, self._config: now}
+            self._fault = "; ".join(error.problems)
             raise
 
     def end(self) -> None:
@@ -275,7 +278,7 @@ class Reloads:
                 self._outcomes[change.id] = outcome if outcome.error else self._judge(change)
         self._outcomes = dict(list(self._outcomes.items())[-_KEPT_OUTCOMES:])
         outcomes = {id_: [outcome.status, outcome.error[:_KEPT_TEXT]] for id_, outcome in self._outcomes.items()}
-        told = {"models": self._models.status(), "outcomes": outcomes}
+        told = {"models": self._models.status(), "outcomes": outcomes, "fault": self._fault[:_KEPT_TEXT]}
         if not self._mailbox.publish(told):
             log.error("the status of %d models is too long for the answers of reloads", len(self._models.entries))
             self._mailbox.publish({**told, "models": {}})
@@ -291,6 +294,17 @@ class Reloads:
         return _Outcome(201 if self._changed else 200)
 
     # --- In a worker
+
+    def status(self) -> dict[str, Any]:
+        """Return the status of all versions in OVMS's form; what serves says so when the config is not taken up."""
+        status = self._models.status()
+        fault = (self._mailbox.read() or {}).get("fault")
+        if fault:
+            for entry in status.values():
+                for version in entry["model_version_status"]:
+                    if version["state"] == "AVAILABLE" and version["status"]["error_message"] == "OK":
+                        version["status"]["error_message"] = f"serves as before, for the config is wrong: {fault}"
+        return status
 
     def watch(self) -> None:
         """Ask for a reload when something has changed, and has stayed the same since the last look.

@@ -88,12 +88,11 @@ class RepositoryIndex:
         index = []
         for name, entry in self._models.status().items():
             for item in entry["model_version_status"]:
-                shown = {"name": name, "version": item["version"], "state": "READY"}
+                ready = item["state"] == "AVAILABLE"
                 reason = "unloaded" if item["state"] == "END" else item["status"]["error_message"]
-                if item["state"] != "AVAILABLE":
-                    shown.update(state="UNAVAILABLE", reason=reason)
-                if item["state"] == "AVAILABLE" or not only_ready:
-                    index.append(shown)
+                shown = {"name": name, "version": item["version"], "state": "READY" if ready else "UNAVAILABLE"}
+                if ready or not only_ready:
+                    index.append(shown if reason == "OK" else {**shown, "reason": reason})
         resp.data = orjson.dumps(index)
 
 
