@@ -568,6 +568,7 @@ def test_all_mistakes_of_a_pipeline_are_told_everywhere(own):
     with serve(own, "-w", "1", config=config) as service:
         (item,) = service.get("/v1/config").json()["wrong"]["model_version_status"]
         assert (item["version"], item["state"]) == ("1", "LOADING")
+        assert item["status"]["error_code"] == "FAILED_PRECONDITION"
         reasons = item["status"]["error_message"]
         for place in ("/v2/health/ready", "/v2/models/wrong/ready", "/v2/models/wrong"):
             answer = service.get(place)

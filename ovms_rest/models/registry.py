@@ -85,12 +85,13 @@ class Entry:
         numbers = sorted(self.versions.keys() | self.failures.keys())
         if self.reason and not numbers:
             numbers = [1]
+        failed = "UNKNOWN" if self.kind == "model" else "FAILED_PRECONDITION"
         return [
             {
                 "version": str(number),
                 "state": "AVAILABLE" if number in self.versions else "LOADING",
                 "status": {
-                    "error_code": "OK" if number in self.versions else "UNKNOWN",
+                    "error_code": "OK" if number in self.versions else failed,
                     "error_message": self.failures.get(number, self.reason or "OK"),
                 },
             }
