@@ -221,7 +221,7 @@ GROUPS: Mapping[str, Sequence[Flag]] = {
     "what to serve: a config file, or a single model": _SERVABLES,
     "the single model, as the keys of a config": _MODEL,
     "the server": _SERVER,
-    "accepted, without effect, for there is no gRPC here and no compiled node": _TOLERATED,
+    "accepted, without effect, for there is no gRPC here, and workers clean up by ending": _TOLERATED,
 }
 FLAGS: Mapping[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
 
