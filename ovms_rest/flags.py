@@ -406,7 +406,7 @@ def _notes(values: Values, cores: int) -> Iterator[tuple[int, str]]:
     if _takes_both(values.get("rest_bind_address", ())):
         yield logging.INFO, "--rest_bind_address: 0.0.0.0 is left to ::, which takes IPv4 too"
     if tolerated := [flag.name for flag in _TOLERATED if values.get(flag.name)]:
-        yield logging.INFO, f"{_list(tolerated)}: no effect, there is no gRPC here and no compiled node"
+        yield logging.INFO, f"{_list(tolerated)}: no effect, there is no gRPC here, and workers clean up by ending"
 
 
 def _list(names: Sequence[str]) -> str:

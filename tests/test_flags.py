@@ -151,7 +151,7 @@ NOTE_CASES = [
             (
                 logging.INFO,
                 "--port, --grpc_bind_address, --grpc_workers, --grpc_max_threads, --grpc_memory_quota: no effect, "
-                "there is no gRPC here and no compiled node",
+                "there is no gRPC here, and workers clean up by ending",
             )
         ],
     ),
@@ -161,7 +161,7 @@ NOTE_CASES = [
             (
                 logging.INFO,
                 "--grpc_channel_arguments, --custom_node_resources_cleaner_interval_seconds: no effect, there is no "
-                "gRPC here and no compiled node",
+                "gRPC here, and workers clean up by ending",
             )
         ],
     ),
