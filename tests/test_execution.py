@@ -13,6 +13,7 @@ from openvino import Type, opset15
 from ovms_rest.errors import InferenceError, InvalidRequestError, NoContentError
 from ovms_rest.models.compilation import Compilation
 from ovms_rest.models.runtime import Model
+from ovms_rest.pipelines import execution
 from ovms_rest.pipelines.definition import DYNAMIC
 from ovms_rest.pipelines.execution import Pipeline
 from ovms_rest.pipelines.plan import REQUEST_STEP, Output, Plan, Step, Wire
@@ -597,6 +598,27 @@ def test_what_cannot_be_split(pipeline, message):
     with pytest.raises(InferenceError) as caught:
         infer(pipeline, **{"in": numbers(1, 10)})
     assert str(caught.value) == f"pipeline 'p' node 'n' {message}"
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+def test_sessions_make_no_more_than_memory_can_hold(monkeypatch, gathered):
+    """By a small request: each of its parts may become something large."""
+    monkeypatch.setattr(execution, "MAX_VALUE_BYTES", 400)
+    wide = FakeModel(lambda x: {"y": np.repeat(x, 30, axis=-1)}, [tensor("x", 1)], [tensor("y", 30)])
+    short = FakeModel(lambda y: {"z": y[:1]}, [tensor("y", 30)], [tensor("z", 1)], name="short")
+    steps = [
+        ("n", [("x", REQUEST, "x")], {"model": wide, "level": (REQUEST,)}),
+        ("s", [("y", 0, "y")], {"model": short, "level": (REQUEST,)}),
+    ]
+    outputs = {"out": (0, "y")} if gathered else {"out": (1, "z")}
+    pipeline = make([tensor("x", -1, 1)], steps, outputs, DYNAMIC)
+    assert infer(pipeline, x=numbers(3, 1))["out"].shape == ((3, 30) if gathered else (3, 1))
+    with pytest.raises(InvalidRequestError) as caught:
+        infer(pipeline, x=numbers(4, 1))
+    assert str(caught.value) == (
+        "pipeline 'p' node 'n' output 'y': 4 sessions of 120 bytes each are more than the 400 bytes that are allowed; "
+        "ask with fewer parts"
+    )
 
 
 def test_as_many_as_can_be_split_are():

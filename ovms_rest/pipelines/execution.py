@@ -30,6 +30,9 @@ Counts = dict[int, int]
 # A value by its step and the name of its tensor.
 _Key = tuple[int, str]
 
+# What the arrays of a value may have together: a request of a few kilobytes can be split into 10,000 sessions.
+MAX_VALUE_BYTES = 2**31
+
 
 class Pipeline:
     """A plan that runs: a servable as a model is, which has its tensors and infers in one call."""
@@ -209,6 +212,7 @@ def _append(value: Value, array: Array, inputs: Arrays, session: int, sessions: 
 def _append_copy(value: Value, array: Array, inputs: Arrays, session: int, sessions: int, label: str) -> Value:
     """Keep a copy of an array."""
     if session == 0:
+        _check_size(array, sessions, label)
         return [_copy(array)]
     value.append(_copy(array))
     return value
@@ -222,9 +226,20 @@ def _stack(value: Value, array: Array, inputs: Arrays, session: int, sessions: i
     if isinstance(array, BytesArray):
         return _append_copy(value, array, inputs, session, sessions, label)
     if session == 0:
+        _check_size(array, sessions, label)
         value = np.empty((sessions, *array.shape), array.dtype)
     value[session] = array
     return value
+
+
+def _check_size(array: Array, sessions: int, label: str) -> None:
+    """Refuse a request whose sessions make too much; the first of them stands for the others."""
+    size = sum(part.nbytes for part in _memory(array))
+    if size * sessions > MAX_VALUE_BYTES:
+        raise InvalidRequestError(
+            f"{label}: {sessions} sessions of {size} bytes each are more than the {MAX_VALUE_BYTES} bytes that are "
+            "allowed; ask with fewer parts"
+        )
 
 
 def _copy(array: Array) -> Array:
