@@ -135,6 +135,7 @@ def _level(text: str) -> str:
 
 # --- The flags
 
+_ANY_IPV4 = "0.0.0.0"  # noqa: S104  # OVMS's default
 _PORT = _integer(0, 65535)
 _COUNT = _integer(0, 10**9)
 
@@ -379,9 +380,8 @@ def _model(values: Values) -> dict[str, Any]:
 
 
 def _gunicorn(values: Values, cores: int) -> dict[str, Any]:
-    addresses = values.get("rest_bind_address", ["0.0.0.0"])  # noqa: S104  # OVMS's default
-    if _takes_both(addresses):
-        addresses = [address for address in addresses if address != "0.0.0.0"]  # noqa: S104
+    addresses = values.get("rest_bind_address", [_ANY_IPV4])
+    addresses = [address for address in addresses if address not in _covered(addresses)]
     hosts = [f"[{address}]" if ":" in address else address for address in addresses]
     settings: dict[str, Any] = {"bind": [f"{host}:{values['rest_port']}" for host in hosts]}
     if "rest_workers" in values:
@@ -391,9 +391,13 @@ def _gunicorn(values: Values, cores: int) -> dict[str, Any]:
     return settings
 
 
-def _takes_both(addresses: Sequence[str]) -> bool:
-    """Tell whether OVMS's recipe for both families is meant; the socket of :: takes IPv4 too and would collide."""
-    return {"0.0.0.0", "::"} <= set(addresses)  # noqa: S104
+def _covered(addresses: Sequence[str]) -> list[str]:
+    """Return the addresses that another of the list takes as well, with which they would collide.
+
+    The socket of :: takes IPv4 too, which OVMS's recipe for both families does not know of.
+    """
+    widest = next((address for address in ("::", _ANY_IPV4) if address in addresses), None)
+    return [address for address in addresses if widest and address != widest and (widest == "::" or ":" not in address)]
 
 
 def _notes(values: Values, cores: int) -> Iterator[tuple[int, str]]:
@@ -403,8 +407,10 @@ def _notes(values: Values, cores: int) -> Iterator[tuple[int, str]]:
             logging.INFO,
             f"--rest_workers: {cores} and not {values['rest_workers']}: a worker takes a core of its own",
         )
-    if _takes_both(values.get("rest_bind_address", ())):
-        yield logging.INFO, "--rest_bind_address: 0.0.0.0 is left to ::, which takes IPv4 too"
+    addresses = values.get("rest_bind_address", ())
+    if covered := _covered(addresses):
+        widest = "::, which takes IPv4 too" if "::" in addresses else f"{_ANY_IPV4}, which takes them all"
+        yield logging.INFO, f"--rest_bind_address: {', '.join(covered)} left to {widest}"
     if tolerated := [flag.name for flag in _TOLERATED if values.get(flag.name)]:
         yield logging.INFO, f"{_list(tolerated)}: no effect, there is no gRPC here, and workers clean up by ending"
 

@@ -106,6 +106,8 @@ GUNICORN_CASES = [
     (["--rest_bind_address=127.0.0.1, ::1"], {"bind": ["127.0.0.1:8000", "[::1]:8000"]}),
     (["--rest_bind_address=[::1],localhost"], {"bind": ["[::1]:8000", "localhost:8000"]}),
     (["--rest_bind_address=0.0.0.0,::"], {"bind": ["[::]:8000"]}),
+    (["--rest_bind_address=127.0.0.1,::,::1,localhost"], {"bind": ["[::]:8000"]}),
+    (["--rest_bind_address=0.0.0.0,127.0.0.1,::1"], {"bind": ["0.0.0.0:8000", "[::1]:8000"]}),
     (["--rest_bind_address", ""], {"bind": ["0.0.0.0:8000"]}),
     (["--rest_workers", "3"], {"bind": ["0.0.0.0:8000"], "workers": 3}),
     (["--rest_workers", "1"], {"bind": ["0.0.0.0:8000"], "workers": 1}),
@@ -167,7 +169,11 @@ NOTE_CASES = [
     ),
     (
         ["--rest_bind_address=0.0.0.0,::"],
-        [(logging.INFO, "--rest_bind_address: 0.0.0.0 is left to ::, which takes IPv4 too")],
+        [(logging.INFO, "--rest_bind_address: 0.0.0.0 left to ::, which takes IPv4 too")],
+    ),
+    (
+        ["--rest_bind_address=0.0.0.0,127.0.0.1"],
+        [(logging.INFO, "--rest_bind_address: 127.0.0.1 left to 0.0.0.0, which takes them all")],
     ),
 ]
 
