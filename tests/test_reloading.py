@@ -275,10 +275,13 @@ def test_calls_at_the_same_time_all_return_with_the_new_generation(served, tmp_p
     assert all(answer.json()["m"] == status("2") for answer in answers)
 
 
-def test_a_change_on_the_disk_is_served_without_being_told(tmp_path):
+@pytest.mark.parametrize("control", ["", "127.0.0.1:0"], ids=["no control address", "a control address"])
+def test_a_change_on_the_disk_is_served_without_being_told(tmp_path, control):
+    """With a control address its worker looks."""
     model_zoo.save(times(1), tmp_path / "m")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
-    with serve(tmp_path, "-w", "2", config=config) as service, Clients(service, "m") as clients:
+    variables = {"OVMS_REST_CONTROL_BIND": control}
+    with serve(tmp_path, "-w", "2", config=config, **variables) as service, Clients(service, "m") as clients:
         model_zoo.save(times(2), tmp_path / "m", 2)
         service.wait_for(lambda: ("2", 2.0) in clients.results)
         write_config(tmp_path, {"name": "m", "base_path": "m", "model_version_policy": {"all": {}}})

@@ -229,7 +229,8 @@ def post_worker_init(worker: Any) -> None:
     app.permission.is_control_address = worker.is_control
     worker.notify()
     worker.row.set_ready()
-    worker.watch = app.reloads.watch
+    if worker.is_control or not app.settings.control_bind:  # directories are walked where no inference waits for it
+        worker.watch = app.reloads.watch
     worker.poll_seconds = app.settings.file_system_poll_wait_seconds
     while not worker.early_signals.empty():
         number = worker.early_signals.get()

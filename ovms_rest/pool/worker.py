@@ -255,7 +255,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._accept(listener)
         if self.now >= self._next_watch:
             self._next_watch = self.now + (self.poll_seconds or math.inf)
-            if self.watch is not None and not self._draining and self.row.is_first():
+            if self.watch is not None and not self._draining and (self.is_control or self.row.is_first()):
                 self.watch()
         if self.ppid != os.getppid():
             log.info("the arbiter of worker %s is gone, so it ends", self.pid)
