@@ -44,17 +44,18 @@ class FakeModel:
         self.metadata = ModelMetadata(name, "1", by_name(*inputs), by_name(*outputs))
         self.counters = None
         self.function = function
-        self.given = []
+        self.given, self.spoiled = [], 0
 
     def infer(self, arrays):
         """Infer."""
-        for array in self.given:
+        for array in self.given[self.spoiled :]:  # those before are spoiled for good
             (array.symbols if isinstance(array, BytesArray) else array)[...] = POISON
         for array in arrays.values():
             if not isinstance(array, BytesArray):
                 assert type(array) is np.ndarray
                 assert array.flags.carray
         results = self.function(**arrays)
+        self.spoiled = len(self.given)
         self.given += results.values()
         return {name: Tensor(name, self.metadata.outputs[name].datatype, array) for name, array in results.items()}
 
