@@ -89,7 +89,7 @@ from types import SimpleNamespace
 class App:
     """What the hooks need of the service's own application, and nothing to load."""
 
-    settings = SimpleNamespace(load_timeout_seconds=5, file_system_poll_wait_seconds=0)
+    settings = SimpleNamespace(load_timeout_seconds=5, file_system_poll_wait_seconds=0, control_bind="")
     models = SimpleNamespace(open=lambda note, retire: None, entries={})
     telemetry = SimpleNamespace(counters=SimpleNamespace(claim=id, release=id))
     log_levels = SimpleNamespace(install=lambda: None)
