@@ -112,7 +112,7 @@ def _add_operations(app: App, metrics: list[str] | None) -> None:
     models, telemetry, limit = app.models, app.telemetry, app.settings.max_body_bytes
     app.add_error_handler(TryLaterError, hand_on)
     app.add_route("/v1/config", ConfigStatus(app.reloads))
-    app.add_route("/v1/config/reload", ConfigReload(models, app.reloads))
+    app.add_route("/v1/config/reload", ConfigReload(app.reloads))
     app.add_route("/v2/repository/index", RepositoryIndex(app.reloads, limit))
     control = ModelControl(app.reloads, app.permission, limit)
     for what in ("load", "unload"):

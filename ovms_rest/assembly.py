@@ -146,9 +146,8 @@ def _load_node(
 def _split_images(plan: Plan) -> Plan:
     """Have the inputs of a pipeline that splits its requests take the images that its parts take."""
     readers = {
-        wire.item: tensors[wire.tensor].images
+        wire.item: step.interface.inputs[wire.tensor].images
         for step in plan.steps
-        for tensors in [step.model.metadata.inputs if step.model else step.custom.inputs if step.custom else {}]
         for wire in step.wires
         if wire.step == REQUEST_STEP and step.gathers != REQUEST_STEP  # which takes the whole
     }

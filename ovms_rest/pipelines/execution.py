@@ -21,7 +21,7 @@ from ovms_rest.pipelines.definition import DYNAMIC, MAX_COUNT
 from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Servable, Step, Wire
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray
-from ovms_rest.protocol.tensors import Array, Dim, ModelMetadata, Tensor, TensorMetadata
+from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata
 from ovms_rest.protocol.words import join
 
 Value = Any  # list[Array] | NDArray[Any]
@@ -278,7 +278,7 @@ class _Feed:
         elif step.gathers is not None and step.gathers != wire.step:
             self._split = _gather
             dims = None if dims is None else (_count_dim(plan, step.gathers), *dims)
-        self._expected = _node_of(step).inputs[wire.tensor]
+        self._expected = step.interface.inputs[wire.tensor]
         self._is_sure = _fits_always(source, dims, self._expected)
         self._label = f"{label} input {wire.tensor!r}"
         self._taker = "node" if step.model is None else "model"
@@ -378,12 +378,7 @@ def _given(plan: Plan, key: _Key) -> TensorMetadata:
     index, item = key
     if index == REQUEST_STEP:
         return plan.metadata.inputs[item]
-    return _node_of(plan.steps[index]).outputs[item]
-
-
-def _node_of(step: Step) -> ModelMetadata | CustomNode:
-    """Return what has the tensors of a step."""
-    return _custom(step) if step.model is None else step.model.metadata
+    return plan.steps[index].interface.outputs[item]
 
 
 def _custom(step: Step) -> CustomNode:

@@ -71,6 +71,14 @@ class Step:
     custom: CustomNode | None = None
     used: tuple[str, ...] = ()  # the outputs that some other step or the response takes
 
+    @property
+    def interface(self) -> ModelMetadata | CustomNode:
+        """What has its tensors, `inputs` and `outputs` by name."""
+        if self.model is not None:
+            return self.model.metadata
+        assert self.custom is not None
+        return self.custom
+
 
 class Output(NamedTuple):
     """An output of the pipeline: the step (REQUEST_STEP for a request's input) and its output tensor."""

@@ -26,7 +26,7 @@ class Statuses(Protocol):
         """Return the status of all versions in OVMS's form."""
 
 
-class Reloading(Protocol):
+class Reloading(Statuses, Protocol):
     """What reloads."""
 
     def request(self, ticket: Ticket) -> dict[str, Any] | None:
@@ -167,13 +167,12 @@ class ConfigStatus:
 class ConfigReload:
     """POST /v1/config/reload."""
 
-    def __init__(self, models: Statuses, reloads: Reloading) -> None:
-        """Take what is served and what reloads it."""
-        self._models = models
+    def __init__(self, reloads: Reloading) -> None:
+        """Take what reloads, and tells what is served."""
         self._reloads = reloads
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer the status of all versions when they serve: 201 when something was reloaded, 200 when not."""
         statuses = wait_until_made(req, self._reloads.request)
         resp.status = 200 if statuses is None else 201
-        resp.data = orjson.dumps(self._models.status() if statuses is None else statuses)
+        resp.data = orjson.dumps(self._reloads.status() if statuses is None else statuses)
