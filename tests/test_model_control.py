@@ -135,6 +135,18 @@ def test_load_reads_the_config_anew_for_that_model(served, tmp_path):
     assert result(served, "m") == ("1", 3.0)
 
 
+def test_the_access_log_tells_how_long_a_call_took(tmp_path):
+    """From when it came, not from when its worker looked for the outcome the last time, which takes microseconds."""
+    model_zoo.save(times(1), tmp_path / "m")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    with serve(tmp_path, "-w", "1", config=config, OVMS_REST_ACCESS_LOG="json") as service:
+        assert unload(service).status == 200
+        lines = service.wait_for(
+            lambda: [line for line in service.log.splitlines() if "/unload" in line and "{" in line]
+        )
+        assert json.loads(lines[0])["total_us"] > 10_000  # a new worker was forked and is ready
+
+
 # --- A configuration that comes with the call
 
 
