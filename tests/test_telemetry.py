@@ -109,7 +109,7 @@ def test_metrics_have_ovms_s_names_and_are_exact(service):
 
 
 def test_metrics_tell_of_the_workers(service):
-    assert metric(service, "ovms_streams", name="m") == 4
+    service.wait_for(lambda: metric(service, "ovms_streams", name="m") == 4)  # all of them are up
     (pid, *_) = service.workers()
     os.kill(pid, signal.SIGKILL)
     service.wait_for(lambda: len(service.workers()) == 4 and pid not in service.workers())
