@@ -542,7 +542,7 @@ def test_what_cannot_be_decoded_is_refused_with_its_index(file):
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_empty_image_is_refused_with_its_index(count):
     assert refusal([PIXEL] * count + [b""], ANY, 1, 1, 3) == (
-        f"input 'x': image {count} is empty, expected is a file in one of {FORMATS}"
+        f"input 'x': image {count} is empty, expected is a whole file in one of {FORMATS}"
     )
 
 
