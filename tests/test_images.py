@@ -268,7 +268,14 @@ def test_another_precision_is_refused(datatype):
 
 # --- Resizing
 
-RESIZES = [((6, 5), (3, 4)), ((6, 5), (12, 11)), ((6, 5), (1, 1)), ((64, 48), (31, 57)), ((1, 1), (2, 2))]
+RESIZES = [
+    ((6, 5), (3, 4)),
+    ((6, 5), (12, 11)),
+    ((6, 5), (1, 1)),
+    ((64, 48), (31, 57)),
+    ((1, 1), (2, 2)),
+    ((97, 61), (13, 7)),
+]
 
 
 @pytest.mark.parametrize(("size", "target"), RESIZES)

@@ -8,29 +8,21 @@ What a file costs is bounded by its header (image_files.py).
 
 import dataclasses
 import math
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.models.image_files import FORMATS, measure
-from ovms_rest.protocol.datatypes import BYTES, DATATYPES
+from ovms_rest.models.image_resizing import PRECISIONS, Precision, write_image
+from ovms_rest.opencv import cv2
+from ovms_rest.protocol.datatypes import BYTES
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
 from ovms_rest.protocol.words import join
-
-# OpenCV would write several lines for every broken file of a client.
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-import cv2
-
-# A worker is one thread on one core, and a fork does not inherit a pool of others.
-cv2.setNumThreads(1)
 
 # OVMS resizes under these as they are written, and not under a default. "N?HWC" has the dim of a demultiplexer.
 _RESIZING_LAYOUTS = ("NHWC", "N?HWC", "...")
@@ -53,37 +45,6 @@ class ImageLimits:
     request: int = 2**28
 
 
-class _Precision(NamedTuple):
-    """How the values of a picture, UINT8 or UINT16, become those of a datatype."""
-
-    dtype: np.dtype[Any]
-    largest: int  # what is above becomes this
-    resized_as: np.dtype[Any]
-
-
-def _precision(datatype: str, largest: int = 65535, resized_as: str = "") -> tuple[str, _Precision]:
-    return datatype, _Precision(DATATYPES[datatype].dtype, largest, DATATYPES[resized_as or datatype].dtype)
-
-
-# OpenCV interpolates UINT8, UINT16, INT16, FP32 and FP64, where OVMS fails at the others. Those are interpolated as
-# FP32, which holds all of their values that come of a picture, and rounded, ties to even as OpenCV does.
-_PRECISIONS: Mapping[str, _Precision] = MappingProxyType(
-    dict(
-        (
-            _precision("FP64"),
-            _precision("FP32"),
-            _precision("FP16", 65504, "FP32"),
-            _precision("BF16", resized_as="FP32"),
-            _precision("INT32", resized_as="FP32"),
-            _precision("INT16", 32767),
-            _precision("UINT16"),
-            _precision("UINT8", 255),
-            _precision("INT8", 127, "FP32"),
-        )
-    )
-)
-
-
 class ImageReader:
     """Makes the array of an input of encoded images; what its metadata settles is settled once."""
 
@@ -92,7 +53,7 @@ class ImageReader:
         assert metadata.dims is not None
         self._batch, self._height, self._width, self._channels = metadata.dims
         self._datatype = metadata.datatype
-        self._precision = _PRECISIONS.get(metadata.datatype)
+        self._precision = PRECISIONS.get(metadata.datatype)
         self._layout = layout or _DEFAULT_LAYOUT
         self._takes_images = _holds_nhwc(self._layout)
         self._obstacle = _find_obstacle(self._layout, metadata)
@@ -113,11 +74,11 @@ class ImageReader:
         if len(files) == 1 and image.shape == target and image.dtype == precision.dtype:
             return image[np.newaxis]
         array: NDArray[Any] = np.empty((len(files), *target), precision.dtype)
-        _write(image, array[0], precision)
+        write_image(image, array[0], precision)
         for index in range(1, len(files)):
             image = _decode(files[index], _name(label, index))
             self._check_image(image.shape, first, target, _name(label, index))
-            _write(image, array[index], precision)
+            write_image(image, array[index], precision)
         return array
 
     def _check_shape(self, shape: tuple[int, ...], label: str) -> None:
@@ -159,7 +120,7 @@ class ImageReader:
 
     def _check_image(
         self, shape: tuple[int, ...], first: tuple[int, ...], target: tuple[int, ...], name: str
-    ) -> _Precision:
+    ) -> Precision:
         """Refuse an image that cannot become one of the target's shape; return its precision there."""
         if self._obstacle and shape[:2] != first[:2]:
             raise InvalidRequestError(
@@ -171,7 +132,7 @@ class ImageReader:
         if self._precision is None:
             raise InvalidRequestError(
                 f"{name} cannot become {self._datatype}, the precision of this input; images become "
-                f"{', '.join(_PRECISIONS)}"
+                f"{', '.join(PRECISIONS)}"
             )
         if self._obstacle and shape[:2] != target[:2]:
             raise InvalidRequestError(
@@ -242,23 +203,6 @@ def _decode(file: NDArray[np.uint8], name: str) -> NDArray[Any]:
     if image is None:
         raise _undecodable(name)
     return image[:, :, np.newaxis] if image.ndim == 2 else image
-
-
-def _write(image: NDArray[Any], target: NDArray[Any], precision: _Precision) -> None:
-    """Write an image in the precision and size of `target`, its place in the input's array."""
-    if np.iinfo(image.dtype).max > precision.largest:
-        image = np.minimum(image, precision.largest)
-    if image.shape == target.shape:
-        np.copyto(target, image, casting="unsafe")
-        return
-    image = image.astype(precision.dtype, copy=False).astype(precision.resized_as, copy=False)
-    size = target.shape[1::-1]
-    if precision.resized_as == precision.dtype:
-        cv2.resize(image, size, dst=target)
-        return
-    resized = cv2.resize(image, size).reshape(target.shape)
-    # No interpolated value lies outside of those around it, so none can overflow.
-    np.copyto(target, np.rint(resized) if np.issubdtype(target.dtype, np.integer) else resized, casting="unsafe")
 
 
 def _holds_nhwc(layout: str) -> bool:

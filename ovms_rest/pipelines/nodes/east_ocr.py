@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ovms_rest.opencv import cv2
 from ovms_rest.pipelines.nodes.params import (
     ANY,
     Arrays,

@@ -6,10 +6,10 @@ without it.
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ovms_rest.opencv import cv2
 from ovms_rest.pipelines.nodes.params import (
     ANY,
     Arrays,

@@ -7,16 +7,13 @@ width and its height, in pixels.
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ovms_rest.opencv import cv2
 from ovms_rest.pipelines.nodes.params import CropOptions, crops_form
 
 Picture = NDArray[Any]
-
-# A worker is one thread on one core, and a fork does not inherit a pool of others.
-cv2.setNumThreads(1)
 
 _TOO_LARGE = 2.0**31  # for the int that OVMS makes of a number
 

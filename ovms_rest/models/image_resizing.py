@@ -1,0 +1,120 @@
+"""The values of a picture in the precision and size of a model's input.
+
+OVMS converts first and resizes then, by OpenCV's bilinear interpolation, so that it runs in the input's precision.
+"""
+
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovms_rest.opencv import cv2
+from ovms_rest.protocol.datatypes import DATATYPES
+
+# A worker keeps the pages of one array in which it resized, if they are no more than this.
+_KEPT = 2**25
+# From so many rows of a picture for one of the result on it pays to leave out those that are not read.
+_SPARSE = 4
+
+
+class Precision(NamedTuple):
+    """How the values of a picture, UINT8 or UINT16, become those of a datatype."""
+
+    dtype: np.dtype[Any]
+    largest: int  # what is above becomes this
+    resized_as: np.dtype[Any]
+
+
+def _precision(datatype: str, largest: int = 65535, resized_as: str = "") -> tuple[str, Precision]:
+    return datatype, Precision(DATATYPES[datatype].dtype, largest, DATATYPES[resized_as or datatype].dtype)
+
+
+# OpenCV interpolates UINT8, UINT16, INT16, FP32 and FP64, where OVMS fails at the others. Those are interpolated as
+# FP32, which holds all of their values that come of a picture, and rounded, ties to even as OpenCV does.
+PRECISIONS: Mapping[str, Precision] = MappingProxyType(
+    dict(
+        (
+            _precision("FP64"),
+            _precision("FP32"),
+            _precision("FP16", 65504, "FP32"),
+            _precision("BF16", resized_as="FP32"),
+            _precision("INT32", resized_as="FP32"),
+            _precision("INT16", 32767),
+            _precision("UINT16"),
+            _precision("UINT8", 255),
+            _precision("INT8", 127, "FP32"),
+        )
+    )
+)
+
+
+def write_image(image: NDArray[Any], target: NDArray[Any], precision: Precision) -> None:
+    """Write an image [height,width,channels] of UINT8 or UINT16 in the precision and size of `target`, its place."""
+    if image.shape == target.shape:
+        np.copyto(target, _cut_off(image, precision), casting="unsafe")
+    elif image.dtype == precision.dtype == precision.resized_as:
+        _resize(image, target)
+    elif image.shape[0] < _SPARSE * target.shape[0]:
+        _resize(_convert(image, precision).astype(precision.resized_as, copy=False), target)
+    else:
+        rows = _find_rows(image.shape[0], target.shape[0])
+        with _canvas(image.shape, precision.resized_as, rows) as canvas:
+            canvas[rows] = _convert(image[rows], precision)
+            _resize(canvas, target)
+
+
+def _convert(values: NDArray[Any], precision: Precision) -> NDArray[Any]:
+    """Give values the range and steps of a precision; what has them already stays as it is."""
+    values = _cut_off(values, precision)
+    return values if precision.dtype == precision.resized_as else values.astype(precision.dtype)
+
+
+def _cut_off(values: NDArray[Any], precision: Precision) -> NDArray[Any]:
+    return np.minimum(values, precision.largest) if np.iinfo(values.dtype).max > precision.largest else values
+
+
+def _resize(image: NDArray[Any], target: NDArray[Any]) -> None:
+    size = target.shape[1::-1]
+    if image.dtype == target.dtype:
+        cv2.resize(image, size, dst=target)
+        return
+    resized = cv2.resize(image, size).reshape(target.shape)
+    # No interpolated value lies outside of those around it, so none can overflow.
+    np.copyto(target, np.rint(resized) if np.issubdtype(target.dtype, np.integer) else resized, casting="unsafe")
+
+
+def _find_rows(height: int, target: int) -> NDArray[np.intp]:
+    """Return the rows of a picture of `height` rows that its interpolation to `target` rows reads: two for each."""
+    places = (np.arange(target) + 0.5) * (height / target) - 0.5
+    rounding = height * 2.0**-22  # OpenCV has the places in FP32
+    first = np.floor(np.concatenate((places - rounding, places + rounding))).astype(np.intp)
+    return np.unique(np.clip(np.concatenate((first, first + 1)), 0, height - 1))
+
+
+# The last array by what decides which of its pages are written.
+_kept: dict[tuple[Any, ...], NDArray[Any]] = {}
+
+
+@contextmanager
+def _canvas(shape: tuple[int, ...], dtype: np.dtype[Any], rows: NDArray[np.intp]) -> Iterator[NDArray[Any]]:
+    """Lend an array of a picture's shape of which only some rows are written, and no others have pages.
+
+    Without the other rows OpenCV's result would be another in the last bits. A page that is new costs as much as the
+    conversion of what it holds.
+    """
+    key = (shape, dtype, len(rows))
+    canvas = _kept.pop(key, None)
+    if canvas is None:
+        _kept.clear()
+        memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+        with suppress(OSError):  # a kernel without huge pages, which would have all rows
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        canvas = np.frombuffer(memory, dtype).reshape(shape)
+    yield canvas
+    if canvas[0].nbytes * len(rows) <= _KEPT:
+        _kept[key] = canvas
