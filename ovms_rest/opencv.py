@@ -1,9 +1,6 @@
-"""OpenCV as this service uses it; everything here takes `cv2` from this module."""
+"""OpenCV, set up for a worker."""
 
 import os
-
-# It would write several lines for every broken file of a client.
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 import cv2
 
@@ -11,3 +8,6 @@ __all__ = ["cv2"]
 
 # A worker is one thread on one core, and a fork does not inherit a pool of others.
 cv2.setNumThreads(1)
+# It would write several lines for every broken file of a client.
+if "OPENCV_LOG_LEVEL" not in os.environ:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovms_rest.errors import InvalidRequestError
+from ovms_rest.models.image_files import _has_more_clears
 from ovms_rest.models.images import ImageLimits, ImageReader, ShardedImageReader
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
 
 ANY = Dim(0, None)
 LABEL = "input 'x'"
-FORMATS = "BMP, JPEG, PNG, PNM, WebP"
+FORMATS = "BMP, GIF, JPEG, PNG, PNM, WebP"
 NO_LAYOUT = (
     'the configuration of the model has no "layout", which is "NHWC", or "NHWC:NCHW" when the model itself takes NCHW'
 )
@@ -86,6 +87,31 @@ def png_bomb(side):
     return whole[:begin] + data + whole[-12:]
 
 
+def gif(width, height, codes, bits=8, flags=0, extensions=b"", block=255):
+    """Write a GIF by hand from the codes of its compression; it has no colors of its own, so OpenCV takes greys."""
+    written, table = [], 2**bits + 1
+    for code in codes:
+        written.append(f"{code:0{min(table.bit_length(), 12)}b}"[::-1])  # the lowest bit comes first
+        table = 2**bits + 1 if code in (2**bits, 2**bits + 1) else min(table + 1, 4096)
+    packed = np.packbits(np.frombuffer("".join(written).encode(), np.uint8) & 1, bitorder="little").tobytes()
+    blocks = [packed[begin : begin + block] for begin in range(0, len(packed), block)]
+    return (
+        b"GIF89a"
+        + struct.pack("<HHBBB", width, height, 0, 0, 0)
+        + extensions
+        + struct.pack("<BHHHHBB", 0x2C, 0, 0, width, height, flags, bits)
+        + b"".join(bytes([len(part)]) + part for part in blocks)
+        + b"\0\x3b"
+    )
+
+
+def plain_codes(picture, run=254):
+    """Write values as they are, and clear the table before it makes the codes longer."""
+    values = picture.ravel().tolist()
+    runs = (values[begin : begin + run] for begin in range(0, len(values), run))
+    return [code for values in runs for code in (256, *values)] + [257]
+
+
 def with_orientation(jpeg, orientation):
     """Put an EXIF segment with an orientation into a JPEG."""
     tiff = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHH", 1, 0x0112, 3, 1, orientation, 0) + bytes(4)
@@ -124,6 +150,14 @@ DECODED = {
         b"BM" + struct.pack("<IIIIHHHH", 34, 0, 26, 12, 2, 1, 1, 24) + bytes.fromhex("010203 040506 0000"),
         1,
     ),
+    "GIF": (encode(COLOR, ".gif", cv2.IMWRITE_GIF_TRANSPARENCY, 0), 3),
+    "GIF with alpha": (gif(5, 6, plain_codes(noise(6, 5)), extensions=b"\x21\xf9\4\1\0\0\7\0"), 4),
+    "GIF, its rows in four passes": (gif(5, 6, plain_codes(noise(6, 5)), flags=0x40), 3),
+    "GIF with colors of its own": (
+        gif(3, 1, [4, 0, 1, 2], bits=2, flags=0x81)[:-6] + bytes(range(12)) + b"\2\2\x84\x22\0\x3b",
+        3,
+    ),
+    "GIF with a comment": (gif(5, 6, plain_codes(noise(6, 5)), extensions=b"\x21\xfe\3abc\1d\0"), 3),
     "PPM": (encode(COLOR, ".ppm"), 3),
     "PPM, 16 bits": (encode(noise(6, 5, 3, dtype=np.uint16), ".ppm"), 3),
     "PGM": (encode(GREY, ".pgm"), 1),
@@ -142,7 +176,7 @@ def animation(extension):
     return cv2.imencodeanimation(extension, frames)[1].tobytes()
 
 
-DECODED |= {f"animated {name}": (animation(f".{name}"), None) for name in ("png", "webp")}
+DECODED |= {f"animated {name}": (animation(f".{name}"), None) for name in ("gif", "png", "webp")}
 
 
 @pytest.mark.parametrize("name", DECODED)
@@ -518,7 +552,15 @@ def test_images_in_another_shape_are_refused(shape, written):
 BROKEN = {
     "text": b"these are no bytes of an image",
     "one byte": b"B",
-    "a GIF": encode(COLOR, ".gif"),
+    "the signature of a GIF": b"GIF89a",
+    "a GIF without a picture": gif(5, 6, [])[:13] + b"\x3b",
+    "a GIF of no pixels": gif(0, 5, [256, 257]),
+    "a GIF of codes of two bits": gif(5, 6, [2, 0, 1, 3], bits=1),
+    "a GIF of too few pixels": gif(5, 6, [256, 1, 2, 257]),
+    "a GIF whose picture is larger than its screen": gif(4, 5, plain_codes(noise(6, 5)))[:18]
+    + gif(5, 6, plain_codes(noise(6, 5)))[18:],
+    "a GIF of a million empty comments": gif(5, 6, [256, 257], extensions=b"\x21\xfe\0" * 1_000_000),
+    "a GIF of a million blocks of one byte": gif(5, 6, [256] * 900_000, block=1),
     "a TIFF": encode(COLOR, ".tiff"),
     "a JPEG 2000": encode(noise(64, 64, 3), ".jp2"),
     "the signature of a BMP": b"BM",
@@ -546,6 +588,15 @@ def test_what_cannot_be_decoded_is_refused_with_its_index(file):
     )
 
 
+def test_opencv_writes_nothing_about_a_file(capfd):
+    """Only libpng has a line for a file, and no switch for it."""
+    for file in BROKEN.values():
+        assert "cannot be decoded" in refusal([file], 1, 1, 1, 3)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) < len(BROKEN)
+    assert all(line.startswith("libpng error: ") for line in lines)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_empty_image_is_refused_with_its_index(count):
     assert refusal([PIXEL] * count + [b""], ANY, 1, 1, 3) == (
@@ -554,7 +605,7 @@ def test_an_empty_image_is_refused_with_its_index(count):
 
 
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.9])
-@pytest.mark.parametrize("extension", [".jpg", ".png", ".bmp", ".ppm", ".webp"])
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".bmp", ".ppm", ".webp", ".gif"])
 def test_a_file_that_was_cut_off_is_refused(extension, part):
     file = encode(noise(60, 50, 3), extension)
     assert "image 0 cannot be decoded" in refusal([file[: int(len(file) * part)]], 1, 60, 50, 3)
@@ -589,6 +640,7 @@ def test_the_values_of_the_array_are_limited(dims):
 
 
 LARGE = {
+    "GIF": gif(30_000, 30_000, [256, 257]),
     "PNG": png_bomb(30_000),
     "BMP": b"BM" + struct.pack("<IIIIiiHHI", 54, 0, 54, 40, 30_000, 30_000, 1, 24, 0) + bytes(20),
     "JPEG": (small := encode(COLOR, ".jpg"))[: (frame := small.index(b"\xff\xc0") + 5)]
@@ -615,6 +667,7 @@ def text(size):
 
 BOMBS = LARGE | {
     "PNG with a chunk of 4 GB": PNG[:33] + b"\xff\xff\xff\xf0tEXt" + PNG[33:],
+    "GIF of 3 KB that only clears": gif(1, 1, [4] * 8000, bits=2),
     "PNG with 60 texts of 8 MB": png(1, 1, 8, 0, b"\0\0", *[text(7_900_000)] * 60),
 }
 
@@ -645,6 +698,53 @@ def test_bombs_cost_neither_time_nor_memory():
 def test_a_png_may_have_16_packed_texts():
     assert read([png(1, 1, 8, 0, b"\0\0", *[text(10)] * 16)], 1, 1, 1, 1).shape == (1, 1, 1, 1)
     assert "cannot be decoded" in refusal([png(1, 1, 8, 0, b"\0\0", *[text(10)] * 17)], 1, 1, 1, 1)
+
+
+def test_a_png_may_have_1000_chunks_of_no_bytes():
+    chunks = [(b"teSt", b"")] * 1000
+    assert read([png(1, 1, 8, 0, b"\0\0", *chunks)], 1, 1, 1, 1).shape == (1, 1, 1, 1)
+    assert "cannot be decoded" in refusal([png(1, 1, 8, 0, b"\0\0", *chunks * 2)], 1, 1, 1, 1)
+
+
+# A GIF of 40x50 may clear its table 256 + 2000 / 200 times.
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("code", [0, 1], ids=["clears", "ends"])
+def test_a_gif_may_clear_its_table_so_often(bits, code):
+    picture = noise(50, 40) >> 8 - bits
+    head, rest = picture.ravel().tolist()[:1500], picture.ravel().tolist()[1500:]
+    file = gif(40, 50, [*head, *[2**bits + code] * 266, *rest], bits=bits)
+    array = read([file], 1, 50, 40, 3)
+    assert (array[0, :, :, 0] == np.where(picture == 1, 255, picture)).all()
+    file = gif(40, 50, [*head, *[2**bits + code] * 267, *rest], bits=bits)
+    assert cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED) is not None
+    assert "cannot be decoded" in refusal([file], 1, 50, 40, 3)
+
+
+def test_a_gif_of_a_writer_that_does_not_compress_is_read():
+    picture = noise(480, 640)
+    array = read([gif(640, 480, plain_codes(picture))], 1, 480, 640, 3)
+    assert (array[0, :, :, 1] == np.where(picture == 1, 255, picture)).all()
+
+
+def count_clears(data, bits):
+    """Walk through the codes of a GIF one by one."""
+    place, clears, table = 0, 0, 2**bits + 1
+    while place < 8 * len(data):
+        size = min(table.bit_length(), 12)
+        code = int.from_bytes(data[place // 8 : place // 8 + 3], "little") >> place % 8 & (1 << size) - 1
+        empties = code in (2**bits, 2**bits + 1)
+        clears, table = (clears + 1, 2**bits + 1) if empties else (clears, min(table + 1, 4096))
+        place += size
+    return clears
+
+
+@pytest.mark.parametrize("bits", range(2, 12))
+@pytest.mark.parametrize("size", [0, 1, 2, 50, 9000])
+def test_the_clears_of_a_gif_are_counted_as_they_are_met(bits, size):
+    data = noise(size, seed=bits).tobytes()
+    clears = count_clears(data, bits)
+    assert not _has_more_clears(data, bits, clears)
+    assert clears == 0 or _has_more_clears(data, bits, clears - 1)
 
 
 PROGRESSIVE = encode(noise(64, 64), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)

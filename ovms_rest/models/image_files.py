@@ -8,6 +8,7 @@ refused, as in OVMS, whose OpenCV is built without: a TIFF of 260 KB with one pi
 import re
 import struct
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 
 import numpy as np
@@ -19,6 +20,11 @@ _MAX_JPEG_SCANS = 64
 _MAX_JPEG_MARKERS = 10_000
 # A text is unpacked to as much as 8 MB, whatever its size, and kept.
 _MAX_PNG_TEXTS = 16
+# Clearing the table costs 14 us in OpenCV and here, and may be 3 bits. It is cleared when it is full, after 4 KB, and
+# by the simplest writers every 254 pixels.
+_MAX_GIF_CLEARS, _LEAST_PIXELS_FOR_CLEAR = 256, 200
+# The chunks of a PNG and the blocks of a GIF are walked through one by one; writers fill them, with 255 bytes at least.
+_MAX_PARTS, _LEAST_BYTES_OF_PART = 1000, 64
 
 
 def measure(file: NDArray[np.uint8]) -> tuple[int, int] | None:
@@ -38,6 +44,79 @@ def _measure_bmp(file: memoryview) -> tuple[int, int] | None:
     (header,) = struct.unpack_from("<I", file, 14)
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", file, 18)
     return width, abs(height)  # a negative height is a picture whose first row is at the top
+
+
+_GIF_IMAGE, _GIF_EXTENSION = 0x2C, 0x21
+_GIF_CODES = 4096  # of a full table
+
+
+def _measure_gif(file: memoryview) -> tuple[int, int] | None:
+    width, height, flags = struct.unpack_from("<HHB", file, 6)
+    position, parts = 13 + _count_gif_colors(flags), _allow_parts(file)
+    while (kind := _byte(file, position)) == _GIF_EXTENSION:
+        blocks, position = _split_gif_blocks(file, position + 2, parts)
+        parts -= 1 + len(blocks)
+        if parts < 0:
+            return None
+    if kind != _GIF_IMAGE:
+        return None
+    position += 10 + _count_gif_colors(_byte(file, position + 9))
+    bits = _byte(file, position)
+    blocks, _ = _split_gif_blocks(file, position + 1, parts)
+    # As OpenCV has it. With 1 bit there is no place for the codes that clear and end.
+    if not 2 <= bits <= 11 or len(blocks) > parts:
+        return None
+    clears = _MAX_GIF_CLEARS + width * height // _LEAST_PIXELS_FOR_CLEAR
+    return None if _has_more_clears(b"".join(blocks), bits, clears) else (width, height)
+
+
+def _count_gif_colors(flags: int) -> int:
+    """Return the bytes of the table of colors of which flags tell."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _split_gif_blocks(file: memoryview, position: int, most: int) -> tuple[list[memoryview], int]:
+    """Return what is in the blocks up to an empty one, and what is behind that; not many more blocks than `most`."""
+    blocks: list[memoryview] = []
+    while (size := _byte(file, position)) and len(blocks) <= most:
+        blocks.append(file[position + 1 : position + 1 + size])
+        position += 1 + size
+    return blocks, position + 1
+
+
+def _has_more_clears(data: bytes, bits: int, allowed: int) -> bool:
+    """Count the codes that empty the table of LZW: those that clear it, and those that end but are not at the end.
+
+    How many bits a code has follows from how many there were since the table was empty, whatever they were.
+    """
+    begins, sizes = _lay_out_gif_codes(bits)
+    padded = np.frombuffer(data + bytes(3), np.uint8)
+    words = np.ndarray((len(data),), "<u4", padded, strides=(1,))  # one for each byte and the three behind it
+    full, end = _GIF_CODES - 1 - 2**bits, 2**bits + 1
+    place, codes, clears, window = 0, 0, 0, 256
+    while place < 8 * len(data):
+        places = begins[codes : codes + window] + (place - begins[codes])
+        places = places[: np.searchsorted(places, 8 * len(data))]
+        length = sizes[codes : codes + places.size]
+        values = words[places >> 3] >> (places & 7) & (1 << length) - 1
+        found = np.flatnonzero(values | 1 == end)
+        last = found[0] if found.size else -1
+        place = int(places[last] + length[last])
+        if found.size:
+            clears, codes, window = clears + 1, 0, 256
+            if clears > allowed:
+                return True
+        else:
+            codes, window = min(codes + places.size, full), _GIF_CODES
+    return False
+
+
+@cache
+def _lay_out_gif_codes(bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where codes begin and how many bits they have, from an empty table to behind a full one."""
+    entries = np.minimum(2**bits + 1 + np.arange(2 * _GIF_CODES), _GIF_CODES)
+    sizes = np.minimum(np.searchsorted(2 ** np.arange(13), entries, side="right"), 12)
+    return np.cumsum(sizes) - sizes, sizes
 
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
@@ -81,7 +160,7 @@ def _has_too_many_scans(file: memoryview, position: int) -> bool:
 
 def _measure_png(file: memoryview) -> tuple[int, int] | None:
     width, height = struct.unpack_from(">II", file, 16)
-    position, texts, kind = 8, 0, b""
+    position, texts, kind, parts = 8, 0, b"", _allow_parts(file)
     while kind != b"IEND":
         size, kind = struct.unpack_from(">I4s", file, position)
         if (kind == b"IHDR") != (position == 8):
@@ -89,9 +168,20 @@ def _measure_png(file: memoryview) -> tuple[int, int] | None:
         position += 12 + size
         texts += kind in (b"zTXt", b"iTXt")
         # OpenCV takes memory for a chunk's size before it looks for its bytes: 91 bytes took 4 GB.
-        if position > len(file) or texts > _MAX_PNG_TEXTS:
+        parts -= 1
+        if position > len(file) or texts > _MAX_PNG_TEXTS or parts < 0:
             return None
     return width, height
+
+
+def _allow_parts(file: memoryview) -> int:
+    """Return how many parts a file may have."""
+    return _MAX_PARTS + len(file) // _LEAST_BYTES_OF_PART
+
+
+def _byte(file: memoryview, position: int) -> int:
+    (value,) = struct.unpack_from("B", file, position)
+    return int(value)
 
 
 # As OpenCV reads them: space or comments, a number, one byte that ends it, and again.
@@ -124,6 +214,7 @@ def _measure_webp(file: memoryview) -> tuple[int, int] | None:
 FORMATS: Mapping[str, tuple[bytes, Callable[[memoryview], tuple[int, int] | None]]] = MappingProxyType(
     {
         "BMP": (b"BM", _measure_bmp),
+        "GIF": (b"GIF", _measure_gif),
         "JPEG": (b"\xff\xd8\xff", _measure_jpeg),
         "PNG": (b"\x89PNG\r\n\x1a\n", _measure_png),
         "PNM": (b"P", _measure_pnm),
