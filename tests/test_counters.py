@@ -276,7 +276,8 @@ def test_what_a_killed_worker_counted_stays():
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert model.read().active == 1, "it was killed at an inference"
-    counters.release(2)
+    assert counters.release(2) == [f"{model.name}/{model.version}"]
+    assert counters.release(2) == []
     seen = model.read()
     assert (seen.compute_infer, seen.active) == (Duration(1000, 5000), 0)
 

@@ -260,7 +260,7 @@ def test_readiness_does_not_fall_with_a_generation_whose_place_another_takes(tmp
 
 def make_arbiter(models):
     """Make what the hooks need of an arbiter and its application."""
-    counters = types.SimpleNamespace(release=lambda slot: None)
+    counters = types.SimpleNamespace(release=lambda slot: [])
     app = types.SimpleNamespace(models=models, telemetry=types.SimpleNamespace(counters=counters))
     return types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], WORKERS={})
 

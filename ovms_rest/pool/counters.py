@@ -70,9 +70,11 @@ class ModelCounters:
         self._entries = {row[entry]: entry for entry in range(_BATCHES, _OTHERS, _ENTRY) if row[entry]}
         self.release(slot)
 
-    def release(self, slot: int) -> None:
-        """Forget the inference that the worker of this slot was at."""
-        self._numbers[slot * _COLUMNS + _ACTIVE] = 0
+    def release(self, slot: int) -> bool:
+        """Forget the inference that the worker of this slot was at; return whether there was one."""
+        column = slot * _COLUMNS + _ACTIVE
+        was_active, self._numbers[column] = bool(self._numbers[column]), 0
+        return was_active
 
     def begin(self) -> None:
         """Note that this process is at an inference, until the next `record` or `fail`."""
@@ -191,10 +193,12 @@ class Counters:
         for model in self._models.values():
             model.claim(slot)
 
-    def release(self, slot: int) -> None:
-        """Forget what the worker of this slot was at: called in the arbiter when it is gone. What it counted stays."""
-        for model in self._models.values():
-            model.release(slot)
+    def release(self, slot: int) -> list[str]:
+        """Forget what the worker of this slot was at, and return it, as name/version. What it counted stays.
+
+        Called in the arbiter when the worker is gone.
+        """
+        return [f"{model.name}/{model.version}" for model in self._models.values() if model.release(slot)]
 
     def statistics(self, name: str | None = None, version: str | None = None) -> list[ModelStatistics]:
         """Return the sums of a version, of all versions of a model, or of all models, in the order of their loading.

@@ -250,10 +250,11 @@ def note_opening(worker: Any, name: str) -> None:
 
 
 def child_exit(arbiter: Any, worker: Any) -> None:
-    """Tell which model a worker was at when it died before it could serve; give the model up when it goes on."""
+    """Tell which model or pipeline a worker was at when it died; give up a model that several could not open."""
     if worker.row.is_ready():  # whoever ends in order is not ready any more
         _table.count_death()
-    arbiter.app.wsgi().telemetry.counters.release(worker.row.index)
+    for name in arbiter.app.wsgi().telemetry.counters.release(worker.row.index):
+        log.error("worker %s died or was killed at a request to %r (name and version)", worker.pid, name)
     _table.free(worker.row)
     name = worker.opening[:].partition(b"\0")[0].decode(errors="ignore")
     worker.opening.close()

@@ -2,10 +2,10 @@
 
     PYTHONPATH=tests python tests/benchmarks/images.py [SECONDS [ROUNDS]]
 
-A JPEG goes to a model of 224x224 that does next to nothing, it answers a pixel. CPU time in microseconds. "Two calls"
-are cv2.imdecode and cv2.resize in a loop in another process, "converted" has the model's precision between them, which
-the rules ask for. "Read" is ImageReader alone, "request" the worker's time for all of a request. Needs wrk (Debian:
-apt-get install wrk).
+JPEGs go to a model of 224x224 that does next to nothing, it answers a pixel. CPU time in microseconds for an image.
+"Two calls" are cv2.imdecode and cv2.resize in a loop in another process, "converted" has the model's precision between
+them, which the rules ask for. "Read" is ImageReader alone, "request" the worker's time for all of a request. Needs wrk
+(Debian: apt-get install wrk).
 """
 
 import itertools
@@ -28,7 +28,8 @@ from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
 
 CONNECTIONS = 2
-SIZES = ((480, 640), (1080, 1920), (3000, 4000))
+# Height, width, images in a request.
+CASES = ((480, 640, 1), (480, 640, 8), (1080, 1920, 1), (3000, 4000, 1))
 HEIGHT, WIDTH = 224, 224
 ELEMENT_TYPES = {"UINT8": Type.u8, "FP32": Type.f32}
 DTYPES = {"UINT8": np.uint8, "FP32": np.float32}
@@ -45,17 +46,17 @@ def photo(height, width):
     return cv2.imencode(".jpg", picture.astype(np.uint8))[1]
 
 
-def pixel(element_type):
-    """Make the model: x [1,224,224,3] -> its first pixel, y [1,1,1,3]."""
-    x = model_zoo.parameter("x", (1, HEIGHT, WIDTH, 3), element_type)
+def pixel(element_type, images):
+    """Make the model: x [images,224,224,3] -> its first pixels, y [images,1,1,3]."""
+    x = model_zoo.parameter("x", (images, HEIGHT, WIDTH, 3), element_type)
     start, stop, step = (np.int64(values) for values in ([0, 0], [1, 1], [1, 1]))
     return model_zoo.model_of({"y": opset15.slice(x, start, stop, step, np.int64([1, 2]))}, [x])
 
 
-def request(file):
-    """Make the body and the header of the request with a file."""
-    head = json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1]}]}).encode()
-    body = head + struct.pack("<I", file.size) + file.tobytes()
+def request(file, images):
+    """Make the body and the header of the request with a file, so many times."""
+    head = json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [images]}]}).encode()
+    body = head + (struct.pack("<I", file.size) + file.tobytes()) * images
     return body, {"Inference_Header_Content_Length": str(len(head))}
 
 
@@ -77,16 +78,24 @@ def loop(call, seconds):
     return result
 
 
-def calls(datatype, file):
+def calls(datatype, file, images):
     """Return what runs without a server, by name."""
     dtype = DTYPES[datatype]
-    dims = tuple(Dim(size, size) for size in (1, HEIGHT, WIDTH, 3))
+    dims = tuple(Dim(size, size) for size in (images, HEIGHT, WIDTH, 3))
     reader = ImageReader(TensorMetadata("x", datatype, dims), "NHWC", ImageLimits())
-    strings = BytesArray.of([file.tobytes()], (1,))
+    strings = BytesArray.of([file.tobytes()] * images, (images,))
     size = (WIDTH, HEIGHT)
+
+    def resize_each(*dtypes):
+        for _ in range(images):
+            image = cv2.imdecode(file, cv2.IMREAD_UNCHANGED)
+            for dtype in dtypes:
+                image = image.astype(dtype, copy=False)
+            cv2.resize(image, size)
+
     return {
-        "two calls": lambda: cv2.resize(cv2.imdecode(file, cv2.IMREAD_UNCHANGED), size),
-        "converted": lambda: cv2.resize(cv2.imdecode(file, cv2.IMREAD_UNCHANGED).astype(dtype, copy=False), size),
+        "two calls": resize_each,
+        "converted": lambda: resize_each(dtype),
         "read": lambda: reader.read(strings, "input 'x'"),
     }
 
@@ -102,26 +111,28 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         entries = []
-        for datatype, element_type in ELEMENT_TYPES.items():
-            model_zoo.save(pixel(element_type), directory / datatype)
-            entries.append({"name": datatype, "base_path": datatype, "layout": "NHWC"})
+        for (datatype, element_type), images in itertools.product(ELEMENT_TYPES.items(), {case[2] for case in CASES}):
+            name = f"{datatype}-{images}"
+            model_zoo.save(pixel(element_type, images), directory / name)
+            entries.append({"name": name, "base_path": name, "layout": "NHWC"})
         with serve(directory, "-w", "1", config=write_config(directory, *entries)) as service:
             service.wait_for(lambda: len(service.workers()) == 1)
-            for size, datatype in itertools.product(SIZES, ELEMENT_TYPES):
-                file = photo(*size)
+            for (height, width, images), datatype in itertools.product(CASES, ELEMENT_TYPES):
+                file = photo(height, width)
                 results = {column: [] for column in columns}
                 for _ in range(rounds):
-                    for column, call in calls(datatype, file).items():
-                        results[column].append(loop(call, seconds))
-                    body, headers = request(file)
-                    path = f"/v2/models/{datatype}/infer"
+                    for column, call in calls(datatype, file, images).items():
+                        results[column].append(loop(call, seconds) / images)
+                    body, headers = request(file, images)
+                    path = f"/v2/models/{datatype}-{images}/infer"
                     measured = load(service, directory, path, body, CONNECTIONS, seconds, **headers)
-                    results["request"].append(measured.cpu * 1e3)
+                    results["request"].append(measured.cpu * 1e3 / images)
                 means = [sum(values) / rounds for values in results.values()]
                 bare, converted, read, whole = means
                 shown = (read / bare, whole / bare, whole / converted)
+                label = f"{width}x{height}, {datatype}" + (f", {images} in a request" if images > 1 else "")
                 print(
-                    f"| {size[1]}x{size[0]}, {datatype} | {' | '.join(f'{value:.0f}' for value in means)} "
+                    f"| {label} | {' | '.join(f'{value:.0f}' for value in means)} "
                     f"| {' | '.join(f'{value:.2f}' for value in shown)} |"
                 )
 
