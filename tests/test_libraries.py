@@ -99,11 +99,11 @@ def test_a_param_that_one_of_ours_cannot_read_is_told(tmp_path):
 
 
 def test_what_one_of_ours_cannot_do_is_told_to_the_client_too(tmp_path, caplog):
-    node = load(tmp_path, "libcustom_node_add_one.so")
+    node = load(tmp_path, "libcustom_node_image_transformation.so", original_image_layout="NHWC")
     with pytest.raises(InferenceError) as caught:
-        node.execute({"input_numbers": np.zeros((2, 10), np.float32)})
+        node.execute({"image": np.zeros((1, 2, 2, 4), np.float32)})
     assert str(caught.value) == (
-        "pipeline node code 'lib' failed: input input_numbers has the shape [2, 10], it has to be [1, 10]"
+        "pipeline node code 'lib' failed: input image has the shape [1, 2, 2, 4], it has to be [1, -1, -1, 3]"
     )
     assert caplog.messages == [str(caught.value)]
 
@@ -112,7 +112,7 @@ def test_what_one_of_ours_cannot_do_is_told_to_the_client_too(tmp_path, caplog):
 def test_every_library_of_ovms_has_one_of_ours(name):
     """A param that it needs may be missing here, but no function."""
     module = importlib.import_module(OVMS_LIBRARIES[name])
-    assert all(callable(getattr(module, function)) for function in ("inputs", "outputs", "execute"))
+    assert all(callable(getattr(module, item)) for item in ("Options", "inputs", "outputs", "execute"))
 
 
 @pytest.mark.parametrize(
@@ -232,4 +232,14 @@ def test_a_process_that_cannot_start_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
     assert reason_of(tmp_path) == (
         f"{tmp_path}/node.py: ended the process that tried it with exit code 1 while starting"
+    )
+
+
+def test_a_process_that_does_not_read_its_params_is_stopped(tmp_path, monkeypatch):
+    (tmp_path / "node.py").write_text(NODE)
+    (tmp_path / "deaf").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "deaf").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "deaf"))
+    assert reason_of(tmp_path, timeout=1, large="x" * 2**20) == (
+        f"{tmp_path}/node.py: did not come up in 1 s; it was stopped while starting"
     )

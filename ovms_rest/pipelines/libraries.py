@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ovms_rest.errors import InferenceError, LoadError
 from ovms_rest.pipelines.c_nodes import CNode
 from ovms_rest.pipelines.definition import Library
+from ovms_rest.pipelines.nodes.params import parse_params
 from ovms_rest.pipelines.plan import CustomNode
 from ovms_rest.pipelines.probing import Code, probe
 from ovms_rest.pipelines.python_nodes import Params, PythonNode, import_code, load_file, load_name
@@ -49,7 +50,7 @@ def load_node(library: Library, params: Params, timeout: float, stop: Callable[[
         if file.name in OVMS_LIBRARIES:
             module = OVMS_LIBRARIES[file.name]
             log.info("library %r: there is no file %s; the module %s stands in for it", library.name, file, module)
-            return PythonNode(library.name, _Ours(library.name, import_code(module)), params)
+            return PythonNode(library.name, _Ours(library.name, import_code(module), params), params)
         if _is_python_name(library.base_path):
             probe(Code("name", library.base_path, params), timeout, stop)
             return load_name(library.name, library.base_path, params)
@@ -62,36 +63,36 @@ def load_node(library: Library, params: Params, timeout: float, stop: Callable[[
 
 
 class _Ours:
-    """A module of `pipelines.nodes` as the code of a Python node: its ValueErrors are for people to read."""
+    """A module of `pipelines.nodes` with its params, as the code of a Python node.
 
-    def __init__(self, library: str, module: Any) -> None:
-        """Take the module, for a library of that name."""
+    Its ValueErrors are for people to read. The params that a node's code is called with are those that it was made of.
+    """
+
+    def __init__(self, library: str, module: Any, params: Params) -> None:
+        """Read the params of the module, for a library of that name. Raises LoadError."""
         self._library = library
         self._module = module
+        try:
+            self._options = parse_params(module.Options, params)
+        except ValueError as error:
+            raise LoadError(str(error)) from error
 
     def inputs(self, params: Params) -> Any:
-        """Tell its inputs. Raises LoadError."""
-        return _tell(self._module.inputs, params)
+        """Tell its inputs."""
+        return self._module.inputs(self._options)
 
     def outputs(self, params: Params) -> Any:
-        """Tell its outputs. Raises LoadError."""
-        return _tell(self._module.outputs, params)
+        """Tell its outputs."""
+        return self._module.outputs(self._options)
 
     def execute(self, arrays: Mapping[str, NDArray[Any]], params: Params) -> Any:
         """Run it. Raises InferenceError."""
         try:
-            return self._module.execute(arrays, params)
+            return self._module.execute(arrays, self._options)
         except ValueError as error:
             text = f"pipeline node code {self._library!r} failed: {error}"
             log.error("%s", text)
             raise InferenceError(text) from error
-
-
-def _tell(function: Callable[[Params], Any], params: Params) -> Any:
-    try:
-        return function(params)
-    except ValueError as error:
-        raise LoadError(str(error)) from error
 
 
 def _is_python_name(text: str) -> bool:

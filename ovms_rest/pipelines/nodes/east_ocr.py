@@ -13,29 +13,17 @@ from numpy.typing import NDArray
 
 from ovms_rest.opencv import cv2
 from ovms_rest.pipelines.nodes.params import (
-    ANY,
     Arrays,
     CropOptions,
     Forms,
-    Params,
-    check_arrays,
-    crops_form,
     fraction,
     integer,
     not_negative,
     original_form,
     param,
-    parse_params,
+    text_forms,
 )
-from ovms_rest.pipelines.nodes.pictures import (
-    Box,
-    Picture,
-    check_numbers,
-    cut,
-    read_picture,
-    stack_boxes,
-    stack_crops,
-)
+from ovms_rest.pipelines.nodes.pictures import Box, Picture, check_numbers, cut_boxes, stack_texts
 
 _CELL = 4  # pixels in each direction for one score
 
@@ -43,7 +31,9 @@ _size = integer(_CELL, f"a multiple of {_CELL}", lambda number: number % _CELL =
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Options(CropOptions):
+class Options(CropOptions):
+    """Its params."""
+
     original_image_width: int = param(_size)
     original_image_height: int = param(_size)
     overlap_threshold: float = param(fraction, 0.3)
@@ -61,36 +51,8 @@ class _Texts(NamedTuple):
     scores: NDArray[np.float32]
 
 
-def inputs(params: Params) -> Forms:
+def inputs(options: Options) -> Forms:
     """Take the image and a model's scores and geometry for each 4x4 pixels of it."""
-    return _inputs(parse_params(_Options, params))
-
-
-def outputs(params: Params) -> Forms:
-    """Give the images of the texts, their boxes and their confidences."""
-    return {
-        "text_images": crops_form(parse_params(_Options, params)),
-        "text_coordinates": ("INT32", (ANY, 1, 4)),
-        "confidence_levels": ("FP32", (ANY, 1, 1)),
-    }
-
-
-def execute(arrays: Arrays, params: Params) -> dict[str, NDArray[Any]]:
-    """Cut out the texts, the surest first. Raises ValueError."""
-    options = parse_params(_Options, params)
-    check_arrays(arrays, _inputs(options))
-    texts = _find_texts(arrays["scores"][0, :, :, 0], arrays["geometry"][0], options)
-    kept = _suppress_overlaps(texts, options)
-    boxes = [Box(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in texts.corners[kept].tolist()]
-    image = read_picture(arrays["image"], options.original_image_layout)
-    return {
-        "text_images": stack_crops(_cut_texts(image, boxes, texts, kept, options), len(boxes), options),
-        "text_coordinates": stack_boxes(boxes),
-        "confidence_levels": texts.scores[kept].reshape(-1, 1, 1),
-    }
-
-
-def _inputs(options: _Options) -> Forms:
     cells = (options.original_image_height // _CELL, options.original_image_width // _CELL)
     return {
         "image": original_form(options),
@@ -99,7 +61,21 @@ def _inputs(options: _Options) -> Forms:
     }
 
 
-def _find_texts(scores: NDArray[np.float32], geometry: NDArray[np.float32], options: _Options) -> _Texts:
+def outputs(options: Options) -> Forms:
+    """Give the images of the texts, their boxes and their confidences."""
+    return text_forms(options)
+
+
+def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[Any]]:
+    """Cut out the texts, the surest first. Raises ValueError for one that cannot be cut out."""
+    texts = _find_texts(arrays["scores"][0, :, :, 0], arrays["geometry"][0], options)
+    kept = _suppress_overlaps(texts, options)
+    boxes = [Box(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in texts.corners[kept].tolist()]
+    crops = _level_texts(cut_boxes(arrays["image"], boxes, options), texts, kept, options)
+    return stack_texts(crops, boxes, texts.scores[kept], options)
+
+
+def _find_texts(scores: NDArray[np.float32], geometry: NDArray[np.float32], options: Options) -> _Texts:
     """Return the boxes around what the cells see.
 
     The geometry of a cell has the distances of a text's upper, right, lower and left edge and the angle that it is
@@ -146,7 +122,7 @@ def _widen(corners: NDArray[np.int64], adjustment: float, size: int) -> tuple[ND
     return low, np.minimum(size, _to_pixels(widened))
 
 
-def _suppress_overlaps(texts: _Texts, options: _Options) -> list[int]:
+def _suppress_overlaps(texts: _Texts, options: Options) -> list[int]:
     """Return the indices of the texts that overlap none which is surer, the surest first.
 
     The overlap of two is what both have of what either has. Of the equally sure, the later goes first.
@@ -166,11 +142,8 @@ def _suppress_overlaps(texts: _Texts, options: _Options) -> list[int]:
     return kept
 
 
-def _cut_texts(
-    image: Picture, boxes: list[Box], texts: _Texts, kept: list[int], options: _Options
-) -> Iterator[Picture]:
-    for box, index in zip(boxes, kept, strict=True):
-        crop = cut(image, box)
+def _level_texts(crops: Iterator[Picture], texts: _Texts, kept: list[int], options: Options) -> Iterator[Picture]:
+    for crop, index in zip(crops, kept, strict=True):
         degrees = np.float32(float(texts.angles[index]) * (180 / np.pi))
         turned = abs(degrees) > options.rotation_angle_threshold
         yield _level(crop, -float(degrees), texts.heights[index]) if turned else crop

@@ -16,13 +16,10 @@ from ovms_rest.pipelines.nodes.params import (
     Form,
     Forms,
     ImageOptions,
-    Params,
-    check_arrays,
     image_form,
     integer,
     original_form,
     param,
-    parse_params,
 )
 from ovms_rest.pipelines.nodes.pictures import (
     Box,
@@ -36,24 +33,24 @@ from ovms_rest.pipelines.nodes.pictures import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Options(ImageOptions):
+class Options(ImageOptions):
+    """Its params."""
+
     gaussian_blur_kernel_size: int = param(integer(1, "an odd number", lambda number: number % 2 == 1))
 
 
-def inputs(params: Params) -> Forms:
+def inputs(options: Options) -> Forms:
     """Take the image and what was detected in it."""
-    return _inputs(parse_params(_Options, params))
+    return {"image": original_form(options), "detection": ("FP32", (1, 1, 200, 7))}
 
 
-def outputs(params: Params) -> Forms:
+def outputs(options: Options) -> Forms:
     """Give the image."""
-    return {"image": _target_form(parse_params(_Options, params))}
+    return {"image": _target_form(options)}
 
 
-def execute(arrays: Arrays, params: Params) -> dict[str, NDArray[np.float32]]:
-    """Blur what was detected, then resize the image. Raises ValueError."""
-    options = parse_params(_Options, params)
-    check_arrays(arrays, _inputs(options))
+def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[np.float32]]:
+    """Blur what was detected, then resize the image. Raises ValueError for what is no number."""
     rows = select_detections(arrays["detection"], options.confidence_threshold)
     boxes = detected_boxes(rows, options.original_image_width, options.original_image_height)
     picture = read_picture(arrays["image"], options.original_image_layout)
@@ -82,9 +79,5 @@ def _blur(picture: Picture, box: Box, kernel_size: int) -> None:
     part[...] = blurred[y - top : y - top + height, x - left : x - left + width]
 
 
-def _inputs(options: _Options) -> Forms:
-    return {"image": original_form(options), "detection": ("FP32", (1, 1, 200, 7))}
-
-
-def _target_form(options: _Options) -> Form:
+def _target_form(options: Options) -> Form:
     return image_form(options.target_image_layout, 3, options.target_image_height, options.target_image_width)

@@ -5,49 +5,29 @@ does this. Where a box reaches beyond the image, OVMS's library ends with an exc
 box is cut as its other libraries do it.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ovms_rest.pipelines.nodes.params import (
-    ANY,
-    Arrays,
-    CropOptions,
-    Forms,
-    Params,
-    check_arrays,
-    crops_form,
-    original_form,
-    parse_params,
-)
-from ovms_rest.pipelines.nodes.pictures import Box, check_numbers, cut, read_picture, stack_boxes, stack_crops
+from ovms_rest.pipelines.nodes.params import ANY, Arrays, CropOptions, Forms, original_form, text_forms
+from ovms_rest.pipelines.nodes.pictures import Box, check_numbers, cut_boxes, stack_texts
+
+Options = CropOptions
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Options(CropOptions):
-    pass
-
-
-def inputs(params: Params) -> Forms:
+def inputs(options: Options) -> Forms:
     """Take the image and the boxes, each x_min, y_min, x_max, y_max in pixels and its confidence."""
-    return _inputs(parse_params(_Options, params))
+    return {"image": original_form(options), "boxes": ("FP32", (ANY, 5))}
 
 
-def outputs(params: Params) -> Forms:
+def outputs(options: Options) -> Forms:
     """Give the images of the texts, their boxes and their confidences."""
-    return {
-        "text_images": crops_form(parse_params(_Options, params)),
-        "text_coordinates": ("INT32", (ANY, 1, 4)),
-        "confidence_levels": ("FP32", (ANY, 1, 1)),
-    }
+    return text_forms(options)
 
 
-def execute(arrays: Arrays, params: Params) -> dict[str, NDArray[Any]]:
-    """Cut out the texts, in their order. Raises ValueError."""
-    options = parse_params(_Options, params)
-    check_arrays(arrays, _inputs(options))
+def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[Any]]:
+    """Cut out the texts, in their order. Raises ValueError for a box that cannot be cut out."""
     rows = arrays["boxes"]
     rows = rows[rows[:, 4] >= options.confidence_threshold]
     check_numbers(rows[:, :4], "boxes")
@@ -62,13 +42,4 @@ def execute(arrays: Arrays, params: Params) -> dict[str, NDArray[Any]]:
     rows = rows[: options.max_output_batch]
     numbers = np.concatenate((rows[:, :2], sides[: len(rows)]), axis=1).astype(np.int64)
     boxes = [Box(*box) for box in numbers.tolist()]
-    image = read_picture(arrays["image"], options.original_image_layout)
-    return {
-        "text_images": stack_crops((cut(image, box) for box in boxes), len(boxes), options),
-        "text_coordinates": stack_boxes(boxes),
-        "confidence_levels": rows[:, np.newaxis, 4:].copy(),
-    }
-
-
-def _inputs(options: _Options) -> Forms:
-    return {"image": original_form(options), "boxes": ("FP32", (ANY, 5))}
+    return stack_texts(cut_boxes(arrays["image"], boxes, options), boxes, rows[:, 4], options)

@@ -14,8 +14,6 @@ from ovms_rest.pipelines.nodes.params import (
     ANY,
     Arrays,
     Forms,
-    Params,
-    check_arrays,
     divisor,
     flag,
     image_form,
@@ -24,7 +22,6 @@ from ovms_rest.pipelines.nodes.params import (
     number,
     one_of,
     param,
-    parse_params,
     size,
 )
 from ovms_rest.pipelines.nodes.pictures import Picture, read_picture, resize, write_picture
@@ -47,7 +44,9 @@ def _size(text: str) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Options:
+class Options:
+    """Its params."""
+
     target_image_width: int = param(_size, _KEPT)
     target_image_height: int = param(_size, _KEPT)
     original_image_color_order: str = param(_color_order, "BGR")
@@ -60,6 +59,7 @@ class _Options:
     debug: bool = param(flag, False)  # OVMS writes to its standard output then; nothing here
 
     def __post_init__(self) -> None:
+        """Check that there is a value for each channel. Raises ValueError."""
         for name in ("scale_values", "mean_values"):
             count = len(getattr(self, name))
             if count not in (0, self.target_channels):
@@ -70,40 +70,39 @@ class _Options:
 
     @property
     def target_color_order(self) -> str:
+        """BGR, RGB or GRAY."""
         return self.target_image_color_order or self.original_image_color_order
 
     @property
     def target_layout(self) -> str:
+        """NCHW or NHWC."""
         return self.target_image_layout or self.original_image_layout
 
     @property
     def original_channels(self) -> int:
+        """Of the image that comes."""
         return 1 if self.original_image_color_order == "GRAY" else 3
 
     @property
     def target_channels(self) -> int:
+        """Of the image that is given."""
         return 1 if self.target_color_order == "GRAY" else 3
 
 
-def inputs(params: Params) -> Forms:
+def inputs(options: Options) -> Forms:
     """Take an image of any size; its channels are checked when it comes, as OVMS does."""
-    parse_params(_Options, params)
     return {"image": ("FP32", (1, ANY, ANY, ANY))}
 
 
-def outputs(params: Params) -> Forms:
+def outputs(options: Options) -> Forms:
     """Give the image."""
-    options = parse_params(_Options, params)
     height, width = options.target_image_height, options.target_image_width  # _KEPT is ANY
     return {"image": image_form(options.target_layout, options.target_channels, height, width)}
 
 
-def execute(arrays: Arrays, params: Params) -> dict[str, NDArray[np.float32]]:
-    """Transform the image. Raises ValueError."""
-    options = parse_params(_Options, params)
-    check_arrays(arrays, {"image": image_form(options.original_image_layout, options.original_channels, ANY, ANY)})
-    if not arrays["image"].size:
-        raise ValueError(f"input image has the shape {list(arrays['image'].shape)}, which has no pixels")
+def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[np.float32]]:
+    """Transform the image. Raises ValueError for one of other channels or without pixels."""
+    _check_shape(arrays["image"].shape, options)
     picture = read_picture(arrays["image"], options.original_image_layout)
     original_height, original_width = picture.shape[:2]
     height = original_height if options.target_image_height == _KEPT else options.target_image_height
@@ -122,7 +121,16 @@ def execute(arrays: Arrays, params: Params) -> dict[str, NDArray[np.float32]]:
     return {"image": transformed}
 
 
-def _scale(picture: Picture, options: _Options) -> Picture:
+def _check_shape(shape: tuple[int, ...], options: Options) -> None:
+    """Check what `inputs` leaves open. Raises ValueError."""
+    _, dims = image_form(options.original_image_layout, options.original_channels, ANY, ANY)
+    if any(dim not in (ANY, length) for dim, length in zip(dims, shape, strict=True)):
+        raise ValueError(f"input image has the shape {list(shape)}, it has to be {list(dims)}")
+    if 0 in shape:
+        raise ValueError(f"input image has the shape {list(shape)}, which has no pixels")
+
+
+def _scale(picture: Picture, options: Options) -> Picture:
     """Subtract the mean, then divide; the values of the channels go before one for all."""
     height, width = picture.shape[:2]
     # A row at a time, of which numpy makes a long loop: a sixth of the time of three channels at a time.

@@ -16,20 +16,16 @@ from ovms_rest.pipelines.nodes.params import (
     Arrays,
     CropOptions,
     Forms,
-    Params,
-    check_arrays,
     crops_form,
     integer,
     original_form,
     param,
-    parse_params,
     size,
 )
 from ovms_rest.pipelines.nodes.pictures import (
     check_numbers,
-    cut,
+    cut_boxes,
     detected_boxes,
-    read_picture,
     select_detections,
     stack_crops,
 )
@@ -38,30 +34,30 @@ _EVERY_LABEL = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Options(CropOptions):
+class Options(CropOptions):
+    """Its params."""
+
     filter_label_id: int = param(integer(), _EVERY_LABEL)
     buffer_queue_size: int = param(size, 24)  # of memory that OVMS keeps
 
 
-def inputs(params: Params) -> Forms:
+def inputs(options: Options) -> Forms:
     """Take the image and what was detected in it."""
-    return _inputs(parse_params(_Options, params))
+    return {"image": original_form(options), "detection": ("FP32", (1, 1, ANY, 7))}
 
 
-def outputs(params: Params) -> Forms:
+def outputs(options: Options) -> Forms:
     """Give the images of what was detected, its corners as parts of the image's sides, confidences and labels."""
     return {
-        "images": crops_form(parse_params(_Options, params)),
+        "images": crops_form(options),
         "coordinates": ("FP32", (ANY, 1, 4)),
         "confidences": ("FP32", (ANY, 1, 1)),
         "label_ids": ("INT32", (ANY, 1, 1)),
     }
 
 
-def execute(arrays: Arrays, params: Params) -> dict[str, NDArray[Any]]:
-    """Cut out what was detected, in its order. Raises ValueError."""
-    options = parse_params(_Options, params)
-    check_arrays(arrays, _inputs(options))
+def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[Any]]:
+    """Cut out what was detected, in its order. Raises ValueError for no rows and for a box that cannot be cut out."""
     if not arrays["detection"].size:
         raise ValueError("input detection has no rows, it has to have one at least")
     rows = select_detections(arrays["detection"], options.confidence_threshold)
@@ -71,14 +67,9 @@ def execute(arrays: Arrays, params: Params) -> dict[str, NDArray[Any]]:
         rows, labels = rows[labels == options.filter_label_id], labels[labels == options.filter_label_id]
     rows, labels = rows[: options.max_output_batch], labels[: options.max_output_batch]
     boxes = detected_boxes(rows, options.original_image_width, options.original_image_height)
-    image = read_picture(arrays["image"], options.original_image_layout)
     return {
-        "images": stack_crops((cut(image, box) for box in boxes), len(boxes), options),
+        "images": stack_crops(cut_boxes(arrays["image"], boxes, options), len(boxes), options),
         "coordinates": rows[:, np.newaxis, 3:].copy(),
         "confidences": rows[:, np.newaxis, 2:3].copy(),
         "label_ids": labels.reshape(-1, 1, 1),
     }
-
-
-def _inputs(options: _Options) -> Forms:
-    return {"image": original_form(options), "detection": ("FP32", (1, 1, ANY, 7))}

@@ -1,4 +1,4 @@
-"""The params of a node: texts of the configuration, read into a frozen dataclass whose fields have their names.
+"""The params of a node: texts of the configuration, read once into a frozen dataclass whose fields have their names.
 
 Params that several nodes share stand here with the classes that read them. A reader returns the value of a text or
 raises ValueError with what it expected.
@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +20,7 @@ Params = Mapping[str, str]
 Arrays = Mapping[str, NDArray[Any]]
 Form = tuple[str, tuple[int, ...]]  # the datatype and the dims of a tensor
 Forms = dict[str, Form]
-Options = TypeVar("Options")
+_Options = TypeVar("_Options")
 
 ANY = -1
 MAX_INT = 2**31 - 1  # of OpenVINO Model Server's and OpenCV's int
@@ -33,18 +32,12 @@ def param(read: Callable[[str], Any], default: Any = MISSING) -> Any:
     return field(default=default, metadata={"read": read})
 
 
-def parse_params(options: type[Options], params: Params) -> Options:
-    """Read params; the same ones are read once. Raises ValueError with every mistake."""
-    parsed: Options = _parse(options, tuple(sorted(params.items())))  # type: ignore[arg-type]  # a class is hashable
-    return parsed
-
-
-@lru_cache(maxsize=1024)
-def _parse(options: Callable[..., Any], items: tuple[tuple[str, str], ...]) -> Any:
-    known = {item.name: item for item in fields(options)}  # type: ignore[arg-type]
+def parse_params(options: type[_Options], params: Params) -> _Options:
+    """Read params into their dataclass. Raises ValueError with every mistake."""
+    known = {item.name: item for item in fields(options)}  # type: ignore[arg-type]  # a dataclass
     values = {}
     problems = []
-    for name, text in items:
+    for name, text in sorted(params.items()):
         if name not in known:
             (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
             problems.append(f"unknown param {name}; the nearest known one is {near}")
@@ -53,8 +46,7 @@ def _parse(options: Callable[..., Any], items: tuple[tuple[str, str], ...]) -> A
             values[name] = known[name].metadata["read"](text)
         except ValueError as error:
             problems.append(f"param {name}: {error}, got {as_json(text)}")
-    given = dict(items)
-    problems += [f"param {name} is missing" for name in known if known[name].default is MISSING and name not in given]
+    problems += [f"param {name} is missing" for name in known if known[name].default is MISSING and name not in params]
     if problems:
         raise ValueError("; ".join(problems))
     return options(**values)
@@ -189,15 +181,10 @@ def crops_form(options: CropOptions) -> Form:
     return datatype, (ANY, *dims)
 
 
-def check_arrays(arrays: Arrays, forms: Forms) -> None:
-    """Refuse arrays that are not float32 or not of their form. Raises ValueError."""
-    for name, (_, dims) in forms.items():
-        if name not in arrays:
-            raise ValueError(f"input {name} is missing")
-        array = arrays[name]
-        if array.dtype != np.float32:
-            raise ValueError(f"input {name} has the dtype {array.dtype}, it has to be float32")
-        if len(array.shape) != len(dims) or any(
-            dim not in (ANY, length) for dim, length in zip(dims, array.shape, strict=True)
-        ):
-            raise ValueError(f"input {name} has the shape {list(array.shape)}, it has to be {list(dims)}")
+def text_forms(options: CropOptions) -> Forms:
+    """Return the forms of what a node of texts gives: their images, their boxes and their confidences."""
+    return {
+        "text_images": crops_form(options),
+        "text_coordinates": ("INT32", (ANY, 1, 4)),
+        "confidence_levels": ("FP32", (ANY, 1, 1)),
+    }

@@ -4,14 +4,14 @@ A picture is an array [H,W,C] or [H,W] of float32, as OpenCV takes it. A box is 
 width and its height, in pixels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.opencv import cv2
-from ovms_rest.pipelines.nodes.params import CropOptions, crops_form
+from ovms_rest.pipelines.nodes.params import CropOptions, ImageOptions, crops_form
 
 Picture = NDArray[Any]
 
@@ -47,7 +47,14 @@ def resize(picture: Picture, width: int, height: int) -> Picture:
     return picture if picture.shape[:2] == (height, width) else cv2.resize(picture, (width, height))
 
 
-def cut(picture: Picture, box: Box) -> Picture:
+def cut_boxes(array: NDArray[np.float32], boxes: Iterable[Box], options: ImageOptions) -> Iterator[Picture]:
+    """Cut boxes out of the original image. Raises ValueError for one that has nothing of it."""
+    picture = read_picture(array, options.original_image_layout)
+    for box in boxes:
+        yield _cut(picture, box)
+
+
+def _cut(picture: Picture, box: Box) -> Picture:
     """Return what a picture has of a box. Raises ValueError where there is nothing.
 
     As in OVMS, a box that begins left of the picture or above it is moved there: its width and height remain.
@@ -76,9 +83,15 @@ def stack_crops(crops: Iterable[Picture], count: int, options: CropOptions) -> N
     return stacked
 
 
-def stack_boxes(boxes: list[Box]) -> NDArray[np.int32]:
-    """Make the array [N,1,4] of boxes."""
-    return np.array(boxes, np.int32).reshape(len(boxes), 1, 4)
+def stack_texts(
+    crops: Iterable[Picture], boxes: list[Box], confidences: NDArray[np.float32], options: CropOptions
+) -> dict[str, NDArray[Any]]:
+    """Make what a node of texts gives: their images, their boxes [N,1,4] and, out of [N], their confidences [N,1,1]."""
+    return {
+        "text_images": stack_crops(crops, len(boxes), options),
+        "text_coordinates": np.array(boxes, np.int32).reshape(len(boxes), 1, 4),
+        "confidence_levels": np.ascontiguousarray(confidences).reshape(-1, 1, 1),
+    }
 
 
 def select_detections(detection: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:

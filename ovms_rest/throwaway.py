@@ -1,0 +1,175 @@
+"""Work in a throwaway process, so that what crashes or hangs there does not take the arbiter with it.
+
+The process is started anew and not forked: what OpenVINO has in the arbiter is nothing to try a model on. It reads its
+task as one JSON document and writes a line of JSON for each answer, and one at every step before, so that it is known
+what it was at when it dies or falls silent.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+
+from ovms_rest.errors import LoadError
+
+# Writes a line: tell(step="being compiled"), or an answer, which has any other names.
+Tell = Callable[..., None]
+# A function of a module, which gets the task as it came out of JSON.
+Work = Callable[[Any, Tell], None]
+
+STOPPED = "was not tried to the end, as the service ends"
+
+_PR_SET_PDEATHSIG = 1
+_POLL_SECONDS = 0.2
+
+
+class EndedError(LoadError):
+    """The process ended by itself, without the answer that was waited for."""
+
+
+class Throwaway:
+    """A throwaway process as the arbiter sees it; `start` makes one."""
+
+    def __init__(self, process: subprocess.Popen[bytes], task: bytes, stop: Callable[[], bool]) -> None:
+        """Take a process that was started, and what it is to read."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process = process
+        self._stop = stop
+        self._input, self._output = process.stdin, process.stdout
+        self._unsent = memoryview(task)
+        self._rest = b""
+        self._lines: deque[bytes] = deque()
+        self._is_silent = False
+        # It may not read its task, and need not: that goes out piece by piece while an answer is waited for.
+        os.set_blocking(self._input.fileno(), False)
+        self._ready = select.poll()
+        self._ready.register(self._input, select.POLLOUT)
+        self._ready.register(self._output, select.POLLIN)
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        """Wait `timeout` seconds at most for the next answer, and return it.
+
+        Raises LoadError, which says at which step it was: EndedError when the process ended, and else when the time is
+        over. When `stop` said so meanwhile it has the text STOPPED.
+        """
+        step, deadline = "starting", time.monotonic() + timeout
+        try:
+            while (message := self._receive(deadline)) is not None:
+                if "step" not in message:
+                    return message
+                step = message["step"]
+            raise EndedError(f"ended the process that tried it with {self._wait(deadline)} while {step}")
+        except TimeoutError:
+            raise LoadError(f"did not come up in {timeout:g} s; it was stopped while {step}") from None
+
+    def _receive(self, deadline: float) -> dict[str, Any] | None:
+        """Return the next line, None when no more will come. Raises LoadError and TimeoutError."""
+        while not self._lines:
+            has_ended = self._process.poll() is not None
+            if not self._exchange(_pause(deadline)):
+                if has_ended:  # and what it forked keeps its output open
+                    return None
+                self._check_stop()
+            elif self._is_silent:
+                return None
+        message: dict[str, Any] = orjson.loads(self._lines.popleft())
+        return message
+
+    def _exchange(self, seconds: float) -> bool:
+        """Write and read what is possible now or will be in that time; tell whether anything was."""
+        ready = self._ready.poll(seconds * 1000)
+        for descriptor, _ in ready:
+            if descriptor == self._output.fileno():
+                self._read()
+            else:
+                self._write()
+        return bool(ready)
+
+    def _read(self) -> None:
+        received = os.read(self._output.fileno(), 65536)
+        if not received:
+            self._ready.unregister(self._output)
+            self._is_silent = True
+        *lines, self._rest = (self._rest + received).split(b"\n")
+        self._lines.extend(lines)
+
+    def _write(self) -> None:
+        try:
+            self._unsent = self._unsent[os.write(self._input.fileno(), self._unsent) :]
+        except BrokenPipeError:
+            self._unsent = self._unsent[:0]  # it reads no more; if it is dead, the end of its output tells
+        if not self._unsent:
+            self._ready.unregister(self._input)
+            self._input.close()
+
+    def _wait(self, deadline: float) -> str:
+        """Wait for the end and describe it. Raises LoadError, and TimeoutError when it only closed its output."""
+        while True:
+            try:
+                returncode = self._process.wait(_pause(deadline))
+            except subprocess.TimeoutExpired:
+                self._check_stop()
+            else:
+                return signal.Signals(-returncode).name if returncode < 0 else f"exit code {returncode}"
+
+    def _check_stop(self) -> None:
+        if self._stop():
+            raise LoadError(STOPPED)
+
+
+def _pause(deadline: float) -> float:
+    """Return the seconds to wait before looking again. Raises TimeoutError when there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return min(left, _POLL_SECONDS)
+
+
+@contextmanager
+def start(work: Work, task: Any, stop: Callable[[], bool] = lambda: False) -> Iterator[Throwaway]:
+    """Start a throwaway process that does some work, and end it in the end, with all that it forked into its group.
+
+    `task` goes to `work` by JSON, in which what JSON does not know is a string. When `stop` says so, answers are no
+    longer waited for. Raises OSError when no process can be started.
+    """
+    written = orjson.dumps(task, default=str)
+    command = [sys.executable, "-m", "ovms_rest.throwaway", work.__module__, work.__name__]
+    # In a session of its own, so that what the work may fork ends with it.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            yield Throwaway(process, written, stop)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def main() -> None:
+    """Be the throwaway process: do the work whose module and name are the arguments."""
+    # Not to outlive an arbiter that is killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    answers = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever the work prints is no answer
+    _, module, name = sys.argv
+    work: Work = getattr(importlib.import_module(module), name)
+
+    def tell(**message: Any) -> None:
+        os.write(answers, orjson.dumps(message) + b"\n")
+
+    work(orjson.loads(sys.stdin.buffer.read()), tell)
+    os._exit(0)  # nothing is left to do, and OpenVINO takes a while to tear down
+
+
+if __name__ == "__main__":
+    main()
