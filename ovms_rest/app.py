@@ -35,7 +35,7 @@ from ovms_rest.serving.resources import (
     Registry,
     ServerDescription,
 )
-from ovms_rest.serving.routing import Request, Router
+from ovms_rest.serving.routing import Request, Router, read_inference
 from ovms_rest.serving.statistics import FailureKind, Statistics
 from ovms_rest.settings import Settings, read_settings
 
@@ -54,9 +54,8 @@ class App(falcon.App):  # type: ignore[type-arg]
 
     def count_refusal(self, path: str, kind: FailureKind, waited_ns: int) -> None:
         """Count an inference that was refused before the application saw it; `path` as WSGI has it."""
-        _, _, _, name, *version, _ = path.encode("latin-1").decode("utf-8", "replace").rstrip("/").split("/")
         with contextlib.suppress(NotFoundError):
-            self.models.find(name, version[1] if len(version) == 2 else None).counters.fail(kind, waited_ns)
+            self.models.find(*read_inference(path)).counters.fail(kind, waited_ns)
 
 
 def create_app(registry: Registry, settings: Settings, is_ending: Callable[[], bool] = lambda: False) -> App:
@@ -118,7 +117,7 @@ def _add_operations(app: App, metrics: list[str] | None) -> None:
     for what in ("load", "unload"):
         app.add_route(f"/v2/repository/models/{{name}}/{what}", control, suffix=what)
     app.add_route("/v2/logging", Logging(app.log_levels, app.permission, limit))
-    model_config = ModelConfiguration(models, lambda: len(telemetry.process_state().workers))
+    model_config = ModelConfiguration(models, telemetry.streams)
     statistics = Statistics(ServedStatistics(telemetry, models))
     app.add_route("/v2/models/stats", statistics)
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):

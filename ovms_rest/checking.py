@@ -1,6 +1,7 @@
 """Checks of values that come from JSON: each returns what is wrong in words, or None."""
 
 import difflib
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,13 @@ Check = Callable[[Any], Problem | None]
 def is_a(type_name: str, *types: type) -> Check:
     """Make the check for a value of these types."""
     return lambda value: None if type(value) in types else f"expected {type_name}, got {as_json(value)}"
+
+
+def check_name(value: Any) -> Problem | None:
+    """Check the name of a model or pipeline, which stands in URLs and lines of a log."""
+    if type(value) is not str or not value or "/" in value or any(unicodedata.category(char) == "Cc" for char in value):
+        return f"expected a string that is not empty and has no '/' and no control characters, got {as_json(value)}"
+    return None
 
 
 def check_values(owner: dict[str, Any], fits: Callable[[Any], bool], form: str) -> Problem | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from ovms_rest.checking import Check, Problem, as_json, check_keys, check_values, is_a, never
+from ovms_rest.checking import Check, Problem, as_json, check_keys, check_name, check_values, is_a, never
 from ovms_rest.errors import ConfigError
 from ovms_rest.models.compilation import PluginValue
 from ovms_rest.models.options import ModelOptions
@@ -55,6 +55,10 @@ class Config(NamedTuple):
 
 def load_config(path: Path) -> Config:
     """Read a config file. Raises ConfigError with a line for every mistake."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # no answer could name it, or what lies beside it
+        raise ConfigError([f"{str(path)!a}: the path of a config has to be UTF-8"]) from error
     try:
         root = orjson.loads(path.read_bytes())
     except OSError as error:
@@ -151,12 +155,6 @@ def _shape(value: Any) -> Any:
 # --- Checks of values: each returns what is wrong, or None
 
 
-def _check_name(value: Any) -> Problem | None:
-    if type(value) is not str or not value or "/" in value:
-        return f"expected a string that is not empty and has no '/', got {as_json(value)}"
-    return None
-
-
 def _check_base_path(value: Any) -> Problem | None:
     if type(value) is not str or not value:
         return f"expected the path of a directory or a model file, got {as_json(value)}"
@@ -230,7 +228,7 @@ _CUSTOM_LOADER = "custom loaders, deprecated by OVMS too, would have to be compi
 _STATEFUL = "OVMS removed stateful models"
 
 _MODEL_KEYS: Mapping[str, Check] = {
-    "name": _check_name,
+    "name": check_name,
     "base_path": _check_base_path,
     "target_device": is_a("a string", str),
     "plugin_config": _check_plugin_config,

@@ -12,7 +12,7 @@ from ovms_rest.models.repository import LATEST, VersionPolicy
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
 
 NIREQ = "expected an integer from 0 to 100000, got"
-NAME = "expected a string that is not empty and has no '/', got"
+NAME = "expected a string that is not empty and has no '/' and no control characters, got"
 BASE_PATH = "expected the path of a directory or a model file, got"
 LOCAL = "only local directories and files can be served, got"
 PLUGIN_VALUE = "has to be a string, a number or a boolean, got"

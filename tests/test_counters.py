@@ -341,6 +341,15 @@ def test_models_that_are_loaded_later_are_counted_by_the_slot_that_was_claimed()
     assert model.read().active == 0
 
 
+def test_what_is_not_configured_any_more_is_forgotten():
+    counters, model = make()
+    counters.of("later", "1").record(0, 0, 0, 0)
+    counters.keep({("later", "1"), ("never", "1")})
+    assert [item.name for item in counters.statistics()] == ["later"]
+    assert counters.of("later", "1").read().success.count == 1
+    assert counters.of(model.name, model.version) is not model
+
+
 def resident_shared_kilobytes():
     """Return how much there is in the anonymous shared maps of this process, which have this name."""
     maps = re.findall(r" /dev/zero \(deleted\)\n(?:.*\n)*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text())

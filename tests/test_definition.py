@@ -13,7 +13,7 @@ from ovms_rest.pipelines.definition import (
 )
 
 PLACE = "pipeline_config_list[0]"
-NAME = "expected a string that is not empty and has no '/', got"
+NAME = "expected a string that is not empty and has no '/' and no control characters, got"
 COUNT = "expected an integer from 1 to 10000, or -1 for any count, got"
 CONNECTION = "expected an object with one key, the name of a tensor, got"
 SOURCE = "expected an object with node_name and data_item, got"

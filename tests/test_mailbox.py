@@ -50,6 +50,13 @@ def test_so_many_wait_and_more_are_refused(mailbox):
     assert send(mailbox, {"id": "again"}) == ""
 
 
+def test_whoever_adopts_a_worker_gets_no_signal(mailbox):
+    """The worker of an arbiter that is gone has another parent, which may be the init of the system."""
+    mailbox._arbiter = -1
+    assert send(mailbox, {"id": "1"}) == BusyError.__name__
+    assert mailbox.receive() == []
+
+
 def test_a_message_has_a_limit(mailbox):
     assert send(mailbox, {"text": "x" * MAX_MESSAGE_BYTES}) == InvalidRequestError.__name__
     assert mailbox.receive() == []

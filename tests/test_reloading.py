@@ -14,7 +14,7 @@ from openvino import Type, opset15
 from service import serve, write_config
 from tritonclient import http as http_client
 
-from ovms_rest.errors import ReloadError, TryLaterError
+from ovms_rest.errors import NotFoundError, ReloadError, TryLaterError
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pool.reloading import Change, Reloads
 
@@ -142,6 +142,36 @@ def test_a_bug_while_loading_is_told_and_the_arbiter_lives(tmp_path, caplog):
     assert "a bug" in caplog.text
 
 
+@pytest.mark.parametrize(("what", "status"), [("load", 404), ("unload", 201)])
+def test_a_change_of_a_model_that_a_reload_beside_it_takes_away_is_answered(tmp_path, what, status):
+    """What comes while the arbiter loads is made at once after that."""
+    models = ModelRegistry({})
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"}, {"name": "n", "base_path": "n"})
+
+    def load(configs, previous, stop):
+        return ModelRegistry({model.name: Entry({1: object()}) for model in configs})
+
+    reloads = Reloads(config, models, load)
+    reloads.load()
+
+    def load_and_change(configs, previous, stop):
+        write_config(tmp_path, {"name": "n", "base_path": "n"})
+        return load(configs, previous, stop)
+
+    reloads._load = load_and_change
+    if what == "unload":
+        write_config(tmp_path, {"name": "n", "base_path": "n"})
+    reloads.run([Change(what, "m", id="7"), Change(id="8")], lambda: False)
+    reloads.end()
+    assert list(models.entries) == ["n"]
+    ticket = {"id": "7", "writes": 0}
+    if status == 404:
+        with pytest.raises(NotFoundError, match=r"^model 'm' is not in .* any more$"):
+            reloads.load_model(ticket, "m", None)
+    else:
+        reloads.unload_model(ticket, "m", False)
+
+
 def test_an_outcome_is_kept_for_who_comes_late_but_not_for_ever(tmp_path):
     models = ModelRegistry({})
     reloads = Reloads(write_config(tmp_path), models, lambda configs, previous, stop: ModelRegistry({}))
@@ -222,7 +252,7 @@ def test_a_broken_config_is_a_400_and_changes_nothing(served, tmp_path):
         assert answer.status == 400
         assert "model_config_list[0].config.nam: unknown key" in answer.json()["error"]
         served.signal(signal.SIGHUP)
-        served.wait_for(lambda: "reload failed, everything goes on as it was: " in served.log)
+        served.wait_for(lambda: "reload failed, the service goes on as it was: " in served.log)
     assert clients.failures == []
 
 
@@ -231,7 +261,7 @@ def test_a_broken_config_is_told_by_what_serves_until_it_is_mended(served, tmp_p
     good = config.read_text()
     config.write_text('{"model_config_list": [{"config": {"nam": "m"}}]}')
     assert reload(served).status == 400
-    why = f"serves as before, for the config is wrong: {config}: model_config_list[0].config.name: is missing; "
+    why = f"still serves as before; the config is invalid now: {config}: model_config_list[0].config.name: is missing; "
     for entry in served.get("/v1/config").json().values():
         (version,) = entry["model_version_status"]
         assert (version["state"], version["status"]["error_code"]) == ("AVAILABLE", "OK")

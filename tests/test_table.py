@@ -118,6 +118,17 @@ def test_an_idle_worker_with_more_connections_does_not_count():
     assert not rows[0].is_another_idle(10, 1)
 
 
+def test_workers_that_come_up_or_end_and_the_control_worker_are_no_streams():
+    table, rows = make(*[(0, 1)] * 4)
+    assert table.streams() == 0
+    for row in rows:
+        row.set_ready()
+    assert table.streams() == 4
+    rows[1].set_ready(False)
+    rows[2].set_control()
+    assert table.streams() == 2
+
+
 def test_a_worker_is_not_freer_than_itself():
     _, rows = make((0, 1))
     assert rows[0].find_freer(5) is None

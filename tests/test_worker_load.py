@@ -397,6 +397,17 @@ def test_a_connection_wakes_no_herd(tmp_path, models):
         assert sum(map(switches, service.workers())) - before < 250
 
 
+def test_nobody_is_woken_for_a_connection_that_is_not_there(tmp_path, models):
+    """Workers that have nothing to do look at their clients' time limits once in a second, and at nothing else."""
+    with serve(tmp_path, "-w", "4", config=models) as service, contextlib.ExitStack() as stack:
+        wait_for_workers(service, 4)
+        for _ in range(4):
+            assert receive(stack.enter_context(connected(service, LIVE))).status == 200
+        before, started = sum(map(switches, service.workers())), time.monotonic()
+        service.wait_for(lambda: time.monotonic() - started > 3)
+        assert sum(map(switches, service.workers())) - before <= 4 * 4
+
+
 def switches(pid):
     """Return how often a process has waited for something."""
     return int(re.search(r"\nvoluntary_ctxt_switches:\t(\d+)", Path(f"/proc/{pid}/status").read_text())[1])

@@ -91,7 +91,7 @@ class App:
 
     settings = SimpleNamespace(load_timeout_seconds=5, file_system_poll_wait_seconds=0, control_bind="")
     models = SimpleNamespace(open=lambda note, retire: None, entries={})
-    telemetry = SimpleNamespace(counters=SimpleNamespace(claim=id, release=id))
+    telemetry = SimpleNamespace(counters=SimpleNamespace(claim=id, release=lambda slot: []), forget_gone=int)
     log_levels = SimpleNamespace(install=lambda: None)
     permission = SimpleNamespace(describe=lambda: "nowhere")
     reloads = SimpleNamespace(watch=None)
@@ -409,7 +409,7 @@ def test_what_could_not_be_answered_before_a_worker_ends_is_refused(tmp_path, mo
         statuses = [answer.status for answer in answers]
         assert 0 < statuses.count(503) == 20 - statuses.count(200) < 20
         refused = answers[statuses.index(503)]
-        assert refused.json() == {"error": "the worker ends before the request could start"}
+        assert refused.json() == {"error": "the server is shutting down; the request was not started"}
         assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
         assert all(answer.headers["connection"] == "close" for answer in answers)
         assert all(map(is_closed, connections))
@@ -515,9 +515,9 @@ def test_no_request_is_lost_when_workers_end_after_max_requests(tmp_path, models
     with serve(tmp_path, *arguments, config=models) as service:
         wait_for_workers(service, 2)
         with Load(service.connect) as load:
-            service.wait_for(lambda: load.failures or service.log.count("so it ends") >= 4)
+            service.wait_for(lambda: load.failures or service.log.count("reached max_requests") >= 4)
         assert load.failures == []
-        counts = [int(text) for text in re.findall(r"has answered (\d+) requests, so it ends", service.log)]
+        counts = [int(text) for text in re.findall(r"reached max_requests after (\d+) requests and ends", service.log)]
         assert all(150 <= count <= 250 for count in counts)
         assert len(set(counts)) > 1, "the jitter keeps workers from ending all at once"
         assert "SIGKILL" not in service.log

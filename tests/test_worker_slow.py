@@ -376,6 +376,23 @@ def test_answers_that_are_not_read_are_bounded(small):
     wait_until_free(small)
 
 
+def test_the_body_of_a_request_is_let_go_before_its_answer_is_read(patient):
+    """The memory of bodies counts, and theirs would not any more."""
+    size, count = 100 * MIB, 3
+    assert works(patient)
+    (pid,) = patient.workers()
+    before = memory(pid, "VmRSS")
+    request = json.dumps(slow_models.fill(1, 4 * MIB)).encode()
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", patient.port))
+            connection.sendall(post("/v2/models/filling/infer", request + b" " * size))
+            assert connection.recv(1) == b"H"
+        patient.wait_for(lambda: memory(pid, "VmRSS") - before < count * size / 2)
+
+
 def test_small_chunks_take_no_more_memory_than_large_ones(small):
     """A quarter of a million chunks of two bytes are half a megabyte."""
     with growing_at_the_most_by(small, 6 * MIB), connected(small, CHUNKED) as connection:

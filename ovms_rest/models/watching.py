@@ -12,14 +12,16 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 def stamp(path: Path) -> Stamp:
     """Describe a file, or all that is below a directory: names, times of change in nanoseconds, sizes, inodes.
 
-    What cannot be read, or is not there, is left out.
+    What cannot be read, or is not there, is left out, and so is a path that cannot be one.
     """
+    if "\0" in str(path):
+        return ()
     found: list[tuple[str, int, int, int]] = []
     _add(str(path), found)
     if path.suffix == ".py":  # a node, which may import what lies beside it
         for beside in sorted(path.parent.glob("*.py"))[:_MAX_FILES]:
             _add(str(beside), found)
-    elif path.is_file():
+    elif os.path.isfile(path):  # which does not raise for what it may not look at
         for beside in (path.with_suffix(".bin"), path.parent / "mapping_config.json", path.parent / "labels.txt"):
             _add(str(beside), found)
     for directory, names, files in os.walk(path):

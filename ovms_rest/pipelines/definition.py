@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovms_rest.checking import Check, Problem, as_json, check_keys, check_values, is_a
+from ovms_rest.checking import Check, Problem, as_json, check_keys, check_name, check_values, is_a
 
 # The implicit nodes where a pipeline begins and ends.
 REQUEST, RESPONSE = "request", "response"
@@ -183,12 +183,6 @@ def _check_count(value: Any) -> Problem | None:
     return None
 
 
-def _check_name(value: Any) -> Problem | None:
-    if type(value) is not str or not value or "/" in value:
-        return f"expected a string that is not empty and has no '/', got {as_json(value)}"
-    return None
-
-
 def _check_reference(value: Any) -> Problem | None:
     return None if type(value) is str and value else f"expected a string that is not empty, got {as_json(value)}"
 
@@ -218,7 +212,7 @@ _TEXT = is_a("a string", str)
 _ARRAY = is_a("an array", list)
 
 _PIPELINE_KEYS: Mapping[str, Check] = {
-    "name": _check_name,
+    "name": check_name,
     "inputs": _check_names,
     "nodes": _ARRAY,
     "outputs": _ARRAY,

@@ -410,6 +410,7 @@ class Connection:
             self._finish()
             return
         self.state = State.SENDING
+        self.head = None  # with the body
         self.deadline = self._host.now + self._host.times.send + size / SLOWEST
         # The memory may be the output of a model, which the next inference overwrites.
         self._unsent = [memoryview(bytes(part)) for part in _skip(parts, sent)]

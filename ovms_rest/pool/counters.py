@@ -11,6 +11,7 @@ would go byte by byte, and readers would see halves.
 import mmap
 import time
 from bisect import bisect_left
+from collections.abc import Set
 from typing import Final
 
 import numpy as np
@@ -185,6 +186,10 @@ class Counters:
             self._models[key] = ModelCounters(name, version, self._slots, self._claimed)
             self._models[key].claim(self._slot)
         return self._models[key]
+
+    def keep(self, versions: Set[tuple[str, str]]) -> None:
+        """Forget all but these, names with versions: called in the arbiter before it forks a new generation."""
+        self._models = {key: model for key, model in self._models.items() if key in versions}
 
     def claim(self, slot: int) -> None:
         """Write the rows of this slot from now on: called in a worker after the fork."""

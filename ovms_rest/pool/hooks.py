@@ -17,7 +17,7 @@ from ovms_rest.app import App
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.mailbox import CONTROL
 from ovms_rest.pool.reloading import Change
-from ovms_rest.pool.table import WorkerTable
+from ovms_rest.pool.table import SLOTS, WorkerTable
 from ovms_rest.pool.worker import DRAIN_SECONDS, TICK_SECONDS
 from ovms_rest.settings import read_settings
 
@@ -33,8 +33,7 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _deaths: Counter[str] = Counter()
 
 
-# Many more than a machine has cores: a reload has twice as many workers for a while, SIGTTIN adds some.
-_table = WorkerTable(4096, usable_cores())
+_table = WorkerTable(SLOTS, usable_cores())
 
 
 def on_starting(arbiter: Any) -> None:
@@ -123,6 +122,7 @@ def _attend(arbiter: Any) -> bool:
 
 def _renew(arbiter: Any) -> None:
     """Have a new generation of workers take the place of all that there are."""
+    arbiter.app.wsgi().telemetry.forget_gone()
     _table.count_generation()
     for worker in arbiter.WORKERS.values():
         if worker.is_control:
@@ -191,6 +191,7 @@ def pre_fork(arbiter: Any, worker: Any) -> None:
     worker.age = 1 + _highest_age(arbiter)  # gunicorn ends the oldest first; its own count is set back by a reload
     if arbiter.control_sockets and not any(other.is_control for other in arbiter.WORKERS.values()):
         worker.is_control = True
+        worker.row.set_control()
         worker.age = sys.maxsize  # gunicorn ends the oldest when there are to be fewer
         worker.sockets = arbiter.control_sockets
     gc.freeze()

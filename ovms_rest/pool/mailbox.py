@@ -4,6 +4,7 @@ A worker sends a message and a signal. The arbiter reads what has come and publi
 every generation can read, whenever it likes.
 """
 
+import contextlib
 import mmap
 import os
 import signal
@@ -30,7 +31,8 @@ class Mailbox:
     """Messages to the arbiter, and the value that it publishes; made before the first fork."""
 
     def __init__(self) -> None:
-        """Make the socket and the memory."""
+        """Make the socket and the memory, in the arbiter."""
+        self._arbiter = os.getpid()
         # Datagrams are whole, whoever else sends at the same time, and the system bounds how many wait.
         self._receiver, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._receiver.setblocking(False)
@@ -41,8 +43,11 @@ class Mailbox:
     def send(self, message: dict[str, Any]) -> None:
         """Send a message to the arbiter, in a worker.
 
-        Raises BusyError when too many wait already, and InvalidRequestError for one that is too large.
+        Raises BusyError when too many wait already or the arbiter is gone, and InvalidRequestError for one that is too
+        large.
         """
+        if os.getppid() != self._arbiter:  # whoever is the parent now must not get the signal
+            raise BusyError("the service is shutting down, nothing is changed any more")
         data = orjson.dumps(message)
         if len(data) > MAX_MESSAGE_BYTES:
             raise InvalidRequestError(
@@ -52,7 +57,8 @@ class Mailbox:
             self._sender.send(data)
         except BlockingIOError as error:
             raise BusyError("too many changes wait to be made; try again") from error
-        os.kill(os.getppid(), CONTROL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._arbiter, CONTROL)
 
     def receive(self) -> list[dict[str, Any]]:
         """Return the messages that have come, in the arbiter."""

@@ -146,7 +146,7 @@ class Reloads:
                 self._unload_one(change.name, change.dependents, stop)
         except ConfigError as error:
             for problem in error.problems:
-                log.error("%s failed, everything goes on as it was: %s", change.what, problem)
+                log.error("%s failed, the service goes on as it was: %s", change.what, problem)
             return _Outcome(400, "; ".join(error.problems))
         except NotFoundError as error:
             return _Outcome(404, str(error))
@@ -154,7 +154,7 @@ class Reloads:
             log.error("load of model %r failed: %s", change.name, error)
             return _Outcome(error.status, str(error))
         except Exception:  # the arbiter is what the whole service hangs on
-            log.exception("%s failed, everything goes on as it was", change.what)
+            log.exception("%s failed, the service goes on as it was", change.what)
             return _Outcome(500, "internal error; the reason is in the log of the server")
         return _Outcome(200)
 
@@ -285,10 +285,15 @@ class Reloads:
 
     def _judge(self, change: Change) -> _Outcome:
         """Tell what came of a change by what serves."""
+        entry = self._models.entries.get(change.name)
         if change.what == "reload":
             problems = self._models.problems()
+        elif entry is not None:
+            problems = entry.problems(change.name)
+        elif change.what == "load":  # a reload that came with it has read another config
+            return _Outcome(404, f"model {quote(change.name)} is not in {self._config} any more")
         else:
-            problems = self._models.entries[change.name].problems(change.name)
+            problems = []
         if problems:
             return _Outcome(412, "; ".join(problems))
         return _Outcome(201 if self._changed else 200)
@@ -302,8 +307,9 @@ class Reloads:
         if fault:
             for entry in status.values():
                 for version in entry["model_version_status"]:
-                    if version["state"] == "AVAILABLE" and version["status"]["error_message"] == "OK":
-                        version["status"]["error_message"] = f"serves as before, for the config is wrong: {fault}"
+                    status_of = version["status"]
+                    if version["state"] == "AVAILABLE" and status_of["error_message"] == "OK":
+                        status_of["error_message"] = f"still serves as before; the config is invalid now: {fault}"
         return status
 
     def watch(self) -> None:

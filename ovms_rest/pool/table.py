@@ -13,11 +13,15 @@ import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
+# Many more workers than a machine has cores: a reload has twice as many for a while, SIGTTIN adds some. Only the rows
+# that are used take memory.
+SLOTS = 4096
+
 # Sent to a worker to have it accept a connection. Nothing but a worker that is idle gets it, and that has a handler.
 WAKE = signal.SIGRTMIN
 
 # The columns, eight bytes each; a row fills a cache line of its own.
-_TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE, _READY, _CLOSED = range(6)
+_TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE, _READY, _CLOSED, _CONTROL = range(7)
 _COLUMNS = 8
 # In front of the rows, a cache line too: how many rows were ever taken, so that none behind them need be read; how many
 # workers died; how often there was a reload; whether the service ends.
@@ -55,6 +59,12 @@ class WorkerTable:
     def workers(self) -> list[Seen]:
         """Return what all workers tell."""
         return [worker for worker in read_rows(self.numbers) if worker.pid]
+
+    def streams(self) -> int:
+        """Return how many workers infer: not those that come up or end, nor the control worker."""
+        end = (1 + self.numbers[_USED]) * _COLUMNS
+        ready, control = (self.numbers[_COLUMNS + column : end : _COLUMNS].tolist() for column in (_READY, _CONTROL))
+        return sum(is_ready and not is_control for is_ready, is_control in zip(ready, control, strict=True))
 
     def deaths(self) -> int:
         """Return how many workers died, so that others took their place."""
@@ -99,6 +109,10 @@ class Row:
     def set_pid(self, pid: int) -> None:
         """Tell the process id of this worker, by which it is woken."""
         self._numbers[self.start + _PID] = pid
+
+    def set_control(self) -> None:
+        """Tell that this is the control worker, which does not infer; in the arbiter."""
+        self._numbers[self.start + _CONTROL] = 1
 
     def set_ready(self, ready: bool = True) -> None:
         """Tell that this worker has opened all models and accepts connections, or does not any more."""

@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from ovms_rest.errors import NotFoundError
+from ovms_rest.memory import resident_bytes
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pool.counters import Counters
-from ovms_rest.pool.table import WorkerTable
+from ovms_rest.pool.table import SLOTS, WorkerTable
 from ovms_rest.serving.metrics import ProcessState, WorkerState
 from ovms_rest.serving.statistics import ModelStatistics
-
-# More rows than there will be workers at a time; only those that are used take memory.
-SLOTS = 4096
 
 
 class Telemetry:
@@ -31,9 +28,19 @@ class Telemetry:
             for version, model in entry.versions.items():
                 model.counters = self.counters.of(name, str(version))
 
+    def forget_gone(self) -> None:
+        """Forget what was counted of versions that are not configured any more; in the arbiter."""
+        self.counters.keep(
+            {
+                (name, str(version))
+                for name, entry in self._models.entries.items()
+                for version in (*entry.versions, *entry.failures, *entry.ended)
+            }
+        )
+
     def statistics(self, name: str | None = None, version: str | None = None) -> list[ModelStatistics]:
         """Return the sums over all workers, of all models or of what is asked for. Raises NotFoundError."""
-        workers = len(self.table.workers()) if self.table else 1
+        workers = self.streams()
         pipelines = {name for name, entry in self._models.entries.items() if entry.kind == "pipeline"}
         return [
             replace(
@@ -44,6 +51,10 @@ class Telemetry:
             )
             for model in self.counters.statistics(name, version)
         ]
+
+    def streams(self) -> int:
+        """Return how many inferences run at once."""
+        return 1 if self.table is None else self.table.streams()
 
     def is_ending(self) -> bool:
         """Tell whether the service ends."""
@@ -85,6 +96,6 @@ class ServedStatistics:
 def _resident(pid: int) -> int | None:
     """Return the bytes that a process has resident, None when it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-    except (OSError, IndexError):
+        return resident_bytes(pid)
+    except OSError:
         return None

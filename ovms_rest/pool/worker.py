@@ -37,6 +37,7 @@ from ovms_rest.pool.http1 import (
 )
 from ovms_rest.pool.table import WAKE, Row, wake
 from ovms_rest.pool.waiting import NEVER, Terms, WaitingQueue, read_terms
+from ovms_rest.serving.cors import cors_headers
 from ovms_rest.serving.error_handlers import encode_error
 from ovms_rest.serving.routing import is_inference
 from ovms_rest.settings import read_settings
@@ -71,6 +72,8 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 Headers = list[tuple[str, str]]
+
+_RETRY = {"Retry-After": "1"}
 
 # In which more may come.
 _RECEIVING = (State.HEAD, State.BODY)
@@ -126,6 +129,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._last_answer: tuple[str, str, int, Headers] = ("", "", 0, [])
         self._last_head = b""
         self._last_has_id = False
+        self._cors = list(cors_headers(settings).items())
         self._id_prefix = os.urandom(6).hex()
         self._id_numbers = itertools.count(1)
         if settings.access_log != "none":
@@ -268,6 +272,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         """
         self._draining = True
         self._set_busy(True)
+        self.row.set_connections(0)  # none is to be left to it
         grace = self.cfg.graceful_timeout
         self._end = self.now + max(grace - REFUSING_SECONDS, grace / 2)
         self._stop_accepting()
@@ -310,6 +315,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         while len(self._connections) < self.cfg.worker_connections:
             freer = None if insisting else self.row.find_freer(limit)
             if freer is not None:
+                if not _has_connection(listener):
+                    return
                 wake(freer)
                 self._stop_accepting(HANDOVER_SECONDS if self._connections else SPARE_HANDOVER_SECONDS)
                 self._insisting = True
@@ -348,7 +355,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._tell_connections()
 
     def _tell_connections(self) -> None:
-        if not self.is_control:  # to which no inference can be left
+        if not self.is_control and not self._draining:  # to which none can be left
             self.row.set_connections(len(self._connections))
 
     def forget(self, connection: Connection) -> None:
@@ -377,7 +384,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         elif self._waiting.count >= self.max_waiting:
             self.wsgi.count_refusal(environ["PATH_INFO"], "overload", 0)
             message = f"overloaded: {self._waiting.count} requests wait already, which is the limit of a worker"
-            self._send_refusal(connection, Refusal(503, message, {"Retry-After": "1"}))
+            self._send_refusal(connection, Refusal(503, message, _RETRY))
         else:
             environ["ovms_rest.received"] = time.monotonic_ns()
             self._waiting.push(connection)
@@ -399,18 +406,24 @@ class Worker(BaseWorker):  # type: ignore[misc]
         waited = time.monotonic_ns() - terms.since_ns
         self.wsgi.count_refusal(connection.head.environ["PATH_INFO"], "timeout", waited)
         message = str(DeadlineError(terms.timeout_us, waited))
-        self._send_refusal(connection, Refusal(503, message, {"Retry-After": "1"}))
+        self._send_refusal(connection, Refusal(503, message, _RETRY))
 
     def _refuse_rest(self) -> None:
-        """Answer those who wait when the time to end has come."""
+        """Answer those who wait, for an inference or for a change to be made, when the time to end has come."""
+        asking, self._asking = self._asking, []
+        for connection in asking:
+            connection.linger()
+            refusal = Refusal(503, "the server is shutting down; what came of the call is in its log", _RETRY)
+            self._guard(connection, self._send_refusal, connection, refusal)
         while self._waiting.count:
             connection = self._waiting.pop()
             connection.linger()
-            refusal = Refusal(503, "the worker ends before the request could start", {"Retry-After": "1"})
+            refusal = Refusal(503, "the server is shutting down; the request was not started", _RETRY)
             self._guard(connection, self._send_refusal, connection, refusal)
 
     def _send_refusal(self, connection: Connection, refusal: Refusal) -> None:
         status, headers, body = encode_refusal(refusal)
+        headers += self._cors
         environ = {**_UNREAD, **connection.template} if connection.head is None else connection.head.environ
         self._identify(environ)
         size = self._send(connection, environ, status, headers, [] if refusal.is_of_head else [body])
@@ -432,7 +445,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._started = time.monotonic()
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
-            log.info("worker %s has answered %s requests, so it ends", self.pid, self.nr)
+            log.info("worker %s reached max_requests after %s requests and ends", self.pid, self.nr)
             self.alive = False
         try:
             status, headers, parts = self._call(environ)
@@ -474,7 +487,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             request_id, method, target = (environ[key] for key in ("HTTP_X_REQUEST_ID", "REQUEST_METHOD", "RAW_URI"))
             log.exception("error while answering request %s, %s %s", request_id, method, target)
             body = encode_error("internal error; the reason is in the log of the server")
-            return "500 Internal Server Error", [("Content-Type", "application/json")], [body]
+            return "500 Internal Server Error", [("Content-Type", "application/json"), *self._cors], [body]
         return status, headers, written + parts if written else parts
 
     def _send(
@@ -568,6 +581,13 @@ def _keep_freed_memory() -> None:
 def _read_terms(connection: Connection) -> Terms:
     assert connection.head is not None
     return read_terms(connection.head.environ)
+
+
+def _has_connection(listener: socket.socket) -> bool:
+    """Tell whether a connection lies there to be accepted."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _has_field(headers: Headers, name: str) -> bool:

@@ -11,9 +11,19 @@ _AUTHORITY = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 _SLASH_TOLERANT = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
+_INFERENCE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+
+
 def is_inference(method: str, path: str) -> bool:
-    """Tell whether a request infers, and so may have to wait; all others are answered at once."""
-    return method == "POST" and path.endswith("/infer")
+    """Tell whether a request infers, and so may have to wait; all others are answered at once. `path` is PATH_INFO."""
+    return method == "POST" and path.endswith("/infer") and _INFERENCE.fullmatch(path) is not None
+
+
+def read_inference(path: str) -> tuple[str, str | None]:
+    """Return the model and the version, None when there is none, of the path of an inference."""
+    found = _INFERENCE.fullmatch(path.encode("latin-1").decode("utf-8", "replace"))
+    assert found is not None
+    return found[1], found[2]
 
 
 class Request(falcon.Request):
