@@ -19,6 +19,7 @@ import orjson
 
 from ovms_rest import __version__
 from ovms_rest.errors import ConfigError
+from ovms_rest.settings import integer_between, parse_boolean, parse_text
 
 Values = Mapping[str, Any]
 
@@ -55,26 +56,6 @@ class Flag:
 
 
 # --- Values: each function reads a text that is not empty, or raises ValueError
-
-
-def _text(text: str) -> str:
-    return text
-
-
-def _boolean(text: str) -> bool:
-    try:
-        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-    except KeyError:
-        raise ValueError("expected true or false") from None
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (re.fullmatch(r"[0-9]{1,12}", text) and low <= int(text) <= high):
-            raise ValueError(f"expected an integer from {low} to {high}")
-        return int(text)
-
-    return parse
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -136,93 +117,116 @@ def _level(text: str) -> str:
 # --- The flags
 
 _ANY_IPV4 = "0.0.0.0"  # noqa: S104  # OVMS's default
-_PORT = _integer(0, 65535)
-_COUNT = _integer(0, 10**9)
+_PORT = integer_between(0, 65535)
+_COUNT = integer_between(0, 10**9)
 
 _SERVABLES = (
-    Flag("config_path", _text, "FILE", "JSON config with the models", setting="OVMS_REST_CONFIG"),
-    Flag("model_name", _text, "NAME", "name of a single model, as in the URL", key="name"),
-    Flag("model_path", _absolute_path, "PATH", "its directory of versions, or its file", key="base_path"),
+    Flag("config_path", parse_text, "FILE", "JSON config with the models", setting="OVMS_REST_CONFIG"),
+    Flag("model_name", parse_text, "NAME", "name of a single model, as in its URL", key="name"),
+    Flag("model_path", _absolute_path, "PATH", "its directory of versions, or its model file", key="base_path"),
 )
 _MODEL = (
-    Flag("batch_size", _text, "N", "8, -1 (any) or 1:16", key="batch_size"),
-    Flag("shape", _text_or_json, "SHAPE", '"(1,3,224,224)", or JSON text by input', key="shape"),
-    Flag("layout", _text_or_json, "LAYOUT", "NHWC:NCHW, or JSON text by input and output", key="layout"),
+    Flag("batch_size", parse_text, "N", "8, -1 (any) or 1:16", key="batch_size"),
+    Flag("shape", _text_or_json, "SHAPE", '"(1,3,224,224)", or a JSON object keyed by input name', key="shape"),
+    Flag("layout", _text_or_json, "LAYOUT", "NHWC:NCHW, or a JSON object keyed by input and output name", key="layout"),
     Flag(
         "model_version_policy",
         _json_object,
         "JSON",
-        'versions to serve, \'{"latest": {"num_versions": 1}}\' by default',
+        'versions to serve; default: \'{"latest": {"num_versions": 1}}\'',
         key="model_version_policy",
     ),
-    Flag("nireq", _COUNT, "N", "without effect: as many inferences run as workers", key="nireq"),
-    Flag("target_device", _text, "DEVICE", "OpenVINO device, CPU by default", key="target_device"),
-    Flag("plugin_config", _json_object, "JSON", "properties of the device", key="plugin_config"),
-    Flag("mean", _text, "VALUES", 'to subtract: 127.5 or "(123.7,116.3,103.5)"', key="mean"),
-    Flag("scale", _text, "VALUES", "to divide by, in the same form", key="scale"),
-    Flag("color_format", _text, "FORMATS", "RGB:BGR: the model takes RGB, clients send BGR", key="color_format"),
-    Flag("precision", _text, "TYPES", "uint8:fp32: clients send UINT8, the model takes FP32", key="precision"),
+    Flag("nireq", _COUNT, "N", "ignored: each worker runs one inference at a time", key="nireq"),
+    Flag("target_device", parse_text, "DEVICE", "OpenVINO device; default: CPU", key="target_device"),
+    Flag(
+        "plugin_config", _json_object, "JSON", "OpenVINO properties of the device, a JSON object", key="plugin_config"
+    ),
+    Flag("mean", parse_text, "VALUES", 'values to subtract: 127.5 or "(123.7,116.3,103.5)"', key="mean"),
+    Flag("scale", parse_text, "VALUES", "values to divide by after that, in the same form", key="scale"),
+    Flag("color_format", parse_text, "FORMATS", "RGB:BGR: the model takes RGB, clients send BGR", key="color_format"),
+    Flag("precision", parse_text, "TYPES", "uint8:fp32: clients send UINT8, the model takes FP32", key="precision"),
 )
 _SERVER = (
     Flag("rest_port", _PORT, "PORT", "port to serve on; required"),
-    Flag("rest_bind_address", _addresses, "LIST", "addresses to serve on, 0.0.0.0 by default"),
-    Flag("rest_workers", _integer(0, 10_000), "N", "worker processes, one per usable core by default and at most"),
+    Flag("rest_bind_address", _addresses, "LIST", "addresses to serve on, separated by commas; default: 0.0.0.0"),
+    Flag("rest_workers", integer_between(0, 10_000), "N", "worker processes; default and maximum: one per usable core"),
     Flag(
         "file_system_poll_wait_seconds",
-        _integer(0, 86400),
+        integer_between(0, 86400),
         "N",
-        "how often to look for changes, 1 by default, 0 for never",
+        "seconds between checks for changes; default: 1; 0 turns them off",
         setting="OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS",
     ),
-    Flag("metrics_enable", _boolean, "", "serve metrics", setting="OVMS_REST_METRICS_ENABLE"),
-    Flag("metrics_list", _names, "LIST", "metrics to serve; needs --metrics_enable", setting="OVMS_REST_METRICS_LIST"),
-    Flag("cache_dir", _text, "DIR", "directory for compiled models, none by default", setting="OVMS_REST_CACHE_DIR"),
-    Flag("log_level", _level, "LEVEL", f"{', '.join(_LEVELS)}; INFO by default"),
-    Flag("log_path", _text, "FILE", "file for the log, besides the standard error"),
+    Flag(
+        "metrics_enable", parse_boolean, "", "serve Prometheus metrics at /metrics", setting="OVMS_REST_METRICS_ENABLE"
+    ),
+    Flag(
+        "metrics_list",
+        _names,
+        "LIST",
+        "metrics to serve, separated by commas; needs --metrics_enable",
+        setting="OVMS_REST_METRICS_LIST",
+    ),
+    Flag(
+        "cache_dir",
+        parse_text,
+        "DIR",
+        "directory where OpenVINO caches compiled models; default: none",
+        setting="OVMS_REST_CACHE_DIR",
+    ),
+    Flag("log_level", _level, "LEVEL", f"{', '.join(_LEVELS)}; default: INFO"),
+    Flag("log_path", parse_text, "FILE", "file for the log, in addition to the standard error"),
     Flag(
         "allowed_origins",
-        _text,
+        parse_text,
         "TEXT",
-        "CORS: Access-Control-Allow-Origin, no CORS by default",
+        "CORS: Access-Control-Allow-Origin; default: no CORS",
         setting="OVMS_REST_ALLOWED_ORIGINS",
     ),
     Flag(
         "allowed_methods",
-        _text,
+        parse_text,
         "TEXT",
-        "CORS: Access-Control-Allow-Methods, * by default",
+        "CORS: Access-Control-Allow-Methods; default: *",
         setting="OVMS_REST_ALLOWED_METHODS",
     ),
     Flag(
         "allowed_headers",
-        _text,
+        parse_text,
         "TEXT",
-        "CORS: Access-Control-Allow-Headers, * by default",
+        "CORS: Access-Control-Allow-Headers; default: *",
         setting="OVMS_REST_ALLOWED_HEADERS",
     ),
     Flag(
         "allow_credentials",
-        _boolean,
+        parse_boolean,
         "",
-        "CORS: Access-Control-Allow-Credentials, false by default",
+        "CORS: Access-Control-Allow-Credentials; default: false",
         setting="OVMS_REST_ALLOW_CREDENTIALS",
     ),
 )
 _TOLERATED = (
-    Flag("port", _PORT, "PORT", "port of gRPC"),
-    Flag("grpc_bind_address", _text, "LIST", "addresses of gRPC"),
-    Flag("grpc_workers", _text, "N", "servers of gRPC"),
-    Flag("grpc_max_threads", _text, "N", "threads of gRPC"),
-    Flag("grpc_memory_quota", _text, "BYTES", "memory of gRPC"),
-    Flag("grpc_channel_arguments", _text, "LIST", "options of gRPC"),
-    Flag("custom_node_resources_cleaner_interval_seconds", _integer(1, 10**9), "N", "how often nodes clean up"),
+    Flag("port", _PORT, "PORT", "gRPC port"),
+    Flag("grpc_bind_address", parse_text, "LIST", "gRPC addresses"),
+    Flag("grpc_workers", parse_text, "N", "gRPC servers"),
+    Flag("grpc_max_threads", parse_text, "N", "gRPC threads"),
+    Flag("grpc_memory_quota", parse_text, "BYTES", "gRPC memory"),
+    Flag("grpc_channel_arguments", parse_text, "LIST", "gRPC options"),
+    Flag(
+        "custom_node_resources_cleaner_interval_seconds",
+        integer_between(1, 10**9),
+        "N",
+        "seconds between clean-ups of custom nodes",
+    ),
 )
+
+_WHY_IGNORED = "there is no gRPC, and custom nodes are cleaned up when a worker exits"
 
 GROUPS: Mapping[str, Sequence[Flag]] = {
     "what to serve: a config file, or a single model": _SERVABLES,
     "the single model, as the keys of a config": _MODEL,
     "the server": _SERVER,
-    "accepted, without effect, for there is no gRPC here, and workers clean up by ending": _TOLERATED,
+    f"accepted but ignored: {_WHY_IGNORED}": _TOLERATED,
 }
 FLAGS: Mapping[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
 
@@ -300,11 +304,11 @@ def _make_parser() -> Parser:
     parser = Parser(
         prog="ovms-rest",
         usage=USAGE,
-        description="Serve OpenVINO models over the KServe v2 REST API, by the flags of the OpenVINO Model Server, "
-        "each as `--name value` or `--name=value`.",
-        epilog="`ovms-rest check CONFIG` does not serve: load all that a config names, report on it and exit. Settings "
-        "that have no flag come from variables OVMS_REST_*, gunicorn's own from GUNICORN_CMD_ARGS; a flag goes before "
-        "them. Exits with 64 for a wrong call, with 1 when the service cannot start.",
+        description="Serve OpenVINO models over the KServe v2 REST API, with the flags of the OpenVINO Model Server, "
+        "written as `--name value` or `--name=value`.",
+        epilog="`ovms-rest check CONFIG` loads everything a config names, reports on it and exits without serving. "
+        "Settings without a flag come from OVMS_REST_* environment variables, gunicorn's own from GUNICORN_CMD_ARGS; "
+        "flags take precedence. The exit code is 64 for a usage error, 1 when the service cannot start.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=37, width=104),
         allow_abbrev=False,
     )
@@ -405,14 +409,14 @@ def _notes(values: Values, cores: int) -> Iterator[tuple[int, str]]:
     if values.get("rest_workers", 0) > cores:
         yield (
             logging.INFO,
-            f"--rest_workers: {cores} and not {values['rest_workers']}: a worker takes a core of its own",
+            f"--rest_workers: {cores} instead of {values['rest_workers']}: one per usable core is the maximum",
         )
     addresses = values.get("rest_bind_address", ())
     if covered := _covered(addresses):
-        widest = "::, which takes IPv4 too" if "::" in addresses else f"{_ANY_IPV4}, which takes them all"
-        yield logging.INFO, f"--rest_bind_address: {', '.join(covered)} left to {widest}"
+        widest = "::, which takes IPv4 too" if "::" in addresses else _ANY_IPV4
+        yield logging.INFO, f"--rest_bind_address: {', '.join(covered)} left out, covered by {widest}"
     if tolerated := [flag.name for flag in _TOLERATED if values.get(flag.name)]:
-        yield logging.INFO, f"{_list(tolerated)}: no effect, there is no gRPC here, and workers clean up by ending"
+        yield logging.INFO, f"{_list(tolerated)}: ignored: {_WHY_IGNORED}"
 
 
 def _list(names: Sequence[str]) -> str:

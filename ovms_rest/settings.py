@@ -15,18 +15,25 @@ PREFIX = "OVMS_REST_"
 DEMO_CONFIG = Path(__file__).parent / "demo" / "config.json"
 
 
-def _text(value: str) -> str:
+# --- Values: each function reads a text that is not empty, or raises ValueError; flags.py uses the public ones too
+
+
+def parse_text(value: str) -> str:
+    """Take any text."""
     return value
 
 
-def _flag(value: str) -> bool:
+def parse_boolean(value: str) -> bool:
+    """Read true or false, in any case, or 1 or 0."""
     try:
         return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
     except KeyError:
         raise ValueError("expected true or false") from None
 
 
-def _between(low: int, high: int) -> Callable[[str], int]:
+def integer_between(low: int, high: int) -> Callable[[str], int]:
+    """Return what reads an integer within these limits, written with the digits 0 to 9 alone."""
+
     def parse(value: str) -> int:
         if not (value.isascii() and value.isdigit() and low <= int(value.lstrip("0")[:20] or 0) <= high):
             raise ValueError(f"expected an integer from {low} to {high}")
@@ -44,6 +51,9 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
+# --- The settings
+
+
 def _setting(default: Any, parse: Callable[[str], Any], meaning: str) -> Any:
     return field(default=default, metadata={"parse": parse, "meaning": meaning})
 
@@ -56,65 +66,83 @@ class Settings:
     max_body_bytes: int = _setting(
         256 * 2**20,
         # Strings are found in a body by 32-bit offsets, which OpenVINO's string tensors have.
-        _between(1, 2**31 - 1),
-        "largest body of a request, received or decompressed; above it the answer is 413",
+        integer_between(1, 2**31 - 1),
+        "largest request body, as received and after decompression; a larger one is answered 413",
     )
     max_waiting: int = _setting(
-        64, _between(1, 1_000_000), "inferences that may wait in a worker; above it the answer is 503 with Retry-After"
+        64,
+        integer_between(1, 1_000_000),
+        "inferences that may wait in one worker; beyond that the answer is 503 with Retry-After",
     )
     max_held_bytes: int = _setting(
         2**30,
-        _between(1, 2**40),
-        "bytes that requests and answers under way may hold in a worker; above it the answer is 503 with Retry-After",
+        integer_between(1, 2**40),
+        "bytes of unfinished requests and responses that one worker may hold; beyond that the answer is 503 with "
+        "Retry-After",
     )
-    head_timeout_seconds: int = _setting(10, _between(1, 86400), "how long the head of a request may take to come")
+    head_timeout_seconds: int = _setting(
+        10, integer_between(1, 86400), "seconds allowed for receiving the head of a request"
+    )
     body_timeout_seconds: int = _setting(
-        30, _between(1, 86400), "how long a body may take to come, beyond a second for every 100,000 bytes"
+        30, integer_between(1, 86400), "seconds allowed for receiving a body, plus one per 100,000 bytes"
     )
     send_timeout_seconds: int = _setting(
-        30, _between(1, 86400), "how long a client may take to read an answer, beyond a second for every 100,000 bytes"
+        30, integer_between(1, 86400), "seconds a client may take to read a response, plus one per 100,000 bytes"
     )
     control_bind: str = _setting(
-        "", _text, "address (HOST:PORT or unix:PATH) of a worker for all but inferences, which never waits for one"
+        "",
+        parse_text,
+        "HOST:PORT or unix:PATH of an extra worker that serves everything except inference, so it never waits for one",
     )
     model_control: str = _setting(
         "auto",
         _one_of("auto", "none", "all"),
-        "where models may be loaded and unloaded and the log be set by call: `auto` is the control address, when there "
-        "is one, else from this host; `none` is nowhere, `all` is on every address",
+        "from where API calls may load and unload models and change the log: `auto`: the control address if there is "
+        "one, otherwise this host; `none`: nowhere; `all`: every address",
     )
     load_timeout_seconds: int = _setting(
-        300, _between(1, 86400), "how long a model may take to be read, compiled and tried before it is given up"
+        300,
+        integer_between(1, 86400),
+        "seconds a model may take to be read, compiled and tried before it counts as failed",
     )
     file_system_poll_wait_seconds: int = _setting(
-        1, _between(0, 86400), "how often to look whether the config or a model has changed on the disk; 0 for never"
+        1,
+        integer_between(0, 86400),
+        "seconds between checks for changes of the config and the models; 0 turns them off",
     )
     cache_dir: str = _setting(
         "",
-        _text,
-        "directory in which OpenVINO keeps compiled models; empty for none",
+        parse_text,
+        "directory where OpenVINO caches compiled models, unless a model's `CACHE_DIR` names another; empty for none",
     )
     max_image_pixels: int = _setting(
-        2**26, _between(1, 2**30), "pixels that an encoded image may have; above it the answer is 400"
+        2**26, integer_between(1, 2**30), "pixels that one encoded image may have; a larger one is answered 400"
     )
     max_request_pixels: int = _setting(
-        2**28, _between(1, 2**34), "pixels that all images of an input may have, encoded or as resized"
+        2**28,
+        integer_between(1, 2**34),
+        "pixels that all encoded images of one input may have together, and values (channels counted) that the array "
+        "they become may have; beyond either the answer is 400",
     )
     access_log: str = _setting(
-        "none", _one_of("none", "text", "json"), "what a line for every request is written as; `none` is no line"
+        "none",
+        _one_of("none", "text", "json"),
+        "format of the access log, one line per request: `text` or `json`; `none` turns it off",
     )
     access_log_file: str = _setting(
-        "-", _text, "path of the file for these lines, opened anew on SIGUSR1; `-` is the standard output"
+        "-", parse_text, "path of the access log, reopened on SIGUSR1; `-` is the standard output"
     )
-    metrics_enable: bool = _setting(False, _flag, "serve /metrics, as `monitoring` in the config does")
-    metrics_list: str = _setting("", _text, "metrics to serve, separated by commas; empty for all but optional ones")
+    metrics_enable: bool = _setting(False, parse_boolean, "serve /metrics, as `monitoring` in the config does")
+    metrics_list: str = _setting(
+        "", parse_text, "metrics to serve, separated by commas; empty for all but the optional ones"
+    )
     response_compression: bool = _setting(
-        False, _flag, "compress answers of inferences when the client asks by Accept-Encoding (gzip, deflate)"
+        False, parse_boolean, "compress inference responses for clients whose Accept-Encoding names gzip or deflate"
     )
-    allowed_origins: str = _setting("", _text, "CORS: value of Access-Control-Allow-Origin; empty turns CORS off")
-    allowed_methods: str = _setting("*", _text, "CORS: value of Access-Control-Allow-Methods")
-    allowed_headers: str = _setting("*", _text, "CORS: value of Access-Control-Allow-Headers")
-    allow_credentials: bool = _setting(False, _flag, "CORS: send Access-Control-Allow-Credentials: true")
+    allowed_origins: str = _setting("", parse_text, "CORS: value of Access-Control-Allow-Origin; empty turns CORS off")
+    allowed_methods: str = _setting("*", parse_text, "CORS: value of Access-Control-Allow-Methods")
+    allowed_headers: str = _setting("*", parse_text, "CORS: value of Access-Control-Allow-Headers")
+    allow_credentials: bool = _setting(False, parse_boolean, "CORS: send Access-Control-Allow-Credentials: true")
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

@@ -934,10 +934,10 @@ def test_a_raw_body_may_be_empty(header):
 @pytest.mark.parametrize(
     ("target", "error"),
     [
-        ("/v2/models/m/infer", "input 'x': shape [-1] takes a multiple of 4 bytes of FP32, but 3 came"),
+        ("/v2/models/m/infer", "input 'x': shape [-1] takes a multiple of 4 bytes of FP32, the body has 3"),
         (
             "/v2/models/adder/infer",
-            "Inference-Header-Content-Length is 0, which sends the body as the data of a model's only input, "
+            "Inference-Header-Content-Length is 0, which makes the body the data of a model's only input, "
             "but this model has 2 inputs: [a,b]",
         ),
     ],

@@ -511,7 +511,9 @@ def test_a_shape_of_no_element_is_refused_where_its_other_dims_are_giant(datatyp
     for item in ({"data": []}, {}):
         message = refusal_of_input({"name": "x", "shape": shape, "datatype": datatype} | item)
         dims = ",".join(map(str, shape))
-        assert message == f"inputs[0] 'x': shape [{dims}] is too large even though it holds no element"
+        assert message == (
+            f"inputs[0] 'x': the dims of shape [{dims}] other than 0 multiply to more than {2**59}, the limit"
+        )
 
 
 def test_a_shape_may_have_64_dims():
@@ -522,16 +524,16 @@ def test_a_shape_may_have_64_dims():
 @pytest.mark.parametrize(
     ("shape", "data", "message"),
     [
-        ([2, 2], [1, 2, 3], "inputs[0] 'x': data has 3 elements, but shape [2,2] means 4"),
-        ([2], [], "inputs[0] 'x': data has 0 elements, but shape [2] means 2"),
-        ([2], [[], []], "inputs[0] 'x': data has 0 elements, but shape [2] means 2"),
-        ([0], [1], "inputs[0] 'x': data has 1 elements, but shape [0] means 0"),
-        ([], [], "inputs[0] 'x': data has 0 elements, but shape [] means 1"),
-        ([], [1, 2], "inputs[0] 'x': data has 2 elements, but shape [] means 1"),
+        ([2, 2], [1, 2, 3], "inputs[0] 'x': data has 3 elements, but shape [2,2] needs 4"),
+        ([2], [], "inputs[0] 'x': data has 0 elements, but shape [2] needs 2"),
+        ([2], [[], []], "inputs[0] 'x': data has 0 elements, but shape [2] needs 2"),
+        ([0], [1], "inputs[0] 'x': data has 1 element, but shape [0] needs 0"),
+        ([], [], "inputs[0] 'x': data has 0 elements, but shape [] needs 1"),
+        ([], [1, 2], "inputs[0] 'x': data has 2 elements, but shape [] needs 1"),
         (
             [2**63 - 1, 2],
             [1],
-            "inputs[0] 'x': data has 1 elements, but shape [9223372036854775807,2] means 18446744073709551614",
+            "inputs[0] 'x': data has 1 element, but shape [9223372036854775807,2] needs 18446744073709551614",
         ),
     ],
 )
@@ -541,8 +543,10 @@ def test_a_count_of_elements_that_is_not_the_shapes_is_refused(shape, data, mess
 
 def test_a_shape_of_64_giant_dims_is_refused():
     shape = [2**63 - 1] * 64
-    assert refusal_of_input(VALID | {"shape": shape}).endswith(f" means {math.prod(shape)}")
-    assert "bytes of binary data are expected" in refusal_of_input(without(VALID | {"shape": shape}, "data"), b"")
+    assert refusal_of_input(VALID | {"shape": shape}).endswith(f" needs {math.prod(shape)}")
+    assert "bytes of binary data, but the body has 0 left" in refusal_of_input(
+        without(VALID | {"shape": shape}, "data"), b""
+    )
 
 
 # --- Nesting of data
@@ -578,7 +582,7 @@ def test_data_without_elements_may_be_nested(data):
 
 def test_the_element_at_fault_is_named_by_its_place_in_the_flattened_data():
     message = refusal_of_input(VALID | {"shape": [2, 2], "data": [[1, 2], [3, None]]})
-    assert message == "inputs[0] 'x': data[3] is null, FP32 is numbers up to 3.40282e+38"
+    assert message == "inputs[0] 'x': data[3] is null, FP32 takes numbers up to 3.40282e+38"
 
 
 # --- Integers
@@ -597,12 +601,12 @@ def test_an_integer_out_of_range_is_refused(datatype, beyond):
     for number in (low - beyond, high + beyond):
         message = refusal(written(datatype, [2], f"[1,{number}]"))
         assert message.startswith("inputs[0] 'x': data[1] is ")
-        assert message.endswith(f", {datatype} is integers from {low} to {high}")
+        assert message.endswith(f", {datatype} takes integers from {low} to {high}")
 
 
 def test_an_integer_out_of_range_is_repeated_in_the_message():
     message = refusal_of_input(VALID | {"datatype": "INT8", "shape": [3], "data": [127, 128, 300]})
-    assert message == "inputs[0] 'x': data[1] is 128, INT8 is integers from -128 to 127"
+    assert message == "inputs[0] 'x': data[1] is 128, INT8 takes integers from -128 to 127"
 
 
 @pytest.mark.parametrize("number", ["1.0", "1e2", "1E2", "1.5", "-0.0", "0e0"])
@@ -610,7 +614,7 @@ def test_an_integer_out_of_range_is_repeated_in_the_message():
 def test_a_number_with_fraction_or_exponent_is_no_integer(datatype, number):
     low, high = INTEGERS[datatype]
     message = refusal(written(datatype, [1], f"[{number}]"))
-    assert message == f"inputs[0] 'x': data[0] is {float(number)}, {datatype} is integers from {low} to {high}"
+    assert message == f"inputs[0] 'x': data[0] is {float(number)}, {datatype} takes integers from {low} to {high}"
 
 
 @pytest.mark.parametrize("dim", [[], [1], {}, {"a": 1}])
@@ -637,14 +641,14 @@ def test_minus_zero_is_the_integer_zero(datatype):
 @pytest.mark.parametrize(
     ("datatype", "good", "bad", "values"),
     [
-        ("BOOL", "true", ["0", "1", "1.0", '"true"', "null"], "BOOL is true or false"),
-        ("INT8", "1", ["true", '"1"', "null"], "INT8 is integers from -128 to 127"),
-        ("UINT64", "1", ["false", '"1"', "null"], "UINT64 is integers from 0 to 18446744073709551615"),
-        ("FP16", "1", ["true", '"1"', '"NaN"', "null"], "FP16 is numbers up to 65504"),
-        ("BF16", "1", ["true", '"1"', "null"], "BF16 is numbers up to 3.38953e+38"),
-        ("FP32", "1", ["true", '"1"', '"Infinity"', "null"], "FP32 is numbers up to 3.40282e+38"),
-        ("FP64", "1", ["false", '"1"', "null"], "FP64 is numbers up to 1.79769e+308"),
-        ("BYTES", '"a"', ["1", "1.5", "true", "null"], "BYTES are strings"),
+        ("BOOL", "true", ["0", "1", "1.0", '"true"', "null"], "BOOL takes true or false"),
+        ("INT8", "1", ["true", '"1"', "null"], "INT8 takes integers from -128 to 127"),
+        ("UINT64", "1", ["false", '"1"', "null"], "UINT64 takes integers from 0 to 18446744073709551615"),
+        ("FP16", "1", ["true", '"1"', '"NaN"', "null"], "FP16 takes numbers up to 65504"),
+        ("BF16", "1", ["true", '"1"', "null"], "BF16 takes numbers up to 3.38953e+38"),
+        ("FP32", "1", ["true", '"1"', '"Infinity"', "null"], "FP32 takes numbers up to 3.40282e+38"),
+        ("FP64", "1", ["false", '"1"', "null"], "FP64 takes numbers up to 1.79769e+308"),
+        ("BYTES", '"a"', ["1", "1.5", "true", "null"], "BYTES takes strings"),
     ],
 )
 def test_an_element_of_another_json_type_is_refused(datatype, good, bad, values):
@@ -656,10 +660,10 @@ def test_an_element_of_another_json_type_is_refused(datatype, good, bad, values)
 @pytest.mark.parametrize(
     ("datatype", "values"),
     [
-        ("BOOL", "BOOL is true or false"),
-        ("INT8", "INT8 is integers from -128 to 127"),
-        ("FP32", "FP32 is numbers up to 3.40282e+38"),
-        ("BYTES", "BYTES are strings"),
+        ("BOOL", "BOOL takes true or false"),
+        ("INT8", "INT8 takes integers from -128 to 127"),
+        ("FP32", "FP32 takes numbers up to 3.40282e+38"),
+        ("BYTES", "BYTES takes strings"),
     ],
 )
 def test_an_object_among_the_elements_is_refused(datatype, values):
@@ -797,12 +801,12 @@ def test_an_overflow_to_infinity_is_refused(datatype, first, largest, factor):
         message = refusal(written(datatype, [2], f"[1,{value}]"))
         shown = message.removeprefix("inputs[0] 'x': data[1] is ").split(",", 1)[0]
         assert float(shown) == value
-        assert message.endswith(f", {datatype} is numbers up to {largest:.6g}")
+        assert message.endswith(f", {datatype} takes numbers up to {largest:.6g}")
 
 
 def test_an_integer_overflows_like_any_number():
     message = refusal(written("FP16", [2], "[1,100000]"))
-    assert message == "inputs[0] 'x': data[1] is 100000, FP16 is numbers up to 65504"
+    assert message == "inputs[0] 'x': data[1] is 100000, FP16 takes numbers up to 65504"
 
 
 # --- Binary tensors
@@ -849,8 +853,8 @@ def test_the_last_binary_input_may_leave_out_its_size_as_bytes(items):
 def test_an_earlier_binary_input_of_bytes_may_not_leave_out_its_size(after):
     message = refusal({"inputs": [STRINGS, after]}, bytes.fromhex("03000000 616263 00000000"))
     assert message == (
-        "inputs[0] 's': parameters.binary_data_size is missing, which only the last binary input may leave out "
-        "when its datatype is BYTES"
+        "inputs[0] 's': parameters.binary_data_size is missing; a BYTES input may leave it out only when it is the "
+        "last binary one"
     )
 
 
@@ -882,22 +886,22 @@ TELLS = "(Inference-Header-Content-Length tells where the JSON ends)"
 @pytest.mark.parametrize(
     ("item", "binary", "message"),
     [
-        (BINARY, None, f"inputs[0] 'x': 4 bytes of binary data are expected, but 0 are left behind the JSON {TELLS}"),
+        (BINARY, None, f"inputs[0] 'x' needs 4 bytes of binary data, but the body has 0 left after the JSON {TELLS}"),
         (
             BINARY,
             b"\1\0\2",
-            f"inputs[0] 'x': 4 bytes of binary data are expected, but 3 are left behind the JSON {TELLS}",
+            f"inputs[0] 'x' needs 4 bytes of binary data, but the body has 3 left after the JSON {TELLS}",
         ),
         (
             BINARY | {"shape": [2**63 - 1]},
             b"",
-            "inputs[0] 'x': 18446744073709551614 bytes of binary data are expected, "
-            f"but 0 are left behind the JSON {TELLS}",
+            "inputs[0] 'x' needs 18446744073709551614 bytes of binary data, "
+            f"but the body has 0 left after the JSON {TELLS}",
         ),
         (
             STRINGS | {"parameters": {"binary_data_size": 5}},
             b"\0\0\0\0",
-            f"inputs[0] 's': 5 bytes of binary data are expected, but 4 are left behind the JSON {TELLS}",
+            f"inputs[0] 's' needs 5 bytes of binary data, but the body has 4 left after the JSON {TELLS}",
         ),
     ],
 )
@@ -908,17 +912,17 @@ def test_too_few_binary_bytes_are_refused(item, binary, message):
 @pytest.mark.parametrize(
     ("item", "binary", "message"),
     [
-        (BINARY, b"123456", "2 bytes are left over behind the JSON and the tensors, which took 4 of 6 bytes"),
+        (BINARY, b"123456", "the data after the JSON has 2 bytes more than the inputs take: 6 instead of 4"),
         (
             BINARY | {"shape": [0]},
             b"1",
-            "1 bytes are left over behind the JSON and the tensors, which took 0 of 1 bytes",
+            "the data after the JSON has 1 byte more than the inputs take: 1 instead of 0",
         ),
-        (VALID, b"123", "3 bytes are left over behind the JSON and the tensors, which took 0 of 3 bytes"),
+        (VALID, b"123", "the data after the JSON has 3 bytes more than the inputs take: 3 instead of 0"),
         (
             STRINGS | {"parameters": {"binary_data_size": 4}},
             b"\0\0\0\0\0",
-            "1 bytes are left over behind the JSON and the tensors, which took 4 of 5 bytes",
+            "the data after the JSON has 1 byte more than the inputs take: 5 instead of 4",
         ),
     ],
 )
@@ -953,7 +957,7 @@ def test_a_binary_size_that_is_no_parameter_is_refused(size, found):
 @pytest.mark.parametrize("data", [[], [1.5], None])
 def test_data_together_with_a_binary_size_are_refused(data, size):
     message = refusal_of_input(VALID | {"data": data, "parameters": {"binary_data_size": size}}, b"1234")
-    assert message == "inputs[0] 'x' has both data and parameters.binary_data_size, expected one"
+    assert message == "inputs[0] 'x' has both data and parameters.binary_data_size, expected only one of them"
 
 
 @pytest.mark.parametrize("byte", [2, 127, 128, 255])
@@ -965,20 +969,28 @@ def test_a_bool_byte_other_than_0_and_1_is_refused(byte):
 @pytest.mark.parametrize(
     ("shape", "binary", "message"),
     [
-        ([1], "0000", "inputs[0] 's': string 0 has only 2 bytes of its 4-byte length"),
-        ([2], "01000000 61 000000", "inputs[0] 's': string 1 has only 3 bytes of its 4-byte length"),
-        ([1], "05000000 616263", "inputs[0] 's': the length of string 0 is 5 bytes, but 3 are left"),
-        ([1], "ffffffff 616263", "inputs[0] 's': the length of string 0 is 4294967295 bytes, but 3 are left"),
-        ([2], "01000000 61", "inputs[0] 's': its shape means 2 strings, but 1 came"),
-        ([1], "", "inputs[0] 's': its shape means 1 strings, but 0 came"),
-        ([], "", "inputs[0] 's': its shape means 1 strings, but 0 came"),
+        ([1], "0000", "inputs[0] 's': the data ends after 2 of the 4 bytes that give the length of string 0"),
+        (
+            [2],
+            "01000000 61 000000",
+            "inputs[0] 's': the data ends after 3 of the 4 bytes that give the length of string 1",
+        ),
+        ([1], "05000000 616263", "inputs[0] 's': the length of string 0 is 5 bytes, but the data has only 3 left"),
+        (
+            [1],
+            "ffffffff 616263",
+            "inputs[0] 's': the length of string 0 is 4294967295 bytes, but the data has only 3 left",
+        ),
+        ([2], "01000000 61", "inputs[0] 's': its shape needs 2 strings, but the data has 1"),
+        ([1], "", "inputs[0] 's': its shape needs 1 string, but the data has 0"),
+        ([], "", "inputs[0] 's': its shape needs 1 string, but the data has 0"),
         (
             [1],
             "01000000 61 01000000 62",
-            "inputs[0] 's': its shape means 1 strings, after which 5 bytes are left over",
+            "inputs[0] 's': its shape needs 1 string, which leaves 5 bytes of the data unused",
         ),
-        ([1], "01000000 61 62", "inputs[0] 's': its shape means 1 strings, after which 1 bytes are left over"),
-        ([0], "00000000", "inputs[0] 's': its shape means 0 strings, after which 4 bytes are left over"),
+        ([1], "01000000 61 62", "inputs[0] 's': its shape needs 1 string, which leaves 1 byte of the data unused"),
+        ([0], "00000000", "inputs[0] 's': its shape needs 0 strings, which leaves 4 bytes of the data unused"),
         ([33554433], "", "inputs[0] 's': 33554433 strings in one tensor, at most 33554432 are allowed"),
     ],
 )
@@ -1188,12 +1200,12 @@ def test_a_raw_request_asks_for_all_outputs_in_binary():
 @pytest.mark.parametrize(
     ("datatype", "dims", "size", "message"),
     [
-        ("FP32", (), 3, "input 'x': shape [] takes 4 bytes of FP32, but 3 came"),
-        ("FP32", (), 0, "input 'x': shape [] takes 4 bytes of FP32, but 0 came"),
-        ("FP32", (Dim(2, 2),), 12, "input 'x': shape [2] takes 8 bytes of FP32, but 12 came"),
-        ("INT8", (Dim(0, 0),), 1, "input 'x': shape [0] takes 0 bytes of INT8, but 1 came"),
-        ("FP32", (ANY, Dim(2, 2)), 12, "input 'x': shape [-1,2] takes a multiple of 8 bytes of FP32, but 12 came"),
-        ("FP32", (ANY, ANY), 6, "input 'x': shape [-1,-1] takes a multiple of 4 bytes of FP32, but 6 came"),
+        ("FP32", (), 3, "input 'x': shape [] takes 4 bytes of FP32, the body has 3"),
+        ("FP32", (), 0, "input 'x': shape [] takes 4 bytes of FP32, the body has 0"),
+        ("FP32", (Dim(2, 2),), 12, "input 'x': shape [2] takes 8 bytes of FP32, the body has 12"),
+        ("INT8", (Dim(0, 0),), 1, "input 'x': shape [0] takes 0 bytes of INT8, the body has 1"),
+        ("FP32", (ANY, Dim(2, 2)), 12, "input 'x': shape [-1,2] takes a multiple of 8 bytes of FP32, the body has 12"),
+        ("FP32", (ANY, ANY), 6, "input 'x': shape [-1,-1] takes a multiple of 4 bytes of FP32, the body has 6"),
         ("FP32", (Dim(1, 2),), 12, "input 'x': shape is [3], the model takes [1:2]"),
         ("FP32", (Dim(4, None),), 12, "input 'x': shape is [3], the model takes [4:]"),
         ("FP32", (ANY, Dim(1, 2)), 12, "input 'x': shape is [1,3], the model takes [-1,1:2]"),
@@ -1225,7 +1237,7 @@ def test_a_raw_body_that_does_not_fit_the_model_is_refused(datatype, dims, size,
 def test_a_raw_body_does_not_settle_a_dim_beside_one_of_size_0(size):
     message = refusal_of_raw(bytes(size), "FP32", ANY, Dim(0, 0))
     assert message.startswith("input 'x': shape [-1,0] takes ")
-    assert message.endswith(f" bytes of FP32, but {size} came")
+    assert message.endswith(f" bytes of FP32, the body has {size}")
 
 
 def test_a_raw_bool_body_holds_only_0_and_1():
@@ -1237,7 +1249,7 @@ def test_a_raw_body_for_a_model_of_two_inputs_is_refused():
     with pytest.raises(InvalidRequestError) as caught:
         decode_raw_request(memoryview(bytes(4)), inputs)
     assert str(caught.value) == (
-        f"{HEADER} is 0, which sends the body as the data of a model's only input, but this model has 2 inputs: [a,b]"
+        f"{HEADER} is 0, which makes the body the data of a model's only input, but this model has 2 inputs: [a,b]"
     )
 
 

@@ -143,7 +143,7 @@ def test_the_path_of_the_log():
 NOTE_CASES = [
     ([], []),
     (["--rest_workers", str(CORES)], []),
-    (["--rest_workers", "16"], [(logging.INFO, "--rest_workers: 4 and not 16: a worker takes a core of its own")]),
+    (["--rest_workers", "16"], [(logging.INFO, "--rest_workers: 4 instead of 16: one per usable core is the maximum")]),
     (["--metrics_enable=false"], []),
     (["--metrics_enable"], []),
     (["--port=0"], []),
@@ -152,8 +152,8 @@ NOTE_CASES = [
         [
             (
                 logging.INFO,
-                "--port, --grpc_bind_address, --grpc_workers, --grpc_max_threads, --grpc_memory_quota: no effect, "
-                "there is no gRPC here, and workers clean up by ending",
+                "--port, --grpc_bind_address, --grpc_workers, --grpc_max_threads, --grpc_memory_quota: ignored: "
+                "there is no gRPC, and custom nodes are cleaned up when a worker exits",
             )
         ],
     ),
@@ -162,18 +162,18 @@ NOTE_CASES = [
         [
             (
                 logging.INFO,
-                "--grpc_channel_arguments, --custom_node_resources_cleaner_interval_seconds: no effect, there is no "
-                "gRPC here, and workers clean up by ending",
+                "--grpc_channel_arguments, --custom_node_resources_cleaner_interval_seconds: ignored: there is no "
+                "gRPC, and custom nodes are cleaned up when a worker exits",
             )
         ],
     ),
     (
         ["--rest_bind_address=0.0.0.0,::"],
-        [(logging.INFO, "--rest_bind_address: 0.0.0.0 left to ::, which takes IPv4 too")],
+        [(logging.INFO, "--rest_bind_address: 0.0.0.0 left out, covered by ::, which takes IPv4 too")],
     ),
     (
         ["--rest_bind_address=0.0.0.0,127.0.0.1"],
-        [(logging.INFO, "--rest_bind_address: 127.0.0.1 left to 0.0.0.0, which takes them all")],
+        [(logging.INFO, "--rest_bind_address: 127.0.0.1 left out, covered by 0.0.0.0")],
     ),
 ]
 

@@ -296,7 +296,7 @@ def test_a_large_tensor_comes_back_whole(service):
         (
             "add",
             {"inputs": [tensor("left", "FP32", [1, 3], data=[1, 2, 3])]},
-            "input 'right' of model 'add' did not ",
+            "input 'right' of model 'add' is missing from the request",
         ),
     ],
 )

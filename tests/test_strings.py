@@ -100,18 +100,18 @@ def test_packing_leaves_out_bytes_of_no_element():
 @pytest.mark.parametrize(
     ("section", "count", "message"),
     [
-        (b"\0", 1, "x: string 0 has only 1 bytes of its 4-byte length"),
-        (b"\0\0\0", 1, "x: string 0 has only 3 bytes of its 4-byte length"),
-        (b"\1\0\0\0a\0\0", 2, "x: string 1 has only 2 bytes of its 4-byte length"),
-        (b"\1\0\0\0", 1, "x: the length of string 0 is 1 bytes, but 0 are left"),
-        (b"\0\0\0\0\3\0\0\0ab", 2, "x: the length of string 1 is 3 bytes, but 2 are left"),
-        (b"\xff\xff\xff\xffab", 1, "x: the length of string 0 is 4294967295 bytes, but 2 are left"),
-        (b"\0\0\0\x80ab", 1, "x: the length of string 0 is 2147483648 bytes, but 2 are left"),
-        (b"", 1, "x: its shape means 1 strings, but 0 came"),
-        (b"\1\0\0\0a", 3, "x: its shape means 3 strings, but 1 came"),
-        (b"\1\0\0\0a\0", 1, "x: its shape means 1 strings, after which 1 bytes are left over"),
-        (b"\0\0\0\0\0\0\0\0", 1, "x: its shape means 1 strings, after which 4 bytes are left over"),
-        (b"\0", 0, "x: its shape means 0 strings, after which 1 bytes are left over"),
+        (b"\0", 1, "x: the data ends after 1 of the 4 bytes that give the length of string 0"),
+        (b"\0\0\0", 1, "x: the data ends after 3 of the 4 bytes that give the length of string 0"),
+        (b"\1\0\0\0a\0\0", 2, "x: the data ends after 2 of the 4 bytes that give the length of string 1"),
+        (b"\1\0\0\0", 1, "x: the length of string 0 is 1 byte, but the data has only 0 left"),
+        (b"\0\0\0\0\3\0\0\0ab", 2, "x: the length of string 1 is 3 bytes, but the data has only 2 left"),
+        (b"\xff\xff\xff\xffab", 1, "x: the length of string 0 is 4294967295 bytes, but the data has only 2 left"),
+        (b"\0\0\0\x80ab", 1, "x: the length of string 0 is 2147483648 bytes, but the data has only 2 left"),
+        (b"", 1, "x: its shape needs 1 string, but the data has 0"),
+        (b"\1\0\0\0a", 3, "x: its shape needs 3 strings, but the data has 1"),
+        (b"\1\0\0\0a\0", 1, "x: its shape needs 1 string, which leaves 1 byte of the data unused"),
+        (b"\0\0\0\0\0\0\0\0", 1, "x: its shape needs 1 string, which leaves 4 bytes of the data unused"),
+        (b"\0", 0, "x: its shape needs 0 strings, which leaves 1 byte of the data unused"),
         (b"", 33_554_433, "x: 33554433 strings in one tensor, at most 33554432 are allowed"),
         (b"", 2**200, f"x: {2**200} strings in one tensor, at most 33554432 are allowed"),
     ],
@@ -121,7 +121,9 @@ def test_a_section_that_its_elements_do_not_fill_is_refused(section, count, mess
 
 
 def test_33554432_strings_are_not_too_many():
-    assert refusal(unpack, memoryview(b""), 33_554_432, "x") == "x: its shape means 33554432 strings, but 0 came"
+    assert (
+        refusal(unpack, memoryview(b""), 33_554_432, "x") == "x: its shape needs 33554432 strings, but the data has 0"
+    )
 
 
 # --- Matrices

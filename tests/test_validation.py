@@ -136,17 +136,17 @@ def test_the_name_of_an_input_is_compared_with_its_case():
 
 
 def test_a_repeated_input_is_refused():
-    assert refusal(model(takes("FP32", ONE)), zeros(1), zeros(1)) == "input 'x' came more than once"
+    assert refusal(model(takes("FP32", ONE)), zeros(1), zeros(1)) == "input 'x' is given more than once"
 
 
 def test_a_missing_input_is_refused():
     metadata = model(takes("FP32", ONE, name="a"), takes("FP32", ONE, name="b"))
-    assert refusal(metadata, zeros(1, name="b")) == "input 'a' of model 'm' did not come"
+    assert refusal(metadata, zeros(1, name="b")) == "input 'a' of model 'm' is missing from the request"
 
 
 def test_missing_inputs_are_named_in_alphabetical_order():
     metadata = model(*(takes("FP32", ONE, name=name) for name in "abcd"))
-    assert refusal(metadata, zeros(1, name="c")) == "inputs 'a', 'b', 'd' of model 'm' did not come"
+    assert refusal(metadata, zeros(1, name="c")) == "inputs 'a', 'b', 'd' of model 'm' are missing from the request"
 
 
 # --- Strings
@@ -194,9 +194,6 @@ def test_nuls_at_the_end_of_strings_count_for_the_width_of_a_matrix():
     assert validate(model(takes("UINT8", ANY, ANY)), strings([b"a\0"]))["x"].tolist() == [[97, 0, 0]]
 
 
-ROWS = "make rows of shape [2,5] with the NUL at the end"
-
-
 @pytest.mark.parametrize(
     ("dims", "shape"),
     [
@@ -212,7 +209,10 @@ ROWS = "make rows of shape [2,5] with the NUL at the end"
 )
 def test_strings_that_make_no_matrix_of_the_model_are_refused(dims, shape):
     message = refusal(model(takes("UINT8", *dims)), strings([b"abcd", b"ab"]))
-    assert message == f"input 'x': 2 strings, the longest of 4 bytes, {ROWS}, the model takes {shape}"
+    assert message == (
+        "input 'x': shape is [2,5] once its strings are padded with NULs (the longest has 4 bytes), "
+        f"the model takes {shape}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_strings_that_make_no_matrix_of_the_model_are_refused(dims, shape):
 )
 def test_strings_for_a_uint8_matrix_come_in_one_dim_and_at_least_one(elements, shape, shown):
     assert refusal(model(takes("UINT8", ANY, ANY)), strings(elements, shape)) == (
-        f"input 'x': BYTES for this UINT8 input come in shape [n] with n of at least 1, not {shown}"
+        f"input 'x': BYTES for this UINT8 input must have shape [n] with n at least 1, not {shown}"
     )
 
 
@@ -275,7 +275,7 @@ def test_an_unknown_output_is_refused_with_the_known_ones():
 def test_a_repeated_output_is_refused():
     with pytest.raises(InvalidRequestError) as caught:
         validate_outputs(requested(("a", False), ("b", False), ("a", True)), model(outputs=["a", "b"]))
-    assert str(caught.value) == "output 'a' is asked for more than once"
+    assert str(caught.value) == "output 'a' is requested more than once"
 
 
 def test_the_classes_of_an_output_of_numbers_are_accepted():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype, round_to_bfloat16
 from ovms_rest.protocol.numbers import NumberArray, UnsuitedError, looks_numeric, parse_numeric, to_array
-from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, unpack
+from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, count_of, unpack
 from ovms_rest.protocol.tensors import (
     MAX_DIM,
     NO_PARAMETERS,
@@ -63,7 +63,7 @@ def decode_header_length(value: str | None, body_size: int) -> int | None:
     length = significant.pop() or "0"
     if len(length) > 18 or int(length) > body_size:
         raise InvalidRequestError(
-            f"Inference-Header-Content-Length is {show(value)}, but the body has only {body_size} bytes"
+            f"Inference-Header-Content-Length is {show(value)}, but the body has only {count_of(body_size, 'byte')}"
         )
     return int(length)
 
@@ -137,7 +137,7 @@ def decode_raw_request(body: memoryview, inputs: Mapping[str, TensorMetadata]) -
     """
     if len(inputs) != 1:
         raise InvalidRequestError(
-            "Inference-Header-Content-Length is 0, which sends the body as the data of a model's only input, "
+            "Inference-Header-Content-Length is 0, which makes the body the data of a model's only input, "
             f"but this model has {len(inputs)} inputs: {join(inputs)}"
         )
     (metadata,) = inputs.values()
@@ -172,11 +172,13 @@ def _raw_shape(dims: tuple[Dim, ...], datatype: Datatype, size: int, label: obje
     if open_dims:
         row = datatype.size * math.prod(dim for index, dim in enumerate(sizes) if index != open_dims[0])
         if row == 0 or size % row:
-            raise InvalidRequestError(f"{label} takes a multiple of {row} bytes of {datatype.name}, but {size} came")
+            raise InvalidRequestError(
+                f"{label} takes a multiple of {row} bytes of {datatype.name}, the body has {size}"
+            )
         sizes[open_dims[0]] = size // row
     needed = datatype.size * math.prod(sizes)
     if needed != size:
-        raise InvalidRequestError(f"{label} takes {needed} bytes of {datatype.name}, but {size} came")
+        raise InvalidRequestError(f"{label} takes {count_of(needed, 'byte')} of {datatype.name}, the body has {size}")
     return tuple(sizes)
 
 
@@ -318,7 +320,9 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
             size = parameters.get("binary_data_size")
         if "data" in item:
             if size is not None:
-                raise InvalidRequestError(f"{label} has both data and parameters.binary_data_size, expected one")
+                raise InvalidRequestError(
+                    f"{label} has both data and parameters.binary_data_size, expected only one of them"
+                )
             array = _decode_json_data(item["data"], datatype, shape, label)
         else:
             last = not any(_is_binary(items[later]) for later in range(index + 1, len(items)))
@@ -326,8 +330,8 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
         tensors.append(Tensor(name, datatype, array))
     if rest:
         raise InvalidRequestError(
-            f"{len(rest)} bytes are left over behind the JSON and the tensors, "
-            f"which took {len(binary_part) - len(rest)} of {len(binary_part)} bytes"
+            f"the data after the JSON has {count_of(len(rest), 'byte')} more than the inputs take: "
+            f"{len(binary_part)} instead of {len(binary_part) - len(rest)}"
         )
     return tuple(tensors)
 
@@ -360,7 +364,9 @@ def _decode_shape(item: dict[str, Any], label: object) -> tuple[int, ...]:
         if type(dim) is not int or not 0 <= dim <= MAX_DIM:
             raise InvalidRequestError(f"{label}: shape has the dim {show(dim)}, expected integers from 0 to {MAX_DIM}")
     if 0 in shape and math.prod(dim or 1 for dim in shape) > MAX_EMPTY:
-        raise InvalidRequestError(f"{label}: shape {join(shape)} is too large even though it holds no element")
+        raise InvalidRequestError(
+            f"{label}: the dims of shape {join(shape)} other than 0 multiply to more than {MAX_EMPTY}, the limit"
+        )
     return tuple(shape)
 
 
@@ -380,10 +386,12 @@ def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: o
     elements, types = _flatten(data)
     count = math.prod(shape)
     if len(elements) != count:
-        raise InvalidRequestError(f"{label}: data has {len(elements)} elements, but shape {join(shape)} means {count}")
+        raise InvalidRequestError(
+            f"{label}: data has {count_of(len(elements), 'element')}, but shape {join(shape)} needs {count}"
+        )
     if datatype == BYTES:
         if not types <= {str}:
-            _refuse_element(elements, {str}, "BYTES are strings", label)
+            _refuse_element(elements, {str}, "BYTES takes strings", label)
         if count > MAX_ELEMENTS:
             raise InvalidRequestError(f"{label}: {count} strings in one tensor, at most {MAX_ELEMENTS} are allowed")
         return BytesArray.of([element.encode() for element in elements], shape)
@@ -425,7 +433,7 @@ def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: o
         and max(elements) < datatype.bound
     ):
         return np.array(elements, datatype.dtype)
-    values = f"{datatype.name} is {datatype.json_values}"
+    values = f"{datatype.name} takes {datatype.json_values}"
     if not types <= datatype.json_types:
         _refuse_element(elements, datatype.json_types, values, label)
     try:
@@ -469,13 +477,13 @@ def _decode_binary_data(
     elif size is None:
         if not last:
             raise InvalidRequestError(
-                f"{label}: parameters.binary_data_size is missing, which only the last binary input may leave out "
-                "when its datatype is BYTES"
+                f"{label}: parameters.binary_data_size is missing; a BYTES input may leave it out only when it is the "
+                "last binary one"
             )
         size = len(rest)
     if size > len(rest):
         raise InvalidRequestError(
-            f"{label}: {size} bytes of binary data are expected, but {len(rest)} are left behind the JSON "
+            f"{label} needs {count_of(size, 'byte')} of binary data, but the body has {len(rest)} left after the JSON "
             "(Inference-Header-Content-Length tells where the JSON ends)"
         )
     section, rest = rest[:size], rest[size:]

@@ -57,6 +57,11 @@ class BytesArray:
         ]
 
 
+def count_of(number: int, noun: str) -> str:
+    """Write how many there are of something, for a message: "1 byte", "2 bytes"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def unpack(section: memoryview, count: int, label: object) -> tuple[list[int], list[int]]:
     """Find the elements of a binary BYTES tensor: a 4-byte little-endian length and that many bytes for each.
 
@@ -71,22 +76,27 @@ def unpack(section: memoryview, count: int, label: object) -> tuple[list[int], l
     while position < size:
         if len(begins) == count:
             raise InvalidRequestError(
-                f"{label}: its shape means {count} strings, after which {size - position} bytes are left over"
+                f"{label}: its shape needs {count_of(count, 'string')}, "
+                f"which leaves {count_of(size - position, 'byte')} of the data unused"
             )
         if position + 4 > size:
             raise InvalidRequestError(
-                f"{label}: string {len(begins)} has only {size - position} bytes of its 4-byte length"
+                f"{label}: the data ends after {size - position} of the 4 bytes that give the length of string "
+                f"{len(begins)}"
             )
         begin = position + 4
         position = begin + _LENGTH.unpack_from(section, position)[0]
         if position > size:
             raise InvalidRequestError(
-                f"{label}: the length of string {len(begins)} is {position - begin} bytes, but {size - begin} are left"
+                f"{label}: the length of string {len(begins)} is {count_of(position - begin, 'byte')}, "
+                f"but the data has only {size - begin} left"
             )
         begins.append(begin)
         ends.append(position)
     if len(begins) != count:
-        raise InvalidRequestError(f"{label}: its shape means {count} strings, but {len(begins)} came")
+        raise InvalidRequestError(
+            f"{label}: its shape needs {count_of(count, 'string')}, but the data has {len(begins)}"
+        )
     return begins, ends
 
 

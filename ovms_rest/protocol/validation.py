@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.classification import refuse_strings
 from ovms_rest.protocol.datatypes import BYTES, UINT8
-from ovms_rest.protocol.strings import BytesArray, to_matrix
+from ovms_rest.protocol.strings import BytesArray, count_of, to_matrix
 from ovms_rest.protocol.tensors import Array, InferenceRequest, ModelMetadata, RequestedOutput, Tensor, TensorMetadata
 from ovms_rest.protocol.words import join, quote
 
@@ -24,13 +24,13 @@ def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[
                 f"{_names(metadata.inputs)}"
             )
         if tensor.name in arrays:
-            raise InvalidRequestError(f"input {tensor.name!r} came more than once")
+            raise InvalidRequestError(f"input {tensor.name!r} is given more than once")
         arrays[tensor.name] = _fit(tensor, expected)
     if len(arrays) != len(metadata.inputs):
         missing = metadata.inputs.keys() - arrays.keys()
+        noun, verb = ("input", "is") if len(missing) == 1 else ("inputs", "are")
         raise InvalidRequestError(
-            f"{'input' if len(missing) == 1 else 'inputs'} {_names(sorted(missing))} of model {metadata.name!r} "
-            "did not come"
+            f"{noun} {_names(sorted(missing))} of model {metadata.name!r} {verb} missing from the request"
         )
     return arrays
 
@@ -51,7 +51,7 @@ def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tupl
                 f"{_names(metadata.outputs)}"
             )
         if name in seen:
-            raise InvalidRequestError(f"output {name!r} is asked for more than once")
+            raise InvalidRequestError(f"output {name!r} is requested more than once")
         seen.add(name)
         if classification and expected.datatype == BYTES:
             refuse_strings(name)
@@ -83,13 +83,13 @@ def _fit_strings(tensor: Tensor, strings: BytesArray, expected: TensorMetadata) 
     label = f"input {tensor.name!r}"
     if len(tensor.shape) != 1 or tensor.shape == (0,):
         raise InvalidRequestError(
-            f"{label}: {BYTES} for this {UINT8} input come in shape [n] with n of at least 1, not {join(tensor.shape)}"
+            f"{label}: {BYTES} for this {UINT8} input must have shape [n] with n at least 1, not {join(tensor.shape)}"
         )
     matrix = to_matrix(strings, label)
     if not expected.holds(matrix.shape):
         raise InvalidRequestError(
-            f"{label}: {matrix.shape[0]} strings, the longest of {matrix.shape[1] - 1} bytes, make rows of shape "
-            f"{join(matrix.shape)} with the NUL at the end, the model takes {expected.describe_shape()}"
+            f"{label}: shape is {join(matrix.shape)} once its strings are padded with NULs (the longest has "
+            f"{count_of(matrix.shape[1] - 1, 'byte')}), the model takes {expected.describe_shape()}"
         )
     return matrix
 

@@ -5,11 +5,11 @@ import zlib
 from collections.abc import Iterable
 
 from ovms_rest.protocol.encoding import Buffer
+from ovms_rest.serving.body import _CONTAINERS
 
 # A first step already saves most of what text can; more costs many times an inference.
 _LEVEL = 1
 _ITEM = re.compile(r"(?P<coding>[^;\s]+)(?:[ \t]*;[ \t]*q=(?P<weight>0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?")
-_CONTAINERS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 def choose_encoding(accept_encoding: str) -> str | None:
@@ -22,11 +22,9 @@ def choose_encoding(accept_encoding: str) -> str | None:
         if found := _ITEM.fullmatch(item.strip(" \t")):
             weights[found["coding"]] = float(found["weight"] or 1)
     identity = weights.get("identity", 0.0)
-    for coding in sorted(_CONTAINERS, key=lambda coding: -weights.get(coding, 0.0)):
-        if weights.get(coding, 0.0) > 0.0 and weights[coding] >= identity:
-            return coding
-        return None
-    return None
+    best = max(_CONTAINERS, key=lambda coding: weights.get(coding, 0.0))
+    weight = weights.get(best, 0.0)
+    return best if weight > 0.0 and weight >= identity else None
 
 
 def compress(parts: Iterable[Buffer], encoding: str) -> bytes:
