@@ -496,7 +496,7 @@ def test_a_deep_object_among_the_elements_is_refused(datatype):
 # --- Shapes
 
 
-@pytest.mark.parametrize("shape", [[0], [0, 10], [2**59, 0], [0, 2**58, 2], [0] * 64, [1, 0, 1]])
+@pytest.mark.parametrize("shape", [[0], [0, 10], [2**20, 0], [0, 2**19, 2], [0] * 64, [1, 0, 1]])
 @pytest.mark.parametrize("datatype", ["BOOL", "BF16", "FP64", "BYTES"])
 def test_a_shape_of_no_element_is_kept(datatype, shape):
     (array,) = decode_inputs({"name": "x", "shape": shape, "datatype": datatype, "data": []})
@@ -504,7 +504,7 @@ def test_a_shape_of_no_element_is_kept(datatype, shape):
 
 
 @pytest.mark.parametrize(
-    "shape", [[0, 2**59 + 1], [2**63 - 1, 0], [2**31, 2**31, 0], [0] + [2**63 - 1] * 63], ids=lambda shape: len(shape)
+    "shape", [[0, 2**20 + 1], [2**63 - 1, 0], [2**31, 2**31, 0], [0] + [2**63 - 1] * 63], ids=lambda shape: len(shape)
 )
 @pytest.mark.parametrize("datatype", ["BOOL", "FP64", "BYTES"])
 def test_a_shape_of_no_element_is_refused_where_its_other_dims_are_giant(datatype, shape):
@@ -512,7 +512,7 @@ def test_a_shape_of_no_element_is_refused_where_its_other_dims_are_giant(datatyp
         message = refusal_of_input({"name": "x", "shape": shape, "datatype": datatype} | item)
         dims = ",".join(map(str, shape))
         assert message == (
-            f"inputs[0] 'x': the dims of shape [{dims}] other than 0 multiply to more than {2**59}, the limit"
+            f"inputs[0] 'x': the dims of shape [{dims}] other than 0 multiply to more than {2**20}, the limit"
         )
 
 
