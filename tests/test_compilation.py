@@ -26,19 +26,19 @@ def test_a_model_without_plugin_config_is_shared(target_device, cores):
 @pytest.mark.parametrize(
     ("plugin_config", "reason"),
     [
-        ({"PERFORMANCE_HINT": "THROUGHPUT"}, f"{PLAIN} serve what PERFORMANCE_HINT=THROUGHPUT asks for"),
-        ({"PERFORMANCE_HINT": "throughput"}, f"{PLAIN} serve what PERFORMANCE_HINT=THROUGHPUT asks for"),
-        ({"NUM_STREAMS": 4}, f"{PLAIN} serve what NUM_STREAMS=4 asks for"),
-        ({"NUM_STREAMS": "AUTO"}, f"{PLAIN} serve what NUM_STREAMS=AUTO asks for"),
+        ({"PERFORMANCE_HINT": "THROUGHPUT"}, f"{PLAIN} serves what PERFORMANCE_HINT=THROUGHPUT asks for"),
+        ({"PERFORMANCE_HINT": "throughput"}, f"{PLAIN} serves what PERFORMANCE_HINT=THROUGHPUT asks for"),
+        ({"NUM_STREAMS": 4}, f"{PLAIN} serves what NUM_STREAMS=4 asks for"),
+        ({"NUM_STREAMS": "AUTO"}, f"{PLAIN} serves what NUM_STREAMS=AUTO asks for"),
         ({"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}, None),
         ({"INFERENCE_NUM_THREADS": 0}, None),
-        ({"INFERENCE_NUM_THREADS": "1"}, f"{PLAIN} serve what INFERENCE_NUM_THREADS=1 asks for"),
+        ({"INFERENCE_NUM_THREADS": "1"}, f"{PLAIN} serves what INFERENCE_NUM_THREADS=1 asks for"),
         ({"INFERENCE_NUM_THREADS": 1.0}, None),
         ({"ENABLE_CPU_PINNING": True}, PLAIN),
         ({"ENABLE_CPU_PINNING": "YES"}, PLAIN),
         (
             {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "8"},
-            f"{PLAIN} serve what PERFORMANCE_HINT=THROUGHPUT, NUM_STREAMS=8 asks for",
+            f"{PLAIN} serves what PERFORMANCE_HINT=THROUGHPUT, NUM_STREAMS=8 asks for",
         ),
     ],
 )
@@ -66,7 +66,7 @@ def test_properties_that_have_nothing_to_do_with_threads_are_kept():
     kept = {"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": "/srv/cache", "LOG_LEVEL": "LOG_NONE"}
     plan = plan_compilation("CPU", kept | {"NUM_STREAMS": 2}, 2)
     assert plan == Compilation(
-        "CPU", kept | ONE_THREAD, shared=True, reason=f"{PLAIN} serve what NUM_STREAMS=2 asks for"
+        "CPU", kept | ONE_THREAD, shared=True, reason=f"{PLAIN} serves what NUM_STREAMS=2 asks for"
     )
 
 
@@ -94,7 +94,25 @@ def test_what_needs_more_than_one_thread_of_the_cpu_is_compiled_by_each_worker_a
     target_device, plugin_config, reason
 ):
     plan = plan_compilation(target_device, plugin_config, 2)
-    assert plan == Compilation(target_device, plugin_config, shared=False, reason=reason)
+    pinning = {} if target_device.startswith(("GPU", "NPU")) else {"ENABLE_CPU_PINNING": False}
+    threads = target_device == "CPU" and not plugin_config.get("INFERENCE_NUM_THREADS")
+    notes = ("every worker may use all 2 cores for it at the same time",) if threads else ()
+    assert plan == Compilation(target_device, plugin_config | pinning, shared=False, reason=reason, notes=notes)
+
+
+@pytest.mark.parametrize("target_device", ["CPU", "AUTO", "HETERO:GPU,CPU", "BATCH:CPU(4)"])
+@pytest.mark.parametrize("asked", [{"ENABLE_CPU_PINNING": "YES"}, {"AFFINITY": "CORE"}])
+def test_workers_that_compile_for_themselves_are_not_pinned_to_the_same_cores(target_device, asked):
+    plan = plan_compilation(target_device, {"INFERENCE_NUM_THREADS": 2, **asked}, 4)
+    assert plan.properties["ENABLE_CPU_PINNING"] is False
+    assert "ENABLE_CPU_PINNING=True is left out: it would put every worker on the same core" in plan.notes
+
+
+def test_properties_of_devices_are_taken_as_openvino_writes_them_and_keep_a_model_from_being_shared():
+    given = {"DEVICE_PROPERTIES": "{CPU:{NUM_STREAMS:2}}"}
+    plan = plan_compilation("CPU", given, 2)
+    assert (plan.shared, plan.reason) == (False, "DEVICE_PROPERTIES is given")
+    check_properties(plan.properties, "CPU", {"NUM_STREAMS": "RW", "ENABLE_CPU_PINNING": "RW"})
 
 
 @pytest.mark.parametrize(

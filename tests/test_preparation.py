@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import model_zoo
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ovms_rest.errors import LoadError
 from ovms_rest.models.compilation import plan_compilation
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.runtime import Model
+from ovms_rest.protocol.strings import BytesArray
 
 EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
 
@@ -187,6 +189,33 @@ def test_colours_are_converted_from_the_second_format(tmp_path):
     model = open_model(tmp_path, image_model(), layout="NHWC:NCHW", color_format="RGB:BGR")
     image, result = infer_image(model)
     np.testing.assert_array_equal(result, add_channels(image[..., ::-1]))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NCHW:NCHW"])
+@pytest.mark.parametrize("color", ["RGB:BGR", "BGR:RGB"])
+def test_colours_are_converted_in_the_layout_that_was_declared(tmp_path, layout, color):
+    """OpenVINO would have the client send NHWC."""
+    model = open_model(tmp_path, image_model(), layout=layout, color_format=color)
+    assert shapes(model.metadata.inputs) == {"x": "[1,3,2,2]"}
+    x = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
+    expected = x[:, ::-1] + np.array([100, 200, 300], np.float32).reshape(3, 1, 1)
+    assert np.array_equal(model.infer({"x": x})["y"].array, expected)
+
+
+@pytest.mark.parametrize("options", [{"mean": 1}, {"scale": 2}, {"precision": "uint8"}])
+def test_preprocessing_is_for_numbers(tmp_path, options):
+    (key,) = options
+    message = f"{key}: works for numbers, input 'text' takes strings"
+    assert refusal(tmp_path, model_zoo.strings(), **options) == message
+
+
+def test_an_output_of_the_same_name_does_not_take_the_layout_of_an_input(tmp_path):
+    """Images are resized where the input is NHWC."""
+    model = open_model(tmp_path, model_zoo.passthrough(t=(Type.u8, (1, 3, 8, 8))), layout="NHWC:NCHW")
+    assert set(model.metadata.inputs) == set(model.metadata.outputs) == {"t"}
+    reader = model.metadata.inputs["t"].images
+    picture = cv2.imencode(".png", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+    assert reader.read(BytesArray.of([picture], (1,)), "x").shape == (1, 8, 8, 3)
 
 
 @pytest.mark.parametrize("options", [{"mean": 1}, {"scale": 2}, {"precision": "uint8:fp32"}])

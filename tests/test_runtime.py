@@ -13,6 +13,7 @@ from openvino import Type, opset15
 
 from ovms_rest.errors import InferenceError, LoadError
 from ovms_rest.models.compilation import plan_compilation
+from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.runtime import Model
 from ovms_rest.protocol.datatypes import DATATYPES
 from ovms_rest.protocol.strings import BytesArray
@@ -282,15 +283,80 @@ def test_a_failing_inference_harms_no_later_one(tmp_path, size):
 
 
 def test_a_failure_that_cannot_be_mended_retires_the_process(tmp_path):
-    """The inputs that would mend it do not fit this model: the left one has to have 3 columns."""
-    left, right = model_zoo.parameter("left", (-1, -1), Type.f32), model_zoo.parameter("right", (2, 3), Type.f32)
-    both = opset15.concat([left, right], 0)
-    model = openvino.Model([opset15.result(both)], [left, right])
+    """No input that would mend it is known: what comes has to have 7 columns, which only the model knows."""
+    x = model_zoo.parameter("x", (-1, -1), Type.f32)
+    model = model_zoo.model_of({"y": opset15.concat([x, opset15.constant(np.ones((2, 7), np.float32))], 0)}, [x])
     retired = []
     opened = open_model(model_zoo.save(model, tmp_path), retire=lambda: retired.append(1))
     with pytest.raises(InferenceError):
-        opened.infer({"left": np.ones((1, 2), np.float32), "right": np.ones((2, 3), np.float32)})
+        opened.infer({"x": np.ones((1, 6), np.float32)})
     assert retired == [1]
+
+
+def masked(*lengths):
+    """Inputs of an encoder, ids INT64 and mask FP32, which have to be of one length: masked = ids * mask."""
+    ids = model_zoo.parameter("ids", (1, lengths[0]), Type.i64)
+    mask = model_zoo.parameter("mask", (1, lengths[1]), Type.f32)
+    product = opset15.multiply(opset15.convert(ids, "f32"), mask, auto_broadcast="none")
+    return model_zoo.model_of({"masked": product}, [ids, mask])
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "bad", "good"),
+    [
+        (masked(-1, -1), {"ids": "(1,-1)", "mask": "(1,16:512)"}, ((1, 20), (1, 17)), ((1, 18), (1, 18))),
+        (masked(8, 8), {"ids": "auto", "mask": "auto"}, ((1, 9), (1, 8)), ((1, 8), (1, 8))),
+        (masked(8, 8), {"ids": "auto", "mask": "auto"}, ((2, 7), (1, 8)), ((1, 7), (1, 7))),
+    ],
+    ids=["a range for one of two", "auto", "auto, other sizes"],
+)
+def test_a_model_that_the_config_made_dynamic_is_mended_after_a_failure(tmp_path, model, shape, bad, good):
+    model_zoo.save(model, tmp_path)
+    retired = []
+    opened = Model("m", 1, tmp_path / "1", EXACT, ModelOptions(shape=shape))
+    opened.open(lambda: retired.append(1))
+
+    def infer(ids, mask):
+        return opened.infer({"ids": np.full(ids, 2, np.int64), "mask": np.full(mask, 3, np.float32)})["masked"].array
+
+    for _ in range(2):
+        with pytest.raises(InferenceError):
+            infer(*bad)
+        assert infer(*good).tolist() == np.full(good[0], 6).tolist()
+    assert not retired
+
+
+def test_a_model_is_warmed_up_with_the_sizes_that_it_had(tmp_path, caplog):
+    """A convolution of three channels takes no others, of which "auto" says nothing."""
+    x = model_zoo.parameter("x", (1, 3, 8, 8), Type.f32)
+    weights = opset15.constant(np.ones((4, 3, 3, 3), np.float32))
+    model_zoo.save(
+        model_zoo.model_of({"y": opset15.convolution(x, weights, [1, 1], [0, 0], [0, 0], [1, 1])}, [x]), tmp_path
+    )
+    opened = Model("m", 1, tmp_path / "1", EXACT, ModelOptions(shape="auto"))
+    retired = []
+    with caplog.at_level("DEBUG"):
+        opened.open(lambda: retired.append(1))
+    assert "cannot be warmed up" not in caplog.text
+    with pytest.raises(InferenceError):
+        opened.infer({"x": np.ones((1, 4, 8, 8), np.float32)})
+    assert opened.infer({"x": np.ones((2, 3, 5, 5), np.float32)})["y"].array.shape == (2, 4, 3, 3)
+    assert not retired
+
+
+def test_a_tensor_name_that_is_not_utf8_is_told(tmp_path):
+    model_zoo.save_onnx_add_one(tmp_path)
+    (file,) = (tmp_path / "1").iterdir()
+    file.write_bytes(file.read_bytes().replace(b"\x01x", b"\x01\xff"))  # a string of one character
+    with pytest.raises(LoadError, match=r"^the model has inputs with a name that is not UTF-8: "):
+        Model("m", 1, file, EXACT)
+
+
+def test_what_does_not_fit_into_memory_is_told_with_its_shapes(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path)
+    model = Model("m", 1, tmp_path / "1", EXACT, ModelOptions(shape="(1000000000000,4)"))
+    with pytest.raises(LoadError, match=r"^cannot be compiled for CPU: there is not enough memory for inputs of x \["):
+        model.compile()
 
 
 def test_strings_of_an_earlier_inference_never_come_back(tmp_path):

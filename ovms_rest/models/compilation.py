@@ -18,7 +18,7 @@ from ovms_rest.protocol.words import show
 
 PluginValue = str | int | float | bool
 
-# Pinning would put the only thread of every worker on the same core.
+# Pinning would put the threads of every worker on the same cores.
 _SHARED_SETTINGS: Mapping[str, PluginValue] = {
     "NUM_STREAMS": 0,
     "INFERENCE_NUM_THREADS": 1,
@@ -30,6 +30,9 @@ _STREAMS = "NUM_STREAMS"
 _PINNING = "ENABLE_CPU_PINNING"
 _PRECISION = "INFERENCE_PRECISION_HINT"
 _CACHE = "CACHE_DIR"
+_OF_DEVICES = "DEVICE_PROPERTIES"
+
+_COMPOSITES = ("AUTO", "BATCH", "HETERO", "MULTI")
 
 # Hints that one thread in each worker does not serve.
 _THREADED_HINTS = ("LATENCY", "CUMULATIVE_THROUGHPUT")
@@ -40,6 +43,7 @@ _OF_EVERY_DEVICE = (
     "AUTO_BATCH_TIMEOUT",
     _CACHE,
     "CACHE_MODE",
+    _OF_DEVICES,
     "ENABLE_MMAP",
     "FORCE_TBB_TERMINATE",
     "LOG_LEVEL",
@@ -72,13 +76,17 @@ def plan_compilation(
     properties, notes = _normalize(plugin_config)
     if cache_dir:
         properties.setdefault(_CACHE, cache_dir)
+    if _uses_cpu(device) and properties.get(_PINNING):
+        notes += (f"{_PINNING}={properties[_PINNING]} is left out: it would put every worker on the same core",)
     obstacle = _find_obstacle(device, properties, cores)
     if obstacle:
+        if _uses_cpu(device):
+            properties[_PINNING] = False
+        if device == "CPU" and not properties.get(_THREADS):
+            notes += (f"every worker may use all {cores} cores for it at the same time",)
         return Compilation(device, properties, shared=False, reason=obstacle, notes=notes)
     asked = ", ".join(f"{key}={properties[key]}" for key in (_HINT, _STREAMS, _THREADS) if key in properties)
-    reason = "one thread in each worker" + (f" serve what {asked} asks for" if asked else "")
-    if properties.get(_PINNING):
-        notes += (f"{_PINNING}={properties[_PINNING]} is left out: it would put every worker on the same core",)
+    reason = "one thread in each worker" + (f" serves what {asked} asks for" if asked else "")
     kept = {key: value for key, value in properties.items() if key not in (_HINT, *_SHARED_SETTINGS)}
     return Compilation(device, {**kept, **_SHARED_SETTINGS}, shared=True, reason=reason, notes=notes)
 
@@ -106,11 +114,19 @@ def check_properties(properties: Mapping[str, PluginValue], device: str, support
         raise LoadError("; ".join(problems))
 
 
+def _uses_cpu(device: str) -> bool:
+    """Tell whether a device is the CPU, or one that may make use of it."""
+    composite, _, named = device.partition(":")
+    return device == "CPU" or (composite in _COMPOSITES and (not named or "CPU" in named))
+
+
 def _find_obstacle(device: str, properties: Mapping[str, PluginValue], cores: int) -> str | None:
     """Tell what keeps one thread of the CPU, in each worker, from serving what is asked for; None if nothing does."""
     threads = properties.get(_THREADS, 0)
     if device != "CPU":
         return f"target_device is {device}"
+    if _OF_DEVICES in properties:  # which may say anything
+        return f"{_OF_DEVICES} is given"
     if threads not in (0, 1):
         return f"{_THREADS} is {threads}"
     if properties.get(_HINT) in _THREADED_HINTS and threads != 1 and cores > 1:

@@ -60,8 +60,8 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _LARGEST = 3.4028234663852886e38
 _SMALLEST = 1.1754943508222875e-38
 
-_MODEL_COLORS = ("RGB", "BGR", "GRAY")
-_CLIENT_COLORS = (*_MODEL_COLORS, "NV12", "I420")
+MODEL_COLORS = ("RGB", "BGR", "GRAY")
+_CLIENT_COLORS = (*MODEL_COLORS, "NV12", "I420")
 _PLANAR_COLORS = ("NV12_2", "I420_3")
 
 _TYPES: Mapping[str, str] = {
@@ -154,7 +154,9 @@ def _parse_dim(text: str) -> Dim | None:
         return None
     low = int(match[1])
     high = int(match[2] or low)
-    return Dim(low, high) if high <= MAX_DIM and (low < high or not match[2]) else None
+    if not match[2]:
+        return Dim(low, high) if high < MAX_DIM else None  # which is no bound to OpenVINO
+    return Dim(low, high) if low < high <= MAX_DIM else None
 
 
 def _parse_layout(text: str) -> LayoutChange:
@@ -204,9 +206,9 @@ def _parse_color(text: str) -> tuple[str, str]:
             f"{planar[0]} is not supported, for its planes come in tensors of their own, which would be other inputs "
             f'than the model\'s, but {planar[0][:4]} in one tensor is, as in "RGB:{planar[0][:4]}", got {show(text)}'
         )
-    if not colon or model not in _MODEL_COLORS or client not in _CLIENT_COLORS:
+    if not colon or model not in MODEL_COLORS or client not in _CLIENT_COLORS:
         raise LoadError(
-            f"expected what the model takes, of {', '.join(_MODEL_COLORS)}, and what the client sends, of "
+            f"expected what the model takes, of {', '.join(MODEL_COLORS)}, and what the client sends, of "
             f'{", ".join(_CLIENT_COLORS)}, such as "RGB:BGR", got {show(text)}'
         )
     return model, client

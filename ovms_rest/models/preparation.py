@@ -11,7 +11,7 @@ import openvino
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
 from ovms_rest.errors import LoadError
-from ovms_rest.models.options import LayoutChange, Preparation
+from ovms_rest.models.options import MODEL_COLORS, LayoutChange, Preparation
 from ovms_rest.models.repository import NameMapping
 from ovms_rest.protocol.tensors import Dim
 
@@ -39,7 +39,10 @@ def name_tensors(model: openvino.Model, mapping: NameMapping) -> tuple[list[str]
 def _name(ports: Sequence[Any], mapping: Mapping[str, str], kind: str, prefix: str) -> list[str]:
     if not ports:
         raise LoadError(f"the model has no {kind}")
-    real: set[str] = {name for port in ports for name in port.get_names()}
+    try:
+        real: set[str] = {name for port in ports for name in port.get_names()}
+    except UnicodeDecodeError as error:
+        raise LoadError(f"the model has {kind} with a name that is not UTF-8: {error.object!r}") from error
     if unknown := sorted(mapping.keys() - real):
         raise LoadError(f"mapping_config.json: {kind}: {unknown[0]!r} is not of the model, which has {_quote(real)}")
     names = []
@@ -53,13 +56,22 @@ def _name(ports: Sequence[Any], mapping: Mapping[str, str], kind: str, prefix: s
 
 def prepare(
     model: openvino.Model, inputs: Sequence[str], outputs: Sequence[str], preparation: Preparation
-) -> openvino.Model:
-    """Carry out a preparation; return the changed model. Raises LoadError."""
+) -> tuple[openvino.Model, list[tuple[int | None, ...]]]:
+    """Carry out a preparation; return the changed model, and the sizes that its inputs had before they were reshaped.
+
+    The sizes are in the layout of the client, None where there was none. Raises LoadError.
+    """
     if preparation.layouts or preparation.mean or preparation.scale or preparation.color or preparation.precision:
         model = _preprocess(model, inputs, outputs, preparation)
+    sizes = [_find_sizes(port) for port in model.inputs]
     if preparation.shapes or preparation.batch:
         _reshape(model, inputs, preparation)
-    return model
+    return model, sizes
+
+
+def _find_sizes(port: Any) -> tuple[int | None, ...]:
+    shape = port.get_partial_shape()
+    return () if shape.rank.is_dynamic else tuple(dim.get_length() if dim.is_static else None for dim in shape)
 
 
 def find_layout(port: Any) -> str | None:
@@ -81,11 +93,17 @@ def _preprocess(
         else:
             port = _find(name, inputs, "layout")
             _set_layout(processor.input(port), model.inputs[port], inputs[port], change)
+            # Where colours are converted OpenVINO would have the client send NHWC; NV12 and I420 have no other layout.
+            if not change.client and preparation.color and preparation.color[1] in MODEL_COLORS:
+                processor.input(port).tensor().set_layout(openvino.Layout(change.model))
     changes = [key for key in ("mean", "scale", "color", "precision") if getattr(preparation, key)]
     if changes:
         if len(inputs) != 1:
             raise LoadError(f"{changes[0]}: works for models with one input, this one has {_quote(inputs)}")
-        _convert(processor.input(0), model.inputs[0].get_element_type(), preparation)
+        element_type = model.inputs[0].get_element_type()
+        if element_type == openvino.Type.string:
+            raise LoadError(f"{changes[0]}: works for numbers, input {inputs[0]!r} takes strings")
+        _convert(processor.input(0), element_type, preparation)
     try:
         return processor.build()
     except RuntimeError as error:

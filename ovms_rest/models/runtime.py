@@ -29,6 +29,7 @@ from ovms_rest.models.images import ImageLimits, take_images
 from ovms_rest.models.options import ModelOptions, parse_options
 from ovms_rest.models.preparation import find_layout, name_tensors, one_line, prepare
 from ovms_rest.models.repository import find_model_file, read_mapping
+from ovms_rest.models.trials import choose_shapes
 from ovms_rest.protocol.datatypes import BYTES, DATATYPES, UINT8
 from ovms_rest.protocol.strings import BytesArray, from_matrix
 from ovms_rest.protocol.tensors import Array, Dim, ModelMetadata, Tensor, TensorMetadata
@@ -43,6 +44,8 @@ DEFAULT_LIMITS = ImageLimits()
 
 # Up to so many bytes copying an input costs less than having OpenVINO take over its memory, some 4 us.
 _SMALL_INPUT = 16_384
+# So many pairs of shapes are tried to bring a model back after a failure.
+_MAX_RECOVERIES = 8
 # Without the wrapper in Python around it, which prepares what is prepared here already.
 _infer_base = openvino._pyopenvino.InferRequest.infer
 
@@ -102,14 +105,18 @@ class Model:
         read = _read(self.file)
         rt_info = _describe_rt_info(read)
         names = name_tensors(read, read_mapping(path))
-        self._read: Any = prepare(read, *names, preparation)
+        self._read: Any
+        self._read, sizes = prepare(read, *names, preparation)
         inputs, outputs = map(_describe_all, names, (self._read.inputs, self._read.outputs))
         # By name, None where the model declares none and the config neither.
         self.layouts = {
             name: find_layout(port)
             for name, port in zip(itertools.chain(*names), (*self._read.inputs, *self._read.outputs), strict=True)
         }
-        inputs = [take_images(port, self.layouts[port.name], limits) for port in inputs]
+        self._trials = choose_shapes(inputs, sizes)
+        inputs = [
+            take_images(port, find_layout(node), limits) for port, node in zip(inputs, self._read.inputs, strict=True)
+        ]
         self._inputs, self._outputs = _split_strings(self._read, inputs, outputs)
         self.metadata = ModelMetadata(
             name,
@@ -128,7 +135,11 @@ class Model:
             with _locked(properties.get("CACHE_DIR")):
                 self._compiled = _core().compile_model(self._read, device, dict(properties))
         except RuntimeError as error:
-            raise LoadError(f"cannot be compiled for {device}: {one_line(error)}") from error
+            reason = one_line(error)
+            if "bad_alloc" in reason:
+                inputs = ", ".join(f"{port.name} {port.describe_shape()}" for port in self.metadata.inputs.values())
+                reason = f"there is not enough memory for inputs of {inputs}"
+            raise LoadError(f"cannot be compiled for {device}: {reason}") from error
         self._read = None
 
     def open(self, retire: Callable[[], None]) -> None:
@@ -141,13 +152,16 @@ class Model:
             self.compile()
         self._local = threading.local()  # what the process forked from may have left there is not for this one
         self._retire = retire
-        try:
-            self._infer(self._zeros(step=0))
-        except RuntimeError as error:
-            if not self._is_dynamic():
-                raise LoadError(f"fails at its first inference: {one_line(error)}") from error
-            # With sizes of 1 for what is dynamic it need not work; clients know better ones.
-            log.debug("model %r refused the sizes tried to warm it up: %s", self.metadata.name, one_line(error))
+        for shapes in self._trials:
+            try:
+                self._infer(self._zeros(shapes))
+            except RuntimeError as error:
+                if not self._is_dynamic():
+                    raise LoadError(f"fails at its first inference: {one_line(error)}") from error
+                # Where much is dynamic it need not work; clients know better sizes.
+                log.debug("model %r cannot be warmed up with %s: %s", self.metadata.name, shapes, one_line(error))
+            else:
+                break
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
@@ -175,23 +189,31 @@ class Model:
 
         The CPU plugin (2026.4.1) takes over the shapes of an inference only where they differ from those of the last
         one that succeeded, so that after a failure the next good request would be run with the shapes of the bad one.
-        Two inferences with different shapes that both succeed leave nothing of it, whatever the last ones were.
+        Two inferences that both succeed, and differ in the shape of every dynamic input, leave nothing of it, whatever
+        the last ones were.
         """
-        small, large = self._zeros(step=0), self._zeros(step=1)
-        if all(small[name].shape == large[name].shape for name in small):
-            return False
+        dynamic = [port.metadata.name for port in self._inputs if port.metadata.static_shape is None]
+        pairs = (
+            pair
+            for pair in itertools.combinations(self._trials, 2)
+            if all(pair[0][name] != pair[1][name] for name in dynamic)
+        )
+        return any(self._infer_in_turn(*map(self._zeros, pair)) for pair in itertools.islice(pairs, _MAX_RECOVERIES))
+
+    def _infer_in_turn(self, one: dict[str, Array], other: dict[str, Array]) -> bool:
+        """Infer with arrays of one kind, the others, and the first again; tell whether the last two succeed."""
         with contextlib.suppress(RuntimeError):  # fails when these are the last shapes that succeeded
-            self._infer(small)
+            self._infer(one)
         try:
-            self._infer(large)
-            self._infer(small)
+            self._infer(other)
+            self._infer(one)
         except RuntimeError:
             return False
         return True
 
-    def _zeros(self, step: int) -> dict[str, Array]:
-        """Make inputs to try the model with: zeros or empty strings, in dynamic dims the smallest size or the next."""
-        return {port.metadata.name: _zeros(port.metadata, step) for port in self._inputs}
+    def _zeros(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+        """Make inputs of these shapes to try the model with: zeros or empty strings."""
+        return {port.metadata.name: _zeros(port.metadata.datatype, shapes[port.metadata.name]) for port in self._inputs}
 
     def _infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         try:
@@ -318,7 +340,7 @@ def _find_labels(rt_info: Mapping[str, Any] | None, path: Path) -> tuple[str, ..
     labels = model_info.get("labels") if isinstance(model_info, dict) else None
     if isinstance(labels, str) and labels.split():
         return tuple(labels.split())
-    file = (path if path.is_dir() else path.parent) / _LABELS_FILE
+    file = (path if os.path.isdir(path) else path.parent) / _LABELS_FILE
     if not os.path.lexists(file):
         return ()
     try:
@@ -331,7 +353,7 @@ def _find_labels(rt_info: Mapping[str, Any] | None, path: Path) -> tuple[str, ..
 
 def _read_labels(file: Path) -> str:
     """Read the file; raises OSError or ValueError."""
-    if not file.is_file():  # opening a pipe would take for ever
+    if not os.path.isfile(file):  # opening a pipe would take for ever
         raise ValueError("it is no file")
     with file.open("rb") as stream:
         content = stream.read(MAX_LABELS_BYTES + 1)
@@ -422,15 +444,7 @@ def _read_strings(port: _Port, results: list[NDArray[Any]]) -> Tensor:
 _READERS = {BYTES: _read_strings, UINT8: _read_uint8, "BF16": _read_bfloat16}
 
 
-def _zeros(metadata: TensorMetadata, step: int) -> Array:
-    shape = tuple(_near_smallest(dim, step) for dim in metadata.dims or ())
-    if metadata.datatype == BYTES:
+def _zeros(datatype: str, shape: tuple[int, ...]) -> Array:
+    if datatype == BYTES:
         return BytesArray(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(0, np.uint8))
-    return np.zeros(shape, DATATYPES[metadata.datatype].dtype)
-
-
-def _near_smallest(dim: Dim, step: int) -> int:
-    if dim.size is not None:
-        return dim.size
-    size = max(dim.low, 1) + step
-    return size if dim.high is None else min(size, dim.high)
+    return np.zeros(shape, DATATYPES[datatype].dtype)
