@@ -5,11 +5,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import falcon
 
 from ovms_rest.assembly import assemble_pipelines
-from ovms_rest.config import ModelConfig, load_monitoring
+from ovms_rest.config import Config, ModelConfig, load_config
 from ovms_rest.errors import ConfigError, NotFoundError, ServingError, TryLaterError
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.registry import Entry, Host, ModelRegistry, load_models
@@ -77,6 +78,7 @@ def create_app(registry: Registry, settings: Settings, is_ending: Callable[[], b
 def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
     settings = read_settings(environ)
+    _, metrics = read_config(settings.config, settings)
     host, models, permission = host_of(settings), ModelRegistry({}), Permission(settings)
     telemetry = Telemetry(models, settings.max_waiting)
 
@@ -98,7 +100,6 @@ def load_app(environ: Mapping[str, str]) -> App:
 
     reloads = Reloads(settings.config, models, load, assemble)
     reloads.load()
-    metrics = _choose_metrics(settings)
     app = create_app(models, settings, telemetry.is_ending)
     app.models, app.reloads, app.settings, app.telemetry = models, reloads, settings, telemetry
     app.permission, app.log_levels = permission, LogLevels()
@@ -126,18 +127,24 @@ def _add_operations(app: App, metrics: list[str] | None) -> None:
     app.add_route("/metrics", Metrics(None if metrics is None else telemetry, metrics or DEFAULT_METRICS))
 
 
-def _choose_metrics(settings: Settings) -> list[str] | None:
-    """Choose which metrics are served: [] all, None none at all. Raises ConfigError."""
-    of_file = load_monitoring(settings.config)
+def read_config(path: Path, settings: Settings) -> tuple[Config, list[str] | None]:
+    """Read a config and choose which metrics are served: [] all, None none at all.
+
+    Raises ConfigError with all that is wrong with the file and with what the settings say of metrics.
+    """
     names = [name.strip() for name in settings.metrics_list.split(",") if name.strip()]
+    problems = [f"OVMS_REST_METRICS_LIST: {problem}" for problem in check_metrics_list(names).values()]
     if names and not settings.metrics_enable:
-        raise ConfigError(["OVMS_REST_METRICS_LIST: needs OVMS_REST_METRICS_ENABLE=true"])
-    if of_file is not None and settings.metrics_enable:
-        raise ConfigError([f"{settings.config}: monitoring: metrics are enabled by OVMS_REST_METRICS_ENABLE already"])
-    chosen = of_file if of_file is not None else names if settings.metrics_enable else None
-    if problems := check_metrics_list(chosen or []):
+        problems.append("OVMS_REST_METRICS_LIST: needs OVMS_REST_METRICS_ENABLE=true")
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    if config.metrics is not None and settings.metrics_enable:
+        problems.append(f"{path}: monitoring: metrics are enabled by OVMS_REST_METRICS_ENABLE already")
+    if problems:
         raise ConfigError(problems)
-    return chosen
+    return config, names if settings.metrics_enable else config.metrics
 
 
 def _tell_progress(name: str, version: int) -> None:

@@ -11,9 +11,10 @@ from ovms_rest.models.registry import Entry, Host
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition
 from ovms_rest.pipelines.execution import Pipeline
-from ovms_rest.pipelines.libraries import load_node
+from ovms_rest.pipelines.libraries import is_there, load_node
 from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Plan
 from ovms_rest.pipelines.planning import Part, PipelineError, plan_pipeline
+from ovms_rest.protocol.words import list_names
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
@@ -49,7 +50,19 @@ def assemble_pipelines(
 
     What of `previous` was made of the same is taken over. A pipeline whose new definition is wrong goes on as it was
     while its models are there. When `stop` says so, no more code of nodes is tried.
+
+    The code of a library that no pipeline uses is not loaded; that there is none is told in the log.
     """
+    used = {node.library for definition in definitions for node in definition.nodes}
+    for name, library in libraries.items():
+        if name not in used and not is_there(library):
+            log.warning(
+                "library %r, which no pipeline uses: there is no file %s, and %r is no name of a Python module or of "
+                "one of OVMS's libraries",
+                name,
+                library.path.absolute(),
+                library.base_path,
+            )
     return {
         definition.name: _assemble(definition, libraries, models, previous.get(definition.name, Entry()), host, stop)
         for definition in definitions
@@ -105,7 +118,7 @@ def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Any:
     """Return the model of a node, or why there is none."""
     entry = models.get(node.model)
     if entry is None:
-        known = ", ".join(map(repr, list(models)[:10])) or "none"
+        known = list_names(models) or "none"
         return f"model {node.model!r} is not configured; configured are {known}"
     if entry.ended:
         return f"model {node.model!r} was unloaded"

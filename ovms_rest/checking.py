@@ -1,14 +1,23 @@
-"""Checks of values that come from JSON: each returns what is wrong in words, or None."""
+"""Reading JSON that people write, and checks of its values: each returns what is wrong in words, or None."""
 
+import codecs
 import difflib
+import json
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from ovms_rest.protocol.words import list_names
+
 Problem = str
 Check = Callable[[Any], Problem | None]
+
+# How much two keys have in common when one may be meant by the other, from 0 to 1; measured by the keys of the tests.
+_NEAR = 0.5
 
 
 def is_a(type_name: str, *types: type) -> Check:
@@ -31,7 +40,17 @@ def check_values(owner: dict[str, Any], fits: Callable[[Any], bool], form: str) 
 
 def never(reason: str) -> Check:
     """Make the check for what must not be there."""
-    return lambda value: f"is not supported: {reason}"
+    return _Never(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Never:
+    """Refuses every value, for this reason."""
+
+    reason: str
+
+    def __call__(self, value: Any) -> Problem:
+        return f"is not supported: {self.reason}"
 
 
 def check_keys(
@@ -46,10 +65,28 @@ def check_keys(
             yield f"{place}{key}: is missing"
     for key, value in owner.items():
         if key not in checks:
-            (near,) = difflib.get_close_matches(key, checks, n=1, cutoff=0)
-            yield f"{place}{key}: unknown key; the nearest known one is {near!r}"
+            yield f"{place}{key}: {_tell_unknown(key, checks)}"
         elif problem := checks[key](value):
             yield f"{place}{key}: {problem}"
+
+
+def _tell_unknown(key: str, checks: Mapping[str, Check]) -> Problem:
+    """Tell what an unknown key may have been meant to be; no key that is refused, unless it is that one in other words.
+
+    Where none is near, the nearest says little, and all are told.
+    """
+    allowed = []
+    for known, check in checks.items():
+        if not isinstance(check, _Never):
+            allowed.append(known)
+        elif key.lower().removesuffix("s") == known.removesuffix("s"):
+            return check(None)
+    (nearest,) = difflib.get_close_matches(key.lower(), allowed, n=1, cutoff=0)
+    is_near = difflib.SequenceMatcher(None, nearest, key.lower()).ratio() >= _NEAR
+    if len(allowed) == 1 and not is_near:
+        return f"unknown key; the only known one is {nearest!r}"
+    among = "" if is_near else f"; known are {list_names(allowed, most=20)}"
+    return f"unknown key; the nearest known one is {nearest!r}{among}"
 
 
 def as_json(value: Any) -> str:
@@ -59,3 +96,51 @@ def as_json(value: Any) -> str:
     except TypeError:  # nested deeper than orjson writes, though it reads it
         return "a value nested too deep to be shown"
     return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+# --- Reading
+
+
+def read_json(content: bytes) -> tuple[Any, list[Problem]]:
+    """Read a JSON file, of which orjson would take the last of repeated keys; return it with a line for each of these.
+
+    A byte order mark of UTF-8 is passed over. Raises ValueError with what is wrong in a line.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("is not valid JSON: it is UTF-16 by its first two bytes, expected UTF-8")
+    try:
+        text = content.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        *lines, line = error.object[: error.start].split(b"\n")
+        place = f"line {len(lines) + 1} column {len(line.decode()) + 1}"
+        raise ValueError(f"is not valid JSON: {place}: byte 0x{error.object[error.start]:02x} is not UTF-8") from error
+    try:
+        root = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"is not valid JSON: {error}") from error
+    return root, list(_find_repeated_keys(text))
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that knows which of its keys were there more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+
+
+def _find_repeated_keys(text: str) -> Iterator[Problem]:
+    """Find the keys that an object has more than once in JSON that orjson takes, by the values that come last."""
+    try:
+        root = json.loads(text, object_pairs_hook=_Object)
+    except RecursionError:  # about as deep as orjson takes, and deeper than any value that is allowed
+        return
+    found = [("", root)]
+    while found:
+        place, value = found.pop()
+        if isinstance(value, _Object):
+            inside = f"{place}." if place else ""
+            yield from (f"{inside}{key}: the key is there more than once" for key in value.repeated)
+            found += reversed([(f"{inside}{key}", item) for key, item in value.items()])
+        elif isinstance(value, list):
+            found += reversed([(f"{place}[{index}]", item) for index, item in enumerate(value)])

@@ -13,7 +13,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.util import import_app
 
-from ovms_rest.app import App, host_of
+from ovms_rest.app import App, host_of, read_config
 from ovms_rest.assembly import assemble_pipelines
 from ovms_rest.config import load_config
 from ovms_rest.errors import ConfigError, NotReadyError
@@ -117,9 +117,10 @@ def _write_config(model: Mapping[str, Any]) -> Path:
         load_config(path)
     except ConfigError as error:
         problems = error.problems
-        for flag in FLAGS.values():
-            place = f"{path}: model_config_list[0].config.{flag.key}:"
-            problems = tuple(problem.replace(place, f"--{flag.name}:") for problem in problems)
+        for flag in (flag for flag in FLAGS.values() if flag.key):
+            for separator in (".", ": "):  # of types, and of values
+                place = f"{path}: model_config_list[0].config{separator}{flag.key}"
+                problems = tuple(problem.replace(place, f"--{flag.name}") for problem in problems)
         raise UsageError(problems) from error
     return path
 
@@ -145,7 +146,9 @@ def _check(options: argparse.Namespace) -> int:
     handler.addFilter(lambda record: record.levelno == logging.WARNING)  # errors are in the report
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, handlers=[handler])
     try:
-        config, host = load_config(options.config), host_of(read_settings(os.environ))
+        settings = read_settings(os.environ)
+        config, _ = read_config(options.config, settings)
+        host = host_of(settings)
         registry = load_models(config.models, host, _tell_progress)
         pipelines, libraries = config.pipelines, config.libraries
         registry.entries |= assemble_pipelines(pipelines, libraries, registry.entries, {}, host)
@@ -169,18 +172,9 @@ def _tell_progress(name: str, version: int) -> None:
 
 def describe_registry(registry: ModelRegistry) -> dict[str, Any]:
     """Describe all models, and what is wrong with them in a line for each, as plain values."""
-    problems = []
-    for name, entry in registry.entries.items():
-        for reason in entry.details or (entry.reason,):
-            if reason:
-                problems.append(f"{entry.kind} {name!r} does not serve: {reason}")
-        problems += [
-            f"version {version} of {entry.kind} {name!r} does not serve: {reason}"
-            for version, reason in sorted(entry.failures.items())
-        ]
     models = [_describe_entry(name, entry) for name, entry in registry.entries.items() if entry.kind == "model"]
     pipelines = [_describe_pipeline(name, entry) for name, entry in registry.entries.items() if entry.kind != "model"]
-    return {"models": models, "pipelines": pipelines, "problems": problems}
+    return {"models": models, "pipelines": pipelines, "problems": registry.problems()}
 
 
 def _describe_pipeline(name: str, entry: Entry) -> dict[str, Any]:
@@ -201,13 +195,13 @@ def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
             {
                 "version": version,
                 "file": str(model.file),
-                "inputs": _describe_tensors(model.metadata.inputs, model.layouts),
-                "outputs": _describe_tensors(model.metadata.outputs, model.layouts),
+                "inputs": _describe_tensors(model.metadata.inputs, model.input_layouts),
+                "outputs": _describe_tensors(model.metadata.outputs, model.output_layouts),
                 "device": compilation.device,
                 "properties": dict(compilation.properties),
                 "shared": compilation.shared,
                 "why": compilation.reason,
-                "notes": list(compilation.notes),
+                "notes": [*compilation.notes, *entry.notes],
                 "load_seconds": round(proof.seconds, 3),
                 "memory_bytes": proof.memory,
             }

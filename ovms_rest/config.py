@@ -4,8 +4,8 @@ Every mistake of a file is found in one reading and told with its place (`model_
 that OVMS documents are all known. Those that this version does not carry out are accepted while they change nothing
 and refused where they would.
 
-A wrong type or key is a mistake of the file. A wrong text of a right type, such as a shape that cannot be read, is
-that model's alone: `parse_options` tells it when the model is loaded, and the others are served.
+A wrong type or key is a mistake of the file. A wrong value of a right type, such as a shape that cannot be read, is
+that model's alone: `check_values_of` tells it when the model is loaded, and the others are served.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
-
-from ovms_rest.checking import Check, Problem, as_json, check_keys, check_name, check_values, is_a, never
-from ovms_rest.errors import ConfigError
-from ovms_rest.models.compilation import PluginValue
-from ovms_rest.models.options import ModelOptions
+from ovms_rest.checking import Check, Problem, as_json, check_keys, check_name, check_values, is_a, never, read_json
+from ovms_rest.errors import ConfigError, LoadError
+from ovms_rest.models.compilation import PluginValue, plan_compilation
+from ovms_rest.models.options import ModelOptions, parse_options
 from ovms_rest.models.repository import LATEST, VersionPolicy
 from ovms_rest.pipelines.definition import (
     Library,
@@ -27,13 +25,14 @@ from ovms_rest.pipelines.definition import (
     check_pipelines,
     read_pipeline,
 )
+from ovms_rest.serving.metrics import check_metrics_list
 
 MAX_NIREQ = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A model to serve; `base_path` is a directory with its versions, or its file."""
+    """A model to serve; `base_path` is a directory with its versions, or its file, and `remote` a URL instead."""
 
     name: str
     base_path: Path
@@ -43,14 +42,19 @@ class ModelConfig:
     options: ModelOptions = ModelOptions()
     nireq: int = 0
     allow_cache: bool = False
+    remote: str = ""
 
 
 class Config(NamedTuple):
-    """What a config file names: models, pipelines of them, and libraries of custom nodes by name."""
+    """What a config file names: models, pipelines of them, libraries of custom nodes by name, and metrics.
+
+    These are [] for all and None for none at all.
+    """
 
     models: tuple[ModelConfig, ...]
     pipelines: tuple[PipelineDefinition, ...] = ()
     libraries: Mapping[str, Library] = {}
+    metrics: list[str] | None = None
 
 
 def load_config(path: Path) -> Config:
@@ -60,19 +64,22 @@ def load_config(path: Path) -> Config:
     except UnicodeEncodeError as error:  # no answer could name it, or what lies beside it
         raise ConfigError([f"{str(path)!a}: the path of a config has to be UTF-8"]) from error
     try:
-        root = orjson.loads(path.read_bytes())
+        root, problems = read_json(path.read_bytes())
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
-    except orjson.JSONDecodeError as error:
-        raise ConfigError([f"{path}: is not valid JSON: {error}"]) from error
-    problems = [f"{path}: {problem}" for problem in _check_root(root)]
+    except ValueError as error:
+        raise ConfigError([f"{path}: {error}"]) from error
+    problems += _check_root(root)
     if problems:
-        raise ConfigError(problems)
+        # Those that would not have refused the file are told with the others.
+        problems += _check_values_of_models(root, path.parent)
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
     libraries = root.get("custom_node_library_config_list", [])
     return Config(
         tuple(_model_config(item["config"], path.parent) for item in root["model_config_list"]),
         tuple(map(read_pipeline, root.get("pipeline_config_list", []))),
         {item["name"]: Library(item["name"], item["base_path"], path.parent) for item in libraries},
+        _read_metrics(root),
     )
 
 
@@ -90,27 +97,46 @@ def parse_model(name: str, config: dict[str, Any], directory: Path, base: ModelC
         problems.append(f"config.base_path: is missing, and model {name!r} is not known yet")
     if problems:
         raise ConfigError(problems)
-    known = {} if base is None else {"base_path": str(base.base_path)}
+    known = {} if base is None else {"base_path": base.remote or str(base.base_path)}
     return _model_config({**known, **config, "name": name}, directory)
 
 
-def load_monitoring(path: Path) -> list[str] | None:
-    """Read which metrics a config file, which was checked already, wants served: [] all, None none at all."""
-    metrics = orjson.loads(path.read_bytes()).get("monitoring", {}).get("metrics", {})
-    return list(metrics.get("metrics_list", [])) if metrics.get("enable") else None
+def check_values_of(config: ModelConfig) -> list[Problem]:
+    """Check the values of a model whose types are right; return what is wrong, for which it alone is not served."""
+    problems = []
+    if config.remote:
+        problems.append(f"base_path: only local directories and files can be served, got {as_json(config.remote)}")
+    if config.nireq > MAX_NIREQ:
+        problems.append(f"nireq: expected at most {MAX_NIREQ}, got {config.nireq}")
+    for check in (
+        lambda: parse_options(config.options),
+        lambda: plan_compilation(config.target_device, config.plugin_config, cores=1),
+    ):
+        try:
+            check()
+        except LoadError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _read_metrics(root: dict[str, Any]) -> list[str] | None:
+    metrics = root.get("monitoring", {}).get("metrics", {})
+    return metrics.get("metrics_list", []) if metrics.get("enable") else None
 
 
 def _model_config(config: dict[str, Any], directory: Path) -> ModelConfig:
+    base_path = config.get("base_path", "")
     return ModelConfig(
         name=config["name"],
         # OVMS forbids ".." for the sake of remote storage; paths here are local, and absolute ones lead anywhere.
-        base_path=directory / config.get("base_path", ""),
+        base_path=directory / base_path,
         target_device=config.get("target_device") or "CPU",
         plugin_config=config.get("plugin_config", {}),
         version_policy=_version_policy(config.get("model_version_policy")) or LATEST,
         options=_model_options(config),
         nireq=config.get("nireq", 0),
         allow_cache=config.get("allow_cache", False),
+        remote=base_path if "://" in base_path else "",
     )
 
 
@@ -158,10 +184,6 @@ def _shape(value: Any) -> Any:
 def _check_base_path(value: Any) -> Problem | None:
     if type(value) is not str or not value:
         return f"expected the path of a directory or a model file, got {as_json(value)}"
-    if "\0" in value:
-        return f"a path has no NUL character, got {as_json(value)}"
-    if "://" in value:
-        return f"only local directories and files can be served, got {as_json(value)}"
     return None
 
 
@@ -190,7 +212,7 @@ def _check_layout(value: Any) -> Problem | None:
 
 
 def _check_nireq(value: Any) -> Problem | None:
-    if type(value) is not int or not 0 <= value <= MAX_NIREQ:
+    if type(value) is not int or value < 0:  # one that is too high is its model's alone, as in OVMS
         return f"expected an integer from 0 to {MAX_NIREQ}, got {as_json(value)}"
     return None
 
@@ -226,6 +248,8 @@ _PER_CHANNEL = is_a('a number or a string such as "(123.7,116.3,103.5)"', int, f
 _MEDIAPIPE = "MediaPipe graphs are not served here"
 _CUSTOM_LOADER = "custom loaders, deprecated by OVMS too, would have to be compiled C++"
 _STATEFUL = "OVMS removed stateful models"
+
+_ITEM_KEYS: Mapping[str, Check] = {"config": is_a("an object", dict)}
 
 _MODEL_KEYS: Mapping[str, Check] = {
     "name": check_name,
@@ -304,9 +328,12 @@ def _check_models(items: Any) -> Iterator[Problem]:
     first_places: dict[str, str] = {}
     for index, item in enumerate(items if type(items) is list else ()):
         place = f"model_config_list[{index}]"
-        config = item.get("config") if type(item) is dict else None
-        if type(config) is not dict or len(item) != 1:
+        if type(item) is not dict:
             yield f"{place}: expected an object with the only key 'config', an object, got {as_json(item)}"
+            continue
+        yield from check_keys(item, f"{place}.", _ITEM_KEYS, required=("config",))
+        config = item.get("config")
+        if type(config) is not dict:
             continue
         yield from check_keys(config, f"{place}.config.", _MODEL_KEYS, required=("name",))
         name = config.get("name")
@@ -319,11 +346,12 @@ def _check_names_of_pipelines(root: dict[str, Any]) -> Iterator[Problem]:
     models = root.get("model_config_list")
     places: dict[str, int] = {}
     for index, item in enumerate(models if type(models) is list else ()):
-        if type(item) is dict and type(item.get("config")) is dict:
-            places.setdefault(str(item["config"].get("name")), index)
+        config = item.get("config") if type(item) is dict else None
+        if type(config) is dict and type(name := config.get("name")) is str:
+            places.setdefault(name, index)
     pipelines = root.get("pipeline_config_list")
     for index, item in enumerate(pipelines if type(pipelines) is list else ()):
-        if type(item) is dict and (name := str(item.get("name"))) in places:
+        if type(item) is dict and type(name := item.get("name")) is str and name in places:
             taken = f"model_config_list[{places[name]}]"
             yield f"pipeline_config_list[{index}].name: {name!r} is the name of {taken} already"
 
@@ -334,3 +362,21 @@ def _check_monitoring(monitoring: Any) -> Iterator[Problem]:
         metrics = monitoring.get("metrics")
         if type(metrics) is dict:
             yield from check_keys(metrics, "monitoring.metrics.", _METRICS_KEYS, required=("enable",))
+            names = metrics.get("metrics_list", [])
+            if _check_metrics_list(names) is None:
+                for index, problem in check_metrics_list(names).items():
+                    yield f"monitoring.metrics.metrics_list[{index}]: {problem}"
+
+
+def _check_values_of_models(root: Any, directory: Path) -> Iterator[Problem]:
+    """Check the values of right types in a file that is refused for others."""
+    items = root.get("model_config_list") if type(root) is dict else None
+    for index, item in enumerate(items if type(items) is list else ()):
+        given = item.get("config") if type(item) is dict else None
+        if type(given) is not dict:
+            continue
+        config = {key: value for key, value in given.items() if key in _MODEL_KEYS and _MODEL_KEYS[key](value) is None}
+        if "layout" in given and "layout" not in config:  # these need one, which is there
+            config = {key: value for key, value in config.items() if key not in ("mean", "scale", "color_format")}
+        for problem in check_values_of(_model_config({**config, "name": ""}, directory)):
+            yield f"model_config_list[{index}].config: {problem}"

@@ -133,6 +133,29 @@ def test_a_library_that_is_not_in_the_list_is_told():
     assert entry.reason == "node 'n': library 'own' is not in custom_node_library_config_list"
 
 
+@pytest.mark.parametrize(
+    ("base_path", "is_there"),
+    [
+        ("absent.py", False),
+        ("absent.so", False),
+        ("no_such_module_anywhere", False),
+        ("no_such_module_anywhere.part:Node", False),
+        ("node.py", True),
+        ("libcustom_node_add_one.so", True),
+        ("json", True),
+        ("ovms_rest.pipelines.nodes.add_one", True),
+    ],
+)
+def test_a_library_that_no_pipeline_uses_is_told_when_it_is_not_there(tmp_path, caplog, base_path, is_there):
+    """It is not loaded: the file would end the process."""
+    (tmp_path / "node.py").write_text("import os; os._exit(1)")
+    libraries = {"own": Library("own", base_path, tmp_path)}
+    assemble({"m": Entry({1: FakeModel()})}, libraries=libraries)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == (0 if is_there else 1)
+    assert is_there or told[0].startswith("library 'own', which no pipeline uses: there is no file ")
+
+
 def test_a_broken_library_is_tried_again(tmp_path):
     pipeline, libraries = definition(library="own"), {"own": Library("own", "node.py", Path(tmp_path))}
     first = assemble({}, pipeline=pipeline, libraries=libraries)

@@ -72,8 +72,8 @@ def test_every_problem_is_reported_and_exits_with_1(tmp_path, mixed):
     assert done.returncode == 1
     problems = [line for line in done.stdout.splitlines() if line.startswith("problem: ")]
     assert len(problems) == 2
-    assert problems[0].startswith("problem: version 2 of model 'm' does not serve: cannot read ")
-    assert problems[1].startswith("problem: model 'absent' does not serve: ")
+    assert problems[0].startswith("problem: model 'm' version 2 cannot read ")
+    assert problems[1].startswith("problem: model 'absent': cannot read ")
     assert "  input     x  FP32  [1,4]  layout NC" in done.stdout.splitlines()
     assert "compiled by each worker: PERFORMANCE_HINT is LATENCY" in done.stdout
     assert done.stdout.endswith("2 of 3 models serve, 2 problems\n")
@@ -294,6 +294,21 @@ def test_a_model_of_a_config_file_that_does_not_serve_leaves_the_others(tmp_path
         assert service.get("/v2/models/absent/ready").status == 404
 
 
+@pytest.mark.parametrize("base_path", ["x" * 300, "x" * 5000 + ".py", "d/" * 3000, "m\0", "s3://bucket/m"])
+def test_a_path_that_cannot_be_is_a_reason_and_no_other_error(tmp_path, base_path):
+    """In the file, and in a call."""
+    wrong = {"name": "wrong", "base_path": base_path}
+    config = write_config(tmp_path, wrong, {"name": "d", "base_path": str(DIGITS)})
+    with serve(tmp_path, "--config_path", config) as service:
+        assert service.get("/v2/models/d/ready").status == 200
+        assert service.get("/v2/models/wrong/ready").status == 404
+        body = {"parameters": {"config": json.dumps({"base_path": base_path})}}
+        answer = service.request("POST", "/v2/repository/models/other/load", body)
+        assert answer.status == 412, answer.body
+        assert answer.json()["error"].startswith("model 'other': ")
+        assert "Traceback" not in service.log
+
+
 def test_a_config_file_that_is_not_there_ends_the_start(tmp_path):
     done = run(tmp_path, "--rest_port=1", "--config_path=absent.json")
     assert done.returncode == 1
@@ -321,8 +336,83 @@ def test_values_that_a_config_may_not_have_are_told_by_their_flags(tmp_path):
     problems = [line for line in done.stderr.splitlines() if line.startswith("ovms-rest: ")]
     assert [problem.split(": ")[1] for problem in problems] == [
         "--model_name",
-        "--model_path",
         "--model_version_policy",
         "--plugin_config",
+        "--model_path",
     ]
-    assert problems[1] == 'ovms-rest: --model_path: only local directories and files can be served, got "s3://b/m"'
+    assert problems[3] == 'ovms-rest: --model_path: only local directories and files can be served, got "s3://b/m"'
+
+
+def test_a_single_model_whose_values_are_wrong_ends_the_start_with_all_of_them(tmp_path):
+    done = run(tmp_path, "--rest_port=1", "--model_name=m", "--model_path=s3://b/m", "--shape=(1,x)")
+    assert done.returncode == 1
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("ovms-rest: model 'm' does not serve: ")]
+    assert "base_path: only local directories and files can be served" in told
+    assert "; shape: expected " in told
+
+
+# --- Metrics
+
+
+def write_metrics(directory, *names, enable=True):
+    """Write a config with a model that is there and a list of metrics; return its path."""
+    config = write_config(directory, {"name": "d", "base_path": str(DIGITS)})
+    root = json.loads(config.read_text())
+    config.write_text(json.dumps(root | {"monitoring": {"metrics": {"enable": enable, "metrics_list": names}}}))
+    return config
+
+
+METRICS_FAULTS = [
+    (("ovms_foo",), True, {}, "monitoring.metrics.metrics_list[0]: 'ovms_foo' is no metric; "),
+    (("ovms_foo",), False, {}, "monitoring.metrics.metrics_list[0]: 'ovms_foo' is no metric; "),
+    (
+        ("ovms_streams",),
+        True,
+        {"OVMS_REST_METRICS_ENABLE": "true"},
+        "monitoring: metrics are enabled by OVMS_REST_METRICS_ENABLE already",
+    ),
+    (
+        (),
+        False,
+        {"OVMS_REST_METRICS_LIST": "ovms_streams"},
+        "OVMS_REST_METRICS_LIST: needs OVMS_REST_METRICS_ENABLE=true",
+    ),
+    (
+        (),
+        False,
+        {"OVMS_REST_METRICS_ENABLE": "true", "OVMS_REST_METRICS_LIST": "ovms_streams, ovms_foo"},
+        "OVMS_REST_METRICS_LIST: 'ovms_foo' is no metric; ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("names", "enable", "variables", "told"), METRICS_FAULTS)
+def test_what_is_wrong_with_metrics_is_told_before_a_model_is_loaded(tmp_path, names, enable, variables, told):
+    config = write_metrics(tmp_path, *names, enable=enable)
+    checked = run(tmp_path, "check", config, **variables)
+    started = run(tmp_path, "--rest_port=1", "--config_path", config, **variables)
+    assert (checked.returncode, started.returncode) == (1, 1)
+    assert told in checked.stdout
+    assert "0 of 0 models serve, 1 problems" in checked.stdout
+    assert told in started.stderr
+    for told_besides in (checked.stderr, started.stderr):
+        assert "loading" not in told_besides
+        assert "is being tried" not in told_besides
+
+
+def test_what_is_wrong_with_settings_and_file_is_told_at_once(tmp_path):
+    config = write_metrics(tmp_path, "ovms_foo", "ovms_bar")
+    done = run(tmp_path, "check", config, OVMS_REST_METRICS_LIST="ovms_streams")
+    assert done.stdout.count("problem: ") == 3
+
+
+def test_what_has_no_effect_is_in_the_report(tmp_path):
+    model = {"name": "d", "base_path": str(DIGITS), "nireq": 8, "shape": {"image": "(-1,8,8,1)"}, "batch_size": 7}
+    config = write_config(tmp_path, model)
+    root = json.loads(config.read_text())
+    config.write_text(json.dumps(root | {"custom_node_library_config_list": [{"name": "l", "base_path": "absent.so"}]}))
+    done = run(tmp_path, "check", config)
+    assert done.returncode == 0
+    assert "\n            nireq=8 is ignored: " in done.stdout
+    assert "WARNING: model 'd': Both shape and batch size have been defined. " in done.stderr
+    assert "WARNING: library 'l', which no pipeline uses: there is no file " in done.stderr

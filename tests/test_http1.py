@@ -347,8 +347,19 @@ def test_the_number_of_fields_is_never_unlimited(limit):
     assert refused(get(*fields, "B: c", "C: d"), limit_request_fields=limit).status == 431
 
 
-def test_many_more_fields_than_allowed_are_too_many_fields():
-    assert refused(get(*["A: b"] * 300)).status == 431
+@pytest.mark.parametrize(
+    ("count", "end"), [(120, b""), (255, b""), (256, b""), (300, b""), (300, b"body\r\n"), (5000, b"")]
+)
+def test_too_many_fields_are_counted_for_the_client(count, end):
+    """Behind the 256th the parser only says that it is no request."""
+    refusal = refused(get(*["A: b"] * (count - 1)) + end)
+    assert refusal.status == 431
+    assert str(refusal) == f"malformed request: Number of headers ({count}) exceeds limit (100)"
+
+
+def test_too_many_fields_are_refused_before_their_end_has_come():
+    refusal = refused(get(*["A: b"] * 299)[:-2])
+    assert (refusal.status, str(refusal)) == (431, "malformed request: Number of headers (300) exceeds limit (100)")
 
 
 def test_the_size_of_a_field_has_a_limit():

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from ovms_rest.errors import BusyError, InvalidRequestError
-from ovms_rest.pool.mailbox import CONTROL, MAX_MESSAGE_BYTES, Mailbox
+from ovms_rest.pool.mailbox import CONTROL, MAX_MESSAGE_BYTES, MAX_VALUE_DEPTH, Mailbox
 
 
 @pytest.fixture
@@ -59,6 +59,22 @@ def test_whoever_adopts_a_worker_gets_no_signal(mailbox):
 
 def test_a_message_has_a_limit(mailbox):
     assert send(mailbox, {"text": "x" * MAX_MESSAGE_BYTES}) == InvalidRequestError.__name__
+    assert mailbox.receive() == []
+
+
+def nest(depth):
+    """Nest so many objects."""
+    value = {}
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
+
+
+def test_a_value_of_a_message_has_a_limit_of_its_depth(mailbox):
+    message = {"config": nest(MAX_VALUE_DEPTH)}
+    assert send(mailbox, message) == ""
+    assert mailbox.receive() == [message]
+    assert send(mailbox, {"config": nest(MAX_VALUE_DEPTH + 1)}) == InvalidRequestError.__name__
     assert mailbox.receive() == []
 
 

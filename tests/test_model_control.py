@@ -277,6 +277,15 @@ def test_a_config_has_a_limit(asked):
     assert "at most 65536 are allowed" in answer.json()["error"]
 
 
+def test_a_config_has_a_limit_of_its_depth(asked):
+    config = '{"a": ' * 300 + "1" + "}" * 300
+    answer = control(asked, "load", "m", {"parameters": {"config": config}})
+    assert (answer.status, answer.json()) == (
+        400,
+        {"error": "the request has a value that is nested too deep, at most 253 levels are allowed"},
+    )
+
+
 def test_unload_takes_a_flag_and_nothing_else(asked):
     answer = control(asked, "unload", "m", {"parameters": {"unload_dependents": 1}})
     assert (answer.status, answer.json()) == (

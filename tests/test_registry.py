@@ -1,5 +1,7 @@
 """The configured models: found, loaded, or remembered with the reason why not."""
 
+from pathlib import Path
+
 import model_zoo
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.registry import Entry, Host, ModelRegistry, load_models
 from ovms_rest.models.repository import LATEST, VersionPolicy
 from ovms_rest.models.runtime import NO_OPTIONS
+from ovms_rest.settings import DEMO_CONFIG
+from ovms_rest.throwaway import STOPPED
 
 
 def load(tmp_path, *names, timeout=60, policy=LATEST, options=NO_OPTIONS, begin=lambda *at: None, **plugin_config):
@@ -168,7 +172,7 @@ def test_the_next_lower_version_takes_the_place_of_a_broken_one(tmp_path, policy
 def test_a_policy_that_wants_no_version_is_a_reason(tmp_path):
     save_versions(tmp_path, 1, 3)
     models = load(tmp_path, "m", policy=VersionPolicy(specific=frozenset({2, 7})))
-    with pytest.raises(NotFoundError, match=r"does not serve: model_version_policy wants none .* there are: 1, 3$"):
+    with pytest.raises(NotFoundError, match=r": model_version_policy selects none of the available versions: 1, 3$"):
         models.find("m", explain=True)
 
 
@@ -195,6 +199,76 @@ def test_a_wrong_option_fails_its_model_alone(tmp_path):
     for name, reason in (("a", "shape"), ("c", "plugin_config.INFERENCE_NUM_THREADS")):
         with pytest.raises(NotFoundError, match=f"^model '{name}' does not serve: .*{reason}: "):
             models.find(name, explain=True)
+
+
+def test_all_that_is_wrong_with_a_model_is_told_once_and_before_it_is_tried(tmp_path, caplog):
+    save_versions(tmp_path, 1, 2, 3)
+    wrong = {"options": ModelOptions(shape="(1", layout="Q:"), "plugin_config": {"NUM_STREAMS": "many"}}
+    begun = []
+    models = load_models(
+        [
+            ModelConfig("m", tmp_path / "m", version_policy=VersionPolicy(), **wrong),
+            ModelConfig("absent", tmp_path / "absent", **wrong),
+        ],
+        Host(cores=2),
+        lambda *at: begun.append(at),
+    )
+    assert begun == []
+    for name in ("m", "absent"):
+        options, plugin_config, *missing = models.entries[name].problems(name)
+        assert options.startswith(f"model '{name}': layout: expected ")
+        assert "; shape: expected " in options
+        assert plugin_config.startswith(f"model '{name}': plugin_config.NUM_STREAMS: expected ")
+        assert models.entries[name].reason.count("shape: ") == 1
+        assert caplog.text.count(f"model '{name}' does not serve: layout: ") == 1
+        assert [line.startswith("model 'absent': cannot read ") for line in missing] == [True] * (name == "absent")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (ModelConfig("a", Path("/x"), remote="s3://b/m"), "base_path: only local directories and files can be served"),
+        (ModelConfig("a", DEMO_CONFIG.parent / "digits", nireq=100_001), "nireq: expected at most 100000, got 100001"),
+        (ModelConfig("a", Path("/x" * 300)), "cannot read the model directory /x"),
+        (ModelConfig("a", Path("/" + "x" * 300)), "File name too long"),
+        (ModelConfig("a", Path("/" + "x" * 5000 + ".xml")), "File name too long"),
+        (ModelConfig("a", Path("/x\0y")), "embedded null byte"),
+    ],
+)
+def test_a_wrong_value_fails_its_model_alone(tmp_path, config, reason):
+    model_zoo.save(model_zoo.relu(), tmp_path / "m")
+    models = load_models([config, ModelConfig("m", tmp_path / "m")], Host(cores=2))
+    assert models.versions("m") == ["1"]
+    (problem,) = models.problems()
+    assert problem.startswith("model 'a': ")
+    assert reason in problem
+
+
+def test_a_batch_size_beside_a_shape_is_told_to_be_ignored(tmp_path, caplog):
+    model_zoo.save(model_zoo.relu((2, 4)), tmp_path / "m")
+    load(tmp_path, "m", options=ModelOptions(shape="(3,4)", batch_size=7))
+    told = "Both shape and batch size have been defined. Batch size parameter will be ignored."
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [f"model 'm': {told}"]
+
+
+def test_keys_without_effect_are_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    model_zoo.save(model_zoo.relu(), tmp_path / "m")
+    models = load_models([ModelConfig("m", tmp_path / "m", nireq=8, allow_cache=True)], Host(cores=2))
+    nireq, allow_cache = models.entries["m"].notes
+    assert nireq.startswith("nireq=8 is ignored: each worker runs one inference at a time; ")
+    assert allow_cache.startswith("allow_cache=true is ignored: ")
+    for note in (nireq, allow_cache):
+        assert f"model 'm': {note}" in caplog.text
+
+
+def test_nothing_is_compiled_any_more_when_the_service_ends(tmp_path):
+    """It does while the second version is tried."""
+    save_versions(tmp_path, 1, 2)
+    tried = []
+    config, host = ModelConfig("m", tmp_path / "m", version_policy=VersionPolicy()), Host(cores=2, load_timeout=60)
+    models = load_models([config], host, lambda *at: tried.append(at), stop=lambda: len(tried) == 2)
+    assert (models.entries["m"].versions, models.entries["m"].failures) == ({}, {1: STOPPED, 2: STOPPED})
 
 
 @pytest.mark.parametrize("options", [ModelOptions(shape="auto"), ModelOptions(batch_size="AUTO")])

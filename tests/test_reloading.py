@@ -2,10 +2,12 @@
 
 import http.client
 import json
+import os
 import shutil
 import signal
 import threading
 import time
+from errno import EIO, ESTALE
 
 import model_zoo
 import numpy as np
@@ -16,6 +18,7 @@ from tritonclient import http as http_client
 
 from ovms_rest.errors import NotFoundError, ReloadError, TryLaterError
 from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.pool import reloading
 from ovms_rest.pool.reloading import Change, Reloads
 
 
@@ -170,6 +173,29 @@ def test_a_change_of_a_model_that_a_reload_beside_it_takes_away_is_answered(tmp_
             reloads.load_model(ticket, "m", None)
     else:
         reloads.unload_model(ticket, "m", False)
+
+
+def test_what_a_disk_refuses_to_tell_is_logged_once_for_each_kind_and_looked_at_again(tmp_path, caplog, monkeypatch):
+    """A worker calls it every second; an error would end it."""
+    errors = [ESTALE, ESTALE, EIO, ESTALE, EIO, None]
+
+    def stamp(path):
+        error = errors.pop(0)
+        if error is not None:
+            raise OSError(error, os.strerror(error), str(path))
+        return (("changed", 1, 1, 1),)
+
+    config = write_config(tmp_path)
+    reloads = Reloads(config, ModelRegistry({}), lambda configs, previous, stop: ModelRegistry({}))
+    monkeypatch.setattr(reloading, "stamp", stamp)
+    for _ in range(6):
+        reloads.watch()
+    assert errors == []
+    assert [record.message for record in caplog.records] == [
+        "cannot tell whether the config or a model has changed, and goes on trying: "
+        f"[Errno {error}] {os.strerror(error)}: '{config}'"
+        for error in (ESTALE, EIO)
+    ]
 
 
 def test_an_outcome_is_kept_for_who_comes_late_but_not_for_ever(tmp_path):

@@ -13,8 +13,10 @@ from ovms_rest.models.repository import (
     LATEST,
     NameMapping,
     VersionPolicy,
+    check_model_file,
     find_model_file,
     find_versions,
+    find_weights,
     parse_version,
     read_mapping,
 )
@@ -83,7 +85,7 @@ def make_directories(parent, *names):
 
 def make_files(parent, *names):
     for name in names:
-        (parent / name).touch()
+        (parent / name).write_bytes(b"content")
 
 
 def refusal(function, path):
@@ -272,7 +274,8 @@ def test_the_model_of_a_version_has_any_name(tmp_path, files, model):
         (("a.xml", "z.tflite"), "z.tflite"),
         (("a.onnx", "z.bin"), "a.onnx"),
         (("a.pdmodel", "z.tflite"), "z.tflite"),
-        (("a.xml", "b.bin", "z.onnx"), "z.onnx"),
+        (("a.xml", "b.bin", "z.onnx"), "a.xml"),
+        (("a.xml", "b.bin", "b.xml", "z.onnx"), "b.xml"),
     ],
 )
 def test_the_kinds_go_in_the_order_of_ovms_if_complete(tmp_path, files, model):
@@ -286,9 +289,32 @@ def test_ir_is_a_xml_with_the_bin_of_its_name(tmp_path):
     assert find_model_file(tmp_path) == tmp_path / "b.xml"
 
 
-@pytest.mark.parametrize("files", [("model.xml",), ("model.xml", "other.bin")])
-def test_a_xml_alone_is_taken_for_a_model_without_weights_and_told(tmp_path, caplog, files):
+@pytest.mark.parametrize("given", ["", "a.xml"])
+def test_a_xml_without_its_bin_is_read_with_the_first_that_is_of_no_other(tmp_path, caplog, given):
+    make_files(tmp_path, "a.xml", "w.bin", "v.bin")
+    assert find_model_file(tmp_path / given) == tmp_path / "a.xml"
+    assert warnings(caplog) == [f"{tmp_path}/a.xml has no .bin of its name: 'v.bin' is read with it"]
+
+
+@pytest.mark.parametrize(
+    ("files", "file", "weights"),
+    [
+        (("a.xml", "w.bin", "v.bin"), "a.xml", "v.bin"),
+        (("a.xml", "a.bin", "0.bin"), "a.xml", None),
+        (("a.xml", "b.xml", "b.bin"), "a.xml", None),
+        (("a.xml", "b.xml", "b.bin", "c.bin"), "a.xml", "c.bin"),
+        (("a.xml",), "a.xml", None),
+        (("a.xml", ".v.bin"), "a.xml", None),
+        (("a.onnx", "w.bin"), "a.onnx", None),
+    ],
+)
+def test_weights_are_named_where_openvino_does_not_find_them(tmp_path, files, file, weights):
     make_files(tmp_path, *files)
+    assert find_weights(tmp_path / file) == (weights and tmp_path / weights)
+
+
+def test_a_xml_alone_is_taken_for_a_model_without_weights_and_told(tmp_path, caplog):
+    make_files(tmp_path, "model.xml")
     assert find_model_file(tmp_path) == tmp_path / "model.xml"
     assert warnings(caplog) == [f"{tmp_path}/model.xml has no .bin beside it: it is read without weights"]
 
@@ -347,9 +373,72 @@ def test_a_link_to_a_file_is_a_model_file(tmp_path):
     assert find_model_file(tmp_path) == tmp_path / "model.onnx"
 
 
-def test_a_link_that_leads_nowhere_is_no_model_file(tmp_path):
-    (tmp_path / "model.onnx").symlink_to(tmp_path / "none")
-    assert refusal(find_model_file, tmp_path) == f"no model in {tmp_path}: expected {EXPECTED}; there is 'model.onnx'"
+@pytest.mark.parametrize(
+    ("name", "beside", "told"),
+    [
+        ("model.onnx", (), "no model in {}: 'model.onnx'"),
+        ("model.xml", ("model.bin",), "no model in {}: 'model.xml'"),
+        ("model.bin", ("model.xml",), "{}/model.xml has no weights: 'model.bin'"),
+        ("model.bin", ("model.xml", "other.bin"), "{}/model.xml has no weights: 'model.bin'"),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_told(tmp_path, name, beside, told):
+    make_files(tmp_path, *beside)
+    make_dangling_link(tmp_path / name)
+    why = f"{told.format(tmp_path)} cannot be read: No such file or directory"
+    assert refusal(find_model_file, tmp_path) == why
+
+
+def test_a_link_that_leads_nowhere_leaves_other_models(tmp_path):
+    make_files(tmp_path, "b.onnx")
+    make_dangling_link(tmp_path / "a.onnx")
+    assert find_model_file(tmp_path) == tmp_path / "b.onnx"
+
+
+@pytest.mark.parametrize("name", ["1", "model.onnx"])
+def test_a_version_that_cannot_be_looked_at_is_told_when_there_is_no_other(tmp_path, name):
+    make_dangling_link(tmp_path / name)
+    assert refusal(find_versions, tmp_path) == (
+        f"no version in {tmp_path}: '{name}' cannot be read: No such file or directory"
+    )
+
+
+def test_an_empty_file_is_no_model(tmp_path):
+    (tmp_path / "model.onnx").touch()
+    for path in (tmp_path, tmp_path / "model.onnx"):
+        assert refusal(find_model_file, path) == f"{tmp_path}/model.onnx is empty"
+
+
+def test_an_empty_saved_model_is_told(tmp_path):
+    (tmp_path / "saved_model.pb").touch()
+    assert refusal(find_model_file, tmp_path) == f"{tmp_path}/saved_model.pb is empty"
+
+
+def test_a_model_without_weights_may_have_an_empty_bin(tmp_path):
+    make_files(tmp_path, "model.xml")
+    (tmp_path / "model.bin").touch()
+    assert find_model_file(tmp_path) == tmp_path / "model.xml"
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258da\n"
+
+
+@pytest.mark.parametrize(
+    ("pointer", "files", "model"),
+    [
+        ("model.onnx", (), "model.onnx"),
+        ("saved_model.pb", (), "saved_model.pb"),
+        ("model.bin", ("model.xml",), "model.xml"),
+        ("weights.bin", ("model.xml",), "model.xml"),
+        ("model.pdiparams", ("model.pdmodel",), "model.pdmodel"),
+    ],
+)
+def test_a_pointer_of_git_lfs_is_told(tmp_path, pointer, files, model):
+    make_files(tmp_path, *files)
+    (tmp_path / pointer).write_bytes(POINTER)
+    told = f"{tmp_path}/{pointer} is a pointer of Git LFS to the file, which `git lfs pull` fetches"
+    assert refusal(find_model_file, tmp_path) == told
+    assert refusal(check_model_file, tmp_path / model) == told
 
 
 @pytest.mark.parametrize(
@@ -432,6 +521,7 @@ def test_without_a_file_no_name_is_mapped(tmp_path):
         ('{"outputs": {"y": "scores"}}', NameMapping({}, {"y": "scores"})),
         ('{"inputs": {"a": "b", "b": "a"}, "outputs": {"y": "a"}}', NameMapping({"a": "b", "b": "a"}, {"y": "a"})),
         ('{"inputs": {"x:0": "größe"}}', NameMapping({"x:0": "größe"}, {})),
+        ('\ufeff{"inputs": {"x": "image"}}', NameMapping({"x": "image"}, {})),
     ],
 )
 def test_a_mapping_is_of_real_names_to_exposed_names(tmp_path, text, mapping):
@@ -463,6 +553,18 @@ STRING = "expected a string that is not empty"
         ('{"outputs": {"y": {"z": true}}}', f'outputs["y"]: {STRING}, got {{"z":true}}'),
         ('{"inputs": {"a": "x", "b": "x"}}', "inputs[\"b\"]: 'x' is the name for 'a' already"),
         ('{"outputs": {"a": "x", "b": "x"}}', "outputs[\"b\"]: 'x' is the name for 'a' already"),
+        (
+            '{"inputs": {}, "inputs": {"x": "a", "x": "b"}}',
+            "inputs: the key is there more than once; inputs.x: the key is there more than once",
+        ),
+        (
+            b'{"inputs": {\n"x": "\xff"}}',
+            "is not valid JSON: line 2 column 7: byte 0xff is not UTF-8",
+        ),
+        (
+            '{"inputs": {}}'.encode("utf-16"),
+            "is not valid JSON: it is UTF-16 by its first two bytes, expected UTF-8",
+        ),
         (
             '{"inputs": {"x": 1}, "more": 2, "outputs": 3}',
             f"inputs[\"x\"]: {STRING}, got 1; 'more': unknown key; allowed are 'inputs' and 'outputs'; "
@@ -536,6 +638,32 @@ def test_a_directory_without_permission_is_told(reachable, function, what):
         assert refusal(function, reachable / "closed") == (
             f"cannot read the {what} directory {reachable}/closed: Permission denied"
         )
+
+
+@pytest.mark.parametrize(
+    ("closed", "mode", "told"),
+    [
+        ("1", 0o444, "no model in {}/1: 'model.onnx' cannot be read: Permission denied"),
+        ("1/model.onnx", 0, "cannot read the file {}/1/model.onnx: Permission denied"),
+    ],
+)
+def test_a_model_without_permission_is_told(reachable, closed, mode, told):
+    make_directories(reachable, "1")
+    make_files(reachable / "1", "model.onnx")
+    (reachable / closed).chmod(mode)
+    with without_rights():
+        why = refusal(find_model_file, reachable / "1")
+    (reachable / "1").chmod(0o755)
+    assert why == told.format(reachable)
+
+
+def test_versions_without_permission_to_enter_are_told(reachable):
+    make_directories(reachable, "m", "m/1")
+    (reachable / "m").chmod(0o444)
+    with without_rights():
+        why = refusal(find_versions, reachable / "m")
+    (reachable / "m").chmod(0o755)
+    assert why == f"no version in {reachable}/m: '1' cannot be read: Permission denied"
 
 
 @pytest.mark.parametrize("closed", ["1", "1/mapping_config.json"])

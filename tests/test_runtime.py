@@ -344,6 +344,17 @@ def test_a_model_is_warmed_up_with_the_sizes_that_it_had(tmp_path, caplog):
     assert not retired
 
 
+def test_weights_of_another_name_are_read_with_their_model(tmp_path):
+    x = model_zoo.parameter("x", (1, 2), Type.f32)
+    weights = opset15.constant(np.array([[3, 5]], np.float32))
+    model_zoo.save(model_zoo.model_of({"y": opset15.multiply(x, weights)}, [x]), tmp_path)
+    (file,) = (tmp_path / "1").glob("*.bin")
+    file.rename(tmp_path / "1" / "weights.bin")
+    opened = Model("m", 1, tmp_path / "1", EXACT)
+    opened.open(lambda: None)
+    assert opened.infer({"x": np.array([[1, 2]], np.float32)})["y"].array.tolist() == [[3, 10]]
+
+
 def test_a_tensor_name_that_is_not_utf8_is_told(tmp_path):
     model_zoo.save_onnx_add_one(tmp_path)
     (file,) = (tmp_path / "1").iterdir()

@@ -7,6 +7,7 @@ import threading
 
 import model_zoo
 import pytest
+from openvino import Type
 from prometheus_client.parser import text_string_to_metric_families
 from service import serve, write_config
 from tritonclient import http
@@ -70,6 +71,19 @@ def test_statistics_are_exact_over_all_workers_and_survive_their_death(service):
     times = [entry["inference_stats"][key]["ns"] for key in ("compute_input", "compute_infer", "compute_output")]
     assert all(time > 0 for time in times)
     assert sum(times) <= entry["inference_stats"]["success"]["ns"]
+
+
+def test_a_tensor_without_elements_counts_as_no_batch(tmp_path):
+    """Whatever its other dims are, which may be larger than the counters hold."""
+    model_zoo.save(model_zoo.passthrough(x=(Type.f32, (-1, -1))), tmp_path / "m")
+    with serve(tmp_path, "-w", "1", config=write_config(tmp_path, {"name": "m", "base_path": "m"})) as service:
+        for shape in ([3, 0], [0, 3], [2, 3]):
+            data = [1] * (shape[0] * shape[1])
+            answer = service.infer("m", {"inputs": [{"name": "x", "datatype": "FP32", "shape": shape, "data": data}]})
+            assert answer.status == 200, answer.json()
+        entry = statistics(service)
+        assert (entry["inference_count"], entry["execution_count"]) == (2, 3)
+        assert [(batch["batch_size"], batch["compute_infer"]["count"]) for batch in entry["batch_stats"]] == [(2, 1)]
 
 
 def test_statistics_survive_a_reload(service, tmp_path):

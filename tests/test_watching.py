@@ -22,7 +22,7 @@ def test_what_lies_beside_a_file_belongs_to_it(tmp_path):
     assert len(stamp(path)) == len(before) + 1
 
 
-@pytest.mark.parametrize("name", ["missing", "x" * 300, "a\0b", "a/b/c"])
+@pytest.mark.parametrize("name", ["missing", "x" * 300, "a\0b", "a/b/c", "x" * 300 + "/a"])
 def test_a_path_with_nothing_there_has_an_empty_stamp(tmp_path, name):
     assert stamp(tmp_path / name) == ()
     assert stamp(tmp_path / f"{name}.py") == ()

@@ -324,6 +324,29 @@ def test_malformed_chunks_are_refused(server, data):
 
 
 @pytest.mark.parametrize(
+    "data",
+    [
+        b"3\nabc\n0\n\n",
+        b"3\n",
+        b"3;a\n",
+        b"\n",
+        b"3\rabc",
+        b"3\r\nabc\n",
+        b"3\r\nabc\r0",
+        b"0\n\n",
+        b"0\r\n\n",
+        b"0\r\nA: b\n\n",
+        b"0\r\nA: b\r\n\n",
+        b"0\r\nA: b\rC",
+    ],
+)
+def test_a_line_of_chunks_that_does_not_end_with_cr_lf_is_refused_at_once(server, data):
+    """Not when the time for a body is over. RFC 9112 section 2.2 lets a bare LF end the lines of heads only."""
+    with connected(server, CHUNKED + data) as connection:
+        assert refused(receive(connection, "POST"), 400)
+
+
+@pytest.mark.parametrize(
     "trailer", [b"no colon", b": b", b"A : b", b" A: b", b"A: b\r\n folded", b"A(: b", b"A: b\0", b"GET / HTTP/1.1"]
 )
 def test_malformed_trailers_are_refused(server, trailer):
@@ -472,10 +495,20 @@ def test_the_end_may_come_while_a_request_waits(server, barrier):
         assert receive(first, "POST").status == 200
 
 
-def test_a_part_of_a_head_and_the_end_is_no_request(server):
-    for size in (1, 10, len(LIVE) - 1):
-        answers = parse(exchange(server, LIVE + LIVE[:size]))
-        assert [answer.status for answer in answers] in ([200], [200, 400])
+@pytest.mark.parametrize("before", [b"", LIVE, b"\r\n"])
+@pytest.mark.parametrize("size", [1, 10, len(LIVE) - 1])
+def test_a_head_that_ends_early_is_refused(server, before, size):
+    *answers, last = parse(exchange(server, before + LIVE[:size]))
+    assert [answer.status for answer in answers] == [200] * (before == LIVE)
+    assert refused(last, 400)
+    size += len(before) * (before != LIVE)
+    assert last.json()["error"] == f"the head of the request ended after {size} bytes, before its empty line"
+
+
+def test_an_empty_line_and_the_end_is_no_request(server):
+    for data in (b"\r", b"\r\n"):
+        assert exchange(server, data) == b""
+        assert [answer.status for answer in parse(exchange(server, LIVE + data))] == [200]
 
 
 def reset(connection):
@@ -576,7 +609,11 @@ def test_a_refusal_reaches_a_client_that_sends_on(server):
 
 def test_a_refusal_of_head_has_no_body(server):
     """RFC 9110 section 9.3.2, whatever the status."""
-    for data in (b"HEAD /v2 HTTP/1.1\r\n\r\n", head("HEAD", "/v2", "Content-Length: 99999999")):
+    for data in (
+        b"HEAD /v2 HTTP/1.1\r\n\r\n",
+        head("HEAD", "/v2", "Content-Length: 99999999"),
+        b"HEAD /v2 HTTP/1.1\r\n",
+    ):
         received = exchange(server, data)
         assert received.startswith(b"HTTP/1.1 4")
         assert received.endswith(b"\r\n\r\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import quote as quote_path
 
-from ovms_rest.config import ModelConfig
+from ovms_rest.config import ModelConfig, check_values_of
 from ovms_rest.errors import LoadError, NotFoundError, NotReadyError
 from ovms_rest.models.compilation import Compilation, plan_compilation
 from ovms_rest.models.images import ImageLimits
@@ -16,12 +16,10 @@ from ovms_rest.models.repository import LATEST, VersionPolicy, find_versions, pa
 from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
 from ovms_rest.models.watching import stamp
 from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor, TensorMetadata
-from ovms_rest.protocol.words import quote
+from ovms_rest.protocol.words import list_names, quote
+from ovms_rest.throwaway import STOPPED
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
-
-# How many names a message lists.
-_LISTED = 10
 
 
 class Servable(Protocol):
@@ -38,8 +36,12 @@ class Servable(Protocol):
         """What it was read from."""
 
     @property
-    def layouts(self) -> Mapping[str, str | None]:
-        """The layouts of its tensors by name, None where none is known."""
+    def input_layouts(self) -> Mapping[str, str | None]:
+        """The layouts of its inputs by name, None where none is known."""
+
+    @property
+    def output_layouts(self) -> Mapping[str, str | None]:
+        """The layouts of its outputs by name, None where none is known."""
 
     @property
     def parts(self) -> "Sequence[Servable]":
@@ -74,6 +76,7 @@ class Entry:
     ended: tuple[int, ...] = ()
     details: tuple[str, ...] = ()  # of which `reason` consists, when there are several
     kind: Literal["model", "pipeline"] = "model"
+    notes: tuple[str, ...] = ()  # what of its configuration has no effect
 
     def status(self) -> list[dict[str, Any]]:
         """Return the status of each version in OVMS's form."""
@@ -160,8 +163,8 @@ class ModelRegistry:
         """
         entry = self.entries.get(name)
         if entry is None:
-            known = ", ".join(map(repr, list(self.entries)[:_LISTED])) + (", ..." * (len(self.entries) > _LISTED))
-            raise NotFoundError(f"model {quote(name)} is unknown; configured are {known or 'none'}")
+            known = list_names(self.entries) or "none"
+            raise NotFoundError(f"model {quote(name)} is unknown; configured are {known}")
         if entry.ended:
             load = f"/v2/repository/models/{quote_path(name)}/load"
             raise NotFoundError(f"{entry.kind} {name!r} does not serve: it was unloaded; POST {load} serves it again")
@@ -242,14 +245,23 @@ class _Candidate:
         self.config = config
         self.host = host
         self.previous = previous
-        self.entry = Entry(policy=config.version_policy)
+        self.entry = Entry(policy=config.version_policy, notes=_find_ignored(config))
         self.paths: dict[int, Path] = {}
         self.plan: Compilation | None = None
-        try:
-            self.paths = find_versions(config.base_path)
+        problems = check_values_of(config)
+        if not config.remote:
+            try:
+                self.paths = find_versions(config.base_path)
+            except LoadError as error:
+                problems.append(str(error))
+        if problems:
+            self.fail(problems)
+        else:
             self.plan = plan_compilation(config.target_device, config.plugin_config, host.cores, host.cache_dir)
-        except LoadError as error:
-            self.entry.reason = str(error)
+
+    def fail(self, problems: Sequence[str]) -> None:
+        """Keep why there are no versions at all."""
+        self.entry.reason, self.entry.details = "; ".join(problems), tuple(problems)
 
     def wanted(self) -> list[int]:
         """Choose, of the versions that have not failed, those that the policy wants; highest first."""
@@ -291,13 +303,16 @@ class _Candidate:
         name, entry = self.config.name, self.entry
         if self.plan is not None and not entry.versions and not entry.failures:
             found = ", ".join(map(str, self.paths))
-            entry.reason = f"model_version_policy wants none of the versions there are: {found}"
-        if entry.reason:
-            log.error("model %r does not serve: %s", name, entry.reason)
+            self.fail([f"model_version_policy selects none of the available versions: {found}"])
+        for reason in entry.details:
+            log.error("model %r does not serve: %s", name, reason)
         for version, reason in sorted(entry.failures.items()):
             log.error("version %d of model %r does not serve: %s", version, name, reason)
-        for note in self.plan.notes if self.plan else ():
+        for note in (*(self.plan.notes if self.plan else ()), *entry.notes):
             log.info("model %r: %s", name, note)
+        if self.config.options.shape is not None and self.config.options.batch_size is not None:
+            both = "Both shape and batch size have been defined. Batch size parameter will be ignored."
+            log.warning("model %r: %s", name, both)
         if _asks_for_auto(self.config):
             log.warning('model %r: "auto" is deprecated; any size is taken, as "-1" says', name)
         if not entry.versions and self.previous.versions:
@@ -345,10 +360,12 @@ def load_models(
         )
         for (candidate, version), proof in zip(tasks, proofs, strict=True):
             candidate.entry.proofs[version] = proof
-            if proof.reason is None:
-                candidate.load(version)
-            else:
+            if proof.reason is not None:
                 candidate.entry.failures[version] = proof.reason
+            elif stop():  # asked for each, for it also looks after the workers, which a compilation keeps waiting
+                candidate.entry.failures[version] = STOPPED
+            else:
+                candidate.load(version)
     return ModelRegistry({candidate.config.name: candidate.finish() for candidate in candidates})
 
 
@@ -361,6 +378,18 @@ def describe(model: Model) -> str:
 
 def _describe(tensors: Mapping[str, TensorMetadata]) -> str:
     return ", ".join(f"{tensor.name} {tensor.datatype}{tensor.describe_shape()}" for tensor in tensors.values())
+
+
+def _find_ignored(config: ModelConfig) -> tuple[str, ...]:
+    notes = []
+    if config.nireq:
+        notes.append(
+            f"nireq={config.nireq} is ignored: each worker runs one inference at a time; "
+            "as many run at once as there are workers"
+        )
+    if config.allow_cache:
+        notes.append("allow_cache=true is ignored: whatever is compiled may be cached")
+    return tuple(notes)
 
 
 def _asks_for_auto(config: ModelConfig) -> bool:

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
-
+from ovms_rest.checking import read_json
 from ovms_rest.errors import LoadError
-from ovms_rest.protocol.words import quote, show
+from ovms_rest.protocol.words import list_names, quote, show
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
@@ -22,7 +21,7 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 VERSION = re.compile(r"[1-9][0-9]{0,18}")
 MAX_VERSION = 2**63 - 1
 
-# How many names or mistakes a message lists.
+# How many mistakes a message lists.
 _LISTED = 10
 
 # The kinds of models by the suffix of the file that OpenVINO is given, in OVMS's order, each with the suffix of the
@@ -36,6 +35,9 @@ _KINDS = (
 )
 _EXPECTED = "a .xml with its .bin, a .onnx, a .pdmodel with its .pdiparams, a .pb, or a .tflite"
 _SUFFIXES = (".xml", ".onnx", ".pdmodel", ".pdiparams", ".pb", ".tflite")
+
+# What lies in a working tree of Git instead of a large file that was not fetched begins with this.
+_LFS_POINTER = b"version https://git-lfs"
 
 # TensorFlow's SavedModel is a directory that has the first of these; the others may lie beside it.
 _SAVED_MODEL = "saved_model.pb"
@@ -102,6 +104,8 @@ def find_versions(base_path: Path) -> dict[int, Path]:
     if not versions and any(name.endswith(_SUFFIXES) for name in _keep_files(base_path, names)):
         versions = {1: base_path}
     if not versions:
+        meant = [name for name in names if parse_version(name) is not None or name.endswith(_SUFFIXES)]
+        _check_readable(f"no version in {base_path}", base_path, meant)
         raise LoadError(
             f"no version in {base_path}: expected a directory per version, named by a number from 1 on without "
             f"leading zeros, such as {base_path}/1 with {_EXPECTED}; {_tell(names)}"
@@ -111,7 +115,7 @@ def find_versions(base_path: Path) -> dict[int, Path]:
         log.warning(
             "ignored in %s: %s; a version is a directory named by a number from 1 on without leading zeros",
             base_path,
-            _join(ignored),
+            list_names(ignored),
         )
     return dict(sorted(versions.items()))
 
@@ -123,12 +127,14 @@ def find_model_file(path: Path) -> Path:
     """Find what OpenVINO is to read of a version, a directory or a single file.
 
     The kinds go in OVMS's order, IR first; of several models of one kind the first by name is taken and the others
-    are told in the log. Raises LoadError when there is none, or one that lacks its second file.
+    are told in the log. Raises LoadError when there is none, or one that lacks its second file or cannot be its model.
     """
     if os.path.isfile(path):
         directory = path.parent
         suffixes = {suffix for kind in _KINDS if path.suffix in kind for suffix in kind if suffix is not None}
-        files = _keep_files(directory, sorted(path.stem + suffix for suffix in suffixes))
+        weights = find_weights(path)
+        foreign = [weights.name] if weights else []
+        files = _keep_files(directory, [*sorted(path.stem + suffix for suffix in suffixes), *foreign])
         names = [path.name]
     else:
         directory = path
@@ -139,18 +145,65 @@ def find_model_file(path: Path) -> Path:
         str(model).encode()
     except UnicodeEncodeError as error:
         raise LoadError(f"cannot read {str(model)!r}: the path is not UTF-8") from error
+    check_model_file(model)
     return directory if model.name == _SAVED_MODEL else model
 
 
+def find_weights(file: Path) -> Path | None:
+    """Find the .bin of a .xml that has none of its own name, as OVMS does: the first that no other .xml has by its own.
+
+    None where OpenVINO finds the weights by itself, and where there are none.
+    """
+    if file.suffix != ".xml" or os.path.lexists(file.with_suffix(".bin")):
+        return None
+    weights = _find_foreign_weights(_keep_files(file.parent, _list_names(file.parent, "version directory")))
+    return file.parent / weights if weights else None
+
+
+def _find_foreign_weights(files: Sequence[str]) -> str | None:
+    """Find the first .bin that is of no .xml by its name."""
+    weights = [name for name in files if name.endswith(".bin")]
+    return next((name for name in weights if f"{name.removesuffix('.bin')}.xml" not in files), None)
+
+
+def check_model_file(file: Path) -> None:
+    """Check what can be told of a model's file, and of that which OpenVINO reads besides, without understanding it.
+
+    Raises LoadError for one that cannot be opened, is empty, or is a pointer of Git LFS to what was not fetched.
+    """
+    if not _read_beginning(file):
+        raise LoadError(f"{file} is empty")
+    # What is read besides may be empty: a model may have no weights.
+    second = find_weights(file) or file.with_suffix(dict(_KINDS).get(file.suffix) or file.suffix)
+    for each in (file, second):
+        if os.path.isfile(each) and _read_beginning(each) == _LFS_POINTER:
+            raise LoadError(f"{each} is a pointer of Git LFS to the file, which `git lfs pull` fetches")
+
+
+def _read_beginning(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise _unreadable("file", file, error) from error
+
+
 def _choose_model(directory: Path, files: Sequence[str], names: Sequence[str]) -> str:
+    xml = [name for name in files if name.endswith(".xml")]
     for suffix, second in _KINDS:
         stems = [name.removesuffix(suffix) for name in files if name.endswith(suffix)]
         complete = [stem + suffix for stem in stems if second is None or stem + second in files]
         if complete:
             return _take_first(directory, complete)
+        if suffix == ".xml" and xml and (weights := _find_foreign_weights(files)):
+            first = _take_first(directory, xml)
+            _check_own_weights(directory, first)
+            log.warning("%s has no .bin of its name: %s is read with it", directory / first, quote(weights))
+            return first
     # A model without weights needs no .bin, and one with weights is refused by OpenVINO.
-    if xml := [name for name in files if name.endswith(".xml")]:
+    if xml:
         first = _take_first(directory, xml)
+        _check_own_weights(directory, first)
         log.warning("%s has no .bin beside it: it is read without weights", directory / first)
         return first
     for name in files:
@@ -160,13 +213,20 @@ def _choose_model(directory: Path, files: Sequence[str], names: Sequence[str]) -
                     f"no model in {directory}: {quote(name)} has no {quote(name.removesuffix(suffix) + missing)} "
                     "beside it"
                 )
+    _check_readable(f"no model in {directory}", directory, [name for name in names if name.endswith(_SUFFIXES)])
     raise LoadError(f"no model in {directory}: expected {_EXPECTED}; {_tell(names)}")
+
+
+def _check_own_weights(directory: Path, xml: str) -> None:
+    own = xml.removesuffix(".xml") + ".bin"
+    if os.path.lexists(directory / own):
+        _check_readable(f"{directory / xml} has no weights", directory, [own])
 
 
 def _take_first(directory: Path, models: list[str]) -> str:
     first, *others = sorted(models, key=lambda name: (name != _SAVED_MODEL, name))
     if others:
-        log.warning("several models in %s: %s is taken, ignored are %s", directory, quote(first), _join(others))
+        log.warning("several models in %s: %s is taken, ignored are %s", directory, quote(first), list_names(others))
     return first
 
 
@@ -188,12 +248,12 @@ def read_mapping(path: Path) -> NameMapping:
     if not os.path.isfile(file):  # opening a pipe would take for ever
         raise LoadError(f"{file}: expected a file, or a link to one")
     try:
-        root = orjson.loads(file.read_bytes())
+        root, repeated = read_json(file.read_bytes())
     except OSError as error:
         raise _unreadable("file", file, error) from error
-    except orjson.JSONDecodeError as error:
-        raise LoadError(f"{file}: is not valid JSON: {error}") from error
-    if problems := list(itertools.islice(_check_mapping(root), _LISTED)):
+    except ValueError as error:
+        raise LoadError(f"{file}: {error}") from error
+    if problems := list(itertools.islice(itertools.chain(repeated, _check_mapping(root)), _LISTED)):
         raise LoadError(f"{file}: {'; '.join(problems)}")
     return NameMapping(**root)
 
@@ -241,9 +301,14 @@ def _keep_files(directory: Path, names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in _BESIDE_SAVED_MODEL and os.path.isfile(directory / name)]
 
 
+def _check_readable(what: str, directory: Path, names: Iterable[str]) -> None:
+    """Raise LoadError for the first of these that cannot be looked at: it could be what is missed."""
+    for name in names:
+        try:
+            os.stat(directory / name)
+        except OSError as error:
+            raise LoadError(f"{what}: {quote(name)} cannot be read: {error.strerror}") from error
+
+
 def _tell(names: Sequence[str]) -> str:
-    return f"there is {_join(names)}" if names else "it is empty"
-
-
-def _join(names: Sequence[str]) -> str:
-    return ", ".join(map(quote, names[:_LISTED])) + ", ..." * (len(names) > _LISTED)
+    return f"there is {list_names(names)}" if names else "it is empty"

@@ -28,7 +28,7 @@ from ovms_rest.models.compilation import Compilation, PluginValue, check_propert
 from ovms_rest.models.images import ImageLimits, take_images
 from ovms_rest.models.options import ModelOptions, parse_options
 from ovms_rest.models.preparation import find_layout, name_tensors, one_line, prepare
-from ovms_rest.models.repository import find_model_file, read_mapping
+from ovms_rest.models.repository import find_model_file, find_weights, read_mapping
 from ovms_rest.models.trials import choose_shapes
 from ovms_rest.protocol.datatypes import BYTES, DATATYPES, UINT8
 from ovms_rest.protocol.strings import BytesArray, from_matrix
@@ -109,14 +109,12 @@ class Model:
         self._read, sizes = prepare(read, *names, preparation)
         inputs, outputs = map(_describe_all, names, (self._read.inputs, self._read.outputs))
         # By name, None where the model declares none and the config neither.
-        self.layouts = {
-            name: find_layout(port)
-            for name, port in zip(itertools.chain(*names), (*self._read.inputs, *self._read.outputs), strict=True)
-        }
+        self.input_layouts, self.output_layouts = (
+            dict(zip(named, map(find_layout, nodes), strict=True))
+            for named, nodes in zip(names, (self._read.inputs, self._read.outputs), strict=True)
+        )
         self._trials = choose_shapes(inputs, sizes)
-        inputs = [
-            take_images(port, find_layout(node), limits) for port, node in zip(inputs, self._read.inputs, strict=True)
-        ]
+        inputs = [take_images(port, self.input_layouts[port.name], limits) for port in inputs]
         self._inputs, self._outputs = _split_strings(self._read, inputs, outputs)
         self.metadata = ModelMetadata(
             name,
@@ -264,8 +262,9 @@ def _core() -> openvino.Core:
 
 
 def _read(file: Path) -> openvino.Model:
+    weights = find_weights(file)
     try:
-        return _core().read_model(file)
+        return _core().read_model(file, weights) if weights else _core().read_model(file)
     except RuntimeError as error:
         raise LoadError(f"cannot read {file}: {one_line(error)}") from error
 

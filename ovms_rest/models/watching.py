@@ -1,5 +1,6 @@
 """What of the disk a registry was made of, to tell when it has changed."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,8 +20,9 @@ def stamp(path: Path) -> Stamp:
     found: list[tuple[str, int, int, int]] = []
     _add(str(path), found)
     if path.suffix == ".py":  # a node, which may import what lies beside it
-        for beside in sorted(path.parent.glob("*.py"))[:_MAX_FILES]:
-            _add(str(beside), found)
+        with contextlib.suppress(OSError):  # of which glob passes over a few only
+            for beside in sorted(path.parent.glob("*.py"))[:_MAX_FILES]:
+                _add(str(beside), found)
     elif os.path.isfile(path):  # which does not raise for what it may not look at
         for beside in (path.with_suffix(".bin"), path.parent / "mapping_config.json", path.parent / "labels.txt"):
             _add(str(beside), found)

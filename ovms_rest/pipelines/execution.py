@@ -21,7 +21,7 @@ from ovms_rest.pipelines.definition import DYNAMIC, MAX_COUNT
 from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Servable, Step, Wire
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray
-from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata
+from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, batch_of
 from ovms_rest.protocol.words import join
 
 Value = Any  # list[Array] | NDArray[Any]
@@ -46,7 +46,8 @@ class Pipeline:
         self.parts: tuple[Any, ...] = tuple(models.values())
         # It is not compiled itself and read from no file.
         self.compilation, self.file = None, None
-        self.layouts: Mapping[str, str | None] = {}
+        self.input_layouts: Mapping[str, str | None] = {}
+        self.output_layouts: Mapping[str, str | None] = {}
         keys: list[_Key] = [(REQUEST_STEP, name) for name in plan.metadata.inputs]
         self._inputs = list(enumerate(plan.metadata.inputs))
         keys += [(index, item) for index, step in enumerate(plan.steps) for item in step.used]
@@ -172,7 +173,7 @@ def _inferring(model: Servable) -> Call:
         if counters is not None:
             spent = time.monotonic_ns() - started
             shape = next(iter(arrays.values())).shape
-            counters.record(0, 0, spent, 0, shape[0] if shape else 1)
+            counters.record(0, 0, spent, 0, batch_of(shape))
         return {name: tensor.array for name, tensor in tensors.items()}
 
     return infer

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from numpy.typing import NDArray
@@ -60,6 +61,19 @@ def load_node(library: Library, params: Params, timeout: float, stop: Callable[[
         f"there is no file {file}, and {library.base_path!r} is neither the name of a Python module, as "
         f"'package.module' or 'package.module:object', nor one of {', '.join(OVMS_LIBRARIES)}"
     )
+
+
+def is_there(library: Library) -> bool:
+    """Tell whether there is something to load for a library, without loading it.
+
+    Of a name within a package it is only known whether there is the package, which would have to be imported.
+    """
+    if os.path.isfile(library.path) or library.path.name in OVMS_LIBRARIES:
+        return True
+    try:
+        return _is_python_name(library.base_path) and bool(find_spec(library.base_path.split(":")[0].split(".")[0]))
+    except (ImportError, ValueError):  # one that is there already and was not found in the usual way
+        return True
 
 
 class _Ours:

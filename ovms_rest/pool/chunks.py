@@ -10,6 +10,8 @@ _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
 # RFC 9110 section 6.5.1: what frames, routes or authenticates a message must not come behind it.
 _FORBIDDEN = frozenset({b"content-length", b"transfer-encoding", b"host", b"trailer", b"authorization", b"te"})
+# What a line that is not whole cannot have. RFC 9112 section 2.2 lets a bare LF end the lines of a head, not of chunks.
+_BARE = re.compile(rb"\n|\r(?s:.)")
 _MAX_SIZE_LINE = 1024
 
 
@@ -29,6 +31,12 @@ class ChunkDecoder:
         self.data = bytearray()
         self.rest = b""
         self._limits = limits
+        # How long a line may be, and what it is.
+        self._lines = {
+            _Part.SIZE: (_MAX_SIZE_LINE, "the size of a chunk"),
+            _Part.DATA_END: (0, "the end of a chunk"),
+            _Part.TRAILERS: (limits.field_size, "a field behind the body"),
+        }
         self._part = _Part.SIZE
         self._missing = 0  # bytes of the chunk
         self._trailers = 0
@@ -52,20 +60,18 @@ class ChunkDecoder:
                 self._part = _Part.DATA_END
             else:
                 end = buffer.find(b"\r\n", at)
-                self._check_length(buffer, at, end)
+                self._check_line(buffer, at, end)
                 if end < 0:
                     break
                 self._read(buffer[at:end])
                 at = end + 2
         self.rest = buffer[at:]
 
-    def _check_length(self, buffer: bytes, at: int, end: int) -> None:
-        """Refuse a line that is too long for what it is, whether its end is there or not."""
-        limit, what = {
-            _Part.SIZE: (_MAX_SIZE_LINE, "the size of a chunk"),
-            _Part.DATA_END: (0, "the end of a chunk"),
-            _Part.TRAILERS: (self._limits.field_size, "a field behind the body"),
-        }[self._part]
+    def _check_line(self, buffer: bytes, at: int, end: int) -> None:
+        """Refuse a line that is too long for what it is, or has come in part and can be none any more."""
+        limit, what = self._lines[self._part]
+        if end < 0 and _BARE.search(buffer, at):
+            raise Refusal(400, f"malformed body: a CR or LF alone where {what} is due, lines end with CR LF")
         # Without its end the last byte may be the CR of it.
         length = end - at if end >= 0 else len(buffer) - at - buffer.endswith(b"\r", at)
         if length > limit:

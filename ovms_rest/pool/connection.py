@@ -167,7 +167,7 @@ class Connection:
         if self.state is State.BODY:
             self._refuse(Refusal(408, f"the body did not come in time, {self._received} bytes of it did"))
         elif self.state is State.HEAD and self._pending:
-            self._refuse(Refusal(408, "the head of the request did not come in time"))
+            self._refuse_head(self._pending, Refusal(408, "the head of the request did not come in time"))
         else:
             self.close()
 
@@ -255,6 +255,9 @@ class Connection:
             self._refuse(Refusal(400, f"the body ended after {self._received} of {len(self._body)} bytes"))
         elif self.state is State.BODY:
             self._refuse(Refusal(400, "the body ended before its last chunk"))
+        elif self.state is State.HEAD and self._pending.strip(b"\r\n"):  # an empty line alone is no request
+            message = f"the head of the request ended after {len(self._pending)} bytes, before its empty line"
+            self._refuse_head(self._pending, Refusal(400, message))
         else:
             self.close()
 
@@ -262,8 +265,7 @@ class Connection:
         try:
             head = self._parse_head(source)
         except Refusal as refusal:
-            refusal.is_of_head = bytes(memoryview(source)[:5]) == b"HEAD "
-            self._refuse(refusal)
+            self._refuse_head(source, refusal)
             return
         if head is None:
             self._keep_part_of_head(source)
@@ -296,9 +298,9 @@ class Connection:
         self._hold(self._seen)
         limit = self._host.heads.limits.head
         if self._seen > limit:
-            self._refuse(Refusal(431, f"the head of the request is larger than {limit} bytes"))
+            self._refuse_head(source, Refusal(431, f"the head of the request is larger than {limit} bytes"))
         elif self._host.held > self._host.max_held:
-            self._refuse(self._no_room("the head of a request"))
+            self._refuse_head(source, self._no_room("the head of a request"))
 
     def _begin_body(self, head: Head, rest: memoryview) -> None:
         length = head.length or 0
@@ -386,6 +388,10 @@ class Connection:
         self.head.environ["wsgi.input"] = RequestBody(self._body)
         self._body = _EMPTY
         self._host.submit(self)
+
+    def _refuse_head(self, source: bytearray | memoryview, refusal: Refusal) -> None:
+        refusal.is_of_head = bytes(memoryview(source)[:5]) == b"HEAD "
+        self._refuse(refusal)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer what is wrong and close: where the next request begins is not known any more."""

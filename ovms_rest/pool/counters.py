@@ -22,7 +22,6 @@ from ovms_rest.serving.statistics import (
     BOUNDS,
     FAILURE_KINDS,
     QUESTIONS,
-    Answers,
     BatchStatistics,
     Duration,
     FailureKind,
@@ -39,7 +38,7 @@ BATCH_SIZES: Final = 16
 # The columns of a row. At _BATCHES begins an entry for each batch size and one for all others, whose size is 0.
 _ACTIVE, _LAST_NS, _INFERENCES, _QUEUE_NS, _REQUEST_BYTES, _RESPONSE_BYTES, _FAILURES = range(7)
 _QUESTIONS: Final = _FAILURES + 2 * len(FAILURE_KINDS)
-_REQUEST_TIME: Final = _QUESTIONS + 2 * len(QUESTIONS)
+_REQUEST_TIME: Final = _QUESTIONS + len(QUESTIONS)
 _INFERENCE_TIME: Final = _REQUEST_TIME + _BUCKETS
 _QUEUE_TIME: Final = _INFERENCE_TIME + _BUCKETS
 _BATCHES: Final = _QUEUE_TIME + _BUCKETS
@@ -49,7 +48,7 @@ _OTHERS: Final = _BATCHES + BATCH_SIZES * _ENTRY
 _COLUMNS: Final = -(-(_OTHERS + _ENTRY) // 8) * 8
 
 _FAILURE_COLUMNS = {kind: _FAILURES + 2 * index for index, kind in enumerate(FAILURE_KINDS)}
-_QUESTION_COLUMNS = {question: _QUESTIONS + 2 * index for index, question in enumerate(QUESTIONS)}
+_QUESTION_COLUMNS = {question: _QUESTIONS + index for index, question in enumerate(QUESTIONS)}
 
 
 class ModelCounters:
@@ -116,18 +115,16 @@ class ModelCounters:
         self._row[entry] = batch
         return entry
 
-    def fail(self, kind: FailureKind, total_ns: int, request_bytes: int = 0, response_bytes: int = 0) -> None:
+    def fail(self, kind: FailureKind, total_ns: int) -> None:
         """Count an inference that was refused or failed."""
         row, column = self._row, _FAILURE_COLUMNS[kind]
         row[column] += 1
         row[column + 1] += total_ns
-        row[_REQUEST_BYTES] += request_bytes
-        row[_RESPONSE_BYTES] += response_bytes
         row[_ACTIVE] = 0
 
-    def answer(self, question: Question, success: bool = True) -> None:
+    def answer(self, question: Question) -> None:
         """Count a request for the metadata or the readiness."""
-        self._row[_QUESTION_COLUMNS[question] + (not success)] += 1
+        self._row[_QUESTION_COLUMNS[question]] += 1
 
     def read(self) -> ModelStatistics:
         """Sum what all processes have counted."""
@@ -149,7 +146,7 @@ class ModelCounters:
             compute_output=Duration(count, output_ns),
             failures={kind: Duration(*sums[column : column + 2]) for kind, column in _FAILURE_COLUMNS.items()},
             batches=[BatchStatistics(size, *batches[size]) for size in sorted(batches) if size],
-            questions={question: Answers(*sums[column : column + 2]) for question, column in _QUESTION_COLUMNS.items()},
+            questions={question: sums[column] for question, column in _QUESTION_COLUMNS.items()},
             request_time=Histogram(tuple(sums[_REQUEST_TIME:_INFERENCE_TIME]), total_ns),
             inference_time=Histogram(tuple(sums[_INFERENCE_TIME:_QUEUE_TIME]), infer_ns),
             queue_time=Histogram(tuple(sums[_QUEUE_TIME:_BATCHES]), queue_ns),

@@ -184,13 +184,14 @@ class HeadReader:
 
     def _refuse(self, error: ValueError, data: bytes | bytearray | memoryview) -> Refusal:
         status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 400)
-        if str(error) == "Unsupported Transfer-Encoding":
+        reason = str(error)
+        if reason == "Unsupported Transfer-Encoding":
             status = 501
         elif type(error) is gunicorn_h1c._parser_fast.ParseError:
-            head = bytes(data).partition(b"\r\n\r\n")[0]
-            if head.count(b"\r\n") > self.limits.fields:
-                status = 431  # which the parser only counts up to a limit of its own
-        return Refusal(status, f"malformed request: {error}")
+            fields = bytes(data).partition(b"\r\n\r\n")[0].removesuffix(b"\r\n").count(b"\r\n")
+            if fields > self.limits.fields:  # which the parser only counts up to a limit of its own
+                status, reason = 431, f"Number of headers ({fields}) exceeds limit ({self.limits.fields})"
+        return Refusal(status, f"malformed request: {reason}")
 
     @staticmethod
     def _body_length(request: Any, environ: Environ) -> int | None:

@@ -18,6 +18,8 @@ from ovms_rest.errors import BusyError, InvalidRequestError
 # Sent to the arbiter with a message; gunicorn has no use for it.
 CONTROL = signal.SIGRTMIN + 1
 
+# As orjson writes it: 254 levels, of which the message itself is one.
+MAX_VALUE_DEPTH = 253
 # Less than a datagram may have, whatever the system's buffers are.
 MAX_MESSAGE_BYTES = 65_536
 _PAGE_BYTES = 2**20
@@ -44,11 +46,16 @@ class Mailbox:
         """Send a message to the arbiter, in a worker.
 
         Raises BusyError when too many wait already or the arbiter is gone, and InvalidRequestError for one that is too
-        large.
+        large or nested too deep.
         """
         if os.getppid() != self._arbiter:  # whoever is the parent now must not get the signal
             raise BusyError("the service is shutting down, nothing is changed any more")
-        data = orjson.dumps(message)
+        try:
+            data = orjson.dumps(message)
+        except TypeError as error:  # it was read from JSON, so that nothing else can be wrong with it
+            raise InvalidRequestError(
+                f"the request has a value that is nested too deep, at most {MAX_VALUE_DEPTH} levels are allowed"
+            ) from error
         if len(data) > MAX_MESSAGE_BYTES:
             raise InvalidRequestError(
                 f"the request comes to {len(data)} bytes, at most {MAX_MESSAGE_BYTES} are allowed"

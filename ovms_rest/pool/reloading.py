@@ -86,6 +86,7 @@ class Reloads:
         # How the disk was when it was read.
         self._stamps: dict[Path, Stamp] = {config: ()}
         self._seen = self._stamps
+        self._told: set[int | None] = set()  # the kinds of errors that looking met with, by their numbers
         self._outcomes: dict[str, _Outcome] = {}
         self._run: list[tuple[Change, _Outcome]] = []
         self._changed = False
@@ -315,8 +316,17 @@ class Reloads:
     def watch(self) -> None:
         """Ask for a reload when something has changed, and has stayed the same since the last look.
 
-        What is only half written changes again before the next.
+        What is only half written changes again before the next. Whatever the system refuses is logged, once for each
+        kind of error, and tried again at the next look: a disk that is away for a while costs no worker.
         """
+        try:
+            self._ask_if_changed()
+        except OSError as error:
+            if error.errno not in self._told:
+                self._told.add(error.errno)
+                log.error("cannot tell whether the config or a model has changed, and goes on trying: %s", error)
+
+    def _ask_if_changed(self) -> None:
         now = self._look()
         if now != self._stamps and now == self._seen:
             log.info("the config or a model has changed")

@@ -34,6 +34,14 @@ class Tensor(NamedTuple):
         return self.array.shape
 
 
+def batch_of(shape: tuple[int, ...]) -> int:
+    """Return how many inferences a tensor of a shape stands for: its first dim, 1 of a scalar.
+
+    Without elements it is none; the first dim may then be larger than counters hold.
+    """
+    return 0 if 0 in shape else shape[0] if shape else 1
+
+
 class Dim(NamedTuple):
     """The sizes one dimension may have, both ends included; `high` None is no upper bound."""
 

@@ -1,6 +1,7 @@
 """The words of messages: values of clients, named and shortened, so that no message grows with the request."""
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -32,6 +33,12 @@ def show(value: Any) -> str:
 def quote(name: str) -> str:
     """Repeat a name in quotes, cut where it is long."""
     return repr(cut(name))
+
+
+def list_names(names: Iterable[str], most: int = 10) -> str:
+    """List names in quotes; "..." tells that there are more than the `most` that are listed."""
+    listed = list(map(quote, islice(names, most + 1)))
+    return ", ".join(listed[:most] + ["..."] * (len(listed) > most))
 
 
 def join(values: Iterable[object]) -> str:

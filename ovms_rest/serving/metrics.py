@@ -16,7 +16,7 @@ from prometheus_client.samples import Sample
 
 from ovms_rest.errors import NotFoundError
 from ovms_rest.protocol.words import quote
-from ovms_rest.serving.statistics import BOUNDS, Answers, Histogram, ModelStatistics, StatisticsSource
+from ovms_rest.serving.statistics import BOUNDS, Histogram, ModelStatistics, StatisticsSource
 
 Labels = Mapping[str, str]
 
@@ -117,7 +117,7 @@ def _spread(labels: Labels, histogram: Histogram) -> Iterator[_Point]:
     yield _Point(labels, histogram.ns / 1000, "_sum")
 
 
-def _requests(inferences: Callable[[ModelStatistics], int], questions: Callable[[Answers], int]) -> _Points:
+def _requests(inferences: Callable[[ModelStatistics], int], questions: Callable[[int], int]) -> _Points:
     """Tell how many requests there were by method. Those for readiness have no version, as in OVMS."""
     interface = {"api": "KServe", "interface": "REST"}
 
@@ -163,12 +163,13 @@ _FAMILIES: Mapping[str, _Family] = {
     "ovms_requests_success": _Family(
         "counter",
         "Number of successful requests to a model or a DAG.",
-        _requests(lambda model: model.success.count, lambda answers: answers.success),
+        _requests(lambda model: model.success.count, lambda answered: answered),
     ),
     "ovms_requests_fail": _Family(
         "counter",
         "Number of failed requests to a model or a DAG.",
-        _requests(lambda model: model.fail.count, lambda answers: answers.fail),
+        # A model that is there is always told of; a question about another is none of a model's.
+        _requests(lambda model: model.fail.count, lambda answered: 0),
     ),
     "ovms_current_requests": _Family(
         "gauge",
@@ -263,16 +264,16 @@ _OF_GRAPHS = (
 DEFAULT_METRICS = tuple(name for name, family in _FAMILIES.items() if family.default)
 
 
-def check_metrics_list(names: Sequence[str]) -> list[str]:
-    """Return a line for every name of a `metrics_list` that is no family, or that was there before."""
+def check_metrics_list(names: Sequence[str]) -> dict[int, str]:
+    """Tell of every name of a `metrics_list` that is no family, or that was there before, by its index."""
     known = (*_FAMILIES, *_OF_GRAPHS)
-    problems = []
+    problems = {}
     for index, name in enumerate(names):
         if name not in known:
             (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
-            problems.append(f"{quote(name)} is no metric; the nearest known one is {near!r}")
+            problems[index] = f"{quote(name)} is no metric; the nearest known one is {near!r}"
         elif name in names[:index]:
-            problems.append(f"{name!r} is there more than once")
+            problems[index] = f"{name!r} is there more than once"
     return problems
 
 

@@ -46,8 +46,8 @@ class Configured(Protocol):
         """What it was read from, None for a pipeline."""
 
     @property
-    def layouts(self) -> Mapping[str, str | None]:
-        """The layout of every tensor, None where none is known."""
+    def input_layouts(self) -> Mapping[str, str | None]:
+        """The layout of every input by name, None where none is known."""
 
 
 class ConfiguredModels(Protocol):
@@ -87,7 +87,7 @@ def describe_config(model: Configured, version_policy: dict[str, Any], workers: 
         "backend": "openvino",
         "version_policy": version_policy,
         "max_batch_size": 0,
-        "input": [_describe_input(tensor, model.layouts.get(tensor.name)) for tensor in metadata.inputs.values()],
+        "input": [_describe_input(tensor, model.input_layouts.get(tensor.name)) for tensor in metadata.inputs.values()],
         "output": [_describe_output(tensor) for tensor in metadata.outputs.values()],
         "instance_group": [{**instances, "count": workers} if workers else instances],
         "default_model_filename": "" if model.file is None else model.file.name,

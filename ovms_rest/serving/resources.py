@@ -16,7 +16,7 @@ from ovms_rest.protocol.decoding import (
     decode_request,
 )
 from ovms_rest.protocol.encoding import Buffer, encode_response
-from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor
+from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor, batch_of
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.serving.body import read_body
 from ovms_rest.serving.compression import choose_encoding, compress
@@ -55,10 +55,10 @@ class InferenceCounters(Protocol):
     ) -> None:
         """Count one that was answered."""
 
-    def fail(self, kind: FailureKind, total_ns: int, request_bytes: int = 0, response_bytes: int = 0) -> None:
+    def fail(self, kind: FailureKind, total_ns: int) -> None:
         """Count one that was not."""
 
-    def answer(self, question: Question, success: bool = True) -> None:
+    def answer(self, question: Question) -> None:
         """Count an answer about the model."""
 
 
@@ -217,13 +217,12 @@ class Infer:
         response = InferenceResponse(metadata.name, metadata.version, outputs, request.id)
         answered = self._answer(req, resp, *encode_response(response))
         output_ns = time.monotonic_ns() - inferred
-        shape = request.inputs[0].shape
         servable.counters.record(
             started - received,
             decoded - started,
             inferred - decoded,
             output_ns,
-            shape[0] if shape else 1,
+            batch_of(request.inputs[0].shape),
             body,
             answered,
         )

@@ -47,13 +47,6 @@ class Histogram(NamedTuple):
     ns: int
 
 
-class Answers(NamedTuple):
-    """How many questions were answered with 200, and how many otherwise."""
-
-    success: int
-    fail: int
-
-
 @dataclass(frozen=True, slots=True)
 class BatchStatistics:
     """The inferences of one batch size, in nanoseconds."""
@@ -93,7 +86,7 @@ class ModelStatistics:
     compute_output: Duration
     failures: Mapping[FailureKind, Duration]
     batches: Sequence[BatchStatistics]
-    questions: Mapping[Question, Answers]
+    questions: Mapping[Question, int]
     request_time: Histogram
     inference_time: Histogram
     queue_time: Histogram

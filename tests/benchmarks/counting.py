@@ -44,7 +44,7 @@ def cases():
         "nothing": lambda i: nothing.record(1500, 20_000 + i, 3_000_000, 9000, 1, 602_112, 602_112),
         "record": lambda i: one.record(1500, 20_000 + i, 3_000_000, 9000, 1, 602_112, 602_112),
         "record, of ever other batch sizes": lambda i: many.record(1500, 20_000, 3_000_000, 9000, i, 602_112, 602_112),
-        "fail": lambda i: one.fail("overload", 1500 + i, 602_112),
+        "fail": lambda i: one.fail("overload", 1500 + i),
         "begin": lambda i: one.begin(),
         f"read, {WORKERS} workers": lambda i: read.read(),
     }
