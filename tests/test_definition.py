@@ -222,7 +222,7 @@ def test_a_node_has_a_type():
         ),
         (
             {"inputs": [{"b": {"node_name": "n", "data_item": "x", "alias": "y"}}]},
-            "inputs[0].b.alias: unknown key; the nearest known one is 'data_item'",
+            "inputs[0].b.alias: unknown key; the nearest known one is 'data_item'; known are 'node_name', 'data_item'",
         ),
         ({"outputs": ["a"]}, 'outputs[0]: expected an object with data_item and alias, got "a"'),
         ({"outputs": [{"alias": "x"}]}, "outputs[0].data_item: is missing"),

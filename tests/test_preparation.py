@@ -106,7 +106,7 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path, model, options, message):
 def test_a_layout_of_two_parts_transposes_in_the_model(tmp_path):
     model = open_model(tmp_path, image_model(), layout="NHWC:NCHW")
     assert shapes(model.metadata.inputs) == {"x": "[1,2,2,3]"}
-    assert model.layouts["x"] == "NHWC"
+    assert model.input_layouts["x"] == "NHWC"
     image = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
     (tensor,) = model.infer({"x": image}).values()
     expected = image.transpose(0, 3, 1, 2) + np.float32([100, 200, 300]).reshape(3, 1, 1)
@@ -124,7 +124,7 @@ def test_outputs_are_transposed_too_and_keep_their_names(tmp_path):
 def test_a_layout_of_one_part_changes_nothing(tmp_path):
     model = open_model(tmp_path, image_model(), layout="NCHW")
     assert shapes(model.metadata.inputs) == {"x": "[1,3,2,2]"}
-    assert model.layouts == {"x": "NCHW", "y": None}
+    assert (model.input_layouts, model.output_layouts) == ({"x": "NCHW"}, {"y": None})
 
 
 def test_the_shape_is_the_one_that_clients_send(tmp_path):
@@ -133,7 +133,7 @@ def test_the_shape_is_the_one_that_clients_send(tmp_path):
 
 
 def test_a_model_may_declare_its_layout(tmp_path):
-    assert open_model(tmp_path, image_model(layout="NCHW")).layouts["x"] == "NCHW"
+    assert open_model(tmp_path, image_model(layout="NCHW")).input_layouts["x"] == "NCHW"
 
 
 @pytest.mark.parametrize(
