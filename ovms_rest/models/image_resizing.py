@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from ovms_rest.opencv import cv2
 from ovms_rest.protocol.datatypes import DATATYPES
 
-# A worker keeps the pages of one array in which it resized, if they are no more than this.
+# malloc gives a smaller array the pages of the last one in a worker (pool/worker.py), those of a larger one are new.
+_LARGE = 2**25
+# A worker keeps the pages of one large array in which it resized, if they are no more than this.
 _KEPT = 2**25
 # From so many rows of a picture for one of the result on it pays to leave out those that are not read.
 _SPARSE = 4
@@ -96,22 +98,26 @@ def _find_rows(height: int, target: int) -> NDArray[np.intp]:
     return np.unique(np.clip(np.concatenate((first, first + 1)), 0, height - 1))
 
 
-# The last array by what decides which of its pages are written.
+# The last large array by what decides which of its pages are written.
 _kept: dict[tuple[Any, ...], NDArray[Any]] = {}
 
 
 @contextmanager
 def _canvas(shape: tuple[int, ...], dtype: np.dtype[Any], rows: NDArray[np.intp]) -> Iterator[NDArray[Any]]:
-    """Lend an array of a picture's shape of which only some rows are written, and no others have pages.
+    """Lend an array of a picture's shape of which only some rows are written, and in a large one no others have pages.
 
     Without the other rows OpenCV's result would be another in the last bits. A page that is new costs as much as the
     conversion of what it holds.
     """
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LARGE:
+        yield np.empty(shape, dtype)
+        return
     key = (shape, dtype, len(rows))
     canvas = _kept.pop(key, None)
     if canvas is None:
         _kept.clear()
-        memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+        memory = mmap.mmap(-1, size)
         with suppress(OSError):  # a kernel without huge pages, which would have all rows
             memory.madvise(mmap.MADV_NOHUGEPAGE)
         canvas = np.frombuffer(memory, dtype).reshape(shape)
