@@ -178,3 +178,16 @@ def free_port() -> int:
     """Return a port that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process is there and more than a zombie."""
+    return _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()[:1] not in ([], ["Z"])
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process has ended; fail when that takes longer than any that is ended by others."""
+    deadline = time.monotonic() + 10
+    while is_running(pid):
+        assert time.monotonic() < deadline, f"process {pid} goes on"
+        time.sleep(0.01)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from service import wait_for_end
 
 from ovms_rest.errors import InferenceError, LoadError
 from ovms_rest.pipelines.definition import Library
@@ -214,17 +215,7 @@ def test_processes_that_the_code_forks_end_with_the_try(tmp_path):
         f"{tmp_path}/node.py: ended the process that tried it with exit code 1 while being imported"
     )
     pid = int(pids.read_text())
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and is_running(pid):
-        time.sleep(0.01)
-    assert not is_running(pid)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    wait_for_end(pid)
 
 
 def test_a_process_that_cannot_start_is_told(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from service import is_running, wait_for_end
 
 from ovms_rest.errors import LoadError
 from ovms_rest.throwaway import STOPPED, EndedError, start
@@ -135,17 +136,7 @@ def test_nothing_of_it_is_left_in_the_end():
     with start(fork, None) as process:
         pid = process.answer(60)["pid"]
         assert is_running(pid)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and is_running(pid):
-        time.sleep(0.01)
-    assert not is_running(pid)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    wait_for_end(pid)
 
 
 # --- Waiting for it

@@ -20,7 +20,7 @@ from ovms_rest.models.image_files import FORMATS, measure
 from ovms_rest.models.image_resizing import PRECISIONS, Precision, write_image
 from ovms_rest.opencv import cv2
 from ovms_rest.protocol.datatypes import BYTES
-from ovms_rest.protocol.strings import BytesArray
+from ovms_rest.protocol.strings import BytesArray, count_of
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
 from ovms_rest.protocol.words import join
 
@@ -85,7 +85,7 @@ class ImageReader:
         if len(shape) != 1:
             raise InvalidRequestError(f"{label}: encoded images come in shape [n], not {join(shape)}")
         if not self._batch.holds(shape[0]):
-            raise InvalidRequestError(f"{label}: {_count(shape[0], 'image')} came, the model takes {self._batch}")
+            raise InvalidRequestError(f"{label}: {count_of(shape[0], 'image')} came, the model takes {self._batch}")
         if not self._takes_images:
             raise InvalidRequestError(
                 f"{label}: encoded images need the layout NHWC, the layout of this input is {self._layout}; "
@@ -128,7 +128,7 @@ class ImageReader:
             )
         if shape[2] != target[2]:
             hint = f"; {_NO_LAYOUT}" if self._layout == _DEFAULT_LAYOUT else ""
-            raise InvalidRequestError(f"{name} has {_count(shape[2], 'channel')}, the model takes {target[2]}{hint}")
+            raise InvalidRequestError(f"{name} has {count_of(shape[2], 'channel')}, the model takes {target[2]}{hint}")
         if self._precision is None:
             raise InvalidRequestError(
                 f"{name} cannot become {self._datatype}, the precision of this input; images become "
@@ -237,10 +237,6 @@ def _name(label: str, index: int) -> str:
 
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[0]}x{shape[1]} (height x width)"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _undecodable(name: str) -> InvalidRequestError:

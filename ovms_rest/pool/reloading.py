@@ -6,7 +6,6 @@ alone: it holds for all workers that it forks, and is forgotten when the service
 """
 
 import contextlib
-import itertools
 import logging
 import os
 import time
@@ -20,7 +19,7 @@ from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.pool.mailbox import Mailbox
-from ovms_rest.protocol.words import quote
+from ovms_rest.protocol.words import list_names, quote
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
@@ -175,7 +174,7 @@ class Reloads:
         if given is not None:
             config = parse_model(name, given, self._config.parent, config)
         elif config is None:
-            known = ", ".join(map(repr, itertools.islice(filed, 10))) or "none"
+            known = list_names(filed) or "none"
             raise NotFoundError(f"model {quote(name)} is not in {self._config}, where there are: {known}")
         now = stamp(config.base_path)
         entry = self._load((config,), self._models, stop).entries[name]
