@@ -373,7 +373,8 @@ def describe(model: Model) -> str:
     """Tell in a line what a model takes and gives and how it is compiled."""
     inputs, outputs = model.metadata.inputs, model.metadata.outputs
     how = "compiled once for all workers" if model.compilation.shared else "compiled by each worker"
-    return f"{_describe(inputs)} -> {_describe(outputs)}; {how} ({model.compilation.reason})"
+    state = "; its state is reset before each inference" if model.has_state else ""
+    return f"{_describe(inputs)} -> {_describe(outputs)}; {how} ({model.compilation.reason}){state}"
 
 
 def _describe(tensors: Mapping[str, TensorMetadata]) -> str:

@@ -1,4 +1,4 @@
-"""OpenVINO: reading, describing, compiling and inferring. Only this module and `preparation` import it.
+"""OpenVINO: reading, describing, compiling and inferring. Only this module, `preparation` and `shapes` import it.
 
 Strings never pass OpenVINO's Python binding, which drops NULs at the end of an element and crashes on a tensor without
 elements. A model's string tensors are replaced by the three tensors of StringTensorPack and StringTensorUnpack, which
@@ -23,16 +23,25 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset15
 
-from ovms_rest.errors import InferenceError, LoadError
+from ovms_rest.errors import BusyError, InferenceError, InvalidRequestError, LoadError
 from ovms_rest.models.compilation import Compilation, PluginValue, check_properties
 from ovms_rest.models.images import ImageLimits, take_images
 from ovms_rest.models.options import ModelOptions, parse_options
-from ovms_rest.models.preparation import find_layout, name_tensors, one_line, prepare
+from ovms_rest.models.preparation import find_layout, find_reason, name_tensors, one_line, prepare
 from ovms_rest.models.repository import find_model_file, find_weights, read_mapping
-from ovms_rest.models.trials import choose_shapes
+from ovms_rest.models.shapes import Guard, Shape, ShapeChecker, ShapeError
+from ovms_rest.models.trials import choose_other_shapes, choose_shapes, choose_usual_shapes
 from ovms_rest.protocol.datatypes import BYTES, DATATYPES, UINT8
 from ovms_rest.protocol.strings import BytesArray, from_matrix
-from ovms_rest.protocol.tensors import Array, Dim, ModelMetadata, Tensor, TensorMetadata
+from ovms_rest.protocol.tensors import (
+    Array,
+    Dim,
+    ModelMetadata,
+    Tensor,
+    TensorMetadata,
+    copy_array,
+    size_of,
+)
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
@@ -44,8 +53,16 @@ DEFAULT_LIMITS = ImageLimits()
 
 # Up to so many bytes copying an input costs less than having OpenVINO take over its memory, some 4 us.
 _SMALL_INPUT = 16_384
-# So many pairs of shapes are tried to bring a model back after a failure.
+# How many shapes a model is tried with, at its start and after a failure.
+_MAX_TRIALS = 4
+# How many inferences are tried to bring a model back after a failure, and shapes looked at for them.
 _MAX_RECOVERIES = 8
+_MAX_CANDIDATES = 64
+# How many requests are kept for that, of inputs that are no larger, in bytes.
+_MAX_EXAMPLES = 4
+_LARGEST_EXAMPLE = 16_384
+# Shapes that a model has computed are remembered, so that they are checked only once.
+_MAX_KNOWN_SHAPES = 4096
 # Without the wrapper in Python around it, which prepares what is prepared here already.
 _infer_base = openvino._pyopenvino.InferRequest.infer
 
@@ -113,9 +130,17 @@ class Model:
             dict(zip(named, map(find_layout, nodes), strict=True))
             for named, nodes in zip(names, (self._read.inputs, self._read.outputs), strict=True)
         )
-        self._trials = choose_shapes(inputs, sizes)
+        self._trials = [*choose_shapes(inputs, sizes), *choose_usual_shapes(inputs)]
         inputs = [take_images(port, self.input_layouts[port.name], limits) for port in inputs]
         self._inputs, self._outputs = _split_strings(self._read, inputs, outputs)
+        self.has_state = bool(self._read.get_variables())
+        self._dynamic = [port.metadata.name for port in self._inputs if port.metadata.static_shape is None]
+        self._is_dynamic_within = self._read.is_dynamic()
+        self._known: set[tuple[Shape, ...]] = set()
+        self._last: tuple[Shape, ...] = ()  # of the dynamic inputs, at the last inference that succeeded
+        self._examples: list[Mapping[str, Array]] = []  # small inputs that the model has computed
+        self._broken = False
+        self._examine()
         self.metadata = ModelMetadata(
             name,
             str(version),
@@ -152,87 +177,183 @@ class Model:
         self._retire = retire
         for shapes in self._trials:
             try:
-                self._infer(self._zeros(shapes))
+                self._infer(self._filled(shapes, 0))
+            except ShapeError as error:  # the guard's, of an inference that succeeded
+                log.debug("model %r is warmed up with values that it cannot compute: %s", self.metadata.name, error)
             except RuntimeError as error:
-                if not self._is_dynamic():
+                if not self._dynamic:
                     raise LoadError(f"fails at its first inference: {one_line(error)}") from error
                 # Where much is dynamic it need not work; clients know better sizes.
                 log.debug("model %r cannot be warmed up with %s: %s", self.metadata.name, shapes, one_line(error))
-            else:
-                break
+                continue
+            self._remember(shapes)
+            break
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
 
-        The arrays must be writable, as OpenVINO reads them in place. The tensors are views on memory that the next
-        inference of the same thread overwrites. Raises InferenceError.
+        The arrays must be writable, as OpenVINO reads them in place. The memory of a tensor lives as long as the tensor
+        does, but the next inference of the same thread may overwrite it. Raises InvalidRequestError for what the model
+        cannot compute, InferenceError when the model itself is at fault, and BusyError for want of memory, or in a
+        worker that is about to be replaced.
         """
+        if self._broken:
+            raise BusyError(f"model {self.metadata.name!r} is unusable in this worker, which is being replaced")
+        shapes = tuple([arrays[port].shape for port in self._dynamic])
+        is_known = not shapes or shapes in self._known
+        if not is_known:
+            try:
+                self._check_shapes({port: array.shape for port, array in arrays.items()})
+            except ShapeError as error:
+                raise self._cannot_compute(error) from error
         try:
-            return self._infer(arrays)
+            tensors = self._infer(arrays)
+        except ShapeError as error:  # the guard's: the inference itself succeeded
+            raise self._cannot_compute(error) from error
         except RuntimeError as error:
-            log.error("inference of model %r failed: %s", self.metadata.name, one_line(error))
-            if self._is_dynamic() and not self._recover():
-                log.error("model %r is unusable in this worker after that failure", self.metadata.name)
-                self._retire()
-            raise InferenceError(
-                f"model {self.metadata.name!r} version {self.metadata.version} failed at this request; "
-                "the reason is in the log of the server"
-            ) from error
+            raise self._fail(error, {port: array.shape for port, array in arrays.items()}) from error
+        if is_known:
+            self._last = shapes
+        else:
+            self._remember({port: array.shape for port, array in arrays.items()}, arrays)
+        return tensors
 
-    def _is_dynamic(self) -> bool:
-        return any(port.metadata.static_shape is None for port in self._inputs)
+    # --- Shapes
 
-    def _recover(self) -> bool:
-        """Bring the compiled model back to a known state after a failed inference; tell whether that succeeded.
+    def _examine(self) -> None:
+        """Settle which shapes need checking; have the model report what shapes alone do not tell."""
+        # The symbols of strings are one more parameter, of any length.
+        shaped = {port.metadata.name: port.indices[:2] for port in self._inputs}
+        checker = ShapeChecker(self._read, shaped)
+        if self._dynamic:
+            computable = (shapes for shapes in self._trials if _is_computable(checker, shapes))
+            self._trials = list(itertools.islice(computable, _MAX_TRIALS))
+        self._guard = checker.add_guard(self._read, self._trials[0] if self._dynamic and self._trials else None)
+        self._checker = checker if self._dynamic else None
+
+    def _check_shapes(self, shapes: Mapping[str, Shape]) -> None:
+        """Raise ShapeError unless the model can compute inputs of these shapes."""
+        if self._checker is not None:
+            self._checker.check(shapes)
+
+    def _remember(self, shapes: Mapping[str, Shape], arrays: Mapping[str, Array] | None = None) -> None:
+        """Note shapes that the model has just computed, and the first small inputs of different shapes."""
+        self._last = tuple([shapes[port] for port in self._dynamic])
+        if len(self._known) >= _MAX_KNOWN_SHAPES:
+            self._known.clear()
+        self._known.add(self._last)
+        if arrays is not None and len(self._examples) < _MAX_EXAMPLES:
+            copies = {name: copy_array(array) for name, array in arrays.items() if size_of(array) <= _LARGEST_EXAMPLE}
+            if len(copies) == len(arrays):
+                self._examples.append(copies)
+
+    # --- Failures
+
+    def _cannot_compute(self, reason: object) -> InvalidRequestError:
+        return InvalidRequestError(
+            f"model {self.metadata.name!r} version {self.metadata.version} cannot compute this request: {reason}"
+        )
+
+    def _fail(self, error: RuntimeError, shapes: Mapping[str, Shape]) -> Exception:
+        """Bring the model back to a known state after a failed inference; return the error for the client.
+
+        It is the request's own fault when the model computes another one afterwards.
+        """
+        name, version = self.metadata.name, self.metadata.version
+        log.warning("inference of model %r version %s failed: %s", name, version, one_line(error))
+        if self._is_dynamic_within and not self._recover(shapes):
+            log.error("model %r version %s is unusable in this worker after that failure", name, version)
+            self._broken = True
+            self._retire()
+            return InferenceError(
+                f"model {name!r} version {version} failed at this request; the reason is in the log of the server"
+            )
+        if "bad_alloc" in str(error) or "ot enough memory" in str(error):
+            return BusyError(f"there is not enough memory for this request to model {name!r} version {version}")
+        return self._cannot_compute(find_reason(error))
+
+    def _recover(self, failed: Mapping[str, Shape]) -> bool:
+        """Have the compiled model compute something after a failed inference; return whether that succeeded.
 
         The CPU plugin (2026.4.1) takes over the shapes of an inference only where they differ from those of the last
-        one that succeeded, so that after a failure the next good request would be run with the shapes of the bad one.
-        Two inferences that both succeed, and differ in the shape of every dynamic input, leave nothing of it, whatever
-        the last ones were.
+        one that succeeded, so that after a failure the next good request would be computed with the shapes of the bad
+        one. An inference that succeeds, with other shapes than the last one, leaves nothing of it.
         """
-        dynamic = [port.metadata.name for port in self._inputs if port.metadata.static_shape is None]
-        pairs = (
-            pair
-            for pair in itertools.combinations(self._trials, 2)
-            if all(pair[0][name] != pair[1][name] for name in dynamic)
-        )
-        return any(self._infer_in_turn(*map(self._zeros, pair)) for pair in itertools.islice(pairs, _MAX_RECOVERIES))
+        if not self._dynamic:  # only what is computed from values has other shapes
+            outcomes = [self._computes(self._filled(failed, value)) for value in (0, 1)]
+            return any(outcomes)
+        return any(map(self._computes, itertools.islice(self._other_inputs(failed), _MAX_RECOVERIES)))
 
-    def _infer_in_turn(self, one: dict[str, Array], other: dict[str, Array]) -> bool:
-        """Infer with arrays of one kind, the others, and the first again; tell whether the last two succeed."""
-        with contextlib.suppress(RuntimeError):  # fails when these are the last shapes that succeeded
-            self._infer(one)
+    def _other_inputs(self, failed: Mapping[str, Shape]) -> Iterator[Mapping[str, Array]]:
+        """Yield inputs that the model may compute, of other shapes than those of the last success."""
+        last = dict(zip(self._dynamic, self._last, strict=False))
+        for example in self._examples:
+            if all(example[name].shape != shape for name, shape in last.items()):
+                yield example
+        bases = [{**failed, **last}, *self._trials, failed] if last else [*self._trials, failed]
+        others = choose_other_shapes([port.metadata for port in self._inputs], bases, last)
+        for shapes in itertools.islice(others, _MAX_CANDIDATES):
+            with contextlib.suppress(ShapeError):
+                self._check_shapes(shapes)
+                yield self._filled(shapes, 0)
+                yield self._filled(shapes, 1)
+
+    def _computes(self, arrays: Mapping[str, Array]) -> bool:
+        """Infer; return whether that succeeded."""
         try:
-            self._infer(other)
-            self._infer(one)
+            self._infer(arrays)
+        except ShapeError:  # the guard's, of an inference that succeeded
+            pass
         except RuntimeError:
             return False
+        self._remember({name: array.shape for name, array in arrays.items()})
         return True
 
-    def _zeros(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-        """Make inputs of these shapes to try the model with: zeros or empty strings."""
-        return {port.metadata.name: _zeros(port.metadata.datatype, shapes[port.metadata.name]) for port in self._inputs}
+    def _filled(self, shapes: Mapping[str, Shape], value: int) -> dict[str, Array]:
+        """Make inputs of these shapes to try the model with: one number, or empty strings."""
+        return {
+            port.metadata.name: _fill(port.metadata.datatype, shapes[port.metadata.name], value)
+            for port in self._inputs
+        }
 
     def _infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         try:
             session: _Session = self._local.session
         except AttributeError:
-            session = self._local.session = _Session(self._compiled, self._inputs, self._outputs)
+            session = self._local.session = _Session(
+                self._compiled, self._inputs, self._outputs, self.has_state, self._guard
+            )
         return session.infer(arrays)
+
+
+def _is_computable(checker: ShapeChecker, shapes: Mapping[str, Shape]) -> bool:
+    try:
+        checker.check(shapes)
+    except ShapeError:
+        return False
+    return True
 
 
 class _Session:
     """OpenVINO's inference request for one thread, and the small inputs that it keeps."""
 
-    def __init__(self, compiled: Any, inputs: list[_Port], outputs: list[_Port]) -> None:
+    def __init__(
+        self, compiled: Any, inputs: list[_Port], outputs: list[_Port], has_state: bool, guard: Guard | None
+    ) -> None:
         """Make the request."""
         self._request = compiled.create_infer_request()
         self._inputs = inputs
         self._outputs = [(port, _READERS.get(port.metadata.datatype, _read_numbers)) for port in outputs]
+        self._has_state = has_state
+        self._guard = guard
         self._own: dict[int, NDArray[Any]] = {}
+        # What OpenVINO reads in place at this inference, and may hand on as an output.
+        self._lent: list[NDArray[Any]] = []
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-        """Infer; see Model.infer. Raises RuntimeError."""
+        """Infer; see Model.infer. Raises RuntimeError, and ShapeError when the guard finds an output unwritten."""
+        if self._has_state:
+            self._request.reset_state()  # whatever the last request left there is not for this one
         for port in self._inputs:
             array: Any = arrays[port.metadata.name]
             if isinstance(array, BytesArray):
@@ -242,6 +363,11 @@ class _Session:
             else:
                 self._set(port.indices[0], array)
         results = list(_infer_base(self._request, {}, True, False).values())
+        if self._lent:
+            lent, self._lent = self._lent, []
+            results = [_own(result, lent) for result in results]
+        if self._guard is not None:
+            self._guard.check(results[-1])
         return {port.metadata.name: read(port, results) for port, read in self._outputs}
 
     def _set(self, index: int, array: NDArray[Any]) -> None:
@@ -253,7 +379,22 @@ class _Session:
             array = self._own[index] = array.copy()
         else:
             self._own.pop(index, None)
+            self._lent.append(array)
         self._request.set_input_tensor(index, _share(array))
+
+
+def _own(result: NDArray[Any], lent: list[NDArray[Any]]) -> NDArray[Any]:
+    """Return an array that keeps its memory alive, by numpy's chain of bases.
+
+    An input that a model hands through comes out as a view on the memory of that input, for which OpenVINO (2026.4.1)
+    does nothing. It becomes a view on the input's array instead.
+    """
+    for array in lent:
+        if np.may_share_memory(result, array):
+            memory = array.reshape(-1).view(np.uint8)
+            offset = result.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+            return np.ndarray(result.shape, result.dtype, memory, offset, result.strides)
+    return result
 
 
 @functools.cache
@@ -443,7 +584,7 @@ def _read_strings(port: _Port, results: list[NDArray[Any]]) -> Tensor:
 _READERS = {BYTES: _read_strings, UINT8: _read_uint8, "BF16": _read_bfloat16}
 
 
-def _zeros(datatype: str, shape: tuple[int, ...]) -> Array:
+def _fill(datatype: str, shape: Shape, value: int) -> Array:
     if datatype == BYTES:
         return BytesArray(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(0, np.uint8))
-    return np.zeros(shape, DATATYPES[datatype].dtype)
+    return np.full(shape, value, DATATYPES[datatype].dtype)

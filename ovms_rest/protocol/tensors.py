@@ -21,8 +21,29 @@ Parameters = Mapping[str, str | int | float | bool]
 NO_PARAMETERS: Parameters = MappingProxyType({})
 
 
+def memory_of(array: Array) -> tuple[NDArray[Any], ...]:
+    """Return the ndarrays that an array consists of."""
+    return (array.begins, array.ends, array.symbols) if isinstance(array, BytesArray) else (array,)
+
+
+def size_of(array: Array) -> int:
+    """Return the bytes of memory that an array takes."""
+    return sum(part.nbytes for part in memory_of(array))
+
+
+def copy_array(array: Array) -> Array:
+    """Return an array with memory of its own."""
+    if isinstance(array, BytesArray):
+        return BytesArray(*(part.copy() for part in memory_of(array)))
+    return array.copy()
+
+
 class Tensor(NamedTuple):
-    """A named array on its way in or out: an ndarray of the datatype's dtype, or a BytesArray for BYTES."""
+    """A named array on its way in or out: an ndarray of the datatype's dtype, or a BytesArray for BYTES.
+
+    The array keeps its memory alive itself: it owns it, or numpy's chain of bases leads to what owns it. So a view on
+    it, such as a section of a response, may outlive the request.
+    """
 
     name: str
     datatype: str
