@@ -12,7 +12,7 @@ from conftest import ELEMENT_TYPES
 from openvino import Type, opset15
 from openvino.op.util import Variable, VariableInfo
 
-from ovms_rest.errors import BusyError, InferenceError, InvalidRequestError, LoadError
+from ovms_rest.errors import BusyError, InvalidRequestError, LoadError
 from ovms_rest.models.compilation import plan_compilation
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.runtime import Model
@@ -340,18 +340,29 @@ def test_a_model_is_brought_back_by_requests_that_it_computed_before(tmp_path):
     assert not retired
 
 
-def test_a_model_that_cannot_be_brought_back_answers_nothing_any_more(tmp_path):
-    """Its worker is replaced; what is queued there is for another."""
+def test_a_model_that_nothing_known_brings_back_is_brought_back_by_the_next_request(tmp_path):
     retired = []
     model = open_model(model_zoo.save(reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
-    with pytest.raises(
-        InferenceError, match=r"^model 'model' version 1 failed at this request; the reason is in the log"
-    ):
+    for size, dims in ((10, (2, 5)), (15, (3, 5))):
+        with pytest.raises(InvalidRequestError):
+            reshape(model, 12, 3, 4)
+        assert reshape(model, size, *dims).tolist() == np.ones((dims[0] + 1, 5)).tolist()
+    assert not retired
+
+
+def test_a_model_that_cannot_be_brought_back_answers_nothing_any_more(tmp_path):
+    """The next request has the shapes of the last success. The worker is replaced; what is queued is for another."""
+    retired = []
+    model = open_model(model_zoo.save(reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
+    reshape(model, 10, 2, 5)
+    with pytest.raises(InvalidRequestError):
         reshape(model, 12, 3, 4)
-    assert retired == [1]
-    with pytest.raises(BusyError, match="unusable in this worker"):
-        reshape(model, 10, 2, 5)
-    assert retired == [1]
+    for size, dims in ((10, (2, 5)), (15, (3, 5))):
+        with pytest.raises(
+            BusyError, match=r"^model 'model' version 1 is unusable in this worker, which is being replaced$"
+        ):
+            reshape(model, size, *dims)
+        assert retired == [1]
 
 
 def halving(levels):

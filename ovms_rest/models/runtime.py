@@ -23,15 +23,16 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset15
 
-from ovms_rest.errors import BusyError, InferenceError, InvalidRequestError, LoadError
+from ovms_rest.errors import BusyError, InvalidRequestError, LoadError
 from ovms_rest.models.compilation import Compilation, PluginValue, check_properties
 from ovms_rest.models.images import ImageLimits, take_images
 from ovms_rest.models.options import ModelOptions, parse_options
 from ovms_rest.models.preparation import find_layout, find_reason, name_tensors, one_line, prepare
+from ovms_rest.models.recovery import Recovery, fill
 from ovms_rest.models.repository import find_model_file, find_weights, read_mapping
 from ovms_rest.models.shapes import Guard, Shape, ShapeChecker, ShapeError
-from ovms_rest.models.trials import choose_other_shapes, choose_shapes, choose_usual_shapes
-from ovms_rest.protocol.datatypes import BYTES, DATATYPES, UINT8
+from ovms_rest.models.trials import choose_shapes, choose_usual_shapes
+from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray, from_matrix
 from ovms_rest.protocol.tensors import (
     Array,
@@ -40,7 +41,6 @@ from ovms_rest.protocol.tensors import (
     Tensor,
     TensorMetadata,
     copy_array,
-    size_of,
 )
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -55,12 +55,6 @@ DEFAULT_LIMITS = ImageLimits()
 _SMALL_INPUT = 16_384
 # How many shapes a model is tried with, at its start and after a failure.
 _MAX_TRIALS = 4
-# How many inferences are tried to bring a model back after a failure, and shapes looked at for them.
-_MAX_RECOVERIES = 8
-_MAX_CANDIDATES = 64
-# How many requests are kept for that, of inputs that are no larger, in bytes.
-_MAX_EXAMPLES = 4
-_LARGEST_EXAMPLE = 16_384
 # Shapes that a model has computed are remembered, so that they are checked only once.
 _MAX_KNOWN_SHAPES = 4096
 # Without the wrapper in Python around it, which prepares what is prepared here already.
@@ -137,9 +131,7 @@ class Model:
         self._dynamic = [port.metadata.name for port in self._inputs if port.metadata.static_shape is None]
         self._is_dynamic_within = self._read.is_dynamic()
         self._known: set[tuple[Shape, ...]] = set()
-        self._last: tuple[Shape, ...] = ()  # of the dynamic inputs, at the last inference that succeeded
-        self._examples: list[Mapping[str, Array]] = []  # small inputs that the model has computed
-        self._broken = False
+        self._is_damaged = self._is_broken = False
         self._examine()
         self.metadata = ModelMetadata(
             name,
@@ -175,35 +167,38 @@ class Model:
             self.compile()
         self._local = threading.local()  # what the process forked from may have left there is not for this one
         self._retire = retire
-        for shapes in self._trials:
+        failure = "no shapes are known that it computes"
+        metadata = [port.metadata for port in self._inputs]
+        for arrays in itertools.chain.from_iterable(fill(metadata, shapes) for shapes in self._trials):
             try:
-                self._infer(self._filled(shapes, 0))
+                tensors = self._infer(arrays)
             except ShapeError as error:  # the guard's, of an inference that succeeded
                 log.debug("model %r is warmed up with values that it cannot compute: %s", self.metadata.name, error)
+                return
             except RuntimeError as error:
-                if not self._dynamic:
-                    raise LoadError(f"fails at its first inference: {one_line(error)}") from error
-                # Where much is dynamic it need not work; clients know better sizes.
-                log.debug("model %r cannot be warmed up with %s: %s", self.metadata.name, shapes, one_line(error))
-                continue
-            self._remember(shapes)
-            break
+                failure = one_line(error)
+            else:
+                self._remember(arrays, tensors)
+                return
+        if not self._dynamic:
+            raise LoadError(f"fails at its first inference: {failure}")
+        # Where much is dynamic it need not work; clients know better sizes.
+        log.debug("model %r cannot be warmed up: %s", self.metadata.name, failure)
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
 
         The arrays must be writable, as OpenVINO reads them in place. The memory of a tensor lives as long as the tensor
         does, but the next inference of the same thread may overwrite it. Raises InvalidRequestError for what the model
-        cannot compute, InferenceError when the model itself is at fault, and BusyError for want of memory, or in a
-        worker that is about to be replaced.
+        cannot compute, and BusyError for want of memory, or in a worker that is about to be replaced.
         """
-        if self._broken:
-            raise BusyError(f"model {self.metadata.name!r} is unusable in this worker, which is being replaced")
+        if self._is_damaged:
+            return self._infer_damaged(arrays)
         shapes = tuple([arrays[port].shape for port in self._dynamic])
         is_known = not shapes or shapes in self._known
         if not is_known:
             try:
-                self._check_shapes({port: array.shape for port, array in arrays.items()})
+                self._check_shapes(_shapes_of(arrays))
             except ShapeError as error:
                 raise self._cannot_compute(error) from error
         try:
@@ -211,11 +206,11 @@ class Model:
         except ShapeError as error:  # the guard's: the inference itself succeeded
             raise self._cannot_compute(error) from error
         except RuntimeError as error:
-            raise self._fail(error, {port: array.shape for port, array in arrays.items()}) from error
+            raise self._fail(error, _shapes_of(arrays)) from error
         if is_known:
-            self._last = shapes
+            self._recovery.last = shapes
         else:
-            self._remember({port: array.shape for port, array in arrays.items()}, arrays)
+            self._remember(arrays, tensors)
         return tensors
 
     # --- Shapes
@@ -230,22 +225,20 @@ class Model:
             self._trials = list(itertools.islice(computable, _MAX_TRIALS))
         self._guard = checker.add_guard(self._read, self._trials[0] if self._dynamic and self._trials else None)
         self._checker = checker if self._dynamic else None
+        metadata = [port.metadata for port in self._inputs]
+        self._recovery = Recovery(metadata, self._trials, self._check_shapes, self._infer)
 
     def _check_shapes(self, shapes: Mapping[str, Shape]) -> None:
         """Raise ShapeError unless the model can compute inputs of these shapes."""
         if self._checker is not None:
             self._checker.check(shapes)
 
-    def _remember(self, shapes: Mapping[str, Shape], arrays: Mapping[str, Array] | None = None) -> None:
-        """Note shapes that the model has just computed, and the first small inputs of different shapes."""
-        self._last = tuple([shapes[port] for port in self._dynamic])
+    def _remember(self, arrays: Mapping[str, Array], tensors: Mapping[str, Tensor]) -> None:
+        """Note what the model has just computed, with shapes that were not known."""
         if len(self._known) >= _MAX_KNOWN_SHAPES:
             self._known.clear()
-        self._known.add(self._last)
-        if arrays is not None and len(self._examples) < _MAX_EXAMPLES:
-            copies = {name: copy_array(array) for name, array in arrays.items() if size_of(array) <= _LARGEST_EXAMPLE}
-            if len(copies) == len(arrays):
-                self._examples.append(copies)
+        self._known.add(tuple([arrays[port].shape for port in self._dynamic]))
+        self._recovery.keep(arrays, tensors)
 
     # --- Failures
 
@@ -255,66 +248,39 @@ class Model:
         )
 
     def _fail(self, error: RuntimeError, shapes: Mapping[str, Shape]) -> Exception:
-        """Bring the model back to a known state after a failed inference; return the error for the client.
-
-        It is the request's own fault when the model computes another one afterwards.
-        """
+        """Bring the model back to a known state after a failed inference; return the error for the client."""
         name, version = self.metadata.name, self.metadata.version
         log.warning("inference of model %r version %s failed: %s", name, version, one_line(error))
-        if self._is_dynamic_within and not self._recover(shapes):
-            log.error("model %r version %s is unusable in this worker after that failure", name, version)
-            self._broken = True
-            self._retire()
-            return InferenceError(
-                f"model {name!r} version {version} failed at this request; the reason is in the log of the server"
-            )
+        if self._is_dynamic_within and not self._recovery.recover(shapes):
+            # The next request may bring it back, if its shapes differ from those of the last success.
+            log.warning("model %r version %s cannot be brought back after that failure yet", name, version)
+            self._is_damaged = True
         if "bad_alloc" in str(error) or "ot enough memory" in str(error):
             return BusyError(f"there is not enough memory for this request to model {name!r} version {version}")
         return self._cannot_compute(find_reason(error))
 
-    def _recover(self, failed: Mapping[str, Shape]) -> bool:
-        """Have the compiled model compute something after a failed inference; return whether that succeeded.
+    def _infer_damaged(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+        """Infer with a model that could not be brought back after a failure, where that is safe.
 
-        The CPU plugin (2026.4.1) takes over the shapes of an inference only where they differ from those of the last
-        one that succeeded, so that after a failure the next good request would be computed with the shapes of the bad
-        one. An inference that succeeds, with other shapes than the last one, leaves nothing of it.
+        Otherwise this process has to be replaced, and answers nothing more with the model.
         """
-        if not self._dynamic:  # only what is computed from values has other shapes
-            outcomes = [self._computes(self._filled(failed, value)) for value in (0, 1)]
-            return any(outcomes)
-        return any(map(self._computes, itertools.islice(self._other_inputs(failed), _MAX_RECOVERIES)))
+        if self._is_broken or not self._recovery.differs_from_last(_shapes_of(arrays)):
+            raise self._give_up()
+        self._is_damaged = False
+        tensors = self.infer(arrays)
+        copies = {name: tensor._replace(array=copy_array(tensor.array)) for name, tensor in tensors.items()}
+        if not self._recovery.is_sane():
+            raise self._give_up()
+        return copies
 
-    def _other_inputs(self, failed: Mapping[str, Shape]) -> Iterator[Mapping[str, Array]]:
-        """Yield inputs that the model may compute, of other shapes than those of the last success."""
-        last = dict(zip(self._dynamic, self._last, strict=False))
-        for example in self._examples:
-            if all(example[name].shape != shape for name, shape in last.items()):
-                yield example
-        bases = [{**failed, **last}, *self._trials, failed] if last else [*self._trials, failed]
-        others = choose_other_shapes([port.metadata for port in self._inputs], bases, last)
-        for shapes in itertools.islice(others, _MAX_CANDIDATES):
-            with contextlib.suppress(ShapeError):
-                self._check_shapes(shapes)
-                yield self._filled(shapes, 0)
-                yield self._filled(shapes, 1)
-
-    def _computes(self, arrays: Mapping[str, Array]) -> bool:
-        """Infer; return whether that succeeded."""
-        try:
-            self._infer(arrays)
-        except ShapeError:  # the guard's, of an inference that succeeded
-            pass
-        except RuntimeError:
-            return False
-        self._remember({name: array.shape for name, array in arrays.items()})
-        return True
-
-    def _filled(self, shapes: Mapping[str, Shape], value: int) -> dict[str, Array]:
-        """Make inputs of these shapes to try the model with: one number, or empty strings."""
-        return {
-            port.metadata.name: _fill(port.metadata.datatype, shapes[port.metadata.name], value)
-            for port in self._inputs
-        }
+    def _give_up(self) -> BusyError:
+        """Have this process replaced; return the error for the client, who may ask another one."""
+        name, version = self.metadata.name, self.metadata.version
+        if not self._is_broken:
+            log.error("model %r version %s is unusable in this worker after a failed inference", name, version)
+            self._is_damaged = self._is_broken = True
+            self._retire()
+        return BusyError(f"model {name!r} version {version} is unusable in this worker, which is being replaced")
 
     def _infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         try:
@@ -324,6 +290,10 @@ class Model:
                 self._compiled, self._inputs, self._outputs, self.has_state, self._guard
             )
         return session.infer(arrays)
+
+
+def _shapes_of(arrays: Mapping[str, Array]) -> dict[str, Shape]:
+    return {name: array.shape for name, array in arrays.items()}
 
 
 def _is_computable(checker: ShapeChecker, shapes: Mapping[str, Shape]) -> bool:
@@ -582,9 +552,3 @@ def _read_strings(port: _Port, results: list[NDArray[Any]]) -> Tensor:
 
 
 _READERS = {BYTES: _read_strings, UINT8: _read_uint8, "BF16": _read_bfloat16}
-
-
-def _fill(datatype: str, shape: Shape, value: int) -> Array:
-    if datatype == BYTES:
-        return BytesArray(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(0, np.uint8))
-    return np.full(shape, value, DATATYPES[datatype].dtype)
