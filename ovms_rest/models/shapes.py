@@ -9,11 +9,11 @@ The CPU plugin (2026.4.1) has two faults that a request must not run into.
   the inference tells whether a tensor is empty, as behind a NonZero, `add_guard` has the model report it.
 """
 
-import itertools
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import openvino
 from numpy.typing import NDArray
 from openvino import opset15
@@ -68,7 +68,7 @@ class _Suspect(NamedTuple):
     inputs: tuple[Any, ...]
 
     def describe(self) -> str:
-        return f"{self.node.get_type_name()} {self.node.get_friendly_name()!r}"
+        return f"{self.node.get_type_name()} {self.node.get_friendly_name()!r} gets a tensor without elements"
 
     def has_output(self) -> bool:
         """Return whether an output has elements, as far as is known."""
@@ -97,7 +97,7 @@ class Guard(NamedTuple):
             return
         for description, inputs, outputs in self.entries:
             if not sizes[inputs].all() and (outputs.start == outputs.stop or sizes[outputs].any()):
-                raise ShapeError(f"{description} gets a tensor without elements")
+                raise ShapeError(description)
 
 
 class ShapeChecker:
@@ -109,14 +109,7 @@ class ShapeChecker:
         `inputs` gives for every input that clients send the indices of the model's parameters that have its shape.
         """
         self._copy = model.clone()
-        nodes = zip(self._copy.get_ordered_ops(), model.get_ordered_ops(), strict=True)
-        # Each with the node of the model that it is a copy of.
-        self._suspects = [
-            (_Suspect(copy, feeding), original) for copy, original in nodes if (feeding := _find_feeding(copy))
-        ]
-        self._within = [
-            _Suspect(node, feeding) for node in _walk_bodies(self._copy) if (feeding := _find_feeding(node))
-        ]
+        self._suspects = [suspect for node in _walk(self._copy) if (suspect := _suspect(node))]
         self._inputs = inputs
         self._has_branches = any(node.get_type_name() == "If" for node in self._copy.get_ops())
         self._lock = threading.Lock()  # gunicorn's threads share the copy
@@ -127,9 +120,9 @@ class ShapeChecker:
         with self._lock:
             if not self._reshape(shapes):
                 return
-            for suspect in itertools.chain((suspect for suspect, _ in self._suspects), self._within):
+            for suspect in self._suspects:
                 if suspect.is_skipped():
-                    raise ShapeError(f"{suspect.describe()} gets a tensor without elements")
+                    raise ShapeError(suspect.describe())
 
     def _reshape(self, shapes: Mapping[str, Shape]) -> bool:
         """Propagate shapes through the copy; return False if only the inference tells whether they fit."""
@@ -154,43 +147,41 @@ class ShapeChecker:
             self.check(shapes)
         entries: list[tuple[str, slice, slice]] = []
         sizes: list[Any] = []
-        for suspect, original in self._suspects:
-            if suspect.may_be_skipped():
-                ports = [original.input_value(port) for port in _find_ports(original)]
+        for copy, node in _pair(self._copy, model):
+            for description, ports, outputs in _find_doubts(copy, node):
                 begin, middle = len(sizes), len(sizes) + len(ports)
-                sizes += [_smallest_dim(port) for port in (*ports, *original.outputs())]
-                entries.append((suspect.describe(), slice(begin, middle), slice(middle, len(sizes))))
-        for loop in model.get_ordered_ops():
-            if loop.get_type_name() == "Loop" and (counts := _find_counts(loop)):
-                begin = len(sizes)
-                sizes += [_as_vector(count) for count in counts]
-                description = f"Loop {loop.get_friendly_name()!r} makes no iteration, so that one of its outputs"
-                entries.append((description, slice(begin, len(sizes)), slice(0, 0)))
+                sizes += [*ports, *outputs]
+                entries.append((description, slice(begin, middle), slice(middle, len(sizes))))
         if not entries:
             return None
-        result = opset15.result(opset15.concat(sizes, 0))
-        model.add_results([result])
+        model.add_results([opset15.result(opset15.concat(sizes, 0))])
         return Guard(tuple(entries))
 
 
-def _find_feeding(node: Any) -> tuple[Any, ...]:
-    """Return the tensors without which an operation is skipped."""
-    return tuple(node.input_value(port) for port in _find_ports(node))
+def _suspect(node: Any) -> _Suspect | None:
+    ports = _find_ports(node)
+    return _Suspect(node, tuple(map(node.input_value, ports))) if ports else None
 
 
 def _find_ports(node: Any) -> list[int]:
+    """Return the inputs without which an operation is skipped."""
     if node.get_type_name() in _WRITTEN or not node.get_type_info().version_id.startswith("opset"):
         return []  # what an extension brings computes for itself
     ports = range(node.get_input_size())
     return [port for port in ports if node.input_value(port).get_node().get_type_name() != "Constant"]
 
 
-def _walk_bodies(model: openvino.Model) -> Iterator[Any]:
-    """Yield the nodes of all models within a model's loops and branches."""
-    for node in model.get_ops():
+def _walk(model: openvino.Model) -> Iterator[Any]:
+    """Yield the nodes of a model and of those within its loops and branches."""
+    for node in model.get_ordered_ops():
+        yield node
         for body in _find_bodies(node):
-            yield from body.get_ops()
-            yield from _walk_bodies(body)
+            yield from _walk(body)
+
+
+def _pair(copy: openvino.Model, model: openvino.Model) -> list[tuple[Any, Any]]:
+    """Return the nodes of a copy, each with the one that it is a copy of."""
+    return list(zip(copy.get_ordered_ops(), model.get_ordered_ops(), strict=True))
 
 
 def _find_bodies(node: Any) -> list[Any]:
@@ -200,15 +191,61 @@ def _find_bodies(node: Any) -> list[Any]:
     return [node.get_function()] if kind in ("Loop", "TensorIterator") else []
 
 
+# --- The guard: INT64 vectors of one element that are 0 when a tensor has no elements
+
+
+def _find_doubts(copy: Any, node: Any) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Yield what only the inference tells of a node: a description, sizes that must not be 0, and sizes of outputs.
+
+    When one of the first is 0, an output that has elements was not written. Without sizes of outputs one was not in any
+    case. `copy` is where the shapes are known.
+    """
+    suspect = _suspect(copy)
+    if suspect and suspect.may_be_skipped():
+        ports = [_smallest_dim(node.input_value(port)) for port in _find_ports(node)]
+        yield suspect.describe(), ports, list(map(_smallest_dim, node.outputs()))
+    kind, name = node.get_type_name(), node.get_friendly_name()
+    if kind == "Loop" and (counts := _find_counts(node)):
+        yield f"Loop {name!r} makes no iteration", counts, []
+    bodies = list(zip(_find_bodies(copy), _find_bodies(node), strict=True))
+    smallest = [_guard_body(*pair) for pair in bodies]
+    if any(smallest):
+        description = f"an operation within {kind} {name!r} gets a tensor without elements"
+        yield description, [_bring_out(node, [body for _, body in bodies], smallest)], []
+
+
+def _guard_body(copy: openvino.Model, body: openvino.Model) -> Any | None:
+    """Return what is 0 when an operation within a loop or branch is skipped, None where none can be."""
+    sizes = [size for pair in _pair(copy, body) for _, ports, _ in _find_doubts(*pair) for size in ports]
+    return opset15.reduce_min(opset15.concat(sizes, 0), opset15.constant([0]), keep_dims=True) if sizes else None
+
+
+def _bring_out(node: Any, bodies: list[openvino.Model], smallest: list[Any | None]) -> Any:
+    """Add an output to a loop or a branch that tells the smallest size within."""
+    one = np.ones(1, np.int64)
+    if node.get_type_name() == "If":
+        results = [opset15.result(opset15.constant(one) if size is None else size) for size in smallest]
+        for body, result in zip(bodies, results, strict=True):
+            body.add_results([result])
+        return node.set_output(*results)
+    before = opset15.parameter([1], openvino.Type.i64)
+    result = opset15.result(opset15.minimum(before, smallest[0]))
+    bodies[0].add_parameters([before])
+    bodies[0].add_results([result])
+    node.set_merged_input(before, opset15.constant(one).output(0), result.input_value(0))
+    return node.get_iter_value(result.output(0), -1)
+
+
 def _find_counts(loop: Any) -> list[Any]:
-    """Return what decides whether a loop makes an iteration, if its outputs are wrong when it makes none."""
+    """Return what is 0 when a loop makes no iteration, if its outputs are wrong then."""
     merged = {item.body_value_index for item in loop.get_input_descriptions() if hasattr(item, "body_value_index")}
     if all(
         type(item).__name__ == "BodyOutputDescription" and item.body_value_index in merged
         for item in loop.get_output_descriptions()
     ):
         return []
-    return [source for source in (loop.input_value(0), loop.input_value(1)) if not _is_true_constant(source.get_node())]
+    sources = (loop.input_value(0), loop.input_value(1))
+    return [_as_vector(source) for source in sources if not _is_true_constant(source.get_node())]
 
 
 def _is_true_constant(node: Any) -> bool:
