@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 _LARGEST_CONSTANT = 4096
 
 # Operations whose outputs are right when an input has no elements, measured with the CPU plugin: either they are
-# computed then, or they have no elements themselves. The others are taken to be skipped.
+# computed then, or they have no elements themselves. The others, those of extensions too, are taken to be skipped.
 _WRITTEN = frozenset(
     {
         # One output element for each input element, or for each pair that is broadcast: no elements, no output.
@@ -165,8 +165,8 @@ def _suspect(node: Any) -> _Suspect | None:
 
 def _find_ports(node: Any) -> list[int]:
     """Return the inputs without which an operation is skipped."""
-    if node.get_type_name() in _WRITTEN or not node.get_type_info().version_id.startswith("opset"):
-        return []  # what an extension brings computes for itself
+    if node.get_type_name() in _WRITTEN and node.get_type_info().version_id.startswith("opset"):
+        return []
     ports = range(node.get_input_size())
     return [port for port in ports if node.input_value(port).get_node().get_type_name() != "Constant"]
 
