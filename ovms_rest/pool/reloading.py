@@ -30,6 +30,9 @@ Assemble = Callable[
     dict[str, Entry],
 ]
 
+# The stamp of files that were being written when they were to be loaded: no other is equal, so that a reload follows.
+_CHANGING: Stamp = (("", 0, 0, 0, 0),)
+
 # So many outcomes are kept for those who asked and have not looked yet, and so much of a text, which is in the log too.
 _KEPT_OUTCOMES = 256
 _KEPT_TEXT = 2000
@@ -111,7 +114,8 @@ class Reloads:
         entries = self._join(entries, pipelines, config.libraries, unloaded, stop)
         self._filed, self._given, self._unloaded = filed, given, unloaded
         self._pipelines, self._libraries = pipelines, config.libraries
-        self._stamps = self._seen = stamps
+        changing = {wanted[name].base_path for name, entry in entries.items() if name in wanted and entry.is_changing}
+        self._stamps = self._seen = stamps | dict.fromkeys(changing, _CHANGING)
         self._fault = ""
         self._replace(entries)
 
@@ -190,7 +194,7 @@ class Reloads:
         else:
             self._given.pop(name, None)
         self._unloaded.discard(name)
-        self._stamps = self._seen = {**self._stamps, config.base_path: now}
+        self._stamps = self._seen = {**self._stamps, config.base_path: _CHANGING if entry.is_changing else now}
         self._replace(entries)
 
     def _load_pipeline(
