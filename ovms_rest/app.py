@@ -154,7 +154,8 @@ def _tell_progress(name: str, version: int) -> None:
 def host_of(settings: Settings) -> Host:
     """Describe what models are loaded for."""
     limits = ImageLimits(settings.max_image_pixels, settings.max_request_pixels)
-    return Host(usable_cores(), settings.load_timeout_seconds, settings.cache_dir, limits)
+    extension = os.path.abspath(settings.cpu_extension) if settings.cpu_extension else ""
+    return Host(usable_cores(), settings.load_timeout_seconds, settings.cache_dir, limits, extension)
 
 
 def get_app() -> App:

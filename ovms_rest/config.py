@@ -90,7 +90,7 @@ def parse_model(name: str, config: dict[str, Any], directory: Path, base: ModelC
     ConfigError with a line for every mistake.
     """
     config = {_TRITON_KEYS.get(key, key): value for key, value in config.items()}
-    problems = list(check_keys(config, "config.", {**_MODEL_KEYS, **_OTHER_KEYS}, required=()))
+    problems = list(check_keys(config, "config.", {**_MODEL_KEYS, **_OTHER_KEYS, **_FILE_KEYS}, required=()))
     if config.get("name", name) != name:
         problems.append(f"config.name: is {as_json(config['name'])}, the model in the path is {name!r}")
     if base is None and "base_path" not in config:
@@ -133,7 +133,7 @@ def _model_config(config: dict[str, Any], directory: Path) -> ModelConfig:
         target_device=config.get("target_device") or "CPU",
         plugin_config=config.get("plugin_config", {}),
         version_policy=_version_policy(config.get("model_version_policy")) or LATEST,
-        options=_model_options(config),
+        options=_model_options(config, directory),
         nireq=config.get("nireq", 0),
         allow_cache=config.get("allow_cache", False),
         remote=base_path if "://" in base_path else "",
@@ -159,7 +159,8 @@ def _counts(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
-def _model_options(config: dict[str, Any]) -> ModelOptions:
+def _model_options(config: dict[str, Any], directory: Path) -> ModelOptions:
+    extension = config.get("cpu_extension")
     return ModelOptions(
         batch_size=config.get("batch_size"),
         shape=_shape(config.get("shape")),
@@ -168,6 +169,7 @@ def _model_options(config: dict[str, Any]) -> ModelOptions:
         scale=config.get("scale"),
         color_format=config.get("color_format"),
         precision=config.get("precision"),
+        cpu_extension=str(directory.absolute() / extension) if extension else None,
     )
 
 
@@ -184,6 +186,12 @@ def _shape(value: Any) -> Any:
 def _check_base_path(value: Any) -> Problem | None:
     if type(value) is not str or not value:
         return f"expected the path of a directory or a model file, got {as_json(value)}"
+    return None
+
+
+def _check_extension(value: Any) -> Problem | None:
+    if type(value) is not str or not value:
+        return f"expected the path of a library, got {as_json(value)}"
     return None
 
 
@@ -266,6 +274,7 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "scale": _PER_CHANNEL,
     "color_format": is_a('a string such as "RGB:BGR"', str),
     "precision": is_a('a string such as "uint8:fp32"', str),
+    "cpu_extension": _check_extension,
     "version": never("model_version_policy says which versions are served"),
     "custom_loader_options": never(_CUSTOM_LOADER),
     "graph_path": never(_MEDIAPIPE),
@@ -275,6 +284,9 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "low_latency_transformation": never(_STATEFUL),
     "max_sequence_number": never(_STATEFUL),
 }
+
+# What a call may not change: code that would run in the service.
+_FILE_KEYS: Mapping[str, Check] = {"cpu_extension": never("a library is named in the config file only")}
 
 # Of Triton's model configuration: what means the same under another name, and what does not change anything.
 _TRITON_KEYS = {"version_policy": "model_version_policy"}

@@ -174,6 +174,13 @@ _SERVER = (
         "directory where OpenVINO caches compiled models; default: none",
         setting="OVMS_REST_CACHE_DIR",
     ),
+    Flag(
+        "cpu_extension",
+        _absolute_path,
+        "FILE",
+        "library of an OpenVINO extension, with custom operations",
+        setting="OVMS_REST_CPU_EXTENSION",
+    ),
     Flag("log_level", _level, "LEVEL", f"{', '.join(_LEVELS)}; default: INFO"),
     Flag("log_path", parse_text, "FILE", "file for the log, in addition to the standard error"),
     Flag(
@@ -236,7 +243,6 @@ _MANAGING = "it edits a config file, which is left to you; `ovms-rest check CONF
 _STATEFUL = "OVMS removed stateful models"
 
 REFUSED: Mapping[str, str] = {
-    "cpu_extension": "libraries of custom operations, compiled C++, are not loaded into the service",
     **dict.fromkeys(
         ("api_key_file", "allowed_media_domains", "allowed_local_media_path", "verbose_response"), _GENERATIVE
     ),

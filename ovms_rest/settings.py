@@ -115,6 +115,12 @@ class Settings:
         parse_text,
         "directory where OpenVINO caches compiled models, unless a model's `CACHE_DIR` names another; empty for none",
     )
+    cpu_extension: str = _setting(
+        "",
+        parse_text,
+        "library of an OpenVINO extension, with operations for all models that name none by `cpu_extension`; those of "
+        "tokenizers need none where `openvino-tokenizers` is installed",
+    )
     max_image_pixels: int = _setting(
         2**26, integer_between(1, 2**30), "pixels that one encoded image may have; a larger one is answered 400"
     )

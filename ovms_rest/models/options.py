@@ -27,6 +27,7 @@ class ModelOptions:
     scale: float | str | None = None
     color_format: str | None = None
     precision: str | None = None
+    cpu_extension: str | None = None  # the path of a library, with which the model is read
 
 
 @dataclass(frozen=True, slots=True)

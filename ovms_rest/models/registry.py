@@ -237,12 +237,16 @@ class ModelRegistry:
 
 
 class Host(NamedTuple):
-    """What models are loaded for: usable cores, seconds to try one, OpenVINO's cache, limits of images."""
+    """What models are loaded for: usable cores, seconds to try one, OpenVINO's cache, limits of images.
+
+    `cpu_extension` is the library with operations for models that name none of their own.
+    """
 
     cores: int
     load_timeout: float = 300.0
     cache_dir: str = ""
     limits: ImageLimits = DEFAULT_LIMITS
+    cpu_extension: str = ""
 
 
 class _Candidate:
@@ -280,7 +284,9 @@ class _Candidate:
     def task(self, version: int) -> Task:
         """Describe a version."""
         assert self.plan is not None
-        return Task(self.paths[version], self.plan, self.config.options, self.host.limits)
+        options = self.config.options
+        options = replace(options, cpu_extension=options.cpu_extension or self.host.cpu_extension or None)
+        return Task(self.paths[version], self.plan, options, self.host.limits)
 
     def postpone(self, version: int, reason: str) -> None:
         """Fail a version whose files are being written; one that serves goes on as it was, and no other replaces it."""

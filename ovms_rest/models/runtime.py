@@ -27,6 +27,7 @@ from openvino import opset15
 from ovms_rest.errors import BusyError, InvalidRequestError, LoadError
 from ovms_rest.models.compilation import Compilation, PluginValue, check_properties
 from ovms_rest.models.copies import Source, read_in_place
+from ovms_rest.models.extensions import ADVICE, extend, find_tokenizers, lacks_operations
 from ovms_rest.models.images import ImageLimits, take_images
 from ovms_rest.models.options import ModelOptions, parse_options
 from ovms_rest.models.preparation import find_layout, find_reason, name_tensors, one_line, prepare
@@ -120,7 +121,7 @@ class Model:
         self._local = threading.local()
         self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None
-        read = _read(self._source)
+        read = _read(self._source, options.cpu_extension)
         rt_info = _describe_rt_info(read)
         names = name_tensors(read, read_mapping(path))
         self._read: Any
@@ -382,13 +383,28 @@ def _core() -> openvino.Core:
     return openvino.Core()
 
 
-def _read(source: Source) -> openvino.Model:
+def _read(source: Source, extension: str | None) -> openvino.Model:
+    """Read a model, with the operations of an extension, and those of tokenizers if it lacks some. Raises LoadError."""
     source.check()
-    paths = [source.model, source.weights] if source.weights else [source.model]
+    if extension:
+        extend(_core(), extension)
     try:
-        return _core().read_model(*paths, config={"ENABLE_MMAP": source.may_map})
+        try:
+            return _read_model(source)
+        except RuntimeError as error:
+            tokenizers = find_tokenizers()
+            if not lacks_operations(error) or tokenizers is None:
+                raise
+            extend(_core(), tokenizers)
+            return _read_model(source)
     except RuntimeError as error:
-        raise LoadError(f"cannot read {source.file}: {source.clean(one_line(error))}") from error
+        advice = f"; {ADVICE}" if lacks_operations(error) else ""
+        raise LoadError(f"cannot read {source.file}: {source.clean(one_line(error))}{advice}") from error
+
+
+def _read_model(source: Source) -> openvino.Model:
+    paths = [source.model, source.weights] if source.weights else [source.model]
+    return _core().read_model(*paths, config={"ENABLE_MMAP": source.may_map})
 
 
 def _compile(model: openvino.Model, device: str, properties: dict[str, PluginValue]) -> Any:

@@ -1,0 +1,196 @@
+"""Text: strings in, tokens or embeddings out, by the operations of openvino-tokenizers."""
+
+import os
+
+import model_zoo
+import numpy as np
+import pytest
+import text_models
+from service import serve, write_config
+
+from ovms_rest.errors import InvalidRequestError, LoadError
+from ovms_rest.models import extensions
+from ovms_rest.models.compilation import plan_compilation
+from ovms_rest.models.options import ModelOptions
+from ovms_rest.models.runtime import Model
+from ovms_rest.protocol.strings import BytesArray
+
+EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
+TEXTS = ["Hello, world!", "a", "The cats sat; hello hello hello!", "", "Zürich \N{CJK UNIFIED IDEOGRAPH-4E16}"]
+LIBRARY = extensions.find_tokenizers()
+
+
+def open_model(model, directory, **options):
+    model_zoo.save(model, directory)
+    opened = Model("m", 1, directory / "1", EXACT, ModelOptions(**options))
+    opened.open(lambda: None)
+    return opened
+
+
+def infer(model, texts, name="text"):
+    strings = BytesArray.of([text if isinstance(text, bytes) else text.encode() for text in texts], (len(texts),))
+    return {name: tensor.array.copy() for name, tensor in model.infer({name: strings}).items()}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return open_model(text_models.tokenizer(), tmp_path_factory.mktemp("tokenizer"))
+
+
+def test_a_tokenizer_pads_as_openvino_does(tokenizer):
+    for texts in (TEXTS, TEXTS[:1], TEXTS[1:3]):
+        expected = text_models.compute(text_models.tokenizer(), texts)
+        found = infer(tokenizer, texts)
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            assert np.array_equal(found[name], array), name
+
+
+def test_texts_are_cut_at_the_tokenizers_length(tokenizer):
+    (ids,) = infer(tokenizer, ["hello " * 100_000])["input_ids"].tolist()
+    assert ids == [2, *[5] * (text_models.MAX_TOKENS - 2), 3]
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"hello \xc3", b"hello\0world", b"\0"])
+def test_bytes_that_are_not_utf8_are_unknown_tokens_and_harm_no_others(tokenizer, text):
+    ids = infer(tokenizer, [text, b"hello"])["input_ids"].tolist()
+    assert ids[0][0] == 2
+    assert ids[1][:3] == [2, 5, 3]
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", ""], ["   "]])
+def test_texts_without_a_token_are_refused_rather_than_answered_with_anothers(tokenizer, texts):
+    """OpenVINO would answer the tokens of the inference before."""
+    infer(tokenizer, TEXTS)
+    with pytest.raises(InvalidRequestError, match="gets a tensor without elements"):
+        infer(tokenizer, texts)
+
+
+def test_a_forked_process_makes_tokens(tokenizer):
+    """The extension is inherited like a model that is compiled for one thread (design.md section 1)."""
+    expected = infer(tokenizer, TEXTS)["input_ids"].tolist()
+    for _ in range(10):
+        pid = os.fork()
+        if pid == 0:
+            tokenizer.open(lambda: None)
+            os._exit(7 if infer(tokenizer, TEXTS)["input_ids"].tolist() == expected else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+# --- Libraries
+
+
+def test_without_the_package_the_advice_names_it(tmp_path, monkeypatch):
+    """In a process that has not loaded the library."""
+    model_zoo.save(text_models.tokenizer(), tmp_path)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from ovms_rest.models import extensions, runtime\n"
+        "runtime.find_tokenizers = lambda: None\n"
+        "from ovms_rest.models.compilation import plan_compilation\n"
+        "try: runtime.Model('m', 1, Path(sys.argv[1]), plan_compilation('CPU', {}, 2))\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "1"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("LoadError cannot read "), done
+    assert "pip install 'ovms_rest[text]'" in done.stdout
+
+
+def test_a_library_that_the_config_names_is_loaded(tmp_path):
+    opened = open_model(text_models.tokenizer(), tmp_path, cpu_extension=LIBRARY)
+    assert infer(opened, ["hello"])["input_ids"].tolist() == [[2, 5, 3]]
+
+
+def test_a_file_that_is_not_an_extension_fails_its_model(tmp_path):
+    wrong = tmp_path / "wrong.so"
+    wrong.write_bytes(b"not a library")
+    with pytest.raises(LoadError, match=r"^cpu_extension: .*wrong\.so cannot be loaded as an extension of OpenVINO: "):
+        open_model(model_zoo.relu(), tmp_path / "m", cpu_extension=str(wrong))
+
+
+# --- Served
+
+
+def make_config(directory):
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    models = {
+        "tokenizer": text_models.tokenizer(),
+        "encoder": text_models.encoder(),
+        "combined": text_models.combined(),
+    }
+    for name, model in models.items():
+        model_zoo.save(model, directory / name)
+    request, tokens = ({"node_name": name} for name in ("request", "tokenize"))
+    pipeline = {
+        "name": "embed",
+        "inputs": ["text"],
+        "nodes": [
+            {
+                "name": "tokenize",
+                "type": "DL model",
+                "model_name": "tokenizer",
+                "inputs": [{"text": {**request, "data_item": "text"}}],
+                "outputs": [{"data_item": name, "alias": name} for name in ("input_ids", "attention_mask")],
+            },
+            {
+                "name": "encode",
+                "type": "DL model",
+                "model_name": "encoder",
+                "inputs": [{name: {**tokens, "data_item": name}} for name in ("input_ids", "attention_mask")],
+                "outputs": [{"data_item": "embedding", "alias": "embedding"}],
+            },
+        ],
+        "outputs": [{"embedding": {"node_name": "encode", "data_item": "embedding"}}],
+    }
+    return write_config(
+        directory,
+        *({"name": name, "base_path": name, "plugin_config": exact} for name in models),
+        pipeline_config_list=[pipeline],
+    )
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("text")
+    with serve(directory, "-w", "2", config=make_config(directory)) as running:
+        yield running
+
+
+def ask(service, model, *texts):
+    request = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": texts}]}
+    answer = service.infer(model, request)
+    assert answer.status == 200, answer.body
+    return {output["name"]: np.array(output["data"]).reshape(output["shape"]) for output in answer.json()["outputs"]}
+
+
+def test_a_pipeline_and_a_combined_model_answer_the_same_embeddings(service):
+    for texts in (TEXTS, TEXTS[:1], TEXTS[1:3]):
+        expected = text_models.compute(text_models.combined(), texts)["embedding"]
+        for model in ("embed", "combined"):
+            found = ask(service, model, *texts)
+            assert list(found) == ["embedding"]
+            assert found["embedding"].shape == (len(texts), text_models.WIDTH)
+            assert np.allclose(found["embedding"], expected, rtol=0, atol=1e-5)
+
+
+def test_the_metadata_of_text_models(service):
+    metadata = service.get("/v2/models/embed").json()
+    assert metadata["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+    assert metadata["outputs"] == [{"name": "embedding", "datatype": "FP32", "shape": [-1, text_models.WIDTH]}]
+
+
+def test_tokens_are_answered_alone(service):
+    found = ask(service, "tokenizer", *TEXTS)
+    expected = text_models.compute(text_models.tokenizer(), TEXTS)
+    for name, array in expected.items():
+        assert found[name].tolist() == array.tolist()
+
+
+def test_texts_without_a_token_are_the_clients_mistake(service):
+    for model in ("embed", "combined", "tokenizer"):
+        answer = service.infer(model, {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [""]}]})
+        assert answer.status == 400
+        assert "gets a tensor without elements" in answer.json()["error"]
