@@ -40,7 +40,8 @@ ONLY_CONFIG = "unknown key; the only known one is 'config'"
 
 KNOWN = (
     "known are 'name', 'base_path', 'target_device', 'plugin_config', 'nireq', 'allow_cache', 'model_version_policy', "
-    "'batch_size', 'shape', 'layout', 'mean', 'scale', 'color_format', 'precision'"
+    "'batch_size', 'shape', 'layout', 'mean', 'scale', 'color_format', 'precision', "
+    "'cpu_extension'"
 )
 
 
@@ -507,7 +508,7 @@ MODEL_MISTAKES = [
     ({"Stateful": True}, f"Stateful: {STATEFUL}"),
     ({"status": 1}, f"status: {UNKNOWN} 'base_path'; {KNOWN}"),
     ({"states": 1}, f"states: {UNKNOWN} 'shape'"),
-    ({"endpoint": "/m"}, f"endpoint: {UNKNOWN} 'precision'; {KNOWN}"),
+    ({"endpoint": "/m"}, f"endpoint: {UNKNOWN} 'cpu_extension'; {KNOWN}"),
 ]
 
 

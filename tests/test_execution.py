@@ -502,6 +502,12 @@ def test_strings_go_from_the_request_to_a_node_and_from_there_to_the_response():
     assert result.array is model.given[0]
 
 
+def test_strings_go_from_one_node_to_another():
+    steps = [("n1", [("x", REQUEST, "in")], {"model": reverser()}), ("n2", [("x", 0, "y")], {"model": reverser()})]
+    result = infer(make([tensor("in", -1, datatype="BYTES")], steps, {"out": (1, "y")}), **{"in": texts()})["out"]
+    assert result.elements() == texts().elements()
+
+
 def test_strings_are_copied_as_numbers_are():
     model = reverser()
     steps = [("n1", [("x", REQUEST, "in")], {"model": model}), ("n2", [("x", REQUEST, "in")], {"model": model})]

@@ -765,11 +765,16 @@ def test_strings_come_from_the_request_and_go_to_the_response():
     assert shapes(result.metadata.outputs) == {"out": "BYTES [-1]"}
 
 
-def test_strings_go_from_no_node_to_another():
-    assert problems(node("n1", STRINGS, b="request.in"), node("n2", STRINGS, b="n1.a")) == [
-        "node 'n2' input 'b': node 'n1' output 'a' gives strings (BYTES), which go from the request to a node and "
-        "from a node to the response only"
-    ]
+def test_strings_go_from_one_node_to_another():
+    result = plan(node("n1", STRINGS, b="request.in"), node("n2", STRINGS, b="n1.a"))
+    assert shapes(result.metadata.outputs) == {"out": "BYTES [-1]"}
+
+
+def test_strings_are_not_gathered_by_a_node():
+    to_text = FakeModel({"b": [1, 10]}, {"a": ("BYTES", [1])})
+    takes = FakeModel({"b": ("BYTES", [-1, 1])}, {"a": ("BYTES", [1])})
+    nodes = node("d", SPLITTER, 4, i="request.in"), node("n", to_text, b="d.o"), node("g", takes, gather="d", b="n.a")
+    assert "node 'g' input 'b': node 'n' output 'a' gives strings (BYTES), which cannot be gathered" in problems(*nodes)
 
 
 def test_a_matrix_that_a_model_gives_as_strings_is_one():
@@ -778,8 +783,7 @@ def test_a_matrix_that_a_model_gives_as_strings_is_one():
     takes = FakeModel({"b": ("UINT8", [-1, -1])}, {"a": ("UINT8", [-1, -1])})
     first = node("n1", gives, b="request.in", aliases=(("out", "text_STRING"),))
     assert problems(first, node("n2", takes, b="n1.out")) == [
-        "node 'n2' input 'b': node 'n1' output 'text_STRING' gives strings (UINT8), which go from the request to a "
-        "node and from a node to the response only"
+        "node 'n2' input 'b': node 'n1' output 'text_STRING' gives strings (UINT8), which go to the response only"
     ]
 
 

@@ -1,5 +1,6 @@
 """Custom nodes in Python: what the code gets, what it may return, and what is said of code that fails."""
 
+import re
 import sys
 import textwrap
 
@@ -8,6 +9,7 @@ import pytest
 
 from ovms_rest.errors import InferenceError, InvalidRequestError, LoadError
 from ovms_rest.pipelines.python_nodes import PythonNode, load_file, load_name
+from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
 
 X = np.array([[1, 2], [3, 4]], np.float32)
@@ -79,6 +81,53 @@ def test_the_params_are_read_only_for_all_functions():
 
 def test_opening_a_node_does_nothing():
     assert PythonNode("lib", Code(), {}).open() is None
+
+
+# --- Strings
+
+
+def text_node(execute):
+    tensors = {"text": ("BYTES", [-1, 2])}
+    return PythonNode("lib", Code(execute, inputs=tensors, outputs=tensors), {})
+
+
+TEXTS = BytesArray.of([b"a", b"", b"\xff\0", "ü".encode()], (2, 2))
+
+
+def test_strings_come_and_go_as_arrays_of_bytes_objects():
+    seen = []
+
+    def reverse(inputs, params):
+        seen.append(inputs["text"])
+        return {"text": np.vectorize(lambda text: text[::-1], otypes=[object])(inputs["text"])}
+
+    found = text_node(reverse).execute({"text": TEXTS})["text"]
+    assert (seen[0].dtype, seen[0].tolist()) == (np.dtype(object), [[b"a", b""], [b"\xff\0", "ü".encode()]])
+    assert not seen[0].flags.writeable
+    assert (found.shape, found.elements()) == ((2, 2), [b"a", b"", b"\0\xff", "ü".encode()[::-1]])
+
+
+def test_str_is_encoded_as_utf8():
+    found = text_node(lambda inputs, params: {"text": np.array([["ü", b"a"]], object)}).execute({"text": TEXTS})
+    assert found["text"].elements() == ["ü".encode(), b"a"]
+
+
+def test_no_strings_are_a_tensor_too():
+    found = text_node(lambda inputs, params: {"text": np.empty((0, 2), object)}).execute({"text": TEXTS})["text"]
+    assert (found.shape, found.elements()) == ((0, 2), [])
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (np.array([["a", 1]], object), "element 1 of output 'text' is a int, expected bytes or str"),
+        (np.array([["a", "b"]]), "output 'text' with the dtype <U1, expected object for BYTES"),
+        (np.array(["a", "b"], object), "output 'text' with the shape [2], expected [-1,2]"),
+    ],
+)
+def test_what_is_no_array_of_strings_is_an_error_of_the_node(output, said):
+    with pytest.raises(InferenceError, match=re.escape(said)):
+        text_node(lambda inputs, params: {"text": output}).execute({"text": TEXTS})
 
 
 # --- What it returns
@@ -172,7 +221,7 @@ def test_dims_are_sizes_or_ranges():
 
 
 FORM = "a datatype and dims, as in ('FP32', [1, -1, (1, 512)])"
-NAMES = "BOOL, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, FP16, BF16, FP32, FP64"
+NAMES = "BOOL, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, FP16, BF16, FP32, FP64, BYTES"
 DIMS = "expected a size, -1 for any, or (low, high)"
 UNFIT = [
     (None, f"None, expected a dict with {FORM} for each tensor"),
@@ -185,7 +234,6 @@ UNFIT = [
     ({"x": ("FP32", 3)}, f"for 'x' ('FP32', 3), expected {FORM}"),
     ({"x": ("FP32", "33")}, f"for 'x' ('FP32', '33'), expected {FORM}"),
     ({"x": ("float32", [1])}, f"for 'x' the datatype 'float32', expected one of {NAMES}"),
-    ({"x": ("BYTES", [1])}, f"for 'x' the datatype 'BYTES', expected one of {NAMES}"),
     ({"x": (["FP32"], [1])}, f"for 'x' the datatype ['FP32'], expected one of {NAMES}"),
     ({"x": ("FP32", [1, -2])}, f"for 'x' the dim -2, {DIMS}"),
     ({"x": ("FP32", [1.5])}, f"for 'x' the dim 1.5, {DIMS}"),

@@ -153,7 +153,7 @@ def _count(named: Iterable[tuple[str, Value]], expected: int, fault: type[Servin
 # --- Calling
 
 
-# Strings go to no custom node, which planning sees to.
+# By name; every one is an Array, of a kind that planning has checked.
 Arrays = dict[str, Any]
 Call = Callable[[Arrays], Mapping[str, Array]]
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from numpy.typing import NDArray
-
 from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor, TensorMetadata
 
 # The place of the request among the steps; as a demultiplexer it is the pipeline's own.
@@ -41,10 +39,10 @@ class CustomNode(Protocol):
     def open(self) -> None:
         """Make it ready in this process, before the first `execute`. Raises LoadError."""
 
-    def execute(self, arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    def execute(self, arrays: Mapping[str, Any]) -> Mapping[str, Array]:
         """Make the outputs of the inputs, which it must not change.
 
-        Every output is C-contiguous, may be written to and shares no memory with the inputs.
+        Every output of numbers is C-contiguous, may be written to and shares no memory with the inputs.
 
         The datatypes and shapes of what it returns were checked. Raises InferenceError.
         """

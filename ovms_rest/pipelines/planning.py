@@ -390,10 +390,10 @@ class _Draft:
                 "nothing is converted between nodes"
             )
         if self._gives_strings(link.node, link.item):
-            return (
-                f"{source} gives strings ({given.datatype}), which go from the request to a node and from a node to "
-                "the response only"
-            )
+            if given.datatype != "BYTES":
+                return f"{source} gives strings ({given.datatype}), which go to the response only"
+            if self.nodes[name].gather_from is not None:
+                return f"{source} gives strings ({given.datatype}), which cannot be gathered"
         if name in self.unclear or given.dims is None or expected.dims is None:
             return None
         dims, gathered = given.dims, self.nodes[name].gather_from

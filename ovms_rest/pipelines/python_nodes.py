@@ -11,11 +11,12 @@
     def execute(inputs, params):
         return {"image": np.ascontiguousarray(inputs["image"][:, : int(params["height"])])}
 
-`inputs` and `outputs` tell every tensor with its datatype, by the name that KServe v2 has for it, BYTES excepted, and
-its dims: each a size, -1 for any, or (low, high) with both ends included. `execute` gets an ndarray of each input, of
-that datatype and within these dims, and returns a dict with an ndarray for each output; it may return more, which
-nobody gets. The inputs are read-only, and last no longer than the call. An output that is not C-contiguous or not
-writable, as every view of an input, is copied. `params` are those of the node in the config file, strings by name.
+`inputs` and `outputs` tell every tensor with its datatype, by the name that KServe v2 has for it, and its dims: each a
+size, -1 for any, or (low, high) with both ends included. `execute` gets an ndarray of each input, of that datatype and
+within these dims, and returns a dict with an ndarray for each output; it may return more, which is ignored. BYTES are
+ndarrays of dtype object whose elements are bytes; as an output they may also be str, which is encoded as UTF-8. The
+inputs are read-only, and last no longer than the call. An output that is not C-contiguous or not writable, as every
+view of an input, is copied. `params` are those of the node in the config file, strings by name.
 
 Whatever the module does when it is imported, as reading weights, is done once, before the workers are forked: they
 share the memory. It must not start threads, which a fork leaves behind. `execute` may be called by several threads.
@@ -46,8 +47,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InferenceError, LoadError, ServingError
-from ovms_rest.protocol.datatypes import DATATYPES
-from ovms_rest.protocol.tensors import MAX_DIM, Dim, TensorMetadata
+from ovms_rest.protocol.datatypes import BYTES, DATATYPE_NAMES, DATATYPES
+from ovms_rest.protocol.strings import MAX_BYTES, BytesArray
+from ovms_rest.protocol.tensors import MAX_DIM, Array, Dim, TensorMetadata
 from ovms_rest.protocol.words import cut, join
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -77,19 +79,19 @@ class PythonNode:
         self._execute: Execute = code.execute  # type: ignore[attr-defined]
         self.inputs: Mapping[str, TensorMetadata] = _describe("inputs", code, self._params)
         self.outputs: Mapping[str, TensorMetadata] = _describe("outputs", code, self._params)
-        self._expected = [(name, DATATYPES[one.datatype].dtype, one) for name, one in self.outputs.items()]
+        self._expected = [(name, _dtype_of(one), one) for name, one in self.outputs.items()]
 
     def open(self) -> None:
         """Do nothing: the code was loaded before the fork."""
 
-    def execute(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def execute(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run the code; return its declared outputs, which share no memory with the inputs. Raises InferenceError.
 
         What the code raises for the client, a ServingError, is passed on.
         """
-        views = {}
+        views: dict[str, NDArray[Any]] = {}
         for name, array in arrays.items():
-            views[name] = view = array.view()
+            views[name] = view = _to_objects(array) if isinstance(array, BytesArray) else array.view()
             view.setflags(write=False)
         try:
             found = self._execute(views, self._params)
@@ -102,18 +104,44 @@ class PythonNode:
             ) from error
         if not isinstance(found, dict):
             raise self._blame(f"returned {_show(found)}, expected a dict with an ndarray for each output")
-        taken = {}
+        taken: dict[str, Array] = {}
         for name, dtype, metadata in self._expected:
             output: Any = found.get(name)
             if type(output) is not np.ndarray or output.dtype != dtype or not metadata.holds(output.shape):
                 raise self._blame(_find_fault(found, metadata, dtype))
-            taken[name] = output if output.flags.carray else output.copy()
+            if metadata.datatype == BYTES:
+                taken[name] = self._to_strings(name, output)
+            else:
+                taken[name] = output if output.flags.carray else output.copy()
         return taken
+
+    def _to_strings(self, name: str, objects: NDArray[Any]) -> BytesArray:
+        elements = objects.ravel().tolist()
+        for index, element in enumerate(elements):
+            if type(element) is str:
+                elements[index] = element.encode("utf-8", "surrogatepass")
+            elif type(element) is not bytes:
+                fault = f"element {index} of output {name!r} is a {_name_of(type(element))}, expected bytes or str"
+                raise self._blame(f"returned a tensor with another type: {fault}")
+        size = sum(map(len, elements))
+        if size > MAX_BYTES:
+            raise self._blame(f"returned output {name!r} with {size} bytes, at most {MAX_BYTES} are allowed")
+        return BytesArray.of(elements, objects.shape)
 
     def _blame(self, fault: str) -> InferenceError:
         text = f"pipeline node code {self._library!r} {fault}"
         log.error("%s", text)
         return InferenceError(text)
+
+
+def _dtype_of(tensor: TensorMetadata) -> np.dtype[Any]:
+    return np.dtype(object) if tensor.datatype == BYTES else DATATYPES[tensor.datatype].dtype
+
+
+def _to_objects(array: BytesArray) -> NDArray[Any]:
+    objects = np.empty(len(elements := array.elements()), object)
+    objects[:] = elements
+    return objects.reshape(array.shape)
 
 
 def _find_fault(found: dict[str, Any], metadata: TensorMetadata, dtype: np.dtype[Any]) -> str:
@@ -242,8 +270,8 @@ def _describe_tensor(function: str, name: str, tensor: Any) -> TensorMetadata:
     if type(tensor) not in (tuple, list) or len(tensor) != 2 or type(tensor[1]) not in (tuple, list):
         raise LoadError(f"{label} {_show(tensor)}, expected {_FORM}")
     datatype, dims = tensor
-    if type(datatype) is not str or datatype not in DATATYPES:
-        raise LoadError(f"{label} the datatype {_show(datatype)}, expected one of {', '.join(DATATYPES)}")
+    if type(datatype) is not str or datatype not in DATATYPE_NAMES:
+        raise LoadError(f"{label} the datatype {_show(datatype)}, expected one of {', '.join(DATATYPE_NAMES)}")
     return TensorMetadata(name, datatype, tuple(itertools.starmap(_read_dim, ((label, dim) for dim in dims))))
 
 

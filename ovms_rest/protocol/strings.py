@@ -13,6 +13,8 @@ from ovms_rest.errors import InvalidRequestError
 # The bounds of OVMS for one tensor of strings, and for one that is laid out as a matrix.
 MAX_ELEMENTS = 33_554_432
 MAX_MATRIX_BYTES = 2**30
+# What 32-bit offsets, OpenVINO's, can point at.
+MAX_BYTES = 2**31 - 1
 
 _LENGTH = struct.Struct("<I")
 
