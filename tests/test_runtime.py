@@ -531,9 +531,8 @@ def test_a_corrupt_file_is_told_in_one_line(tmp_path):
 def test_an_unknown_plugin_key_is_told_in_one_line(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path)
     plan = plan_compilation("CPU", {"NO_SUCH_KEY": 1}, cores=2)
-    model = Model("m", 1, tmp_path / "1" / "model.xml", plan)
     with pytest.raises(LoadError, match=r"^plugin_config\.NO_SUCH_KEY: CPU has no such property"):
-        model.open(lambda: None)
+        Model("m", 1, tmp_path / "1" / "model.xml", plan)
 
 
 def test_a_datatype_outside_the_protocol_is_refused(tmp_path):
@@ -552,3 +551,21 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
     model_zoo.save(openvino.Model([opset15.result(y), opset15.result(y)], [x]), tmp_path)
     with pytest.raises(LoadError, match=r"^the model has 2 outputs with 1 different names: 'y', 'y'$"):
         open_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("CPU_RUNTIME_CACHE_CAPACITY", 0), ("LP_TRANSFORMS_MODE", "NO"), ("EXECUTION_MODE_HINT", "ACCURACY")],
+)
+def test_a_property_that_the_device_takes_without_listing_it_is_passed_on(tmp_path, key, value):
+    model_zoo.save(model_zoo.relu(), tmp_path)
+    model = Model("m", 1, tmp_path / "1", plan_compilation("CPU", {key: value}, cores=2))
+    model.open(lambda: None)
+    assert model.infer({"x": np.float32([[1, -1, 2, -2]])})["y"].array.tolist() == [[1, 0, 2, 0]]
+
+
+def test_a_value_that_the_device_does_not_take_is_told_in_its_words(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path)
+    model = Model("m", 1, tmp_path / "1", plan_compilation("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": "x"}, cores=2))
+    with pytest.raises(LoadError, match="Wrong value x for property key CPU_RUNTIME_CACHE_CAPACITY"):
+        model.compile()

@@ -19,7 +19,7 @@ from ovms_rest.protocol.words import show
 PluginValue = str | int | float | bool
 
 # Pinning would put the threads of every worker on the same cores.
-_SHARED_SETTINGS: Mapping[str, PluginValue] = {
+ONE_THREAD: Mapping[str, PluginValue] = {
     "NUM_STREAMS": 0,
     "INFERENCE_NUM_THREADS": 1,
     "ENABLE_CPU_PINNING": False,
@@ -88,8 +88,8 @@ def plan_compilation(
         return Compilation(device, properties, shared=False, reason=obstacle, notes=notes)
     asked = ", ".join(f"{key}={properties[key]}" for key in (_HINT, _STREAMS, _THREADS) if key in properties)
     reason = "one thread in each worker" + (f" serves what {asked} asks for" if asked else "")
-    kept = {key: value for key, value in properties.items() if key not in (_HINT, *_SHARED_SETTINGS)}
-    return Compilation(device, {**kept, **_SHARED_SETTINGS}, shared=True, reason=reason, notes=notes)
+    kept = {key: value for key, value in properties.items() if key not in (_HINT, *ONE_THREAD)}
+    return Compilation(device, {**kept, **ONE_THREAD}, shared=True, reason=reason, notes=notes)
 
 
 def maps_files(compilation: Compilation) -> bool:
@@ -100,11 +100,17 @@ def maps_files(compilation: Compilation) -> bool:
     return bool(compilation.properties.get(_MMAP))
 
 
-def check_properties(properties: Mapping[str, PluginValue], device: str, supported: Mapping[str, str]) -> None:
+def check_properties(
+    properties: Mapping[str, PluginValue],
+    device: str,
+    supported: Mapping[str, str],
+    accepts: Callable[[str], bool] = lambda name: False,
+) -> None:
     """Raise LoadError with every property that the device does not know or does not let be set.
 
     `supported` is the SUPPORTED_PROPERTIES of the device, or of all that a composite one consists of, merged: "RO",
-    "RW" or "WO" by name. Without any there is no such device, which compiling for it tells better.
+    "RW" or "WO" by name. Without any there is no such device, which compiling for it tells better. Devices also take
+    properties that they do not list: `accepts` is asked about those.
     """
     if not supported:
         return
@@ -112,7 +118,7 @@ def check_properties(properties: Mapping[str, PluginValue], device: str, support
     known = sorted({*settable, *_OF_EVERY_DEVICE})
     problems = []
     for key in properties:
-        if key in known:
+        if key in known or (key not in supported and accepts(key)):
             continue
         if key in supported:
             problems.append(f"plugin_config.{key}: is read-only on {device}")

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from openvino import opset15
 
 from ovms_rest.errors import BusyError, InvalidRequestError, LoadError
-from ovms_rest.models.compilation import Compilation, PluginValue, check_properties
+from ovms_rest.models.compilation import ONE_THREAD, Compilation, PluginValue, check_properties
 from ovms_rest.models.copies import Source, read_in_place
 from ovms_rest.models.extensions import ADVICE, extend, find_tokenizers, lacks_operations
 from ovms_rest.models.images import ImageLimits, take_images
@@ -121,6 +121,13 @@ class Model:
         self._local = threading.local()
         self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None
+        properties = compilation.properties
+        check_properties(
+            properties,
+            compilation.device,
+            _supported_properties(compilation.device),
+            lambda key: _accepts(compilation.device, key, properties[key]),
+        )
         read = _read(self._source, options.cpu_extension)
         rt_info = _describe_rt_info(read)
         names = name_tensors(read, read_mapping(path))
@@ -153,7 +160,6 @@ class Model:
     def compile(self) -> None:
         """Compile the model for its device. Raises LoadError."""
         device, properties = self.compilation.device, self.compilation.properties
-        check_properties(properties, device, _supported_properties(device))
         try:
             # What OpenVINO imports from its cache is not mapped either, unless the user wants that.
             self._compiled = _compile(self._read, device, {"ENABLE_MMAP": False, **properties})
@@ -455,6 +461,26 @@ def _log_refusal(directory: Path, reason: str) -> None:
         directory,
         reason,
     )
+
+
+@functools.cache
+def _accepts(device: str, name: str, value: PluginValue) -> bool:
+    """Return whether every device that is named takes a property, whether it lists that or not."""
+    x = opset15.parameter([1], openvino.Type.f32)
+    model = openvino.Model([opset15.result(opset15.relu(x))], [x], "")
+    for part in _name_devices(device):
+        try:
+            _core().compile_model(model, part, {**(ONE_THREAD if part == "CPU" else {}), name: value})
+        except RuntimeError as error:
+            if "nsupported" in str(error):  # a wrong value is the model's to be told
+                return False
+    return True
+
+
+def _name_devices(device: str) -> list[str]:
+    """Return the devices of which a composite one consists; AUTO and its like take any property without a word."""
+    _, _, named = device.partition(":")
+    return [name.partition("(")[0] for name in (named or device).replace("-", "").split(",") if name]
 
 
 def _supported_properties(device: str) -> dict[str, str]:
