@@ -21,6 +21,7 @@ from ovms_rest.pool.reloading import Reloads
 from ovms_rest.pool.telemetry import ServedStatistics, Telemetry
 from ovms_rest.serving.control import ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
 from ovms_rest.serving.cors import Cors
+from ovms_rest.serving.entry_points import EntryPoints, Models
 from ovms_rest.serving.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
 from ovms_rest.serving.log_settings import Logging
 from ovms_rest.serving.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
@@ -65,6 +66,7 @@ def create_app(registry: Registry, settings: Settings, is_ending: Callable[[], b
     app.add_error_handler(ServingError, handle_serving_error)
     app.set_error_serializer(serialize_falcon_error)
     extensions = [name for name in EXTENSIONS if name != "model_repository" or settings.model_control != "none"]
+    app.add_route("/", EntryPoints())
     app.add_route("/v2", ServerDescription(extensions))
     app.add_route("/v2/health/live", Live())
     app.add_route("/v2/health/ready", Ready(registry, is_ending))
@@ -111,6 +113,7 @@ def _add_operations(app: App, metrics: list[str] | None) -> None:
     """Wire what tells of the service, and what changes it; `metrics` None is for none."""
     models, telemetry, limit = app.models, app.telemetry, app.settings.max_body_bytes
     app.add_error_handler(TryLaterError, hand_on)
+    app.add_route("/v2/models", Models(app.reloads))
     app.add_route("/v1/config", ConfigStatus(app.reloads))
     app.add_route("/v1/config/reload", ConfigReload(app.reloads))
     app.add_route("/v2/repository/index", RepositoryIndex(app.reloads, limit))

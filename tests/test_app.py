@@ -212,7 +212,6 @@ GET_ROUTES = [
 ]
 POST_ROUTES = ["/v2/models/m/infer", "/v2/models/m/versions/1/infer"]
 UNKNOWN_PATHS = [
-    "/",
     "/v1",
     "/v3",
     "/v2x",
@@ -220,7 +219,6 @@ UNKNOWN_PATHS = [
     "/v2/health",
     "/v2/health/alive",
     "/v2/health/live/x",
-    "/v2/models",
     "/v2/models/m/versions",
     "/v2/models/m/versions/1/x",
     "/v2/models/m/x",

@@ -285,7 +285,9 @@ def test_a_model_that_does_not_open_is_given_up_and_the_others_are_opened(tmp_pa
     models = load(tmp_path, "a", "b", PERFORMANCE_HINT="LATENCY")
     models.find("a").compilation.properties["NO_SUCH_KEY"] = 1
     open_all(models)
-    with pytest.raises(NotFoundError, match=r"version 1 cannot be compiled for CPU: .*Unsupported property NO_SUCH_KEY"):
+    with pytest.raises(
+        NotFoundError, match=r"version 1 cannot be compiled for CPU: .*Unsupported property NO_SUCH_KEY"
+    ):
         models.find("a", explain=True)
 
 

@@ -1,0 +1,89 @@
+"""Where to begin: GET / lists the routes, GET /v2/models the models; and where clients of other servers find theirs."""
+
+import re
+from typing import Any, Protocol
+
+import falcon
+import orjson
+
+from ovms_rest import __version__
+
+_ROUTES = {
+    "server metadata": "GET /v2",
+    "models and their states": "GET /v2/models",
+    "metadata of a model": "GET /v2/models/{name}",
+    "inference": "POST /v2/models/{name}/infer",
+    "liveness": "GET /v2/health/live",
+    "readiness": "GET /v2/health/ready",
+    "status of all models with the reasons of failures": "GET /v1/config",
+    "statistics": "GET /v2/models/stats",
+    "metrics": "GET /metrics",
+}
+
+_PREDICT = "POST /v2/models/{name}/infer takes the requests of KServe v2"
+# Paths of other servers, and what is served in their place.
+_HINTS = tuple(
+    (re.compile(pattern), hint)
+    for pattern, hint in (
+        (r"/v1/models/[^:]+:\w+", f"TensorFlow Serving's API is not served; {_PREDICT}"),
+        (r"/v1/models/[^/]+(/versions/[^/]+|/labels/[^/]+)?/metadata", "GET /v2/models/{name} has the metadata"),
+        (r"/v1/models(/.*)?", "GET /v2/models lists the models, and GET /v2/models/{name}/ready answers for one"),
+        (r"/v3(/.*)?", f"OVMS's generative API is not served; {_PREDICT}"),
+        (r"/(docs|redoc|swagger.*|openapi\.(json|ya?ml)|api)", "GET / lists the routes"),
+        (r"/(v2/)?(health|healthz|livez?|ping|status)", "GET /v2/health/live answers while the service lives"),
+        (r"/(readyz?|v2/(ready|live))", "GET /v2/health/ready and GET /v2/health/live are the probes"),
+        (r"/v2/models/[^/]+(/versions/[^/]+)?([:/](predict|inference|explain|generate))", _PREDICT),
+        (r"/(predict|invocations|predictions/.*|infer|v2/infer)", _PREDICT),
+        (r"/v2/repository/models(/[^/]+)?", "POST /v2/repository/index lists the models"),
+        (r"/v1/config/.*|/config", "GET /v1/config has the status of all models"),
+    )
+)
+
+
+def find_hint(path: str) -> str:
+    """Return which route to use instead of a path of another server, "" for a path that is not known from any."""
+    return next((hint for pattern, hint in _HINTS if pattern.fullmatch(path)), "")
+
+
+class Statuses(Protocol):
+    """The models that are served."""
+
+    def status(self) -> dict[str, Any]:
+        """Return the status of all versions in OVMS's form."""
+
+
+class EntryPoints:
+    """GET /."""
+
+    def __init__(self) -> None:
+        """Write the answer once."""
+        self._body = orjson.dumps({"name": "ovms_rest", "version": __version__, "routes": _ROUTES})
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer the routes with what they are for."""
+        resp.data = self._body
+
+    on_head = on_get
+
+
+class Models:
+    """GET /v2/models."""
+
+    def __init__(self, models: Statuses) -> None:
+        """List these models."""
+        self._models = models
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer the names of all models and pipelines, each with its versions and their states."""
+        models = [
+            {
+                "name": name,
+                "versions": [
+                    {"version": item["version"], "state": item["state"]} for item in entry["model_version_status"]
+                ],
+            }
+            for name, entry in self._models.status().items()
+        ]
+        resp.data = orjson.dumps({"models": models})
+
+    on_head = on_get
