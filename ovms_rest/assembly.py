@@ -102,6 +102,9 @@ def _assemble(
             entry.failures[VERSION] = "; ".join(error.problems)
         else:
             entry.reason, entry.details = "; ".join(error.problems), error.problems
+            unloaded = [node for node in definition.nodes if node.model in models and models[node.model].ended]
+            expected = {f"node {node.name!r}: {parts[node.name]}" for node in unloaded}
+            entry.lacks_unloaded = expected.issuperset(error.problems)
         return entry
     steps = ", ".join(node.name for node in definition.nodes)
     log.info("pipeline %r serves: %s", definition.name, steps)

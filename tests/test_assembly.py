@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ovms_rest.assembly import assemble_pipelines
-from ovms_rest.models.registry import Entry, Host
+from ovms_rest.errors import NotReadyError
+from ovms_rest.models.registry import Entry, Host, ModelRegistry
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition, Source
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 
@@ -162,3 +163,20 @@ def test_a_broken_library_is_tried_again(tmp_path):
     assert first.versions == {}
     (tmp_path / "node.py").write_text(CODE)
     assert assemble({}, {"p": first}, pipeline, libraries).versions
+
+
+@pytest.mark.parametrize(
+    ("models", "is_ready"),
+    [
+        ({"m": Entry(ended=(1,))}, True),
+        ({"m": Entry(reason="has no versions")}, False),
+        ({"other": Entry(ended=(1,))}, False),
+    ],
+)
+def test_a_pipeline_whose_model_was_unloaded_is_not_expected_to_serve(models, is_ready):
+    registry = ModelRegistry({"p": assemble(models)})
+    if is_ready:
+        registry.check_ready()
+    else:
+        with pytest.raises(NotReadyError, match="pipeline 'p' does not serve"):
+            registry.check_ready()

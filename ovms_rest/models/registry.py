@@ -82,6 +82,8 @@ class Entry:
     details: tuple[str, ...] = ()  # of which `reason` consists, when there are several
     # Whether files were being written when they were to be loaded, so that the load is to be repeated.
     is_changing: bool = False
+    # A pipeline that only lacks models which were unloaded on purpose.
+    lacks_unloaded: bool = False
     kind: Literal["model", "pipeline"] = "model"
     notes: tuple[str, ...] = ()  # what of its configuration has no effect
 
@@ -194,12 +196,12 @@ class ModelRegistry:
     def check_ready(self) -> None:
         """Raise NotReadyError with names and reasons, unless a version of every configured model and pipeline serves.
 
-        One that was unloaded is not expected to.
+        One that was unloaded is not expected to, nor is a pipeline that lacks nothing but such models.
         """
         missing = [
             f"{entry.kind} {name!r} does not serve: {entry.explain()}"
             for name, entry in self.entries.items()
-            if not entry.versions and not entry.ended
+            if not entry.versions and not entry.ended and not entry.lacks_unloaded
         ]
         if missing:
             raise NotReadyError("; ".join(missing))
