@@ -136,7 +136,13 @@ def _check_parser() -> Parser:
         epilog="Exits with 0 when everything that is configured would serve, else with 1.",
         allow_abbrev=False,
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="path of the JSON config")
+    parser.add_argument(
+        "config",
+        type=Path,
+        nargs="?",
+        metavar="CONFIG",
+        help="path of the JSON config; default: what would be served, OVMS_REST_CONFIG or the demo",
+    )
     parser.add_argument("--json", action="store_true", help="write the report as JSON")
     return parser
 
@@ -147,7 +153,7 @@ def _check(options: argparse.Namespace) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, handlers=[handler])
     try:
         settings = read_settings(os.environ)
-        config, _ = read_config(options.config, settings)
+        config, _ = read_config(options.config or settings.config, settings)
         host = host_of(settings)
         registry = load_models(config.models, host, _tell_progress)
         pipelines, libraries = config.pipelines, config.libraries
@@ -201,7 +207,7 @@ def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
                 "properties": dict(compilation.properties),
                 "shared": compilation.shared,
                 "why": compilation.reason,
-                "notes": [*compilation.notes, *entry.notes],
+                "notes": [*compilation.notes, *model.notes, *entry.notes],
                 "load_seconds": round(proof.seconds, 3),
                 "memory_bytes": proof.memory,
             }
@@ -253,7 +259,3 @@ def _write_tensors(described: Mapping[str, Any]) -> Iterator[str]:
         for tensor in described[kind]:
             layout = f"  layout {tensor['layout']}" if tensor["layout"] else ""
             yield f"  {kind[:-1]:9} {tensor['name']}  {tensor['datatype']}  {tensor['shape']}{layout}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

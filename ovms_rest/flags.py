@@ -265,7 +265,7 @@ REFUSED: Mapping[str, str] = {
 
 USAGE = """ovms-rest --config_path FILE --rest_port PORT [FLAG ...]
        ovms-rest --model_name NAME --model_path PATH --rest_port PORT [FLAG ...]
-       ovms-rest check CONFIG [--json]"""
+       ovms-rest check [CONFIG] [--json]"""
 
 
 # --- Reading them

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import model_zoo
+import openvino
 import pytest
 from raw_http import exchange, parse
 from service import PATIENCE, Service, environment, free_port, write_config
@@ -59,6 +60,35 @@ def test_a_good_config_is_reported_and_exits_with_0(tmp_path):
     assert "  input     picture  FP32  [1,-1,-1,1]" in lines
     assert "  models    digits" in lines
     assert lines[-1] == "1 of 1 models and 1 of 1 pipelines serve, 0 problems"
+
+
+def test_check_without_an_argument_checks_what_would_be_served(tmp_path):
+    config = write_config(tmp_path, {"name": "absent", "base_path": "absent"})
+    assert run(tmp_path, "check").stdout.endswith("1 of 1 models and 1 of 1 pipelines serve, 0 problems\n")
+    assert run(tmp_path, "check", OVMS_REST_CONFIG=str(config)).stdout.endswith("0 of 1 models serve, 1 problems\n")
+
+
+def test_the_module_is_the_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ovms_rest", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+    )
+    assert done.stdout == run(tmp_path, "--version").stdout
+
+
+def test_the_precision_in_which_a_model_is_computed_is_reported(tmp_path):
+    """A CPU that can compute FP32 models in BF16 does so by default."""
+    can = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    model_zoo.save(model_zoo.relu((1, 4)), tmp_path / "m")
+    for plugin_config, is_noted in (({"INFERENCE_PRECISION_HINT": "f32"}, False), ({}, can)):
+        config = write_config(tmp_path, {"name": "m", "base_path": "m", "plugin_config": plugin_config})
+        done = run(tmp_path, "check", config)
+        assert done.returncode == 0
+        assert ("computes FP32 in BF16" in done.stdout) == is_noted
 
 
 def test_progress_is_told_apart_from_the_report(tmp_path):
@@ -119,7 +149,7 @@ def test_help_tells_of_check(tmp_path, arguments):
     assert "a config names" in " ".join(done.stdout.lower().split())
 
 
-@pytest.mark.parametrize("arguments", [[], ["chekc"], ["check"], ["check", "a", "b"], ["--config_path", "c", "--pull"]])
+@pytest.mark.parametrize("arguments", [[], ["chekc"], ["check", "a", "b"], ["--config_path", "c", "--pull"]])
 def test_a_wrong_call_is_told_on_the_standard_error(tmp_path, arguments):
     done = run(tmp_path, *arguments)
     assert (done.returncode, done.stdout) == (64, "")

@@ -49,6 +49,10 @@ class Servable(Protocol):
         """The layouts of its outputs by name, None where none is known."""
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of how it computes."""
+
+    @property
     def parts(self) -> "Sequence[Servable]":
         """The models that it is made of."""
 

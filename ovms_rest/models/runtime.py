@@ -54,6 +54,11 @@ MAX_LABELS_BYTES = 2**20
 NO_OPTIONS = ModelOptions()
 DEFAULT_LIMITS = ImageLimits()
 
+_BF16_NOTE = (
+    "computes FP32 in BF16, as OpenVINO does by default on a CPU that can; plugin_config "
+    '{"INFERENCE_PRECISION_HINT": "f32"} keeps FP32'
+)
+
 # Up to so many bytes copying an input costs less than having OpenVINO take over its memory, some 4 us.
 _SMALL_INPUT = 16_384
 # How many shapes a model is tried with, at its start and after a failure.
@@ -121,6 +126,7 @@ class Model:
         self._local = threading.local()
         self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None
+        self.notes: tuple[str, ...] = ()  # what a user should know of how it computes
         properties = compilation.properties
         check_properties(
             properties,
@@ -171,6 +177,8 @@ class Model:
             raise LoadError(f"cannot be compiled for {device}: {reason}") from error
         self._source.check()  # some weights are read only now
         self._read = None
+        if device == "CPU" and self._compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.bf16:
+            self.notes = (_BF16_NOTE,)
 
     def open(self, retire: Callable[[], None]) -> None:
         """Make the model ready in this process: compile it unless that was inherited, and infer once.

@@ -46,6 +46,7 @@ class Pipeline:
         self.parts: tuple[Any, ...] = tuple(models.values())
         # It is not compiled itself and read from no file.
         self.compilation, self.file = None, None
+        self.notes: tuple[str, ...] = ()
         self.input_layouts: Mapping[str, str | None] = {}
         self.output_layouts: Mapping[str, str | None] = {}
         keys: list[_Key] = [(REQUEST_STEP, name) for name in plan.metadata.inputs]
