@@ -98,7 +98,7 @@ def load_app(environ: Mapping[str, str]) -> App:
         telemetry.count(pipelines)
         return pipelines
 
-    reloads = Reloads(settings.config, models, load, assemble)
+    reloads = Reloads(settings.config, models, load, assemble, settings.model_roots, settings.cache_dir)
     reloads.load()
     app = create_app(models, settings, telemetry.is_ending)
     app.models, app.reloads, app.settings, app.telemetry = models, reloads, settings, telemetry

@@ -43,6 +43,12 @@ def read_path(target: str, script_name: str = "") -> str:
     return _drop_slash(path)
 
 
+def read_authority(target: str) -> str | None:
+    """Return host and port in a target of absolute form, None for any other target."""
+    authority = _AUTHORITY.match(target.partition("?")[0])
+    return None if authority is None else authority[0].partition("://")[2].rpartition("@")[2]
+
+
 def _drop_slash(path: str) -> str:
     return path[:-1] if path.endswith("/") and len(path) > 1 else path
 
