@@ -7,6 +7,8 @@ from urllib.parse import unquote_to_bytes
 import falcon
 from falcon.routing import DefaultRouter, set_default_responders
 
+from ovms_rest.protocol.words import escape, escape_lines
+
 # RFC 3986 section 3.1 and 3.2: what stands before the path in a target of absolute form.
 _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 _ENCODED_SLASH = re.compile("%(?=2[Ff])")
@@ -81,6 +83,11 @@ class Request(falcon.Request):
             self.path = OUTSIDE  # which Falcon takes for the path "/"
         if self.method == "WEBSOCKET":
             self.method = "websocket"  # which Falcon keeps for itself in capitals
+
+    def log_error(self, message: str) -> None:
+        """Write to WSGI's error stream; Falcon would write the decoded path with its line breaks."""
+        line = f"[ERROR] {self.method} {self.path} failed"
+        self._wsgierrors.write(f"{escape(line)}\n  {escape_lines(message.rstrip())}\n")
 
 
 class _Methods(dict[str, Any]):
