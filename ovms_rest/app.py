@@ -19,6 +19,7 @@ from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.log_levels import LogLevels
 from ovms_rest.pool.reloading import Reloads
 from ovms_rest.pool.telemetry import ServedStatistics, Telemetry
+from ovms_rest.protocol.words import escape
 from ovms_rest.serving.control import ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
 from ovms_rest.serving.cors import Cors
 from ovms_rest.serving.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
@@ -98,7 +99,7 @@ def load_app(environ: Mapping[str, str]) -> App:
         telemetry.count(pipelines)
         return pipelines
 
-    reloads = Reloads(settings.config, models, load, assemble)
+    reloads = Reloads(settings.config, models, load, assemble, settings.model_roots, settings.cache_dir)
     reloads.load()
     app = create_app(models, settings, telemetry.is_ending)
     app.models, app.reloads, app.settings, app.telemetry = models, reloads, settings, telemetry
@@ -163,5 +164,5 @@ def get_app() -> App:
         return load_app(os.environ)
     except ConfigError as error:
         for problem in error.problems:
-            print(f"ovms_rest: {problem}", file=sys.stderr)
+            print(f"ovms_rest: {escape(problem)}", file=sys.stderr)
         sys.exit(1)

@@ -96,9 +96,16 @@ class Settings:
     )
     model_control: str = _setting(
         "auto",
-        _one_of("auto", "none", "all"),
-        "from where API calls may load and unload models and change the log: `auto`: the control address if there is "
-        "one, otherwise this host; `none`: nowhere; `all`: every address",
+        _one_of("auto", "local", "none", "all"),
+        "from where API calls may load and unload models and change the log: `auto`: the control address only; "
+        "`local`: this host too, but not through a proxy or from a web page of another site; `none`: nowhere; `all`: "
+        "every address",
+    )
+    model_roots: str = _setting(
+        "",
+        parse_text,
+        "directories, separated by `:`, below which the configuration in a load call may name paths, besides those of "
+        "the models in the config file",
     )
     load_timeout_seconds: int = _setting(
         300,

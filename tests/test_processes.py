@@ -111,7 +111,7 @@ def test_the_log_tells_what_is_served_and_how(tmp_path):
         ) in service.log
         assert re.search(
             r"2 of 2 models and pipelines serve on http://127\.0\.0\.1:\d+, with 1 worker; "
-            "they may be loaded and unloaded by call from this host",
+            "they may be loaded and unloaded by call from nowhere: OVMS_REST_CONTROL_BIND is not set",
             service.log,
         )
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from ovms_rest.pool import http_errors
+from ovms_rest.pool import http_errors, log_escaping
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.hooks import (
     child_exit,
@@ -46,3 +46,4 @@ control_socket_disable = not any(
 )
 
 http_errors.install()
+log_escaping.install()

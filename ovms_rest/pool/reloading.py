@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from ovms_rest.config import Config, ModelConfig, load_config, parse_model
 from ovms_rest.errors import BusyError, ConfigError, NotFoundError, ReloadError, TryLaterError
 from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.models.roots import check_paths, find_roots
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.pool.mailbox import Mailbox
@@ -65,16 +66,21 @@ class Reloads:
         models: ModelRegistry,
         load: Load,
         assemble: Assemble = lambda definitions, libraries, models, previous, stop: {},
+        model_roots: str = "",
+        cache_dir: str = "",
     ) -> None:
         """Take the config file, a registry to be filled, and what fills it.
 
         `load` gets the models to load, the registry as it is, and what tells it to stop, and returns a new registry.
         `assemble` gets pipelines, libraries, the models of which to make them, all that served before, and the same.
+        The last two are the settings of the same names: below them, too, a call may name paths.
         """
         self._config = config
         self._models = models
         self._load = load
         self._assemble = assemble
+        self._model_roots = model_roots
+        self._cache_dir = cache_dir
         self._mailbox = Mailbox()
         # Of what is served: what the file says, what a call says instead or besides, and what a call took away.
         self._filed: dict[str, ModelConfig] = {}
@@ -173,6 +179,9 @@ class Reloads:
         config = filed.get(name) or self._given.get(name)
         if given is not None:
             config = parse_model(name, given, self._config.parent, config)
+            roots = find_roots(file.models, self._model_roots, self._cache_dir)
+            if outside := list(check_paths(given, config, roots)):
+                raise ReloadError("; ".join(outside), 403)
         elif config is None:
             known = list_names(filed) or "none"
             raise NotFoundError(f"model {quote(name)} is not in {self._config}, where there are: {known}")

@@ -39,7 +39,7 @@ from ovms_rest.pool.table import WAKE, Row, wake
 from ovms_rest.pool.waiting import NEVER, Terms, WaitingQueue, read_terms
 from ovms_rest.serving.cors import cors_headers
 from ovms_rest.serving.error_handlers import encode_error
-from ovms_rest.serving.routing import is_inference
+from ovms_rest.serving.routing import is_inference, read_script_name
 from ovms_rest.settings import read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -99,7 +99,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _set_up(self) -> None:
         cfg, settings = self.cfg, read_settings(os.environ)
-        self._script_name = os.environ.get("SCRIPT_NAME", "")
+        self._script_name = read_script_name(os.environ.get("SCRIPT_NAME", ""))
         self.heads = HeadReader(cfg, self._script_name)
         self.times = Times(
             settings.head_timeout_seconds,
@@ -167,6 +167,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             "wsgi.input_terminated": True,
             # What is answered may be of any buffers, not of bytes alone; they are sent or copied before the next call.
             "ovms_rest.buffers": True,
+            "ovms_rest.path_is_read": True,  # PATH_INFO is what routing.read_path returns
             "SERVER_SOFTWARE": "ovms_rest",
             "SERVER_NAME": host,
             "SERVER_PORT": str(port),
