@@ -95,11 +95,10 @@ def test_a_message_that_does_not_fit_its_arguments_is_left_to_the_handlers(logge
     assert (record.msg, record.args) == ("%d", ("x",))
 
 
-def test_gunicorns_arbiter_may_write_lines(logger):
-    """It logs its configuration so, at the level debug."""
-    record = logging.LogRecord(logger.name, logging.DEBUG, "arbiter.py", 1, "a:\nb\x1b\n[c", (), None)
-    assert logger.filter(record)
-    assert record.getMessage() == "a:\n  b\\x1b\n  [c"
+def test_gunicorns_configuration_keeps_its_lines(logger):
+    """It is logged at the level debug."""
+    logger.debug("Current configuration:\nb\x1b\n[c")
+    assert logger.read() == "DEBUG Current configuration:\n  b\\x1b\n  [c\n"
 
 
 # --- A service, with everything that a client controls
@@ -176,7 +175,9 @@ def test_what_is_decoded_begins_no_line(service):
     for control in DECODED:
         for data in requests(f"a{control}{FORGED}"):
             assert exchange(service, data).startswith(b"HTTP/1.1 "), data
-    assert "forged" in lines_of_clients(service)
+    text = lines_of_clients(service)
+    assert "forged" in text
+    assert re.search(r"^\[.*\[DEBUG\] Current configuration:\n(    \w+: .*\n)+", text, re.MULTILINE)
 
 
 def test_what_is_sent_as_it_is_begins_no_line(service):

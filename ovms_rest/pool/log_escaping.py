@@ -10,6 +10,9 @@ from ovms_rest.protocol.words import escape, escape_lines
 
 _LOGGERS = ("gunicorn.error", "gunicorn.error.ovms_rest", "gunicorn.access")
 
+# How messages of gunicorn's arbiter begin that have several lines, none of them a client's.
+_IN_LINES = ("Current configuration:\n", "Exception during worker exit:\n")
+
 
 class _Escaping(logging.Filter):
     """Lets every record pass, with its message in one line and its traceback indented."""
@@ -23,8 +26,7 @@ class _Escaping(logging.Filter):
             message = record.getMessage()
         except Exception:  # a bug of the caller, which the handlers report
             return True
-        # gunicorn's arbiter, which sees no client, writes its configuration in lines.
-        escaped = escape_lines(message) if record.module == "arbiter" else escape(message)
+        escaped = escape_lines(message) if message.startswith(_IN_LINES) else escape(message)
         if escaped != message:
             record.msg, record.args = escaped, ()
         if record.exc_info and not record.exc_text:
