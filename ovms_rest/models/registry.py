@@ -319,6 +319,8 @@ class _Candidate:
             self.entry.failures[version] = str(error)
         else:
             self.entry.versions[version] = model
+            if source and source.note:
+                log.warning("version %d of model %r was %s", version, self.config.name, source.note)
 
     def finish(self) -> Entry:
         """Tell in the log what became of the model; it goes on as it was when nothing of it can be served now."""
