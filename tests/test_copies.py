@@ -79,6 +79,17 @@ def test_files_are_mapped_where_the_user_wants_that(tmp_path):
     assert mapped(file)
 
 
+@pytest.mark.parametrize(("config", "is_mapped"), [({}, False), ({"ENABLE_MMAP": "YES"}, True)])
+def test_a_model_from_the_cache_is_mapped_only_where_the_user_wants_that(tmp_path, config, is_mapped):
+    save_constant(tmp_path)
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        model = load(tmp_path / "1", copy_model(tmp_path / "1", None), CACHE_DIR=str(cache), **config)
+        model.compile()
+    assert model._compiled.get_property("LOADED_FROM_CACHE")
+    assert bool(mapped(cache)) == is_mapped
+
+
 def save_constant(directory, value=1.0, size=2**20):
     """Write an IR that adds a constant; return the file of its weights."""
     x = model_zoo.parameter("x", (1,), model_zoo.Type.f32)

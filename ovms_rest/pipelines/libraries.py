@@ -39,7 +39,7 @@ def load_node(library: Library, params: Params, timeout: float, stop: Callable[[
     `base_path` is a Python file (.py) or C library on the disk; else one of OVMS's libraries, which ours stand in for;
     else a Python module, or an object in it, as `package.module:object`. Code that is not ours is tried first in a
     throwaway process, for `timeout` seconds, which is given up when `stop` says so. Raises LoadError, whose text does
-    not name the library.
+    not name the library; that is a ChangingError for a file that is being written.
     """
     file = library.path.absolute()
     is_file = os.path.isfile(file)  # False too where it may not be looked for, other than Path's
@@ -57,7 +57,7 @@ def load_node(library: Library, params: Params, timeout: float, stop: Callable[[
             probe(Code("name", library.base_path, params), timeout, stop)
             return load_name(library.name, library.base_path, params)
     except LoadError as error:
-        raise LoadError(f"{file if is_file else library.base_path}: {error}") from error
+        raise type(error)(f"{file if is_file else library.base_path}: {error}") from error
     raise LoadError(
         f"there is no file {file}, and {library.base_path!r} is neither the name of a Python module, as "
         f"'package.module' or 'package.module:object', nor one of {', '.join(OVMS_LIBRARIES)}"
@@ -72,7 +72,7 @@ def _load_c_node(library: str, file: Path, params: Params, timeout: float, stop:
     try:
         description = probe(Code("c", copy.path, params), timeout, stop, [copy.descriptor])
     except LoadError as error:
-        raise LoadError(str(error).replace(copy.path, str(file))) from error
+        raise type(error)(str(error).replace(copy.path, str(file))) from error
     return CNode(library, file, params, description, copy)
 
 
