@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from ovms_rest.errors import LoadError
 from ovms_rest.models.repository import find_model_file, find_weights, list_model_files
@@ -35,7 +35,7 @@ _PAUSE_SECONDS = 0.02
 # Kernels before 6.13 count the time of a change in ticks, of 10 ms at most: a file that changed within the last tick
 # may change again and keep its stamp.
 _TICK_SECONDS = 0.02
-_CHUNK = 2**20
+_CHUNK = 2**24
 _STATFS_BYTES = 256  # more than a struct statfs has
 
 _PREFIX = "ovms_rest_copies-"
@@ -259,8 +259,8 @@ def _fill(place: Place, file: Path, files: Sequence[Path], state: State) -> Sour
         for each, size in zip(files, sizes, strict=True):
             target = directory / each.relative_to(base)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as stream:
-                _copy(each, stream, size)
+            with target.open("xb", buffering=0) as stream:
+                _copy(each, stream.fileno(), size)
     return Source(str(file), str(directory if file.is_dir() else directory / file.name), None, may_map=True)
 
 
@@ -268,28 +268,30 @@ def _copy_to_memory(file: Path, descriptor: int, size: int) -> str:
     """Copy a file to a memory file; return the path that stands for it."""
     os.ftruncate(descriptor, 0)  # a try that failed may have left something
     os.lseek(descriptor, 0, os.SEEK_SET)
-    with open(descriptor, "wb", closefd=False) as stream:
-        _copy(file, stream, size)
+    _copy(file, descriptor, size)
     return f"/proc/self/fd/{descriptor}"
 
 
-def _copy(file: Path, target: IO[bytes], size: int) -> None:
+def _copy(file: Path, target: int, size: int) -> None:
     """Copy as many bytes as the file had, and no more: it may be growing. Raises OSError for the target only."""
     with _reading(file), file.open("rb", buffering=0) as source:
-        data = source.read(min(size, _CHUNK))
-        while data:
-            _write(target, data)
-            size -= len(data)
-            data = source.read(min(size, _CHUNK))
+        done = 0
+        with contextlib.suppress(OSError):  # which is not clear about the side that failed
+            while count := os.sendfile(target, source.fileno(), done, min(size - done, _CHUNK)):
+                done += count
+        source.seek(done)
+        while data := source.read(min(size - done, _CHUNK)):
+            done += _write(target, data)
+            source.seek(done)
 
 
 class _NoRoomError(OSError):
     """A copy cannot be written."""
 
 
-def _write(target: IO[bytes], data: bytes) -> None:
+def _write(target: int, data: bytes) -> int:
     try:
-        target.write(data)
+        return os.write(target, data)
     except OSError as error:
         raise _NoRoomError(error.strerror) from error
 
@@ -392,5 +394,7 @@ def _reading(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise ChangingError(f"{file} vanished while it was being loaded") from error
+    except _NoRoomError:
+        raise
     except OSError as error:
         raise LoadError(f"cannot read the file {file}: {error.strerror}") from error
