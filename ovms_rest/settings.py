@@ -120,7 +120,8 @@ class Settings:
     cache_dir: str = _setting(
         "",
         parse_text,
-        "directory where OpenVINO caches compiled models, unless a model's `CACHE_DIR` names another; empty for none",
+        "directory where OpenVINO caches compiled models, unless a model's `CACHE_DIR` names another; empty for none. "
+        "One that cannot be written is only read",
     )
     max_image_pixels: int = _setting(
         2**26, integer_between(1, 2**30), "pixels that one encoded image may have; a larger one is answered 400"

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,16 +138,21 @@ def _pause(deadline: float) -> float:
 
 
 @contextmanager
-def start(work: Work, task: Any, stop: Callable[[], bool] = lambda: False) -> Iterator[Throwaway]:
+def start(
+    work: Work, task: Any, stop: Callable[[], bool] = lambda: False, descriptors: Sequence[int] = ()
+) -> Iterator[Throwaway]:
     """Start a throwaway process that does some work, and end it in the end, with all that it forked into its group.
 
     `task` goes to `work` by JSON, in which what JSON does not know is a string. When `stop` says so, answers are no
-    longer waited for. Raises OSError when no process can be started.
+    longer waited for. The process has the `descriptors` under the same numbers. Raises OSError when no process can be
+    started.
     """
     written = orjson.dumps(task, default=str)
     command = [sys.executable, "-m", "ovms_rest.throwaway", work.__module__, work.__name__]
     # In a session of its own, so that what the work may fork ends with it.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, pass_fds=descriptors
+    ) as process:
         try:
             yield Throwaway(process, written, stop)
         finally:

@@ -30,6 +30,7 @@ _STREAMS = "NUM_STREAMS"
 _PINNING = "ENABLE_CPU_PINNING"
 _PRECISION = "INFERENCE_PRECISION_HINT"
 _CACHE = "CACHE_DIR"
+_MMAP = "ENABLE_MMAP"
 _OF_DEVICES = "DEVICE_PROPERTIES"
 
 _COMPOSITES = ("AUTO", "BATCH", "HETERO", "MULTI")
@@ -44,7 +45,7 @@ _OF_EVERY_DEVICE = (
     _CACHE,
     "CACHE_MODE",
     _OF_DEVICES,
-    "ENABLE_MMAP",
+    _MMAP,
     "FORCE_TBB_TERMINATE",
     "LOG_LEVEL",
 )
@@ -89,6 +90,14 @@ def plan_compilation(
     reason = "one thread in each worker" + (f" serves what {asked} asks for" if asked else "")
     kept = {key: value for key, value in properties.items() if key not in (_HINT, *_SHARED_SETTINGS)}
     return Compilation(device, {**kept, **_SHARED_SETTINGS}, shared=True, reason=reason, notes=notes)
+
+
+def maps_files(compilation: Compilation) -> bool:
+    """Return whether the user wants the files of the model mapped into memory, rather than private copies of them.
+
+    OpenVINO's own default is to map them, which harms whoever overwrites a file that serves.
+    """
+    return bool(compilation.properties.get(_MMAP))
 
 
 def check_properties(properties: Mapping[str, PluginValue], device: str, supported: Mapping[str, str]) -> None:
@@ -237,7 +246,7 @@ _READERS: Mapping[str, Callable[[PluginValue], PluginValue]] = {
             "ENABLE_CPU_PINNING",
             "ENABLE_CPU_RESERVATION",
             "ENABLE_HYPER_THREADING",
-            "ENABLE_MMAP",
+            _MMAP,
             "ENABLE_RUNTIME_FALLBACK",
             "ENABLE_STARTUP_FALLBACK",
             "ENABLE_TENSOR_PARALLEL",

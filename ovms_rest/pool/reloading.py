@@ -31,6 +31,12 @@ Assemble = Callable[
     dict[str, Entry],
 ]
 
+# The stamp of files that were being written when they were to be loaded: no other is equal, so that a reload follows.
+_CHANGING: Stamp = (("", 0, 0, 0, 0),)
+
+# A load of such files is repeated after growing pauses.
+_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 1.0, 60.0
+
 # So many outcomes are kept for those who asked and have not looked yet, and so much of a text, which is in the log too.
 _KEPT_OUTCOMES = 256
 _KEPT_TEXT = 2000
@@ -91,6 +97,10 @@ class Reloads:
         # How the disk was when it was read.
         self._stamps: dict[Path, Stamp] = {config: ()}
         self._seen = self._stamps
+        # What was found when a reload was last asked for, when to ask again although nothing has changed since, and
+        # after how many seconds for the time after that.
+        self._asked: dict[Path, Stamp] = {}
+        self._repeat_at, self._pause = 0.0, _MIN_PAUSE_SECONDS
         self._told: set[int | None] = set()  # the kinds of errors that looking met with, by their numbers
         self._outcomes: dict[str, _Outcome] = {}
         self._run: list[tuple[Change, _Outcome]] = []
@@ -117,7 +127,7 @@ class Reloads:
         entries = self._join(entries, pipelines, config.libraries, unloaded, stop)
         self._filed, self._given, self._unloaded = filed, given, unloaded
         self._pipelines, self._libraries = pipelines, config.libraries
-        self._stamps = self._seen = stamps
+        self._stamps = self._seen = stamps | dict.fromkeys(self._find_changing(entries), _CHANGING)
         self._fault = ""
         self._replace(entries)
 
@@ -199,7 +209,7 @@ class Reloads:
         else:
             self._given.pop(name, None)
         self._unloaded.discard(name)
-        self._stamps = self._seen = {**self._stamps, config.base_path: now}
+        self._stamps = self._seen = {**self._stamps, config.base_path: _CHANGING if entry.is_changing else now}
         self._replace(entries)
 
     def _load_pipeline(
@@ -217,7 +227,9 @@ class Reloads:
             raise ReloadError("; ".join(problems), 412)
         self._pipelines[name] = pipeline
         self._libraries = {**self._libraries, **own}
-        self._stamps = self._seen = {**self._stamps, **stamps}
+        self._stamps = self._seen = {**self._stamps, **stamps} | dict.fromkeys(
+            self._find_changing({name: entry}), _CHANGING
+        )
         self._unloaded.discard(name)
         self._replace({**self._models.entries, name: entry})
 
@@ -244,6 +256,15 @@ class Reloads:
         served = {model.base_path for other, model in wanted.items() if other not in self._unloaded}
         kept = {self._config, *served, *(library.path for library in self._libraries.values())}
         self._stamps = self._seen = {path: of for path, of in self._stamps.items() if path in kept}
+
+    def _find_changing(self, entries: Mapping[str, Entry]) -> set[Path]:
+        """Return the paths of what could not be loaded because it was being written."""
+        changing = {name for name, entry in entries.items() if entry.is_changing}
+        nodes = [node for name in changing & self._pipelines.keys() for node in self._pipelines[name].nodes]
+        models = self._filed | self._given
+        return {models[name].base_path for name in changing & models.keys()} | {
+            self._libraries[node.library].path for node in nodes if node.library in self._libraries
+        }
 
     def _models_of(self, wanted: Mapping[str, ModelConfig]) -> dict[str, Entry]:
         """Return the models as they are now."""
@@ -336,11 +357,15 @@ class Reloads:
 
     def _ask_if_changed(self) -> None:
         now = self._look()
-        if now != self._stamps and now == self._seen:
+        if now != self._stamps and now == self._seen and (now != self._asked or time.monotonic() >= self._repeat_at):
             log.info("the config or a model has changed")
             with contextlib.suppress(BusyError):  # then there will be another look
                 self._mailbox.send(Change()._asdict())
-                self._stamps = now  # the new generation looks for itself
+                # A new generation looks for itself. There is none if files were still being written.
+                unfinished = {path: _CHANGING for path, of in self._stamps.items() if of == _CHANGING}
+                self._asked, self._stamps = now, now | unfinished
+                self._repeat_at = time.monotonic() + self._pause
+                self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
         self._seen = now
 
     def request(self, ticket: dict[str, Any]) -> dict[str, Any] | None:
