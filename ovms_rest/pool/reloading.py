@@ -30,9 +30,9 @@ Assemble = Callable[
     dict[str, Entry],
 ]
 
-# So many outcomes are kept for those who asked and have not looked yet, and so much of a text, which is in the log too.
+# So many outcomes are kept for callers who have not looked yet, and so much of each text, all of which is in the log.
 _KEPT_OUTCOMES = 256
-_KEPT_TEXT = 2000
+_KEPT_BYTES = 2000
 
 
 class Change(NamedTuple):
@@ -276,12 +276,13 @@ class Reloads:
         for change, outcome in self._run:
             if change.id:
                 self._outcomes[change.id] = outcome if outcome.error else self._judge(change)
-        self._outcomes = dict(list(self._outcomes.items())[-_KEPT_OUTCOMES:])
-        outcomes = {id_: [outcome.status, outcome.error[:_KEPT_TEXT]] for id_, outcome in self._outcomes.items()}
-        told = {"models": self._models.status(), "outcomes": outcomes, "fault": self._fault[:_KEPT_TEXT]}
-        if not self._mailbox.publish(told):
-            log.error("the status of %d models is too long for the answers of reloads", len(self._models.entries))
-            self._mailbox.publish({**told, "models": {}})
+        kept = max(_KEPT_OUTCOMES, len(self._run))  # nobody has looked at those of this run yet
+        self._outcomes = dict(list(self._outcomes.items())[-kept:])
+        outcomes = {id_: [outcome.status, _cut(outcome.error)] for id_, outcome in self._outcomes.items()}
+        try:
+            self._mailbox.publish({"models": self._models.status(), "outcomes": outcomes, "fault": _cut(self._fault)})
+        except Exception:  # out of memory, say; the arbiter goes on, and the next change publishes these outcomes too
+            log.exception("cannot publish the outcomes of %d changes", len(self._run))
 
     def _judge(self, change: Change) -> _Outcome:
         """Tell what came of a change by what serves."""
@@ -383,3 +384,8 @@ class Reloads:
     def _look(self) -> dict[Path, Stamp]:
         """Describe the config file and the directories of all models that are to be served."""
         return {path: stamp(path) for path in self._stamps}
+
+
+def _cut(text: str) -> str:
+    """Return as much of a text as is kept."""
+    return text.encode(errors="backslashreplace")[:_KEPT_BYTES].decode(errors="ignore")
