@@ -86,6 +86,7 @@ class Reloads:
         self._stamps: dict[Path, Stamp] = {config: ()}
         self._seen = self._stamps
         self._told: set[int | None] = set()  # the kinds of errors that looking met with, by their numbers
+        self._is_watching = False
         self._outcomes: dict[str, _Outcome] = {}
         self._run: list[tuple[Change, _Outcome]] = []
         self._changed = False
@@ -319,12 +320,22 @@ class Reloads:
         What is only half written changes again before the next. Whatever the system refuses is logged, once for each
         kind of error, and tried again at the next look: a disk that is away for a while costs no worker.
         """
+        if not self._is_watching:
+            self._is_watching = True
+            self._leave_out_forbidden()
         try:
             self._ask_if_changed()
         except OSError as error:
             if error.errno not in self._told:
                 self._told.add(error.errno)
                 log.error("cannot tell whether the config or a model has changed, and goes on trying: %s", error)
+
+    def _leave_out_forbidden(self) -> None:
+        """Stop looking at paths that the arbiter may read and this worker, of another user (--user), may not."""
+        forbidden = [path for path in self._stamps if _is_forbidden(path)]
+        for path in forbidden:
+            log.error("changes of %s are only noticed by a reload: user %d may not read it", path, os.geteuid())
+        self._stamps = self._seen = {path: of for path, of in self._stamps.items() if path not in forbidden}
 
     def _ask_if_changed(self) -> None:
         now = self._look()
@@ -389,3 +400,12 @@ class Reloads:
 def _cut(text: str) -> str:
     """Return as much of a text as is kept."""
     return text.encode(errors="backslashreplace")[:_KEPT_BYTES].decode(errors="ignore")
+
+
+def _is_forbidden(path: Path) -> bool:
+    try:
+        if path.is_dir():
+            os.scandir(path).close()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
