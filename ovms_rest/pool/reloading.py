@@ -37,9 +37,9 @@ _CHANGING: Stamp = (("", 0, 0, 0, 0),)
 # A load of such files is repeated after growing pauses.
 _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 1.0, 60.0
 
-# So many outcomes are kept for those who asked and have not looked yet, and so much of a text, which is in the log too.
+# So many outcomes are kept for callers who have not looked yet, and so much of each text, all of which is in the log.
 _KEPT_OUTCOMES = 256
-_KEPT_TEXT = 2000
+_KEPT_BYTES = 2000
 
 
 class Change(NamedTuple):
@@ -102,6 +102,7 @@ class Reloads:
         self._asked: dict[Path, Stamp] = {}
         self._repeat_at, self._pause = 0.0, _MIN_PAUSE_SECONDS
         self._told: set[int | None] = set()  # the kinds of errors that looking met with, by their numbers
+        self._is_watching = False
         self._outcomes: dict[str, _Outcome] = {}
         self._run: list[tuple[Change, _Outcome]] = []
         self._changed = False
@@ -306,12 +307,13 @@ class Reloads:
         for change, outcome in self._run:
             if change.id:
                 self._outcomes[change.id] = outcome if outcome.error else self._judge(change)
-        self._outcomes = dict(list(self._outcomes.items())[-_KEPT_OUTCOMES:])
-        outcomes = {id_: [outcome.status, outcome.error[:_KEPT_TEXT]] for id_, outcome in self._outcomes.items()}
-        told = {"models": self._models.status(), "outcomes": outcomes, "fault": self._fault[:_KEPT_TEXT]}
-        if not self._mailbox.publish(told):
-            log.error("the status of %d models is too long for the answers of reloads", len(self._models.entries))
-            self._mailbox.publish({**told, "models": {}})
+        kept = max(_KEPT_OUTCOMES, len(self._run))  # nobody has looked at those of this run yet
+        self._outcomes = dict(list(self._outcomes.items())[-kept:])
+        outcomes = {id_: [outcome.status, _cut(outcome.error)] for id_, outcome in self._outcomes.items()}
+        try:
+            self._mailbox.publish({"models": self._models.status(), "outcomes": outcomes, "fault": _cut(self._fault)})
+        except Exception:  # out of memory, say; the arbiter goes on, and the next change publishes these outcomes too
+            log.exception("cannot publish the outcomes of %d changes", len(self._run))
 
     def _judge(self, change: Change) -> _Outcome:
         """Tell what came of a change by what serves."""
@@ -348,12 +350,22 @@ class Reloads:
         What is only half written changes again before the next. Whatever the system refuses is logged, once for each
         kind of error, and tried again at the next look: a disk that is away for a while costs no worker.
         """
+        if not self._is_watching:
+            self._is_watching = True
+            self._leave_out_forbidden()
         try:
             self._ask_if_changed()
         except OSError as error:
             if error.errno not in self._told:
                 self._told.add(error.errno)
                 log.error("cannot tell whether the config or a model has changed, and goes on trying: %s", error)
+
+    def _leave_out_forbidden(self) -> None:
+        """Stop looking at paths that the arbiter may read and this worker, of another user (--user), may not."""
+        forbidden = [path for path in self._stamps if _is_forbidden(path)]
+        for path in forbidden:
+            log.error("changes of %s are only noticed by a reload: user %d may not read it", path, os.geteuid())
+        self._stamps = self._seen = {path: of for path, of in self._stamps.items() if path not in forbidden}
 
     def _ask_if_changed(self) -> None:
         now = self._look()
@@ -417,3 +429,17 @@ class Reloads:
     def _look(self) -> dict[Path, Stamp]:
         """Describe the config file and the directories of all models that are to be served."""
         return {path: stamp(path) for path in self._stamps}
+
+
+def _cut(text: str) -> str:
+    """Return as much of a text as is kept."""
+    return text.encode(errors="backslashreplace")[:_KEPT_BYTES].decode(errors="ignore")
+
+
+def _is_forbidden(path: Path) -> bool:
+    try:
+        if path.is_dir():
+            os.scandir(path).close()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False

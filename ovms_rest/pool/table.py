@@ -188,6 +188,10 @@ def read_rows(numbers: memoryview) -> Iterator[Seen]:
 
 
 def wake(pid: int) -> None:
-    """Wake a worker, to accept a connection; one that is gone meanwhile is not missed."""
-    with contextlib.suppress(ProcessLookupError):
+    """Wake a worker, to accept a connection; one that is gone meanwhile is not missed.
+
+    Nor is one of another user, from before a reload that changed gunicorn's `user`: whoever wakes takes the connection
+    itself when nobody has come for it.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, WAKE)

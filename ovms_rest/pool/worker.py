@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
-from gunicorn.config import Config
+from gunicorn.config import PostRequest, PreRequest
 from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker as BaseWorker
@@ -555,7 +555,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def handle_usr1(self, sig: int, frame: Any) -> None:
         """Reopen the logs."""
-        super().handle_usr1(sig, frame)
+        try:
+            super().handle_usr1(sig, frame)
+        except OSError as error:  # with `capture_output`, a file that only the arbiter may open
+            log.error("cannot reopen the log: %s", error)
         if self._access_log is not None:
             self._access_log.reopen()
 
@@ -604,9 +607,8 @@ def _connection_line(connection: Connection) -> str:
 
 def _is_observed(cfg: Any, logger: Any) -> bool:
     """Tell whether anybody looks at single requests: an access log, or hooks of the user's."""
-    default = Config()
-    hooks = ("pre_request", "post_request")
-    return logger.access_log_enabled or any(getattr(cfg, hook) is not getattr(default, hook) for hook in hooks)
+    hooks = (cfg.pre_request, PreRequest.default), (cfg.post_request, PostRequest.default)
+    return logger.access_log_enabled or any(hook is not default for hook, default in hooks)
 
 
 # What stands in the access log for a request that could not be read.
