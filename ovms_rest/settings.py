@@ -77,17 +77,23 @@ class Settings:
     max_held_bytes: int = _setting(
         2**30,
         integer_between(1, 2**40),
-        "bytes of unfinished requests and responses that one worker may hold; beyond that the answer is 503 with "
-        "Retry-After",
+        "bytes of received requests and unsent responses that one worker may hold; a request or response that does "
+        "not fit in is answered 503 with Retry-After",
     )
     head_timeout_seconds: int = _setting(
         10, integer_between(1, 86400), "seconds allowed for receiving the head of a request"
     )
     body_timeout_seconds: int = _setting(
-        30, integer_between(1, 86400), "seconds allowed for receiving a body, plus one per 100,000 bytes"
+        30,
+        integer_between(1, 86400),
+        "seconds allowed for receiving a body; every 100,000 bytes received add one, but the time left never exceeds "
+        "this setting; beyond it the answer is 408",
     )
     send_timeout_seconds: int = _setting(
-        30, integer_between(1, 86400), "seconds a client may take to read a response, plus one per 100,000 bytes"
+        30,
+        integer_between(1, 86400),
+        "seconds a client may take to read a response; every 100,000 bytes read add one, but the time left never "
+        "exceeds this setting; beyond it the connection is closed",
     )
     control_bind: str = _setting(
         "",
