@@ -12,6 +12,9 @@ from ovms_rest.protocol.words import cut, describe
 from ovms_rest.serving.body import read_body
 from ovms_rest.serving.permission import Permission
 
+# Bytes of a body, as received and after decompression: they hold at most the configuration of a model.
+MAX_BODY_BYTES = 2**20
+
 # How often a worker that can do nothing else meanwhile looks whether a change has been made.
 _PAUSE_SECONDS = 0.05
 

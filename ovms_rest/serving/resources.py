@@ -16,6 +16,7 @@ from ovms_rest.protocol.decoding import (
     decode_request,
 )
 from ovms_rest.protocol.encoding import Buffer, encode_response
+from ovms_rest.protocol.json_memory import choose_budget
 from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor, batch_of
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.serving.body import read_body
@@ -169,6 +170,7 @@ class Infer:
         """Take what is served, and the limits."""
         self._registry = registry
         self._settings = settings
+        self._json_memory = choose_budget(settings.max_body_bytes)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Infer, and count it."""
@@ -244,7 +246,7 @@ class Infer:
         header_length = decode_header_length(header, len(body))
         if header_length == 0:
             return len(body), decode_raw_request(body, metadata.inputs)
-        return len(body), decode_request(body, header_length)
+        return len(body), decode_request(body, header_length, model=metadata, json_memory=self._json_memory)
 
     def _answer(self, req: falcon.Request, resp: falcon.Response, head: bytes, sections: list[Buffer]) -> int:
         """Hand the answer to the server; return its size."""
