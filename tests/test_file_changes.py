@@ -217,7 +217,7 @@ def test_copies_that_are_repeated_during_reloads_harm_nothing(live):
     copier = threading.Thread(target=copy)
     with Clients(service) as clients:
         copier.start()
-        end = time.monotonic() + 6
+        end = time.monotonic() + 4
         try:
             while time.monotonic() < end:
                 assert service.request("POST", "/v1/config/reload").status in (200, 201, 412)
