@@ -30,7 +30,7 @@ Assemble = Callable[
     dict[str, Entry],
 ]
 
-# So many outcomes are kept for callers who have not looked yet, and so much of each text, all of which is in the log.
+# So many outcomes are kept for those who asked and have not looked yet, and so much of a text, which is in the log too.
 _KEPT_OUTCOMES = 256
 _KEPT_BYTES = 2000
 
