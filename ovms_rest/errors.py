@@ -36,7 +36,7 @@ class ForbiddenError(ServingError):
 
 
 class ReloadError(ServingError):
-    """A reload that failed; `status` is 400 for a config that cannot be read, 412 for models that do not serve."""
+    """A reload that failed; `status` is 400 for an unreadable config, 412 for failed models, 503 for a shortage."""
 
     def __init__(self, message: str, status: int) -> None:
         """Keep the status."""
@@ -86,3 +86,7 @@ class ConfigError(Exception):
 
 class LoadError(Exception):
     """A model that cannot be served; its text is the reason, in one line."""
+
+
+class ShortageError(Exception):
+    """The system lacks something for now, say processes or descriptors; its text names it. A later try may succeed."""

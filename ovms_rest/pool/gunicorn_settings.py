@@ -3,10 +3,11 @@
 import os
 import sys
 
-from ovms_rest.pool import http_errors
+from ovms_rest.pool import heartbeat, http_errors
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.hooks import (
     child_exit,
+    nworkers_changed,
     on_reload,
     on_starting,
     post_fork,
@@ -20,6 +21,7 @@ __all__ = [
     "child_exit",
     "control_socket_disable",
     "keepalive",
+    "nworkers_changed",
     "on_reload",
     "on_starting",
     "post_fork",
@@ -45,4 +47,5 @@ control_socket_disable = not any(
     "--control-socket" in argument for argument in (*sys.argv, os.environ.get("GUNICORN_CMD_ARGS", ""))
 )
 
+heartbeat.install()
 http_errors.install()
