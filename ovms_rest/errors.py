@@ -32,11 +32,14 @@ class NotReadyError(ServingError):
 
 
 class ForbiddenError(ServingError):
-    """A change of what is served that is not allowed over HTTP from where it was asked for."""
+    """A change of the service that is not allowed over HTTP from where the request came."""
 
 
 class ReloadError(ServingError):
-    """A reload that failed; `status` is 400 for an unreadable config, 412 for failed models, 503 for a shortage."""
+    """A change that failed.
+
+    `status` is 400 for an invalid config, 403 for forbidden paths, 412 for a failed load, 503 for want of resources.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         """Keep the status."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -141,15 +141,18 @@ def _pause(deadline: float) -> float:
 
 
 @contextmanager
-def start(work: Work, task: Any, stop: Callable[[], bool] = lambda: False) -> Iterator[Throwaway]:
+def start(
+    work: Work, task: Any, stop: Callable[[], bool] = lambda: False, descriptors: Sequence[int] = ()
+) -> Iterator[Throwaway]:
     """Start a throwaway process that does some work, and end it in the end, with all that it forked into its group.
 
     `task` goes to `work` by JSON, in which what JSON does not know is a string. When `stop` says so, answers are no
-    longer waited for. Raises ShortageError when the system has no process, memory or descriptor left for it.
+    longer waited for. The process has the `descriptors` under the same numbers. Raises ShortageError when the system
+    has no process, memory or descriptor left for it.
     """
     written = orjson.dumps(task, default=str)
     command = [sys.executable, "-m", "ovms_rest.throwaway", work.__module__, work.__name__]
-    with _start(command) as process:
+    with _start(command, descriptors) as process:
         running.add(process.pid)
         try:
             yield Throwaway(process, written, stop)
@@ -160,10 +163,12 @@ def start(work: Work, task: Any, stop: Callable[[], bool] = lambda: False) -> It
             running.discard(process.pid)
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
+def _start(command: list[str], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
     try:
         # In a session of its own, so that what the work may fork ends with it.
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, pass_fds=descriptors
+        )
     except OSError as error:
         raise ShortageError(f"cannot start a process to try models and nodes in: {error.strerror}") from error
 

@@ -10,8 +10,9 @@ import openvino
 import pytest
 from conftest import ELEMENT_TYPES
 from openvino import Type, opset15
+from openvino.op.util import Variable, VariableInfo
 
-from ovms_rest.errors import InferenceError, LoadError
+from ovms_rest.errors import BusyError, InvalidRequestError, LoadError
 from ovms_rest.models.compilation import plan_compilation
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.runtime import Model
@@ -257,15 +258,16 @@ def multiply(model, left, right):
     return product.shape
 
 
-def test_a_failing_inference_is_an_error_without_openvinos_text(tmp_path, caplog):
+def test_shapes_that_do_not_fit_are_the_clients_mistake_with_the_node_and_the_dims(tmp_path):
     model = open_model(model_zoo.save(model_zoo.product(), tmp_path), "product")
-    with pytest.raises(InferenceError) as failure:
+    with pytest.raises(InvalidRequestError) as failure:
         multiply(model, (2, 3), (2, 2))
-    assert str(failure.value) == (
-        "model 'product' version 1 failed at this request; the reason is in the log of the server"
+    assert re.fullmatch(
+        r"model 'product' version 1 cannot compute this request: node 'MatMul_\d+': Incompatible MatMul matrix "
+        r"dimension. First input dimension=3 at COL_INDEX_DIM=1 doesn't match the second input dimension=2 at "
+        r"ROW_INDEX_DIM=0",
+        str(failure.value),
     )
-    assert "inference of model 'product' failed: " in caplog.text
-    assert "Matmul input shapes are incompatible" in caplog.text
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -276,21 +278,158 @@ def test_a_failing_inference_harms_no_later_one(tmp_path, size):
     good = (size, size)
     for _ in range(2):
         assert multiply(model, good, good) == good
-        with pytest.raises(InferenceError):
+        with pytest.raises(InvalidRequestError):
             multiply(model, (2, 3), (2, 2))
         assert multiply(model, good, good) == good
     assert not retired
 
 
-def test_a_failure_that_cannot_be_mended_retires_the_process(tmp_path):
-    """No input that would mend it is known: what comes has to have 7 columns, which only the model knows."""
+def test_shapes_that_only_the_model_knows_are_checked_before_the_plugin_sees_them(tmp_path):
+    """What comes has to have 7 columns."""
     x = model_zoo.parameter("x", (-1, -1), Type.f32)
     model = model_zoo.model_of({"y": opset15.concat([x, opset15.constant(np.ones((2, 7), np.float32))], 0)}, [x])
     retired = []
     opened = open_model(model_zoo.save(model, tmp_path), retire=lambda: retired.append(1))
-    with pytest.raises(InferenceError):
-        opened.infer({"x": np.ones((1, 6), np.float32)})
-    assert retired == [1]
+    for rows in (1, 2, 1):
+        with pytest.raises(InvalidRequestError, match="Argument shapes are inconsistent"):
+            opened.infer({"x": np.ones((rows, 6), np.float32)})
+        assert opened.infer({"x": np.ones((rows, 7), np.float32)})["y"].array.shape == (rows + 2, 7)
+    assert not retired
+
+
+def reshaping(columns=None):
+    """A model whose values have to fit its shapes: x FP32 [n] -> y = relu(x) as n0 x n1."""
+    x, dims = model_zoo.parameter("x", (-1,), Type.f32), model_zoo.parameter("dims", (2,), Type.i64)
+    y = opset15.reshape(opset15.relu(x), dims, special_zero=False)
+    if columns:
+        y = opset15.concat([y, opset15.constant(np.ones((1, columns), np.float32))], 0)
+    return model_zoo.model_of({"y": y}, [x, dims])
+
+
+def reshape(model, size, *dims):
+    return model.infer({"x": np.ones(size, np.float32), "dims": np.array(dims, np.int64)})["y"].array
+
+
+def test_values_that_do_not_fit_are_the_clients_mistake_and_harm_no_later_request(tmp_path):
+    retired = []
+    model = open_model(model_zoo.save(reshaping(), tmp_path), retire=lambda: retired.append(1))
+    for size, dims in ((6, (2, 3)), (4, (4, 1)), (6, (3, 2))):
+        assert reshape(model, size, *dims).tolist() == np.ones(dims).tolist()
+        with pytest.raises(InvalidRequestError) as failure:
+            reshape(model, 6, 4, 2)
+        assert re.fullmatch(
+            r"model 'model' version 1 cannot compute this request: Reshape node with name 'Reshape_\d+' "
+            r"reshape: the shape of input data \(6\) conflicts with the reshape pattern \(4.2\)",
+            str(failure.value),
+        )
+        assert reshape(model, size, *dims).tolist() == np.ones(dims).tolist()
+    assert not retired
+
+
+def test_a_model_is_brought_back_by_requests_that_it_computed_before(tmp_path):
+    """Nothing invented fits: the product of the dims has to be the size, and the second of them 5."""
+    retired = []
+    model = open_model(model_zoo.save(reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
+    for size, dims in ((10, (2, 5)), (15, (3, 5))):
+        assert reshape(model, size, *dims).shape == (dims[0] + 1, 5)
+    for _ in range(2):
+        with pytest.raises(InvalidRequestError):
+            reshape(model, 12, 3, 4)
+        assert reshape(model, 15, 3, 5).tolist() == np.ones((4, 5)).tolist()
+        assert reshape(model, 10, 2, 5).tolist() == np.ones((3, 5)).tolist()
+    assert not retired
+
+
+def test_a_model_that_nothing_known_brings_back_is_brought_back_by_the_next_request(tmp_path):
+    retired = []
+    model = open_model(model_zoo.save(reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
+    for size, dims in ((10, (2, 5)), (15, (3, 5))):
+        with pytest.raises(InvalidRequestError):
+            reshape(model, 12, 3, 4)
+        assert reshape(model, size, *dims).tolist() == np.ones((dims[0] + 1, 5)).tolist()
+    assert not retired
+
+
+def test_a_model_that_cannot_be_brought_back_answers_nothing_any_more(tmp_path):
+    """The next request has the shapes of the last success. The worker is replaced; what is queued is for another."""
+    retired = []
+    model = open_model(model_zoo.save(reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
+    reshape(model, 10, 2, 5)
+    with pytest.raises(InvalidRequestError):
+        reshape(model, 12, 3, 4)
+    for size, dims in ((10, (2, 5)), (15, (3, 5))):
+        with pytest.raises(
+            BusyError, match=r"^model 'model' version 1 is unusable in this worker, which is being replaced$"
+        ):
+            reshape(model, size, *dims)
+        assert retired == [1]
+
+
+def halving(levels):
+    """A model for pictures whose sides halve `levels` times, as an encoder with a decoder: x FP32 [n,1,h,w] -> y."""
+    x = model_zoo.parameter("x", (-1, 1, -1, -1), Type.f32)
+    data = x
+    for _ in range(levels):
+        data = opset15.max_pool(data, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
+    scales, axes = np.float32([2**levels] * 2), np.int64([2, 3])
+    larger = opset15.interpolate(
+        data, scales, "nearest", "scales", axes=axes, coordinate_transformation_mode="asymmetric"
+    )
+    return model_zoo.model_of({"y": opset15.concat([x, larger], 1)}, [x])
+
+
+def test_a_model_of_sizes_that_can_be_halved_is_warmed_up_and_refuses_others(tmp_path, caplog):
+    retired = []
+    with caplog.at_level("DEBUG"):
+        model = open_model(model_zoo.save(halving(5), tmp_path), retire=lambda: retired.append(1))
+    assert "cannot be warmed up" not in caplog.text
+    for side in (64, 96, 64):
+        with pytest.raises(InvalidRequestError, match="Argument shapes are inconsistent"):
+            model.infer({"x": np.ones((1, 1, side, side + 1), np.float32)})
+        x = np.ones((1, 1, side, side), np.float32)
+        assert (model.infer({"x": x})["y"].array == np.ones((1, 2, side, side))).all()
+    assert not retired
+
+
+# --- Memory
+
+
+def churn():
+    """Take the place of memory that was freed."""
+    return [np.full(size, 255, np.uint8) for size in range(16_400, 64_000, 800) for _ in range(3)]
+
+
+@pytest.mark.parametrize("size", [4_100, 8_900, 3_000_000])
+@pytest.mark.parametrize("datatype", ["FP32", "BF16", "INT64"])
+def test_an_input_that_is_handed_through_lives_as_long_as_the_output(tmp_path, size, datatype):
+    model = open_model(model_zoo.save(model_zoo.passthrough(x=(ELEMENT_TYPES[datatype], (-1,))), tmp_path))
+    expected = np.arange(size).astype(DATATYPES[datatype].dtype)
+    output = model.infer({"x": expected.copy()})["x"].array
+    section = output.view(np.uint8).data
+    del output
+    kept = churn()
+    assert bytes(section) == expected.tobytes()
+    del kept
+
+
+def accumulating(shape=(-1, 2)):
+    """A model with state: y = state = concat(state, x)."""
+    x = model_zoo.parameter("x", shape, Type.f32)
+    info = VariableInfo()
+    info.data_shape, info.data_type, info.variable_id = openvino.PartialShape([-1, 2]), Type.f32, "state"
+    variable = Variable(info)
+    before = openvino.op.read_value(opset15.constant(np.zeros((0, 2), np.float32)), variable)
+    after = opset15.concat([before, x], 0)
+    after.output(0).set_names({"y"})
+    return openvino.Model([opset15.result(after)], [openvino.op.assign(after, variable)], [x], "accumulating")
+
+
+def test_state_is_reset_before_each_inference(tmp_path):
+    """The rows of another client, and those of the trial, are not for this one."""
+    model = open_model(model_zoo.save(accumulating(), tmp_path))
+    for value in (1, 2, 3):
+        assert model.infer({"x": np.full((1, 2), value, np.float32)})["y"].array.tolist() == [[value, value]]
+    assert model.infer({"x": np.full((3, 2), 4, np.float32)})["y"].array.tolist() == [[4, 4]] * 3
 
 
 def masked(*lengths):
@@ -320,7 +459,7 @@ def test_a_model_that_the_config_made_dynamic_is_mended_after_a_failure(tmp_path
         return opened.infer({"ids": np.full(ids, 2, np.int64), "mask": np.full(mask, 3, np.float32)})["masked"].array
 
     for _ in range(2):
-        with pytest.raises(InferenceError):
+        with pytest.raises(InvalidRequestError):
             infer(*bad)
         assert infer(*good).tolist() == np.full(good[0], 6).tolist()
     assert not retired
@@ -338,7 +477,7 @@ def test_a_model_is_warmed_up_with_the_sizes_that_it_had(tmp_path, caplog):
     with caplog.at_level("DEBUG"):
         opened.open(lambda: retired.append(1))
     assert "cannot be warmed up" not in caplog.text
-    with pytest.raises(InferenceError):
+    with pytest.raises(InvalidRequestError, match="Data batch channel count"):
         opened.infer({"x": np.ones((1, 4, 8, 8), np.float32)})
     assert opened.infer({"x": np.ones((2, 3, 5, 5), np.float32)})["y"].array.shape == (2, 4, 3, 3)
     assert not retired
@@ -374,8 +513,9 @@ def test_strings_of_an_earlier_inference_never_come_back(tmp_path):
     """OpenVINO leaves the outputs of its unpacking as they were when there is no string to unpack."""
     model = open_model(model_zoo.save(model_zoo.strings((-1, 2)), tmp_path))
     model.infer({"text": BytesArray.of([b"secret", b"strings"], (1, 2))})
-    array = model.infer({"text": BytesArray.of([], (0, 2))})["text"].array
-    assert (array.shape, array.elements()) == ((0, 2), [])
+    for elements, shape in (([], (0, 2)), ([b""] * 2, (1, 2)), ([b""] * 6, (3, 2))):
+        array = model.infer({"text": BytesArray.of(elements, shape)})["text"].array
+        assert (array.shape, array.elements()) == (shape, elements)
 
 
 def test_a_corrupt_file_is_told_in_one_line(tmp_path):

@@ -4,6 +4,7 @@ Whatever is changed becomes a part of the model, so that nothing of it costs a r
 told apart by their place, for a model need not name them; the names here are those that clients see.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -201,6 +202,25 @@ def _find(name: str | None, inputs: Sequence[str], key: str) -> int:
 
 def _quote(names: Iterable[str]) -> str:
     return ", ".join(map(repr, sorted(names)))
+
+
+_PLACE = re.compile(r"(?:Check '.*?' failed at|Exception from) \S+:\d+:?|\b(?:src|thirdparty)/\S+:\d+:?")
+_NODE = re.compile(r"While validating node '\S+ .*?' with friendly_name '(?P<name>.*?)':")
+_PATH = re.compile(r"(?<![\w.])/[\w.+-]+(?:/[\w.+-]+)+(?::\d+)?")
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+\b")
+_LONGEST_REASON = 400
+
+
+def find_reason(error: Exception) -> str:
+    """Return what an exception of OpenVINO says of nodes and dims, in one line, for the client of a request.
+
+    The places in OpenVINO's sources, paths and addresses are left out (protocol.md section 1).
+    """
+    text = _NODE.sub(r"node '\g<name>':", str(error))
+    for pattern in (_PLACE, _PATH, _ADDRESS):
+        text = pattern.sub("", text)
+    words = " ".join(text.replace("[CPU]", "").replace("[cpu]", "").split())
+    return words[:_LONGEST_REASON] or "OpenVINO gives no reason"
 
 
 def one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""OpenVINO: reading, describing, compiling and inferring. Only this module and `preparation` import it.
+"""OpenVINO: reading, describing, compiling and inferring. Only this module, `preparation` and `shapes` import it.
 
 Strings never pass OpenVINO's Python binding, which drops NULs at the end of an element and crashes on a tensor without
 elements. A model's string tensors are replaced by the three tensors of StringTensorPack and StringTensorUnpack, which
@@ -6,13 +6,14 @@ a BytesArray is made of; an output has its shape besides.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,26 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset15
 
-from ovms_rest.errors import InferenceError, LoadError
+from ovms_rest.errors import BusyError, InvalidRequestError, LoadError
 from ovms_rest.models.compilation import Compilation, PluginValue, check_properties
+from ovms_rest.models.copies import Source, read_in_place
 from ovms_rest.models.images import ImageLimits, take_images
 from ovms_rest.models.options import ModelOptions, parse_options
-from ovms_rest.models.preparation import find_layout, name_tensors, one_line, prepare
-from ovms_rest.models.repository import find_model_file, find_weights, read_mapping
-from ovms_rest.models.trials import choose_shapes
-from ovms_rest.protocol.datatypes import BYTES, DATATYPES, UINT8
+from ovms_rest.models.preparation import find_layout, find_reason, name_tensors, one_line, prepare
+from ovms_rest.models.recovery import Recovery, fill
+from ovms_rest.models.repository import read_mapping
+from ovms_rest.models.shapes import Guard, Shape, ShapeChecker, ShapeError
+from ovms_rest.models.trials import choose_shapes, choose_usual_shapes
+from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray, from_matrix
-from ovms_rest.protocol.tensors import Array, Dim, ModelMetadata, Tensor, TensorMetadata
+from ovms_rest.protocol.tensors import (
+    Array,
+    Dim,
+    ModelMetadata,
+    Tensor,
+    TensorMetadata,
+    copy_array,
+)
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
@@ -44,8 +55,13 @@ DEFAULT_LIMITS = ImageLimits()
 
 # Up to so many bytes copying an input costs less than having OpenVINO take over its memory, some 4 us.
 _SMALL_INPUT = 16_384
-# So many pairs of shapes are tried to bring a model back after a failure.
-_MAX_RECOVERIES = 8
+# How many shapes a model is tried with, at its start and after a failure.
+_MAX_TRIALS = 4
+# Shapes that a model has computed are remembered, so that they are checked only once.
+_MAX_KNOWN_SHAPES = 4096
+# A cache that cannot be written for these reasons is read all the same.
+_UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
+_LOCK = ".lock"
 # Without the wrapper in Python around it, which prepares what is prepared here already.
 _infer_base = openvino._pyopenvino.InferRequest.infer
 
@@ -89,20 +105,22 @@ class Model:
         compilation: Compilation,
         options: ModelOptions = NO_OPTIONS,
         limits: ImageLimits = DEFAULT_LIMITS,
+        source: Source | None = None,
     ) -> None:
         """Read the model of a version's directory, or that file, change it as the options say, and describe it.
 
-        Raises LoadError.
+        `source` is what to read for it, the files themselves if None. Raises LoadError.
         """
         preparation = parse_options(options)
         self.compilation = compilation
-        self.file = find_model_file(path)
+        self._source = source or read_in_place(path)
+        self.file = Path(self._source.file)
         self.counters: Any = None  # where inferences are counted, given when it serves
         self.parts: tuple[Any, ...] = ()  # it is made of no others
         self._local = threading.local()
         self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None
-        read = _read(self.file)
+        read = _read(self._source)
         rt_info = _describe_rt_info(read)
         names = name_tensors(read, read_mapping(path))
         self._read: Any
@@ -113,9 +131,15 @@ class Model:
             dict(zip(named, map(find_layout, nodes), strict=True))
             for named, nodes in zip(names, (self._read.inputs, self._read.outputs), strict=True)
         )
-        self._trials = choose_shapes(inputs, sizes)
+        self._trials = [*choose_shapes(inputs, sizes), *choose_usual_shapes(inputs)]
         inputs = [take_images(port, self.input_layouts[port.name], limits) for port in inputs]
         self._inputs, self._outputs = _split_strings(self._read, inputs, outputs)
+        self.has_state = bool(self._read.get_variables())
+        self._dynamic = [port.metadata.name for port in self._inputs if port.metadata.static_shape is None]
+        self._is_dynamic_within = self._read.is_dynamic()
+        self._known: set[tuple[Shape, ...]] = set()
+        self._is_damaged = self._is_broken = False
+        self._examine()
         self.metadata = ModelMetadata(
             name,
             str(version),
@@ -130,14 +154,15 @@ class Model:
         device, properties = self.compilation.device, self.compilation.properties
         check_properties(properties, device, _supported_properties(device))
         try:
-            with _locked(properties.get("CACHE_DIR")):
-                self._compiled = _core().compile_model(self._read, device, dict(properties))
+            # What OpenVINO imports from its cache is not mapped either, unless the user wants that.
+            self._compiled = _compile(self._read, device, {"ENABLE_MMAP": False, **properties})
         except RuntimeError as error:
-            reason = one_line(error)
+            reason = self._source.clean(one_line(error))
             if "bad_alloc" in reason:
                 inputs = ", ".join(f"{port.name} {port.describe_shape()}" for port in self.metadata.inputs.values())
                 reason = f"there is not enough memory for inputs of {inputs}"
             raise LoadError(f"cannot be compiled for {device}: {reason}") from error
+        self._source.check()  # some weights are read only now
         self._read = None
 
     def open(self, retire: Callable[[], None]) -> None:
@@ -150,89 +175,165 @@ class Model:
             self.compile()
         self._local = threading.local()  # what the process forked from may have left there is not for this one
         self._retire = retire
-        for shapes in self._trials:
+        failure = "no shapes are known that it computes"
+        metadata = [port.metadata for port in self._inputs]
+        for arrays in itertools.chain.from_iterable(fill(metadata, shapes) for shapes in self._trials):
             try:
-                self._infer(self._zeros(shapes))
+                tensors = self._infer(arrays)
+            except ShapeError as error:  # the guard's, of an inference that succeeded
+                log.debug("model %r is warmed up with values that it cannot compute: %s", self.metadata.name, error)
+                return
             except RuntimeError as error:
-                if not self._is_dynamic():
-                    raise LoadError(f"fails at its first inference: {one_line(error)}") from error
-                # Where much is dynamic it need not work; clients know better sizes.
-                log.debug("model %r cannot be warmed up with %s: %s", self.metadata.name, shapes, one_line(error))
+                failure = one_line(error)
             else:
-                break
+                self._remember(arrays, tensors)
+                return
+        if not self._dynamic:
+            raise LoadError(f"fails at its first inference: {failure}")
+        # Where much is dynamic it need not work; clients know better sizes.
+        log.debug("model %r cannot be warmed up: %s", self.metadata.name, failure)
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
 
-        The arrays must be writable, as OpenVINO reads them in place. The tensors are views on memory that the next
-        inference of the same thread overwrites. Raises InferenceError.
+        The arrays must be writable, as OpenVINO reads them in place. The memory of a tensor lives as long as the tensor
+        does, but the next inference of the same thread may overwrite it. Raises InvalidRequestError for what the model
+        cannot compute, and BusyError for want of memory, or in a worker that is about to be replaced.
         """
+        if self._is_damaged:
+            return self._infer_damaged(arrays)
+        shapes = tuple([arrays[port].shape for port in self._dynamic])
+        is_known = not shapes or shapes in self._known
+        if not is_known:
+            try:
+                self._check_shapes(_shapes_of(arrays))
+            except ShapeError as error:
+                raise self._cannot_compute(error) from error
         try:
-            return self._infer(arrays)
+            tensors = self._infer(arrays)
+        except ShapeError as error:  # the guard's: the inference itself succeeded
+            raise self._cannot_compute(error) from error
         except RuntimeError as error:
-            log.error("inference of model %r failed: %s", self.metadata.name, one_line(error))
-            if self._is_dynamic() and not self._recover():
-                log.error("model %r is unusable in this worker after that failure", self.metadata.name)
-                self._retire()
-            raise InferenceError(
-                f"model {self.metadata.name!r} version {self.metadata.version} failed at this request; "
-                "the reason is in the log of the server"
-            ) from error
+            raise self._fail(error, _shapes_of(arrays)) from error
+        if is_known:
+            self._recovery.last = shapes
+        else:
+            self._remember(arrays, tensors)
+        return tensors
 
-    def _is_dynamic(self) -> bool:
-        return any(port.metadata.static_shape is None for port in self._inputs)
+    # --- Shapes
 
-    def _recover(self) -> bool:
-        """Bring the compiled model back to a known state after a failed inference; tell whether that succeeded.
+    def _examine(self) -> None:
+        """Settle which shapes need checking; have the model report what shapes alone do not tell."""
+        # The symbols of strings are one more parameter, of any length.
+        shaped = {port.metadata.name: port.indices[:2] for port in self._inputs}
+        checker = ShapeChecker(self._read, shaped)
+        if self._dynamic:
+            computable = (shapes for shapes in self._trials if _is_computable(checker, shapes))
+            self._trials = list(itertools.islice(computable, _MAX_TRIALS))
+        self._guard = checker.add_guard(self._read, self._trials[0] if self._dynamic and self._trials else None)
+        self._checker = checker if self._dynamic else None
+        metadata = [port.metadata for port in self._inputs]
+        self._recovery = Recovery(metadata, self._trials, self._check_shapes, self._infer)
 
-        The CPU plugin (2026.4.1) takes over the shapes of an inference only where they differ from those of the last
-        one that succeeded, so that after a failure the next good request would be run with the shapes of the bad one.
-        Two inferences that both succeed, and differ in the shape of every dynamic input, leave nothing of it, whatever
-        the last ones were.
-        """
-        dynamic = [port.metadata.name for port in self._inputs if port.metadata.static_shape is None]
-        pairs = (
-            pair
-            for pair in itertools.combinations(self._trials, 2)
-            if all(pair[0][name] != pair[1][name] for name in dynamic)
+    def _check_shapes(self, shapes: Mapping[str, Shape]) -> None:
+        """Raise ShapeError unless the model can compute inputs of these shapes."""
+        if self._checker is not None:
+            self._checker.check(shapes)
+
+    def _remember(self, arrays: Mapping[str, Array], tensors: Mapping[str, Tensor]) -> None:
+        """Note what the model has just computed, with shapes that were not known."""
+        if len(self._known) >= _MAX_KNOWN_SHAPES:
+            self._known.clear()
+        self._known.add(tuple([arrays[port].shape for port in self._dynamic]))
+        self._recovery.keep(arrays, tensors)
+
+    # --- Failures
+
+    def _cannot_compute(self, reason: object) -> InvalidRequestError:
+        return InvalidRequestError(
+            f"model {self.metadata.name!r} version {self.metadata.version} cannot compute this request: {reason}"
         )
-        return any(self._infer_in_turn(*map(self._zeros, pair)) for pair in itertools.islice(pairs, _MAX_RECOVERIES))
 
-    def _infer_in_turn(self, one: dict[str, Array], other: dict[str, Array]) -> bool:
-        """Infer with arrays of one kind, the others, and the first again; tell whether the last two succeed."""
-        with contextlib.suppress(RuntimeError):  # fails when these are the last shapes that succeeded
-            self._infer(one)
-        try:
-            self._infer(other)
-            self._infer(one)
-        except RuntimeError:
-            return False
-        return True
+    def _fail(self, error: RuntimeError, shapes: Mapping[str, Shape]) -> Exception:
+        """Bring the model back to a known state after a failed inference; return the error for the client."""
+        name, version = self.metadata.name, self.metadata.version
+        log.warning("inference of model %r version %s failed: %s", name, version, one_line(error))
+        if self._is_dynamic_within and not self._recovery.recover(shapes):
+            # The next request may bring it back, if its shapes differ from those of the last success.
+            log.warning("model %r version %s cannot be brought back after that failure yet", name, version)
+            self._is_damaged = True
+        if "bad_alloc" in str(error) or "ot enough memory" in str(error):
+            return BusyError(f"there is not enough memory for this request to model {name!r} version {version}")
+        return self._cannot_compute(find_reason(error))
 
-    def _zeros(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-        """Make inputs of these shapes to try the model with: zeros or empty strings."""
-        return {port.metadata.name: _zeros(port.metadata.datatype, shapes[port.metadata.name]) for port in self._inputs}
+    def _infer_damaged(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+        """Infer with a model that could not be brought back after a failure, where that is safe.
+
+        Otherwise this process has to be replaced, and answers nothing more with the model.
+        """
+        if self._is_broken or not self._recovery.differs_from_last(_shapes_of(arrays)):
+            raise self._give_up()
+        self._is_damaged = False
+        tensors = self.infer(arrays)
+        copies = {name: tensor._replace(array=copy_array(tensor.array)) for name, tensor in tensors.items()}
+        if not self._recovery.is_sane():
+            raise self._give_up()
+        return copies
+
+    def _give_up(self) -> BusyError:
+        """Have this process replaced; return the error for the client, who may ask another one."""
+        name, version = self.metadata.name, self.metadata.version
+        if not self._is_broken:
+            log.error("model %r version %s is unusable in this worker after a failed inference", name, version)
+            self._is_damaged = self._is_broken = True
+            self._retire()
+        return BusyError(f"model {name!r} version {version} is unusable in this worker, which is being replaced")
 
     def _infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         try:
             session: _Session = self._local.session
         except AttributeError:
-            session = self._local.session = _Session(self._compiled, self._inputs, self._outputs)
+            session = self._local.session = _Session(
+                self._compiled, self._inputs, self._outputs, self.has_state, self._guard
+            )
         return session.infer(arrays)
+
+
+def _shapes_of(arrays: Mapping[str, Array]) -> dict[str, Shape]:
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def _is_computable(checker: ShapeChecker, shapes: Mapping[str, Shape]) -> bool:
+    try:
+        checker.check(shapes)
+    except ShapeError:
+        return False
+    return True
 
 
 class _Session:
     """OpenVINO's inference request for one thread, and the small inputs that it keeps."""
 
-    def __init__(self, compiled: Any, inputs: list[_Port], outputs: list[_Port]) -> None:
+    def __init__(
+        self, compiled: Any, inputs: list[_Port], outputs: list[_Port], has_state: bool, guard: Guard | None
+    ) -> None:
         """Make the request."""
         self._request = compiled.create_infer_request()
         self._inputs = inputs
         self._outputs = [(port, _READERS.get(port.metadata.datatype, _read_numbers)) for port in outputs]
+        self._has_state = has_state
+        self._guard = guard
         self._own: dict[int, NDArray[Any]] = {}
+        # What OpenVINO reads in place at this inference, and may hand on as an output.
+        self._lent: list[NDArray[Any]] = []
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-        """Infer; see Model.infer. Raises RuntimeError."""
+        """Infer; see Model.infer. Raises RuntimeError, and ShapeError when the guard finds an output unwritten."""
+        if self._has_state:
+            self._request.reset_state()  # whatever the last request left there is not for this one
+        if self._lent:  # by an inference that failed
+            self._lent = []
         for port in self._inputs:
             array: Any = arrays[port.metadata.name]
             if isinstance(array, BytesArray):
@@ -242,6 +343,11 @@ class _Session:
             else:
                 self._set(port.indices[0], array)
         results = list(_infer_base(self._request, {}, True, False).values())
+        if self._lent:
+            lent, self._lent = self._lent, []
+            results = [_own(result, lent) for result in results]
+        if self._guard is not None:
+            self._guard.check(results[-1])
         return {port.metadata.name: read(port, results) for port, read in self._outputs}
 
     def _set(self, index: int, array: NDArray[Any]) -> None:
@@ -253,7 +359,22 @@ class _Session:
             array = self._own[index] = array.copy()
         else:
             self._own.pop(index, None)
+            self._lent.append(array)
         self._request.set_input_tensor(index, _share(array))
+
+
+def _own(result: NDArray[Any], lent: list[NDArray[Any]]) -> NDArray[Any]:
+    """Return an array that keeps its memory alive, by numpy's chain of bases.
+
+    An input that a model hands through comes out as a view on the memory of that input, for which OpenVINO (2026.4.1)
+    does nothing. It becomes a view on the input's array instead.
+    """
+    for array in lent:
+        if np.may_share_memory(result, array):
+            memory = array.reshape(-1).view(np.uint8)
+            offset = result.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+            return np.ndarray(result.shape, result.dtype, memory, offset, result.strides)
+    return result
 
 
 @functools.cache
@@ -261,33 +382,63 @@ def _core() -> openvino.Core:
     return openvino.Core()
 
 
-def _read(file: Path) -> openvino.Model:
-    weights = find_weights(file)
+def _read(source: Source) -> openvino.Model:
+    source.check()
+    paths = [source.model, source.weights] if source.weights else [source.model]
     try:
-        return _core().read_model(file, weights) if weights else _core().read_model(file)
+        return _core().read_model(*paths, config={"ENABLE_MMAP": source.may_map})
     except RuntimeError as error:
-        raise LoadError(f"cannot read {file}: {one_line(error)}") from error
+        raise LoadError(f"cannot read {source.file}: {source.clean(one_line(error))}") from error
 
 
-@contextlib.contextmanager
-def _locked(cache_dir: PluginValue | None) -> Iterator[None]:
-    """Keep other processes from compiling into the same cache meanwhile.
+def _compile(model: openvino.Model, device: str, properties: dict[str, PluginValue]) -> Any:
+    """Compile a model, or import it from its cache. Raises RuntimeError and LoadError.
 
-    OpenVINO writes its files in place: of 50 processes that filled a cache five at a time two died of SIGBUS, none of
-    100 with this lock.
+    While a process compiles it locks the cache, as OpenVINO writes its files in place: of 50 processes that filled a
+    cache five at a time two died of SIGBUS, none of 100 with the lock.
     """
-    if not cache_dir:
-        yield
-        return
+    uncached = {name: value for name, value in properties.items() if name != "CACHE_DIR"}
+    if not properties.get("CACHE_DIR"):
+        return _core().compile_model(model, device, uncached)
+    directory = Path(str(properties["CACHE_DIR"]))
+    refusal = _find_refusal(directory)
+    if refusal:
+        _log_refusal(directory, refusal)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # nobody can lock a cache that never had a writer
+            lock = stack.enter_context(open(os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC), "rb"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not refusal:
+            return _core().compile_model(model, device, properties)
+        if os.path.isdir(directory):
+            # Fails where OpenVINO wants to remove a file of its cache, as one of another release of OpenVINO.
+            with contextlib.suppress(RuntimeError):
+                return _core().compile_model(model, device, properties)
+    return _core().compile_model(model, device, uncached)
+
+
+def _find_refusal(directory: Path) -> str | None:
+    """Make a cache directory and its lock file; return why they cannot be written, None if they can.
+
+    Raises LoadError for a path that cannot be that of a directory.
+    """
     try:
-        directory = Path(str(cache_dir))
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".lock").open("w")
+        os.close(os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
     except OSError as error:
-        raise LoadError(f"the cache directory {cache_dir} cannot be written: {error.strerror}") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        if error.errno in _UNWRITABLE:
+            return os.strerror(error.errno)
+        raise LoadError(f"the cache directory {directory} cannot be written: {error.strerror}") from error
+    return None
+
+
+@functools.cache
+def _log_refusal(directory: Path, reason: str) -> None:
+    log.info(
+        "the cache directory %s cannot be written: %s; models that it does not hold are compiled at each start",
+        directory,
+        reason,
+    )
 
 
 def _supported_properties(device: str) -> dict[str, str]:
@@ -441,9 +592,3 @@ def _read_strings(port: _Port, results: list[NDArray[Any]]) -> Tensor:
 
 
 _READERS = {BYTES: _read_strings, UINT8: _read_uint8, "BF16": _read_bfloat16}
-
-
-def _zeros(datatype: str, shape: tuple[int, ...]) -> Array:
-    if datatype == BYTES:
-        return BytesArray(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(0, np.uint8))
-    return np.zeros(shape, DATATYPES[datatype].dtype)

@@ -1,9 +1,12 @@
 """Shapes to try a model with, before it has seen a request and after one has failed."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
+
+# Those that can be halved several times, which detectors and encoder-decoders do.
+_USUAL_SIZES = (32, 64, 224, 640)
 
 Shape = tuple[int, ...]
 Sizes = tuple[int | None, ...]
@@ -33,6 +36,73 @@ def choose_shapes(inputs: Sequence[TensorMetadata], sizes: Sequence[Sizes]) -> l
             if shapes not in found:
                 found.append(shapes)
     return found
+
+
+def choose_usual_shapes(inputs: Sequence[TensorMetadata]) -> Iterator[Mapping[str, Shape]]:
+    """Yield shapes for all inputs by name in which dims after the first have sizes that many image models take."""
+    for size in _USUAL_SIZES:
+        yield {
+            port.name: tuple(
+                _clamp(size if axis else 1, dim) if dim.size is None else dim.size
+                for axis, dim in enumerate(port.dims or ())
+            )
+            for port in inputs
+        }
+
+
+# Of a dim that is not the first. Halves and doubles come before their neighbours, for a division hides those.
+_CHANGES: tuple[Callable[[int], int], ...] = (
+    lambda size: size // 2,
+    lambda size: size * 2,
+    lambda size: size + 32,
+    lambda size: size + 1,
+    lambda size: size - 1,
+    lambda size: size,
+)
+
+
+def choose_other_shapes(
+    inputs: Sequence[TensorMetadata], bases: Iterable[Mapping[str, Shape]], last: Mapping[str, Shape]
+) -> Iterator[Mapping[str, Shape]]:
+    """Yield shapes for all inputs by name that are like the `bases` and not those of `last`.
+
+    Every input that is in `last` has another shape than there. Those that differ in all of its dynamic dims come first.
+    """
+    late: list[Mapping[str, Shape]] = []
+    seen: list[Mapping[str, Shape]] = []
+    for base in bases:
+        for shapes in _vary(inputs, base):
+            if shapes in seen or any(shapes[name] == shape for name, shape in last.items()):
+                continue
+            seen.append(shapes)
+            if all(_differs(port, shapes[port.name], last[port.name]) for port in inputs if port.name in last):
+                yield shapes
+            else:
+                late.append(shapes)
+    yield from late
+
+
+def _vary(inputs: Sequence[TensorMetadata], base: Mapping[str, Shape]) -> Iterator[Mapping[str, Shape]]:
+    yield base
+    for first in (lambda size: size + 1, lambda size: size):
+        for change in _CHANGES:
+            yield {port.name: _change(port, base[port.name], first, change) for port in inputs}
+
+
+def _change(port: TensorMetadata, shape: Shape, first: Callable[[int], int], change: Callable[[int], int]) -> Shape:
+    dims = port.dims or (Dim(0, None),) * len(shape)
+    changed = ((change if axis else first)(size) for axis, size in enumerate(shape))
+    return tuple(
+        size if dim.size is not None else _clamp(max(new, 1), dim)
+        for size, new, dim in zip(shape, changed, dims, strict=True)
+    )
+
+
+def _differs(port: TensorMetadata, one: Shape, other: Shape) -> bool:
+    dims = port.dims or (Dim(0, None),) * len(one)
+    return len(one) == len(other) and all(
+        mine != its for mine, its, dim in zip(one, other, dims, strict=True) if dim.size is None
+    )
 
 
 def _choose_base(inputs: Sequence[TensorMetadata], sizes: Sequence[Sizes]) -> list[Shape]:

@@ -21,7 +21,7 @@ from ovms_rest.pipelines.definition import DYNAMIC, MAX_COUNT
 from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Servable, Step, Wire
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray
-from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, batch_of
+from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, batch_of, copy_array, memory_of, size_of
 from ovms_rest.protocol.words import join
 
 Value = Any  # list[Array] | NDArray[Any]
@@ -104,19 +104,21 @@ class _Stage:
             for item in step.used
         ]
         self._call: Call = _inferring(step.model) if step.model is not None else _custom(step).execute
+        # Code chooses its own words for the client.
+        self._labeled = (InferenceError,) if step.model is None else (InferenceError, InvalidRequestError)
         # Only what a step gave may be the last to hold its memory.
         self._free = [slot for key, slot in slots.items() if key[0] != REQUEST_STEP and _last_use(plan, key) == index]
 
     def run(self, values: list[Value], counts: Counts) -> None:
-        """Run all sessions. Raises InferenceError and NoContentError."""
+        """Run all sessions. Raises InferenceError, InvalidRequestError and NoContentError."""
         sessions = prod([counts[step] for step in self._level]) if self._level else 1
         columns = [(feed.tensor, feed.read(values, counts)) for feed in self._feeds]
         for session in range(sessions):
             arrays = {tensor: column[session] for tensor, column in columns}
             try:
                 results = self._call(arrays)
-            except InferenceError as error:
-                raise InferenceError(f"{self._label}: {error}") from error
+            except self._labeled as error:
+                raise type(error)(f"{self._label}: {error}") from error
             for slot, item, label, keep in self._keeps:
                 values[slot] = keep(values[slot], results[item], arrays, session, sessions, label)
         if self._count is not None:
@@ -166,9 +168,10 @@ def _inferring(model: Servable) -> Call:
         started = time.monotonic_ns()
         try:
             tensors = model.infer(arrays)
-        except Exception:
+        except Exception as error:
             if counters is not None:
-                counters.fail("failed", time.monotonic_ns() - started)
+                kind = "invalid" if isinstance(error, InvalidRequestError) else "failed"
+                counters.fail(kind, time.monotonic_ns() - started)
             raise
         if counters is not None:
             spent = time.monotonic_ns() - started
@@ -214,8 +217,8 @@ def _append_copy(value: Value, array: Array, inputs: Arrays, session: int, sessi
     """Keep a copy of an array."""
     if session == 0:
         _check_size(array, sessions, label)
-        return [_copy(array)]
-    value.append(_copy(array))
+        return [copy_array(array)]
+    value.append(copy_array(array))
     return value
 
 
@@ -235,7 +238,7 @@ def _stack(value: Value, array: Array, inputs: Arrays, session: int, sessions: i
 
 def _check_size(array: Array, sessions: int, label: str) -> None:
     """Refuse a request whose sessions make too much; the first of them stands for the others."""
-    size = sum(part.nbytes for part in _memory(array))
+    size = size_of(array)
     if size * sessions > MAX_VALUE_BYTES:
         raise InvalidRequestError(
             f"{label}: {sessions} sessions of {size} bytes each are more than the {MAX_VALUE_BYTES} bytes that are "
@@ -243,20 +246,10 @@ def _check_size(array: Array, sessions: int, label: str) -> None:
         )
 
 
-def _copy(array: Array) -> Array:
-    if isinstance(array, BytesArray):
-        return BytesArray(*(part.copy() for part in _memory(array)))
-    return array.copy()
-
-
 def _overlaps(array: Array, other: Array) -> bool:
     if isinstance(array, BytesArray) or isinstance(other, BytesArray):
-        return any(np.may_share_memory(mine, its) for mine in _memory(array) for its in _memory(other))
+        return any(np.may_share_memory(mine, its) for mine in memory_of(array) for its in memory_of(other))
     return np.may_share_memory(array, other)
-
-
-def _memory(array: Array) -> tuple[NDArray[Any], ...]:
-    return (array.begins, array.ends, array.symbols) if isinstance(array, BytesArray) else (array,)
 
 
 # --- Values into a step

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from ovms_rest.pool import heartbeat, http_errors
+from ovms_rest.pool import heartbeat, http_errors, log_escaping
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.hooks import (
     child_exit,
@@ -12,6 +12,7 @@ from ovms_rest.pool.hooks import (
     on_starting,
     post_fork,
     post_worker_init,
+    pre_exec,
     pre_fork,
     when_ready,
     worker_exit,
@@ -26,6 +27,7 @@ __all__ = [
     "on_starting",
     "post_fork",
     "post_worker_init",
+    "pre_exec",
     "pre_fork",
     "preload_app",
     "when_ready",
@@ -49,3 +51,4 @@ control_socket_disable = not any(
 
 heartbeat.install()
 http_errors.install()
+log_escaping.install()

@@ -1,5 +1,6 @@
 """What gunicorn calls around a fork (https://docs.gunicorn.org/en/stable/settings.html#server-hooks)."""
 
+import contextlib
 import gc
 import logging
 import mmap
@@ -8,14 +9,14 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from gunicorn.config import Config
-from gunicorn.sock import create_sockets
-
 from ovms_rest.app import App
+from ovms_rest.pool import streams
+from ovms_rest.pool.access_log import provide_file
+from ovms_rest.pool.control_address import ControlAddress
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.guarding import guard
 from ovms_rest.pool.mailbox import CONTROL
@@ -24,7 +25,7 @@ from ovms_rest.pool.spawning import ENDING, Spawning, is_told_to_end, prepare
 from ovms_rest.pool.table import SLOTS, WorkerTable
 from ovms_rest.pool.tls import TlsError, load_tls
 from ovms_rest.pool.worker import Worker
-from ovms_rest.settings import read_settings
+from ovms_rest.settings import PREFIX, read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
@@ -39,39 +40,62 @@ _table = WorkerTable(SLOTS, usable_cores())
 
 
 def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
-    """Load the certificate; of gunicorn's hooks this one runs first, before any model is loaded."""
+    """Prepare what has to be there before any model is loaded: of gunicorn's hooks this comes first.
+
+    A log that blocks nobody, the certificate, and the control address; without one of these the start ends.
+    """
     if previous is not None:
         return
+    streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
     try:
         arbiter.tls = load_tls(arbiter.cfg)
     except TlsError as error:
         log.error("%s", error)
         sys.exit(1)
+    arbiter.control_sockets = []
+    address = _control_bind(arbiter)
+    with _ending_without(address):
+        arbiter.control_address = ControlAddress(address, arbiter.cfg, os.environ)
+
+
+@contextlib.contextmanager
+def _ending_without(address: str) -> Iterator[None]:
+    """End the start when the control address cannot be had."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        log.error("cannot listen on %s, which %sCONTROL_BIND names: %s", address, PREFIX, reason)
+        sys.exit(1)
+
+
+def _control_bind(arbiter: Any) -> str:
+    """Return the address of the setting, which gunicorn's `raw_env` may set too."""
+    return str(arbiter.cfg.env.get(f"{PREFIX}CONTROL_BIND") or os.environ.get(f"{PREFIX}CONTROL_BIND", ""))
 
 
 def on_starting(arbiter: Any) -> None:
     """Have the arbiter make the changes that workers ask for, and tell them when it is told to end.
 
-    Open the control address, when there is one, for a worker of its own besides the others.
+    Count the worker of the control address, when there is one, besides the others.
     """
     arbiter.app.wsgi().log_levels.install()
     arbiter.app.wsgi().telemetry.table = _table
     arbiter.SIG_NAMES = {**arbiter.SIG_NAMES, CONTROL: "control"}
     arbiter.handle_control = lambda: make_changes(arbiter)
     arbiter.spawning = Spawning(arbiter, _table)
-    guard(arbiter)
     arbiter.wait_for_signals = partial(_wait_for_signals, arbiter, arbiter.wait_for_signals)
     signal.signal(CONTROL, arbiter.signal)
     for name in ("term", "int", "quit"):
         _tell_end_first(arbiter, f"handle_{name}")
-    address = read_settings(os.environ).control_bind
-    arbiter.control_sockets = []
-    if address:
-        cfg = Config()
-        cfg.set("bind", [address])
-        # Beside this arbiter SIGUSR2 may start another.
-        cfg.set("reuse_port", not address.startswith("unix:"))
-        arbiter.control_sockets = create_sockets(cfg, arbiter.log)
+    _provide_access_log(arbiter)
+    for name, function in _METHODS.items():
+        setattr(arbiter, name, partial(function, arbiter, getattr(arbiter, name)))
+    guard(arbiter)
+    with _ending_without(_control_bind(arbiter)):
+        arbiter.control_address.listen(arbiter.log)
+    arbiter.control_sockets = arbiter.control_address.sockets
+    if arbiter.control_sockets:
         log.info("control address: %s", ", ".join(map(str, arbiter.control_sockets)))
         _count_control_worker(arbiter)
 
@@ -104,6 +128,69 @@ def _wait_for_signals(arbiter: Any, wait: Callable[..., list[int]], timeout: flo
     return [*numbers, CONTROL] if arbiter.app.wsgi().reloads.is_due() else numbers
 
 
+def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
+    """Close the control address with the other ones. Its path stays when another arbiter goes on with it."""
+    arbiter.control_address.close(unlink=arbiter.reexec_pid == arbiter.master_pid == 0)
+    arbiter.control_sockets = []
+    stop(graceful)
+
+
+def pre_exec(arbiter: Any) -> None:
+    """Hand the control address over to the arbiter that SIGUSR2 starts; in the process that is going to be it."""
+    arbiter.control_address.hand_over(arbiter.cfg.env_orig)
+
+
+def _reexec(arbiter: Any, reexec: Callable[[], None]) -> None:
+    """Start another arbiter; when that is not possible, this one goes on.
+
+    gunicorn would have the forked process, which is not the other arbiter yet, end the workers of this one.
+    """
+    pid = os.getpid()
+    try:
+        reexec()
+    except Exception as error:  # the working directory or the interpreter is gone, or there are too many processes
+        log.error("cannot start another arbiter, this one goes on: %s", error)
+        if os.getpid() != pid:
+            os._exit(1)
+        arbiter.reexec_pid = 0
+
+
+def _add_worker(arbiter: Any, handle: Callable[[], None]) -> None:
+    """Add a worker that infers, also when SIGWINCH has ended all, the control worker among them."""
+    arbiter.num_workers = max(arbiter.num_workers, len(arbiter.control_sockets))
+    handle()
+
+
+def _remove_worker(arbiter: Any, handle: Callable[[], None]) -> None:
+    """Remove a worker, but not the last that infers, which gunicorn does not tell from the control worker."""
+    if arbiter.num_workers <= 1 + len(arbiter.control_sockets):
+        log.info("no worker is removed, since a single one infers")
+        return
+    handle()
+
+
+def _reopen_logs(arbiter: Any, handle: Callable[[], None]) -> None:
+    """Have the access log ready before the workers are told to open it."""
+    _provide_access_log(arbiter)
+    handle()
+
+
+def _provide_access_log(arbiter: Any) -> None:
+    settings = read_settings(os.environ)
+    if settings.access_log != "none":
+        provide_file(settings.access_log_file, arbiter.cfg.uid, arbiter.cfg.gid)
+
+
+# What is called in the place of gunicorn's methods, with the method as an argument.
+_METHODS: dict[str, Callable[..., None]] = {
+    "stop": _stop,
+    "reexec": _reexec,
+    "handle_ttin": _add_worker,
+    "handle_ttou": _remove_worker,
+    "handle_usr1": _reopen_logs,
+}
+
+
 def make_changes(arbiter: Any) -> None:
     """Make the changes that workers have asked for; when they make a difference, a new generation serves them."""
     app: App = arbiter.app.wsgi()
@@ -124,6 +211,7 @@ def on_reload(arbiter: Any) -> None:
     """
     read_settings(os.environ)
     app: App = arbiter.app.wsgi()
+    streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
     app.log_levels.install()
     try:
         arbiter.tls = load_tls(arbiter.cfg)

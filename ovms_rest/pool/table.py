@@ -177,6 +177,17 @@ class Row:
         ]
         return min(freer)[1] if freer else None
 
+    def is_room_elsewhere(self, limit: int) -> bool:
+        """Return whether another worker that is ready has fewer connections than that limit."""
+        end = (1 + self._numbers[_USED]) * _COLUMNS
+        columns = (
+            self._numbers[_COLUMNS + column : end : _COLUMNS].tolist() for column in (_READY, _CONTROL, _CONNECTIONS)
+        )
+        return any(
+            is_ready and not is_control and connections < limit and index != self.index
+            for index, (is_ready, is_control, connections) in enumerate(zip(*columns, strict=True))
+        )
+
     def is_another_idle(self, until: int, connections: float = math.inf) -> bool:
         """Tell whether another worker has had nothing to do since that time or longer, and has a core to run on.
 
@@ -200,6 +211,10 @@ def read_rows(numbers: memoryview) -> Iterator[Seen]:
 
 
 def wake(pid: int) -> None:
-    """Wake a worker, to accept a connection; one that is gone meanwhile is not missed."""
-    with contextlib.suppress(ProcessLookupError):
+    """Wake a worker, to accept a connection; one that is gone meanwhile is not missed.
+
+    Nor is one of another user, from before a reload that changed gunicorn's `user`: whoever wakes takes the connection
+    itself when nobody has come for it.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, WAKE)

@@ -3,6 +3,7 @@
 What is made for every request is a NamedTuple, which costs a third of a frozen dataclass to make.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -21,8 +22,29 @@ Parameters = Mapping[str, str | int | float | bool]
 NO_PARAMETERS: Parameters = MappingProxyType({})
 
 
+def memory_of(array: Array) -> tuple[NDArray[Any], ...]:
+    """Return the ndarrays that an array consists of."""
+    return (array.begins, array.ends, array.symbols) if isinstance(array, BytesArray) else (array,)
+
+
+def size_of(array: Array) -> int:
+    """Return the bytes of memory that an array takes."""
+    return sum(part.nbytes for part in memory_of(array))
+
+
+def copy_array(array: Array) -> Array:
+    """Return an array with memory of its own."""
+    if isinstance(array, BytesArray):
+        return BytesArray(*(part.copy() for part in memory_of(array)))
+    return array.copy()
+
+
 class Tensor(NamedTuple):
-    """A named array on its way in or out: an ndarray of the datatype's dtype, or a BytesArray for BYTES."""
+    """A named array on its way in or out: an ndarray of the datatype's dtype, or a BytesArray for BYTES.
+
+    The array keeps its memory alive itself: it owns it, or numpy's chain of bases leads to what owns it. So a view on
+    it, such as a section of a response, may outlive the request.
+    """
 
     name: str
     datatype: str
@@ -132,9 +154,15 @@ class ModelMetadata:
     labels: tuple[str, ...] = ()
     # All outputs, as a request that names none wants them: as JSON and as binary.
     all_outputs: tuple[tuple["RequestedOutput", ...], tuple["RequestedOutput", ...]] = field(init=False)
+    # The elements of the outputs whose shapes are static, and whether there are others.
+    static_elements: int = field(init=False)
+    has_dynamic_outputs: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """Settle at load what every request would ask again."""
+        shapes = [output.static_shape for output in self.outputs.values()]
+        object.__setattr__(self, "static_elements", sum(math.prod(shape) for shape in shapes if shape is not None))
+        object.__setattr__(self, "has_dynamic_outputs", None in shapes)
         as_json, as_binary = (tuple(RequestedOutput(name, binary) for name in self.outputs) for binary in (False, True))
         object.__setattr__(self, "all_outputs", (as_json, as_binary))
 

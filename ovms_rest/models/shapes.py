@@ -1,0 +1,281 @@
+"""Which shapes a model can compute: OpenVINO's own shape inference on a copy of the model without its weights.
+
+The CPU plugin (2026.4.1) has two faults that a request must not run into.
+
+- A failed inference leaves shapes behind in the compiled model, so that the next request may be computed with them.
+  Shapes that do not fit are therefore found before the plugin sees them.
+- A node that gets a tensor without elements is skipped, and its outputs keep what they held before, possibly another
+  client's values. Some nodes handle this themselves (`_WRITTEN`); for the others the request is rejected. Where only
+  the inference tells whether a tensor is empty, as behind a NonZero, `add_guard` has the model report it.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+from openvino import opset15
+
+from ovms_rest.models.preparation import find_reason
+
+Shape = tuple[int, ...]
+
+# Larger constants are weights, whose values decide no shape.
+_LARGEST_CONSTANT = 4096
+
+# Operations whose outputs are right when an input has no elements, measured with the CPU plugin: either they are
+# computed then, or they have no elements themselves. The others, those of extensions too, are taken to be skipped.
+_WRITTEN = frozenset(
+    {
+        # One output element for each input element, or for each pair that is broadcast: no elements, no output.
+        *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceiling", "Clamp", "Convert", "ConvertLike"),
+        *("Cos", "Cosh", "Elu", "Erf", "Exp", "FakeConvert", "FakeQuantize", "Floor", "Gelu", "HSigmoid", "HSwish"),
+        *("HardSigmoid", "Identity", "IsFinite", "IsInf", "IsNaN", "Log", "LogicalNot", "Mish", "Negative", "PRelu"),
+        *("Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Sinh", "SoftPlus", "SoftSign", "Sqrt", "Swish", "Tan"),
+        *("Tanh", "BitwiseNot", "Add", "BitwiseAnd", "BitwiseLeftShift", "BitwiseOr", "BitwiseRightShift"),
+        *("BitwiseXor", "Divide", "Equal", "FloorMod", "Greater", "GreaterEqual", "Less", "LessEqual", "LogicalAnd"),
+        *("LogicalOr", "LogicalXor", "Maximum", "Minimum", "Mod", "Multiply", "NotEqual", "Power", "Select"),
+        *("SquaredDifference", "Subtract"),
+        # The same elements, or some of them, in another order or shape.
+        *("Broadcast", "DepthToSpace", "Reshape", "Reverse", "ReverseSequence", "Roll", "ShuffleChannels", "Slice"),
+        *("SpaceToDepth", "Split", "Squeeze", "StridedSlice", "Tile", "Transpose", "Unsqueeze", "VariadicSplit"),
+        # Along an axis, of the shape of the input.
+        *("BatchNormInference", "CumSum", "GRN", "GroupNormalization", "LogSoftmax", "LRN", "MVN", "NormalizeL2"),
+        *("RMS", "Softmax"),
+        # Computed, each with its own value for nothing.
+        *("Bucketize", "Concat", "EmbeddingBagOffsets", "EmbeddingBagOffsetsSum", "EmbeddingBagPacked"),
+        *("EmbeddingBagPackedSum", "EmbeddingSegmentsSum", "MatMul", "NonMaxSuppression", "NonZero", "OneHot", "Pad"),
+        *("ReduceL1", "ReduceL2", "ReduceLogicalAnd", "ReduceLogicalOr", "ReduceMax", "ReduceMean", "ReduceMin"),
+        *("ReduceProd", "ReduceSum", "ScatterElementsUpdate", "ScatterNDUpdate", "ScatterUpdate", "ShapeOf"),
+        *("SliceScatter", "StringTensorPack", "StringTensorUnpack"),
+        # What goes into them is looked at within.
+        *("If", "Loop", "TensorIterator"),
+        *("Assign", "Constant", "Parameter", "ReadValue", "Result"),
+    }
+)
+
+
+class ShapeError(Exception):
+    """The model cannot compute inputs of these shapes; the text is the reason."""
+
+
+class _Suspect(NamedTuple):
+    """An operation that the plugin skips when one of its `inputs` has no elements, given as outputs of other nodes."""
+
+    node: Any
+    inputs: tuple[Any, ...]
+
+    def describe(self) -> str:
+        return f"{self.node.get_type_name()} {self.node.get_friendly_name()!r} gets a tensor without elements"
+
+    def has_output(self) -> bool:
+        """Return whether an output has elements, as far as is known."""
+        return not all(_is_empty(output.get_partial_shape()) for output in self.node.outputs())
+
+    def is_skipped(self) -> bool:
+        """Return whether the shapes that are known leave outputs unwritten."""
+        return any(_is_empty(source.get_partial_shape()) for source in self.inputs) and self.has_output()
+
+    def may_be_skipped(self) -> bool:
+        """Return whether only the values of the inputs tell whether outputs are left unwritten."""
+        return any(_may_be_empty(source.get_partial_shape()) for source in self.inputs) and self.has_output()
+
+
+class Guard(NamedTuple):
+    """What the additional output of a guarded model means: an INT64 vector, the smallest dims of some tensors.
+
+    `entries` has for each operation its description, the slice of its inputs and the slice of its outputs.
+    """
+
+    entries: tuple[tuple[str, slice, slice], ...]
+
+    def check(self, sizes: NDArray[Any]) -> None:
+        """Raise ShapeError if an operation was skipped."""
+        if sizes.all():
+            return
+        for description, inputs, outputs in self.entries:
+            if not sizes[inputs].all() and (outputs.start == outputs.stop or sizes[outputs].any()):
+                raise ShapeError(description)
+
+
+class ShapeChecker:
+    """Checks shapes against a model, without the model's memory and without touching what is compiled."""
+
+    def __init__(self, model: openvino.Model, inputs: Mapping[str, tuple[int, ...]]) -> None:
+        """Copy the structure of a model that is read but not compiled.
+
+        `inputs` gives for every input that clients send the indices of the model's parameters that have its shape.
+        """
+        self._copy = model.clone()
+        self._suspects = [suspect for node in _walk(self._copy) if (suspect := _suspect(node))]
+        self._inputs = inputs
+        self._has_branches = any(node.get_type_name() == "If" for node in self._copy.get_ops())
+        self._lock = threading.Lock()  # gunicorn's threads share the copy
+        _drop_weights(self._copy)
+
+    def check(self, shapes: Mapping[str, Shape]) -> None:
+        """Raise ShapeError unless the model can compute inputs of these shapes, given by name."""
+        with self._lock:
+            if not self._reshape(shapes):
+                return
+            for suspect in self._suspects:
+                if suspect.is_skipped():
+                    raise ShapeError(suspect.describe())
+
+    def _reshape(self, shapes: Mapping[str, Shape]) -> bool:
+        """Propagate shapes through the copy; return False if only the inference tells whether they fit."""
+        parameters = {
+            index: openvino.PartialShape(list(shape)) for name, shape in shapes.items() for index in self._inputs[name]
+        }
+        try:
+            self._copy.reshape(parameters)
+        except RuntimeError as error:
+            if self._has_branches:  # what does not fit may be the branch that is not taken
+                return False
+            raise ShapeError(find_reason(error)) from error
+        return True
+
+    def add_guard(self, model: openvino.Model, shapes: Mapping[str, Shape] | None) -> Guard | None:
+        """Give the model that was copied an output that reports what `check` cannot know; return what it means.
+
+        Returns None, and changes nothing, for a model in which shapes alone decide everything. `shapes` are some that
+        the model can compute; without any the model's own count.
+        """
+        if shapes is not None:
+            self.check(shapes)
+        entries: list[tuple[str, slice, slice]] = []
+        sizes: list[Any] = []
+        for copy, node in _pair(self._copy, model):
+            for description, ports, outputs in _find_doubts(copy, node):
+                begin, middle = len(sizes), len(sizes) + len(ports)
+                sizes += [*ports, *outputs]
+                entries.append((description, slice(begin, middle), slice(middle, len(sizes))))
+        if not entries:
+            return None
+        model.add_results([opset15.result(opset15.concat(sizes, 0))])
+        return Guard(tuple(entries))
+
+
+def _suspect(node: Any) -> _Suspect | None:
+    ports = _find_ports(node)
+    return _Suspect(node, tuple(map(node.input_value, ports))) if ports else None
+
+
+def _find_ports(node: Any) -> list[int]:
+    """Return the inputs without which an operation is skipped."""
+    if node.get_type_name() in _WRITTEN and node.get_type_info().version_id.startswith("opset"):
+        return []
+    ports = range(node.get_input_size())
+    return [port for port in ports if node.input_value(port).get_node().get_type_name() != "Constant"]
+
+
+def _walk(model: openvino.Model) -> Iterator[Any]:
+    """Yield the nodes of a model and of those within its loops and branches."""
+    for node in model.get_ordered_ops():
+        yield node
+        for body in _find_bodies(node):
+            yield from _walk(body)
+
+
+def _pair(copy: openvino.Model, model: openvino.Model) -> list[tuple[Any, Any]]:
+    """Return the nodes of a copy, each with the one that it is a copy of."""
+    return list(zip(copy.get_ordered_ops(), model.get_ordered_ops(), strict=True))
+
+
+def _find_bodies(node: Any) -> list[Any]:
+    kind = node.get_type_name()
+    if kind == "If":
+        return [node.get_function(0), node.get_function(1)]
+    return [node.get_function()] if kind in ("Loop", "TensorIterator") else []
+
+
+# --- The guard: INT64 vectors of one element that are 0 when a tensor has no elements
+
+
+def _find_doubts(copy: Any, node: Any) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Yield what only the inference tells of a node: a description, sizes that must not be 0, and sizes of outputs.
+
+    When one of the first is 0, an output that has elements was not written. Without sizes of outputs one was not in any
+    case. `copy` is where the shapes are known.
+    """
+    suspect = _suspect(copy)
+    if suspect and suspect.may_be_skipped():
+        ports = [_smallest_dim(node.input_value(port)) for port in _find_ports(node)]
+        yield suspect.describe(), ports, list(map(_smallest_dim, node.outputs()))
+    kind, name = node.get_type_name(), node.get_friendly_name()
+    if kind == "Loop" and (counts := _find_counts(node)):
+        yield f"Loop {name!r} makes no iteration", counts, []
+    bodies = list(zip(_find_bodies(copy), _find_bodies(node), strict=True))
+    smallest = [_guard_body(*pair) for pair in bodies]
+    if any(smallest):
+        description = f"an operation within {kind} {name!r} gets a tensor without elements"
+        yield description, [_bring_out(node, [body for _, body in bodies], smallest)], []
+
+
+def _guard_body(copy: openvino.Model, body: openvino.Model) -> Any | None:
+    """Return what is 0 when an operation within a loop or branch is skipped, None where none can be."""
+    sizes = [size for pair in _pair(copy, body) for _, ports, _ in _find_doubts(*pair) for size in ports]
+    return opset15.reduce_min(opset15.concat(sizes, 0), opset15.constant([0]), keep_dims=True) if sizes else None
+
+
+def _bring_out(node: Any, bodies: list[openvino.Model], smallest: list[Any | None]) -> Any:
+    """Add an output to a loop or a branch that tells the smallest size within."""
+    one = np.ones(1, np.int64)
+    if node.get_type_name() == "If":
+        results = [opset15.result(opset15.constant(one) if size is None else size) for size in smallest]
+        for body, result in zip(bodies, results, strict=True):
+            body.add_results([result])
+        return node.set_output(*results)
+    before = opset15.parameter([1], openvino.Type.i64)
+    result = opset15.result(opset15.minimum(before, smallest[0]))
+    bodies[0].add_parameters([before])
+    bodies[0].add_results([result])
+    node.set_merged_input(before, opset15.constant(one).output(0), result.input_value(0))
+    return node.get_iter_value(result.output(0), -1)
+
+
+def _find_counts(loop: Any) -> list[Any]:
+    """Return what is 0 when a loop makes no iteration, if its outputs are wrong then."""
+    merged = {item.body_value_index for item in loop.get_input_descriptions() if hasattr(item, "body_value_index")}
+    if all(
+        type(item).__name__ == "BodyOutputDescription" and item.body_value_index in merged
+        for item in loop.get_output_descriptions()
+    ):
+        return []
+    sources = (loop.input_value(0), loop.input_value(1))
+    return [_as_vector(source) for source in sources if not _is_true_constant(source.get_node())]
+
+
+def _is_true_constant(node: Any) -> bool:
+    return node.get_type_name() == "Constant" and bool(node.get_data().all())
+
+
+def _drop_weights(model: openvino.Model) -> None:
+    """Replace the constants that are weights by parameters, so that the copy does not keep their memory.
+
+    Those within loops and branches stay: their models may have no parameters that nothing is passed to.
+    """
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant" and node.get_byte_size() > _LARGEST_CONSTANT:
+            stand_in = opset15.parameter(node.get_output_partial_shape(0), node.get_output_element_type(0))
+            node.output(0).replace(stand_in.output(0))
+            model.add_parameters([stand_in])
+
+
+def _is_empty(shape: openvino.PartialShape) -> bool:
+    return not shape.rank.is_dynamic and any(dim.is_static and dim.get_length() == 0 for dim in shape)
+
+
+def _may_be_empty(shape: openvino.PartialShape) -> bool:
+    return shape.rank.is_dynamic or any(dim.get_min_length() == 0 for dim in shape)
+
+
+def _smallest_dim(tensor: Any) -> Any:
+    """Return the smallest dim of a tensor as an INT64 vector of one element; a scalar's is some large number."""
+    return opset15.reduce_min(opset15.shape_of(tensor), opset15.constant([0]), keep_dims=True)
+
+
+def _as_vector(value: Any) -> Any:
+    return opset15.reshape(opset15.convert(value, "i64"), opset15.constant([1]), special_zero=False)

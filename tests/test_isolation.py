@@ -1,0 +1,316 @@
+"""No answer depends on another request (protocol.md section 9): many clients at once, every answer checked.
+
+What a client gets is compared with what this process computes, while others fail, vanish, read slowly and have files
+replaced.
+"""
+
+import contextlib
+import gzip
+import json
+import random
+import shutil
+import socket
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import model_zoo
+import numpy as np
+import openvino
+import pytest
+from openvino import Type, opset15
+from raw_http import receive
+from service import serve, write_config
+from test_runtime import accumulating, reshaping
+
+SECONDS = 10
+CLIENTS = 6
+WIDTH = 4096  # values of a row of the model whose file is replaced
+
+
+def scaled(factor):
+    """A model whose weights tell which file they came from: x FP32 [-1,4096] -> y = factor * x."""
+    x = model_zoo.parameter("x", (-1, WIDTH), Type.f32)
+    return model_zoo.model_of(
+        {"y": opset15.multiply(x, opset15.constant(np.full((1, WIDTH), factor, np.float32)))}, [x]
+    )
+
+
+def highest():
+    """The highest value of every row: x FP32 [-1,-1] -> y [n,1]; OpenVINO leaves it unwritten for rows of nothing."""
+    x = model_zoo.parameter("x", (-1, -1), Type.f32)
+    y = opset15.topk(x, opset15.constant(1), 1, "max", "value").output(0)
+    y.set_names({"y"})
+    return openvino.Model([opset15.result(y)], [x], "highest")
+
+
+class Files:
+    """The weights of a served model, replaced again and again in every way in which people copy files."""
+
+    def __init__(self, base_path: Path, spare: Path) -> None:
+        model_zoo.save(scaled(1), base_path)
+        (self._served,) = (base_path / "1").glob("*.bin")
+        self._spares = {}
+        for factor in range(1, 6):
+            model_zoo.save(scaled(factor), spare / str(factor))
+            (self._spares[factor],) = (spare / str(factor) / "1").glob("*.bin")
+        self.factors = frozenset(self._spares)
+
+    def replace(self, factor: int, way: int) -> None:
+        new = self._spares[factor]
+        if way == 0:  # cp: truncated, then written
+            shutil.copyfile(new, self._served)
+        elif way == 1:  # cp -p
+            shutil.copy2(new, self._served)
+        elif way == 2:  # dd conv=notrunc
+            with self._served.open("r+b") as file:
+                file.write(new.read_bytes())
+        elif way == 3:  # mv
+            beside = self._served.with_name("new")
+            shutil.copyfile(new, beside)
+            beside.rename(self._served)
+        else:  # scp, in pieces
+            with self._served.open("wb") as file:
+                for piece in _pieces(new.read_bytes()):
+                    file.write(piece)
+                    file.flush()
+
+
+def _pieces(data, size=4000):
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+class Client:
+    """One of the clients: makes requests of many kinds, and checks each answer."""
+
+    def __init__(self, service, files: Files, seed: int) -> None:
+        self._service = service
+        self._files = files
+        self._random = random.Random(seed)
+        self._numpy = np.random.default_rng(seed)
+        self.answers = 0
+
+    def run(self, until: float) -> None:
+        kinds = [
+            self.relu, self.through, self.compressed, self.picture, self.state, self.highest, self.nothing,
+            self.product, self.shapes, self.values, self.scaled, self.slow, self.vanish, self.garbage,
+        ]  # fmt: skip
+        while time.monotonic() < until:
+            self._random.choice(kinds)()
+            self.answers += 1
+
+    def _numbers(self, *shape):
+        return self._numpy.standard_normal(shape).astype(np.float32)
+
+    def _ask(self, model, *arrays, names=("x",), headers=None):
+        """Infer by JSON or binary; return the status, and the outputs as bytes or the error."""
+        body, length = _request(arrays, names, self._random.random() < 0.5)
+        headers = dict(headers or {})
+        if length is not None:
+            headers["Inference-Header-Content-Length"] = str(length)
+        if headers.get("Content-Encoding"):
+            body = gzip.compress(body, 1)
+        answer = self._service.request("POST", f"/v2/models/{model}/infer", body, headers)
+        return answer.status, _outputs(answer)
+
+    def relu(self):
+        x = self._numbers(*self._random.choice([(1, 4), (3, 4), (500, 4), (5000, 4)]))
+        assert self._ask("relu", x) == (200, [np.maximum(x, 0).tobytes()])
+
+    def through(self):
+        x = self._numbers(self._random.randrange(4_000, 9_000))
+        assert self._ask("through", x) == (200, [x.tobytes()])
+
+    def compressed(self):
+        x = self._numbers(self._random.choice([5_000, 300_000]))
+        assert self._ask("through", x, headers={"Content-Encoding": "gzip"}) == (200, [x.tobytes()])
+
+    def picture(self):
+        pixels = self._numpy.integers(0, 256, (self._random.randrange(50, 300), 100, 3), np.uint8)
+        file = cv2.imencode(".png", pixels)[1].tobytes()
+        head = json.dumps(
+            {
+                "inputs": [
+                    {"name": "x", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(file) + 4}}
+                ],
+                "parameters": {"binary_data_output": True},
+            }
+        ).encode()
+        body = head + struct.pack("<I", len(file)) + file
+        answer = self._service.infer("picture", body, Inference_Header_Content_Length=str(len(head)))
+        assert (answer.status, _outputs(answer)) == (200, [pixels.tobytes()])
+
+    def state(self):
+        x = self._numbers(self._random.randrange(1, 4), 2)
+        assert self._ask("state", x) == (200, [x.tobytes()])
+
+    def highest(self):
+        x = self._numbers(self._random.randrange(1, 50), self._random.randrange(1, 50))
+        assert self._ask("highest", x) == (200, [x.max(1, keepdims=True).tobytes()])
+
+    def nothing(self):
+        status, error = self._ask("highest", self._numbers(self._random.randrange(1, 50), 0))
+        assert (status, "TopK" in error) == (400, True)
+
+    def product(self):
+        rows, inner, columns = (self._random.randrange(1, 9) for _ in range(3))
+        left, right = (
+            self._numpy.integers(-9, 9, shape).astype(np.float32) for shape in ((rows, inner), (inner, columns))
+        )
+        assert self._ask("product", left, right, names=("left", "right")) == (200, [(left @ right).tobytes()])
+
+    def shapes(self):
+        status, error = self._ask("product", self._numbers(2, 3), self._numbers(4, 5), names=("left", "right"))
+        assert (status, "dimension" in error) == (400, True)
+
+    def values(self):
+        """Values that fit, and some that do not."""
+        rows, columns = self._random.randrange(1, 9), self._random.randrange(1, 9)
+        x, dims = np.abs(self._numbers(rows * columns)), [rows, columns + self._random.choice([0, 0, 1])]
+        body = {
+            "inputs": [
+                {"name": "x", "datatype": "FP32", "shape": [len(x)], "data": x.tolist()},
+                {"name": "dims", "datatype": "INT64", "shape": [2], "data": dims},
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+        answer = self._service.infer("values", body)
+        if dims[1] == columns:
+            assert (answer.status, _outputs(answer)) == (200, [x.tobytes()])
+        else:
+            assert (answer.status, "Reshape" in answer.json()["error"]) == (400, True)
+
+    def scaled(self):
+        x = self._numpy.integers(1, 9, (self._random.choice([1, 1, 8]), WIDTH)).astype(np.float32)
+        status, outputs = self._ask("scaled", x)
+        assert status == 200, outputs
+        (y,) = outputs
+        factors = set(np.unique(np.frombuffer(y, np.float32).reshape(x.shape) / x).tolist())
+        assert len(factors) == 1, factors
+        assert factors <= self._files.factors
+
+    def slow(self):
+        """A response that is read in pieces, with pauses."""
+        x = self._numbers(700_000)
+        body, length = _request([x], ["x"], True)
+        with self._service.connect() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            connection.sendall(_head("through", len(body), length) + body)
+            time.sleep(self._random.choice([0, 0.05, 0.2]))
+            answer = receive(connection, "POST")
+        assert (answer.status, _outputs(answer)) == (200, [x.tobytes()])
+
+    def vanish(self):
+        """A client that closes or resets while it sends, waits or reads."""
+        x = self._numbers(100_000)
+        body, length = _request([x], ["x"], True)
+        data = _head("through", len(body), length) + body
+        with self._service.connect() as connection:
+            if self._random.random() < 0.5:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(data[: self._random.choice([10, 300, 5_000, len(data)])])
+            if self._random.random() < 0.3:
+                connection.settimeout(0.05)
+                with contextlib.suppress(TimeoutError):
+                    connection.recv(1000)
+
+    def garbage(self):
+        body = self._random.choice([b"", b"{", b'{"inputs":[]}', b'{"inputs":[{"name":"x"}]}', self._numpy.bytes(300)])
+        answer = self._service.infer("relu", body)
+        assert (answer.status, list(answer.json())) == (400, ["error"])
+
+
+def _request(arrays, names, binary):
+    """Return the body of a request for binary outputs, and the length of its JSON if there is more."""
+    entries, sections = [], []
+    for name, array in zip(names, arrays, strict=True):
+        entry = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
+        if binary:
+            sections.append(array.tobytes())
+            entry["parameters"] = {"binary_data_size": array.nbytes}
+        else:
+            entry["data"] = array.ravel().tolist()
+        entries.append(entry)
+    head = json.dumps({"inputs": entries, "parameters": {"binary_data_output": True}}).encode()
+    return head + b"".join(sections), len(head) if binary else None
+
+
+def _head(model, size, length):
+    return (
+        f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
+        f"Inference-Header-Content-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+def _outputs(answer):
+    """Return the binary outputs of a response, or the error."""
+    if answer.status != 200:
+        return answer.json()["error"]
+    length = int(answer.headers.get("inference-header-content-length", len(answer.body)))
+    found, rest = [], answer.body[length:]
+    for output in json.loads(answer.body[:length])["outputs"]:
+        size = output["parameters"]["binary_data_size"]
+        found.append(rest[:size])
+        rest = rest[size:]
+    assert not rest
+    return found
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Files(tmp_path / "scaled", tmp_path / "spare")
+
+
+def make_config(directory):
+    """Write the models and their config."""
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    models = {
+        "relu": model_zoo.relu(),
+        "through": model_zoo.passthrough(x=(Type.f32, (-1,))),
+        "picture": model_zoo.passthrough(x=(Type.u8, (1, -1, -1, 3))),
+        "state": accumulating(),
+        "highest": highest(),
+        "product": model_zoo.product(),
+        "values": reshaping(),
+    }
+    for name, model in models.items():
+        model_zoo.save(model, directory / name)
+    return write_config(
+        directory,
+        *({"name": name, "base_path": name, "plugin_config": exact} for name in [*models, "scaled"]),
+    )
+
+
+def test_no_answer_depends_on_another_request_or_on_files(tmp_path, files):
+    config = make_config(tmp_path)
+    with serve(tmp_path, "-w", "2", config=config, OVMS_REST_METRICS_ENABLE="true") as service:
+        until = time.monotonic() + SECONDS
+        clients = [Client(service, files, seed) for seed in range(CLIENTS)]
+        with ThreadPoolExecutor(CLIENTS + 1) as pool:
+            running = [pool.submit(client.run, until) for client in clients]
+            running.append(pool.submit(replace_files, service, files, until))
+            for each in running:
+                each.result()
+        assert all(client.answers > SECONDS for client in clients)
+        metrics = service.get("/metrics").body.decode()
+        assert "\novms_rest_worker_restarts 0.0\n" in metrics
+        assert "Traceback" not in service.log
+        assert " died " not in service.log
+        files.replace(3, 3)
+        x = np.ones((1, WIDTH), np.float32)
+        body, length = _request([x], ["x"], True)
+        ask = lambda: _outputs(service.infer("scaled", body, Inference_Header_Content_Length=str(length)))  # noqa: E731
+        service.wait_for(lambda: ask() == [(3 * x).tobytes()])
+
+
+def replace_files(service, files, until):
+    """Replace the file of a served model, and reload at times beside what the service notices itself."""
+    choices = random.Random(0)
+    while time.monotonic() < until:
+        files.replace(choices.choice(sorted(files.factors)), choices.randrange(5))
+        if choices.random() < 0.3:
+            assert service.request("POST", "/v1/config/reload").status in (200, 201)
+        else:
+            time.sleep(choices.random())
