@@ -11,7 +11,7 @@ import falcon
 
 from ovms_rest.assembly import assemble_pipelines
 from ovms_rest.config import Config, ModelConfig, load_config
-from ovms_rest.errors import ConfigError, NotFoundError, ServingError, TryLaterError
+from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageError, TryLaterError
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.registry import Entry, Host, ModelRegistry, load_models
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
@@ -165,4 +165,6 @@ def get_app() -> App:
     except ConfigError as error:
         for problem in error.problems:
             print(f"ovms_rest: {escape(problem)}", file=sys.stderr)
-        sys.exit(1)
+    except ShortageError as error:
+        print(f"ovms_rest: {escape(str(error))}", file=sys.stderr)
+    sys.exit(1)

@@ -16,7 +16,7 @@ from gunicorn.util import import_app
 from ovms_rest.app import App, host_of, read_config
 from ovms_rest.assembly import assemble_pipelines
 from ovms_rest.config import load_config
-from ovms_rest.errors import ConfigError, NotReadyError
+from ovms_rest.errors import ConfigError, NotReadyError, ShortageError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
 from ovms_rest.models.registry import Entry, ModelRegistry, load_models
 from ovms_rest.pool import log_escaping
@@ -157,6 +157,8 @@ def _check(options: argparse.Namespace) -> int:
         registry.entries |= assemble_pipelines(pipelines, libraries, registry.entries, {}, host)
     except ConfigError as error:
         report: dict[str, Any] = {"models": [], "pipelines": [], "problems": list(error.problems)}
+    except ShortageError as error:
+        report = {"models": [], "pipelines": [], "problems": [str(error)]}
     else:
         report = describe_registry(registry)
     if options.json:

@@ -36,7 +36,10 @@ class ForbiddenError(ServingError):
 
 
 class ReloadError(ServingError):
-    """A change that failed; `status` is 400 for an invalid config, 403 for forbidden paths, 412 for a failed load."""
+    """A change that failed.
+
+    `status` is 400 for an invalid config, 403 for forbidden paths, 412 for a failed load, 503 for want of resources.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         """Keep the status."""
@@ -86,3 +89,7 @@ class ConfigError(Exception):
 
 class LoadError(Exception):
     """A model that cannot be served; its text is the reason, in one line."""
+
+
+class ShortageError(Exception):
+    """The system lacks something for now, say processes or descriptors; its text names it. A later try may succeed."""

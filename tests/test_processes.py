@@ -264,7 +264,7 @@ def make_arbiter(models):
     """Make what the hooks need of an arbiter and its application."""
     counters = types.SimpleNamespace(release=lambda slot: [])
     app = types.SimpleNamespace(models=models, telemetry=types.SimpleNamespace(counters=counters))
-    return types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], WORKERS={})
+    return types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], tls=None, WORKERS={})
 
 
 def test_a_model_at_which_workers_die_is_given_up(caplog):

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from ovms_rest.pool import http_errors, log_escaping
+from ovms_rest.pool import heartbeat, http_errors, log_escaping
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.hooks import (
     child_exit,
@@ -49,5 +49,6 @@ control_socket_disable = not any(
     "--control-socket" in argument for argument in (*sys.argv, os.environ.get("GUNICORN_CMD_ARGS", ""))
 )
 
+heartbeat.install()
 http_errors.install()
 log_escaping.install()

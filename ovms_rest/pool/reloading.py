@@ -6,6 +6,7 @@ alone: it holds for all workers that it forks, and is forgotten when the service
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import time
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ovms_rest.config import Config, ModelConfig, load_config, parse_model
-from ovms_rest.errors import BusyError, ConfigError, NotFoundError, ReloadError, TryLaterError
+from ovms_rest.errors import BusyError, ConfigError, NotFoundError, ReloadError, ShortageError, TryLaterError
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.roots import check_paths, find_roots
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.pool.mailbox import Mailbox
+from ovms_rest.pool.pauses import Pauses
 from ovms_rest.protocol.words import list_names, quote
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -40,6 +42,8 @@ _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 1.0, 60.0
 # So many outcomes are kept for callers who have not looked yet, and so much of each text, all of which is in the log.
 _KEPT_OUTCOMES = 256
 _KEPT_BYTES = 2000
+# So many descriptors have to be free for a change: without one, a model that cannot be read looks like a broken one.
+_SPARE_DESCRIPTORS = 16
 
 
 class Change(NamedTuple):
@@ -107,6 +111,7 @@ class Reloads:
         self._run: list[tuple[Change, _Outcome]] = []
         self._changed = False
         self._fault = ""  # why the config file, as it is now, is not what is served
+        self._pauses = Pauses()  # between reloads for which the system lacks something
 
     # --- In the arbiter
 
@@ -133,8 +138,13 @@ class Reloads:
         self._replace(entries)
 
     def receive(self) -> list[Change]:
-        """Return what workers have asked for."""
-        return [Change(**message) for message in self._mailbox.receive()]
+        """Return what workers have asked for, and a reload when one is due again."""
+        changes = [Change(**message) for message in self._mailbox.receive()]
+        return [*changes, Change()] if self.is_due() else changes
+
+    def is_due(self) -> bool:
+        """Return whether a reload that failed for want of something is to be tried again."""
+        return bool(self._pauses.failures) and self._pauses.is_over()
 
     def run(self, changes: list[Change], stop: Stop) -> bool:
         """Make changes; tell whether workers have to be forked anew to serve, or to tell, what has come of them."""
@@ -155,8 +165,10 @@ class Reloads:
     def _make(self, change: Change, stop: Stop) -> _Outcome:
         """Make a change; tell what is wrong with it, if that is known before the new generation serves."""
         try:
+            _check_descriptors()
             if change.what == "reload":
                 self.load(stop)
+                self._pauses.reset()
             elif change.what == "load":
                 self._load_one(change.name, change.config, stop)
             else:
@@ -170,10 +182,26 @@ class Reloads:
         except ReloadError as error:
             log.error("load of model %r failed: %s", change.name, error)
             return _Outcome(error.status, str(error))
+        except (ShortageError, MemoryError) as error:
+            return self._put_off(change, error)
         except Exception:  # the arbiter is what the whole service hangs on
             log.exception("%s failed, the service goes on as it was", change.what)
             return _Outcome(500, "internal error; the reason is in the log of the server")
         return _Outcome(200)
+
+    def _put_off(self, change: Change, error: ShortageError | MemoryError) -> _Outcome:
+        """Schedule another attempt of a reload, since no worker reports a change on the disk twice.
+
+        A load or unload is left to its caller, who gets the reason.
+        """
+        reason = str(error) or "out of memory"
+        if change.what != "reload":
+            log.error("%s of model %r failed, the service goes on as it was: %s", change.what, change.name, reason)
+        else:
+            if not self._pauses.failures:
+                log.error("reload failed, the service goes on as it was and tries again: %s", reason)
+            self._pauses.fail()
+        return _Outcome(503, reason)
 
     def _load_one(self, name: str, given: dict[str, Any] | None, stop: Stop) -> None:
         """Load a model as the file says, or with the configuration `given`, and nothing else.
@@ -302,11 +330,15 @@ class Reloads:
             self._fault = "; ".join(error.problems)
             raise
 
-    def end(self) -> None:
-        """Publish what came of the changes, when the new generation serves; its workers may have died at a model."""
+    def end(self, fault: str = "") -> None:
+        """Publish what came of the changes, when the new generation serves; its workers may have died at a model.
+
+        `fault` is the reason why it does not serve yet, "" when it does.
+        """
         for change, outcome in self._run:
             if change.id:
-                self._outcomes[change.id] = outcome if outcome.error else self._judge(change)
+                serves = self._judge(change) if not fault else _Outcome(503, fault)
+                self._outcomes[change.id] = outcome if outcome.error else serves
         kept = max(_KEPT_OUTCOMES, len(self._run))  # nobody has looked at those of this run yet
         self._outcomes = dict(list(self._outcomes.items())[-kept:])
         outcomes = {id_: [outcome.status, _cut(outcome.error)] for id_, outcome in self._outcomes.items()}
@@ -380,14 +412,16 @@ class Reloads:
                 self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
         self._seen = now
 
-    def request(self, ticket: dict[str, Any]) -> dict[str, Any] | None:
-        """Reload because a client asks for it; return the status of all models, None when nothing has changed.
+    def request(self, ticket: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+        """Reload because a client asks for it; return whether anything has changed, and the status of all models.
+
+        The status is the arbiter's: this worker may be of a generation that another reload has replaced meanwhile.
 
         Raises TryLaterError until the new generation serves, with the same `ticket` to be shown again, and ReloadError
         with the reason for one that failed.
         """
         outcome, models = self._ask(ticket, Change())
-        return models if outcome.status == 201 else None
+        return outcome.status == 201, models
 
     def load_model(self, ticket: dict[str, Any], name: str, config: dict[str, Any] | None) -> None:
         """Load a model because a client asks for it, as the file says or with a configuration of its own.
@@ -429,6 +463,19 @@ class Reloads:
     def _look(self) -> dict[Path, Stamp]:
         """Describe the config file and the directories of all models that are to be served."""
         return {path: stamp(path) for path in self._stamps}
+
+
+def _check_descriptors() -> None:
+    """Raise ShortageError unless this process may open as many files as a change may need at a time."""
+    pipes = []
+    try:
+        for _ in range(_SPARE_DESCRIPTORS // 2):
+            pipes.append(os.pipe())  # one at a time: when one fails, those before it are closed
+    except OSError as error:
+        raise ShortageError(f"fewer than {_SPARE_DESCRIPTORS} more files may be opened: {error.strerror}") from error
+    finally:
+        for descriptor in itertools.chain(*pipes):
+            os.close(descriptor)
 
 
 def _cut(text: str) -> str:

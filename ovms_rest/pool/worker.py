@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections import deque
@@ -25,12 +26,12 @@ from typing import Any
 
 from gunicorn.config import PostRequest, PreRequest
 from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
-from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker as BaseWorker
 
 from ovms_rest.errors import DeadlineError, TryLaterError
 from ovms_rest.pool.access_log import AccessLog, access_of
 from ovms_rest.pool.connection import EVENTS, Buffer, Connection, State, Times, TlsConnection
+from ovms_rest.pool.failure_note import BOOT_ERROR, FailureNote
 from ovms_rest.pool.http1 import (
     Environ,
     HeadReader,
@@ -98,15 +99,28 @@ class Worker(BaseWorker):  # type: ignore[misc]
     # Set by the arbiter's hooks before the fork.
     row: Row
     is_control: bool = False
+    tls: ssl.SSLContext | None = None
+    failure: FailureNote
     # Set by a hook in the worker: what is called every so often, 0 for never, in one of the workers.
     watch: Callable[[], None] | None = None
     poll_seconds: int = 0
 
     _access_log: AccessLog | None = None
 
+    def init_process(self) -> None:
+        """Become ready and serve: what gunicorn calls in the forked process, in which it returns at the end."""
+        try:
+            super().init_process()
+        except Exception as error:
+            if self.row.was_ready():
+                raise  # gunicorn logs it
+            self.failure.write(error)
+            sys.exit(BOOT_ERROR)
+
     def run(self) -> None:
         """Serve until told to end: gunicorn's main loop of a worker."""
         self._set_up()
+        self.row.set_ready()
         while self._turn():
             pass
 
@@ -127,7 +141,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self.arena = memoryview(bytearray(ARENA_BYTES))
         self.held = 0
         self.now = self._polled = time.monotonic()
-        self._tls = ssl_context(cfg) if cfg.is_ssl else None
+        self._tls = self.tls
         self._waiting: WaitingQueue[Connection] = WaitingQueue(_read_terms)
         self._resuming: deque[Connection] = deque()
         self._backlog: dict[Connection, int] = {}  # with events that there was no time for
