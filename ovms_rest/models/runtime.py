@@ -1,4 +1,6 @@
-"""OpenVINO: reading, describing, compiling and inferring. Only this module, `preparation` and `shapes` import it.
+"""OpenVINO: reading, describing, compiling and inferring.
+
+Only this module, `preparation`, `shapes` and `tiles` import it.
 
 Strings never pass OpenVINO's Python binding, which drops NULs at the end of an element and crashes on a tensor without
 elements. A model's string tensors are replaced by the three tensors of StringTensorPack and StringTensorUnpack, which
@@ -31,6 +33,7 @@ from ovms_rest.models.preparation import find_layout, find_reason, name_tensors,
 from ovms_rest.models.recovery import Recovery, fill
 from ovms_rest.models.repository import find_model_file, find_weights, read_mapping
 from ovms_rest.models.shapes import Guard, Shape, ShapeChecker, ShapeError
+from ovms_rest.models.tiles import split_tiles
 from ovms_rest.models.trials import choose_shapes, choose_usual_shapes
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray, from_matrix
@@ -118,6 +121,7 @@ class Model:
         names = name_tensors(read, read_mapping(path))
         self._read: Any
         self._read, sizes = prepare(read, *names, preparation)
+        split_tiles(self._read)
         inputs, outputs = map(_describe_all, names, (self._read.inputs, self._read.outputs))
         # By name, None where the model declares none and the config neither.
         self.input_layouts, self.output_layouts = (

@@ -109,7 +109,7 @@ class ShapeChecker:
         `inputs` gives for every input that clients send the indices of the model's parameters that have its shape.
         """
         self._copy = model.clone()
-        self._suspects = [suspect for node in _walk(self._copy) if (suspect := _suspect(node))]
+        self._suspects = [suspect for node in find_nodes(self._copy) if (suspect := _suspect(node))]
         self._inputs = inputs
         self._has_branches = any(node.get_type_name() == "If" for node in self._copy.get_ops())
         self._lock = threading.Lock()  # gunicorn's threads share the copy
@@ -171,12 +171,12 @@ def _find_ports(node: Any) -> list[int]:
     return [port for port in ports if node.input_value(port).get_node().get_type_name() != "Constant"]
 
 
-def _walk(model: openvino.Model) -> Iterator[Any]:
+def find_nodes(model: openvino.Model) -> Iterator[Any]:
     """Yield the nodes of a model and of those within its loops and branches."""
     for node in model.get_ordered_ops():
         yield node
         for body in _find_bodies(node):
-            yield from _walk(body)
+            yield from find_nodes(body)
 
 
 def _pair(copy: openvino.Model, model: openvino.Model) -> list[tuple[Any, Any]]:
