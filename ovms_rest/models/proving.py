@@ -26,11 +26,15 @@ class Task:
 
 
 class Proof(NamedTuple):
-    """What came of a try: why the model must not serve, None when it may; seconds and bytes of memory that it took."""
+    """What came of a try: why the model must not serve, None when it may; seconds and bytes of memory that it took.
+
+    `warning` is what the try did not show of a model that may serve.
+    """
 
     reason: str | None
     seconds: float = 0.0
     memory: int = 0
+    warning: str = ""
 
 
 def prove(
@@ -86,12 +90,12 @@ def try_models(tasks: Sequence[dict[str, Any]], tell: Tell) -> None:
             model.compile()
             tell(step="inferring for the first time")
             model.open(lambda: None)
-            memory = max(0, resident_bytes() - before)
+            memory, warning = max(0, resident_bytes() - before), model.warning
             del model
         except LoadError as error:
             tell(reason=str(error))
         else:
-            tell(reason=None, seconds=time.monotonic() - started, memory=memory)
+            tell(reason=None, seconds=time.monotonic() - started, memory=memory, warning=warning)
 
 
 def _decode(task: dict[str, Any]) -> Task:
