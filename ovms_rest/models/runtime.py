@@ -359,6 +359,8 @@ class _Session:
         """Infer; see Model.infer. Raises RuntimeError, and ShapeError when the guard finds an output unwritten."""
         if self._has_state:
             self._request.reset_state()  # whatever the last request left there is not for this one
+        if self._lent:  # by an inference that failed
+            self._lent = []
         for port in self._inputs:
             array: Any = arrays[port.metadata.name]
             if isinstance(array, BytesArray):
