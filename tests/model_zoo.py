@@ -41,6 +41,13 @@ def add(shape=(1, 3)):
     return model_of({"sum": opset15.add(left, right), "difference": opset15.subtract(left, right)}, [right, left])
 
 
+def split(size=6):
+    """Two parts of a vector, x FP32 [size], lengths INT64 [2] -> first, second; the lengths have to add up to size."""
+    x, lengths = parameter("x", (size,), Type.f32), parameter("lengths", (2,), Type.i64)
+    node = opset15.variadic_split(x, opset15.constant(0), lengths)
+    return model_of({"first": opset15.relu(node.output(0)), "second": opset15.relu(node.output(1))}, [x, lengths])
+
+
 def passthrough(**tensors):
     """Every tensor name=(element type, shape) goes straight through, and so is called the same as input and output.
 
