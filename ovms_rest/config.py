@@ -87,10 +87,11 @@ def parse_model(name: str, config: dict[str, Any], directory: Path, base: ModelC
     """Read the configuration of a model that came with a call: keys of the file, or those of Triton that mean the same.
 
     Paths are relative to `directory`. A `base` is the model as it is known, and has the path when none came. Raises
-    ConfigError with a line for every mistake.
+    ConfigError with a line for every mistake, one in the name included.
     """
     config = {_TRITON_KEYS.get(key, key): value for key, value in config.items()}
-    problems = list(check_keys(config, "config.", {**_MODEL_KEYS, **_OTHER_KEYS, **_FILE_KEYS}, required=()))
+    problems = [] if (problem := check_name(name)) is None else [f"name in the path: {problem}"]
+    problems += check_keys(config, "config.", {**_MODEL_KEYS, **_OTHER_KEYS, **_FILE_KEYS}, required=())
     if config.get("name", name) != name:
         problems.append(f"config.name: is {as_json(config['name'])}, the model in the path is {name!r}")
     if base is None and "base_path" not in config:
@@ -169,6 +170,7 @@ def _model_options(config: dict[str, Any], directory: Path) -> ModelOptions:
         scale=config.get("scale"),
         color_format=config.get("color_format"),
         precision=config.get("precision"),
+        trial=config.get("trial"),
         cpu_extension=str(directory.absolute() / extension) if extension else None,
     )
 
@@ -217,6 +219,12 @@ def _check_layout(value: Any) -> Problem | None:
     if type(value) is not str:
         return f"expected {_LAYOUT}, or an object of these by tensor, got {as_json(value)}"
     return None
+
+
+def _check_trial(value: Any) -> Problem | None:
+    if type(value) is bool or (type(value) is str and value):
+        return None
+    return f"expected the path of a file with a request, true or false, got {as_json(value)}"
 
 
 def _check_nireq(value: Any) -> Problem | None:
@@ -274,6 +282,7 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "scale": _PER_CHANNEL,
     "color_format": is_a('a string such as "RGB:BGR"', str),
     "precision": is_a('a string such as "uint8:fp32"', str),
+    "trial": _check_trial,
     "cpu_extension": _check_extension,
     "version": never("model_version_policy says which versions are served"),
     "custom_loader_options": never(_CUSTOM_LOADER),

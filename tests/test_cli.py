@@ -329,7 +329,8 @@ def test_a_path_that_cannot_be_is_a_reason_and_no_other_error(tmp_path, base_pat
     """In the file, and in a call."""
     wrong = {"name": "wrong", "base_path": base_path}
     config = write_config(tmp_path, wrong, {"name": "d", "base_path": str(DIGITS)})
-    with serve(tmp_path, "--config_path", config) as service:
+    settings = {"OVMS_REST_MODEL_CONTROL": "local", "OVMS_REST_MODEL_ROOTS": str(tmp_path)}
+    with serve(tmp_path, "--config_path", config, **settings) as service:
         assert service.get("/v2/models/d/ready").status == 200
         assert service.get("/v2/models/wrong/ready").status == 404
         body = {"parameters": {"config": json.dumps({"base_path": base_path})}}
@@ -446,3 +447,12 @@ def test_what_has_no_effect_is_in_the_report(tmp_path):
     assert "\n            nireq=8 is ignored: " in done.stdout
     assert "WARNING: model 'd': Both shape and batch size have been defined. " in done.stderr
     assert "WARNING: library 'l', which no pipeline uses: there is no file " in done.stderr
+
+
+def test_what_could_not_be_tried_is_in_the_report_and_exits_with_0(tmp_path):
+    model_zoo.save(model_zoo.split(), tmp_path / "split")
+    done = run(tmp_path, "check", write_config(tmp_path, {"name": "split", "base_path": "split"}))
+    assert done.returncode == 0
+    assert "\n            it could not be tried with invented inputs: " in done.stdout
+    assert "WARNING: model 'split' version 1: it could not be tried with invented inputs: " in done.stderr
+    assert done.stdout.splitlines()[-1] == "1 of 1 models serve, 0 problems"

@@ -40,7 +40,7 @@ ONLY_CONFIG = "unknown key; the only known one is 'config'"
 
 KNOWN = (
     "known are 'name', 'base_path', 'target_device', 'plugin_config', 'nireq', 'allow_cache', 'model_version_policy', "
-    "'batch_size', 'shape', 'layout', 'mean', 'scale', 'color_format', 'precision', "
+    "'batch_size', 'shape', 'layout', 'mean', 'scale', 'color_format', 'precision', 'trial', "
     "'cpu_extension'"
 )
 
@@ -179,6 +179,8 @@ def test_a_version_policy_has_one_of_three_forms(load, policy, expected):
         ("scale", "[1,2,3]"),
         ("color_format", "RGB:BGR"),
         ("precision", "uint8:fp32"),
+        ("trial", "request.json"),
+        ("trial", False),
     ],
 )
 def test_options_are_taken_as_they_are(load, key, value):
@@ -211,6 +213,7 @@ def test_a_shape_as_an_array_is_the_text_of_its_dims(load, shape, expected):
         {"scale": 0},
         {"color_format": "CMYK"},
         {"precision": "int4"},
+        {"trial": "/etc/passwd"},
         {"plugin_config": {"NO_SUCH_PROPERTY": "1"}},
         {"target_device": "TOASTER"},
         {"nireq": 100_001},
@@ -490,6 +493,8 @@ MODEL_MISTAKES = [
     ({"color_format": ["RGB", "BGR"]}, f'color_format: {COLOR_FORMAT} ["RGB","BGR"]'),
     ({"precision": None}, f"precision: {PRECISION} null"),
     ({"precision": 32}, f"precision: {PRECISION} 32"),
+    ({"trial": None}, "trial: expected the path of a file with a request, true or false, got null"),
+    ({"trial": ""}, 'trial: expected the path of a file with a request, true or false, got ""'),
     ({"version": 1}, "version: is not supported: model_version_policy says which versions are served"),
     ({"custom_loader_options": {}}, f"custom_loader_options: {CUSTOM_LOADER}"),
     ({"graph_path": "graph.pbtxt"}, f"graph_path: {MEDIAPIPE}"),
@@ -556,10 +561,24 @@ def test_a_mistake_in_a_model_is_told_with_its_place(problems, keys, line):
     assert problems(models({"name": "first"}, {"name": "m", **keys})) == [f"model_config_list[1].config.{line}"]
 
 
-@pytest.mark.parametrize("keys", [{"": 1}, {"\U0001f600": 1}, {"x" * 1000: 1}])
-def test_a_key_like_no_known_one_is_refused_too(problems, keys):
-    (line,) = problems(root(**keys))
-    assert line.startswith(f"{next(iter(keys))}: unknown key; the nearest known one is ")
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [("", ""), ("\U0001f600", "\U0001f600"), ("x" * 1000, "x" * 60 + "...")],
+    ids=["empty", "emoji", "long"],
+)
+def test_a_key_like_no_known_one_is_refused_too(problems, key, shown):
+    (line,) = problems(root(**{key: 1}))
+    assert line.startswith(f"{shown}: unknown key; the nearest known one is ")
+
+
+def test_only_some_of_many_unknown_keys_and_wrong_values_are_listed(problems):
+    """Each takes a while to look for what may have been meant."""
+    keys = {f"key {index}": 1 for index in range(1000)}
+    lines = problems(models({"name": "m", **keys}))
+    assert (len(lines), lines[-1]) == (11, "model_config_list[0].config: 990 more unknown keys")
+    (line,) = problems(models({"name": "m", "plugin_config": {key: [] for key in keys}}))
+    assert line.count("has to be") == 10
+    assert line.endswith("got []; 990 more are wrong")
 
 
 def test_a_model_without_a_name_is_told(problems):

@@ -217,7 +217,7 @@ def test_copies_that_are_repeated_during_reloads_harm_nothing(live):
     copier = threading.Thread(target=copy)
     with Clients(service) as clients:
         copier.start()
-        end = time.monotonic() + 6
+        end = time.monotonic() + 4
         try:
             while time.monotonic() < end:
                 assert service.request("POST", "/v1/config/reload").status in (200, 201, 412)
@@ -229,3 +229,52 @@ def test_copies_that_are_repeated_during_reloads_harm_nothing(live):
     replace(directory, 2, cp)
     assert service.request("POST", "/v1/config/reload").status == 201
     assert serves(service, 2)
+
+
+# --- What the service notices by itself
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A service that looks for changes every second; the version directory of a model is a symbolic link."""
+    directory = tmp_path_factory.mktemp("watched")
+    with serving(directory, poll=1) as service:
+        yield service, directory
+
+
+def test_files_replaced_with_the_same_size_and_time_are_noticed(watched):
+    service, directory = watched
+    _, new = change(service, directory, cp_p)
+    service.wait_for(lambda: serves(service, new))
+
+
+def test_a_change_behind_a_linked_version_directory_is_noticed(watched):
+    service, directory = watched
+    version = directory / "ir" / "1"
+    version.rename(directory / "elsewhere")
+    version.symlink_to(directory / "elsewhere")
+    _, new = change(service, directory, cp)
+    service.wait_for(lambda: serves(service, new))
+    version.unlink()
+    (directory / "elsewhere").rename(version)
+
+
+def test_a_model_whose_file_is_open_for_writing_is_loaded_when_it_is_closed(watched):
+    service, directory = watched
+    old = int(ask(service, "ir")[0])
+    file = directory / "ir" / "1" / "model.bin"
+    reason = f"model 'ir' version 1 {file} is open for writing in another process"
+    loaded = service.log.count("model 'ir' version 1 serves from")
+    content = file.read_bytes()
+    with file.open("r+b") as stream:
+        stream.write(np.full(SIZE, 3 - old, np.float32).tobytes())
+        stream.flush()
+        for _ in range(2):
+            refused = service.request("POST", "/v1/config/reload")
+            assert (refused.status, refused.json()["error"]) == (412, reason)
+            assert ask(service, "ir") == (old, old)
+        stream.seek(0)
+        stream.write(content)
+    service.wait_for(lambda: service.log.count("model 'ir' version 1 serves from") > loaded)
+    service.wait_for(lambda: service.request("POST", "/v1/config/reload").status == 200)
+    assert serves(service, old)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ovms_rest.errors import LoadError
-from ovms_rest.protocol.words import show
+from ovms_rest.protocol.words import cut, show
 
 PluginValue = str | int | float | bool
 
@@ -100,6 +100,10 @@ def maps_files(compilation: Compilation) -> bool:
     return bool(compilation.properties.get(_MMAP))
 
 
+# So many are listed, for finding the nearest property takes a millisecond for each.
+_MOST_PROBLEMS = 10
+
+
 def check_properties(
     properties: Mapping[str, PluginValue],
     device: str,
@@ -123,8 +127,9 @@ def check_properties(
         if key in supported:
             problems.append(f"plugin_config.{key}: is read-only on {device}")
             continue
-        nearest = difflib.get_close_matches(key.upper(), known, n=1, cutoff=0)
-        problems.append(f"plugin_config.{key}: {device} has no such property; the nearest is {nearest[0]}")
+        shown = cut(key)
+        nearest = difflib.get_close_matches(shown.upper(), known, n=1, cutoff=0)
+        problems.append(f"plugin_config.{shown}: {device} has no such property; the nearest is {nearest[0]}")
     if problems:
         raise LoadError("; ".join(problems))
 

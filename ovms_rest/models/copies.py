@@ -18,10 +18,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import TypeVar
 
 from ovms_rest.errors import LoadError
 from ovms_rest.models.repository import find_model_file, find_weights, list_model_files
@@ -34,7 +35,7 @@ _PAUSE_SECONDS = 0.02
 # Kernels before 6.13 count the time of a change in ticks, of 10 ms at most: a file that changed within the last tick
 # may change again and keep its stamp.
 _TICK_SECONDS = 0.02
-_CHUNK = 2**20
+_CHUNK = 2**24
 _STATFS_BYTES = 256  # more than a struct statfs has
 
 _PREFIX = "ovms_rest_copies-"
@@ -58,6 +59,9 @@ _FILE_SYSTEMS_WITH_LEASES = frozenset(
 State = tuple[tuple[str, int, int, int, int], ...]
 
 
+Result = TypeVar("Result")
+
+
 class ChangingError(LoadError):
     """The files of a model changed while they were being loaded, or are being written; a later try may succeed."""
 
@@ -79,7 +83,8 @@ class Source:
     """What OpenVINO reads for a model.
 
     `file` is the model's own file or directory; `model` and `weights` are the paths to read, which may be copies. Only
-    a source that `may_map` is mapped into memory. `state` is that of the files if they are read in place, without map.
+    a source that `may_map` is mapped into memory. `state` is that of the files if they are read in place, without map,
+    and `note` why.
     """
 
     file: str
@@ -87,6 +92,7 @@ class Source:
     weights: str | None
     may_map: bool
     state: State = ()
+    note: str = ""
 
     def check(self) -> None:
         """Raise ChangingError if files that are read in place have changed since they were tried."""
@@ -205,16 +211,7 @@ def copy_model(path: Path, place: Place | None, may_map: bool = False) -> Source
     they are, as the user wants it. Raises LoadError, and ChangingError when the files do not come to rest.
     """
     file = find_model_file(path)
-    if may_map:
-        return _read_in_place(file, may_map=True)
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return _copy_model(file, place)
-        except ChangingError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(_PAUSE_SECONDS)
+    return _read_in_place(file, may_map=True) if may_map else _wait_for_rest(lambda: _copy_model(file, place))
 
 
 def read_in_place(path: Path) -> Source:
@@ -222,46 +219,48 @@ def read_in_place(path: Path) -> Source:
     return _read_in_place(find_model_file(path), may_map=False)
 
 
-def _read_in_place(file: Path, may_map: bool, state: State = ()) -> Source:
+def _read_in_place(file: Path, may_map: bool, state: State = (), note: str = "") -> Source:
     weights = find_weights(file)
-    return Source(str(file), str(file), str(weights) if weights else None, may_map, state)
+    return Source(str(file), str(file), str(weights) if weights else None, may_map, state, note)
 
 
 def _copy_model(file: Path, place: Place | None) -> Source:
     files = list_model_files(file)
     state = _look(files)
-    source = place and _fill(place, file, files, state)
+    try:
+        source = _fill(place, file, files, state) if place else None
+    except OSError as error:
+        source = _read_in_place(file, False, state, f"read in place, without a private copy: {error}")
     if list_model_files(file) != files or _look(files) != state:
         raise ChangingError(f"{file} changed while it was being copied")
-    return source or _read_in_place(file, may_map=False, state=state)
+    return source or _read_in_place(file, False, state)
 
 
-def _fill(place: Place, file: Path, files: Sequence[Path], state: State) -> Source | None:
-    """Copy files to a place; return what to read, None where there is no room for them."""
+def _fill(place: Place, file: Path, files: Sequence[Path], state: State) -> Source:
+    """Copy files to a place; return what to read. Raises OSError when they cannot be copied there."""
     sizes = [size for _, _, size, *_ in state]
-    try:
-        if file.suffix == ".xml" and len(files) <= len(place.descriptors):
-            paths = [_copy_to_memory(*each) for each in zip(files, place.descriptors[: len(files)], sizes, strict=True)]
-            weights = paths[1] if len(paths) > 1 and sizes[1] else None  # OpenVINO takes no empty file for weights
-            return Source(str(file), paths[0], weights, may_map=True)
-        base = file if file.is_dir() else file.parent
-        if place.directory is None or not all(each.is_relative_to(base) for each in files):
-            return None
-        directory = Path(place.directory)
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
-        if len(files) == 1:
-            os.symlink(_copy_to_memory(file, place.descriptors[0], sizes[0]), directory / file.name)
-        else:
-            # OpenVINO 2026.4.1 refuses symbolic links to an ONNX model's external data.
-            for each, size in zip(files, sizes, strict=True):
-                target = directory / each.relative_to(base)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("xb") as stream:
-                    _copy(each, stream, size)
-    except (OSError, _NoRoomError) as error:
-        log.warning("%s is read in place, for there is no room for a private copy: %s", file, error)
-        return None
+    if file.suffix == ".xml" and len(files) <= len(place.descriptors):
+        paths = [_copy_to_memory(*each) for each in zip(files, place.descriptors, sizes, strict=False)]
+        weights = paths[1] if len(paths) > 1 and sizes[1] else None  # OpenVINO takes no empty file for weights
+        return Source(str(file), paths[0], weights, may_map=True)
+    if place.directory is None:
+        raise _NoRoomError("no temporary directory can be written")
+    base = file if file.is_dir() else file.parent
+    outside = [each for each in files if ".." in each.parts or not each.is_relative_to(base)]
+    if outside:
+        raise _NoRoomError(f"{outside[0]} lies outside of {base}")
+    directory = Path(place.directory)
+    shutil.rmtree(directory, ignore_errors=True)  # a try that failed may have left it
+    directory.mkdir()
+    if len(files) == 1:
+        os.symlink(_copy_to_memory(files[0], place.descriptors[0], sizes[0]), directory / files[0].name)
+    else:
+        # OpenVINO 2026.4.1 refuses symbolic links to an ONNX model's external data.
+        for each, size in zip(files, sizes, strict=True):
+            target = directory / each.relative_to(base)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb", buffering=0) as stream:
+                _copy(each, stream.fileno(), size)
     return Source(str(file), str(directory if file.is_dir() else directory / file.name), None, may_map=True)
 
 
@@ -269,33 +268,83 @@ def _copy_to_memory(file: Path, descriptor: int, size: int) -> str:
     """Copy a file to a memory file; return the path that stands for it."""
     os.ftruncate(descriptor, 0)  # a try that failed may have left something
     os.lseek(descriptor, 0, os.SEEK_SET)
-    with open(descriptor, "wb", closefd=False) as stream:
-        _copy(file, stream, size)
+    _copy(file, descriptor, size)
     return f"/proc/self/fd/{descriptor}"
 
 
-def _copy(file: Path, target: IO[bytes], size: int) -> None:
+def _copy(file: Path, target: int, size: int) -> None:
     """Copy as many bytes as the file had, and no more: it may be growing. Raises OSError for the target only."""
     with _reading(file), file.open("rb", buffering=0) as source:
-        data = source.read(min(size, _CHUNK))
-        while data:
-            _write(target, data)
-            size -= len(data)
-            data = source.read(min(size, _CHUNK))
+        done = 0
+        with contextlib.suppress(OSError):  # which is not clear about the side that failed
+            while count := os.sendfile(target, source.fileno(), done, min(size - done, _CHUNK)):
+                done += count
+        source.seek(done)
+        while data := source.read(min(size - done, _CHUNK)):
+            done += _write(target, data)
+            source.seek(done)
 
 
-class _NoRoomError(Exception):
+class _NoRoomError(OSError):
     """A copy cannot be written."""
 
 
-def _write(target: IO[bytes], data: bytes) -> None:
+def _write(target: int, data: bytes) -> int:
     try:
-        target.write(data)
+        return os.write(target, data)
     except OSError as error:
         raise _NoRoomError(error.strerror) from error
 
 
+# --- Single files
+
+
+class FileCopy:
+    """A sealed copy of a file in memory, which can be opened under its `path` as long as this object lives."""
+
+    def __init__(self, file: Path, size: int) -> None:
+        """Copy the file. Raises OSError if the system has no memory files."""
+        self.descriptor = os.memfd_create(file.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        weakref.finalize(self, os.close, self.descriptor)
+        self.path = _copy_to_memory(file, self.descriptor, size)
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
+
+
+_copies: weakref.WeakValueDictionary[State, FileCopy] = weakref.WeakValueDictionary()
+
+
+def copy_file(file: Path) -> FileCopy:
+    """Return a copy of a file; the same one for the same state of the file.
+
+    Raises LoadError, ChangingError if the file does not come to rest, and OSError if the system has no memory files.
+    """
+
+    def copy() -> FileCopy:
+        state = _look([file])
+        copied = _copies.get(state)
+        if copied is None:
+            copied = FileCopy(file, state[0][2])
+            if _look([file]) != state:
+                raise ChangingError(f"{file} changed while it was being copied")
+            _copies[state] = copied
+        return copied
+
+    return _wait_for_rest(copy)
+
+
 # --- The state of files
+
+
+def _wait_for_rest(work: Callable[[], Result]) -> Result:
+    """Do some work, again while it raises ChangingError, for a bounded time."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return work()
+        except ChangingError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _look(files: Sequence[Path]) -> State:
@@ -345,5 +394,7 @@ def _reading(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise ChangingError(f"{file} vanished while it was being loaded") from error
+    except _NoRoomError:
+        raise
     except OSError as error:
         raise LoadError(f"cannot read the file {file}: {error.strerror}") from error

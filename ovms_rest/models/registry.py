@@ -331,6 +331,8 @@ class _Candidate:
             self.entry.failures[version] = str(error)
         else:
             self.entry.versions[version] = model
+            if source and source.note:
+                log.warning("version %d of model %r was %s", version, self.config.name, source.note)
 
     def finish(self) -> Entry:
         """Tell in the log what became of the model; it goes on as it was when nothing of it can be served now."""
@@ -361,6 +363,8 @@ class _Candidate:
             seconds = entry.proofs[version].seconds
             line = "model %r version %d serves from %s: %s, ready after %.2f s"
             log.info(line, name, version, model.file, describe(model), seconds)
+            if warning := entry.proofs[version].warning:
+                log.warning("model %r version %d: %s", name, version, warning)
         return entry
 
 

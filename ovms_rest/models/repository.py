@@ -192,7 +192,7 @@ def find_external_data(file: Path) -> list[Path]:
         locations = _find_locations(str(file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     except OSError as error:
         raise _unreadable("file", file, error) from error
-    paths = (file.parent / location for location in locations)
+    paths = (file.parent / location for location in locations)  # an absolute one stays what it is
     return [path for path in paths if os.path.isfile(path)]
 
 
