@@ -11,7 +11,7 @@ import falcon
 
 from ovms_rest.assembly import assemble_pipelines
 from ovms_rest.config import Config, ModelConfig, load_config
-from ovms_rest.errors import ConfigError, NotFoundError, ServingError, TryLaterError
+from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageError, TryLaterError
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.registry import Entry, Host, ModelRegistry, load_models
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
@@ -19,7 +19,8 @@ from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.log_levels import LogLevels
 from ovms_rest.pool.reloading import Reloads
 from ovms_rest.pool.telemetry import ServedStatistics, Telemetry
-from ovms_rest.serving.control import ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
+from ovms_rest.protocol.words import escape
+from ovms_rest.serving.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
 from ovms_rest.serving.cors import Cors
 from ovms_rest.serving.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
 from ovms_rest.serving.log_settings import Logging
@@ -98,7 +99,7 @@ def load_app(environ: Mapping[str, str]) -> App:
         telemetry.count(pipelines)
         return pipelines
 
-    reloads = Reloads(settings.config, models, load, assemble)
+    reloads = Reloads(settings.config, models, load, assemble, settings.model_roots, settings.cache_dir)
     reloads.load()
     app = create_app(models, settings, telemetry.is_ending)
     app.models, app.reloads, app.settings, app.telemetry = models, reloads, settings, telemetry
@@ -109,7 +110,7 @@ def load_app(environ: Mapping[str, str]) -> App:
 
 def _add_operations(app: App, metrics: list[str] | None) -> None:
     """Wire what tells of the service, and what changes it; `metrics` None is for none."""
-    models, telemetry, limit = app.models, app.telemetry, app.settings.max_body_bytes
+    models, telemetry, limit = app.models, app.telemetry, min(app.settings.max_body_bytes, MAX_BODY_BYTES)
     app.add_error_handler(TryLaterError, hand_on)
     app.add_route("/v1/config", ConfigStatus(app.reloads))
     app.add_route("/v1/config/reload", ConfigReload(app.reloads))
@@ -163,5 +164,7 @@ def get_app() -> App:
         return load_app(os.environ)
     except ConfigError as error:
         for problem in error.problems:
-            print(f"ovms_rest: {problem}", file=sys.stderr)
-        sys.exit(1)
+            print(f"ovms_rest: {escape(problem)}", file=sys.stderr)
+    except ShortageError as error:
+        print(f"ovms_rest: {escape(str(error))}", file=sys.stderr)
+    sys.exit(1)

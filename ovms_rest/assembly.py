@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ovms_rest.errors import LoadError
+from ovms_rest.models.copies import ChangingError
 from ovms_rest.models.images import ImageReader, ShardedImageReader, take_images
 from ovms_rest.models.registry import Entry, Host
 from ovms_rest.models.watching import Stamp, stamp
@@ -36,6 +37,7 @@ class _Node(NamedTuple):
     stamp: Stamp
     params: Mapping[str, str]
     node: CustomNode | str
+    is_changing: bool = False  # and therefore could not be loaded
 
 
 def assemble_pipelines(
@@ -89,7 +91,8 @@ def _assemble(
     source = _Source(definition, tuple(parts[node.name] for node in definition.nodes if node.model), nodes)
     if before == source and _are_there(previous, models):
         return previous
-    entry = Entry(sources={VERSION: source}, kind="pipeline")
+    changing = any(node.is_changing for node in nodes.values())
+    entry = Entry(sources={VERSION: source}, kind="pipeline", is_changing=changing)
     try:
         plan = plan_pipeline(definition, parts, models.keys())
         entry.versions[VERSION] = Pipeline(plan if definition.count is None else _split_images(plan))
@@ -150,7 +153,8 @@ def _load_node(
     try:
         loaded = load_node(library, node.params, host.load_timeout, stop)
     except LoadError as error:
-        return _Node(library, now, node.params, f"library {library.name!r}: {error}")
+        changing = isinstance(error, ChangingError)
+        return _Node(library, now, node.params, f"library {library.name!r}: {error}", changing)
     # No layout is declared for it, so that images are taken at the size that they have.
     loaded.inputs = {name: take_images(tensor, None, host.limits) for name, tensor in loaded.inputs.items()}
     return _Node(library, now, node.params, loaded)

@@ -16,11 +16,13 @@ from gunicorn.util import import_app
 from ovms_rest.app import App, host_of, read_config
 from ovms_rest.assembly import assemble_pipelines
 from ovms_rest.config import load_config
-from ovms_rest.errors import ConfigError, NotReadyError
+from ovms_rest.errors import ConfigError, NotReadyError, ShortageError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
 from ovms_rest.models.registry import Entry, ModelRegistry, load_models
+from ovms_rest.pool import log_escaping
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.protocol.tensors import TensorMetadata
+from ovms_rest.protocol.words import escape
 from ovms_rest.settings import read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tell(problems: Sequence[str]) -> None:
     for problem in problems:
-        print(f"ovms-rest: {problem}", file=sys.stderr)
+        print(f"ovms-rest: {escape(problem)}", file=sys.stderr)
 
 
 # --- The service
@@ -145,6 +147,7 @@ def _check(options: argparse.Namespace) -> int:
     handler = logging.StreamHandler()
     handler.addFilter(lambda record: record.levelno == logging.WARNING)  # errors are in the report
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, handlers=[handler])
+    log_escaping.install()
     try:
         settings = read_settings(os.environ)
         config, _ = read_config(options.config, settings)
@@ -154,12 +157,14 @@ def _check(options: argparse.Namespace) -> int:
         registry.entries |= assemble_pipelines(pipelines, libraries, registry.entries, {}, host)
     except ConfigError as error:
         report: dict[str, Any] = {"models": [], "pipelines": [], "problems": list(error.problems)}
+    except ShortageError as error:
+        report = {"models": [], "pipelines": [], "problems": [str(error)]}
     else:
         report = describe_registry(registry)
     if options.json:
         sys.stdout.buffer.write(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     else:
-        print("\n".join(_write(report)))
+        print("\n".join(map(escape, _write(report))))
     return 1 if report["problems"] else 0
 
 

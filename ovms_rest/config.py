@@ -87,10 +87,11 @@ def parse_model(name: str, config: dict[str, Any], directory: Path, base: ModelC
     """Read the configuration of a model that came with a call: keys of the file, or those of Triton that mean the same.
 
     Paths are relative to `directory`. A `base` is the model as it is known, and has the path when none came. Raises
-    ConfigError with a line for every mistake.
+    ConfigError with a line for every mistake, one in the name included.
     """
     config = {_TRITON_KEYS.get(key, key): value for key, value in config.items()}
-    problems = list(check_keys(config, "config.", {**_MODEL_KEYS, **_OTHER_KEYS}, required=()))
+    problems = [] if (problem := check_name(name)) is None else [f"name in the path: {problem}"]
+    problems += check_keys(config, "config.", {**_MODEL_KEYS, **_OTHER_KEYS}, required=())
     if config.get("name", name) != name:
         problems.append(f"config.name: is {as_json(config['name'])}, the model in the path is {name!r}")
     if base is None and "base_path" not in config:

@@ -32,11 +32,14 @@ class NotReadyError(ServingError):
 
 
 class ForbiddenError(ServingError):
-    """A change of what is served that is not allowed over HTTP from where it was asked for."""
+    """A change of the service that is not allowed over HTTP from where the request came."""
 
 
 class ReloadError(ServingError):
-    """A reload that failed; `status` is 400 for a config that cannot be read, 412 for models that do not serve."""
+    """A change that failed.
+
+    `status` is 400 for an invalid config, 403 for forbidden paths, 412 for a failed load, 503 for want of resources.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         """Keep the status."""
@@ -86,3 +89,7 @@ class ConfigError(Exception):
 
 class LoadError(Exception):
     """A model that cannot be served; its text is the reason, in one line."""
+
+
+class ShortageError(Exception):
+    """The system lacks something for now, say processes or descriptors; its text names it. A later try may succeed."""

@@ -67,7 +67,8 @@ class Settings:
         256 * 2**20,
         # Strings are found in a body by 32-bit offsets, which OpenVINO's string tensors have.
         integer_between(1, 2**31 - 1),
-        "largest request body, as received and after decompression; a larger one is answered 413",
+        "largest request body, as received and after decompression, of which control routes take 1 MiB; a larger one "
+        "is answered 413, and so is JSON whose values would take more than five times as much memory",
     )
     max_waiting: int = _setting(
         64,
@@ -77,17 +78,23 @@ class Settings:
     max_held_bytes: int = _setting(
         2**30,
         integer_between(1, 2**40),
-        "bytes of unfinished requests and responses that one worker may hold; beyond that the answer is 503 with "
-        "Retry-After",
+        "bytes of received requests and unsent responses that one worker may hold; a request or response that does "
+        "not fit in is answered 503 with Retry-After",
     )
     head_timeout_seconds: int = _setting(
         10, integer_between(1, 86400), "seconds allowed for receiving the head of a request"
     )
     body_timeout_seconds: int = _setting(
-        30, integer_between(1, 86400), "seconds allowed for receiving a body, plus one per 100,000 bytes"
+        30,
+        integer_between(1, 86400),
+        "seconds allowed for receiving a body; every 100,000 bytes received add one, but the time left never exceeds "
+        "this setting; beyond it the answer is 408",
     )
     send_timeout_seconds: int = _setting(
-        30, integer_between(1, 86400), "seconds a client may take to read a response, plus one per 100,000 bytes"
+        30,
+        integer_between(1, 86400),
+        "seconds a client may take to read a response; every 100,000 bytes read add one, but the time left never "
+        "exceeds this setting; beyond it the connection is closed",
     )
     control_bind: str = _setting(
         "",
@@ -96,9 +103,16 @@ class Settings:
     )
     model_control: str = _setting(
         "auto",
-        _one_of("auto", "none", "all"),
-        "from where API calls may load and unload models and change the log: `auto`: the control address if there is "
-        "one, otherwise this host; `none`: nowhere; `all`: every address",
+        _one_of("auto", "local", "none", "all"),
+        "from where API calls may load and unload models and change the log: `auto`: the control address only; "
+        "`local`: this host too, but not through a proxy or from a web page of another site; `none`: nowhere; `all`: "
+        "every address",
+    )
+    model_roots: str = _setting(
+        "",
+        parse_text,
+        "directories, separated by `:`, below which the configuration in a load call may name paths, besides those of "
+        "the models in the config file",
     )
     load_timeout_seconds: int = _setting(
         300,
@@ -113,7 +127,8 @@ class Settings:
     cache_dir: str = _setting(
         "",
         parse_text,
-        "directory where OpenVINO caches compiled models, unless a model's `CACHE_DIR` names another; empty for none",
+        "directory where OpenVINO caches compiled models, unless a model's `CACHE_DIR` names another; empty for none. "
+        "One that cannot be written is only read",
     )
     max_image_pixels: int = _setting(
         2**26, integer_between(1, 2**30), "pixels that one encoded image may have; a larger one is answered 400"
@@ -122,7 +137,7 @@ class Settings:
         2**28,
         integer_between(1, 2**34),
         "pixels that all encoded images of one input may have together, and values (channels counted) that the array "
-        "they become may have; beyond either the answer is 400",
+        "they become may have; beyond either the answer is 400. What files cost to decode besides is bounded by it too",
     )
     access_log: str = _setting(
         "none",

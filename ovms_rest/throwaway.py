@@ -15,13 +15,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import orjson
 
-from ovms_rest.errors import LoadError
+from ovms_rest.errors import LoadError, ShortageError
 
 # Writes a line: tell(step="being compiled"), or an answer, which has any other names.
 Tell = Callable[..., None]
@@ -29,6 +29,9 @@ Tell = Callable[..., None]
 Work = Callable[[Any, Tell], None]
 
 STOPPED = "was not tried to the end, as the service ends"
+
+# The processes that run: whoever reaps all children leaves these to `start`, which needs to know how they ended.
+running: set[int] = set()
 
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.2
@@ -138,21 +141,36 @@ def _pause(deadline: float) -> float:
 
 
 @contextmanager
-def start(work: Work, task: Any, stop: Callable[[], bool] = lambda: False) -> Iterator[Throwaway]:
+def start(
+    work: Work, task: Any, stop: Callable[[], bool] = lambda: False, descriptors: Sequence[int] = ()
+) -> Iterator[Throwaway]:
     """Start a throwaway process that does some work, and end it in the end, with all that it forked into its group.
 
     `task` goes to `work` by JSON, in which what JSON does not know is a string. When `stop` says so, answers are no
-    longer waited for. Raises OSError when no process can be started.
+    longer waited for. The process has the `descriptors` under the same numbers. Raises ShortageError when the system
+    has no process, memory or descriptor left for it.
     """
     written = orjson.dumps(task, default=str)
     command = [sys.executable, "-m", "ovms_rest.throwaway", work.__module__, work.__name__]
-    # In a session of its own, so that what the work may fork ends with it.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+    with _start(command, descriptors) as process:
+        running.add(process.pid)
         try:
             yield Throwaway(process, written, stop)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            running.discard(process.pid)
+
+
+def _start(command: list[str], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+    try:
+        # In a session of its own, so that what the work may fork ends with it.
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, pass_fds=descriptors
+        )
+    except OSError as error:
+        raise ShortageError(f"cannot start a process to try models and nodes in: {error.strerror}") from error
 
 
 def main() -> None:

@@ -45,5 +45,5 @@ def service(tmp_path_factory):
     model_zoo.save_onnx_add_one(directory / "onnx")
     names = ("relu", "add", "types", "scalar", "strings", "text2d", "matrix", "onnx")
     config = write_config(directory, *({"name": name, "base_path": name, "plugin_config": exact} for name in names))
-    with serve(directory, "-w", "2", config=config) as running:
+    with serve(directory, "-w", "2", config=config, OVMS_REST_MODEL_CONTROL="local") as running:
         yield running

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,14 +119,24 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serve(directory: Path, *arguments: str, config: Path | None = None, **variables: str) -> Iterator[Service]:
-    """Run gunicorn in the checkout on a port of its own choice, end it by SIGTERM, and check that nothing is left."""
+def serve(
+    directory: Path,
+    *arguments: str,
+    config: Path | None = None,
+    prefix: Sequence[str] = (),
+    bind: Sequence[str] = ("-b", "127.0.0.1:0"),
+    **variables: str,
+) -> Iterator[Service]:
+    """Run gunicorn in the checkout on a port of its own choice, end it by SIGTERM, and check that nothing is left.
+
+    `prefix` is a command that runs another in its own process.
+    """
     if config is not None:
         variables["OVMS_REST_CONFIG"] = str(config)
     log = directory / "service.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            ["gunicorn", "-b", "127.0.0.1:0", *arguments],
+            [*prefix, "gunicorn", *bind, *arguments],
             cwd=ROOT,
             env=environment(directory, **variables),
             stdout=stream,

@@ -10,6 +10,8 @@ from service import write_config
 
 # So many steps of `counting` take some 50 to 100 ms of a core.
 SLOW = 50_000
+# Elements in the output of `wide`.
+WIDE = 3_000_000
 
 
 def counting():
@@ -37,6 +39,13 @@ def filling():
     return model_zoo.model_of({"filled": opset15.broadcast(value, size)}, [value, size])
 
 
+def wide():
+    """As many copies of a value as WIDE, value FP32 [] -> filled FP32 [WIDE]: the size is known beforehand."""
+    value = model_zoo.parameter("value", (), Type.f32)
+    size = opset15.constant(np.int64([WIDE]))
+    return model_zoo.model_of({"filled": opset15.broadcast(value, size)}, [value])
+
+
 def count(steps: int) -> dict:
     """Make the request to count so far."""
     return {"inputs": [{"name": "steps", "datatype": "INT64", "shape": [], "data": [steps]}]}
@@ -54,8 +63,8 @@ def fill(value: float, size: int) -> dict:
 
 
 def save(directory: Path) -> Path:
-    """Write relu, counting and filling, and a config that serves them; return the config's path."""
-    models = {"relu": model_zoo.relu(), "counting": counting(), "filling": filling()}
+    """Write relu, counting, filling and wide, and a config that serves them; return the config's path."""
+    models = {"relu": model_zoo.relu(), "counting": counting(), "filling": filling(), "wide": wide()}
     for name, model in models.items():
         model_zoo.save(model, directory / name)
     return write_config(directory, *({"name": name, "base_path": name} for name in models))

@@ -162,3 +162,17 @@ def test_a_broken_library_is_tried_again(tmp_path):
     assert first.versions == {}
     (tmp_path / "node.py").write_text(CODE)
     assert assemble({}, {"p": first}, pipeline, libraries).versions
+
+
+def test_a_library_that_is_being_written_is_marked_for_another_try(tmp_path, monkeypatch):
+    monkeypatch.setattr("ovms_rest.models.copies._PATIENCE_SECONDS", 0.1)
+    file = tmp_path / "node.so"
+    file.write_text("garbage")
+    libraries = {"lib": Library("lib", "node.so", tmp_path)}
+    with file.open("r+b"):
+        entry = assemble({}, pipeline=definition(library="lib"), libraries=libraries)
+    assert (entry.is_changing, entry.versions) == (True, {})
+    assert f"library 'lib': {file}: {file} is open for writing in another process" in entry.reason
+    entry = assemble({}, {"p": entry}, pipeline=definition(library="lib"), libraries=libraries)
+    assert not entry.is_changing
+    assert "cannot be opened" in entry.reason

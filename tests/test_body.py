@@ -4,10 +4,12 @@ import gzip
 import io
 import re
 import tracemalloc
+import types
 import zlib
 
 import numpy as np
 import pytest
+from costs import measure_cost
 
 from ovms_rest.errors import BodyTooLargeError, InvalidRequestError, UnsupportedEncodingError
 from ovms_rest.serving.body import allocate, read_body
@@ -341,3 +343,57 @@ def test_bytes_behind_the_end_of_a_stream_are_told(encoding, compress, behind):
     with pytest.raises(InvalidRequestError) as caught:
         read(known(compress(DATA) + behind, HTTP_CONTENT_ENCODING=encoding))
     assert str(caught.value) == f"{len(behind)} bytes are left over behind the {encoding} stream of the body"
+
+
+# --- Memory
+
+BOMBS = {
+    "a few bytes": "gzip.compress(bytes(2**27))",
+    "numbers": "gzip.compress(b'0.123,' * (2**27 // 6), 1)",
+    "noise of four bits": "gzip.compress(bytes(byte & 15 for byte in os.urandom(2**22)) * 32, 1)",
+    "deflate": "zlib.compress(bytes(2**27))",
+}
+
+
+@pytest.mark.parametrize("compressed", BOMBS.values(), ids=BOMBS)
+def test_a_decompressed_body_is_in_memory_once(compressed):
+    encoding = "deflate" if "zlib" in compressed else "gzip"
+    prepare = (
+        "import os\nfrom test_body import *\n"
+        f"environ = known({compressed}, HTTP_CONTENT_ENCODING={encoding!r}, HTTP_TRANSFER_ENCODING='')\n"
+        "environ['wsgi.input'] = types.SimpleNamespace(buffer=memoryview(environ['wsgi.input'].getvalue()))"
+    )
+    cost = measure_cost(prepare, "data = read(environ, 2**27)")
+    assert cost.error == ""
+    # deflate does not say how large it becomes, so that its buffer grows.
+    assert cost.mebibytes < 128 * (1.5 if "zlib" in compressed else 1) + 4
+
+
+@compressions
+@pytest.mark.parametrize("size", [2**17 - 1, 2**17, 2**17 + 1, 2**19, 3_000_000])
+@pytest.mark.parametrize("step", [0, 1, 251])
+def test_large_bodies_are_decompressed_as_they_were(encoding, compress, size, step):
+    data = bytes(size) if not step else (bytes(range(0, 251, step)) * size)[:size]
+    assert bytes(read(known(compress(data), HTTP_CONTENT_ENCODING=encoding), size)) == data
+    with pytest.raises(BodyTooLargeError) as caught:
+        read(known(compress(data), HTTP_CONTENT_ENCODING=encoding), size - 1)
+    assert str(caught.value) == f"the body decompresses to more than {size - 1} bytes, which are allowed"
+
+
+@pytest.mark.parametrize("said", [0, 1, 2**32 - 1])
+def test_a_stream_that_says_a_wrong_size_is_refused(said):
+    body = gzipped(bytes(2**20))[:-4] + said.to_bytes(4, "little")
+    with pytest.raises(InvalidRequestError, match="the body is no valid gzip stream: "):
+        read(known(body, HTTP_CONTENT_ENCODING="gzip"), 2**21)
+
+
+def test_bytes_far_behind_the_end_of_a_stream_are_all_counted():
+    with pytest.raises(InvalidRequestError, match=r"^1000000 bytes are left over behind the gzip stream of the body$"):
+        read(known(gzipped(DATA) + bytes(1_000_000), HTTP_CONTENT_ENCODING="gzip"), 2**21)
+
+
+def test_a_body_that_our_worker_received_is_held_to_the_limit_of_the_route():
+    environ = {"wsgi.input": types.SimpleNamespace(buffer=memoryview(bytes(11)))}
+    assert bytes(read_body(environ, 11, None)) == bytes(11)
+    with pytest.raises(BodyTooLargeError, match=r"^the body has 11 bytes, at most 10 are allowed$"):
+        read_body(environ, 10, None)

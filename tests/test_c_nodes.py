@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ovms_rest.errors import InferenceError, LoadError
-from ovms_rest.pipelines.c_nodes import CNode
+from ovms_rest.pipelines.c_nodes import CNode, copy_library
 from ovms_rest.pipelines.definition import Library
 from ovms_rest.pipelines.libraries import load_node
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
@@ -109,11 +109,51 @@ def test_a_library_without_params_gets_none(directory):
 
 
 def test_the_library_is_not_opened_where_its_node_is_loaded(tmp_path):
-    build(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
-    node = load(tmp_path)
-    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    build(tmp_path / "unopened.so", "-DWITH_DEINITIALIZE")
+    node = load_node(Library("lib", "unopened.so", tmp_path), {}, 60)
+    assert "unopened.so" not in Path("/proc/self/maps").read_text()
     node.open()
-    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    assert "/memfd:unopened.so" in Path("/proc/self/maps").read_text()
+
+
+def test_a_library_that_is_overwritten_stays_as_it_was_loaded(tmp_path):
+    file = build(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
+    node = load(tmp_path, add="1")
+
+    def work() -> None:
+        os.truncate(file, 0)
+        node.open()
+        assert np.array_equal(node.execute({"x": X})["y"], X + 1)
+        file.write_bytes(b"x" * 100_000)
+        assert np.array_equal(node.execute({"x": X})["y"], X + 1)
+
+    assert run_in_child(work) == 0
+
+
+def test_nodes_with_the_same_library_share_its_state(tmp_path):
+    build(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
+    nodes = [load(tmp_path, add=add) for add in "12"]
+    for node in nodes:
+        node.open()
+    library = ctypes.CDLL(copy_library(tmp_path / "node.so").path)
+    assert ctypes.c_int.in_dll(library, "initialized").value == 2
+
+
+@pytest.mark.parametrize("flag", ["-Wl,-rpath,$ORIGIN", "-DFINDS_ITSELF"])
+def test_a_library_that_looks_for_files_near_it_is_opened_in_place(tmp_path, flag, caplog):
+    caplog.set_level("INFO")
+    file = build(tmp_path / "node.so", "-DWITH_DEINITIALIZE", flag)
+    node = load(tmp_path, add="1")
+    assert caplog.messages == [
+        f"library {file} is opened in place, as it looks for files near it; replace it by renaming only"
+    ]
+
+    def work() -> None:
+        node.open()
+        assert str(file) in Path("/proc/self/maps").read_text()
+        assert np.array_equal(node.execute({"x": X})["y"], X + 1)
+
+    assert run_in_child(work) == 0
 
 
 PRECISIONS = {
@@ -142,7 +182,7 @@ def test_every_precision_is_a_datatype_of_kserve(directory, precision):
 
 
 def count(directory: Path) -> tuple[int, int]:
-    library = ctypes.CDLL(str(directory / "node.so"))
+    library = ctypes.CDLL(copy_library(directory / "node.so").path)  # the copy that nodes have opened
     return tuple(ctypes.c_int.in_dll(library, name).value for name in ("allocated", "released"))
 
 

@@ -299,7 +299,8 @@ def test_a_path_that_cannot_be_is_a_reason_and_no_other_error(tmp_path, base_pat
     """In the file, and in a call."""
     wrong = {"name": "wrong", "base_path": base_path}
     config = write_config(tmp_path, wrong, {"name": "d", "base_path": str(DIGITS)})
-    with serve(tmp_path, "--config_path", config) as service:
+    settings = {"OVMS_REST_MODEL_CONTROL": "local", "OVMS_REST_MODEL_ROOTS": str(tmp_path)}
+    with serve(tmp_path, "--config_path", config, **settings) as service:
         assert service.get("/v2/models/d/ready").status == 200
         assert service.get("/v2/models/wrong/ready").status == 404
         body = {"parameters": {"config": json.dumps({"base_path": base_path})}}

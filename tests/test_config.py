@@ -560,10 +560,24 @@ def test_a_mistake_in_a_model_is_told_with_its_place(problems, keys, line):
     assert problems(models({"name": "first"}, {"name": "m", **keys})) == [f"model_config_list[1].config.{line}"]
 
 
-@pytest.mark.parametrize("keys", [{"": 1}, {"\U0001f600": 1}, {"x" * 1000: 1}])
-def test_a_key_like_no_known_one_is_refused_too(problems, keys):
-    (line,) = problems(root(**keys))
-    assert line.startswith(f"{next(iter(keys))}: unknown key; the nearest known one is ")
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [("", ""), ("\U0001f600", "\U0001f600"), ("x" * 1000, "x" * 60 + "...")],
+    ids=["empty", "emoji", "long"],
+)
+def test_a_key_like_no_known_one_is_refused_too(problems, key, shown):
+    (line,) = problems(root(**{key: 1}))
+    assert line.startswith(f"{shown}: unknown key; the nearest known one is ")
+
+
+def test_only_some_of_many_unknown_keys_and_wrong_values_are_listed(problems):
+    """Each takes a while to look for what may have been meant."""
+    keys = {f"key {index}": 1 for index in range(1000)}
+    lines = problems(models({"name": "m", **keys}))
+    assert (len(lines), lines[-1]) == (11, "model_config_list[0].config: 990 more unknown keys")
+    (line,) = problems(models({"name": "m", "plugin_config": {key: [] for key in keys}}))
+    assert line.count("has to be") == 10
+    assert line.endswith("got []; 990 more are wrong")
 
 
 def test_a_model_without_a_name_is_told(problems):

@@ -7,6 +7,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from costs import measure_cost
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from wire_cases import CASES, DTYPES, fingerprint
@@ -677,10 +678,69 @@ def test_strings_become_utf8_with_their_nuls():
     assert array.elements() == [b"\xc3\xa9\0", b"", b"\xf0\x9f\x98\x80"]
 
 
-def test_more_than_33554432_json_strings_are_refused():
-    strings = b'"",' * 33_554_432 + b'""'
-    message = refusal(b'{"inputs":[{"name":"x","shape":[33554433],"datatype":"BYTES","data":[' + strings + b"]}]}")
-    assert message == "inputs[0] 'x': 33554433 strings in one tensor, at most 33554432 are allowed"
+def test_more_strings_than_a_request_may_have_are_refused_whatever_their_inputs():
+    most = 2**23
+    items = [{"name": name, "shape": [count], "datatype": "BYTES", "data": []} for name, count in (("a", 0), ("b", 1))]
+    message = refusal({"inputs": [{**items[0], "shape": [most + 1]}]})
+    assert message == f"inputs[0] 'a': the request has {most + 1} strings up to here, at most {most} are allowed"
+    sizes = [{**STRINGS, "shape": [most], "parameters": {"binary_data_size": 4 * most}}, {**items[1], "data": ["a"]}]
+    message = refusal({"inputs": sizes}, bytes(4 * most))
+    assert message == f"inputs[1] 'b': the request has {most + 1} strings up to here, at most {most} are allowed"
+
+
+def test_as_many_strings_as_a_request_may_have_are_decoded():
+    (array,) = decode_inputs({**STRINGS, "shape": [2**23]}, binary=bytes(2**25))
+    assert array.begins[-1] == array.ends[-1] == 2**25
+
+
+# --- What a model has
+
+
+def takes(*names):
+    return {name: TensorMetadata(name, "FP32", (ANY,)) for name in names}
+
+
+ONE_AND_TWO = ModelMetadata("m", "1", takes("x"), takes("y", "z"))
+
+
+@pytest.mark.parametrize("large_size", [0, 10**6], ids=["simdjson", "orjson"])
+def test_more_inputs_than_the_model_has_are_refused_before_they_are_decoded(large_size):
+    body = memoryview(json.dumps({"inputs": [VALID, {"name": 0}, None]}).encode())
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_request(body, None, large_size, ONE_AND_TWO)
+    assert str(caught.value) == "inputs has 3 entries, but model 'm' has only 1: 'x'"
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"), [(["x", "q"], "inputs[1] 'q' is unknown"), (["x", "x"], "inputs[1] 'x' is repeated")]
+)
+def test_of_more_inputs_than_the_model_has_the_first_at_fault_is_named(names, fault):
+    body = memoryview(json.dumps({"inputs": [{**VALID, "name": name} for name in names]}).encode())
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_request(body, model=ONE_AND_TWO)
+    assert str(caught.value) == f"inputs has 2 entries, but model 'm' has only 1: 'x'; {fault}"
+
+
+def test_more_outputs_than_the_model_has_are_refused_before_they_are_decoded():
+    body = memoryview(json.dumps({"inputs": [VALID], "outputs": [None] * 3}).encode())
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_request(body, model=ONE_AND_TWO)
+    assert str(caught.value) == "outputs has 3 entries, but model 'm' has only 2: 'y', 'z'"
+
+
+def test_as_many_inputs_and_outputs_as_the_model_has_are_decoded():
+    body = memoryview(json.dumps({"inputs": [VALID], "outputs": [{"name": "z"}, {"name": "y"}]}).encode())
+    request = decode_request(body, model=ONE_AND_TWO)
+    assert ([tensor.name for tensor in request.inputs], len(request.outputs)) == (["x"], 2)
+
+
+def test_a_million_inputs_cost_no_more_than_their_json():
+    """They ended a worker by its timeout."""
+    make = 'from test_decoding import *; item = b\'{"name":"x","shape":[0],"datatype":"FP32"},\'; '
+    make += "body = memoryview(b'{\"inputs\":[' + (item * 1_000_000)[:-1] + b']}')"
+    cost = measure_cost(make, "decode_request(body, model=ONE_AND_TWO)")
+    assert cost.error.startswith("BodyTooLargeError: the values of the JSON would take ")
+    assert (cost.seconds, cost.mebibytes) < (0.5, 8)
 
 
 # --- Rounding
@@ -991,7 +1051,7 @@ def test_a_bool_byte_other_than_0_and_1_is_refused(byte):
         ),
         ([1], "01000000 61 62", "inputs[0] 's': its shape needs 1 string, which leaves 1 byte of the data unused"),
         ([0], "00000000", "inputs[0] 's': its shape needs 0 strings, which leaves 4 bytes of the data unused"),
-        ([33554433], "", "inputs[0] 's': 33554433 strings in one tensor, at most 33554432 are allowed"),
+        ([8388609], "", "inputs[0] 's': the request has 8388609 strings up to here, at most 8388608 are allowed"),
     ],
 )
 def test_binary_strings_that_do_not_fill_their_section_are_refused(shape, binary, message):

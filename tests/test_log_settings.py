@@ -57,7 +57,7 @@ def config(directory, level):
 
 @pytest.fixture
 def client(logger):
-    return make_client(Settings())
+    return make_client(Settings(model_control="local"))
 
 
 def make_client(settings):
@@ -69,7 +69,7 @@ def make_client(settings):
 
 
 def post(client, body, address="127.0.0.1"):
-    return client.simulate_post("/v2/logging", body=body, remote_addr=address)
+    return client.simulate_post("/v2/logging", body=body, remote_addr=address, host="localhost")
 
 
 # --- The call
@@ -296,7 +296,8 @@ def service(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
     # Appended to, as the log of `serve` is: gunicorn opens the file anew at SIGUSR1.
     arguments = ("-w", "2", "--error-logfile", str(tmp_path / "service.log"))
-    with serve(tmp_path, *arguments, config=write_config(tmp_path, {"name": "m", "base_path": "m"})) as running:
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    with serve(tmp_path, *arguments, config=config, OVMS_REST_MODEL_CONTROL="local") as running:
         running.wait_for(lambda: len(running.workers()) == 2)
         yield running
 

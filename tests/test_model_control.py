@@ -9,10 +9,17 @@ import threading
 
 import model_zoo
 import pytest
-from service import serve, write_config
+import service as services
+from service import write_config
 from test_reloading import BODY, Clients, status, times
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
+
+
+def serve(directory, *arguments, **variables):
+    """Run a service that lets this host load and unload models from anywhere in the directory, unless set otherwise."""
+    settings = {"OVMS_REST_MODEL_CONTROL": "local", "OVMS_REST_MODEL_ROOTS": str(directory), **variables}
+    return services.serve(directory, *arguments, **settings)
 
 
 @pytest.fixture
@@ -252,7 +259,8 @@ def asked(tmp_path_factory):
     """A service for requests that change nothing."""
     directory = tmp_path_factory.mktemp("asked")
     model_zoo.save(times(1), directory / "m")
-    with serve(directory, "-w", "1", config=write_config(directory, {"name": "m", "base_path": "m"})) as running:
+    config = write_config(directory, {"name": "m", "base_path": "m"})
+    with serve(directory, "-w", "1", config=config, OVMS_REST_MODEL_ROOTS="") as running:
         yield running
 
 
@@ -309,6 +317,34 @@ def test_a_config_file_that_is_broken_meanwhile_is_told(served, tmp_path):
     assert result(served) == ("1", 1.0)
 
 
+# --- Where its paths may lead
+
+
+def test_a_call_names_no_directory_outside_of_the_configured_models(asked, tmp_path):
+    (tmp_path / "secret-name").touch()
+    (tmp_path / "1").mkdir()
+    cache = tmp_path / "cache"
+    answers = [load(asked, "new", {"base_path": str(path)}) for path in (tmp_path, tmp_path / "absent")]
+    answers.append(load(asked, "m", {"plugin_config": {"CACHE_DIR": str(cache)}}))
+    nested = json.dumps({"CPU": {"CACHE_DIR": str(cache)}})
+    answers.append(load(asked, "m", {"plugin_config": {"DEVICE_PROPERTIES": nested}}))
+    assert [answer.status for answer in answers] == [403] * 4
+    for answer, key in zip(answers, ("base_path", "base_path", "plugin_config.CACHE_DIR", ""), strict=True):
+        assert answer.json()["error"].startswith(f"config.{key}")
+        assert "secret-name" not in answer.body.decode()
+    assert "OVMS_REST_MODEL_ROOTS" in answers[0].json()["error"]
+    assert not cache.exists()
+    assert index(asked) == [{"name": "m", "version": "1", "state": "READY"}]
+
+
+def test_a_call_may_name_what_is_below_a_configured_model(served, tmp_path):
+    model_zoo.save(times(5), tmp_path / "m" / "more")
+    cache = tmp_path / "m" / "cache"
+    assert load(served, "more", {"base_path": "m/more", "plugin_config": {"CACHE_DIR": str(cache)}}).status == 200
+    assert result(served, "more") == ("1", 5.0)
+    assert list(cache.glob("*.blob"))
+
+
 # --- Who may
 
 
@@ -316,8 +352,41 @@ def test_a_proxy_may_not_load_and_unload_for_its_clients(asked):
     for what in ("load", "unload"):
         answer = control(asked, what, X_Forwarded_For="10.0.0.1")
         assert answer.status == 403
-        assert "is allowed from this host only, and not through a proxy" in answer.json()["error"]
+        assert "is allowed from this host only, not through a proxy" in answer.json()["error"]
     assert index(asked) == [{"name": "m", "version": "1", "state": "READY"}]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null", "Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Host": "evil.example:8000"},
+        {"Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"},
+        {"Via": "1.1 proxy"},
+        {"X-Forwarded-Host": "evil.example"},
+        {"X-Real-IP": "10.0.0.1"},
+        {"Forwarded": "for=10.0.0.1"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v2/repository/models/m/load", "/v2/repository/models/m/unload", "/v2/logging"])
+def test_pages_proxies_and_foreign_names_may_not(asked, path, headers):
+    answer = asked.request("POST", path, b"", headers)
+    assert answer.status == 403
+    assert "OVMS_REST_MODEL_CONTROL is 'local'" in answer.json()["error"]
+
+
+def test_by_default_nobody_may_unless_there_is_a_control_address(tmp_path):
+    model_zoo.save(times(1), tmp_path / "m")
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    with serve(tmp_path, "-w", "1", config=config, OVMS_REST_MODEL_CONTROL="") as service:
+        for answer in (load(service), unload(service), service.request("POST", "/v2/logging", {"log_info": False})):
+            assert answer.status == 403
+            assert "OVMS_REST_CONTROL_BIND sets one, OVMS_REST_MODEL_CONTROL=local would" in answer.json()["error"]
+        assert service.get("/v2/logging").json()["log_info"]
+        assert service.request("POST", "/v1/config/reload").status == 200
+        assert "loaded and unloaded by call from nowhere: OVMS_REST_CONTROL_BIND is not set" in service.log
 
 
 def test_nobody_may_when_it_is_turned_off(tmp_path):
@@ -331,13 +400,20 @@ def test_nobody_may_when_it_is_turned_off(tmp_path):
 def test_where_there_is_a_control_address_only_that_may(tmp_path):
     model_zoo.save(times(1), tmp_path / "m")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
-    with serve(tmp_path, "-w", "1", config=config, OVMS_REST_CONTROL_BIND="127.0.0.1:0") as service:
+    settings = {"OVMS_REST_MODEL_CONTROL": "", "OVMS_REST_CONTROL_BIND": "127.0.0.1:0"}
+    with serve(tmp_path, "-w", "1", config=config, **settings) as service:
         line = service.wait_for(lambda: next((line for line in service.log.splitlines() if "control addr" in line), ""))
         answer = unload(service)
         assert answer.status == 403
         assert "is allowed on the control address only, 127.0.0.1:0" in answer.json()["error"]
-        with InferenceServerClient(line.rpartition("/")[2].split()[0], network_timeout=60) as client:
-            client.unload_model("m")
+        address = line.rpartition("/")[2].split()[0]
+        page = {"Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}
+        with InferenceServerClient(address, network_timeout=60) as client:
+            for headers in (page, {"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+                with pytest.raises(InferenceServerException, match="is not allowed to web pages of other sites"):
+                    client.unload_model("m", headers=headers)
+            assert result(service) == ("1", 1.0)
+            client.unload_model("m", headers={"X-Forwarded-For": "10.0.0.1", "Host": "ovms.example"})
         assert result(service) == 404
 
 

@@ -635,7 +635,7 @@ def test_a_node_that_is_changed_on_the_disk_is_taken_up_without_being_told(own):
 
 
 def test_unloading_a_model_takes_its_pipelines_along_when_asked_to(own):
-    with serve(own, "-w", "1", config=broken(own, CHAIN)) as service:
+    with serve(own, "-w", "1", config=broken(own, CHAIN), OVMS_REST_MODEL_CONTROL="local") as service:
 
         def control(what, name, **parameters):
             path = f"/v2/repository/models/{name}/{what}"

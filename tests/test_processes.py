@@ -111,7 +111,7 @@ def test_the_log_tells_what_is_served_and_how(tmp_path):
         ) in service.log
         assert re.search(
             r"2 of 2 models and pipelines serve on http://127\.0\.0\.1:\d+, with 1 worker; "
-            "they may be loaded and unloaded by call from this host",
+            "they may be loaded and unloaded by call from nowhere: OVMS_REST_CONTROL_BIND is not set",
             service.log,
         )
 
@@ -264,7 +264,7 @@ def make_arbiter(models):
     """Make what the hooks need of an arbiter and its application."""
     counters = types.SimpleNamespace(release=lambda slot: [])
     app = types.SimpleNamespace(models=models, telemetry=types.SimpleNamespace(counters=counters))
-    return types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], WORKERS={})
+    return types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], tls=None, WORKERS={})
 
 
 def test_a_model_at_which_workers_die_is_given_up(caplog):

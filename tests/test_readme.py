@@ -16,20 +16,24 @@ REQUESTS = [
     (command, answer) for block in BLOCKS for command, answer in re.findall(r"^\$ (.*)\n(.*)\n", block, re.MULTILINE)
 ]
 DEMO = "http://127.0.0.1:8000"
+CONTROL = "http://127.0.0.1:9000"
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The service as the first command starts it, on another port."""
-    with serve(tmp_path_factory.mktemp("demo")) as running:
+    """The service as the first command starts it, with a control address, on other ports."""
+    with serve(tmp_path_factory.mktemp("demo"), OVMS_REST_CONTROL_BIND="127.0.0.1:0") as running:
+        found = running.wait_for(lambda: re.search(r"control address: (http://127\.0\.0\.1:\d+)", running.log))
+        running.control = found[1]
         yield running
 
 
 @pytest.mark.parametrize(("command", "answer"), REQUESTS)
 def test_a_request_gives_what_the_readme_shows(demo, command, answer, tmp_path):
-    assert DEMO in command
+    assert DEMO in command or CONTROL in command
+    command = command.replace(DEMO, f"http://127.0.0.1:{demo.port}").replace(CONTROL, demo.control)
     done = subprocess.run(
-        ["bash", "-c", command.replace(DEMO, f"http://127.0.0.1:{demo.port}")],
+        ["bash", "-c", command],
         cwd=ROOT,
         env=environment(tmp_path),
         capture_output=True,

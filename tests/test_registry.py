@@ -1,7 +1,9 @@
 """The configured models: found, loaded, or remembered with the reason why not."""
 
+import os
 from pathlib import Path
 
+import formats
 import model_zoo
 import numpy as np
 import pytest
@@ -299,3 +301,63 @@ def test_requests_to_infer_are_told_where_the_reason_is(tmp_path):
     with pytest.raises(NotFoundError) as error:
         models.find("m", "2")
     assert str(error.value) == "version '2' of model 'm' does not serve; GET /v2/models/m/versions/2/ready tells why"
+
+
+# --- Files that are being written
+
+
+def load_version_two(tmp_path, previous=None):
+    config = ModelConfig("m", tmp_path / "m")
+    return load_models([config], Host(cores=2), previous=previous)
+
+
+def test_a_version_that_is_being_written_goes_on_as_it_was_and_no_lower_one_replaces_it(tmp_path, caplog):
+    for version in (1, 2):
+        model_zoo.save(model_zoo.product(), tmp_path / "m", version)
+    before = load_version_two(tmp_path)
+    file = tmp_path / "m" / "2" / "model.xml"
+    with file.open("r+b"):
+        os.utime(file)
+        meanwhile = load_version_two(tmp_path, before)
+    entry = meanwhile.entries["m"]
+    assert entry.versions == before.entries["m"].versions
+    assert list(entry.versions) == [2]
+    assert entry.failures == {2: f"{file} is open for writing in another process"}
+    assert entry.is_changing
+    assert "version 2 of model 'm' goes on as it was" in caplog.messages
+    (status,) = entry.status()
+    assert (status["state"], status["status"]["error_message"]) == ("AVAILABLE", entry.failures[2])
+
+    after = load_version_two(tmp_path, meanwhile).entries["m"]
+    assert (list(after.versions), after.failures, after.is_changing) == ([2], {}, False)
+    assert after.versions[2] is not entry.versions[2]
+
+
+def test_a_version_that_is_being_written_at_the_start_gives_way_to_a_lower_one(tmp_path):
+    for version in (1, 2):
+        model_zoo.save(model_zoo.product(), tmp_path / "m", version)
+    with (tmp_path / "m" / "2" / "model.xml").open("r+b"):
+        entry = load_version_two(tmp_path).entries["m"]
+    assert (list(entry.versions), list(entry.failures), entry.is_changing) == ([1], [2], True)
+
+
+def test_many_models_are_tried_in_batches(tmp_path, monkeypatch):
+    """Each holds two open files while it is being loaded."""
+    monkeypatch.setattr("ovms_rest.models.registry._BATCH", 2)
+    tried = []
+    configs = [ModelConfig(f"m{index}", tmp_path / f"m{index}") for index in range(5)]
+    for config in configs:
+        model_zoo.save(model_zoo.product(), config.base_path)
+    models = load_models(configs, Host(cores=2), lambda *at: tried.append(at))
+    assert tried == [(config.name, 1) for config in configs]
+    assert [list(entry.versions) for entry in models.entries.values()] == [[1]] * 5
+
+
+def test_a_model_that_is_read_in_place_is_told(tmp_path, monkeypatch, caplog):
+    formats.write_onnx(tmp_path / "m" / "1")
+    monkeypatch.setattr("ovms_rest.models.copies._find_temporary_directories", lambda: iter(()))
+    load_models([ModelConfig("m", tmp_path / "m")], Host(cores=2))
+    assert (
+        "version 1 of model 'm' was read in place, without a private copy: no temporary directory can be written"
+        in caplog.messages
+    )

@@ -198,6 +198,47 @@ def test_what_a_disk_refuses_to_tell_is_logged_once_for_each_kind_and_looked_at_
     ]
 
 
+def test_the_newest_outcome_arrives_after_any_number_of_long_ones(tmp_path):
+    """Each of 4-byte characters, beside the status of thousands of models that do not serve for long reasons."""
+    models = ModelRegistry({f"m{number}": Entry(reason="why " * 500) for number in range(3000)})
+
+    def load(configs, previous, stop):
+        raise ReloadError("\U0001f600" * 3000, 412)
+
+    reloads = Reloads(write_config(tmp_path, {"name": "m", "base_path": "m"}), models, load)
+    for number in range(100):
+        reloads.run([Change("load", "m", id=str(number))], lambda: False)
+        reloads.end()
+    for number in (0, 99):
+        with pytest.raises(ReloadError, match=r"^\U0001f600{500}$"):
+            reloads.load_model({"id": str(number), "writes": 0}, "m", None)
+    assert reloads.status().keys() == models.entries.keys()
+
+
+def test_all_outcomes_of_changes_that_are_made_together_arrive(tmp_path):
+    models = ModelRegistry({})
+    reloads = Reloads(write_config(tmp_path), models, lambda configs, previous, stop: ModelRegistry({}))
+    reloads.run([Change(id=str(number)) for number in range(1000)], lambda: False)
+    reloads.end()
+    assert reloads.request({"id": "0", "writes": 0}) is None
+    assert reloads.request({"id": "999", "writes": 0}) is None
+
+
+def test_outcomes_that_cannot_be_published_come_with_the_next(tmp_path, caplog, monkeypatch):
+    models = ModelRegistry({})
+    reloads = Reloads(write_config(tmp_path), models, lambda configs, previous, stop: ModelRegistry({}))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda *arguments: os.strerror(os.write(-1, b"")))
+        reloads.run([Change(id="1")], lambda: False)
+        reloads.end()
+    assert "cannot publish the outcomes of 1 changes" in caplog.text
+    with pytest.raises(TryLaterError):
+        reloads.request({"id": "1", "writes": 0})
+    reloads.run([Change(id="2")], lambda: False)
+    reloads.end()
+    assert reloads.request({"id": "1", "writes": 0}) is None
+
+
 def test_an_outcome_is_kept_for_who_comes_late_but_not_for_ever(tmp_path):
     models = ModelRegistry({})
     reloads = Reloads(write_config(tmp_path), models, lambda configs, previous, stop: ModelRegistry({}))

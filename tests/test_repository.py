@@ -4,8 +4,10 @@ import contextlib
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 
+import formats
 import pytest
 
 from ovms_rest.errors import LoadError
@@ -14,9 +16,11 @@ from ovms_rest.models.repository import (
     NameMapping,
     VersionPolicy,
     check_model_file,
+    find_external_data,
     find_model_file,
     find_versions,
     find_weights,
+    list_model_files,
     parse_version,
     read_mapping,
 )
@@ -734,3 +738,72 @@ def test_a_directory_swapped_while_it_is_read_is_no_other_error(tmp_path, functi
     while thread.is_alive():
         with contextlib.suppress(LoadError):
             function(place)
+
+
+# --- The files of a model
+
+
+def relative(files, directory):
+    return [str(file.relative_to(directory)) for file in files]
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("ir", ["model.xml", "model.bin"]),
+        ("onnx", ["relu.onnx"]),
+        ("onnx_external_data", ["relu.onnx", "relu.weights"]),
+        ("tensorflow_frozen_graph", ["frozen.pb"]),
+        ("tensorflow_saved_model", ["saved_model.pb", "assets/words/a.txt", "variables/variables.index"]),
+        ("tensorflow_lite", ["relu.tflite"]),
+        ("paddle", ["inference.pdmodel", "inference.pdiparams"]),
+    ],
+)
+def test_the_files_that_a_model_is_read_from_are_listed(tmp_path, name, files):
+    formats.FORMATS[name](tmp_path / "1")
+    if name == "tensorflow_saved_model":
+        (tmp_path / "1" / "assets" / "words").mkdir()
+        for file in files[1:]:
+            (tmp_path / "1" / file).touch()
+    (tmp_path / "1" / "README").touch()
+    assert relative(list_model_files(find_model_file(tmp_path / "1")), tmp_path / "1") == files
+
+
+def test_weights_of_another_name_are_among_the_files_of_an_ir(tmp_path):
+    formats.write_ir(tmp_path / "1")
+    (tmp_path / "1" / "model.bin").rename(tmp_path / "1" / "weights.bin")
+    files = list_model_files(tmp_path / "1" / "model.xml")
+    assert relative(files, tmp_path / "1") == ["model.xml", "weights.bin"]
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 200])
+@pytest.mark.parametrize("place", [0, 2**22 - 140, 2**22 - 5, 2**22 + 3])
+def test_external_data_is_found_wherever_an_onnx_file_names_it(tmp_path, length, place):
+    """A long file is read in pieces."""
+    from onnx import StringStringEntryProto
+
+    names = ["w" * length, "ä"]
+    for name in names:
+        (tmp_path / name).touch()
+    entries = [StringStringEntryProto(key="location", value=name).SerializeToString() for name in (*names, "missing")]
+    file = tmp_path / "m.onnx"
+    file.write_bytes(bytes(place) + b"".join(entries) + bytes(100))
+    assert find_external_data(file) == [tmp_path / name for name in names]
+
+
+def test_a_location_that_is_cut_off_names_no_file(tmp_path):
+    file = tmp_path / "m.onnx"
+    file.write_bytes(b"\n\x08location\x12\x05ab")
+    (tmp_path / "ab").touch()
+    assert find_external_data(file) == []
+    file.write_bytes(b"\n\x08location\x12")
+    assert find_external_data(file) == []
+
+
+def test_an_onnx_file_that_is_replaced_is_searched_anew(tmp_path):
+    file = tmp_path / "m.onnx"
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+        file.write_bytes(b"\n\x08location\x12\x01" + name.encode())
+        assert find_external_data(file) == [tmp_path / name]
+        time.sleep(0.02)  # so that a kernel that counts in ticks gives the file another time

@@ -328,7 +328,7 @@ def control(tmp_path):
     model_zoo.save(model_zoo.add(), tmp_path / "add")
     config = write_config(tmp_path, {"name": "relu", "base_path": "relu"}, {"name": "add", "base_path": "add"})
     with (
-        serve(tmp_path, "-w", "2", config=config) as running,
+        serve(tmp_path, "-w", "2", config=config, OVMS_REST_MODEL_CONTROL="local") as running,
         InferenceServerClient(f"127.0.0.1:{running.port}") as client,
     ):
         yield client

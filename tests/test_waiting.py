@@ -5,6 +5,7 @@ import itertools
 import json
 import time
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -267,6 +268,44 @@ def test_json_is_looked_into_up_to_a_size():
     assert read_terms(request(text.ljust(LARGEST_JSON + 1))) == Terms()
     length = str(len(text))
     assert read_terms(request(text.ljust(2 * LARGEST_JSON), inference_header_content_length=length)).priority == 1
+
+
+@pytest.mark.parametrize("size", [0, 20_000, 500_000])
+@pytest.mark.parametrize(
+    ("text", "priority"),
+    [
+        ('{"parameters": {"priority": 2}, "x": [%s]}', 2),
+        ('{"x": [%s], "parameters": {"a": "b", "priority": 2}}', 2),
+        ('{"x": [%s], "parameters": {"priority": 2.0}}', 0),
+        ('{"x": [%s], "parameters": {"priority": true}}', 0),
+        ('{"x": [%s], "parameters": {"priority": 18446744073709551616}}', 0),
+        ('{"x": [%s], "parameters": ["priority"]}', 0),
+        ('{"x": [%s], "y": {"parameters": {"priority": 2}}}', 0),
+        ('[%s, {"parameters": {"priority": 2}}]', 0),
+        ('{"x": [%s], "parameters": {"priority": 2}', 0),
+        ('{"x": [%s], "parameters": {"priority": 2}, "\xff": 1}', 0),
+    ],
+)
+def test_terms_are_found_in_json_of_any_length(text, priority, size):
+    body = (text % ("0, " * (size // 3) + "0")).encode("latin-1")
+    assert read_terms(request(body)).priority == priority
+
+
+def test_terms_in_the_longest_json_are_found_in_a_fraction_of_the_time_that_parsing_takes():
+    """A turn of the worker reads the terms of all requests that have come."""
+    body = b'{"parameters": {"priority": 1}, "x": [' + b"{}," * (LARGEST_JSON // 3 - 20) + b"{}]}"
+    assert read_terms(request(body)).priority == 1
+    assert 2 * shortest(lambda: read_terms(request(body))) < shortest(lambda: orjson.loads(body))
+
+
+def shortest(call):
+    """Return the shortest of five times that a call takes, in seconds."""
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def waited_since(began_ns):

@@ -672,6 +672,19 @@ def test_a_chunked_body_over_the_limit_is_refused_when_it_is(server):
     assert refused(answer, 413)
 
 
+@pytest.mark.parametrize(
+    ("before", "size"), [(0, MAX_BODY + 1), (0, 2**59), (1, MAX_BODY), (100, MAX_BODY - 99), (300_000, MAX_BODY)]
+)
+def test_an_oversized_chunk_is_refused_at_its_size_line(server, before, size):
+    with connected(server, CHUNKED + (chunk(b"x" * before) if before else b"") + b"%x\r\n" % size) as connection:
+        (answer,) = parse(receive_rest(connection), "POST")
+    assert refused(answer, 413)
+    assert answer.json()["error"] == (
+        f"the body has more than {MAX_BODY} bytes, which are allowed: "
+        f"behind {before} bytes a chunk of {size} was announced"
+    )
+
+
 def test_a_client_that_sends_a_body_over_the_limit_gets_the_answer(server):
     """As client libraries do: they send everything, then look."""
     body = b"x" * (3 * MAX_BODY)

@@ -37,7 +37,7 @@ from raw_http import (
     receive,
     receive_rest,
 )
-from service import ROOT, environment, serve, write_config
+from service import ROOT, environment, free_port, serve, write_config
 
 RELU_DATA = [1, 0, 3, 0]
 SLOW = infer("counting", slow_models.count(slow_models.SLOW))
@@ -807,19 +807,62 @@ def test_hooks_of_the_user(tmp_path, models):
 # --- Connections and descriptors
 
 
-def test_connections_beyond_worker_connections_wait_their_turn(tmp_path, models):
+def test_connections_beyond_worker_connections_wait_while_none_is_idle(tmp_path, models):
     arguments = ("-w", "1", "--worker-connections", "3")
     with serve(tmp_path, *arguments, config=models) as service, contextlib.ExitStack() as stack:
-        taken = [stack.enter_context(connected(service, LIVE)) for _ in range(3)]
+        taken = [stack.enter_context(connected(service, LIVE + LIVE[:20])) for _ in range(3)]
         assert [receive(connection).status for connection in taken] == [200] * 3
         waiting = [stack.enter_context(connected(service, LIVE)) for _ in range(4)]
         for connection in taken:
-            connection.sendall(LIVE)
+            connection.sendall(LIVE[20:] + LIVE[:20])
             assert receive(connection).status == 200
         assert not readable(waiting)
         for connection in (*taken, waiting[0]):
             connection.close()
         assert [receive(connection).status for connection in waiting[1:]] == [200] * 3
+
+
+def test_the_longest_idle_connection_is_closed_for_a_new_one(tmp_path, models):
+    """Those that have a part of a request, or of a response yet to be sent, stay; so do those idle for less long."""
+    arguments = ("-w", "1", "--worker-connections", "6")
+    with serve(tmp_path, *arguments, config=models) as service, contextlib.ExitStack() as stack:
+        wait_for_workers(service, 1)
+
+        def connect(data):
+            connection = stack.enter_context(connected(service, data))
+            wait_for_workers(service, 1)
+            return connection
+
+        silent = connect(b"")
+        part_of_head = connect(LIVE[:20])
+        part_of_body = connect(post(RELU_PATH, RELU)[:-5])
+        unread = connect(infer("filling", slow_models.fill(1.5, 5_000_000)))
+        idle, used_last = connect(LIVE), connect(LIVE)
+        assert [receive(connection).status for connection in (idle, used_last)] == [200, 200]
+        for gone in (silent, idle):
+            assert receive(connect(LIVE)).status == 200
+            assert gone.recv(1) == b""
+            used_last.sendall(LIVE)
+            assert receive(used_last).status == 200
+        part_of_head.sendall(LIVE[20:])
+        assert receive(part_of_head).status == 200
+        part_of_body.sendall(post(RELU_PATH, RELU)[-5:])
+        assert receive(part_of_body, "POST").status == 200
+        assert receive(unread, "POST").body.endswith(np.full(5_000_000, 1.5, np.float32).tobytes())
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_new_clients_are_served_while_others_keep_all_connections_idle(tmp_path, models, workers):
+    """However many; the control address too."""
+    control = free_port()
+    arguments = ("-w", workers, "--worker-connections", "20")
+    variables = {"OVMS_REST_CONTROL_BIND": f"127.0.0.1:{control}"}
+    with serve(tmp_path, *arguments, config=models, **variables) as service, contextlib.ExitStack() as stack:
+        for port in (service.port, control):
+            service.port = port
+            for _ in range(100):
+                connection = stack.enter_context(connected(service, LIVE))
+                assert receive(connection).status == 200
 
 
 def readable(connections):

@@ -32,6 +32,7 @@ from service import serve
 
 MIB = 2**20
 CHUNKED = head("POST", RELU_PATH, "Transfer-Encoding: chunked")
+SMALL = {"OVMS_REST_MAX_HELD_BYTES": str(8 * MIB), "OVMS_REST_MAX_BODY_BYTES": str(4 * MIB)}
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,14 @@ def strict(tmp_path_factory, models):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, models):
     """Run a worker that may hold 8 MiB of unfinished requests, of which one may have 4 MiB."""
-    limits = {"OVMS_REST_MAX_HELD_BYTES": str(8 * MIB), "OVMS_REST_MAX_BODY_BYTES": str(4 * MIB)}
-    with serve(tmp_path_factory.mktemp("small"), "-w", "1", config=models, **limits) as running:
+    with serve(tmp_path_factory.mktemp("small"), "-w", "1", config=models, **SMALL) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory, models):
+    """Run a worker that may hold 8 MiB, for large responses: the heap that they leave is not the next test's."""
+    with serve(tmp_path_factory.mktemp("crowded"), "-w", "1", config=models, **SMALL) as running:
         yield running
 
 
@@ -147,6 +154,35 @@ def test_a_large_body_that_comes_slowly_keeps_nobody_waiting(patient):
         assert receive(connection, "POST").body.endswith(np.maximum(array, 0).tobytes())
 
 
+@pytest.mark.parametrize("kind", ["chunks", "extensions", "requests"])
+def test_tiny_chunks_and_requests_of_many_keep_nobody_waiting(patient, kind):
+    """What lies in the sockets of 40 connections takes the worker seconds."""
+    assert works(patient)
+    workers = patient.workers()
+    data = {
+        "chunks": chunk(b"x") * 50_000,
+        "extensions": chunk(b"x", b";a") * 10_000,
+        "requests": LIVE * 10_000,
+    }[kind]
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(patient)) for _ in range(40)]
+        for connection in connections:
+            if kind != "requests":
+                connection.sendall(CHUNKED)
+            connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                connection.send(data)
+        waited = []
+        for _ in range(10):
+            for request in (LIVE, post(RELU_PATH, RELU)):
+                began = time.monotonic()
+                with connected(patient, request) as connection:
+                    assert receive(connection, request.split()[0].decode()).status == 200
+                waited.append(time.monotonic() - began)
+    assert max(waited) < 0.5
+    assert patient.workers() == workers
+
+
 # --- They get their time and no more
 
 SMALL_BODY = post(RELU_PATH, RELU)
@@ -190,6 +226,21 @@ def test_whoever_takes_too_long_is_answered_408_or_closed(strict):
         "extension, dribbling": (CHUNKED + b"5;", b"a", "the body did not come in time, 0 bytes of it did"),
         "trailers, dribbling": (CHUNKED + b"0\r\nA", b"a", "the body did not come in time, 0 bytes of it did"),
         "expecting": (head("POST", RELU_PATH, "Content-Length: 5", "Expect: 100-continue"), b"", "the body did not "),
+        "large body, dribbling": (
+            head("POST", RELU_PATH, "Content-Length: 200000000"),
+            b"x",
+            "the body did not come in ",
+        ),
+        "large body, stopping": (
+            head("POST", RELU_PATH, "Content-Length: 200000000") + b" " * 5_000_000,
+            b"",
+            "the body did not come in time, 5000000 bytes of it did",
+        ),
+        "chunks, stopping": (
+            CHUNKED + chunk(b" " * 5_000_000),
+            b"",
+            "the body did not come in time, 5000000 bytes of it did",
+        ),
         "idle": (LIVE, b"", None),
     }
     with contextlib.ExitStack() as stack:
@@ -245,6 +296,45 @@ def test_a_client_that_does_not_read_is_closed_in_time(strict):
                 assert sent < 100 * MIB
                 time.sleep(0.01)
     assert works(strict)
+
+
+def test_a_client_that_stops_reading_a_large_response_is_closed_in_time(strict):
+    """Its size gives it no more time: 40 MB would be 400 seconds."""
+    with connected_with_small_buffer(strict, infer("filling", slow_models.fill(1, 10_000_000))) as connection:
+        received = len(connection.recv(MIB))
+        poll = select.poll()
+        poll.register(connection, select.POLLRDHUP)
+        assert poll.poll(30_000), "it is not closed"
+        received += len(receive_rest(connection))
+        assert received < 40_000_000
+    assert works(strict)
+
+
+def test_a_client_that_reads_at_the_slowest_pace_gets_its_response(strict):
+    """Whatever the system takes at once, it is what the client has received that counts."""
+    size = 2_000_000
+    with connected_with_small_buffer(strict, infer("filling", slow_models.fill(2.5, size))) as connection:
+        received, began = [connection.recv(1000)], time.monotonic()
+        while (elapsed := time.monotonic() - began) < 6:
+            if sum(map(len, received)) < 200_000 * elapsed:
+                received.append(connection.recv(20_000))
+            else:
+                assert works(strict)
+        connection.settimeout(10)
+        while sum(map(len, received)) < 4 * size:
+            received.append(connection.recv(MIB))
+    (answer,) = parse(b"".join(received), "POST")
+    assert answer.body.endswith(np.full(size, 2.5, np.float32).tobytes())
+
+
+@contextlib.contextmanager
+def connected_with_small_buffer(service, data):
+    """Open a connection of which the client's system takes little, and send bytes."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", service.port))
+        connection.sendall(data)
+        yield connection
 
 
 def test_a_refused_client_that_goes_on_sending_is_cut_off(strict):
@@ -353,27 +443,65 @@ def test_parts_of_bodies_are_bounded(small, kind):
     wait_until_free(small)
 
 
-def test_answers_that_are_not_read_are_bounded(small):
-    """Those who do not read their answers leave no room for further requests, until they do or are gone."""
-    size = 4_000_000
-    with growing_at_the_most_by(small, 64 * MIB), contextlib.ExitStack() as stack:
-        connections = []
-        for _ in range(10):  # 160 MB
-            connection = stack.enter_context(socket.socket())
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.connect(("127.0.0.1", small.port))
-            connection.sendall(infer("filling", slow_models.fill(1.5, size)))
-            connections.append(connection)
-            with contextlib.closing(Barrier(small)) as barrier:
-                barrier.wait()
-        assert refuses(small)
+def test_responses_that_are_not_read_are_bounded(crowded):
+    """Those who do not read leave no room for further responses and requests, until they do or are gone."""
+    size = 1_000_000
+    with growing_at_the_most_by(crowded, 20 * MIB), contextlib.ExitStack() as stack:
+        connections = [
+            stack.enter_context(connected_with_small_buffer(crowded, infer("filling", slow_models.fill(1.5, size))))
+            for _ in range(40)  # 160 MB
+        ]
+        with contextlib.closing(Barrier(crowded)) as barrier:
+            barrier.wait()
+        crowded.wait_for(lambda: refuses(crowded, 4 * MIB))
         answers = []
         for connection in connections:
             connection.shutdown(socket.SHUT_WR)
             answers += parse(receive_rest(connection), "POST")
-        assert [answer.status for answer in answers] == [200] + [503] * 9
-        assert answers[0].body.endswith(np.full(size, 1.5, np.float32).tobytes())
-    wait_until_free(small)
+    served = [answer for answer in answers if answer.status == 200]
+    assert 1 <= len(served) <= 10
+    for answer in served:
+        assert answer.body.endswith(np.full(size, 1.5, np.float32).tobytes())
+    for answer in answers:
+        if answer.status != 200:
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert re.fullmatch(
+                r"no room for a response of 4\d{6} bytes: unfinished requests and responses hold \d+ of 8388608",
+                answer.json()["error"],
+            )
+    wait_until_free(crowded)
+
+
+@pytest.mark.parametrize("kind", ["shape known", "shape unknown", "JSON"])
+def test_a_response_over_the_limit_is_refused_and_the_setting_named(crowded, kind):
+    if kind == "shape known":
+        request, size, model = slow_models.fill(1.5, 1), 4 * slow_models.WIDE, "wide"
+        request["inputs"].pop()
+    elif kind == "shape unknown":
+        request, size, model = slow_models.fill(1.5, 12_500_000), 50_000_000, "filling"
+    else:
+        request, size, model = slow_models.fill(1.2345678, 3_000_000) | {"parameters": {}}, 8 * MIB, "filling"
+    inferred_before = inferences(crowded, model)
+    with growing_at_the_most_by(crowded, 64 * MIB if kind == "shape unknown" else 24 * MIB):
+        answer = crowded.infer(model, request)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    found = re.fullmatch(
+        r"no room for a response of (\d+) bytes: OVMS_REST_MAX_HELD_BYTES allows 8388608", answer.json()["error"]
+    )
+    assert int(found[1]) == size if kind != "JSON" else size < int(found[1]) < size + MIB
+    assert inferences(crowded, model) == inferred_before
+    assert works(crowded)
+
+
+def inferences(service, model):
+    return service.get(f"/v2/models/{model}/stats").json()["model_stats"][0]["inference_count"]
+
+
+def test_a_response_in_json_is_measured_as_it_is_written(crowded):
+    """A million numbers take from two to many more million bytes."""
+    request = slow_models.fill(1.5, 1_000_000) | {"parameters": {}}
+    answer = crowded.infer("filling", request)
+    assert answer.json()["outputs"][0]["data"] == [1.5] * 1_000_000
 
 
 def test_the_body_of_a_request_is_let_go_before_its_answer_is_read(patient):
@@ -411,17 +539,23 @@ def test_pipelined_requests_whose_answers_are_not_read_are_bounded(small):
     wait_until_free(small)
 
 
-def test_pipelined_requests_behind_a_slow_one_are_bounded(small):
-    """As are those that nobody looks at because an inference is under way."""
+def test_pipelined_requests_behind_a_slow_one_are_bounded(tmp_path, models):
+    """As are those that nobody looks at because an inference is under way.
+
+    In a heap that earlier tests have left in pieces OpenVINO's loop takes up to 30 MB; so the worker is a new one.
+    """
     slow = infer("counting", slow_models.count(3 * slow_models.SLOW))
-    with growing_at_the_most_by(small, 8 * MIB), contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(connected(small, slow)) for _ in range(6)]
+    with (
+        serve(tmp_path, "-w", "1", config=models, **SMALL) as service,
+        growing_at_the_most_by(service, 8 * MIB),
+        contextlib.ExitStack() as stack,
+    ):
+        connections = [stack.enter_context(connected(service, slow)) for _ in range(6)]
         for connection in connections:
             Flood(connection).send()
         for connection in connections:
             connection.setblocking(True)
             assert receive(connection, "POST").status == 200
-    wait_until_free(small)
 
 
 def test_bodies_that_are_announced_and_do_not_come_keep_nobody_out(patient):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ovms_rest.errors import LoadError
-from ovms_rest.protocol.words import show
+from ovms_rest.protocol.words import cut, show
 
 PluginValue = str | int | float | bool
 
@@ -30,6 +30,7 @@ _STREAMS = "NUM_STREAMS"
 _PINNING = "ENABLE_CPU_PINNING"
 _PRECISION = "INFERENCE_PRECISION_HINT"
 _CACHE = "CACHE_DIR"
+_MMAP = "ENABLE_MMAP"
 _OF_DEVICES = "DEVICE_PROPERTIES"
 
 _COMPOSITES = ("AUTO", "BATCH", "HETERO", "MULTI")
@@ -44,7 +45,7 @@ _OF_EVERY_DEVICE = (
     _CACHE,
     "CACHE_MODE",
     _OF_DEVICES,
-    "ENABLE_MMAP",
+    _MMAP,
     "FORCE_TBB_TERMINATE",
     "LOG_LEVEL",
 )
@@ -91,6 +92,18 @@ def plan_compilation(
     return Compilation(device, {**kept, **_SHARED_SETTINGS}, shared=True, reason=reason, notes=notes)
 
 
+def maps_files(compilation: Compilation) -> bool:
+    """Return whether the user wants the files of the model mapped into memory, rather than private copies of them.
+
+    OpenVINO's own default is to map them, which harms whoever overwrites a file that serves.
+    """
+    return bool(compilation.properties.get(_MMAP))
+
+
+# So many are listed, for finding the nearest property takes a millisecond for each.
+_MOST_PROBLEMS = 10
+
+
 def check_properties(properties: Mapping[str, PluginValue], device: str, supported: Mapping[str, str]) -> None:
     """Raise LoadError with every property that the device does not know or does not let be set.
 
@@ -108,8 +121,9 @@ def check_properties(properties: Mapping[str, PluginValue], device: str, support
         if key in supported:
             problems.append(f"plugin_config.{key}: is read-only on {device}")
             continue
-        nearest = difflib.get_close_matches(key.upper(), known, n=1, cutoff=0)
-        problems.append(f"plugin_config.{key}: {device} has no such property; the nearest is {nearest[0]}")
+        shown = cut(key)
+        nearest = difflib.get_close_matches(shown.upper(), known, n=1, cutoff=0)
+        problems.append(f"plugin_config.{shown}: {device} has no such property; the nearest is {nearest[0]}")
     if problems:
         raise LoadError("; ".join(problems))
 
@@ -237,7 +251,7 @@ _READERS: Mapping[str, Callable[[PluginValue], PluginValue]] = {
             "ENABLE_CPU_PINNING",
             "ENABLE_CPU_RESERVATION",
             "ENABLE_HYPER_THREADING",
-            "ENABLE_MMAP",
+            _MMAP,
             "ENABLE_RUNTIME_FALLBACK",
             "ENABLE_STARTUP_FALLBACK",
             "ENABLE_TENSOR_PARALLEL",

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import quote as quote_path
@@ -10,9 +11,10 @@ from urllib.parse import quote as quote_path
 from ovms_rest.config import ModelConfig, check_values_of
 from ovms_rest.errors import LoadError, NotFoundError, NotReadyError
 from ovms_rest.models.compilation import Compilation, plan_compilation
+from ovms_rest.models.copies import ChangingError, Source, open_places, seal
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.proving import Proof, Task, prove
-from ovms_rest.models.repository import LATEST, VersionPolicy, find_versions, parse_version
+from ovms_rest.models.repository import LATEST, VersionPolicy, find_model_file, find_versions, parse_version
 from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
 from ovms_rest.models.watching import stamp
 from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor, TensorMetadata
@@ -20,6 +22,9 @@ from ovms_rest.protocol.words import list_names, quote
 from ovms_rest.throwaway import STOPPED
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
+
+# So many versions are tried in one process, and their copies kept as long as that takes; each has two open files.
+_BATCH = 64
 
 
 class Servable(Protocol):
@@ -75,6 +80,8 @@ class Entry:
     policy: VersionPolicy = LATEST
     ended: tuple[int, ...] = ()
     details: tuple[str, ...] = ()  # of which `reason` consists, when there are several
+    # Whether files were being written when they were to be loaded, so that the load is to be repeated.
+    is_changing: bool = False
     kind: Literal["model", "pipeline"] = "model"
     notes: tuple[str, ...] = ()  # what of its configuration has no effect
 
@@ -267,12 +274,23 @@ class _Candidate:
         """Choose, of the versions that have not failed, those that the policy wants; highest first."""
         if self.plan is None:
             return []
-        return self.config.version_policy.choose(self.paths.keys() - self.entry.failures.keys())
+        failed = self.entry.failures.keys() - self.entry.versions.keys()
+        return self.config.version_policy.choose(self.paths.keys() - failed)
 
     def task(self, version: int) -> Task:
         """Describe a version."""
         assert self.plan is not None
         return Task(self.paths[version], self.plan, self.config.options, self.host.limits)
+
+    def postpone(self, version: int, reason: str) -> None:
+        """Fail a version whose files are being written; one that serves goes on as it was, and no other replaces it."""
+        self.entry.failures[version] = reason
+        self.entry.is_changing = True
+        if version in self.previous.versions:
+            log.warning("version %d of model %r goes on as it was", version, self.config.name)
+            self.entry.versions[version] = self.previous.versions[version]
+            self.entry.proofs[version] = self.previous.proofs[version]
+            self.entry.sources[version] = self.previous.sources.get(version)
 
     def reuse(self, version: int) -> bool:
         """Take over a version that serves already and has not changed since; tell whether there is such a one."""
@@ -284,19 +302,25 @@ class _Candidate:
         self.entry.proofs[version] = self.previous.proofs[version]
         return True
 
-    def load(self, version: int) -> None:
-        """Load a version that was proven."""
+    def load(self, version: int, source: Source | None) -> None:
+        """Load a version that was proven, of the same source."""
         task = self.task(version)
+        with suppress(LoadError):  # which may have gone meanwhile, and is looked for only to log what else lies there
+            find_model_file(task.path)
         try:
-            model = Model(self.config.name, version, task.path, task.compilation, task.options, task.limits)
+            model = Model(self.config.name, version, task.path, task.compilation, task.options, task.limits, source)
             if task.compilation.shared:
                 # The first inference lays out the weights of some models anew, which is then shared too: ResNet-50
                 # with a dynamic batch takes 7 MB in each worker, and 60 without.
                 model.open(lambda: None)
+        except ChangingError as error:
+            self.postpone(version, str(error))
         except LoadError as error:
             self.entry.failures[version] = str(error)
         else:
             self.entry.versions[version] = model
+            if source and source.note:
+                log.warning("version %d of model %r was %s", version, self.config.name, source.note)
 
     def finish(self) -> Entry:
         """Tell in the log what became of the model; it goes on as it was when nothing of it can be served now."""
@@ -354,21 +378,41 @@ def load_models(
         for version in candidate.wanted()
         if version not in candidate.entry.versions and not candidate.reuse(version)
     ]:
+        for start in range(0, len(tasks), _BATCH):
+            _load_batch(tasks[start : start + _BATCH], host, begin, stop)
+    return ModelRegistry({candidate.config.name: candidate.finish() for candidate in candidates})
+
+
+def _load_batch(
+    versions: Sequence[tuple[_Candidate, int]],
+    host: Host,
+    begin: Callable[[str, int], None],
+    stop: Callable[[], bool],
+) -> None:
+    """Prove versions and load those that pass."""
+    with open_places(len(versions)) as places:
+        tasks = [
+            replace(candidate.task(version), place=place)
+            for (candidate, version), place in zip(versions, places, strict=True)
+        ]
         proofs = prove(
-            [candidate.task(version) for candidate, version in tasks],
+            tasks,
             host.load_timeout,
-            lambda index, tasks=tasks: begin(tasks[index][0].config.name, tasks[index][1]),  # type: ignore[misc]
+            lambda index: begin(versions[index][0].config.name, versions[index][1]),
             stop,
         )
-        for (candidate, version), proof in zip(tasks, proofs, strict=True):
+        for (candidate, version), place, proof in zip(versions, places, proofs, strict=True):
             candidate.entry.proofs[version] = proof
-            if proof.reason is not None:
+            if proof.is_changing:
+                candidate.postpone(version, proof.reason or "")
+            elif proof.reason is not None:
                 candidate.entry.failures[version] = proof.reason
             elif stop():  # asked for each, for it also looks after the workers, which a compilation keeps waiting
                 candidate.entry.failures[version] = STOPPED
             else:
-                candidate.load(version)
-    return ModelRegistry({candidate.config.name: candidate.finish() for candidate in candidates})
+                if place:
+                    seal(place)
+                candidate.load(version, proof.source)
 
 
 def describe(model: Model) -> str:

@@ -3,6 +3,7 @@
 Whatever is wrong with what lies there, or cannot be read, is a LoadError.
 """
 
+import functools
 import itertools
 import logging
 import os
@@ -40,13 +41,22 @@ _SUFFIXES = (".xml", ".onnx", ".pdmodel", ".pdiparams", ".pb", ".tflite")
 _LFS_POINTER = b"version https://git-lfs"
 
 # TensorFlow's SavedModel is a directory that has the first of these; the others may lie beside it.
-_SAVED_MODEL = "saved_model.pb"
+SAVED_MODEL = "saved_model.pb"
 _BESIDE_SAVED_MODEL = frozenset({"fingerprint.pb", "keras_metadata.pb"})
 
 # Directories that nobody meant to be a version: those of a file system, of a NAS, of a SavedModel.
 _USUAL_DIRECTORIES = frozenset({"lost+found", "@eaDir", "assets", "assets.extra", "variables"})
 
+_DIRECTORIES_OF_SAVED_MODEL = ("assets", "assets.extra", "variables")
+
 _MAPPING_FILE = "mapping_config.json"
+
+# A model has a few files; a directory with more than these, directories included, is not a model's.
+_MAX_FILES = 10_000
+
+_LOCATION = b"\x0a\x08location\x12"
+_LONGEST_LOCATION = 5000
+_SCANNED_BYTES = 2**22
 
 
 class VersionPolicy(NamedTuple):
@@ -146,7 +156,7 @@ def find_model_file(path: Path) -> Path:
     except UnicodeEncodeError as error:
         raise LoadError(f"cannot read {str(model)!r}: the path is not UTF-8") from error
     check_model_file(model)
-    return directory if model.name == _SAVED_MODEL else model
+    return directory if model.name == SAVED_MODEL else model
 
 
 def find_weights(file: Path) -> Path | None:
@@ -158,6 +168,87 @@ def find_weights(file: Path) -> Path | None:
         return None
     weights = _find_foreign_weights(_keep_files(file.parent, _list_names(file.parent, "version directory")))
     return file.parent / weights if weights else None
+
+
+def list_model_files(file: Path) -> list[Path]:
+    """List all files that OpenVINO reads for what `find_model_file` found, that one first.
+
+    Those of a SavedModel are the files below its directory; an ONNX model names its external data itself. Files that
+    are missing are left out. Raises LoadError.
+    """
+    if file.is_dir():
+        below = itertools.chain.from_iterable(walk_files(file / name) for name in _DIRECTORIES_OF_SAVED_MODEL)
+        return [file / SAVED_MODEL, *below]
+    if file.suffix == ".onnx":
+        return [file, *find_external_data(file)]
+    second = find_weights(file) or file.with_suffix(dict(_KINDS).get(file.suffix) or file.suffix)
+    return [file, second] if second != file and os.path.isfile(second) else [file]
+
+
+def find_external_data(file: Path) -> list[Path]:
+    """Find the files that an ONNX model keeps weights in. Raises LoadError when the model cannot be read."""
+    try:
+        status = file.stat()
+        locations = _find_locations(str(file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    except OSError as error:
+        raise _unreadable("file", file, error) from error
+    paths = (file.parent / location for location in locations)  # an absolute one stays what it is
+    return [path for path in paths if os.path.isfile(path)]
+
+
+@functools.lru_cache(maxsize=1000)
+def _find_locations(path: str, *state: int) -> tuple[str, ...]:
+    """Find the locations of external data in an ONNX file, whose state is part of the key.
+
+    They are found as bytes: a StringStringEntryProto (onnx.proto) with the key "location", whose fields every writer of
+    protobuf puts in order. Raises OSError.
+    """
+    found: dict[str, None] = {}
+    tail = b""
+    with open(path, "rb", buffering=0) as stream:
+        while data := stream.read(_SCANNED_BYTES):
+            data = tail + data
+            start = data.find(_LOCATION)
+            while start >= 0:
+                start += len(_LOCATION)
+                if location := _read_string(data[start : start + _LONGEST_LOCATION]):
+                    found[os.fsdecode(location)] = None
+                start = data.find(_LOCATION, start)
+            tail = data[-_LONGEST_LOCATION:]
+    return tuple(found)
+
+
+def _read_string(data: bytes) -> bytes:
+    """Read a string of protobuf's with its length before it, which is one or two bytes; b"" if it is cut off."""
+    if data[:1] < b"\x80":
+        size, begin = int.from_bytes(data[:1]), 1
+    else:
+        size, begin = int.from_bytes(data[:1]) & 0x7F | int.from_bytes(data[1:2]) << 7, 2
+    text = data[begin : begin + size]
+    return text if len(text) == size else b""
+
+
+def walk_files(top: Path) -> Iterator[Path]:
+    """Return the files below a directory in a fixed order, through symbolic links too, and not more than 10,000.
+
+    What cannot be looked at is left out, and so is a directory that was walked through before.
+    """
+    count, walked = 0, set()
+    for directory, names, files in os.walk(top, followlinks=True):
+        try:
+            status = os.stat(directory)
+        except OSError:
+            names.clear()
+            continue
+        count += 1 + len(files)
+        if count > _MAX_FILES:
+            return
+        if (status.st_dev, status.st_ino) in walked:
+            names.clear()
+            continue
+        walked.add((status.st_dev, status.st_ino))
+        names.sort()
+        yield from (Path(directory, name) for name in sorted(files))
 
 
 def _find_foreign_weights(files: Sequence[str]) -> str | None:
@@ -224,7 +315,7 @@ def _check_own_weights(directory: Path, xml: str) -> None:
 
 
 def _take_first(directory: Path, models: list[str]) -> str:
-    first, *others = sorted(models, key=lambda name: (name != _SAVED_MODEL, name))
+    first, *others = sorted(models, key=lambda name: (name != SAVED_MODEL, name))
     if others:
         log.warning("several models in %s: %s is taken, ignored are %s", directory, quote(first), list_names(others))
     return first

@@ -8,13 +8,14 @@ a BytesArray is made of; an output has its shape besides.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from openvino import opset15
 
 from ovms_rest.errors import BusyError, InvalidRequestError, LoadError
 from ovms_rest.models.compilation import Compilation, PluginValue, check_properties
+from ovms_rest.models.copies import Source, read_in_place
 from ovms_rest.models.images import ImageLimits, take_images
 from ovms_rest.models.options import ModelOptions, parse_options
 from ovms_rest.models.preparation import find_layout, find_reason, name_tensors, one_line, prepare
 from ovms_rest.models.recovery import Recovery, fill
-from ovms_rest.models.repository import find_model_file, find_weights, read_mapping
+from ovms_rest.models.repository import read_mapping
 from ovms_rest.models.shapes import Guard, Shape, ShapeChecker, ShapeError
 from ovms_rest.models.tiles import split_tiles
 from ovms_rest.models.trial_requests import read_trial
@@ -61,6 +63,9 @@ _SMALL_INPUT = 16_384
 _MAX_TRIALS = 4
 # Shapes that a model has computed are remembered, so that they are checked only once.
 _MAX_KNOWN_SHAPES = 4096
+# A cache that cannot be written for these reasons is read all the same.
+_UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
+_LOCK = ".lock"
 # Without the wrapper in Python around it, which prepares what is prepared here already.
 _infer_base = openvino._pyopenvino.InferRequest.infer
 
@@ -104,21 +109,23 @@ class Model:
         compilation: Compilation,
         options: ModelOptions = NO_OPTIONS,
         limits: ImageLimits = DEFAULT_LIMITS,
+        source: Source | None = None,
     ) -> None:
         """Read the model of a version's directory, or that file, change it as the options say, and describe it.
 
-        Raises LoadError.
+        `source` is what to read for it, the files themselves if None. Raises LoadError.
         """
         preparation = parse_options(options)
         self.compilation = compilation
-        self.file = find_model_file(path)
+        self._source = source or read_in_place(path)
+        self.file = Path(self._source.file)
         self.counters: Any = None  # where inferences are counted, given when it serves
         self.parts: tuple[Any, ...] = ()  # it is made of no others
         self._local = threading.local()
         self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None
         self.warning = ""  # what `open` did not show
-        read = _read(self.file)
+        read = _read(self._source)
         rt_info = _describe_rt_info(read)
         names = name_tensors(read, read_mapping(path))
         self._read: Any
@@ -158,14 +165,15 @@ class Model:
         device, properties = self.compilation.device, self.compilation.properties
         check_properties(properties, device, _supported_properties(device))
         try:
-            with _locked(properties.get("CACHE_DIR")):
-                self._compiled = _core().compile_model(self._read, device, dict(properties))
+            # What OpenVINO imports from its cache is not mapped either, unless the user wants that.
+            self._compiled = _compile(self._read, device, {"ENABLE_MMAP": False, **properties})
         except RuntimeError as error:
-            reason = one_line(error)
+            reason = self._source.clean(one_line(error))
             if "bad_alloc" in reason:
                 inputs = ", ".join(f"{port.name} {port.describe_shape()}" for port in self.metadata.inputs.values())
                 reason = f"there is not enough memory for inputs of {inputs}"
             raise LoadError(f"cannot be compiled for {device}: {reason}") from error
+        self._source.check()  # some weights are read only now
         self._read = None
 
     def open(self, retire: Callable[[], None]) -> None:
@@ -409,33 +417,63 @@ def _core() -> openvino.Core:
     return openvino.Core()
 
 
-def _read(file: Path) -> openvino.Model:
-    weights = find_weights(file)
+def _read(source: Source) -> openvino.Model:
+    source.check()
+    paths = [source.model, source.weights] if source.weights else [source.model]
     try:
-        return _core().read_model(file, weights) if weights else _core().read_model(file)
+        return _core().read_model(*paths, config={"ENABLE_MMAP": source.may_map})
     except RuntimeError as error:
-        raise LoadError(f"cannot read {file}: {one_line(error)}") from error
+        raise LoadError(f"cannot read {source.file}: {source.clean(one_line(error))}") from error
 
 
-@contextlib.contextmanager
-def _locked(cache_dir: PluginValue | None) -> Iterator[None]:
-    """Keep other processes from compiling into the same cache meanwhile.
+def _compile(model: openvino.Model, device: str, properties: dict[str, PluginValue]) -> Any:
+    """Compile a model, or import it from its cache. Raises RuntimeError and LoadError.
 
-    OpenVINO writes its files in place: of 50 processes that filled a cache five at a time two died of SIGBUS, none of
-    100 with this lock.
+    While a process compiles it locks the cache, as OpenVINO writes its files in place: of 50 processes that filled a
+    cache five at a time two died of SIGBUS, none of 100 with the lock.
     """
-    if not cache_dir:
-        yield
-        return
+    uncached = {name: value for name, value in properties.items() if name != "CACHE_DIR"}
+    if not properties.get("CACHE_DIR"):
+        return _core().compile_model(model, device, uncached)
+    directory = Path(str(properties["CACHE_DIR"]))
+    refusal = _find_refusal(directory)
+    if refusal:
+        _log_refusal(directory, refusal)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # nobody can lock a cache that never had a writer
+            lock = stack.enter_context(open(os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC), "rb"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not refusal:
+            return _core().compile_model(model, device, properties)
+        if os.path.isdir(directory):
+            # Fails where OpenVINO wants to remove a file of its cache, as one of another release of OpenVINO.
+            with contextlib.suppress(RuntimeError):
+                return _core().compile_model(model, device, properties)
+    return _core().compile_model(model, device, uncached)
+
+
+def _find_refusal(directory: Path) -> str | None:
+    """Make a cache directory and its lock file; return why they cannot be written, None if they can.
+
+    Raises LoadError for a path that cannot be that of a directory.
+    """
     try:
-        directory = Path(str(cache_dir))
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".lock").open("w")
+        os.close(os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
     except OSError as error:
-        raise LoadError(f"the cache directory {cache_dir} cannot be written: {error.strerror}") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        if error.errno in _UNWRITABLE:
+            return os.strerror(error.errno)
+        raise LoadError(f"the cache directory {directory} cannot be written: {error.strerror}") from error
+    return None
+
+
+@functools.cache
+def _log_refusal(directory: Path, reason: str) -> None:
+    log.info(
+        "the cache directory %s cannot be written: %s; models that it does not hold are compiled at each start",
+        directory,
+        reason,
+    )
 
 
 def _supported_properties(device: str) -> dict[str, str]:

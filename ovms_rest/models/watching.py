@@ -2,42 +2,52 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-# A model has a few files; a directory with more is none, and is not walked through every second.
-_MAX_FILES = 10_000
+from ovms_rest.errors import LoadError
+from ovms_rest.models.repository import SAVED_MODEL, list_model_files, walk_files
 
-Stamp = tuple[tuple[str, int, int, int], ...]
+# A file with more names no external data of its own, in practice, and is not searched for it by a worker.
+_MAX_SEARCHED_BYTES = 2**24
+_MAX_NODES = 10_000
+
+Stamp = tuple[tuple[str, int, int, int, int], ...]
 
 
 def stamp(path: Path) -> Stamp:
-    """Describe a file, or all that is below a directory: names, times of change in nanoseconds, sizes, inodes.
+    """Describe a file, or all that is below a directory, behind symbolic links too.
 
-    What cannot be read, or is not there, is left out, and so is a path that cannot be one.
+    That is each path with the times of the last changes of content and status (of which only the second cannot be set
+    back, as `cp -p` does with the first) in nanoseconds, the size and the inode. What cannot be read, or is missing, is
+    left out.
     """
     if "\0" in str(path):
         return ()
-    found: list[tuple[str, int, int, int]] = []
-    _add(str(path), found)
+    return tuple(filter(None, map(_describe, _list_files(path))))
+
+
+def _list_files(path: Path) -> Iterator[Path]:
+    if not os.path.isfile(path):  # which does not raise for what it may not look at
+        yield from walk_files(path)
+        return
+    yield path
     if path.suffix == ".py":  # a node, which may import what lies beside it
-        with contextlib.suppress(OSError):  # of which glob passes over a few only
-            for beside in sorted(path.parent.glob("*.py"))[:_MAX_FILES]:
-                _add(str(beside), found)
-    elif os.path.isfile(path):  # which does not raise for what it may not look at
-        for beside in (path.with_suffix(".bin"), path.parent / "mapping_config.json", path.parent / "labels.txt"):
-            _add(str(beside), found)
-    for directory, names, files in os.walk(path):
-        names.sort()
-        for name in sorted(files):
-            _add(os.path.join(directory, name), found)
-        if len(found) > _MAX_FILES:
-            break
-    return tuple(found)
+        with contextlib.suppress(OSError):
+            yield from sorted(path.parent.glob("*.py"))[:_MAX_NODES]
+        return
+    yield path.parent / "mapping_config.json"
+    yield path.parent / "labels.txt"
+    with contextlib.suppress(LoadError, OSError):
+        if path.name == SAVED_MODEL:
+            yield from list_model_files(path.parent)
+        elif path.suffix != ".onnx" or path.stat().st_size <= _MAX_SEARCHED_BYTES:
+            yield from list_model_files(path)
 
 
-def _add(path: str, found: list[tuple[str, int, int, int]]) -> None:
+def _describe(path: Path) -> tuple[str, int, int, int, int] | None:
     try:
         status = os.stat(path)
     except OSError:
-        return
-    found.append((path, status.st_mtime_ns, status.st_size, status.st_ino))
+        return None
+    return str(path), status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InferenceError, LoadError
+from ovms_rest.models.copies import FileCopy, copy_file
 from ovms_rest.protocol.datatypes import DATATYPES
 from ovms_rest.protocol.tensors import MAX_DIM, Dim, TensorMetadata
 from ovms_rest.protocol.words import join
@@ -84,10 +85,13 @@ class _Param(ctypes.Structure):
 class CNode:
     """A custom node whose code is a C library."""
 
-    def __init__(self, library: str, file: Path, params: Mapping[str, str], description: Any) -> None:
-        """Take what `describe` found out in another process."""
+    def __init__(
+        self, library: str, file: Path, params: Mapping[str, str], description: Any, copy: FileCopy | None = None
+    ) -> None:
+        """Take what `describe` found out in another process, of the `copy` of the file if there is one."""
         self._library = library
         self._file = file
+        self._copy = copy
         self._params = dict(params)
         self.inputs: Mapping[str, TensorMetadata] = _read_description(description["inputs"])
         self.outputs: Mapping[str, TensorMetadata] = _read_description(description["outputs"])
@@ -101,7 +105,7 @@ class CNode:
     def open(self) -> None:
         """Open and initialize the library in this process. Raises LoadError."""
         try:
-            self._code = _Code(self._file, self._params)
+            self._code = _Code(self._file, self._params, self._copy)
             self._code.initialize()
         except LoadError as error:
             raise LoadError(f"library {self._library!r} ({self._file}): {error}") from error
@@ -192,6 +196,32 @@ class CNode:
         return InferenceError(f"pipeline node code {self._library!r} {fault}")
 
 
+# Every copy that was opened in this process: the linker knows a library by its path, which must not become another's.
+_opened: list[FileCopy] = []
+
+# What a library contains that finds other files by its own place, which a copy does not have.
+_FINDS_ITS_PLACE = (b"$ORIGIN", b"${ORIGIN}", b"\0dladdr\0")
+
+
+def copy_library(file: Path) -> FileCopy | None:
+    """Return a private copy of a library's file; None for one that must be opened where it is.
+
+    An open library is mapped into memory: when its file is overwritten, the workers run other code or die of SIGBUS.
+    Raises LoadError.
+    """
+    try:
+        copy = copy_file(file)
+    except OSError as error:
+        log.warning("library %s is opened in place, as it cannot be copied: %s", file, error.strerror)
+        return None
+    with open(copy.path, "rb") as stream:
+        content = stream.read()
+    if any(word in content for word in _FINDS_ITS_PLACE):
+        log.info("library %s is opened in place, as it looks for files near it; replace it by renaming only", file)
+        return None
+    return copy
+
+
 def describe(file: Path, params: Mapping[str, str], tell: Callable[[str], None]) -> Description:
     """Open a library, initialize it and ask for its inputs and outputs; `tell` gets what it is at. Raises LoadError."""
     tell("being opened")
@@ -208,12 +238,17 @@ def describe(file: Path, params: Mapping[str, str], tell: Callable[[str], None])
 class _Code:
     """An open library, the params of a node, and what `initialize` made for it."""
 
-    def __init__(self, file: Path, params: Mapping[str, str]) -> None:
-        """Open it. Raises LoadError."""
+    def __init__(self, file: Path, params: Mapping[str, str], copy: FileCopy | None = None) -> None:
+        """Open it, or its copy. Raises LoadError."""
+        path = copy.path if copy else str(file)
         try:
-            self._library = ctypes.CDLL(str(file))
+            self._library = ctypes.CDLL(path)
         except OSError as error:
-            raise LoadError(f"cannot be opened: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split()).replace(path, str(file))
+            raise LoadError(f"cannot be opened: {reason}") from error
+        if copy:
+            _opened.append(copy)
+        self._file = file
         missing = [name for name in _FUNCTIONS if not hasattr(self._library, name)]
         if missing:
             raise LoadError(
@@ -251,7 +286,7 @@ class _Code:
     def release(self, pointer: Any) -> None:
         """Give memory back; nothing for NULL."""
         if pointer and self._release(pointer, self._manager):
-            log.error("a pipeline's library, %s, did not release its memory", self._library._name)
+            log.error("a pipeline's library, %s, did not release its memory", self._file)
 
     def ask(self, function: str) -> dict[str, tuple[str, list[int]]]:
         """Call `getInputsInfo` or `getOutputsInfo`; return the tensors in alphabetical order. Raises LoadError."""

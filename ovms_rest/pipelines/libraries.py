@@ -4,12 +4,13 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InferenceError, LoadError
-from ovms_rest.pipelines.c_nodes import CNode
+from ovms_rest.pipelines.c_nodes import CNode, copy_library
 from ovms_rest.pipelines.definition import Library
 from ovms_rest.pipelines.nodes.params import parse_params
 from ovms_rest.pipelines.plan import CustomNode
@@ -38,7 +39,7 @@ def load_node(library: Library, params: Params, timeout: float, stop: Callable[[
     `base_path` is a Python file (.py) or C library on the disk; else one of OVMS's libraries, which ours stand in for;
     else a Python module, or an object in it, as `package.module:object`. Code that is not ours is tried first in a
     throwaway process, for `timeout` seconds, which is given up when `stop` says so. Raises LoadError, whose text does
-    not name the library.
+    not name the library; that is a ChangingError for a file that is being written.
     """
     file = library.path.absolute()
     is_file = os.path.isfile(file)  # False too where it may not be looked for, other than Path's
@@ -47,7 +48,7 @@ def load_node(library: Library, params: Params, timeout: float, stop: Callable[[
             probe(Code("file", str(file), params), timeout, stop)
             return load_file(library.name, file, params)
         if is_file:
-            return CNode(library.name, file, params, probe(Code("c", str(file), params), timeout, stop))
+            return _load_c_node(library.name, file, params, timeout, stop)
         if file.name in OVMS_LIBRARIES:
             module = OVMS_LIBRARIES[file.name]
             log.info("library %r: there is no file %s; the module %s stands in for it", library.name, file, module)
@@ -56,11 +57,23 @@ def load_node(library: Library, params: Params, timeout: float, stop: Callable[[
             probe(Code("name", library.base_path, params), timeout, stop)
             return load_name(library.name, library.base_path, params)
     except LoadError as error:
-        raise LoadError(f"{file if is_file else library.base_path}: {error}") from error
+        raise type(error)(f"{file if is_file else library.base_path}: {error}") from error
     raise LoadError(
         f"there is no file {file}, and {library.base_path!r} is neither the name of a Python module, as "
         f"'package.module' or 'package.module:object', nor one of {', '.join(OVMS_LIBRARIES)}"
     )
+
+
+def _load_c_node(library: str, file: Path, params: Params, timeout: float, stop: Callable[[], bool]) -> CNode:
+    """Load a C library, which the throwaway process and the workers open in the same copy. Raises LoadError."""
+    copy = copy_library(file)
+    if copy is None:
+        return CNode(library, file, params, probe(Code("c", str(file), params), timeout, stop))
+    try:
+        description = probe(Code("c", copy.path, params), timeout, stop, [copy.descriptor])
+    except LoadError as error:
+        raise type(error)(str(error).replace(copy.path, str(file))) from error
+    return CNode(library, file, params, description, copy)
 
 
 def is_there(library: Library) -> bool:

@@ -1,7 +1,7 @@
 """Trying the code of a custom node in a throwaway process, so that its crash or hang does not harm the arbiter."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,13 +18,14 @@ class Code(NamedTuple):
     params: Mapping[str, str]
 
 
-def probe(code: Code, timeout: float, stop: Callable[[], bool] = lambda: False) -> Any:
+def probe(code: Code, timeout: float, stop: Callable[[], bool] = lambda: False, descriptors: Sequence[int] = ()) -> Any:
     """Load the code of a node in a process of its own, for `timeout` seconds at most; return what it tells of itself.
 
-    That is nothing for Python and `c_nodes.Description` for C. When `stop` says so, it is given up. Raises LoadError.
+    That is nothing for Python and `c_nodes.Description` for C. When `stop` says so, it is given up. The process
+    has the `descriptors`, by which the place of the code may go. Raises LoadError.
     """
     task = {**code._asdict(), "params": dict(code.params), "path": sys.path}
-    with start(try_code, task, stop) as process:
+    with start(try_code, task, stop, descriptors) as process:
         answer = process.answer(timeout)
     if "reason" in answer:
         raise LoadError(answer["reason"])

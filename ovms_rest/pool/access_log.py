@@ -4,17 +4,20 @@ A line is one write of at most PIPE_BUF bytes, so that those of several workers 
 or whose reader has fallen behind, costs its lines and no request.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
 import select
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
+from ovms_rest.pool.streams import unblocked_stdout
 from ovms_rest.serving.statistics import Served
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -112,6 +115,20 @@ def _quote(value: str | int | None) -> str:
     return text if _PLAIN.fullmatch(text) else _to_json(text)
 
 
+def provide_file(path: str, uid: int, gid: int) -> None:
+    """Make the file of the log for workers of another user (--user), who may not be allowed to; in the arbiter.
+
+    Whatever is wrong with the path is for the workers to say, which open it anyway.
+    """
+    if path == STDOUT or (uid, gid) == (os.geteuid(), os.getegid()):
+        return
+    with contextlib.suppress(OSError):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
+        with os.fdopen(file, "ab", closefd=True):
+            if stat.S_ISREG(os.fstat(file).st_mode):
+                os.fchown(file, uid, gid)
+
+
 class AccessLog:
     """The log of a worker; `kind` is one of ENCODERS, `path` of a file, or STDOUT."""
 
@@ -132,7 +149,7 @@ class AccessLog:
         """
         self._is_told = False
         if self._path == STDOUT:
-            self._take(1)
+            self._take(unblocked_stdout())
             return
         try:
             # A pipe without a reader, or with a slow one, is not waited for.
@@ -157,8 +174,10 @@ class AccessLog:
             return
         line = self._start + self._encode(access, time.time())
         try:
-            # The standard output may be a pipe that blocks, which is no business of ours: others have it as well.
+            # A standard output that cannot be opened anew blocks once it is full.
             written = os.write(self._file, line) if self._poll.poll(0) else 0
+        except BlockingIOError:  # another worker was faster
+            written = 0
         except OSError as error:
             self._tell(os.strerror(error.errno or 0))
             return

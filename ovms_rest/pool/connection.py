@@ -6,23 +6,30 @@ to the worker; the connection reads on when that has been answered.
 """
 
 import contextlib
+import fcntl
+import logging
 import socket
 import ssl
+import struct
+import termios
 from collections.abc import Sequence
 from enum import Enum, auto
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from ovms_rest.pool.chunks import ChunkDecoder
 from ovms_rest.pool.http1 import CONTINUE, Environ, Head, HeadReader, Refusal, RequestBody
 from ovms_rest.serving.body import allocate, tensors_begin
+from ovms_rest.serving.room import Room, describe_lack
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
 
 EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 
 # How long a client that was refused may go on sending before the connection is cut: closed at once, the answer would be
 # lost to it.
 LINGER_SECONDS = 2.0
-# Bytes per second that a body or an answer has to make on the average, beyond its time limit.
+# Bytes that give a body, or an answer, another second.
 SLOWEST = 100_000
 # More is left for the next turn, so that one fast client does not keep the others waiting.
 BYTES_PER_TURN = 4 * 2**20
@@ -40,6 +47,8 @@ _BLOCKED = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _HEADER_LENGTH = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
 _EMPTY = memoryview(b"")
 _NEVER = float("inf")
+_QUEUED = struct.Struct("i")
+_RESET = struct.pack("ii", 1, 0)
 
 Buffer = bytes | memoryview
 
@@ -56,7 +65,7 @@ class State(Enum):
 
 
 class Times(NamedTuple):
-    """The time limits in seconds: of a head, of a body and an answer beyond their sizes, between requests."""
+    """The time limits in seconds: of a head, of a body or an answer without progress, between requests."""
 
     head: float
     body: float
@@ -92,12 +101,13 @@ class Connection:
     """A connection over a plain socket."""
 
     __slots__ = (
-        "_began",
         "_body",
+        "_counted",
         "_decoder",
         "_half_closed",
         "_held",
         "_host",
+        "_is_slow",
         "_last_bytes",
         "_last_head",
         "_linger",
@@ -105,9 +115,12 @@ class Connection:
         "_readable",
         "_received",
         "_seen",
+        "_sent",
         "_unsent",
         "deadline",
         "head",
+        "idle_since",
+        "is_resuming",
         "keep_alive",
         "socket",
         "state",
@@ -123,6 +136,9 @@ class Connection:
         self.deadline = host.now + host.times.head
         self.head: Head | None = None
         self.keep_alive = True
+        self.idle_since = host.now
+        self.is_resuming = False  # for the host, which calls `resume` some time
+        self._is_slow = False  # takes so much that it goes on by `resume` alone, until its body is whole
         self._readable = False
         self._half_closed = False
         self._linger = False
@@ -132,9 +148,10 @@ class Connection:
         self._last_head: Head | None = None
         self._body = _EMPTY
         self._received = 0
-        self._began = 0.0
+        self._sent = 0
+        self._counted = 0  # bytes received, or sent, that have moved the deadline
         self._decoder: ChunkDecoder | None = None
-        self._unsent: list[memoryview] = []
+        self._unsent: list[memoryview] = []  # of bytes objects
         self._held = 0
 
     # --- Events
@@ -151,10 +168,17 @@ class Connection:
         if self._unsent:
             self._send_rest()
         if self._readable:
-            self._receive()
+            if self._is_slow:
+                self._host.resume_later(self)
+            else:
+                self._receive()
 
     def resume(self) -> None:
         """Go on where the last turn ended: with a request that came behind another, or more to be read."""
+        if self._decoder is not None and self._decoder.has_more:
+            self._feed(b"")
+            if self._decoder is None or self._decoder.has_more:
+                return
         if self.state is State.HEAD and self._pending:
             self._read_head(self._pending)
             if self.state is State.HEAD and not self._seen:
@@ -163,13 +187,47 @@ class Connection:
             self._receive()
 
     def expire(self) -> None:
-        """End a connection whose deadline has passed."""
+        """End a connection whose deadline has passed, unless it has made progress since that was set.
+
+        Every `SLOWEST` bytes received or sent give another second, but never more than the time limit from now on.
+        """
+        if self.state is State.BODY:
+            done, limit = self._received, self._host.times.body
+        elif self.state is State.SENDING:
+            done, limit = self._sent - self._count_queued(), self._host.times.send
+        else:
+            done, limit = self._counted, 0.0
+        earned, self._counted = max(done - self._counted, 0) / SLOWEST, done
+        self.deadline = min(self.deadline + earned, self._host.now + limit)
+        if self.deadline > self._host.now:
+            return
         if self.state is State.BODY:
             self._refuse(Refusal(408, f"the body did not come in time, {self._received} bytes of it did"))
         elif self.state is State.HEAD and self._pending:
             self._refuse_head(self._pending, Refusal(408, "the head of the request did not come in time"))
         else:
+            if self.state is State.SENDING:  # what the system has of the response is not kept for the client either
+                with contextlib.suppress(OSError):
+                    self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.close()
+
+    def _count_queued(self) -> int:
+        """Return how many bytes the system has of what was sent and the client has not acknowledged."""
+        try:
+            return int(_QUEUED.unpack(fcntl.ioctl(self.socket, termios.TIOCOUTQ, _QUEUED.pack(0)))[0])
+        except OSError:  # no socket that counts them
+            return 0
+
+    def is_idle(self) -> bool:
+        """Return whether the connection waits for a request of which nothing has come, not even to the socket."""
+        if self.state is not State.HEAD or self._pending or self._readable:
+            return False
+        try:
+            return not socket.socket.recv(self.socket, 1, socket.MSG_PEEK)  # TLS: of what is still encrypted
+        except BlockingIOError:
+            return True
+        except OSError:  # reset by the client
+            return True
 
     def drain(self, deadline: float) -> None:
         """Answer at the most one more request, which has to come by then."""
@@ -181,6 +239,11 @@ class Connection:
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
+        self.head = None
+        self._body = _EMPTY
+        self._decoder = None
+        self._pending = bytearray()
+        self._unsent = []
         self._hold(0)
         self._host.forget(self)
         self.socket.close()
@@ -215,8 +278,11 @@ class Connection:
             self._take(state, target, count)
             if self.state is State.HEAD and not self._seen:
                 return  # a request was answered; the next one is for the next turn, so that others come in between
+            if self._decoder is not None and self._decoder.has_more:
+                return  # decoded in the next turns
             left -= count
             if left <= 0 and self._readable:
+                self._is_slow = self.state is not State.WAITING
                 host.resume_later(self)
                 return
 
@@ -244,7 +310,7 @@ class Connection:
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        self._hold(self._received)
+        self._hold(self._received + len(self._pending))
         if self._received == len(self._body):
             self._complete()
 
@@ -273,11 +339,10 @@ class Connection:
         self._seen = 0
         self.head = head
         self.keep_alive = head.keep_alive
-        rest = memoryview(source)[head.size :]
         if head.length is None:
-            self._begin_chunks(head, bytes(rest))
+            self._begin_chunks(head, bytes(source[head.size :]))
         else:
-            self._begin_body(head, rest)
+            self._begin_body(head, source)
 
     def _parse_head(self, source: bytearray | memoryview) -> Head | None:
         """Parse a head, unless it is the same as the last one, as it mostly is on a connection that is kept alive."""
@@ -300,14 +365,17 @@ class Connection:
         if self._seen > limit:
             self._refuse_head(source, Refusal(431, f"the head of the request is larger than {limit} bytes"))
         elif self._host.held > self._host.max_held:
-            self._refuse_head(source, self._no_room("the head of a request"))
+            self._refuse_head(source, self._no_room("the head of a request", self._seen))
 
-    def _begin_body(self, head: Head, rest: memoryview) -> None:
+    def _begin_body(self, head: Head, source: bytearray | memoryview) -> None:
         length = head.length or 0
+        rest = memoryview(source)[head.size :]
         received = min(length, len(rest))
         if received == length <= _SMALL_BODY and (not length or self._has_room(length)):
             self._body = memoryview(bytearray(rest[:length]))  # writable, as OpenVINO wants the memory of a tensor
-            self._pending = bytearray(rest[length:])
+            if len(rest) > length or self._pending:
+                self._keep_behind(source, rest, length)
+                self._hold(length + len(self._pending))
             self._complete()
             return
         try:
@@ -318,17 +386,26 @@ class Connection:
         self._body = allocate(length, tensors_begin(head.environ.get(_HEADER_LENGTH)))
         self._body[:received] = rest[:received]
         self._received = received
-        self._pending = bytearray(rest[received:])
-        self._hold(received)
+        self._keep_behind(source, rest, received)
+        self._hold(received + len(self._pending))
         if received == length:
             self._complete()
         else:
-            self._wait_for_body(head, length)
+            self._wait_for_body(head)
 
-    def _wait_for_body(self, head: Head, length: int) -> None:
+    def _keep_behind(self, source: bytearray | memoryview, rest: memoryview, size: int) -> None:
+        """Keep what came behind a request of which so many bytes lie in `rest`, without copying it every time."""
+        if source is self._pending:
+            used = len(source) - len(rest) + size
+            rest.release()
+            del self._pending[:used]
+        else:
+            self._pending = bytearray(rest[size:])
+
+    def _wait_for_body(self, head: Head) -> None:
         self.state = State.BODY
-        self._began = self._host.now
-        self.deadline = self._began + self._host.times.body + length / SLOWEST
+        self.deadline = self._host.now + self._host.times.body
+        self._counted = 0
         if head.expects_continue and not self._received:
             self._send_now(CONTINUE)
 
@@ -341,48 +418,50 @@ class Connection:
         if max(received, announced) > host.max_body:
             what = f"{announced}" if announced else f"more than {host.max_body}"
             raise Refusal(413, f"the body has {what} bytes, at most {host.max_body} are allowed")
-        if host.held - self._held + received > host.max_held:
-            raise self._no_room(f"a body of {max(received, announced)} bytes")
+        if host.held - self._held + received > host.max_held or announced > host.max_held:
+            raise self._no_room("a body", max(received, announced))
 
     def _has_room(self, length: int) -> bool:
         host = self._host
         return length <= host.max_body and host.held - self._held + length <= host.max_held
 
-    def _no_room(self, what: str) -> Refusal:
-        held, limit = self._host.held, self._host.max_held
-        message = f"no room for {what}: unfinished requests hold {held} of {limit} bytes"
-        return Refusal(503, message, {"Retry-After": "1"})
+    def _no_room(self, what: str, size: int) -> Refusal:
+        room = Room(self._host.held - self._held, self._host.max_held)
+        return Refusal(503, describe_lack(what, size, room), {"Retry-After": "1"})
 
     def _begin_chunks(self, head: Head, rest: bytes) -> None:
+        aligned = tensors_begin(head.environ.get(_HEADER_LENGTH))
         self._body = _EMPTY
         self._received = 0
         self._pending = bytearray()
-        self._decoder = ChunkDecoder(self._host.heads.limits)
-        self._wait_for_body(head, 0)
+        self._decoder = ChunkDecoder(self._host.heads.limits, self._host.max_body, aligned)
+        self._wait_for_body(head)
         if self.state is State.BODY:
             self._feed(rest)
 
     def _feed(self, data: bytes) -> None:
-        assert self._decoder is not None
+        decoder = self._decoder
+        assert decoder is not None
         try:
-            self._decoder.feed(data)
-            self._check_room(len(self._decoder.data))
+            decoder.feed(data)
+            self._check_room(decoder.size)
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        self._received = len(self._decoder.data)
-        self._hold(self._received)
-        self.deadline = self._began + self._host.times.body + self._received / SLOWEST
-        if self._decoder.is_complete:
-            assert self.head is not None
-            self._pending = bytearray(self._decoder.rest)
-            self._body = allocate(self._received, tensors_begin(self.head.environ.get(_HEADER_LENGTH)))
-            self._body[:] = self._decoder.data
+        self._received = decoder.size
+        self._hold(self._received + len(decoder.rest))
+        if decoder.is_complete:
+            self._pending = bytearray(decoder.rest)
+            self._body = decoder.data
             self._decoder = None
             self._complete()
+        elif decoder.has_more:
+            self._is_slow = True
+            self._host.resume_later(self)
 
     def _complete(self) -> None:
         self.state = State.WAITING
+        self._is_slow = False
         self.deadline = _NEVER
         assert self.head is not None
         self.head.environ["wsgi.input"] = RequestBody(self._body)
@@ -398,6 +477,7 @@ class Connection:
         self.state = State.WAITING
         self.keep_alive = False
         self._linger = True
+        self._is_slow = False
         self._decoder = None
         self._body = _EMPTY
         self._pending = bytearray()
@@ -417,10 +497,13 @@ class Connection:
             return
         self.state = State.SENDING
         self.head = None  # with the body
-        self.deadline = self._host.now + self._host.times.send + size / SLOWEST
-        # The memory may be the output of a model, which the next inference overwrites.
-        self._unsent = [memoryview(bytes(part)) for part in _skip(parts, sent)]
-        self._hold(size - sent)
+        self.deadline = self._host.now + self._host.times.send
+        self._sent, self._counted = sent, 0
+        self._unsent = list(map(_keep, _skip(parts, sent)))
+        self._hold_unsent()
+        if self._host.held > self._host.max_held:  # only small answers come so far
+            log.debug("no room for %d bytes of an answer that is not read, whose connection is closed", size - sent)
+            self.close()
 
     def _send_parts(self, parts: Sequence[Buffer]) -> int:
         if len(parts) > MAX_PARTS:
@@ -444,11 +527,16 @@ class Connection:
         except OSError:
             self.close()
             return
+        self._sent += sent
         self._unsent = list(_skip(self._unsent, sent))
         if not self._unsent:
             self._finish()
         else:
-            self._hold(sum(map(len, self._unsent)))
+            self._hold_unsent()
+
+    def _hold_unsent(self) -> None:
+        """Account for the bytes objects that are kept until the last of them is sent."""
+        self._hold(sum(len(cast(bytes, part.obj)) for part in self._unsent) + len(self._pending))
 
     def _finish(self) -> None:
         """An answer was sent whole."""
@@ -456,6 +544,7 @@ class Connection:
         self._hold(len(self._pending))
         if self.keep_alive:
             self.state = State.HEAD
+            self.idle_since = self._host.now
             self.deadline = self._host.now + (self._host.times.head if self._pending else self._host.times.idle)
             if self._pending or self._readable:
                 self._host.resume_later(self)
@@ -495,6 +584,11 @@ class Connection:
         """Close after this answer though the client did not ask for it, and so may be sending another request."""
         self.keep_alive = False
         self._linger = True
+
+    def hold_request(self) -> None:
+        """Account for a request that came whole and has to wait."""
+        assert self.head is not None
+        self._hold(len(self.head.environ["wsgi.input"].buffer) + len(self._pending))
 
     def _hold(self, size: int) -> None:
         """Account for the memory that this connection keeps."""
@@ -540,6 +634,11 @@ class TlsConnection(Connection):
                 sent += count
                 view = view[count:]
         return sent
+
+
+def _keep(part: memoryview) -> memoryview:
+    """Return a view of memory that stays as it is: other than bytes it may be a model's, for its next inference."""
+    return part if isinstance(part.obj, bytes) else memoryview(bytes(part))
 
 
 def _skip(parts: Sequence[Buffer], size: int) -> Sequence[memoryview]:

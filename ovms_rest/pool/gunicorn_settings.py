@@ -3,14 +3,16 @@
 import os
 import sys
 
-from ovms_rest.pool import http_errors
+from ovms_rest.pool import heartbeat, http_errors, log_escaping
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.hooks import (
     child_exit,
+    nworkers_changed,
     on_reload,
     on_starting,
     post_fork,
     post_worker_init,
+    pre_exec,
     pre_fork,
     when_ready,
     worker_exit,
@@ -20,10 +22,12 @@ __all__ = [
     "child_exit",
     "control_socket_disable",
     "keepalive",
+    "nworkers_changed",
     "on_reload",
     "on_starting",
     "post_fork",
     "post_worker_init",
+    "pre_exec",
     "pre_fork",
     "preload_app",
     "when_ready",
@@ -45,4 +49,6 @@ control_socket_disable = not any(
     "--control-socket" in argument for argument in (*sys.argv, os.environ.get("GUNICORN_CMD_ARGS", ""))
 )
 
+heartbeat.install()
 http_errors.install()
+log_escaping.install()

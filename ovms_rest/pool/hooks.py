@@ -1,5 +1,6 @@
 """What gunicorn calls around a fork (https://docs.gunicorn.org/en/stable/settings.html#server-hooks)."""
 
+import contextlib
 import gc
 import logging
 import mmap
@@ -8,27 +9,29 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from gunicorn.config import Config
-from gunicorn.sock import create_sockets
-
 from ovms_rest.app import App
+from ovms_rest.pool import streams
+from ovms_rest.pool.access_log import provide_file
+from ovms_rest.pool.control_address import ControlAddress
 from ovms_rest.pool.cores import usable_cores
+from ovms_rest.pool.guarding import guard
 from ovms_rest.pool.mailbox import CONTROL
 from ovms_rest.pool.reloading import Change
+from ovms_rest.pool.spawning import ENDING, Spawning, is_told_to_end, prepare
 from ovms_rest.pool.table import SLOTS, WorkerTable
-from ovms_rest.pool.worker import DRAIN_SECONDS, TICK_SECONDS
-from ovms_rest.settings import read_settings
+from ovms_rest.pool.tls import TlsError, load_tls
+from ovms_rest.pool.worker import Worker
+from ovms_rest.settings import PREFIX, read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # So many workers may die at a model before it is given up.
 MAX_DEATHS = 3
 _NAME_BYTES = 65536
-_READY_POLL_SECONDS = 0.02
-_RETIRE_SECONDS = 0.5
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 _deaths: Counter[str] = Counter()
 
@@ -36,26 +39,66 @@ _deaths: Counter[str] = Counter()
 _table = WorkerTable(SLOTS, usable_cores())
 
 
+def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
+    """Prepare what has to be there before any model is loaded: of gunicorn's hooks this comes first.
+
+    A log that blocks nobody, the certificate, and the control address; without one of these the start ends.
+    """
+    if previous is not None:
+        return
+    streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
+    try:
+        arbiter.tls = load_tls(arbiter.cfg)
+    except TlsError as error:
+        log.error("%s", error)
+        sys.exit(1)
+    arbiter.control_sockets = []
+    address = _control_bind(arbiter)
+    with _ending_without(address):
+        arbiter.control_address = ControlAddress(address, arbiter.cfg, os.environ)
+
+
+@contextlib.contextmanager
+def _ending_without(address: str) -> Iterator[None]:
+    """End the start when the control address cannot be had."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        log.error("cannot listen on %s, which %sCONTROL_BIND names: %s", address, PREFIX, reason)
+        sys.exit(1)
+
+
+def _control_bind(arbiter: Any) -> str:
+    """Return the address of the setting, which gunicorn's `raw_env` may set too."""
+    return str(arbiter.cfg.env.get(f"{PREFIX}CONTROL_BIND") or os.environ.get(f"{PREFIX}CONTROL_BIND", ""))
+
+
 def on_starting(arbiter: Any) -> None:
     """Have the arbiter make the changes that workers ask for, and tell them when it is told to end.
 
-    Open the control address, when there is one, for a worker of its own besides the others.
+    Count the worker of the control address, when there is one, besides the others.
     """
     arbiter.app.wsgi().log_levels.install()
     arbiter.app.wsgi().telemetry.table = _table
     arbiter.SIG_NAMES = {**arbiter.SIG_NAMES, CONTROL: "control"}
     arbiter.handle_control = lambda: make_changes(arbiter)
+    arbiter.spawning = Spawning(arbiter, _table)
+    arbiter.wait_for_signals = partial(_wait_for_signals, arbiter, arbiter.wait_for_signals)
     signal.signal(CONTROL, arbiter.signal)
     for name in ("term", "int", "quit"):
         _tell_end_first(arbiter, f"handle_{name}")
-    address = read_settings(os.environ).control_bind
-    arbiter.control_sockets = []
-    if address:
-        cfg = Config()
-        cfg.set("bind", [address])
-        # Beside this arbiter SIGUSR2 may start another.
-        cfg.set("reuse_port", not address.startswith("unix:"))
-        arbiter.control_sockets = create_sockets(cfg, arbiter.log)
+    _provide_access_log(arbiter)
+    for name, function in _METHODS.items():
+        setattr(arbiter, name, partial(function, arbiter, getattr(arbiter, name)))
+    if arbiter.cfg.reuse_port and os.environ.get("GUNICORN_FD") == "":
+        # After SIGUSR2: workers open sockets of their own, so that none is inherited, but gunicorn reads a number here.
+        os.environ["GUNICORN_FD"] = "0"
+    guard(arbiter)
+    with _ending_without(_control_bind(arbiter)):
+        arbiter.control_address.listen(arbiter.log)
+    arbiter.control_sockets = arbiter.control_address.sockets
+    if arbiter.control_sockets:
         log.info("control address: %s", ", ".join(map(str, arbiter.control_sockets)))
         _count_control_worker(arbiter)
 
@@ -82,6 +125,75 @@ def _tell_end_first(arbiter: Any, name: str) -> None:
     setattr(arbiter, name, tell_and_handle)
 
 
+def _wait_for_signals(arbiter: Any, wait: Callable[..., list[int]], timeout: float = 1.0) -> list[int]:
+    """Wait as the arbiter does, and have it look for changes, too, when one that failed is due again."""
+    numbers = wait(timeout)
+    return [*numbers, CONTROL] if arbiter.app.wsgi().reloads.is_due() else numbers
+
+
+def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
+    """Close the control address with the other ones. Its path stays when another arbiter goes on with it."""
+    arbiter.control_address.close(unlink=arbiter.reexec_pid == arbiter.master_pid == 0)
+    arbiter.control_sockets = []
+    stop(graceful)
+
+
+def pre_exec(arbiter: Any) -> None:
+    """Hand the control address over to the arbiter that SIGUSR2 starts; in the process that is going to be it."""
+    arbiter.control_address.hand_over(arbiter.cfg.env_orig)
+
+
+def _reexec(arbiter: Any, reexec: Callable[[], None]) -> None:
+    """Start another arbiter; when that is not possible, this one goes on.
+
+    gunicorn would have the forked process, which is not the other arbiter yet, end the workers of this one.
+    """
+    pid = os.getpid()
+    try:
+        reexec()
+    except Exception as error:  # the working directory or the interpreter is gone, or there are too many processes
+        log.error("cannot start another arbiter, this one goes on: %s", error)
+        if os.getpid() != pid:
+            os._exit(1)
+        arbiter.reexec_pid = 0
+
+
+def _add_worker(arbiter: Any, handle: Callable[[], None]) -> None:
+    """Add a worker that infers, also when SIGWINCH has ended all, the control worker among them."""
+    arbiter.num_workers = max(arbiter.num_workers, len(arbiter.control_sockets))
+    handle()
+
+
+def _remove_worker(arbiter: Any, handle: Callable[[], None]) -> None:
+    """Remove a worker, but not the last that infers, which gunicorn does not tell from the control worker."""
+    if arbiter.num_workers <= 1 + len(arbiter.control_sockets):
+        log.info("no worker is removed, since a single one infers")
+        return
+    handle()
+
+
+def _reopen_logs(arbiter: Any, handle: Callable[[], None]) -> None:
+    """Have the access log ready before the workers are told to open it."""
+    _provide_access_log(arbiter)
+    handle()
+
+
+def _provide_access_log(arbiter: Any) -> None:
+    settings = read_settings(os.environ)
+    if settings.access_log != "none":
+        provide_file(settings.access_log_file, arbiter.cfg.uid, arbiter.cfg.gid)
+
+
+# What is called in the place of gunicorn's methods, with the method as an argument.
+_METHODS: dict[str, Callable[..., None]] = {
+    "stop": _stop,
+    "reexec": _reexec,
+    "handle_ttin": _add_worker,
+    "handle_ttou": _remove_worker,
+    "handle_usr1": _reopen_logs,
+}
+
+
 def make_changes(arbiter: Any) -> None:
     """Make the changes that workers have asked for; when they make a difference, a new generation serves them."""
     app: App = arbiter.app.wsgi()
@@ -89,7 +201,7 @@ def make_changes(arbiter: Any) -> None:
         _deaths.clear()  # what is loaded anew has its chances anew
         if app.reloads.run(changes, lambda: _attend(arbiter)):
             _renew(arbiter)
-        app.reloads.end()
+        app.reloads.end(arbiter.spawning.fault)
 
 
 def on_reload(arbiter: Any) -> None:
@@ -97,9 +209,17 @@ def on_reload(arbiter: Any) -> None:
 
     gunicorn would fork the new workers after this and end the old ones, oldest first, without waiting for the new ones
     to be ready. So they are forked here, and gunicorn is left with none to fork.
+
+    Raises ConfigError for environment variables that gunicorn's `raw_env` sets and a worker would fail at.
     """
+    read_settings(os.environ)
     app: App = arbiter.app.wsgi()
+    streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
     app.log_levels.install()
+    try:
+        arbiter.tls = load_tls(arbiter.cfg)
+    except TlsError as error:
+        log.error("%s; the service goes on with what it has loaded before", error)
     if arbiter.control_sockets:
         _count_control_worker(arbiter)
     _deaths.clear()
@@ -107,71 +227,28 @@ def on_reload(arbiter: Any) -> None:
     _renew(arbiter)
     arbiter.cfg.set("workers", 0)
     arbiter.worker_age = -1  # gunicorn would wait for those that are not older than that
-    app.reloads.end()
+    app.reloads.end(arbiter.spawning.fault)
 
 
 def _attend(arbiter: Any) -> bool:
     """Do while models load what the arbiter does else: replace workers that died; tell whether it is told to end."""
     arbiter.murder_workers()
     arbiter.reap_workers()
-    is_ending = _is_told_to_end(arbiter)
+    is_ending = is_told_to_end(arbiter)
     if not is_ending:
         arbiter.manage_workers()
     return is_ending
 
 
 def _renew(arbiter: Any) -> None:
-    """Have a new generation of workers take the place of all that there are."""
+    """Have a new generation of workers take the place of all that there are, now or as soon as it comes up."""
     arbiter.app.wsgi().telemetry.forget_gone()
     _table.count_generation()
     for worker in arbiter.WORKERS.values():
         if worker.is_control:
             worker.is_control = False
             worker.age = 0
-    old, count = set(arbiter.WORKERS), arbiter.num_workers
-    arbiter.num_workers = len(old) + count
-    while not _is_ready(arbiter, old, count):
-        while len(arbiter.WORKERS.keys() - old) < count:
-            arbiter.spawn_worker()
-        time.sleep(_READY_POLL_SECONDS)
-        arbiter.murder_workers()
-        arbiter.reap_workers()
-        if _is_told_to_end(arbiter):
-            break
-    _retire(arbiter, old)
-    arbiter.num_workers = count
-
-
-def _is_ready(arbiter: Any, old: set[int], count: int) -> bool:
-    """Tell whether so many workers of the new generation serve."""
-    new = [worker for pid, worker in arbiter.WORKERS.items() if pid not in old]
-    return len(new) >= count and all(worker.row.is_ready() for worker in new)
-
-
-def _retire(arbiter: Any, old: set[int]) -> None:
-    """End the old generation, and wait until it takes no request any more.
-
-    A worker that ends takes one more request on each of its connections for a while. When that is over, nobody gets an
-    answer of the old generation to what is asked afterwards. gunicorn's own workers do not tell, but end.
-    """
-    deadline = time.monotonic() + DRAIN_SECONDS + TICK_SECONDS + _RETIRE_SECONDS
-    for pid in old:
-        arbiter.kill_worker(pid, signal.SIGTERM)
-    while time.monotonic() < deadline and not _is_told_to_end(arbiter):
-        arbiter.reap_workers()
-        if all(worker.row.is_closed() for pid, worker in arbiter.WORKERS.items() if pid in old):
-            break
-        time.sleep(_READY_POLL_SECONDS)
-
-
-def _is_told_to_end(arbiter: Any) -> bool:
-    """Tell whether a signal to end is waiting, which is not to wait for a generation that does not come up."""
-    numbers = []
-    while not arbiter.SIG_QUEUE.empty():
-        numbers.append(arbiter.SIG_QUEUE.get())
-    for number in numbers:
-        arbiter.SIG_QUEUE.put(number)
-    return any(number in _ENDING for number in numbers)
+    arbiter.spawning.renew()
 
 
 def _count_control_worker(arbiter: Any) -> None:
@@ -185,7 +262,9 @@ def pre_fork(arbiter: Any, worker: Any) -> None:
     The worker gets a page to note the model it is at, its row in the table of workers, and the control address when no
     other has it; the collector leaves alone what there is so far.
     """
+    prepare(worker)
     worker.opening = mmap.mmap(-1, _NAME_BYTES)
+    worker.tls = arbiter.tls
     worker.row = _table.take()
     worker.is_control = False
     worker.age = 1 + _highest_age(arbiter)  # gunicorn ends the oldest first; its own count is set back by a reload
@@ -229,13 +308,14 @@ def post_worker_init(worker: Any) -> None:
     app.models.open(lambda name: note_opening(worker, name), _end_in_order)
     app.permission.is_control_address = worker.is_control
     worker.notify()
-    worker.row.set_ready()
+    if not isinstance(worker, Worker):  # which says so itself, when it is about to accept
+        worker.row.set_ready()
     if worker.is_control or not app.settings.control_bind:  # directories are walked where no inference waits for it
         worker.watch = app.reloads.watch
     worker.poll_seconds = app.settings.file_system_poll_wait_seconds
     while not worker.early_signals.empty():
         number = worker.early_signals.get()
-        if number in _ENDING:
+        if number in ENDING:
             os.kill(os.getpid(), number)
 
 

@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes
 
 import gunicorn_h1c
 from gunicorn_h1c import parse_request_fast
 
 from ovms_rest.protocol.words import cut
 from ovms_rest.serving.error_handlers import encode_error
+from ovms_rest.serving.routing import read_path
 
 Environ = dict[str, Any]
 
@@ -110,7 +110,7 @@ class HeadReader:
     """Reads heads; what gunicorn's settings say of them is settled once."""
 
     def __init__(self, cfg: Any, script_name: str = "") -> None:
-        """Take gunicorn's settings, and the path that the service is mounted below."""
+        """Take gunicorn's settings, and the path that the service is mounted below as `read_script_name` returns it."""
         self._script_name = script_name
         self.limits = Limits(
             min(cfg.limit_request_line, 8190) or 2**20,  # 0 is no limit, which the parser does not know
@@ -148,12 +148,8 @@ class HeadReader:
         target = str(request.path, "latin-1")
         environ["REQUEST_METHOD"] = str(request.method, "latin-1")
         environ["RAW_URI"] = target
-        path, _, environ["QUERY_STRING"] = target.partition("?")
-        if not path.startswith("/") and path != "*":
-            path = _strip_authority(path)
-        if self._script_name:
-            path = path.removeprefix(self._script_name)
-        environ["PATH_INFO"] = unquote_to_bytes(path.encode("latin-1")).decode("latin-1") if "%" in path else path
+        environ["QUERY_STRING"] = target.partition("?")[2]
+        environ["PATH_INFO"] = read_path(target, self._script_name)
         minor = request.minor_version
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if minor else "HTTP/1.0"
         keys = self._keys
@@ -216,12 +212,6 @@ class HeadReader:
         if len(self._keys) < _REMEMBERED:
             self._keys[name] = key
         return key
-
-
-def _strip_authority(target: str) -> str:
-    """Return the path of a target of absolute form; one of a CONNECT has none."""
-    _, found, rest = target.partition("://")
-    return f"/{rest.partition('/')[2]}" if found else target
 
 
 def _expects_continue(expectation: str, minor: int) -> bool:

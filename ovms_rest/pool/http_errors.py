@@ -16,6 +16,11 @@ from ovms_rest.serving.error_handlers import encode_error
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
+
+class OutsideError(errors.ParseException):  # type: ignore[misc]
+    """A path outside of SCRIPT_NAME, for which gunicorn raises ConfigurationProblem."""
+
+
 # The first class that fits counts.
 STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (errors.LimitRequestLine, 414),
@@ -25,6 +30,7 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (errors.ExpectationFailed, 417),
     (errors.ForbiddenProxyRequest, 403),
     (errors.ConfigurationProblem, 500),
+    (OutsideError, 404),
     (errors.ParseException, 400),
     # These are no ParseExceptions: a body that breaks off or is framed wrongly, and a handshake that fails.
     (errors.NoMoreData, 400),
@@ -48,6 +54,8 @@ def encode_refusal(error: BaseException) -> tuple[int, bytes]:
 
 
 def _handle_error(self: Worker, req: Any, client: socket.socket, addr: Any, error: BaseException) -> None:
+    if isinstance(error, errors.ConfigurationProblem):
+        error = OutsideError(str(error))
     status, response = encode_refusal(error)
     if status == 500:
         log.error("error while handling a request", exc_info=error)

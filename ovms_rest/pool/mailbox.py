@@ -1,10 +1,10 @@
 """How workers ask the arbiter for something, and how it answers: through memory and a socket that all of them inherit.
 
-A worker sends a message and a signal. The arbiter reads what has come and publishes one value, which every process of
-every generation can read, whenever it likes.
+A worker sends a message, at which the system signals the arbiter. The arbiter reads what has come and publishes one
+value, which every process of every generation can read, whenever it likes.
 """
 
-import contextlib
+import fcntl
 import mmap
 import os
 import signal
@@ -15,18 +15,16 @@ import orjson
 
 from ovms_rest.errors import BusyError, InvalidRequestError
 
-# Sent to the arbiter with a message; gunicorn has no use for it.
-CONTROL = signal.SIGRTMIN + 1
+# What the arbiter gets when a message has come. The system sends it, on the arbiter's own behalf: a worker that has
+# dropped its privileges (--user) may not signal an arbiter of root's. gunicorn does not use it.
+CONTROL = signal.SIGIO
 
 # As orjson writes it: 254 levels, of which the message itself is one.
 MAX_VALUE_DEPTH = 253
 # Less than a datagram may have, whatever the system's buffers are.
 MAX_MESSAGE_BYTES = 65_536
-_PAGE_BYTES = 2**20
-# In front of the value, eight bytes each: how often its writing was begun or ended, so that it is odd meanwhile; its
-# length.
+# Of the value, in shared memory: how often its writing was begun or ended, so that it is odd meanwhile; its length.
 _WRITES, _LENGTH = range(2)
-_HEAD_BYTES = 16
 
 
 class Mailbox:
@@ -39,8 +37,12 @@ class Mailbox:
         self._receiver, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
-        page = memoryview(mmap.mmap(-1, _PAGE_BYTES))
-        self._numbers, self._value = page[:_HEAD_BYTES].cast("Q"), page[_HEAD_BYTES:]
+        # No message comes before there are workers, and by then the arbiter has a handler for the signal.
+        fcntl.fcntl(self._receiver, fcntl.F_SETOWN, self._arbiter)
+        fcntl.fcntl(self._receiver, fcntl.F_SETFL, fcntl.fcntl(self._receiver, fcntl.F_GETFL) | os.O_ASYNC)
+        self._numbers = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+        # A file in memory grows with the value; a map of a fixed size would be too small for some.
+        self._value = os.memfd_create("mailbox")
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message to the arbiter, in a worker.
@@ -48,7 +50,7 @@ class Mailbox:
         Raises BusyError when too many wait already or the arbiter is gone, and InvalidRequestError for one that is too
         large or nested too deep.
         """
-        if os.getppid() != self._arbiter:  # whoever is the parent now must not get the signal
+        if os.getppid() != self._arbiter:  # and nobody will read it
             raise BusyError("the service is shutting down, nothing is changed any more")
         try:
             data = orjson.dumps(message)
@@ -64,8 +66,6 @@ class Mailbox:
             self._sender.send(data)
         except BlockingIOError as error:
             raise BusyError("too many changes wait to be made; try again") from error
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._arbiter, CONTROL)
 
     def receive(self) -> list[dict[str, Any]]:
         """Return the messages that have come, in the arbiter."""
@@ -76,16 +76,19 @@ class Mailbox:
             except BlockingIOError:
                 return messages
 
-    def publish(self, value: Any) -> bool:
-        """Publish a value that JSON can hold, in the arbiter; tell whether there was room for it."""
-        data = orjson.dumps(value)
-        if len(data) > len(self._value):
-            return False
+    def publish(self, value: Any) -> None:
+        """Publish a value that JSON can hold, in the arbiter. Raises OSError when there is no memory for it."""
+        data = memoryview(orjson.dumps(value))
         self._numbers[_WRITES] += 1
-        self._value[: len(data)] = data
-        self._numbers[_LENGTH] = len(data)
-        self._numbers[_WRITES] += 1
-        return True
+        self._numbers[_LENGTH] = 0  # which stays so when the value cannot be written
+        try:
+            os.ftruncate(self._value, len(data))
+            written = 0
+            while written < len(data):
+                written += os.pwrite(self._value, data[written:], written)
+            self._numbers[_LENGTH] = len(data)
+        finally:
+            self._numbers[_WRITES] += 1
 
     def writes(self) -> int:
         """Return a number that is another one whenever something was published since."""
@@ -93,6 +96,8 @@ class Mailbox:
 
     def read(self) -> Any:
         """Return the value published last, None when there is none or another is just being written."""
-        writes = self._numbers[_WRITES]
-        data = bytes(self._value[: self._numbers[_LENGTH]])
+        writes, length = self._numbers[_WRITES], self._numbers[_LENGTH]
+        data = b""
+        while len(data) < length and (piece := os.pread(self._value, length - len(data), len(data))):
+            data += piece
         return None if not data or writes % 2 or writes != self._numbers[_WRITES] else orjson.loads(data)

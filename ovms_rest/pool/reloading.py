@@ -6,6 +6,7 @@ alone: it holds for all workers that it forks, and is forgotten when the service
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import time
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ovms_rest.config import Config, ModelConfig, load_config, parse_model
-from ovms_rest.errors import BusyError, ConfigError, NotFoundError, ReloadError, TryLaterError
+from ovms_rest.errors import BusyError, ConfigError, NotFoundError, ReloadError, ShortageError, TryLaterError
 from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.models.roots import check_paths, find_roots
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.pool.mailbox import Mailbox
+from ovms_rest.pool.pauses import Pauses
 from ovms_rest.protocol.words import list_names, quote
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -30,9 +33,17 @@ Assemble = Callable[
     dict[str, Entry],
 ]
 
-# So many outcomes are kept for those who asked and have not looked yet, and so much of a text, which is in the log too.
+# The stamp of files that were being written when they were to be loaded: no other is equal, so that a reload follows.
+_CHANGING: Stamp = (("", 0, 0, 0, 0),)
+
+# A load of such files is repeated after growing pauses.
+_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 1.0, 60.0
+
+# So many outcomes are kept for callers who have not looked yet, and so much of each text, all of which is in the log.
 _KEPT_OUTCOMES = 256
-_KEPT_TEXT = 2000
+_KEPT_BYTES = 2000
+# So many descriptors have to be free for a change: without one, a model that cannot be read looks like a broken one.
+_SPARE_DESCRIPTORS = 16
 
 
 class Change(NamedTuple):
@@ -65,16 +76,21 @@ class Reloads:
         models: ModelRegistry,
         load: Load,
         assemble: Assemble = lambda definitions, libraries, models, previous, stop: {},
+        model_roots: str = "",
+        cache_dir: str = "",
     ) -> None:
         """Take the config file, a registry to be filled, and what fills it.
 
         `load` gets the models to load, the registry as it is, and what tells it to stop, and returns a new registry.
         `assemble` gets pipelines, libraries, the models of which to make them, all that served before, and the same.
+        The last two are the settings of the same names: below them, too, a call may name paths.
         """
         self._config = config
         self._models = models
         self._load = load
         self._assemble = assemble
+        self._model_roots = model_roots
+        self._cache_dir = cache_dir
         self._mailbox = Mailbox()
         # Of what is served: what the file says, what a call says instead or besides, and what a call took away.
         self._filed: dict[str, ModelConfig] = {}
@@ -85,11 +101,17 @@ class Reloads:
         # How the disk was when it was read.
         self._stamps: dict[Path, Stamp] = {config: ()}
         self._seen = self._stamps
+        # What was found when a reload was last asked for, when to ask again although nothing has changed since, and
+        # after how many seconds for the time after that.
+        self._asked: dict[Path, Stamp] = {}
+        self._repeat_at, self._pause = 0.0, _MIN_PAUSE_SECONDS
         self._told: set[int | None] = set()  # the kinds of errors that looking met with, by their numbers
+        self._is_watching = False
         self._outcomes: dict[str, _Outcome] = {}
         self._run: list[tuple[Change, _Outcome]] = []
         self._changed = False
         self._fault = ""  # why the config file, as it is now, is not what is served
+        self._pauses = Pauses()  # between reloads for which the system lacks something
 
     # --- In the arbiter
 
@@ -111,13 +133,18 @@ class Reloads:
         entries = self._join(entries, pipelines, config.libraries, unloaded, stop)
         self._filed, self._given, self._unloaded = filed, given, unloaded
         self._pipelines, self._libraries = pipelines, config.libraries
-        self._stamps = self._seen = stamps
+        self._stamps = self._seen = stamps | dict.fromkeys(self._find_changing(entries), _CHANGING)
         self._fault = ""
         self._replace(entries)
 
     def receive(self) -> list[Change]:
-        """Return what workers have asked for."""
-        return [Change(**message) for message in self._mailbox.receive()]
+        """Return what workers have asked for, and a reload when one is due again."""
+        changes = [Change(**message) for message in self._mailbox.receive()]
+        return [*changes, Change()] if self.is_due() else changes
+
+    def is_due(self) -> bool:
+        """Return whether a reload that failed for want of something is to be tried again."""
+        return bool(self._pauses.failures) and self._pauses.is_over()
 
     def run(self, changes: list[Change], stop: Stop) -> bool:
         """Make changes; tell whether workers have to be forked anew to serve, or to tell, what has come of them."""
@@ -138,8 +165,10 @@ class Reloads:
     def _make(self, change: Change, stop: Stop) -> _Outcome:
         """Make a change; tell what is wrong with it, if that is known before the new generation serves."""
         try:
+            _check_descriptors()
             if change.what == "reload":
                 self.load(stop)
+                self._pauses.reset()
             elif change.what == "load":
                 self._load_one(change.name, change.config, stop)
             else:
@@ -153,10 +182,26 @@ class Reloads:
         except ReloadError as error:
             log.error("load of model %r failed: %s", change.name, error)
             return _Outcome(error.status, str(error))
+        except (ShortageError, MemoryError) as error:
+            return self._put_off(change, error)
         except Exception:  # the arbiter is what the whole service hangs on
             log.exception("%s failed, the service goes on as it was", change.what)
             return _Outcome(500, "internal error; the reason is in the log of the server")
         return _Outcome(200)
+
+    def _put_off(self, change: Change, error: ShortageError | MemoryError) -> _Outcome:
+        """Schedule another attempt of a reload, since no worker reports a change on the disk twice.
+
+        A load or unload is left to its caller, who gets the reason.
+        """
+        reason = str(error) or "out of memory"
+        if change.what != "reload":
+            log.error("%s of model %r failed, the service goes on as it was: %s", change.what, change.name, reason)
+        else:
+            if not self._pauses.failures:
+                log.error("reload failed, the service goes on as it was and tries again: %s", reason)
+            self._pauses.fail()
+        return _Outcome(503, reason)
 
     def _load_one(self, name: str, given: dict[str, Any] | None, stop: Stop) -> None:
         """Load a model as the file says, or with the configuration `given`, and nothing else.
@@ -173,6 +218,9 @@ class Reloads:
         config = filed.get(name) or self._given.get(name)
         if given is not None:
             config = parse_model(name, given, self._config.parent, config)
+            roots = find_roots(file.models, self._model_roots, self._cache_dir)
+            if outside := list(check_paths(given, config, roots)):
+                raise ReloadError("; ".join(outside), 403)
         elif config is None:
             known = list_names(filed) or "none"
             raise NotFoundError(f"model {quote(name)} is not in {self._config}, where there are: {known}")
@@ -190,7 +238,7 @@ class Reloads:
         else:
             self._given.pop(name, None)
         self._unloaded.discard(name)
-        self._stamps = self._seen = {**self._stamps, config.base_path: now}
+        self._stamps = self._seen = {**self._stamps, config.base_path: _CHANGING if entry.is_changing else now}
         self._replace(entries)
 
     def _load_pipeline(
@@ -208,7 +256,9 @@ class Reloads:
             raise ReloadError("; ".join(problems), 412)
         self._pipelines[name] = pipeline
         self._libraries = {**self._libraries, **own}
-        self._stamps = self._seen = {**self._stamps, **stamps}
+        self._stamps = self._seen = {**self._stamps, **stamps} | dict.fromkeys(
+            self._find_changing({name: entry}), _CHANGING
+        )
         self._unloaded.discard(name)
         self._replace({**self._models.entries, name: entry})
 
@@ -235,6 +285,15 @@ class Reloads:
         served = {model.base_path for other, model in wanted.items() if other not in self._unloaded}
         kept = {self._config, *served, *(library.path for library in self._libraries.values())}
         self._stamps = self._seen = {path: of for path, of in self._stamps.items() if path in kept}
+
+    def _find_changing(self, entries: Mapping[str, Entry]) -> set[Path]:
+        """Return the paths of what could not be loaded because it was being written."""
+        changing = {name for name, entry in entries.items() if entry.is_changing}
+        nodes = [node for name in changing & self._pipelines.keys() for node in self._pipelines[name].nodes]
+        models = self._filed | self._given
+        return {models[name].base_path for name in changing & models.keys()} | {
+            self._libraries[node.library].path for node in nodes if node.library in self._libraries
+        }
 
     def _models_of(self, wanted: Mapping[str, ModelConfig]) -> dict[str, Entry]:
         """Return the models as they are now."""
@@ -271,17 +330,22 @@ class Reloads:
             self._fault = "; ".join(error.problems)
             raise
 
-    def end(self) -> None:
-        """Publish what came of the changes, when the new generation serves; its workers may have died at a model."""
+    def end(self, fault: str = "") -> None:
+        """Publish what came of the changes, when the new generation serves; its workers may have died at a model.
+
+        `fault` is the reason why it does not serve yet, "" when it does.
+        """
         for change, outcome in self._run:
             if change.id:
-                self._outcomes[change.id] = outcome if outcome.error else self._judge(change)
-        self._outcomes = dict(list(self._outcomes.items())[-_KEPT_OUTCOMES:])
-        outcomes = {id_: [outcome.status, outcome.error[:_KEPT_TEXT]] for id_, outcome in self._outcomes.items()}
-        told = {"models": self._models.status(), "outcomes": outcomes, "fault": self._fault[:_KEPT_TEXT]}
-        if not self._mailbox.publish(told):
-            log.error("the status of %d models is too long for the answers of reloads", len(self._models.entries))
-            self._mailbox.publish({**told, "models": {}})
+                serves = self._judge(change) if not fault else _Outcome(503, fault)
+                self._outcomes[change.id] = outcome if outcome.error else serves
+        kept = max(_KEPT_OUTCOMES, len(self._run))  # nobody has looked at those of this run yet
+        self._outcomes = dict(list(self._outcomes.items())[-kept:])
+        outcomes = {id_: [outcome.status, _cut(outcome.error)] for id_, outcome in self._outcomes.items()}
+        try:
+            self._mailbox.publish({"models": self._models.status(), "outcomes": outcomes, "fault": _cut(self._fault)})
+        except Exception:  # out of memory, say; the arbiter goes on, and the next change publishes these outcomes too
+            log.exception("cannot publish the outcomes of %d changes", len(self._run))
 
     def _judge(self, change: Change) -> _Outcome:
         """Tell what came of a change by what serves."""
@@ -318,6 +382,9 @@ class Reloads:
         What is only half written changes again before the next. Whatever the system refuses is logged, once for each
         kind of error, and tried again at the next look: a disk that is away for a while costs no worker.
         """
+        if not self._is_watching:
+            self._is_watching = True
+            self._leave_out_forbidden()
         try:
             self._ask_if_changed()
         except OSError as error:
@@ -325,23 +392,36 @@ class Reloads:
                 self._told.add(error.errno)
                 log.error("cannot tell whether the config or a model has changed, and goes on trying: %s", error)
 
+    def _leave_out_forbidden(self) -> None:
+        """Stop looking at paths that the arbiter may read and this worker, of another user (--user), may not."""
+        forbidden = [path for path in self._stamps if _is_forbidden(path)]
+        for path in forbidden:
+            log.error("changes of %s are only noticed by a reload: user %d may not read it", path, os.geteuid())
+        self._stamps = self._seen = {path: of for path, of in self._stamps.items() if path not in forbidden}
+
     def _ask_if_changed(self) -> None:
         now = self._look()
-        if now != self._stamps and now == self._seen:
+        if now != self._stamps and now == self._seen and (now != self._asked or time.monotonic() >= self._repeat_at):
             log.info("the config or a model has changed")
             with contextlib.suppress(BusyError):  # then there will be another look
                 self._mailbox.send(Change()._asdict())
-                self._stamps = now  # the new generation looks for itself
+                # A new generation looks for itself. There is none if files were still being written.
+                unfinished = {path: _CHANGING for path, of in self._stamps.items() if of == _CHANGING}
+                self._asked, self._stamps = now, now | unfinished
+                self._repeat_at = time.monotonic() + self._pause
+                self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
         self._seen = now
 
-    def request(self, ticket: dict[str, Any]) -> dict[str, Any] | None:
-        """Reload because a client asks for it; return the status of all models, None when nothing has changed.
+    def request(self, ticket: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+        """Reload because a client asks for it; return whether anything has changed, and the status of all models.
+
+        The status is the arbiter's: this worker may be of a generation that another reload has replaced meanwhile.
 
         Raises TryLaterError until the new generation serves, with the same `ticket` to be shown again, and ReloadError
         with the reason for one that failed.
         """
         outcome, models = self._ask(ticket, Change())
-        return models if outcome.status == 201 else None
+        return outcome.status == 201, models
 
     def load_model(self, ticket: dict[str, Any], name: str, config: dict[str, Any] | None) -> None:
         """Load a model because a client asks for it, as the file says or with a configuration of its own.
@@ -383,3 +463,30 @@ class Reloads:
     def _look(self) -> dict[Path, Stamp]:
         """Describe the config file and the directories of all models that are to be served."""
         return {path: stamp(path) for path in self._stamps}
+
+
+def _check_descriptors() -> None:
+    """Raise ShortageError unless this process may open as many files as a change may need at a time."""
+    pipes = []
+    try:
+        for _ in range(_SPARE_DESCRIPTORS // 2):
+            pipes.append(os.pipe())  # one at a time: when one fails, those before it are closed
+    except OSError as error:
+        raise ShortageError(f"fewer than {_SPARE_DESCRIPTORS} more files may be opened: {error.strerror}") from error
+    finally:
+        for descriptor in itertools.chain(*pipes):
+            os.close(descriptor)
+
+
+def _cut(text: str) -> str:
+    """Return as much of a text as is kept."""
+    return text.encode(errors="backslashreplace")[:_KEPT_BYTES].decode(errors="ignore")
+
+
+def _is_forbidden(path: Path) -> bool:
+    try:
+        if path.is_dir():
+            os.scandir(path).close()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False

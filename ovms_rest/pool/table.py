@@ -10,7 +10,7 @@ import math
 import mmap
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 # Many more workers than a machine has cores: a reload has twice as many for a while, SIGTTIN adds some. Only the rows
@@ -21,7 +21,7 @@ SLOTS = 4096
 WAKE = signal.SIGRTMIN
 
 # The columns, eight bytes each; a row fills a cache line of its own.
-_TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE, _READY, _CLOSED, _CONTROL = range(7)
+_TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE, _READY, _CLOSED, _CONTROL, _WAS_READY = range(8)
 _COLUMNS = 8
 # In front of the rows, a cache line too: how many rows were ever taken, so that none behind them need be read; how many
 # workers died; how often there was a reload; whether the service ends.
@@ -95,6 +95,12 @@ class WorkerTable:
         for column in range(_COLUMNS):
             self.numbers[row.start + column] = 0
 
+    def keep(self, rows: "Iterable[Row]") -> None:
+        """Take back all rows but these: those of workers that could not be forked."""
+        kept = {row.index for row in rows}
+        for index in set(range(self.numbers[_USED])) - kept:
+            self.free(Row(self.numbers, index, self._cores))
+
 
 class Row:
     """A worker's own row, and its view of the others."""
@@ -117,10 +123,16 @@ class Row:
     def set_ready(self, ready: bool = True) -> None:
         """Tell that this worker has opened all models and accepts connections, or does not any more."""
         self._numbers[self.start + _READY] = ready
+        if ready:
+            self._numbers[self.start + _WAS_READY] = 1
 
     def is_ready(self) -> bool:
         """Tell whether the worker of this row is ready, to the arbiter."""
         return bool(self._numbers[self.start + _READY])
+
+    def was_ready(self) -> bool:
+        """Return whether the worker of this row has ever been ready, in the arbiter."""
+        return bool(self._numbers[self.start + _WAS_READY])
 
     def set_closed(self) -> None:
         """Tell that this worker takes no request any more: all that it has yet to answer has come."""
@@ -165,6 +177,17 @@ class Row:
         ]
         return min(freer)[1] if freer else None
 
+    def is_room_elsewhere(self, limit: int) -> bool:
+        """Return whether another worker that is ready has fewer connections than that limit."""
+        end = (1 + self._numbers[_USED]) * _COLUMNS
+        columns = (
+            self._numbers[_COLUMNS + column : end : _COLUMNS].tolist() for column in (_READY, _CONTROL, _CONNECTIONS)
+        )
+        return any(
+            is_ready and not is_control and connections < limit and index != self.index
+            for index, (is_ready, is_control, connections) in enumerate(zip(*columns, strict=True))
+        )
+
     def is_another_idle(self, until: int, connections: float = math.inf) -> bool:
         """Tell whether another worker has had nothing to do since that time or longer, and has a core to run on.
 
@@ -188,6 +211,10 @@ def read_rows(numbers: memoryview) -> Iterator[Seen]:
 
 
 def wake(pid: int) -> None:
-    """Wake a worker, to accept a connection; one that is gone meanwhile is not missed."""
-    with contextlib.suppress(ProcessLookupError):
+    """Wake a worker, to accept a connection; one that is gone meanwhile is not missed.
+
+    Nor is one of another user, from before a reload that changed gunicorn's `user`: whoever wakes takes the connection
+    itself when nobody has come for it.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, WAKE)

@@ -13,6 +13,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
+import simdjson
 
 from ovms_rest.serving.body import tensors_begin
 from ovms_rest.serving.waiting_time import waits_since
@@ -22,6 +23,9 @@ NEVER = math.inf
 # JSON that is larger is not looked into, which could take as long as an inference; its priority is the last. Its
 # timeout is found when its turn comes.
 LARGEST_JSON = 2**20
+# Beyond this simdjson finds the parameters without an object for everything else, which takes eight times as long.
+_LONG_JSON = 2**14
+_MOST_MEMBERS = 256
 
 Environ = dict[str, Any]
 T = TypeVar("T", bound=Hashable)
@@ -144,12 +148,29 @@ def read_terms(environ: Environ) -> Terms:
 
 
 def _read_parameters(json: bytes) -> dict[str, Any]:
+    if len(json) > _LONG_JSON:
+        return _find_parameters(json)
     try:
         root = orjson.loads(json)
     except orjson.JSONDecodeError:
         return {}
     parameters = root.get("parameters") if isinstance(root, dict) else None
     return parameters if isinstance(parameters, dict) else {}
+
+
+def _find_parameters(json: bytes) -> dict[str, Any]:
+    """Find the parameters in a long JSON; where keys are repeated, of which the last counts, none are found."""
+    try:
+        root: Any = simdjson.Parser().parse(json)
+        if type(root) is not simdjson.Object or len(root) > _MOST_MEMBERS or len(set(root)) < len(root):
+            return {}
+        parameters = root.get("parameters")
+        if type(parameters) is not simdjson.Object or len(parameters) > _MOST_MEMBERS:
+            return {}
+        found: dict[str, Any] = parameters.as_dict()
+        return found
+    except (ValueError, RuntimeError, MemoryError):  # what is wrong with it the answer tells
+        return {}
 
 
 def _positive(value: object) -> int:

@@ -1,7 +1,11 @@
 """The gunicorn worker of the service: one thread, epoll, and the WSGI application called directly.
 
-A turn of its loop handles whatever epoll reports, answers what does not infer at once, and makes an inference of those
+A turn of its loop handles what epoll reports, answers what does not infer at once, and makes an inference of those
 that wait, or a few that are short. It looks at its sockets in between, so that probes wait for one at the most.
+
+Whatever clients send, a turn takes a few milliseconds besides its inferences, or as long as those. Connections that are
+left over come first in the next turn, in their order. A connection that takes a lot of time, with an upload or a body
+of tiny chunks, goes on a little in every turn, beside the others and not in front of them.
 """
 
 import ctypes
@@ -12,20 +16,22 @@ import os
 import select
 import signal
 import socket
+import ssl
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
-from gunicorn.config import Config
+from gunicorn.config import PostRequest, PreRequest
 from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
-from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker as BaseWorker
 
 from ovms_rest.errors import DeadlineError, TryLaterError
 from ovms_rest.pool.access_log import AccessLog, access_of
 from ovms_rest.pool.connection import EVENTS, Buffer, Connection, State, Times, TlsConnection
+from ovms_rest.pool.failure_note import BOOT_ERROR, FailureNote
 from ovms_rest.pool.http1 import (
     Environ,
     HeadReader,
@@ -39,7 +45,8 @@ from ovms_rest.pool.table import WAKE, Row, wake
 from ovms_rest.pool.waiting import NEVER, Terms, WaitingQueue, read_terms
 from ovms_rest.serving.cors import cors_headers
 from ovms_rest.serving.error_handlers import encode_error
-from ovms_rest.serving.routing import is_inference
+from ovms_rest.serving.room import Room, describe_lack
+from ovms_rest.serving.routing import is_inference, read_script_name
 from ovms_rest.settings import read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -59,6 +66,13 @@ TICK_SECONDS = 1.0
 ASK_SECONDS = 0.05
 # Inferences that are shorter are made one after another for so long before the sockets are looked at.
 INFERRING_SECONDS = 0.0005
+# All else gets so long in a turn, or as long as the inferences of the last turn took, up to the second figure.
+HANDLING_SECONDS = 0.004
+LONGEST_HANDLING_SECONDS = 0.05
+# Connections that are slow get this part of that time, besides.
+SLOW_PART = 0.25
+# So many connections are accepted in a turn.
+ACCEPTS_PER_TURN = 32
 # While it ends, a worker waits so long for a last request on a connection that is kept alive.
 DRAIN_SECONDS = 1.0
 # While it ends, a worker refuses what still waits so long before the arbiter would kill it.
@@ -85,21 +99,34 @@ class Worker(BaseWorker):  # type: ignore[misc]
     # Set by the arbiter's hooks before the fork.
     row: Row
     is_control: bool = False
+    tls: ssl.SSLContext | None = None
+    failure: FailureNote
     # Set by a hook in the worker: what is called every so often, 0 for never, in one of the workers.
     watch: Callable[[], None] | None = None
     poll_seconds: int = 0
 
     _access_log: AccessLog | None = None
 
+    def init_process(self) -> None:
+        """Become ready and serve: what gunicorn calls in the forked process, in which it returns at the end."""
+        try:
+            super().init_process()
+        except Exception as error:
+            if self.row.was_ready():
+                raise  # gunicorn logs it
+            self.failure.write(error)
+            sys.exit(BOOT_ERROR)
+
     def run(self) -> None:
         """Serve until told to end: gunicorn's main loop of a worker."""
         self._set_up()
+        self.row.set_ready()
         while self._turn():
             pass
 
     def _set_up(self) -> None:
         cfg, settings = self.cfg, read_settings(os.environ)
-        self._script_name = os.environ.get("SCRIPT_NAME", "")
+        self._script_name = read_script_name(os.environ.get("SCRIPT_NAME", ""))
         self.heads = HeadReader(cfg, self._script_name)
         self.times = Times(
             settings.head_timeout_seconds,
@@ -113,10 +140,13 @@ class Worker(BaseWorker):  # type: ignore[misc]
         _keep_freed_memory()
         self.arena = memoryview(bytearray(ARENA_BYTES))
         self.held = 0
-        self.now = time.monotonic()
-        self._tls = ssl_context(cfg) if cfg.is_ssl else None
+        self.now = self._polled = time.monotonic()
+        self._tls = self.tls
         self._waiting: WaitingQueue[Connection] = WaitingQueue(_read_terms)
-        self._resuming: list[Connection] = []
+        self._resuming: deque[Connection] = deque()
+        self._backlog: dict[Connection, int] = {}  # with events that there was no time for
+        self._idle: list[tuple[float, Connection]] = []  # some that were idle, the longest idle one last
+        self._handling_seconds = HANDLING_SECONDS
         self._asking: list[Connection] = []  # whose answers are not there yet
         self._connections: dict[int, Connection] = {}
         self._draining = False
@@ -167,6 +197,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
             "wsgi.input_terminated": True,
             # What is answered may be of any buffers, not of bytes alone; they are sent or copied before the next call.
             "ovms_rest.buffers": True,
+            "ovms_rest.path_is_read": True,  # PATH_INFO is what routing.read_path returns
+            "ovms_rest.room": self.find_room,
             "SERVER_SOFTWARE": "ovms_rest",
             "SERVER_NAME": host,
             "SERVER_PORT": str(port),
@@ -178,35 +210,35 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _turn(self) -> bool:
         """Make a turn of the loop; return whether there is to be another."""
-        events = self._epoll.poll(0 if self._waiting.count or self._resuming else self._until_next_event())
-        self.now = time.monotonic()
-        for fileno, mask in events:
-            connection = self._connections.get(fileno)
-            if connection is not None:
-                self._guard(connection, connection.handle, mask)
-            elif fileno in self._listeners:
-                self._accept(fileno)
-            else:
-                self._read_signals()
+        is_due = self._waiting.count or self._resuming or self._backlog
+        events = self._epoll.poll(0 if is_due else self._until_next_event())
+        self.now = self._polled = time.monotonic()
+        if len(events) == 1 and events[0][0] in self._connections and not self._backlog:  # as it mostly is
+            connection = self._connections[events[0][0]]
+            self._guard(connection, connection.handle, events[0][1])
+        else:
+            self._handle(events)
         if self._resuming:
-            resuming, self._resuming = self._resuming, []
-            for connection in resuming:
-                self._guard(connection, connection.resume)
-        until = self.now + INFERRING_SECONDS
+            self._resume()
         waiting = self._waiting
-        while waiting.count and self.now < until:
-            if waiting.count > 1 or waiting.next_deadline < NEVER:
-                self._refuse_late()
-            if waiting.count:
-                connection = waiting.pop()
-                self._guard(connection, self._answer, connection)
+        if waiting.count:
+            began = self.now = time.monotonic()
+            handled = began - self._polled
+            until = began + (handled if handled > INFERRING_SECONDS else INFERRING_SECONDS)
+            while waiting.count and self.now < until:
+                if waiting.count > 1 or waiting.next_deadline < NEVER:
+                    self._refuse_late()
+                if waiting.count:
+                    connection = waiting.pop()
+                    self._guard(connection, self._answer, connection)
+            took = self.now - began
+            self._handling_seconds = (
+                HANDLING_SECONDS if took < HANDLING_SECONDS else min(took, LONGEST_HANDLING_SECONDS)
+            )
         if self._is_busy and not waiting.count and not self._draining:
             self._set_busy(False)  # the last that waited was refused, or is gone
         if self._asking and self.now >= self._ask_again:
-            asking, self._asking = self._asking, []
-            self._ask_again = self.now + ASK_SECONDS
-            for connection in asking:
-                self._guard(connection, self._answer, connection)
+            self._ask()
         if not self._accepting and self.now >= self._accept_again:
             self._start_accepting()
         if self.now >= self._next_tick:
@@ -219,6 +251,80 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._refuse_rest()
             return False
         return not self._draining or bool(self._connections)
+
+    def _handle(self, events: list[tuple[int, int]]) -> None:
+        """Handle events as long as there is time, after those that there was no time for before.
+
+        Connections are accepted last: a new one may have the number of one that is closed for it.
+        """
+        until = self.now + self._handling_seconds
+        others = self._queue(events) if self._backlog else []
+        if self._backlog:
+            self._handle_backlog(until)
+        else:
+            for count, (fileno, mask) in enumerate(events, 1):
+                connection = self._connections.get(fileno)
+                if connection is None:
+                    others.append(fileno)
+                    continue
+                self._guard(connection, connection.handle, mask)
+                if time.monotonic() > until:
+                    others += self._queue(events[count:])
+                    break
+        for fileno in others:
+            if fileno in self._listeners:
+                self._accept(fileno)
+            elif fileno == self.PIPE[0]:
+                self._read_signals()
+
+    def _queue(self, events: list[tuple[int, int]]) -> list[int]:
+        """Put events behind those that wait; return the files that are no connection's."""
+        others = []
+        for fileno, mask in events:
+            connection = self._connections.get(fileno)
+            if connection is None:
+                others.append(fileno)
+            else:
+                self._backlog[connection] = self._backlog.get(connection, 0) | mask
+        return others
+
+    def _handle_backlog(self, until: float) -> None:
+        """Handle events that waited, one at least."""
+        left = iter(self._backlog.items())
+        self._backlog = {}
+        for connection, mask in left:
+            self._guard(connection, connection.handle, mask)
+            self._expire(connection)
+            if time.monotonic() > until:
+                break
+        self._backlog.update(left)
+
+    def _resume(self) -> None:
+        """Let connections go on as long as there is time, one at least and each once."""
+        until = time.monotonic() + self._handling_seconds * SLOW_PART
+        for _ in range(len(self._resuming)):
+            connection = self._resuming.popleft()
+            connection.is_resuming = False
+            self._guard(connection, connection.resume)
+            self._expire(connection)
+            if time.monotonic() > until:
+                break
+
+    def _expire(self, connection: Connection) -> None:
+        """End a connection that had its turn, if it is too late for it nevertheless."""
+        if connection.deadline < self._polled:
+            self._guard(connection, connection.expire)
+
+    def _ask(self) -> None:
+        """Ask for answers that were not there yet, as long as there is time."""
+        asking, self._asking = self._asking, []
+        until = time.monotonic() + self._handling_seconds
+        for index, connection in enumerate(asking, 1):
+            self._guard(connection, self._answer, connection)
+            if time.monotonic() > until:
+                self._asking = asking[index:] + self._asking
+                return
+        self._ask_again = self.now + ASK_SECONDS
 
     def _set_busy(self, busy: bool) -> None:
         """Tell the others, who leave connections to a worker without an inference to make."""
@@ -252,8 +358,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self.notify()
         self._next_tick = self.now + TICK_SECONDS
         self._server_lines = encode_server_lines(time.time())
-        for connection in [item for item in self._connections.values() if item.deadline < self.now]:
-            connection.expire()
+        # What came during an inference is read before anybody is late; those that wait for their turn have it first.
+        for connection in [item for item in self._connections.values() if item.deadline < self._polled]:
+            if not connection.is_resuming and connection not in self._backlog:
+                self._guard(connection, connection.expire)
         # The system wakes one worker for a connection; one that is stopped would leave it lying there.
         for listener in self._listeners if self._accepting else ():
             self._accept(listener)
@@ -287,8 +395,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
     # --- Connections
 
     def _start_accepting(self) -> None:
-        if self._draining or len(self._connections) >= self.cfg.worker_connections:
-            self._accept_again = self.now + ACCEPT_PAUSE_SECONDS
+        if self._draining:
             return
         self._accepting = True
         for fileno in self._listeners:
@@ -302,17 +409,18 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 self._epoll.unregister(fileno)
 
     def _accept(self, fileno: int, asked: bool = False) -> None:
-        """Accept what is there, but leave it to an idle worker that has fewer connections.
+        """Accept some of what is there, but leave it to an idle worker that has fewer connections.
 
         Who has just accepted one is about to be busy, and leaves the next to any that is idle. What was `asked` for, or
-        left to another that has not come, is accepted at once.
+        left to another that has not come, is accepted at once. When no worker has room, a connection that waits for
+        a request is closed for the new one.
         """
         listener, template = self._listeners[fileno]
         # Nobody else can take from a socket that is this worker's alone.
         alone = self.is_control or self.cfg.reuse_port
         insisting, self._insisting = asked or self._insisting or alone, False
         limit: float = len(self._connections)
-        while len(self._connections) < self.cfg.worker_connections:
+        for _ in range(ACCEPTS_PER_TURN):
             freer = None if insisting else self.row.find_freer(limit)
             if freer is not None:
                 if not _has_connection(listener):
@@ -321,6 +429,16 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 self._stop_accepting(HANDOVER_SECONDS if self._connections else SPARE_HANDOVER_SECONDS)
                 self._insisting = True
                 return
+            if len(self._connections) >= self.cfg.worker_connections:
+                if not _has_connection(listener):
+                    return
+                if not insisting and self.row.is_room_elsewhere(self.cfg.worker_connections):
+                    self._stop_accepting(ACCEPT_PAUSE_SECONDS)
+                    self._insisting = True
+                    return
+                if not self._close_longest_idle():
+                    self._stop_accepting(ACCEPT_PAUSE_SECONDS)
+                    return
             try:
                 sock, address = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -334,7 +452,18 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 self._add(sock, address, template)
             except OSError:  # reset before it was accepted
                 sock.close()
-        self._stop_accepting(ACCEPT_PAUSE_SECONDS)
+
+    def _close_longest_idle(self) -> bool:
+        """Close the connection that has waited longest for a request, if one does."""
+        for _ in range(2):
+            while self._idle:
+                since, connection = self._idle.pop()
+                if connection.idle_since == since and connection.is_idle():
+                    connection.close()
+                    return True
+            waiting = [item for item in self._connections.values() if item.state is State.HEAD]
+            self._idle = sorted(((item.idle_since, item) for item in waiting), key=_first, reverse=True)
+        return False
 
     def _add(self, sock: socket.socket, address: Any, template: Environ) -> None:
         sock.setblocking(False)
@@ -361,14 +490,22 @@ class Worker(BaseWorker):  # type: ignore[misc]
     def forget(self, connection: Connection) -> None:
         """Drop a connection that is being closed."""
         del self._connections[connection.socket.fileno()]
+        if self._backlog:
+            self._backlog.pop(connection, None)
         self._tell_connections()
         self._waiting.remove(connection)
         if connection in self._asking:
             self._asking.remove(connection)
 
     def resume_later(self, connection: Connection) -> None:
-        """Let a connection go on in the next turn."""
-        self._resuming.append(connection)
+        """Let a connection go on in one of the next turns."""
+        if not connection.is_resuming:
+            connection.is_resuming = True
+            self._resuming.append(connection)
+
+    def find_room(self) -> Room:
+        """Return how much memory unfinished requests and responses take, for the application."""
+        return Room(self.held, self.max_held)
 
     # --- Requests
 
@@ -388,6 +525,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         else:
             environ["ovms_rest.received"] = time.monotonic_ns()
             self._waiting.push(connection)
+            if self._waiting.count > 1:
+                connection.hold_request()
             if not self._is_busy:
                 self._set_busy(True)
 
@@ -488,7 +627,15 @@ class Worker(BaseWorker):  # type: ignore[misc]
             log.exception("error while answering request %s, %s %s", request_id, method, target)
             body = encode_error("internal error; the reason is in the log of the server")
             return "500 Internal Server Error", [("Content-Type", "application/json"), *self._cors], [body]
-        return status, headers, written + parts if written else parts
+        if written:
+            parts = written + parts
+        if len(parts) > 1 or (parts and len(parts[0]) > SMALL_ANSWER):
+            size = sum(map(len, parts))
+            if self.held + size > self.max_held:
+                refusal = Refusal(503, describe_lack("a response", size, self.find_room()), _RETRY)
+                status, headers, body = encode_refusal(refusal)
+                return status, headers + self._cors, [body]
+        return status, headers, parts
 
     def _send(
         self, connection: Connection, environ: Environ, status: str, headers: Headers, parts: list[Buffer]
@@ -554,7 +701,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def handle_usr1(self, sig: int, frame: Any) -> None:
         """Reopen the logs."""
-        super().handle_usr1(sig, frame)
+        try:
+            super().handle_usr1(sig, frame)
+        except OSError as error:  # with `capture_output`, a file that only the arbiter may open
+            log.error("cannot reopen the log: %s", error)
         if self._access_log is not None:
             self._access_log.reopen()
 
@@ -576,6 +726,10 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):  # glibc's
         libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES // 2)
         libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def _first(pair: tuple[float, Connection]) -> float:
+    return pair[0]
 
 
 def _read_terms(connection: Connection) -> Terms:
@@ -603,9 +757,8 @@ def _connection_line(connection: Connection) -> str:
 
 def _is_observed(cfg: Any, logger: Any) -> bool:
     """Tell whether anybody looks at single requests: an access log, or hooks of the user's."""
-    default = Config()
-    hooks = ("pre_request", "post_request")
-    return logger.access_log_enabled or any(getattr(cfg, hook) is not getattr(default, hook) for hook in hooks)
+    hooks = (cfg.pre_request, PreRequest.default), (cfg.post_request, PostRequest.default)
+    return logger.access_log_enabled or any(hook is not default for hook, default in hooks)
 
 
 # What stands in the access log for a request that could not be read.

@@ -1,12 +1,15 @@
 """From the bytes of an inference request to an InferenceRequest (KServe v2 and its binary tensor data extension).
 
-Every function raises InvalidRequestError for what the client got wrong, and nothing else whatever the bytes are.
+Every function raises InvalidRequestError for what the client got wrong, and nothing else whatever the bytes are, except
+that `decode_request` raises BodyTooLargeError for JSON that would take too much memory.
 `label` arguments name the place in the request for such a message: `inputs[0] 'image'`.
 """
 
+import gc
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype, round_to_bfloat16
+from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choose_budget
 from ovms_rest.protocol.numbers import NumberArray, UnsuitedError, looks_numeric, parse_numeric, to_array
 from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, count_of, unpack
 from ovms_rest.protocol.tensors import (
@@ -24,16 +28,20 @@ from ovms_rest.protocol.tensors import (
     Array,
     Dim,
     InferenceRequest,
+    ModelMetadata,
     Parameters,
     RequestedOutput,
     Tensor,
     TensorMetadata,
 )
-from ovms_rest.protocol.words import ABSENT, cut, describe, join, quote, show
+from ovms_rest.protocol.words import ABSENT, cut, describe, join, list_names, quote, show
 
 MAX_DEPTH = 100
 # Bytes of JSON from which simdjson is tried. It gains from 4 KB on where numbers have 6 digits, from 11 KB with 18.
 LARGE_SIZE = 8192
+# What the values of a JSON text may take by default, and from how many bytes of it on they are many.
+MAX_JSON_MEMORY = choose_budget(2**28)
+_MANY_VALUES = 2**20
 # numpy's; OpenVINO knows no model of more.
 MAX_RANK = 64
 # The dims of a tensor without elements cost nothing, and outputs may be made of them: [1099511627776,0] sums up to as
@@ -85,32 +93,63 @@ def decode_request_start(value: str) -> int | None:
 
 
 def decode_request(
-    body: memoryview, header_length: int | None = None, large_size: int = LARGE_SIZE
+    body: memoryview,
+    header_length: int | None = None,
+    large_size: int = LARGE_SIZE,
+    model: ModelMetadata | None = None,
+    json_memory: int = MAX_JSON_MEMORY,
 ) -> InferenceRequest:
     """Decode the body of an inference request.
 
     The first `header_length` bytes (None: all) are JSON, what follows are the binary tensors in the order of the
     inputs. Binary tensors become views on `body`. JSON of `large_size` bytes and more is tried as numbers first, which
     changes the time that it takes and nothing else.
+
+    More inputs or outputs than `model` has are refused before they are decoded. `json_memory` is how many bytes the
+    values of the JSON may take; beyond that BodyTooLargeError is raised.
     """
     json_part, binary_part = (body, body[:0]) if header_length is None else (body[:header_length], body[header_length:])
-    if len(json_part) >= large_size and looks_numeric(json_part):
-        request = decode_numeric(json_part, binary_part)
+    if len(json_part) < large_size:
+        return _decode_root(_parse_json(json_part), binary_part, model)
+    if looks_numeric(json_part):
+        check_memory(json_part, NUMBERS, json_memory)
+        request = decode_numeric(json_part, binary_part, model)
         if request is not None:
             return request
-    return _decode_root(_parse_json(json_part), binary_part)
+    check_memory(json_part, OBJECTS, json_memory)
+    if len(json_part) < _MANY_VALUES:
+        return _decode_root(_parse_json(json_part), binary_part, model)
+    with _garbage_left():
+        return _decode_root(_parse_json(json_part), binary_part, model)
 
 
-def decode_numeric(json_part: memoryview, binary_part: memoryview) -> InferenceRequest | None:
+@contextmanager
+def _garbage_left() -> Iterator[None]:
+    """Keep Python from looking for garbage among millions of new values: none is, and it takes twice their time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def decode_numeric(
+    json_part: memoryview, binary_part: memoryview, model: ModelMetadata | None = None
+) -> InferenceRequest | None:
     """Decode a request whose `data` are numbers, without an object for each; None when orjson has to decide."""
     try:
-        return _decode_root(parse_numeric(json_part, MAX_DEPTH), binary_part)
+        return _decode_root(parse_numeric(json_part, MAX_DEPTH), binary_part, model)
     except (UnsuitedError, InvalidRequestError):  # the words for what is invalid are found once, on orjson's way
         return None
 
 
-def _decode_root(root: dict[str, Any], binary_part: memoryview) -> InferenceRequest:
+def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMetadata | None) -> InferenceRequest:
     _check_unknown(root, _REQUEST_KEYS, 1)
+    if model is not None:
+        _check_count(root, "inputs", model, model.inputs)
+        _check_count(root, "outputs", model, model.outputs)
     request_id = root.get("id", "")
     if type(request_id) is not str:
         raise InvalidRequestError(f"id is {describe(request_id)}, expected a string")
@@ -264,6 +303,29 @@ def _refuse_shared_memory(parameters: Parameters, label: object) -> None:
         )
 
 
+def _check_count(root: dict[str, Any], key: str, model: ModelMetadata, tensors: Mapping[str, TensorMetadata]) -> None:
+    """Refuse more inputs or outputs than the model has, before any is decoded."""
+    items = root.get(key)
+    if type(items) is list and len(items) > len(tensors):
+        raise InvalidRequestError(
+            f"{key} has {len(items)} entries, but model {model.name!r} has only {len(tensors)}: {list_names(tensors)}"
+            f"{_find_surplus(items, key, tensors)}"
+        )
+
+
+def _find_surplus(items: list[Any], key: str, tensors: Mapping[str, TensorMetadata]) -> str:
+    """Name the first entry that is unknown or repeated, which is among the first few."""
+    known = set()
+    for index, item in enumerate(items[: len(tensors) + 1]):
+        name = item.get("name") if type(item) is dict else None
+        if type(name) is not str:
+            break
+        if name not in tensors or name in known:
+            return f"; {key}[{index}] {quote(name)} is {'repeated' if name in known else 'unknown'}"
+        known.add(name)
+    return ""
+
+
 def _decode_outputs(root: dict[str, Any], binary_output: bool) -> tuple[RequestedOutput, ...]:
     items = root.get("outputs", ABSENT)
     if items is ABSENT:
@@ -301,7 +363,7 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
     if type(items) is not list or not items:
         found = "empty" if items == [] else describe(items)
         raise InvalidRequestError(f"inputs is {found}, expected an array of one or more objects")
-    tensors, rest = [], binary_part
+    tensors, rest, strings = [], binary_part, 0
     for index, item in enumerate(items):
         if type(item) is not dict:
             raise InvalidRequestError(
@@ -314,6 +376,10 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
         label = _Label("inputs", index, name)
         shape = _decode_shape(item, label)
         datatype = _decode_datatype(item, label)
+        if datatype == BYTES:
+            strings += math.prod(shape)
+            if strings > MAX_ELEMENTS:
+                _refuse_strings(strings, label)
         size = None
         if "parameters" in item:
             parameters = _decode_parameters(item, label)
@@ -326,8 +392,9 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
                 )
             array = _decode_json_data(item["data"], datatype, shape, label)
         else:
-            last = not any(_is_binary(items[later]) for later in range(index + 1, len(items)))
-            array, rest = _decode_binary_data(rest, size, datatype, shape, label, last)
+            if datatype == BYTES and size is None:
+                size = _take_rest(items, index, len(rest), label)
+            array, rest = _decode_binary_data(rest, size, datatype, shape, label)
         tensors.append(Tensor(name, datatype, array))
     if rest:
         raise InvalidRequestError(
@@ -335,6 +402,12 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
             f"{len(binary_part)} instead of {len(binary_part) - len(rest)}"
         )
     return tuple(tensors)
+
+
+def _refuse_strings(count: int, label: object) -> NoReturn:
+    raise InvalidRequestError(
+        f"{label}: the request has {count} strings up to here, at most {MAX_ELEMENTS} are allowed"
+    )
 
 
 class _Label:
@@ -351,8 +424,14 @@ class _Label:
         return f"{self._key}[{self._index}] {quote(self._name)}"
 
 
-def _is_binary(item: Any) -> bool:
-    return type(item) is dict and "data" not in item
+def _take_rest(items: list[Any], index: int, left: int, label: object) -> int:
+    """Return how many bytes a BYTES input takes that does not say it: all that are left, when no binary one follows."""
+    if any(type(item) is dict and "data" not in item for item in items[index + 1 :]):
+        raise InvalidRequestError(
+            f"{label}: parameters.binary_data_size is missing; a BYTES input may leave it out only when it is the "
+            "last binary one"
+        )
+    return left
 
 
 def _decode_shape(item: dict[str, Any], label: object) -> tuple[int, ...]:
@@ -393,8 +472,6 @@ def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: o
     if datatype == BYTES:
         if not types <= {str}:
             _refuse_element(elements, {str}, "BYTES takes strings", label)
-        if count > MAX_ELEMENTS:
-            raise InvalidRequestError(f"{label}: {count} strings in one tensor, at most {MAX_ELEMENTS} are allowed")
         return BytesArray.of([element.encode() for element in elements], shape)
     return _numbers(elements, types, DATATYPES[datatype], label).reshape(shape)
 
@@ -459,7 +536,7 @@ def _refuse_element(elements: list[Any], allowed: set[type] | frozenset[type], v
 
 
 def _decode_binary_data(
-    rest: memoryview, size: Any, datatype: str, shape: tuple[int, ...], label: object, last: bool
+    rest: memoryview, size: Any, datatype: str, shape: tuple[int, ...], label: object
 ) -> tuple[Array, memoryview]:
     """Take a tensor from the front of `rest`; return it and what is left. `size` None is no `binary_data_size`."""
     if size is not None and (type(size) is not int or size < 0):
@@ -475,13 +552,6 @@ def _decode_binary_data(
                 f"takes {needed} bytes"
             )
         size = needed
-    elif size is None:
-        if not last:
-            raise InvalidRequestError(
-                f"{label}: parameters.binary_data_size is missing; a BYTES input may leave it out only when it is the "
-                "last binary one"
-            )
-        size = len(rest)
     if size > len(rest):
         raise InvalidRequestError(
             f"{label} needs {count_of(size, 'byte')} of binary data, but the body has {len(rest)} left after the JSON "
@@ -494,7 +564,7 @@ def _decode_binary_data(
     return _view(section, DATATYPES[datatype], shape, label), rest
 
 
-def _strings(begins: list[int], ends: list[int], symbols: memoryview, shape: tuple[int, ...]) -> BytesArray:
+def _strings(begins: Sequence[int], ends: Sequence[int], symbols: memoryview, shape: tuple[int, ...]) -> BytesArray:
     return BytesArray(
         np.array(begins, np.int32).reshape(shape),
         np.array(ends, np.int32).reshape(shape),

@@ -32,6 +32,8 @@ _STEPS[[*b"[{"]] = 1
 _STEPS[[*b"]}"]] = -1
 # Bytes looked at in one go. What is made of them stays in the cache and in memory that the process already has.
 _BLOCK = 3 * 2**15
+# Whose brackets are held at a time: an array of one digit has as many bytes of places as 16 times its own.
+_PIECE = 10 * _BLOCK
 
 # As what simdjson gives the elements: FP64, INT64 or UINT64.
 _Kind = Literal["d", "i", "u"]
@@ -159,15 +161,28 @@ def is_shallow(text: NDArray[np.uint8], max_depth: int) -> bool:
     False may be wrong where a backslash stands before a quote, True never is. Of what is no JSON the answer means
     nothing.
     """
-    # With these bits all four brackets are 0x7f, and so are only Y, y, _ and DEL, which are no step in depth.
-    brackets = _places(text, 0x26, 0x7F)
-    if len(brackets) <= 2 * max_depth:
-        return True
-    quotes = _places(text, 0, _QUOTE)
-    if (text[quotes - 1] == _BACKSLASH).any():  # a quote that may be part of a string
-        return False
-    outside = np.searchsorted(quotes, brackets) % 2 == 0
-    return int(np.cumsum(_STEPS[text[brackets[outside]]]).max(initial=0)) <= max_depth
+    depth, quotes_before, brackets_before = 0, 0, 0
+    held: list[tuple[int, NDArray[np.intp]]] = []  # what is not looked at unless there are many brackets
+    for begin in range(0, len(text), _PIECE):
+        # With these bits all four brackets are 0x7f, and so are only Y, y, _ and DEL, which are no step in depth.
+        brackets = _places(text[begin : begin + _PIECE], 0x26, 0x7F)
+        held.append((begin, brackets))
+        brackets_before += len(brackets)
+        if brackets_before <= 2 * max_depth:
+            continue
+        for start, places in held:
+            piece = text[start : start + _PIECE]
+            quotes = _places(piece, 0, _QUOTE)
+            if (text[start + quotes - 1] == _BACKSLASH).any():  # a quote that may be part of a string
+                return False
+            outside = (np.searchsorted(quotes, places) + quotes_before) % 2 == 0
+            depths = np.cumsum(_STEPS[piece[places[outside]]]) + depth
+            if depths.max(initial=0) > max_depth:
+                return False
+            depth = int(depths[-1]) if len(depths) else depth
+            quotes_before += len(quotes)
+        held.clear()
+    return True
 
 
 def _places(text: NDArray[np.uint8], bits: int, value: int) -> NDArray[np.intp]:

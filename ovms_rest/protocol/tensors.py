@@ -3,6 +3,7 @@
 What is made for every request is a NamedTuple, which costs a third of a frozen dataclass to make.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -153,9 +154,15 @@ class ModelMetadata:
     labels: tuple[str, ...] = ()
     # All outputs, as a request that names none wants them: as JSON and as binary.
     all_outputs: tuple[tuple["RequestedOutput", ...], tuple["RequestedOutput", ...]] = field(init=False)
+    # The elements of the outputs whose shapes are static, and whether there are other outputs.
+    static_elements: int = field(init=False)
+    has_dynamic_outputs: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """Settle at load what every request would ask again."""
+        shapes = [output.static_shape for output in self.outputs.values()]
+        object.__setattr__(self, "static_elements", sum(math.prod(shape) for shape in shapes if shape is not None))
+        object.__setattr__(self, "has_dynamic_outputs", None in shapes)
         as_json, as_binary = (tuple(RequestedOutput(name, binary) for name in self.outputs) for binary in (False, True))
         object.__setattr__(self, "all_outputs", (as_json, as_binary))
 

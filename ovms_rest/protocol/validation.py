@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.classification import refuse_strings
 from ovms_rest.protocol.datatypes import BYTES, UINT8
-from ovms_rest.protocol.strings import BytesArray, count_of, to_matrix
+from ovms_rest.protocol.strings import BytesArray, count_of, measure_matrix, to_matrix
 from ovms_rest.protocol.tensors import Array, InferenceRequest, ModelMetadata, RequestedOutput, Tensor, TensorMetadata
-from ovms_rest.protocol.words import join, quote
+from ovms_rest.protocol.words import join, list_names, quote
 
 
 def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[str, Array]:
@@ -85,14 +85,14 @@ def _fit_strings(tensor: Tensor, strings: BytesArray, expected: TensorMetadata) 
         raise InvalidRequestError(
             f"{label}: {BYTES} for this {UINT8} input must have shape [n] with n at least 1, not {join(tensor.shape)}"
         )
-    matrix = to_matrix(strings, label)
-    if not expected.holds(matrix.shape):
+    shape = measure_matrix(strings, label)
+    if not expected.holds(shape):
         raise InvalidRequestError(
-            f"{label}: shape is {join(matrix.shape)} once its strings are padded with NULs (the longest has "
-            f"{count_of(matrix.shape[1] - 1, 'byte')}), the model takes {expected.describe_shape()}"
+            f"{label}: shape is {join(shape)} once its strings are padded with NULs (the longest has "
+            f"{count_of(shape[1] - 1, 'byte')}), the model takes {expected.describe_shape()}"
         )
-    return matrix
+    return to_matrix(strings, label)
 
 
 def _names(names: Mapping[str, object] | Iterable[str]) -> str:
-    return ", ".join(map(repr, names))
+    return list_names(names, most=20)

@@ -1,5 +1,6 @@
 """The words of messages: values of clients, named and shortened, so that no message grows with the request."""
 
+import re
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -11,6 +12,9 @@ ABSENT: Any = object()
 
 # How much of a client's value a message repeats.
 _SHOWN = 60
+
+# C0, DEL, C1, the line and paragraph separators, and surrogates, which cannot be written.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
@@ -24,6 +28,8 @@ def describe(value: Any) -> str:
 
 def show(value: Any) -> str:
     """Repeat a value as JSON, cut where it is long."""
+    if type(value) is str:
+        value = value[: _SHOWN + 1]  # what is cut off need not be written
     try:
         return cut(orjson.dumps(value).decode())
     except TypeError:  # nested deeper than orjson writes, though it reads it
@@ -49,3 +55,13 @@ def join(values: Iterable[object]) -> str:
 def cut(text: str) -> str:
     """Cut a text that is long."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def escape(text: str) -> str:
+    """Escape control characters as Python does, so that a text stays in its line, whatever shows it."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def escape_lines(text: str) -> str:
+    """Escape control characters except line feeds, and indent all lines but the first."""
+    return "\n  ".join(map(escape, text.split("\n")))

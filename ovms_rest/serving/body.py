@@ -1,6 +1,7 @@
 """The body of a request: received into one buffer, its Content-Encoding undone, never more than the limit."""
 
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,10 @@ from ovms_rest.errors import BodyTooLargeError, InvalidRequestError, ServingErro
 # A cache line, and what OpenVINO aligns its own tensors to.
 ALIGNMENT = 64
 _CHUNK = 2**20
+# What is decompressed in one go: it stays in the cache until it is copied to its place.
+_PIECE = 2**17
+# How many times what has come a buffer becomes when it has no more room.
+_GROWTH = 4
 
 # zlib's number for the container of an encoding: gzip (RFC 1952), and deflate, which is zlib's own (RFC 1950).
 _CONTAINERS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -52,6 +57,8 @@ def read_body(environ: Environ, limit: int, header_length: str | None) -> memory
     early or a broken encoding.
     """
     body: memoryview | None = getattr(environ["wsgi.input"], "buffer", None)  # our own worker's, whole and aligned
+    if body is not None and len(body) > limit:  # that of the route, for the worker knows one for all
+        raise BodyTooLargeError(f"the body has {len(body)} bytes, at most {limit} are allowed")
     coding = environ.get("HTTP_CONTENT_ENCODING")
     if body is not None and coding is None:
         return body
@@ -62,7 +69,7 @@ def read_body(environ: Environ, limit: int, header_length: str | None) -> memory
     if body is None:
         body = _receive_body(environ, limit, aligned)
     if encoding in _CONTAINERS:
-        return _copy(_decompress(body, encoding, limit), aligned)
+        return _decompress(body, encoding, limit, aligned)
     return body
 
 
@@ -107,18 +114,49 @@ def _copy(data: bytes, aligned: int) -> memoryview:
     return buffer
 
 
-def _decompress(body: memoryview, encoding: str, limit: int) -> bytes:
+def _decompress(body: memoryview, encoding: str, limit: int, aligned: int) -> memoryview:
+    """Decompress a body into one buffer, so that it is in memory once."""
+    buffer, size = memoryview(bytearray()), 0
+    for data in _inflate(body, encoding):
+        begin, size = size, size + len(data)
+        if size > limit:
+            raise BodyTooLargeError(f"the body decompresses to more than {limit} bytes, which are allowed")
+        if size > len(buffer):
+            larger = allocate(_choose_room(size, body, encoding, limit), aligned)
+            if begin:
+                larger[:begin] = buffer[:begin]
+            buffer = larger
+        buffer[begin:size] = data
+    return buffer[:size] if size < len(buffer) else buffer
+
+
+def _choose_room(size: int, body: memoryview, encoding: str, limit: int) -> int:
+    """Return how large a buffer to take for what has come to `size` bytes. What is not written takes no memory."""
+    said = int.from_bytes(body[-4:], "little") if encoding == "gzip" else 0  # which ends with it
+    return said if size <= said <= limit else size if size < _PIECE else min(_GROWTH * size, limit)
+
+
+def _inflate(body: memoryview, encoding: str) -> Iterator[bytes]:
+    """Decompress a body piece by piece. Raises InvalidRequestError for one that is not exactly one stream."""
     decompressor = zlib.decompressobj(_CONTAINERS[encoding])
-    try:
-        data = decompressor.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise InvalidRequestError(f"the body is no valid {encoding} stream: {error}") from error
-    if len(data) > limit:
-        raise BodyTooLargeError(f"the body decompresses to more than {limit} bytes, which are allowed")
-    if not decompressor.eof:
-        raise InvalidRequestError(f"the {encoding} stream of the body ends early, after {len(body)} bytes")
-    if decompressor.unused_data:
-        raise InvalidRequestError(
-            f"{len(decompressor.unused_data)} bytes are left over behind the {encoding} stream of the body"
-        )
-    return data
+    # zlib copies what it leaves of its input, so it gets a little at a time. At the end it may have output without any.
+    for begin in (*range(0, len(body), _PIECE), len(body)):
+        rest: bytes | memoryview = body[begin : begin + _PIECE]
+        is_full = True
+        while rest or is_full:
+            try:
+                data = decompressor.decompress(rest, _PIECE)
+            except zlib.error as error:
+                raise InvalidRequestError(f"the body is no valid {encoding} stream: {error}") from error
+            if decompressor.eof:
+                _check_end(len(decompressor.unused_data) + max(0, len(body) - begin - _PIECE), encoding)
+                yield data
+                return
+            yield data
+            rest, is_full = decompressor.unconsumed_tail, len(data) == _PIECE
+    raise InvalidRequestError(f"the {encoding} stream of the body ends early, after {len(body)} bytes")
+
+
+def _check_end(left_over: int, encoding: str) -> None:
+    if left_over:
+        raise InvalidRequestError(f"{left_over} bytes are left over behind the {encoding} stream of the body")

@@ -12,6 +12,9 @@ from ovms_rest.protocol.words import cut, describe
 from ovms_rest.serving.body import read_body
 from ovms_rest.serving.permission import Permission
 
+# Bytes of a body, as received and after decompression: they hold at most the configuration of a model.
+MAX_BODY_BYTES = 2**20
+
 # How often a worker that can do nothing else meanwhile looks whether a change has been made.
 _PAUSE_SECONDS = 0.05
 
@@ -29,8 +32,8 @@ class Statuses(Protocol):
 class Reloading(Statuses, Protocol):
     """What reloads."""
 
-    def request(self, ticket: Ticket) -> dict[str, Any] | None:
-        """Reload; return the status of all models, None when nothing has changed.
+    def request(self, ticket: Ticket) -> tuple[bool, dict[str, Any]]:
+        """Reload; return whether anything has changed, and the status of all models.
 
         Raises TryLaterError until that is done, with the same ticket to be shown again, and ReloadError.
         """
@@ -173,6 +176,6 @@ class ConfigReload:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer the status of all versions when they serve: 201 when something was reloaded, 200 when not."""
-        statuses = wait_until_made(req, self._reloads.request)
-        resp.status = 200 if statuses is None else 201
-        resp.data = orjson.dumps(self._reloads.status() if statuses is None else statuses)
+        has_changed, statuses = wait_until_made(req, self._reloads.request)
+        resp.status = 201 if has_changed else 200
+        resp.data = orjson.dumps(statuses)

@@ -20,6 +20,7 @@ from ovms_rest.errors import (
     ServingError,
     UnsupportedEncodingError,
 )
+from ovms_rest.serving.routing import OUTSIDE
 
 STATUSES: dict[type[ServingError], int] = {
     NoContentError: 204,
@@ -66,7 +67,10 @@ def hand_on(req: falcon.Request, resp: falcon.Response, error: Exception, params
 def serialize_falcon_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
     """Write the errors that Falcon finds: unknown paths, wrong methods, and the 500 that a bug becomes."""
     if isinstance(error, falcon.HTTPRouteNotFound):
-        message = f"path {req.path!r} is unknown"
+        if req.path == OUTSIDE:
+            message = f"the path is not below {req.env['SCRIPT_NAME']!r}, where the service is mounted by SCRIPT_NAME"
+        else:
+            message = f"path {req.path!r} is unknown"
     elif isinstance(error, falcon.HTTPMethodNotAllowed):
         allowed = (error.headers or {}).get("Allow") if isinstance(error.headers, dict) else None
         message = f"method {req.method} is not allowed for {req.path!r}, allowed: {allowed}"

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, groupby
 from operator import attrgetter
 from typing import NamedTuple, Protocol
@@ -12,13 +13,13 @@ import falcon
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
+from prometheus_client.utils import floatToGoString
 
 from ovms_rest.errors import NotFoundError
 from ovms_rest.protocol.words import quote
 from ovms_rest.serving.statistics import BOUNDS, Histogram, ModelStatistics, StatisticsSource
 
-Labels = Mapping[str, str]
+Label = tuple[str, str]
 
 # prometheus-client adds `_total` to the name of a counter above its samples; OVMS's names, and so ours, have none.
 _COUNTER_HEAD = re.compile(rb"^(# (?:HELP|TYPE) \S+)_total ", re.MULTILINE)
@@ -60,101 +61,119 @@ class _Values(NamedTuple):
     processes: ProcessState
 
 
-class _Point(NamedTuple):
-    """A sample; `suffix` is that of its name within the family."""
-
-    labels: Labels
-    value: float
-    suffix: str = ""
-
-
-_Points = Callable[[_Values], Iterator[_Point]]
+# The lines of a family that have samples, by its name and all that is told.
+_Lines = Callable[[str, _Values], Iterator[str]]
 
 
 class _Family(NamedTuple):
-    """A family: its type and text, where its samples come from, whether it is told when no list is given."""
+    """A family: its type and text, where its lines come from, whether it is told when no list is given."""
 
     type: str
     text: str
-    points: _Points
+    lines: _Lines
     default: bool = True
 
 
-# --- Samples
+# --- Lines: 100 for a version of a model, 36 in each histogram, so that what is in them at every scrape is kept
+
+# Enough for the lines of 2000 versions, and for their histograms.
+_KEPT_STARTS, _KEPT_HISTOGRAMS = 2**15, 6000
+
+_write: Callable[[float], str] = lru_cache(2**14)(floatToGoString)
 
 
-def _labels_of(model: ModelStatistics) -> Labels:
-    return {"name": model.name, "version": model.version}
+@lru_cache(_KEPT_STARTS)
+def _start(name: str, *labels: tuple[str, str]) -> str:
+    """Return a line up to its value."""
+    text = ",".join(f'{label}="{_escape(value)}"' for label, value in sorted(labels))
+    return f"{name}{{{text}}} " if labels else f"{name} "
 
 
-def _of_models(value: Callable[[ModelStatistics], int | None], pipelines: bool = False) -> _Points:
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+@lru_cache(_KEPT_HISTOGRAMS)
+def _frame(name: str, *labels: tuple[str, str]) -> str:
+    """Return the lines of a histogram with a %s for each value."""
+    starts = [
+        *(_start(f"{name}_bucket", *labels, ("le", le)) for le in _LE),
+        _start(f"{name}_count", *labels),
+        _start(f"{name}_sum", *labels),
+    ]
+    return "".join(start.replace("%", "%%") + "%s\n" for start in starts)
+
+
+def _line(value: float, name: str, *labels: tuple[str, str]) -> str:
+    return f"{_start(name, *labels)}{_write(value)}\n"
+
+
+def _labels_of(model: ModelStatistics) -> tuple[Label, Label]:
+    return ("name", model.name), ("version", model.version)
+
+
+def _of_models(value: Callable[[ModelStatistics], int | None], pipelines: bool = False) -> _Lines:
     """Tell a number of every model that has it, and of pipelines when asked to."""
 
-    def points(values: _Values) -> Iterator[_Point]:
+    def lines(name: str, values: _Values) -> Iterator[str]:
         for model in values.models:
             if (pipelines or not model.is_pipeline) and (number := value(model)) is not None:
-                yield _Point(_labels_of(model), number)
+                yield _line(number, name, *_labels_of(model))
 
-    return points
+    return lines
 
 
-def _times(histogram: Callable[[ModelStatistics], Histogram], pipelines: bool = False, **labels: str) -> _Points:
+def _times(histogram: Callable[[ModelStatistics], Histogram], pipelines: bool = False, *labels: Label) -> _Lines:
     """Tell a histogram of every model, and of pipelines when asked to, in microseconds."""
 
-    def points(values: _Values) -> Iterator[_Point]:
+    def lines(name: str, values: _Values) -> Iterator[str]:
         for model in values.models:
             if pipelines or not model.is_pipeline:
-                yield from _spread({**labels, **_labels_of(model)}, histogram(model))
+                buckets, ns = histogram(model)
+                counts = list(map(_write, accumulate(buckets)))
+                yield _frame(name, *labels, *_labels_of(model)) % (*counts, counts[-1], _write(ns / 1000))
 
-    return points
-
-
-def _spread(labels: Labels, histogram: Histogram) -> Iterator[_Point]:
-    counts = list(accumulate(histogram.buckets))
-    for le, count in zip(_LE, counts, strict=True):
-        yield _Point({**labels, "le": le}, count, "_bucket")
-    yield _Point(labels, counts[-1], "_count")
-    yield _Point(labels, histogram.ns / 1000, "_sum")
+    return lines
 
 
-def _requests(inferences: Callable[[ModelStatistics], int], questions: Callable[[int], int]) -> _Points:
+def _requests(inferences: Callable[[ModelStatistics], int], questions: Callable[[int], int]) -> _Lines:
     """Tell how many requests there were by method. Those for readiness have no version, as in OVMS."""
-    interface = {"api": "KServe", "interface": "REST"}
+    interface = ("api", "KServe"), ("interface", "REST")
 
-    def points(values: _Values) -> Iterator[_Point]:
+    def lines(name: str, values: _Values) -> Iterator[str]:
         for model in values.models:
-            labels = {**interface, **_labels_of(model)}
-            yield _Point({**labels, "method": "ModelInfer"}, inferences(model))
-            yield _Point({**labels, "method": "ModelMetadata"}, questions(model.questions["ModelMetadata"]))
+            labels = (*interface, *_labels_of(model))
+            yield _line(inferences(model), name, *labels, ("method", "ModelInfer"))
+            yield _line(questions(model.questions["ModelMetadata"]), name, *labels, ("method", "ModelMetadata"))
         name_of = attrgetter("name")
-        for name, versions in groupby(sorted(values.models, key=name_of), name_of):
+        for model_name, versions in groupby(sorted(values.models, key=name_of), name_of):
             number = sum(questions(model.questions["ModelReady"]) for model in versions)
-            yield _Point({**interface, "method": "ModelReady", "name": name}, number)
+            yield _line(number, name, *interface, ("method", "ModelReady"), ("name", model_name))
 
-    return points
+    return lines
 
 
-def _refusals(values: _Values) -> Iterator[_Point]:
+def _refusals(name: str, values: _Values) -> Iterator[str]:
     for model in values.models:
         for kind, duration in model.failures.items():
-            yield _Point({**_labels_of(model), "kind": kind}, duration.count)
+            yield _line(duration.count, name, *_labels_of(model), ("kind", kind))
 
 
-def _of_workers(value: Callable[[WorkerState], int | None]) -> _Points:
-    def points(values: _Values) -> Iterator[_Point]:
+def _of_workers(value: Callable[[WorkerState], int | None]) -> _Lines:
+    def lines(name: str, values: _Values) -> Iterator[str]:
         for worker in values.processes.workers:
             if (number := value(worker)) is not None:
-                yield _Point({"worker": worker.worker}, number)
+                yield _line(number, name, ("worker", worker.worker))
 
-    return points
+    return lines
 
 
-def _of_service(value: Callable[[ProcessState], int | None]) -> _Points:
-    def points(values: _Values) -> Iterator[_Point]:
+def _of_service(value: Callable[[ProcessState], int | None]) -> _Lines:
+    def lines(name: str, values: _Values) -> Iterator[str]:
         if (number := value(values.processes)) is not None:
-            yield _Point({}, number)
+            yield _line(number, name)
 
-    return points
+    return lines
 
 
 # --- Families
@@ -179,7 +198,7 @@ _FAMILIES: Mapping[str, _Family] = {
     "ovms_request_time_us": _Family(
         "histogram",
         "Processing time of requests to a model or a DAG.",
-        _times(lambda model: model.request_time, pipelines=True, interface="REST"),
+        _times(lambda model: model.request_time, True, ("interface", "REST")),
     ),
     "ovms_inference_time_us": _Family(
         "histogram",
@@ -280,23 +299,19 @@ def check_metrics_list(names: Sequence[str]) -> dict[int, str]:
 # --- Text
 
 
-class _Collector(Collector):
-    """Some of the families, as prometheus-client asks for them."""
+class _Head(Collector):
+    """A family without samples, of which prometheus-client writes the head."""
 
-    def __init__(self, names: Iterable[str], values: _Values) -> None:
-        self._names = names
-        self._values = values
+    def __init__(self, name: str, family: _Family) -> None:
+        self._metric = Metric(name, family.text, family.type)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families that have samples."""
-        for name in self._names:
-            family = _FAMILIES[name]
-            metric = Metric(name, family.text, family.type)
-            metric.samples = [
-                Sample(name + suffix, dict(labels), value) for labels, value, suffix in family.points(self._values)
-            ]
-            if metric.samples:
-                yield metric
+        """Yield the family."""
+        yield self._metric
+
+
+def _write_head(name: str) -> str:
+    return _COUNTER_HEAD.sub(rb"\1 ", generate_latest(_Head(name, _FAMILIES[name]))).decode()
 
 
 class Metrics:
@@ -305,7 +320,7 @@ class Metrics:
     def __init__(self, source: MetricsSource | None, names: Iterable[str] = DEFAULT_METRICS) -> None:
         """Take where the metrics come from, None while they are disabled, and which to tell: a checked list."""
         self._source = source
-        self._names = tuple(name for name in names if name in _FAMILIES)
+        self._heads = {name: _write_head(name) for name in names if name in _FAMILIES}
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer the text that Prometheus reads, summed over all workers. Raises NotFoundError while disabled."""
@@ -316,6 +331,10 @@ class Metrics:
             )
         values = _Values(self._source.statistics(), self._source.process_state())
         resp.content_type = CONTENT_TYPE_LATEST
-        resp.data = _COUNTER_HEAD.sub(rb"\1 ", generate_latest(_Collector(self._names, values)))
+        parts: list[str] = []
+        for name, head in self._heads.items():
+            if lines := list(_FAMILIES[name].lines(name, values)):
+                parts += (head, *lines)
+        resp.data = "".join(parts).encode()
 
     on_head = on_get

@@ -8,7 +8,7 @@ import falcon
 import orjson
 
 from ovms_rest import __version__
-from ovms_rest.errors import DeadlineError, EndingError, InferenceError, NoContentError, ServingError
+from ovms_rest.errors import BusyError, DeadlineError, EndingError, InferenceError, NoContentError, ServingError
 from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import (
     decode_header_length,
@@ -16,10 +16,12 @@ from ovms_rest.protocol.decoding import (
     decode_request,
 )
 from ovms_rest.protocol.encoding import Buffer, encode_response
+from ovms_rest.protocol.json_memory import choose_budget
 from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor, batch_of
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.serving.body import read_body
 from ovms_rest.serving.compression import choose_encoding, compress
+from ovms_rest.serving.room import SMALL_OUTPUTS, check_outputs, check_requested
 from ovms_rest.serving.statistics import FailureKind, Question, Served
 from ovms_rest.serving.waiting_time import waits_since
 from ovms_rest.settings import Settings
@@ -168,6 +170,7 @@ class Infer:
         """Take what is served, and the limits."""
         self._registry = registry
         self._settings = settings
+        self._json_memory = choose_budget(settings.max_body_bytes)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Infer, and count it."""
@@ -182,6 +185,9 @@ class Infer:
             self._infer(req, resp, servable, received, started)
         except DeadlineError as error:
             servable.counters.fail("timeout", error.waited_ns)
+            raise
+        except BusyError:
+            servable.counters.fail("overload", time.monotonic_ns() - started)
             raise
         except NoContentError:  # an answer too
             servable.counters.record(started - received, 0, time.monotonic_ns() - started, 0)
@@ -205,6 +211,8 @@ class Infer:
             waited = time.monotonic_ns() - waits_since(req.env, received)
             if waited > request.timeout_us * 1000:
                 raise DeadlineError(request.timeout_us, waited)
+        if metadata.static_elements > SMALL_OUTPUTS:
+            check_requested(requested, metadata, req.env)
         decoded = time.monotonic_ns()
         if is_observed:
             _note(req, input_ns=decoded - started)
@@ -214,6 +222,8 @@ class Infer:
             (classify(tensors[name], classification, metadata.labels) if classification else tensors[name], binary)
             for name, binary, classification in requested
         ]
+        if metadata.has_dynamic_outputs or metadata.static_elements > SMALL_OUTPUTS:
+            check_outputs(outputs, req.env)
         response = InferenceResponse(metadata.name, metadata.version, outputs, request.id)
         answered = self._answer(req, resp, *encode_response(response))
         output_ns = time.monotonic_ns() - inferred
@@ -236,7 +246,7 @@ class Infer:
         header_length = decode_header_length(header, len(body))
         if header_length == 0:
             return len(body), decode_raw_request(body, metadata.inputs)
-        return len(body), decode_request(body, header_length)
+        return len(body), decode_request(body, header_length, model=metadata, json_memory=self._json_memory)
 
     def _answer(self, req: falcon.Request, resp: falcon.Response, head: bytes, sections: list[Buffer]) -> int:
         """Hand the answer to the server; return its size."""

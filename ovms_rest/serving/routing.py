@@ -7,48 +7,87 @@ from urllib.parse import unquote_to_bytes
 import falcon
 from falcon.routing import DefaultRouter, set_default_responders
 
-_AUTHORITY = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
-_SLASH_TOLERANT = frozenset({"GET", "HEAD", "OPTIONS"})
+from ovms_rest.protocol.words import escape, escape_lines
+
+# RFC 3986 section 3.1 and 3.2: what stands before the path in a target of absolute form.
+_AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
+_ENCODED_SLASH = re.compile("%(?=2[Ff])")
+_INFERENCE = re.compile(r"/v2/models/([^/]*)(?:/versions/([^/]*))?/infer")
+
+# The path of a request outside of SCRIPT_NAME; no route has it.
+OUTSIDE = ""
 
 
-_INFERENCE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+def read_script_name(variable: str) -> str:
+    """Return the path that the service is mounted below, "" for none, in WSGI's form, from the variable SCRIPT_NAME."""
+    name = variable.strip("/").encode(errors="surrogateescape").decode("latin-1")
+    return f"/{name}" if name else ""
+
+
+def read_path(target: str, script_name: str = "") -> str:
+    """Return the path of a request target below `script_name` as WSGI's PATH_INFO; OUTSIDE if it is not below it.
+
+    Whoever decides by the path of a request uses this one. Percent-encoding is decoded except that of a slash, so that
+    the model `a%2Fready` does not look like the readiness of `a`. A slash at the end is dropped.
+    """
+    path = target.partition("?")[0]
+    if not path.startswith("/"):
+        if path == "*":
+            return path
+        if authority := _AUTHORITY.match(path):
+            path = path[authority.end() :] or "/"
+    if "%" in path:
+        path = unquote_to_bytes(_ENCODED_SLASH.sub("%25", path).encode("latin-1")).decode("latin-1")
+    if script_name:
+        if not f"{path}/".startswith(f"{script_name}/"):
+            return OUTSIDE
+        path = path[len(script_name) :] or "/"
+    return _drop_slash(path)
+
+
+def read_authority(target: str) -> str | None:
+    """Return host and port in a target of absolute form, None for any other target."""
+    authority = _AUTHORITY.match(target.partition("?")[0])
+    return None if authority is None else authority[0].partition("://")[2].rpartition("@")[2]
+
+
+def _drop_slash(path: str) -> str:
+    return path[:-1] if path.endswith("/") and len(path) > 1 else path
 
 
 def is_inference(method: str, path: str) -> bool:
-    """Tell whether a request infers, and so may have to wait; all others are answered at once. `path` is PATH_INFO."""
+    """Return whether a request infers, and so may have to wait for its turn; `path` comes from `read_path`."""
     return method == "POST" and path.endswith("/infer") and _INFERENCE.fullmatch(path) is not None
 
 
 def read_inference(path: str) -> tuple[str, str | None]:
-    """Return the model and the version, None when there is none, of the path of an inference."""
+    """Return the model, and the version or None, in the path of an inference."""
     found = _INFERENCE.fullmatch(path.encode("latin-1").decode("utf-8", "replace"))
     assert found is not None
     return found[1], found[2]
 
 
 class Request(falcon.Request):
-    """A request whose path keeps an encoded slash in a model's name and loses a slash at the end of a GET.
-
-    WSGI decodes the path before it is split, so that the model `a%2Fready` would look like the readiness of `a`.
-    """
+    """A request whose path is that of `read_path`, which our worker has called already."""
 
     __slots__ = ()
 
     def __init__(self, env: dict[str, Any], options: falcon.RequestOptions | None = None) -> None:
-        """Take the raw target where the server hands it on, as gunicorn does."""
-        if "%2" in env.get("RAW_URI", ""):
-            _keep_slashes(env)
+        """Read the path from the raw target where the server hands it on, as gunicorn does."""
+        target = env.get("RAW_URI", "")
+        if "ovms_rest.path_is_read" not in env:
+            script_name = read_script_name(env.get("SCRIPT_NAME", ""))
+            env["PATH_INFO"] = read_path(target, script_name) if target else _drop_slash(env["PATH_INFO"])
         super().__init__(env, options)
-        if self.path.endswith("/") and len(self.path) > 1 and self.method in _SLASH_TOLERANT:
-            self.path = self.path[:-1]
+        if target and env["PATH_INFO"] == OUTSIDE:
+            self.path = OUTSIDE  # which Falcon takes for the path "/"
         if self.method == "WEBSOCKET":
             self.method = "websocket"  # which Falcon keeps for itself in capitals
 
-
-def _keep_slashes(env: dict[str, Any]) -> None:
-    path = _AUTHORITY.sub("", env["RAW_URI"].partition("?")[0]).replace("%2f", "%252F").replace("%2F", "%252F")
-    path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
-    env["PATH_INFO"] = path.removeprefix(env.get("SCRIPT_NAME", ""))
+    def log_error(self, message: str) -> None:
+        """Write to WSGI's error stream; Falcon would write the decoded path with its line breaks."""
+        line = f"[ERROR] {self.method} {self.path} failed"
+        self._wsgierrors.write(f"{escape(line)}\n  {escape_lines(message.rstrip())}\n")
 
 
 class _Methods(dict[str, Any]):
@@ -67,7 +106,10 @@ class _AnyPath:
 
 
 class Router(DefaultRouter):
-    """Falcon's router, with `OPTIONS *`, 405 for methods unknown to it, and no path that begins with two slashes."""
+    """Falcon's router, with `OPTIONS *`, 405 for methods unknown to it, and one slash at the beginning of a path.
+
+    Falcon would ignore further ones, and find routes without any.
+    """
 
     def __init__(self) -> None:
         """Prepare the one path that is none."""
@@ -81,7 +123,9 @@ class Router(DefaultRouter):
         """Find the responders of a path."""
         if uri == "*":
             return self._asterisk
-        return None if uri.startswith("//") else super().find(uri, req)
+        if uri.startswith("//") or not uri.startswith("/"):
+            return None
+        return super().find(uri, req)
 
     def map_http_methods(self, resource: object, **kwargs: Any) -> dict[str, Any]:
         """Map the methods of a resource."""

@@ -23,6 +23,13 @@ struct CustomNodeParam {
     const char *key, *value;
 };
 
+#ifdef FINDS_ITSELF
+int dladdr(const void* address, void* info);
+int find_itself(void* info) {
+    return dladdr((void*)&find_itself, info);
+}
+#endif
+
 // Read by the tests.
 int allocated = 0, released = 0, initialized = 0;
 

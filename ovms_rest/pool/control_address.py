@@ -1,0 +1,138 @@
+"""The control address: opened before any model is loaded, by one service only, and handed over when that is upgraded.
+
+gunicorn's SIGUSR2 starts a second arbiter, which inherits its listeners by the numbers in GUNICORN_FD. The one of the
+control address goes the same way, by a variable of its own. So SO_REUSEPORT is not needed, with which any other service
+on the same address would take a part of the calls.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import time
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.sock import close_sockets, create_sockets
+from gunicorn.util import chown, is_ipv6
+
+# Of the process that SIGUSR2 starts: the descriptor, and the address as the setting has it.
+INHERITED = "_OVMS_REST_CONTROL_FD"
+
+# An address may still be in use for a while: the workers of an arbiter that was killed notice it after a second.
+PATIENCE_SECONDS = 3.0
+_RETRY_SECONDS = 0.1
+
+
+class ControlAddress:
+    """The control address of this service; without one set there are no sockets."""
+
+    def __init__(self, address: str, cfg: Any, environ: MutableMapping[str, str]) -> None:
+        """Take over the socket that this process inherited, or bind a new one.
+
+        `cfg` has the umask, user and group of a path. Raises OSError, and ValueError for what is not an address.
+        """
+        self.sockets: list[Any] = []
+        self._address = address
+        self._parsed = Config()
+        self._parsed.set("bind", [address] if address else [])
+        self._descriptor: int | None = None
+        self._path: Path | None = None
+        inherited, _, previous = environ.pop(INHERITED, "").partition(" ")
+        if inherited and address == previous:
+            self._descriptor = int(inherited)
+        else:
+            if inherited:  # the setting is another one since
+                os.close(int(inherited))
+            if address:
+                self._bind(_parse(self._parsed), cfg)
+
+    def _bind(self, address: tuple[str, int] | str, cfg: Any) -> None:
+        """Bind a socket. Raises OSError when the address is in use and stays so."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                self._descriptor = _bind_path(address, cfg) if isinstance(address, str) else _bind_port(address)
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise
+            time.sleep(_RETRY_SECONDS)
+        if isinstance(address, str):
+            self._path = Path(address)
+            self._inode = self._path.stat().st_ino
+
+    def listen(self, log: Any) -> None:
+        """Have clients connect from now on, as there will be a worker for them; before, they are refused.
+
+        Raises OSError when another service, which was started at the same time, was faster.
+        """
+        if self._path is not None and self._inode != self._path.stat().st_ino:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        if self._descriptor is not None:
+            self.sockets = create_sockets(self._parsed, log, [self._descriptor])
+
+    def hand_over(self, environ: MutableMapping[str, str]) -> None:
+        """Name the socket in the environment of a process that is going to inherit it."""
+        environ.pop(INHERITED, None)
+        for sock in self.sockets:
+            environ[INHERITED] = f"{sock.fileno()} {self._address}"
+
+    def close(self, unlink: bool) -> None:
+        """Close it, and remove its path unless another arbiter goes on with it."""
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed it
+            close_sockets(self.sockets, unlink)
+        self.sockets = []
+
+
+def _parse(parsed: Config) -> tuple[str, int] | str:
+    """Return host and port, or a path. Raises ValueError."""
+    try:
+        (address,) = parsed.address
+    except RuntimeError as error:  # gunicorn's, of the port
+        raise ValueError(str(error)) from error
+    if isinstance(address, tuple | str):
+        return address
+    raise ValueError("expected HOST:PORT or unix:PATH")
+
+
+def _bind_port(address: tuple[str, int]) -> int:
+    with socket.socket(socket.AF_INET6 if is_ipv6(address[0]) else socket.AF_INET) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)  # fails while any other listens
+        return sock.detach()
+
+
+def _bind_path(path: str, cfg: Any) -> int:
+    """Bind a path as gunicorn does, but not one on which another process listens."""
+    _remove_unused(Path(path))
+    with socket.socket(socket.AF_UNIX) as sock:
+        umask = os.umask(cfg.umask)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(umask)
+        chown(path, cfg.uid, cfg.gid)
+        return sock.detach()
+
+
+def _remove_unused(path: Path) -> None:
+    """Remove the socket that a process which is gone has left. Raises OSError when somebody listens on it."""
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise FileExistsError(errno.EEXIST, "it exists and is not a socket", str(path))
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except BlockingIOError:  # its backlog is full
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from None
+        else:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

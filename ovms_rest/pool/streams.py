@@ -1,0 +1,288 @@
+"""Standard output, standard error and log files as streams that never block a process, whoever reads them.
+
+A pipe whose reader has stopped, as in `gunicorn 2>&1 | stuck`, takes 64 KiB and then blocks its writer: the arbiter
+would no longer replace workers, and a worker no longer answer, for the sake of a log line. Here a line that does not go
+out within WAIT_SECONDS is dropped, and the log says how many were as soon as there is room again.
+
+O_NONBLOCK is not set on what was inherited: it would hold for everyone who shares that open file, the shell for one.
+"""
+
+import contextlib
+import io
+import logging
+import logging.handlers
+import os
+import select
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TextIO
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
+
+# How long a write waits for a reader that is only slow; not at all once it has waited in vain, until there is room.
+WAIT_SECONDS = 0.02
+
+_Write = Callable[[memoryview], int]
+
+
+class Stream(io.RawIOBase):
+    """A descriptor to write to; what it does not take is dropped and counted."""
+
+    def __init__(self, descriptor: int, name: str, is_standard: bool = False) -> None:
+        """Take a descriptor, to be closed with this unless it is a standard one, and its name for the log."""
+        super().__init__()
+        self.name = name
+        self._descriptor = descriptor
+        self._is_standard = is_standard
+        self._own: io.FileIO | socket.socket | None = None
+        self._write: _Write = self._write_plainly
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        self._lost = 0  # lines, of this process
+        self._pid = os.getpid()
+        self._reason = ""
+        self._is_cut = False  # the last line that came out lacks its end
+        self._waits = True
+        self.attach()
+
+    def attach(self) -> None:
+        """Look at what the descriptor is now: gunicorn's `capture_output` puts a file in its place."""
+        self._detach()
+        kind = os.fstat(self._descriptor).st_mode
+        if stat.S_ISSOCK(kind):  # of systemd's journal
+            self._own = sock = socket.socket(fileno=os.dup(self._descriptor))
+            self._write = lambda data: sock.send(data, socket.MSG_DONTWAIT)
+        elif stat.S_ISFIFO(kind) or os.isatty(self._descriptor):
+            self._attach_pipe()
+        else:  # a file on a disk, or /dev/null: neither ever blocks
+            self._write = self._write_plainly
+
+    def _attach_pipe(self) -> None:
+        """Open the pipe or terminal once more, with flags of its own."""
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            self._own = io.FileIO(os.open(f"/proc/self/fd/{self._descriptor}", flags), "w")
+        except OSError:  # another user's, or without a reader
+            self._write = self._write_after_poll
+        else:
+            self._write = partial(os.write, self._own.fileno())
+
+    def _detach(self) -> None:
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+
+    def close(self) -> None:
+        """Close it."""
+        if not self.closed:
+            self._detach()
+            if not self._is_standard:
+                os.close(self._descriptor)
+        super().close()
+
+    def unblocked(self) -> int:
+        """Return a descriptor of the same pipe or terminal that does not block, if there is one, else the usual one."""
+        return self._own.fileno() if isinstance(self._own, io.FileIO) else self._descriptor
+
+    def _write_plainly(self, data: memoryview) -> int:
+        return os.write(self._descriptor, data)
+
+    def _write_after_poll(self, data: memoryview) -> int:
+        """Write no more than fits into a pipe that has room. Linux before 6.4 waits if others take it meanwhile."""
+        if not self._poll.poll(0):
+            raise BlockingIOError
+        data = data[: select.PIPE_BUF]
+        try:
+            return os.pwritev(self._descriptor, [data], -1, os.RWF_NOWAIT)
+        except (BlockingIOError, BrokenPipeError):
+            raise
+        except OSError:  # not supported
+            return os.write(self._descriptor, data)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        return os.isatty(self._descriptor)
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write lines, or drop them; return their length in either case."""
+        view = memoryview(data)
+        rest = memoryview(b"\n" + view) if self._is_cut else view
+        length, reason = len(rest), ""
+        deadline = time.monotonic() + WAIT_SECONDS if self._waits else 0.0
+        while rest:
+            try:
+                rest = rest[self._write(rest) :]
+            except BlockingIOError:
+                if not self._wait(deadline):
+                    reason = "its reader has fallen behind"
+                    break
+            except OSError as error:
+                reason = error.strerror or "unknown error"
+                break
+        if reason:
+            self._count_own()
+            self._reason = reason
+            self._lost += max(1, bytes(rest).count(b"\n"))
+            self._is_cut = self._is_cut or len(rest) < length
+            self._waits = False
+        else:
+            self._is_cut = False
+            self._waits = True
+            if self._lost:
+                self._tell()
+        return len(view)
+
+    def _wait(self, deadline: float) -> bool:
+        """Wait until there is room; return whether there is."""
+        left = deadline - time.monotonic()
+        return left > 0 and bool(self._poll.poll(left * 1000))
+
+    def _count_own(self) -> None:
+        """Count from 0 in a process that was forked: what was lost before is for the other one to say."""
+        if self._pid != os.getpid():
+            self._pid, self._lost = os.getpid(), 0
+
+    def _tell(self) -> None:
+        """Say how many lines were lost, now that there is room."""
+        self._count_own()
+        lost, self._lost = self._lost, 0
+        if not lost:
+            return
+        log.warning("%d lines of %s were lost: %s", lost, self.name, self._reason)
+        if self._lost:  # that line, too
+            self._lost += lost - 1
+
+
+class _Standard(io.TextIOWrapper):
+    """A standard stream."""
+
+    def __init__(self, stream: Stream, like: TextIO) -> None:
+        """Encode as another stream does, and write whole lines."""
+        super().__init__(stream, like.encoding, like.errors, line_buffering=True)
+        self.stream = stream
+
+
+def install(uid: int, gid: int) -> None:
+    """Have this process, and those forked from it, write to the log without ever being blocked by its reader.
+
+    Called in the arbiter whenever gunicorn has set up its logger. Log files that workers have to open anew, after they
+    were rotated, are given to their user and group.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        _replace(name, number)
+    handlers = {handler for logger in _loggers() for handler in logger.handlers}
+    for handler in handlers:
+        if isinstance(handler, logging.FileHandler):
+            _unblock_file(handler, uid, gid)
+        elif isinstance(handler, logging.handlers.SysLogHandler):
+            _unblock_syslog(handler)
+        elif isinstance(handler, logging.StreamHandler):
+            _unblock_stream(handler)
+
+
+def _loggers() -> list[logging.Logger]:
+    found = list(logging.root.manager.loggerDict.values())
+    return [logging.root, *(logger for logger in found if isinstance(logger, logging.Logger))]
+
+
+def _replace(name: str, number: int) -> None:
+    """Put an unblocked stream in the place of a standard one, unless it was put there before."""
+    standard: TextIO | None = getattr(sys, name)
+    if isinstance(standard, _Standard):
+        standard.stream.attach()
+        return
+    try:
+        if standard is None or standard.fileno() != number:  # closed, or somebody's own
+            return
+    except (OSError, ValueError):
+        return
+    standard.flush()
+    stream = Stream(number, f"the standard {'error' if number == 2 else 'output'}", is_standard=True)
+    setattr(sys, name, _Standard(stream, standard))
+
+
+def unblocked_stdout() -> int:
+    """Return a descriptor of the standard output that does not block, where there is one."""
+    return sys.stdout.stream.unblocked() if isinstance(sys.stdout, _Standard) else 1
+
+
+def _unblock_stream(handler: "logging.StreamHandler[TextIO]") -> None:
+    if handler.stream is sys.__stderr__:
+        handler.setStream(sys.stderr)
+    elif handler.stream is sys.__stdout__:
+        handler.setStream(sys.stdout)
+
+
+def _unblock_file(handler: Any, uid: int, gid: int) -> None:
+    """Unblock a log file, which may be a named pipe or /dev/stderr, now and whenever it is opened anew."""
+    if "_open" not in vars(handler):
+        handler._open = partial(_open_file, handler, handler._open, uid, gid)
+        if handler.stream is not None:
+            handler.stream = _unblock_text(handler.stream)
+
+
+def _open_file(handler: logging.FileHandler, opening: Callable[[], TextIO], uid: int, gid: int) -> TextIO:
+    """Open a log file; a process that may not writes to the standard error from then on, and says so."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISFIFO(os.stat(handler.baseFilename).st_mode):  # which would be waited for without a reader
+                os.close(os.open(handler.baseFilename, os.O_WRONLY | os.O_NONBLOCK))
+        file = opening()
+    except OSError as error:
+        print(f"the log file {handler.baseFilename} cannot be opened: {error.strerror}", file=sys.stderr)
+        return _unblock_text(os.fdopen(os.dup(2), "w"))
+    if uid and os.geteuid() == 0 and _is_regular(file):
+        with contextlib.suppress(OSError):  # on a file system without owners, say
+            os.fchown(file.fileno(), uid, gid)
+    return _unblock_text(file)
+
+
+def _unblock_text(file: TextIO) -> TextIO:
+    """Return a text file as one that never blocks; what cannot block stays as it is."""
+    if _is_regular(file):
+        return file
+    stream = Stream(os.dup(file.fileno()), file.name)
+    unblocked = io.TextIOWrapper(stream, file.encoding, file.errors, line_buffering=True)
+    file.close()
+    return unblocked
+
+
+def _is_regular(file: TextIO) -> bool:
+    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+
+
+class _UnblockedSyslog:
+    """Drops what the daemon of a handler has no room for."""
+
+    def __init__(self, handler: Any) -> None:
+        self._handler = handler
+        self._send = handler.emit
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record, or drop it."""
+        sock = self._handler.socket
+        if sock and not select.select([], [sock], [], 0)[1]:
+            self._lost += 1
+            return
+        self._send(record)
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            log.warning("%d lines of the system's log were lost: it has fallen behind", lost)
+
+
+def _unblock_syslog(handler: logging.handlers.SysLogHandler) -> None:
+    if "emit" not in vars(handler):
+        handler.emit = _UnblockedSyslog(handler).emit  # type: ignore[method-assign]

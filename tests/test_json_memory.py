@@ -1,0 +1,150 @@
+"""The memory that JSON takes once it is parsed: estimated high enough, and not so high that useful requests suffer."""
+
+import json
+
+import pytest
+from costs import measure_cost
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ovms_rest.errors import BodyTooLargeError
+from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choose_budget, most_per_byte
+
+MIB = 2**20
+COMMA, ARRAY, OBJECT, COLON, QUOTE = map(OBJECTS.get, b',[{:"')
+
+# Values outside of the data of inputs are ignored, whatever they are.
+BOMB = """body = b'{{"inputs":[{{"name":"x","shape":[1],"datatype":"FP32","data":[1]}}],"junk":['
+body += b"{repeated}," * {count} + b"1]}}"
+"""
+DECODE = "decode_request(memoryview(body))"
+IMPORT = "from ovms_rest.protocol.decoding import decode_request\n"
+
+
+def weigh(text, budget, weights=OBJECTS):
+    """Return the refusal of a text, "" when it is allowed."""
+    try:
+        check_memory(memoryview(text), weights, budget)
+    except BodyTooLargeError as error:
+        return str(error)
+    return ""
+
+
+def bomb(repeated, count):
+    return measure_cost(IMPORT + BOMB.format(repeated=repeated, count=count), DECODE)
+
+
+def data(datatype, repeated, count):
+    """Measure a request with data of equal elements."""
+    head = f'{{"inputs":[{{"name":"x","shape":[{count}],"datatype":"{datatype}","data":['
+    body = f"body = {head.encode()!r} + b','.join([{repeated.encode()!r}] * {count}) + b']}}]}}'"
+    return measure_cost(IMPORT + body, DECODE)
+
+
+# --- Bombs: each within the limit of a body, 256 MiB
+
+
+@pytest.mark.parametrize("repeated", ["{}", "[]", '{\\"\\":1}', "[1]", "[[]]", '\\"\\"', '\\"ab\\"'])
+def test_values_without_use_are_refused_before_they_take_memory(repeated):
+    cost = bomb(repeated, 16_000_000)
+    assert cost.error.startswith("BodyTooLargeError: the values of the JSON would take 13")
+    assert cost.mebibytes < 8
+    assert cost.seconds < 2
+
+
+@pytest.mark.parametrize(
+    "repeated", ["{}", "[]", '{\\"\\":1}', "[1]", "[[]]", '\\"\\"', '\\"ab\\"', "1", "1.5", "true"]
+)
+def test_values_that_are_allowed_take_no_more_than_was_estimated(repeated):
+    count = 400_000
+    cost = bomb(repeated, count)
+    assert cost.error == ""
+    text = f"{repeated},".replace("\\", "").encode() * count
+    estimate = next(mebibytes for mebibytes in range(1000) if not weigh(text, mebibytes * MIB))
+    assert cost.mebibytes < estimate + 2
+
+
+def test_the_members_of_an_object_take_no_more_than_was_estimated():
+    count = 400_000
+    make = "body = b'{' + b','.join(b'\"%07d\":1' % i for i in range(400_000)) + b',\"inputs\":[{\"name\":\"x\",'"
+    make += ' b\'"shape":[1],"datatype":"FP32","data":[1]}]}\''
+    cost = measure_cost(IMPORT + make, DECODE)
+    assert cost.error == ""
+    assert cost.mebibytes < count * (COMMA + COLON + 2 * QUOTE) / MIB
+
+
+# --- Useful requests
+
+
+@pytest.mark.parametrize(
+    ("datatype", "repeated", "count"),
+    [("FP32", "0.123456", 30_000_000), ("INT64", "12345", 30_000_000), ("BYTES", '"some text"', 1_000_000)],
+)
+def test_large_requests_are_decoded_within_the_budget(datatype, repeated, count):
+    cost = data(datatype, repeated, count)
+    assert cost.error == ""
+    text = (len(repeated) + 1) * count / MIB
+    assert cost.mebibytes < choose_budget(2**28) / MIB + 2 * text
+
+
+def test_the_budget_is_five_times_the_limit_of_a_body_and_at_least_64_mib():
+    assert [choose_budget(limit) for limit in (1, 2**23, 2**24, 2**28)] == [2**26, 2**26, 5 * 2**24, 5 * 2**28]
+
+
+# --- What counts
+
+
+def test_what_stands_in_strings_is_no_value():
+    text = b'["' + b"{},[]:" * 100_000 + b'"]'
+    assert weigh(text, 100_000) == ""
+    outside = b"[" + b"{},[]:" * 100_000 + b"]"
+    assert weigh(outside, 100_000).startswith("the values of the JSON would take ")
+
+
+def test_the_message_says_what_is_allowed_and_what_to_do():
+    message = "the values of the JSON would take 9000 bytes of memory or more, at most 8999 are allowed"
+    assert weigh(b"," * 100, 8999) == f"{message}; send large tensors as binary data"
+    assert weigh(b"," * 100, 9000) == ""
+
+
+def reference(value):
+    """Weigh a value as JSON is read, not as it is written."""
+    commas = COMMA * max(0, len(value) - 1) if isinstance(value, list | dict) else 0
+    if isinstance(value, dict):
+        members = sum(COLON + reference(key) + reference(item) for key, item in value.items())
+        return OBJECT + commas + members
+    if isinstance(value, list):
+        return ARRAY + commas + sum(map(reference, value))
+    return 2 * QUOTE if isinstance(value, str) else 0
+
+
+texts = st.text(st.sampled_from('\\\\\\"{}[]:,a'), max_size=12)
+values = st.recursive(
+    st.none() | st.integers() | texts,
+    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+    max_leaves=30,
+)
+
+
+@pytest.mark.parametrize("block", [1, 7, 2**17])
+@settings(deadline=None, max_examples=150)
+@given(value=values)
+@example(value=['\\"', "\\", '\\\\"'])
+def test_separators_are_counted_as_json_is_read(block, value):
+    """The estimate is refused at its own value less one and allowed at it, wherever blocks begin."""
+    text = json.dumps(value).encode()
+    exact = reference(value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ovms_rest.protocol.json_memory._BLOCK", block)
+        assert weigh(text, exact) == ""
+        if len(text) * most_per_byte(OBJECTS) > exact - 1:
+            assert weigh(text, exact - 1) != ""
+
+
+@pytest.mark.parametrize("weights", [OBJECTS, NUMBERS])
+@pytest.mark.parametrize("repeated", [b"{},", b"[],", b"1,", b'"",', b'{"":1},', b"[[]],", b'"":1,', b"[1],"])
+def test_no_text_outweighs_what_is_assumed_of_each_byte(weights, repeated):
+    """Short texts are not looked at because of it."""
+    assert sum(repeated.count(character) * weight for character, weight in weights.items()) <= len(repeated) * (
+        most_per_byte(weights)
+    )

@@ -1,0 +1,112 @@
+"""A service that root starts for another user, with gunicorn's --user and --group: its workers have fewer rights."""
+
+import os
+import pwd
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+import model_zoo
+import pytest
+from service import serve, write_config
+
+NOBODY = pwd.getpwnam("nobody")
+OPTIONS = ("-w", "2", "--user", "nobody", "--group", str(NOBODY.pw_gid))
+RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may start processes of another user")
+
+
+@pytest.fixture
+def directory():
+    """A directory that every user may read; pytest's own are root's alone."""
+    made = Path(tempfile.mkdtemp(prefix="ovms_rest-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def relu(directory):
+    return prepare(directory)
+
+
+def prepare(directory):
+    model_zoo.save(model_zoo.relu(), directory / "relu")
+    return write_config(directory, {"name": "relu", "base_path": "relu"})
+
+
+def infers(service):
+    return service.infer("relu", RELU).json()["outputs"][0]["data"] == [1, 0, 3, 0]
+
+
+def owner(pid):
+    return os.stat(f"/proc/{pid}").st_uid
+
+
+def test_models_are_reloaded_loaded_and_unloaded_by_call(directory, relu):
+    with serve(directory, *OPTIONS, config=relu, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service:
+        assert infers(service)
+        service.wait_for(lambda: {owner(pid) for pid in service.workers()} == {NOBODY.pw_uid})
+        assert service.request("POST", "/v1/config/reload").status == 200
+        model_zoo.save(model_zoo.relu(), directory / "relu", 2)
+        assert service.request("POST", "/v1/config/reload").status == 201
+        assert service.get("/v2/models/relu").json()["versions"] == ["2"]
+        assert service.request("POST", "/v2/repository/models/relu/unload").status == 200
+        assert service.get("/v2/models/relu/ready").status == 404
+        assert service.request("POST", "/v2/repository/models/relu/load").status == 200
+        assert infers(service)
+        assert {owner(pid) for pid in service.workers()} == {NOBODY.pw_uid}
+
+
+@pytest.mark.parametrize("control", [False, True], ids=["no control address", "a control address"])
+def test_a_new_version_is_noticed(directory, relu, control):
+    path = directory / "control"
+    with serve(directory, *OPTIONS, config=relu, OVMS_REST_CONTROL_BIND=f"unix:{path}" if control else "") as service:
+        assert infers(service)
+        if control:
+            assert (path.stat().st_uid, path.stat().st_gid) == (NOBODY.pw_uid, NOBODY.pw_gid)
+        model_zoo.save(model_zoo.relu(), directory / "relu", 2)
+        service.wait_for(lambda: service.get("/v2/models/relu").json()["versions"] == ["2"])
+        assert "only noticed by a reload" not in service.log
+
+
+def test_models_that_only_root_may_read_are_served_and_reloaded_by_call(tmp_path):
+    """The log says that their changes are not noticed."""
+    tmp_path.chmod(0o700)
+    with serve(tmp_path, *OPTIONS, config=prepare(tmp_path)) as service:
+        assert infers(service)
+        line = f"changes of {tmp_path}/relu are only noticed by a reload: user {NOBODY.pw_uid} may not read it"
+        service.wait_for(lambda: line in service.log)
+        before = service.log.count("Handling signal: control")
+        model_zoo.save(model_zoo.relu(), tmp_path / "relu", 2)
+        assert service.request("POST", "/v1/config/reload").status == 201
+        assert service.get("/v2/models/relu").json()["versions"] == ["2"]
+        assert service.log.count("Handling signal: control") == before + 1
+
+
+@pytest.mark.parametrize("options", [(), ("--capture-output",)], ids=["", "--capture-output"])
+def test_logs_in_a_directory_of_root_are_reopened_after_they_were_moved(directory, relu, options):
+    names = ("service.log", "access", "requests")
+    error, access, requests = (directory / name for name in names)
+    files = ("--error-logfile", str(error), "--access-logfile", str(access))
+    variables = {"OVMS_REST_ACCESS_LOG": "json", "OVMS_REST_ACCESS_LOG_FILE": str(requests)}
+    with serve(directory, *OPTIONS, *files, *options, config=relu, **variables) as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        workers = service.workers()
+        assert infers(service)
+        for name in names:
+            (directory / name).rename(directory / f"{name}.old")
+        service.signal(signal.SIGUSR1)
+
+        def is_written():
+            assert infers(service)
+            return all((directory / name).exists() and (directory / name).read_text() for name in names[1:])
+
+        service.wait_for(is_written)
+        service.signal(signal.SIGTTIN)
+        service.wait_for(lambda: "Handling signal: ttin" in service.log)
+        assert {path.stat().st_uid for path in (error, access, requests)} == {NOBODY.pw_uid}
+        assert set(workers) < set(service.wait_for(lambda: len(found := service.workers()) == 3 and found))
+        assert "cannot" not in service.log + (directory / "service.log.old").read_text()
