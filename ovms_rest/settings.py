@@ -67,7 +67,8 @@ class Settings:
         256 * 2**20,
         # Strings are found in a body by 32-bit offsets, which OpenVINO's string tensors have.
         integer_between(1, 2**31 - 1),
-        "largest request body, as received and after decompression; a larger one is answered 413",
+        "largest request body, as received and after decompression, of which control routes take 1 MiB; a larger one "
+        "is answered 413, and so is JSON whose values would take more than five times as much memory",
     )
     max_waiting: int = _setting(
         64,
@@ -136,7 +137,7 @@ class Settings:
         2**28,
         integer_between(1, 2**34),
         "pixels that all encoded images of one input may have together, and values (channels counted) that the array "
-        "they become may have; beyond either the answer is 400",
+        "they become may have; beyond either the answer is 400. What files cost to decode besides is bounded by it too",
     )
     access_log: str = _setting(
         "none",

@@ -11,7 +11,7 @@ import subprocess
 
 import model_zoo
 import pytest
-from service import PATIENCE, ROOT, environment, free_port, receive, serve, wait_for_end, write_config
+from service import PATIENCE, ROOT, Service, environment, free_port, receive, serve, wait_for_end, write_config
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 PR_SET_CHILD_SUBREAPER = 36
@@ -154,7 +154,12 @@ def test_the_path_of_the_control_address_has_gunicorns_umask_and_goes_with_the_s
 # --- Upgrades
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT], ids=["SIGTERM", "SIGQUIT"])
+@pytest.mark.parametrize(
+    ("address", "number"),
+    [("port", signal.SIGTERM), ("path", signal.SIGQUIT)],
+    indirect=["address"],
+    ids=["a port, SIGTERM", "a path, SIGQUIT"],
+)
 def test_an_upgrade_takes_the_control_address_over_and_no_call_hangs(tmp_path, relu, address, number, orphans):
     with serve(tmp_path, "-w", "1", config=relu, OVMS_REST_CONTROL_BIND=address) as service:
         service.wait_for(lambda: answers(address))
@@ -171,14 +176,61 @@ def test_an_upgrade_takes_the_control_address_over_and_no_call_hangs(tmp_path, r
         assert not answers(address)
 
 
+@pytest.mark.parametrize("address", ["path"], indirect=True)
 def test_an_upgrade_that_is_taken_back_leaves_the_control_address(tmp_path, relu, address):
     with serve(tmp_path, "-w", "1", config=relu, OVMS_REST_CONTROL_BIND=address) as service:
         service.wait_for(lambda: answers(address))
         with upgraded(service):
             assert [ask(address) for _ in range(10)] == [200] * 10
         assert [ask(address) for _ in range(30)] == [200] * 30
-        with upgraded(service):
-            assert [ask(address) for _ in range(30)] == [200] * 30
+
+
+@pytest.mark.parametrize("options", [(), ("--reuse-port",)], ids=["", "--reuse-port"])
+def test_a_daemon_is_upgraded_step_by_step_and_back(tmp_path, relu, orphans, options):
+    """As gunicorn's documentation says: SIGUSR2, SIGWINCH, and SIGTTIN to take it back."""
+    address, port, file = f"127.0.0.1:{free_port()}", free_port(), tmp_path / "pid"
+    log, options = tmp_path / "log", ("-b", f"127.0.0.1:{port}", "-w", "1", "--daemon", "--pid", str(file), *options)
+    subprocess.run(
+        ["gunicorn", *options, "--error-logfile", str(log)],
+        cwd=ROOT,
+        env=environment(tmp_path, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address),
+        check=True,
+    )
+    service = Service(None, log)
+    service.port = port
+    started = []
+
+    def serves():
+        assert [ask(address) for _ in range(10)] == [200] * 10
+        return infers(service)
+
+    def new_pid(file):
+        started.append(int(service.wait_for(lambda: file.exists() and file.read_text())))
+        return started[-1]
+
+    try:
+        old = new_pid(file)
+        service.wait_for(lambda: answers(address))
+        service.wait_for(lambda: len(children(old)) == 2)
+        assert serves()
+        os.kill(old, signal.SIGUSR2)
+        new = new_pid(tmp_path / "pid.2")
+        service.wait_for(lambda: len(children(new)) == 2)
+        assert serves()
+        os.kill(old, signal.SIGWINCH)
+        service.wait_for(lambda: children(old) == [str(new)])
+        assert serves()
+        os.kill(old, signal.SIGTTIN)  # a worker that infers, and the control worker
+        service.wait_for(lambda: len(children(old)) == 3)
+        os.kill(new, signal.SIGTERM)
+        service.wait_for(lambda: len(children(old)) == 2)
+        assert serves()
+    finally:
+        for pid in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ChildProcessError):  # the other daemon has waited for it
+                os.waitpid(pid, 0)
 
 
 def test_an_upgrade_that_cannot_be_started_harms_nothing(tmp_path, relu):

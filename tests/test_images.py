@@ -1,8 +1,11 @@
 """Encoded images: decoding, converting and resizing as OpenCV does, and what is refused before it costs anything."""
 
+import os
+import re
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -15,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovms_rest.errors import InvalidRequestError
-from ovms_rest.models.image_files import _has_more_clears
+from ovms_rest.models.image_files import _count_gif_clears, is_honest
 from ovms_rest.models.images import ImageLimits, ImageReader, ShardedImageReader
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
@@ -743,8 +746,8 @@ def count_clears(data, bits):
 def test_the_clears_of_a_gif_are_counted_as_they_are_met(bits, size):
     data = noise(size, seed=bits).tobytes()
     clears = count_clears(data, bits)
-    assert not _has_more_clears(data, bits, clears)
-    assert clears == 0 or _has_more_clears(data, bits, clears - 1)
+    assert _count_gif_clears(data, bits, clears) == clears
+    assert clears == 0 or _count_gif_clears(data, bits, clears - 1) > clears - 1
 
 
 PROGRESSIVE = encode(noise(64, 64), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
@@ -823,6 +826,106 @@ def test_a_picture_with_changed_bytes_is_read_or_refused_and_has_the_size_of_its
         pixels = array.shape[1] * array.shape[2]
         assert outcome(changed, limits=ImageLimits(pixels, 2**18)) is not None
         assert outcome(changed, limits=ImageLimits(pixels - 1, 2**18)) is None
+
+
+# --- The work of a request
+
+WORK = (
+    r"input 'x': up to image (\d+), the images of \d+ pixels take as much work to decode as \d+ pixels, at most \d+ are"
+)
+
+
+def with_data(file, data):
+    """Put other packed data into a PNG."""
+    begin, end = file.index(b"IDAT") - 4, file.index(b"IEND") - 4
+    chunk = struct.pack(">I", len(data)) + b"IDAT" + data + struct.pack(">I", zlib.crc32(b"IDAT" + data))
+    return file[:begin] + chunk + file[end:]
+
+
+BATCHES = {
+    "3000 GIFs that clear their table": [gif(1, 1, [4] * 255 + [0, 5], bits=2)] * 3000,
+    "80,000 pixels": [PIXEL] * 80_000,
+    "100 texts of 8 MB": [png(1, 1, 8, 0, b"\0\0", text(7_900_000))] * 100,
+    "10,000 profiles": [png(1, 1, 8, 0, b"\0\0", (b"iCCP", b"x\0\0" + zlib.compress(bytes(10**6))))] * 10_000,
+    "10,000 times 900 chunks": [png(1, 1, 8, 0, b"\0\0", *[(b"tEXt", b"a\0")] * 900)] * 10_000,
+    "1000 JPEGs of 9000 comments": [small[:2] + b"\xff\xfe\0\2" * 9000 + small[2:]] * 1000,
+    "100 GIFs with 1 MB behind them": [gif(1, 1, [4, 0, 5], bits=2) + bytes(10**6)] * 100,
+    "60 PNGs that unpack to 100 MB": [with_data(png(8, 8, 8, 0, b""), zlib.compress(bytes(10**8)))] * 60,
+}
+
+
+def test_many_files_that_take_long_are_refused_before_they_do():
+    """1.8 KB of gzip that become the first of these held a worker for 7 s."""
+    seconds = {}
+    for name, batch in BATCHES.items():
+        strings, reading = files(*batch), reader(ANY, ANY, ANY, ANY)
+        started = time.process_time()
+        with pytest.raises(InvalidRequestError) as caught:
+            reading.read(strings, LABEL)
+        seconds[name] = time.process_time() - started
+        assert re.search(f"{WORK}|input 'x': image \\d+ holds more data than its pixels take", str(caught.value)), name
+    assert max(seconds.values()) < 0.5, seconds
+
+
+def test_the_work_is_bounded_by_the_pixels_that_are_allowed():
+    """Scans cost more than pixels."""
+    file = repeat_last_scan(PROGRESSIVE, 64 - PROGRESSIVE.count(b"\xff\xda"))
+    assert re.search(WORK, refusal([file] * 400, ANY, ANY, ANY, ANY, limits=ImageLimits(request=2**21)))
+
+
+def test_more_images_than_can_be_decoded_in_time_are_not_even_looked_at():
+    many = BytesArray(np.zeros(200_000, np.int32), np.zeros(200_000, np.int32), np.zeros(0, np.uint8))
+    for take in (reader(ANY, ANY, ANY, ANY), ShardedImageReader(reader(1, ANY, ANY, ANY))):
+        with pytest.raises(InvalidRequestError) as caught:
+            take.read(many, LABEL)
+        assert str(caught.value) == "input 'x': 200000 images came, at most 83886 are allowed"
+
+
+USEFUL = {
+    "a GIF that is not compressed": lambda: [gif(1000, 1000, plain_codes(noise(1000, 1000)))],
+    "a JPEG of ten scans": lambda: [encode(noise(1000, 1000, 3), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)],
+    "a large PNG": lambda: [encode(noise(1000, 1000, 3))],
+    "500 PNGs": lambda: [encode(noise(28, 28))] * 500,
+    "10,000 digits": lambda: [encode(noise(28, 28))] * 10_000,
+    "100 photos": lambda: [encode(cv2.GaussianBlur(noise(224, 224, 3), (0, 0), 2), ".jpg")] * 100,
+    "five texts of 8 MB": lambda: [png(1, 1, 8, 0, b"\0\0", *[text(7_900_000)] * 5)],
+}
+
+
+@pytest.mark.parametrize("make", USEFUL.values(), ids=USEFUL)
+def test_useful_batches_are_decoded(make):
+    images = make()
+    assert len(read(images, ANY, ANY, ANY, ANY)) == len(images)
+
+
+@pytest.mark.parametrize(("width", "height", "bits", "color"), [(300, 300, 8, 2), (1, 5000, 1, 0), (999, 10, 16, 6)])
+def test_a_png_may_hold_what_its_rows_take_twice_and_64_kib(width, height, bits, color):
+    room = 2 * height * (1 + (width * bits * {2: 3, 0: 1, 6: 4}[color] + 7) // 8) + 2**16
+    assert [
+        is_honest(np.frombuffer(png(width, height, bits, color, os.urandom(size)), np.uint8))
+        for size in (room // 3, room, room + 1, 10 * room)
+    ] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"garbage", zlib.compress(bytes(2**20))[:-100]], ids=["none", "broken", "cut off"]
+)
+def test_what_is_wrong_with_the_data_of_a_png_is_left_to_opencv(data):
+    assert is_honest(np.frombuffer(with_data(png(1000, 2000, 8, 0, b""), data), np.uint8))
+
+
+def test_the_data_of_a_png_are_unpacked_across_its_chunks():
+    data = zlib.compress(os.urandom(10**6))
+    file = png(10, 10, 8, 0, b"")
+    begin, end = file.index(b"IDAT") - 4, file.index(b"IEND") - 4
+    chunks = [data[start : start + 1000] for start in range(0, len(data), 1000)]
+    packed = b"".join(struct.pack(">I", len(part)) + b"IDAT" + part + bytes(4) for part in chunks)
+    assert not is_honest(np.frombuffer(file[:begin] + packed + file[end:], np.uint8))
+
+
+def test_parts_have_one_bound_for_their_work():
+    message = shards_refusal([gif(1, 1, [4] * 255 + [0, 5], bits=2)] * 100, 1, 1, 1, 3)
+    assert re.search(WORK, message)[1] == "34"
 
 
 # --- Images that become the parts of a request to a pipeline

@@ -78,7 +78,7 @@ def test_few_strings_may_be_large():
 
 def test_small_outputs_are_not_measured():
     """Which the worker does, when they are encoded."""
-    check_outputs([(Tensor("y", "FP32", np.zeros(SMALL_OUTPUTS, np.float32)), True)], environ(0))
+    check_outputs([(Tensor("y", "UINT8", np.zeros(SMALL_OUTPUTS, np.uint8)), True)], environ(0))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -241,6 +242,65 @@ def test_the_rest_of_a_partly_sent_answer_survives_the_next_inference(wired):
         connection.handle(select.EPOLLOUT)
     assert received == expected
     assert (connection.state, host.held) == (State.HEAD, 0)
+
+
+def test_an_encoded_response_is_kept_without_a_copy_and_counts_whole(wired):
+    connection, host, counting, client = wired
+    client.sendall(post(RELU_PATH, RELU))
+    connection.handle(select.EPOLLIN)
+    body = np.random.default_rng(0).bytes(6_000_000)
+    references = sys.getrefcount(body)
+    connection.send([b"head", body], len(body) + 4)
+    assert 0 < counting.sent[0] < len(body)
+    assert sys.getrefcount(body) == references + 1
+    assert host.held == len(body)
+    received = bytearray()
+    while len(received) < len(body) + 4:
+        received += client.recv(100_000)
+        connection.handle(select.EPOLLOUT)
+    assert received == b"head" + body
+    assert (connection.state, host.held, sys.getrefcount(body)) == (State.HEAD, 0, references)
+
+
+def test_a_small_body_that_waits_and_what_came_behind_it_are_counted(wired):
+    connection, host, _, client = wired
+    behind = LIVE * 100
+    client.sendall(post(RELU_PATH, RELU) + behind)
+    connection.handle(select.EPOLLIN)
+    assert host.held == len(RELU) + len(behind)
+    connection.send([b"answer"], 6)
+    assert host.held == len(behind)
+    connection.resume()
+    connection.hold_request()
+    assert host.held == len(behind) - len(LIVE)
+    connection.close()
+    assert host.held == 0
+
+
+def test_what_lies_behind_a_request_is_not_copied_for_each_of_many(wired):
+    """The time grows with the number of requests, not with its square."""
+    connection, host, _, client = wired
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
+    client.sendall(LIVE * 1000)
+    connection.handle(select.EPOLLIN)
+    pending = connection._pending
+    for count in range(1, 1000):
+        connection.send([b"answer"], 6)
+        client.recv(100)
+        connection.resume()
+        assert len(host.submitted) == count + 1
+        assert connection._pending is pending
+    assert not pending
+
+
+def test_a_body_that_never_fits_in_is_refused_at_its_head(wired):
+    connection, host, _, client = wired
+    host.max_held = 50_000
+    refusals = []
+    host.refuse = lambda connection, refusal: refusals.append((refusal.status, str(refusal)))
+    client.sendall(head("POST", RELU_PATH, "Content-Length: 50001"))
+    connection.handle(select.EPOLLIN)
+    assert refusals == [(503, "no room for a body of 50001 bytes: OVMS_REST_MAX_HELD_BYTES allows 50000")]
 
 
 def test_answers_are_whole_however_they_are_read_and_whoever_infers_meanwhile(pair):

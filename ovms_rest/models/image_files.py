@@ -7,9 +7,11 @@ refused, as in OVMS, whose OpenCV is built without: a TIFF of 260 KB with one pi
 
 import re
 import struct
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,32 +29,68 @@ _MAX_GIF_CLEARS, _LEAST_PIXELS_FOR_CLEAR = 256, 200
 _MAX_PARTS, _LEAST_BYTES_OF_PART = 1000, 64
 
 
-def measure(file: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """Return the width and height, in pixels, that OpenCV will find; None for what it is not to decode."""
+# What decoding costs besides the pixels, in units of 10 ns, about a pixel of a JPEG: measured, as the comments above.
+IMAGE_WORK = 5000
+_GIF_CLEAR_WORK, _PART_WORK, _PROFILE_WORK = 1900, 50, 25_000
+# libpng unpacks a text to 8 MB at most, in 23 ms.
+_TEXT_WORK, _MAX_TEXT_BYTES = 0.3, 8_000_000
+_SCAN_WORK = 0.15  # for each pixel
+# deflate makes no more than this of a byte.
+_MOST_RATIO = 1032
+# How much more than its rows the data of a PNG may become; libpng unpacks all of it, however much that is.
+_PNG_ROOM = 2**16
+_PNG_PIECE = 2**17
+
+
+class Picture(NamedTuple):
+    """What the header of a file says: width and height in pixels, and what it costs to decode, in units of 10 ns.
+
+    `packed` is how many bytes of it may become more than the pixels, which only unpacking them can show.
+    """
+
+    width: int
+    height: int
+    work: int
+    packed: int = 0
+
+    @property
+    def pixels(self) -> int:
+        """The pixels."""
+        return self.width * self.height
+
+
+def measure(file: NDArray[np.uint8]) -> Picture | None:
+    """Return the picture that OpenCV will find; None for what it is not to decode."""
     signature = file[:8].tobytes()
     for begin, read in FORMATS.values():
         if signature.startswith(begin):
             try:
-                size = read(file.data)
+                picture = read(file.data)
             except struct.error:  # the file ends too soon
                 return None
-            return size if size is not None and min(size) > 0 else None
+            return picture if picture is not None and picture.width > 0 and picture.height > 0 else None
     return None
 
 
-def _measure_bmp(file: memoryview) -> tuple[int, int] | None:
+def _picture(file: memoryview, width: int, height: int, per_pixel: float = 1, besides: float = 0) -> Picture:
+    """Make a picture whose pixels cost so much each, and its bytes a quarter."""
+    return Picture(width, height, int(IMAGE_WORK + width * height * per_pixel + len(file) / 4 + besides))
+
+
+def _measure_bmp(file: memoryview) -> Picture | None:
     (header,) = struct.unpack_from("<I", file, 14)
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", file, 18)
-    return width, abs(height)  # a negative height is a picture whose first row is at the top
+    return _picture(file, width, abs(height))  # a negative height is a picture whose first row is at the top
 
 
 _GIF_IMAGE, _GIF_EXTENSION = 0x2C, 0x21
 _GIF_CODES = 4096  # of a full table
 
 
-def _measure_gif(file: memoryview) -> tuple[int, int] | None:
+def _measure_gif(file: memoryview) -> Picture | None:
     width, height, flags = struct.unpack_from("<HHB", file, 6)
-    position, parts = 13 + _count_gif_colors(flags), _allow_parts(file)
+    allowed = parts = _allow_parts(file)
+    position = 13 + _count_gif_colors(flags)
     while (kind := _byte(file, position)) == _GIF_EXTENSION:
         blocks, position = _split_gif_blocks(file, position + 2, parts)
         parts -= 1 + len(blocks)
@@ -66,8 +104,12 @@ def _measure_gif(file: memoryview) -> tuple[int, int] | None:
     # As OpenCV has it. With 1 bit there is no place for the codes that clear and end.
     if not 2 <= bits <= 11 or len(blocks) > parts:
         return None
-    clears = _MAX_GIF_CLEARS + width * height // _LEAST_PIXELS_FOR_CLEAR
-    return None if _has_more_clears(b"".join(blocks), bits, clears) else (width, height)
+    most = _MAX_GIF_CLEARS + width * height // _LEAST_PIXELS_FOR_CLEAR
+    clears = _count_gif_clears(b"".join(blocks), bits, most)
+    if clears > most:
+        return None
+    besides = len(file) + clears * _GIF_CLEAR_WORK + (allowed - parts + len(blocks)) * _PART_WORK
+    return _picture(file, width, height, 4, besides)
 
 
 def _count_gif_colors(flags: int) -> int:
@@ -84,8 +126,10 @@ def _split_gif_blocks(file: memoryview, position: int, most: int) -> tuple[list[
     return blocks, position + 1
 
 
-def _has_more_clears(data: bytes, bits: int, allowed: int) -> bool:
+def _count_gif_clears(data: bytes, bits: int, most: int) -> int:
     """Count the codes that empty the table of LZW: those that clear it, and those that end but are not at the end.
+
+    Beyond `most` the count ends.
 
     How many bits a code has follows from how many there were since the table was empty, whatever they were.
     """
@@ -104,11 +148,11 @@ def _has_more_clears(data: bytes, bits: int, allowed: int) -> bool:
         place = int(places[last] + length[last])
         if found.size:
             clears, codes, window = clears + 1, 0, 256
-            if clears > allowed:
-                return True
+            if clears > most:
+                break
         else:
             codes, window = min(codes + places.size, full), _GIF_CODES
-    return False
+    return clears
 
 
 @cache
@@ -126,9 +170,9 @@ _JPEG_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
 _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 
 
-def _measure_jpeg(file: memoryview) -> tuple[int, int] | None:
+def _measure_jpeg(file: memoryview) -> Picture | None:
     size, components, progressive, position = None, 0, False, 2
-    for _ in range(_MAX_JPEG_MARKERS):
+    for markers in range(_MAX_JPEG_MARKERS):
         found = _JPEG_MARKER.search(file, position)
         if found is None:
             return None
@@ -139,8 +183,10 @@ def _measure_jpeg(file: memoryview) -> tuple[int, int] | None:
             size, progressive = (width, height), marker not in (0xC0, 0xC1)
         elif marker == _JPEG_SCAN:
             (scanned,) = struct.unpack_from(">B", file, position + 2)
-            several = progressive or scanned != components
-            return None if several and _has_too_many_scans(file, position) else size
+            scans = _count_scans(file, position) if progressive or scanned != components else 0
+            if size is None or scans > _MAX_JPEG_SCANS:
+                return None
+            return _picture(file, *size, 1 + scans * _SCAN_WORK, markers * _PART_WORK)
         elif marker == _JPEG_END:
             return None
         if marker not in _JPEG_WITHOUT_LENGTH:
@@ -148,30 +194,78 @@ def _measure_jpeg(file: memoryview) -> tuple[int, int] | None:
     return None
 
 
-def _has_too_many_scans(file: memoryview, position: int) -> bool:
+def _count_scans(file: memoryview, position: int) -> int:
     """Count the scans from the first one on: each goes over the whole picture, however few bytes it has."""
-    for scans, found in enumerate(_JPEG_SCAN_OR_END.finditer(file, position), start=2):
-        if file[found.end() - 1] == _JPEG_END:
-            return False
-        if scans > _MAX_JPEG_SCANS:
-            return True
-    return False
+    scans = 1
+    for found in _JPEG_SCAN_OR_END.finditer(file, position):
+        if file[found.end() - 1] == _JPEG_END or scans > _MAX_JPEG_SCANS:
+            break
+        scans += 1
+    return scans
 
 
-def _measure_png(file: memoryview) -> tuple[int, int] | None:
+def _measure_png(file: memoryview) -> Picture | None:
     width, height = struct.unpack_from(">II", file, 16)
-    position, texts, kind, parts = 8, 0, b"", _allow_parts(file)
+    texts, packed, parts, besides = 0, 0, 0, 0.0
+    most = _allow_parts(file)
+    for kind, begin, end in _split_png(file):
+        if (kind == b"IHDR") != (begin == _PNG_FIRST):
+            return None
+        # OpenCV takes memory for a chunk's size before it looks for its bytes: 91 bytes took 4 GB.
+        parts += 1
+        if end + 4 > len(file) or parts > most:
+            return None
+        if kind == b"IDAT":
+            packed += end - begin
+        elif kind == b"iCCP":
+            besides += _PROFILE_WORK
+        elif kind in (b"zTXt", b"iTXt"):
+            texts += 1
+            if texts > _MAX_PNG_TEXTS:
+                return None
+            besides += min((end - begin) * _MOST_RATIO, _MAX_TEXT_BYTES) * _TEXT_WORK
+    picture = _picture(file, width, height, besides=besides + parts * _PART_WORK)
+    return picture._replace(packed=packed) if packed * _MOST_RATIO > _allow_png_bytes(file) else picture
+
+
+_PNG_FIRST = 16  # where the first chunk begins, behind its size and kind
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+def _split_png(file: memoryview) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the chunks of a PNG up to the last: their kinds, and where they begin and end."""
+    position, kind = 8, b""
     while kind != b"IEND":
         size, kind = struct.unpack_from(">I4s", file, position)
-        if (kind == b"IHDR") != (position == 8):
-            return None
+        yield kind, position + 8, position + 8 + size
         position += 12 + size
-        texts += kind in (b"zTXt", b"iTXt")
-        # OpenCV takes memory for a chunk's size before it looks for its bytes: 91 bytes took 4 GB.
-        parts -= 1
-        if position > len(file) or texts > _MAX_PNG_TEXTS or parts < 0:
-            return None
-    return width, height
+
+
+def _allow_png_bytes(file: memoryview) -> int:
+    """Return how many bytes the data of a PNG may become: its rows, twice for those of an interlaced one."""
+    width, height, bits, color = (int(number) for number in struct.unpack_from(">IIBB", file, 16))
+    row = 1 + (width * bits * _PNG_CHANNELS.get(color, 4) + 7) // 8
+    return 2 * height * row + _PNG_ROOM
+
+
+def is_honest(file: NDArray[np.uint8]) -> bool:
+    """Unpack the data of a PNG that was measured; return whether they are not much more than its rows.
+
+    It takes about half as long as to decode it.
+    """
+    allowed, decompressor = _allow_png_bytes(file.data), zlib.decompressobj()
+    try:
+        for kind, begin, end in _split_png(file.data):
+            for start in range(begin, end, _PNG_PIECE) if kind == b"IDAT" else ():
+                data: bytes | memoryview = file.data[start : min(start + _PNG_PIECE, end)]
+                while data and not decompressor.eof:
+                    allowed -= len(decompressor.decompress(data, _PNG_PIECE))
+                    if allowed < 0:
+                        return False
+                    data = decompressor.unconsumed_tail
+    except zlib.error:  # which is OpenCV's to find
+        pass
+    return True
 
 
 def _allow_parts(file: memoryview) -> int:
@@ -184,34 +278,37 @@ def _byte(file: memoryview, position: int) -> int:
     return int(value)
 
 
+# Comments cost 11 ns a byte here.
+_MAX_PNM_HEADER = 2**16
+
 # As OpenCV reads them: space or comments, a number, one byte that ends it, and again.
 _PNM_HEADER = re.compile(
     rb"P[1-6](?=\s)(?:\s|#[^\r\n]*+[\r\n])*+0*+(\d{1,10})\D(?:\s|#[^\r\n]*+[\r\n])*+0*+(\d{1,10})(?!\d)"
 )
 
 
-def _measure_pnm(file: memoryview) -> tuple[int, int] | None:
-    found = _PNM_HEADER.match(file)
-    return None if found is None else (int(found[1]), int(found[2]))
+def _measure_pnm(file: memoryview) -> Picture | None:
+    found = _PNM_HEADER.match(file[:_MAX_PNM_HEADER])
+    return None if found is None else _picture(file, int(found[1]), int(found[2]))
 
 
-def _measure_webp(file: memoryview) -> tuple[int, int] | None:
+def _measure_webp(file: memoryview) -> Picture | None:
     form, chunk = bytes(file[8:12]), bytes(file[12:16])
     if form != b"WEBP":
         return None
     if chunk == b"VP8X":
         low_width, high_width, low_height, high_height = struct.unpack_from("<HBHB", file, 24)
-        return (high_width << 16 | low_width) + 1, (high_height << 16 | low_height) + 1
+        return _picture(file, (high_width << 16 | low_width) + 1, (high_height << 16 | low_height) + 1)
     if chunk == b"VP8L":
         (bits,) = struct.unpack_from("<I", file, 21)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        return _picture(file, (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
     width, height = struct.unpack_from("<HH", file, 26)
-    return width & 0x3FFF, height & 0x3FFF
+    return _picture(file, width & 0x3FFF, height & 0x3FFF)
 
 
-# The bytes with which a file begins, and what reads its header: it returns width and height, None for a file that is
-# not to be decoded, and raises struct.error for one that ends too soon.
-FORMATS: Mapping[str, tuple[bytes, Callable[[memoryview], tuple[int, int] | None]]] = MappingProxyType(
+# The bytes with which a file begins, and what reads its header: it returns the picture, None for a file that is not to
+# be decoded, and raises struct.error for one that ends too soon.
+FORMATS: Mapping[str, tuple[bytes, Callable[[memoryview], Picture | None]]] = MappingProxyType(
     {
         "BMP": (b"BM", _measure_bmp),
         "GIF": (b"GIF", _measure_gif),

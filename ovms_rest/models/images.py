@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
-from ovms_rest.models.image_files import FORMATS, measure
+from ovms_rest.models.image_files import FORMATS, IMAGE_WORK, is_honest, measure
 from ovms_rest.models.image_resizing import PRECISIONS, Precision, write_image
 from ovms_rest.opencv import cv2
 from ovms_rest.protocol.datatypes import BYTES
@@ -32,6 +32,15 @@ _EXPECTED = f"a whole file in one of {', '.join(FORMATS)}"
 _NO_LAYOUT = (
     'the configuration of the model has no "layout", which is "NHWC", or "NHWC:NCHW" when the model itself takes NCHW'
 )
+
+
+# What decoding the images of an input may cost, in units of 10 ns (image_files.py): so much whatever they are, 0.17 s,
+# and so much for each pixel, which costs 1, 4 in a GIF, and 13 in one that was not compressed.
+_WORK, _WORK_PER_PIXEL = 2**24, 16
+# The same for each pixel that a request may have, however few it has.
+_WORK_PER_ALLOWED_PIXEL = 1.5
+# Data of PNGs of so many bytes are not unpacked just to see whether they are too many: at worst it costs 0.5 s.
+_TRUSTED_BYTES = 2**19
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +73,13 @@ class ImageReader:
 
         Raises InvalidRequestError, beginning with `label`, for images that cannot be read or do not fit.
         """
-        self._check_shape(strings.shape, label)
-        files = split_files(strings)
-        self.check_pixels(files, label)
+        self.check_shape(strings.shape, label)
+        files = self.split_files(strings, label)
+        self.check_work(files, label)
+        return self.decode(files, label)
+
+    def decode(self, files: list[NDArray[np.uint8]], label: str) -> NDArray[Any]:
+        """Decode files whose number and work were checked."""
         image = _decode(files[0], _name(label, 0))
         first, target = image.shape, self._target(image.shape)
         precision = self._check_image(image.shape, first, target, _name(label, 0))
@@ -81,7 +94,8 @@ class ImageReader:
             write_image(image, array[index], precision)
         return array
 
-    def _check_shape(self, shape: tuple[int, ...], label: str) -> None:
+    def check_shape(self, shape: tuple[int, ...], label: str) -> None:
+        """Refuse another shape than [n], a number of images that the model does not take, and a layout without them."""
         if len(shape) != 1:
             raise InvalidRequestError(f"{label}: encoded images come in shape [n], not {join(shape)}")
         if not self._batch.holds(shape[0]):
@@ -94,24 +108,43 @@ class ImageReader:
         if shape == (0,):
             raise InvalidRequestError(f"{label}: no image came, at least one is needed")
 
-    def check_pixels(self, files: list[NDArray[np.uint8]], label: str) -> None:
-        """Refuse what is too large to decode."""
-        total = 0
+    def split_files(self, strings: BytesArray, label: str) -> list[NDArray[np.uint8]]:
+        """Return the files that strings of shape [n] are, as views; refuse more than can be decoded in time."""
+        count, most = strings.shape[0], self._allow_work(self._limits.request) // IMAGE_WORK
+        if count > most:
+            raise InvalidRequestError(f"{label}: {count_of(count, 'image')} came, at most {most} are allowed")
+        begins, ends = strings.begins.tolist(), strings.ends.tolist()
+        return [strings.symbols[begin:end] for begin, end in zip(begins, ends, strict=True)]
+
+    def _allow_work(self, pixels: int) -> int:
+        return _WORK + int(min(_WORK_PER_PIXEL * pixels, _WORK_PER_ALLOWED_PIXEL * self._limits.request))
+
+    def check_work(self, files: list[NDArray[np.uint8]], label: str) -> None:
+        """Refuse what is too large to decode, or takes too long; what is behind that is not looked at."""
+        pixels, work, packed = 0, 0, 0
         for index, file in enumerate(files):
             if file.size == 0:
                 raise InvalidRequestError(f"{_name(label, index)} is empty, expected is {_EXPECTED}")
-            size = measure(file)
-            if size is None:
+            picture = measure(file)
+            if picture is None:
                 raise _undecodable(_name(label, index))
-            width, height = size
-            if width * height > self._limits.image:
+            if picture.pixels > self._limits.image:
                 raise InvalidRequestError(
-                    f"{_name(label, index)} has {width * height} pixels, at most {self._limits.image} are allowed"
+                    f"{_name(label, index)} has {picture.pixels} pixels, at most {self._limits.image} are allowed"
                 )
-            total += width * height
-        if total > self._limits.request:
+            pixels += picture.pixels
+            work += picture.work
+            packed += picture.packed
+            if work > (allowed := self._allow_work(pixels)):
+                raise InvalidRequestError(
+                    f"{label}: up to image {index}, the images of {pixels} pixels take as much work to decode as "
+                    f"{work} pixels, at most {allowed} are allowed"
+                )
+            if picture.packed and packed > _TRUSTED_BYTES and not is_honest(file):
+                raise InvalidRequestError(f"{_name(label, index)} holds more data than its pixels take")
+        if pixels > self._limits.request:
             raise InvalidRequestError(
-                f"{label}: the images have {total} pixels together, at most {self._limits.request} are allowed"
+                f"{label}: the images have {pixels} pixels together, at most {self._limits.request} are allowed"
             )
 
     def _target(self, first: tuple[int, ...]) -> tuple[int, ...]:
@@ -164,27 +197,19 @@ class ShardedImageReader:
         """
         if len(strings.shape) != 1 or strings.shape == (0,):
             raise InvalidRequestError(f"{label}: encoded images come in shape [n], not {join(strings.shape)}")
-        parts = [
-            BytesArray(strings.begins[index : index + 1], strings.ends[index : index + 1], strings.symbols)
-            for index in range(strings.shape[0])
-        ]
-        self._reader.check_pixels([file for part in parts for file in split_files(part)], label)
+        files = self._reader.split_files(strings, label)
+        self._reader.check_work(files, label)
+        self._reader.check_shape((1,), f"{label}: part 0")
         arrays: list[NDArray[Any]] = []
-        for index, part in enumerate(parts):
-            arrays.append(self._reader.read(part, f"{label}: part {index}"))
+        for index, file in enumerate(files):
+            arrays.append(self._reader.decode([file], f"{label}: part {index}"))
             if not index:
-                self._reader.check_values((len(parts), *arrays[0].shape), label)
+                self._reader.check_values((len(files), *arrays[0].shape), label)
             if arrays[index].shape != arrays[0].shape:
                 raise InvalidRequestError(
                     f"{label}: part {index} becomes {join(arrays[index].shape)}, part 0 {join(arrays[0].shape)}"
                 )
         return np.stack(arrays)
-
-
-def split_files(strings: BytesArray) -> list[NDArray[np.uint8]]:
-    """Return the files that strings of shape [n] are, as views."""
-    begins, ends = strings.begins.tolist(), strings.ends.tolist()
-    return [strings.symbols[begin:end] for begin, end in zip(begins, ends, strict=True)]
 
 
 def take_images(port: TensorMetadata, layout: str | None, limits: ImageLimits) -> TensorMetadata:

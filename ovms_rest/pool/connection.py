@@ -373,8 +373,8 @@ class Connection:
         received = min(length, len(rest))
         if received == length <= _SMALL_BODY and (not length or self._has_room(length)):
             self._body = memoryview(bytearray(rest[:length]))  # writable, as OpenVINO wants the memory of a tensor
-            self._keep_behind(source, rest, length)
-            if self._pending:
+            if len(rest) > length or self._pending:
+                self._keep_behind(source, rest, length)
                 self._hold(length + len(self._pending))
             self._complete()
             return

@@ -91,6 +91,9 @@ def on_starting(arbiter: Any) -> None:
     _provide_access_log(arbiter)
     for name, function in _METHODS.items():
         setattr(arbiter, name, partial(function, arbiter, getattr(arbiter, name)))
+    if arbiter.cfg.reuse_port and os.environ.get("GUNICORN_FD") == "":
+        # After SIGUSR2: workers open sockets of their own, so that none is inherited, but gunicorn reads a number here.
+        os.environ["GUNICORN_FD"] = "0"
     guard(arbiter)
     with _ending_without(_control_bind(arbiter)):
         arbiter.control_address.listen(arbiter.log)

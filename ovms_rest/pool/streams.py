@@ -8,7 +8,6 @@ O_NONBLOCK is not set on what was inherited: it would hold for everyone who shar
 """
 
 import contextlib
-import errno
 import io
 import logging
 import logging.handlers
@@ -99,10 +98,10 @@ class Stream(io.RawIOBase):
         data = data[: select.PIPE_BUF]
         try:
             return os.pwritev(self._descriptor, [data], -1, os.RWF_NOWAIT)
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-        return os.write(self._descriptor, data)
+        except (BlockingIOError, BrokenPipeError):
+            raise
+        except OSError:  # not supported
+            return os.write(self._descriptor, data)
 
     def fileno(self) -> int:
         """Return the descriptor."""

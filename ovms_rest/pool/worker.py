@@ -213,20 +213,28 @@ class Worker(BaseWorker):  # type: ignore[misc]
         is_due = self._waiting.count or self._resuming or self._backlog
         events = self._epoll.poll(0 if is_due else self._until_next_event())
         self.now = self._polled = time.monotonic()
-        self._handle(events)
+        if len(events) == 1 and events[0][0] in self._connections and not self._backlog:  # as it mostly is
+            connection = self._connections[events[0][0]]
+            self._guard(connection, connection.handle, events[0][1])
+        else:
+            self._handle(events)
         if self._resuming:
             self._resume()
         waiting = self._waiting
         if waiting.count:
             began = self.now = time.monotonic()
-            until = began + max(INFERRING_SECONDS, began - self._polled)
+            handled = began - self._polled
+            until = began + (handled if handled > INFERRING_SECONDS else INFERRING_SECONDS)
             while waiting.count and self.now < until:
                 if waiting.count > 1 or waiting.next_deadline < NEVER:
                     self._refuse_late()
                 if waiting.count:
                     connection = waiting.pop()
                     self._guard(connection, self._answer, connection)
-            self._handling_seconds = min(max(self.now - began, HANDLING_SECONDS), LONGEST_HANDLING_SECONDS)
+            took = self.now - began
+            self._handling_seconds = (
+                HANDLING_SECONDS if took < HANDLING_SECONDS else min(took, LONGEST_HANDLING_SECONDS)
+            )
         if self._is_busy and not waiting.count and not self._draining:
             self._set_busy(False)  # the last that waited was refused, or is gone
         if self._asking and self.now >= self._ask_again:

@@ -54,6 +54,12 @@ class BytesArray:
         shape: tuple[int, ...] = self.begins.shape
         return shape
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the three tensors."""
+        size: int = self.begins.nbytes + self.ends.nbytes + self.symbols.nbytes
+        return size
+
     def elements(self) -> list[bytes]:
         """Return the elements in row-major order."""
         symbols = self.symbols.data

@@ -154,7 +154,7 @@ class ModelMetadata:
     labels: tuple[str, ...] = ()
     # All outputs, as a request that names none wants them: as JSON and as binary.
     all_outputs: tuple[tuple["RequestedOutput", ...], tuple["RequestedOutput", ...]] = field(init=False)
-    # The elements of the outputs whose shapes are static, and whether there are others.
+    # The elements of the outputs whose shapes are static, and whether there are other outputs.
     static_elements: int = field(init=False)
     has_dynamic_outputs: bool = field(init=False)
 

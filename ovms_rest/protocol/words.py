@@ -28,6 +28,8 @@ def describe(value: Any) -> str:
 
 def show(value: Any) -> str:
     """Repeat a value as JSON, cut where it is long."""
+    if type(value) is str:
+        value = value[: _SHOWN + 1]  # what is cut off need not be written
     try:
         return cut(orjson.dumps(value).decode())
     except TypeError:  # nested deeper than orjson writes, though it reads it

@@ -16,7 +16,7 @@ from ovms_rest.protocol.datatypes import BYTES, DATATYPES
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import ModelMetadata, RequestedOutput, Tensor
 
-# Outputs with fewer elements than this together are not measured.
+# Outputs with no more bytes than this together are not measured.
 SMALL_OUTPUTS = 2**16
 # The most characters that an element takes in JSON, with its comma.
 _LONGEST = {
@@ -77,11 +77,10 @@ def check_requested(requested: Sequence[RequestedOutput], metadata: ModelMetadat
 
 def check_outputs(outputs: Sequence[tuple[Tensor, bool]], environ: Environ) -> None:
     """Raise BusyError when the response with these outputs, each binary or not, does not fit in."""
-    elements = 0
+    size = 0
     for tensor, _ in outputs:
-        array = tensor.array
-        elements += array.begins.size + array.symbols.size if isinstance(array, BytesArray) else array.size
-    if elements <= SMALL_OUTPUTS:
+        size += tensor.array.nbytes
+    if size <= SMALL_OUTPUTS:
         return
     room, least, most = _find_room(environ), 0, 0
     for tensor, is_binary in outputs:
