@@ -206,7 +206,7 @@ def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
                 "properties": dict(compilation.properties),
                 "shared": compilation.shared,
                 "why": compilation.reason,
-                "notes": [*compilation.notes, *entry.notes],
+                "notes": [*compilation.notes, *entry.notes, *filter(None, [proof.warning])],
                 "load_seconds": round(proof.seconds, 3),
                 "memory_bytes": proof.memory,
             }

@@ -169,6 +169,7 @@ def _model_options(config: dict[str, Any]) -> ModelOptions:
         scale=config.get("scale"),
         color_format=config.get("color_format"),
         precision=config.get("precision"),
+        trial=config.get("trial"),
     )
 
 
@@ -210,6 +211,12 @@ def _check_layout(value: Any) -> Problem | None:
     if type(value) is not str:
         return f"expected {_LAYOUT}, or an object of these by tensor, got {as_json(value)}"
     return None
+
+
+def _check_trial(value: Any) -> Problem | None:
+    if type(value) is bool or (type(value) is str and value):
+        return None
+    return f"expected the path of a file with a request, true or false, got {as_json(value)}"
 
 
 def _check_nireq(value: Any) -> Problem | None:
@@ -267,6 +274,7 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "scale": _PER_CHANNEL,
     "color_format": is_a('a string such as "RGB:BGR"', str),
     "precision": is_a('a string such as "uint8:fp32"', str),
+    "trial": _check_trial,
     "version": never("model_version_policy says which versions are served"),
     "custom_loader_options": never(_CUSTOM_LOADER),
     "graph_path": never(_MEDIAPIPE),

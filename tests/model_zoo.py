@@ -7,6 +7,7 @@ import numpy as np
 import ovms_rest.models  # noqa: F401  isort: skip  before openvino, which without it would send usage statistics
 import openvino
 from openvino import PartialShape, Type, opset5, opset15
+from openvino.op.util import Variable, VariableInfo
 
 
 def parameter(name, shape, element_type):
@@ -41,6 +42,13 @@ def add(shape=(1, 3)):
     return model_of({"sum": opset15.add(left, right), "difference": opset15.subtract(left, right)}, [right, left])
 
 
+def split(size=6):
+    """Two parts of a vector, x FP32 [size], lengths INT64 [2] -> first, second; the lengths have to add up to size."""
+    x, lengths = parameter("x", (size,), Type.f32), parameter("lengths", (2,), Type.i64)
+    node = opset15.variadic_split(x, opset15.constant(0), lengths)
+    return model_of({"first": opset15.relu(node.output(0)), "second": opset15.relu(node.output(1))}, [x, lengths])
+
+
 def passthrough(**tensors):
     """Every tensor name=(element type, shape) goes straight through, and so is called the same as input and output.
 
@@ -59,6 +67,27 @@ def matrix(shape=(-1, -1), output="rows_string"):
     """A matrix, rows UINT8 [n,width] -> the same under the name of `output`."""
     rows = parameter("rows", shape, Type.u8)
     return model_of({output: opset15.reshape(rows, opset15.shape_of(rows), special_zero=False)}, [rows])
+
+
+def reshaping(columns=None):
+    """A model whose values have to fit its shapes: x FP32 [n] -> y = relu(x) as n0 x n1."""
+    x, dims = parameter("x", (-1,), Type.f32), parameter("dims", (2,), Type.i64)
+    y = opset15.reshape(opset15.relu(x), dims, special_zero=False)
+    if columns:
+        y = opset15.concat([y, opset15.constant(np.ones((1, columns), np.float32))], 0)
+    return model_of({"y": y}, [x, dims])
+
+
+def accumulating(shape=(-1, 2)):
+    """A model with state: y = state = concat(state, x)."""
+    x = parameter("x", shape, Type.f32)
+    info = VariableInfo()
+    info.data_shape, info.data_type, info.variable_id = PartialShape([-1, 2]), Type.f32, "state"
+    variable = Variable(info)
+    before = openvino.op.read_value(opset15.constant(np.zeros((0, 2), np.float32)), variable)
+    after = opset15.concat([before, x], 0)
+    after.output(0).set_names({"y"})
+    return openvino.Model([opset15.result(after)], [openvino.op.assign(after, variable)], [x], "accumulating")
 
 
 def endless():

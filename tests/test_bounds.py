@@ -78,14 +78,14 @@ def test_a_million_inputs_are_refused_at_once(service):
     answer, seconds, _ = post(service, "relu", b'{"inputs":[' + (item * 20_000)[:-1] + b"]}", b"")
     assert (answer.status, answer.json()["error"], seconds < 0.5) == (
         400,
-        "inputs has 20000 entries, but model 'relu' has only 1: 'x'",
+        "inputs has 20000 entries, but model 'relu' has only 1: 'x'; inputs[1] 'x' is repeated",
         True,
     )
 
 
 def test_many_outputs_are_refused_before_they_are_decoded(service):
     answer, _, _ = post(service, "relu", FEW + b',"outputs":[' + b'{"name":"y"},' * 999 + b'{"name":"y"}]}')
-    message = "outputs has 1000 entries, but model 'relu' has only 1: 'y'"
+    message = "outputs has 1000 entries, but model 'relu' has only 1: 'y'; outputs[1] 'y' is repeated"
     assert (answer.status, answer.json()["error"]) == (400, message)
 
 

@@ -417,3 +417,12 @@ def test_what_has_no_effect_is_in_the_report(tmp_path):
     assert "\n            nireq=8 is ignored: " in done.stdout
     assert "WARNING: model 'd': Both shape and batch size have been defined. " in done.stderr
     assert "WARNING: library 'l', which no pipeline uses: there is no file " in done.stderr
+
+
+def test_what_could_not_be_tried_is_in_the_report_and_exits_with_0(tmp_path):
+    model_zoo.save(model_zoo.split(), tmp_path / "split")
+    done = run(tmp_path, "check", write_config(tmp_path, {"name": "split", "base_path": "split"}))
+    assert done.returncode == 0
+    assert "\n            it could not be tried with invented inputs: " in done.stdout
+    assert "WARNING: model 'split' version 1: it could not be tried with invented inputs: " in done.stderr
+    assert done.stdout.splitlines()[-1] == "1 of 1 models serve, 0 problems"

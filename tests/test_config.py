@@ -40,7 +40,7 @@ ONLY_CONFIG = "unknown key; the only known one is 'config'"
 
 KNOWN = (
     "known are 'name', 'base_path', 'target_device', 'plugin_config', 'nireq', 'allow_cache', 'model_version_policy', "
-    "'batch_size', 'shape', 'layout', 'mean', 'scale', 'color_format', 'precision'"
+    "'batch_size', 'shape', 'layout', 'mean', 'scale', 'color_format', 'precision', 'trial'"
 )
 
 
@@ -178,6 +178,8 @@ def test_a_version_policy_has_one_of_three_forms(load, policy, expected):
         ("scale", "[1,2,3]"),
         ("color_format", "RGB:BGR"),
         ("precision", "uint8:fp32"),
+        ("trial", "request.json"),
+        ("trial", False),
     ],
 )
 def test_options_are_taken_as_they_are(load, key, value):
@@ -210,6 +212,7 @@ def test_a_shape_as_an_array_is_the_text_of_its_dims(load, shape, expected):
         {"scale": 0},
         {"color_format": "CMYK"},
         {"precision": "int4"},
+        {"trial": "/etc/passwd"},
         {"plugin_config": {"NO_SUCH_PROPERTY": "1"}},
         {"target_device": "TOASTER"},
         {"nireq": 100_001},
@@ -489,6 +492,8 @@ MODEL_MISTAKES = [
     ({"color_format": ["RGB", "BGR"]}, f'color_format: {COLOR_FORMAT} ["RGB","BGR"]'),
     ({"precision": None}, f"precision: {PRECISION} null"),
     ({"precision": 32}, f"precision: {PRECISION} 32"),
+    ({"trial": None}, "trial: expected the path of a file with a request, true or false, got null"),
+    ({"trial": ""}, 'trial: expected the path of a file with a request, true or false, got ""'),
     ({"version": 1}, "version: is not supported: model_version_policy says which versions are served"),
     ({"custom_loader_options": {}}, f"custom_loader_options: {CUSTOM_LOADER}"),
     ({"graph_path": "graph.pbtxt"}, f"graph_path: {MEDIAPIPE}"),

@@ -711,6 +711,16 @@ def test_more_inputs_than_the_model_has_are_refused_before_they_are_decoded(larg
     assert str(caught.value) == "inputs has 3 entries, but model 'm' has only 1: 'x'"
 
 
+@pytest.mark.parametrize(
+    ("names", "fault"), [(["x", "q"], "inputs[1] 'q' is unknown"), (["x", "x"], "inputs[1] 'x' is repeated")]
+)
+def test_of_more_inputs_than_the_model_has_the_first_at_fault_is_named(names, fault):
+    body = memoryview(json.dumps({"inputs": [{**VALID, "name": name} for name in names]}).encode())
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_request(body, model=ONE_AND_TWO)
+    assert str(caught.value) == f"inputs has 2 entries, but model 'm' has only 1: 'x'; {fault}"
+
+
 def test_more_outputs_than_the_model_has_are_refused_before_they_are_decoded():
     body = memoryview(json.dumps({"inputs": [VALID], "outputs": [None] * 3}).encode())
     with pytest.raises(InvalidRequestError) as caught:

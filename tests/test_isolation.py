@@ -23,9 +23,8 @@ import pytest
 from openvino import Type, opset15
 from raw_http import receive
 from service import serve, write_config
-from test_runtime import accumulating, reshaping
 
-SECONDS = 10
+SECONDS = 60
 CLIENTS = 6
 WIDTH = 4096  # values of a row of the model whose file is replaced
 
@@ -270,10 +269,10 @@ def make_config(directory):
         "relu": model_zoo.relu(),
         "through": model_zoo.passthrough(x=(Type.f32, (-1,))),
         "picture": model_zoo.passthrough(x=(Type.u8, (1, -1, -1, 3))),
-        "state": accumulating(),
+        "state": model_zoo.accumulating(),
         "highest": highest(),
         "product": model_zoo.product(),
-        "values": reshaping(),
+        "values": model_zoo.reshaping(),
     }
     for name, model in models.items():
         model_zoo.save(model, directory / name)

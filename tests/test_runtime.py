@@ -10,7 +10,6 @@ import openvino
 import pytest
 from conftest import ELEMENT_TYPES
 from openvino import Type, opset15
-from openvino.op.util import Variable, VariableInfo
 
 from ovms_rest.errors import BusyError, InvalidRequestError, LoadError
 from ovms_rest.models.compilation import plan_compilation
@@ -297,22 +296,13 @@ def test_shapes_that_only_the_model_knows_are_checked_before_the_plugin_sees_the
     assert not retired
 
 
-def reshaping(columns=None):
-    """A model whose values have to fit its shapes: x FP32 [n] -> y = relu(x) as n0 x n1."""
-    x, dims = model_zoo.parameter("x", (-1,), Type.f32), model_zoo.parameter("dims", (2,), Type.i64)
-    y = opset15.reshape(opset15.relu(x), dims, special_zero=False)
-    if columns:
-        y = opset15.concat([y, opset15.constant(np.ones((1, columns), np.float32))], 0)
-    return model_zoo.model_of({"y": y}, [x, dims])
-
-
 def reshape(model, size, *dims):
     return model.infer({"x": np.ones(size, np.float32), "dims": np.array(dims, np.int64)})["y"].array
 
 
 def test_values_that_do_not_fit_are_the_clients_mistake_and_harm_no_later_request(tmp_path):
     retired = []
-    model = open_model(model_zoo.save(reshaping(), tmp_path), retire=lambda: retired.append(1))
+    model = open_model(model_zoo.save(model_zoo.reshaping(), tmp_path), retire=lambda: retired.append(1))
     for size, dims in ((6, (2, 3)), (4, (4, 1)), (6, (3, 2))):
         assert reshape(model, size, *dims).tolist() == np.ones(dims).tolist()
         with pytest.raises(InvalidRequestError) as failure:
@@ -329,7 +319,7 @@ def test_values_that_do_not_fit_are_the_clients_mistake_and_harm_no_later_reques
 def test_a_model_is_brought_back_by_requests_that_it_computed_before(tmp_path):
     """Nothing invented fits: the product of the dims has to be the size, and the second of them 5."""
     retired = []
-    model = open_model(model_zoo.save(reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
+    model = open_model(model_zoo.save(model_zoo.reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
     for size, dims in ((10, (2, 5)), (15, (3, 5))):
         assert reshape(model, size, *dims).shape == (dims[0] + 1, 5)
     for _ in range(2):
@@ -342,7 +332,7 @@ def test_a_model_is_brought_back_by_requests_that_it_computed_before(tmp_path):
 
 def test_a_model_that_nothing_known_brings_back_is_brought_back_by_the_next_request(tmp_path):
     retired = []
-    model = open_model(model_zoo.save(reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
+    model = open_model(model_zoo.save(model_zoo.reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
     for size, dims in ((10, (2, 5)), (15, (3, 5))):
         with pytest.raises(InvalidRequestError):
             reshape(model, 12, 3, 4)
@@ -353,7 +343,7 @@ def test_a_model_that_nothing_known_brings_back_is_brought_back_by_the_next_requ
 def test_a_model_that_cannot_be_brought_back_answers_nothing_any_more(tmp_path):
     """The next request has the shapes of the last success. The worker is replaced; what is queued is for another."""
     retired = []
-    model = open_model(model_zoo.save(reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
+    model = open_model(model_zoo.save(model_zoo.reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
     reshape(model, 10, 2, 5)
     with pytest.raises(InvalidRequestError):
         reshape(model, 12, 3, 4)
@@ -412,21 +402,9 @@ def test_an_input_that_is_handed_through_lives_as_long_as_the_output(tmp_path, s
     del kept
 
 
-def accumulating(shape=(-1, 2)):
-    """A model with state: y = state = concat(state, x)."""
-    x = model_zoo.parameter("x", shape, Type.f32)
-    info = VariableInfo()
-    info.data_shape, info.data_type, info.variable_id = openvino.PartialShape([-1, 2]), Type.f32, "state"
-    variable = Variable(info)
-    before = openvino.op.read_value(opset15.constant(np.zeros((0, 2), np.float32)), variable)
-    after = opset15.concat([before, x], 0)
-    after.output(0).set_names({"y"})
-    return openvino.Model([opset15.result(after)], [openvino.op.assign(after, variable)], [x], "accumulating")
-
-
 def test_state_is_reset_before_each_inference(tmp_path):
     """The rows of another client, and those of the trial, are not for this one."""
-    model = open_model(model_zoo.save(accumulating(), tmp_path))
+    model = open_model(model_zoo.save(model_zoo.accumulating(), tmp_path))
     for value in (1, 2, 3):
         assert model.infer({"x": np.full((1, 2), value, np.float32)})["y"].array.tolist() == [[value, value]]
     assert model.infer({"x": np.full((3, 2), 4, np.float32)})["y"].array.tolist() == [[4, 4]] * 3

@@ -538,3 +538,27 @@ def test_models_whose_shapes_tell_everything_get_no_guard(model):
     indices = {str(index): (index,) for index in range(len(model.inputs))}
     assert ShapeChecker(model, indices).add_guard(model, None) is None
     assert len(model.get_results()) == before
+
+
+def transpose_multiply_and_choose():
+    """Make x [3,n] -> y [3,1], the largest of each row; OpenVINO removes the first Transpose at a reshape."""
+    (x,) = inputs(x=(3, -1))
+    product = opset15.matmul(
+        opset15.transpose(x, constant([1, 0])), opset15.constant(np.eye(3, dtype=np.float32)), 0, 0
+    )
+    columns = opset15.transpose(product, constant([1, 0]))
+    best = opset15.topk(columns, constant(1), 1, "max", "value").output(0)
+    return model_zoo.model_of({"y": opset15.relu(best)}, [x])
+
+
+def test_model_that_openvino_changes_when_it_is_reshaped_is_guarded(tmp_path):
+    model, copy = transpose_multiply_and_choose(), transpose_multiply_and_choose()
+    copy.reshape({0: openvino.PartialShape([3, 2])})
+    assert len(copy.get_ops()) != len(model.get_ops())
+    opened = Model("model", 1, model_zoo.save(model, tmp_path) / "1", EXACT)
+    opened.open(lambda: None)
+    x = numbers(3, 5)
+    for _ in range(2):
+        assert opened.infer({"x": x})["y"].array.tolist() == x.max(1, keepdims=True).tolist()
+        with pytest.raises(InvalidRequestError, match=r"TopK '.*' gets a tensor without elements"):
+            opened.infer({"x": none(3, 0)})

@@ -46,7 +46,8 @@ def owner(pid):
 
 
 def test_models_are_reloaded_loaded_and_unloaded_by_call(directory, relu):
-    with serve(directory, *OPTIONS, config=relu, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service:
+    variables = {"OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS": "0", "OVMS_REST_MODEL_CONTROL": "local"}
+    with serve(directory, *OPTIONS, config=relu, **variables) as service:
         assert infers(service)
         service.wait_for(lambda: {owner(pid) for pid in service.workers()} == {NOBODY.pw_uid})
         assert service.request("POST", "/v1/config/reload").status == 200

@@ -251,7 +251,7 @@ def _allow_png_bytes(file: memoryview) -> int:
 def is_honest(file: NDArray[np.uint8]) -> bool:
     """Unpack the data of a PNG that was measured; return whether they are not much more than its rows.
 
-    It takes about half as long as to decode it.
+    It takes nearly as long as to decode it.
     """
     allowed, decompressor = _allow_png_bytes(file.data), zlib.decompressobj()
     try:

@@ -39,8 +39,9 @@ _NO_LAYOUT = (
 _WORK, _WORK_PER_PIXEL = 2**24, 16
 # The same for each pixel that a request may have, however few it has.
 _WORK_PER_ALLOWED_PIXEL = 1.5
-# Data of PNGs of so many bytes are not unpacked just to see whether they are too many: at worst it costs 0.5 s.
-_TRUSTED_BYTES = 2**19
+# Data of PNGs of so many bytes are not unpacked just to see whether they are too many, which takes nearly as long as to
+# decode a PNG. At worst these take 1.1 s.
+_TRUSTED_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@
 `preparation` carries out. Forms and meanings are those of the OpenVINO Model Server.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class ModelOptions:
     scale: float | str | None = None
     color_format: str | None = None
     precision: str | None = None
+    trial: str | bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Preparation:
     scale: tuple[float, ...] = ()
     color: tuple[str, str] | None = None  # the model's and the client's
     precision: tuple[str, str] | None = None  # the client's and the model's, as OpenVINO calls them: "u8", "f32"
+    trial_request: str = ""  # the file, relative to the version's directory
+    has_trial: bool = True
 
 
 # A dim without bounds, which is also what OVMS makes of "auto", though by reloading the model.
@@ -97,13 +101,17 @@ def parse_options(options: ModelOptions) -> Preparation:
     scale = _read(faults, "scale", _parse_scale, options.scale).get(None, ())
     color = _read(faults, "color_format", _parse_color, options.color_format).get(None)
     precision = _read(faults, "precision", _parse_precision, options.precision).get(None)
+    trial_request = _read(faults, "trial", _parse_trial, options.trial or None).get(None, "")
     for key, of_channels in (("mean", len(mean) > 1), ("scale", len(scale) > 1), ("color_format", color is not None)):
         if of_channels and not has_channels:
             layout = show(options.layout) if options.layout else "none"
             faults.append(f'{key}: needs a layout that says where the channels C are, such as "NHWC", got {layout}')
     if faults:
         raise LoadError("; ".join(faults))
-    return Preparation(shapes, None if shapes else batch, layouts, mean, scale, color, precision)
+    has_trial = options.trial is not False
+    return Preparation(
+        shapes, None if shapes else batch, layouts, mean, scale, color, precision, trial_request, has_trial
+    )
 
 
 def _read(faults: list[str], key: str, parse: Callable[[Any], T], value: Any) -> dict[str | None, T]:
@@ -236,3 +244,13 @@ def _split(text: str) -> list[str] | None:
         return None
     inner = text[1:-1].strip()
     return [item.strip() for item in inner.split(",")] if inner else []
+
+
+def _parse_trial(value: str | bool) -> str:
+    if value is True:
+        return ""
+    if os.path.isabs(str(value)) or ".." in str(value).split("/") or "\0" in str(value):
+        raise LoadError(
+            f"expected the path of a file within the directory of the version, true or false, got {show(value)}"
+        )
+    return str(value)

@@ -30,12 +30,14 @@ class Task:
 class Proof(NamedTuple):
     """What came of a try: why the model must not serve, None when it may; seconds and bytes of memory that it took.
 
-    `source` is what was tried. With `is_changing` the reason is only that the files were being written.
+    `warning` is what the try did not show of a model that may serve, and `source` is what was tried. With `is_changing`
+    the reason is only that the files were being written.
     """
 
     reason: str | None
     seconds: float = 0.0
     memory: int = 0
+    warning: str = ""
     source: Source | None = None
     is_changing: bool = False
 
@@ -97,12 +99,12 @@ def try_models(tasks: Sequence[dict[str, Any]], tell: Tell) -> None:
             tell(step="inferring for the first time")
             model.open(lambda: None)
             source.check()
-            memory = max(0, resident_bytes() - before)
+            memory, warning = max(0, resident_bytes() - before), model.warning
             del model
         except LoadError as error:
             tell(reason=str(error), is_changing=isinstance(error, ChangingError))
         else:
-            tell(reason=None, seconds=time.monotonic() - started, memory=memory, source=source)
+            tell(reason=None, seconds=time.monotonic() - started, memory=memory, warning=warning, source=source)
 
 
 def _decode_proof(proof: dict[str, Any]) -> Proof:

@@ -351,6 +351,8 @@ class _Candidate:
             seconds = entry.proofs[version].seconds
             line = "model %r version %d serves from %s: %s, ready after %.2f s"
             log.info(line, name, version, model.file, describe(model), seconds)
+            if warning := entry.proofs[version].warning:
+                log.warning("model %r version %d: %s", name, version, warning)
         return entry
 
 

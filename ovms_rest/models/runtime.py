@@ -1,4 +1,6 @@
-"""OpenVINO: reading, describing, compiling and inferring. Only this module, `preparation` and `shapes` import it.
+"""OpenVINO: reading, describing, compiling and inferring.
+
+Only this module, `preparation`, `shapes` and `tiles` import it.
 
 Strings never pass OpenVINO's Python binding, which drops NULs at the end of an element and crashes on a tensor without
 elements. A model's string tensors are replaced by the three tensors of StringTensorPack and StringTensorUnpack, which
@@ -33,6 +35,8 @@ from ovms_rest.models.preparation import find_layout, find_reason, name_tensors,
 from ovms_rest.models.recovery import Recovery, fill
 from ovms_rest.models.repository import read_mapping
 from ovms_rest.models.shapes import Guard, Shape, ShapeChecker, ShapeError
+from ovms_rest.models.tiles import split_tiles
+from ovms_rest.models.trial_requests import read_trial
 from ovms_rest.models.trials import choose_shapes, choose_usual_shapes
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray, from_matrix
@@ -120,11 +124,13 @@ class Model:
         self._local = threading.local()
         self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None
+        self.warning = ""  # what `open` did not show
         read = _read(self._source)
         rt_info = _describe_rt_info(read)
         names = name_tensors(read, read_mapping(path))
         self._read: Any
         self._read, sizes = prepare(read, *names, preparation)
+        split_tiles(self._read)
         inputs, outputs = map(_describe_all, names, (self._read.inputs, self._read.outputs))
         # By name, None where the model declares none and the config neither.
         self.input_layouts, self.output_layouts = (
@@ -139,7 +145,6 @@ class Model:
         self._is_dynamic_within = self._read.is_dynamic()
         self._known: set[tuple[Shape, ...]] = set()
         self._is_damaged = self._is_broken = False
-        self._examine()
         self.metadata = ModelMetadata(
             name,
             str(version),
@@ -148,6 +153,12 @@ class Model:
             rt_info,
             _find_labels(rt_info, path),
         )
+        self._has_trial = preparation.has_trial
+        self._trial: Mapping[str, Array] | None = None
+        if preparation.trial_request:
+            self._trial_file = (path if os.path.isdir(path) else path.parent) / preparation.trial_request
+            self._trial = read_trial(self._trial_file, self.metadata)
+        self._examine()
 
     def compile(self) -> None:
         """Compile the model for its device. Raises LoadError."""
@@ -168,14 +179,31 @@ class Model:
     def open(self, retire: Callable[[], None]) -> None:
         """Make the model ready in this process: compile it unless that was inherited, and infer once.
 
-        `retire` will be called after an inference whose failure leaves the model unusable in this process. Raises
-        LoadError.
+        The inference is that of the trial request, which has to succeed, or one with invented values: when that fails,
+        `warning` says so. `retire` will be called after an inference whose failure leaves the model unusable in this
+        process. Raises LoadError.
         """
         if self._compiled is None:
             self.compile()
         self._local = threading.local()  # what the process forked from may have left there is not for this one
         self._retire = retire
-        failure = "no shapes are known that it computes"
+        if self._trial is not None:
+            self._infer_trial(self._trial)
+        elif self._has_trial:
+            self._infer_invented()
+
+    def _infer_trial(self, arrays: Mapping[str, Array]) -> None:
+        try:
+            tensors = self._infer(arrays)
+        except (ShapeError, RuntimeError) as error:
+            raise self._fail_trial(error) from error
+        self._remember(arrays, tensors)
+
+    def _fail_trial(self, error: Exception) -> LoadError:
+        return LoadError(f"fails at its trial request {self._trial_file}: {find_reason(error)}")
+
+    def _infer_invented(self) -> None:
+        failure = "it computes none of the shapes that were tried"
         metadata = [port.metadata for port in self._inputs]
         for arrays in itertools.chain.from_iterable(fill(metadata, shapes) for shapes in self._trials):
             try:
@@ -188,10 +216,11 @@ class Model:
             else:
                 self._remember(arrays, tensors)
                 return
-        if not self._dynamic:
-            raise LoadError(f"fails at its first inference: {failure}")
-        # Where much is dynamic it need not work; clients know better sizes.
-        log.debug("model %r cannot be warmed up: %s", self.metadata.name, failure)
+        # Clients know better sizes and values.
+        self.warning = (
+            f"it could not be tried with invented inputs: {failure}; its configuration can name a request that it "
+            'computes as "trial", or have false there'
+        )
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
@@ -228,7 +257,13 @@ class Model:
         # The symbols of strings are one more parameter, of any length.
         shaped = {port.metadata.name: port.indices[:2] for port in self._inputs}
         checker = ShapeChecker(self._read, shaped)
-        if self._dynamic:
+        if self._dynamic and self._trial is not None:
+            self._trials = [_shapes_of(self._trial)]
+            try:
+                checker.check(self._trials[0])
+            except ShapeError as error:
+                raise self._fail_trial(error) from error
+        elif self._dynamic:
             computable = (shapes for shapes in self._trials if _is_computable(checker, shapes))
             self._trials = list(itertools.islice(computable, _MAX_TRIALS))
         self._guard = checker.add_guard(self._read, self._trials[0] if self._dynamic and self._trials else None)

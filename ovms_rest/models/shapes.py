@@ -9,7 +9,9 @@ The CPU plugin (2026.4.1) has two faults that a request must not run into.
   the inference tells whether a tensor is empty, as behind a NonZero, `add_guard` has the model report it.
 """
 
+import contextlib
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -109,7 +111,8 @@ class ShapeChecker:
         `inputs` gives for every input that clients send the indices of the model's parameters that have its shape.
         """
         self._copy = model.clone()
-        self._suspects = [suspect for node in _walk(self._copy) if (suspect := _suspect(node))]
+        _settle(self._copy)
+        self._suspects = [suspect for node in find_nodes(self._copy) if (suspect := _suspect(node))]
         self._inputs = inputs
         self._has_branches = any(node.get_type_name() == "If" for node in self._copy.get_ops())
         self._lock = threading.Lock()  # gunicorn's threads share the copy
@@ -171,17 +174,40 @@ def _find_ports(node: Any) -> list[int]:
     return [port for port in ports if node.input_value(port).get_node().get_type_name() != "Constant"]
 
 
-def _walk(model: openvino.Model) -> Iterator[Any]:
+def find_nodes(model: openvino.Model) -> Iterator[Any]:
     """Yield the nodes of a model and of those within its loops and branches."""
     for node in model.get_ordered_ops():
         yield node
         for body in _find_bodies(node):
-            yield from _walk(body)
+            yield from find_nodes(body)
 
 
 def _pair(copy: openvino.Model, model: openvino.Model) -> list[tuple[Any, Any]]:
-    """Return the nodes of a copy, each with the one that it is a copy of."""
-    return list(zip(copy.get_ordered_ops(), model.get_ordered_ops(), strict=True))
+    """Return the nodes of a model, each behind the one of the same kind and name in a copy of it.
+
+    A node whose copy is gone (see `_settle`) or may be several stands for it itself: its shapes are known less exactly.
+    """
+    nodes = model.get_ordered_ops()
+    copies = {_identify(node): node for node in copy.get_ordered_ops()}
+    counts = Counter(map(_identify, (*nodes, *copy.get_ordered_ops())))
+    return [(copies.get(_identify(node), node) if counts[_identify(node)] == 2 else node, node) for node in nodes]
+
+
+def _identify(node: Any) -> tuple[str, str]:
+    return node.get_type_name(), node.get_friendly_name()
+
+
+def _settle(model: openvino.Model) -> None:
+    """Have OpenVINO change a dynamic model as it does at its first reshape, which replaces some of the nodes."""
+    index = next((index for index, port in enumerate(model.inputs) if port.get_partial_shape().is_dynamic), None)
+    if index is None:
+        return
+    shape = model.inputs[index].get_partial_shape()
+    if shape.rank.is_dynamic:
+        return
+    with contextlib.suppress(RuntimeError):  # for a shape that the model cannot take, when that is done already
+        model.reshape({index: openvino.PartialShape([1] * len(shape))})
+    model.reshape({index: shape})
 
 
 def _find_bodies(node: Any) -> list[Any]:

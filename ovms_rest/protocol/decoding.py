@@ -304,12 +304,26 @@ def _refuse_shared_memory(parameters: Parameters, label: object) -> None:
 
 
 def _check_count(root: dict[str, Any], key: str, model: ModelMetadata, tensors: Mapping[str, TensorMetadata]) -> None:
-    """Refuse more inputs or outputs than the model has: one of them is unknown or repeated, and none is decoded."""
+    """Refuse more inputs or outputs than the model has, before any is decoded."""
     items = root.get(key)
     if type(items) is list and len(items) > len(tensors):
         raise InvalidRequestError(
             f"{key} has {len(items)} entries, but model {model.name!r} has only {len(tensors)}: {list_names(tensors)}"
+            f"{_find_surplus(items, key, tensors)}"
         )
+
+
+def _find_surplus(items: list[Any], key: str, tensors: Mapping[str, TensorMetadata]) -> str:
+    """Name the first entry that is unknown or repeated, which is among the first few."""
+    known = set()
+    for index, item in enumerate(items[: len(tensors) + 1]):
+        name = item.get("name") if type(item) is dict else None
+        if type(name) is not str:
+            break
+        if name not in tensors or name in known:
+            return f"; {key}[{index}] {quote(name)} is {'repeated' if name in known else 'unknown'}"
+        known.add(name)
+    return ""
 
 
 def _decode_outputs(root: dict[str, Any], binary_output: bool) -> tuple[RequestedOutput, ...]:
