@@ -8,6 +8,7 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -405,6 +406,22 @@ def test_a_reload_with_unusable_settings_leaves_everything_as_it_was(tmp_path, r
         service.signal(signal.SIGHUP)
         service.wait_for(lambda: len(service.workers()) == 2 and not set(before) & set(service.workers()))
         assert works(service)
+
+
+def test_reload_with_another_address_leaves_nothing_listening_on_the_previous_one(tmp_path, relu):
+    settings = settings_with(tmp_path, "bind = '127.0.0.1:0'")
+    with serve(tmp_path, "-w", "2", "-c", settings, config=relu, bind=()) as service:
+        assert works(service)
+        previous, service.port = service.port, free_port()
+        settings_with(tmp_path, f"bind = '127.0.0.1:{service.port}'")
+        service.signal(signal.SIGHUP)
+
+        def is_open(port):
+            with socket.socket() as connection:
+                return connection.connect_ex(("127.0.0.1", port)) == 0
+
+        service.wait_for(lambda: is_open(service.port) and works(service))
+        service.wait_for(lambda: not is_open(previous))
 
 
 def test_log_files_that_cannot_be_reopened_end_nothing(tmp_path, relu):
