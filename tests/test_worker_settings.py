@@ -94,7 +94,7 @@ class App:
     telemetry = SimpleNamespace(counters=SimpleNamespace(claim=id, release=lambda slot: []), forget_gone=int)
     log_levels = SimpleNamespace(install=lambda: None)
     permission = SimpleNamespace(describe=lambda: "nowhere")
-    reloads = SimpleNamespace(watch=None)
+    reloads = SimpleNamespace(watch=None, is_due=lambda: False)
 
     def __call__(self, environ, start_response):
         return getattr(self, environ["PATH_INFO"].strip("/") or "environ")(environ, start_response)
