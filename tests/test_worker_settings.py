@@ -738,6 +738,7 @@ def test_lines_are_written_to_a_new_file_after_sigusr1(tmp_path, models):
         wait_for_workers(service, 2)
         before = service.workers()
         assert works(service)
+        service.wait_for(lambda: has_lines(path, 1))  # a line is written after its response was sent
         path.rename(tmp_path / "lines.1")
         service.signal(signal.SIGUSR1)
         service.wait_for(lambda: all(str(path) in files(pid) for pid in before))
