@@ -1,11 +1,14 @@
 """Workers that cannot be started or do not become ready: what runs goes on, and the reason is in the log once."""
 
 import contextlib
+import errno
+import http.client
 import os
 import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -14,9 +17,12 @@ from pathlib import Path
 
 import model_zoo
 import pytest
+from gunicorn.errors import HaltServer
 from service import ROOT, environment, free_port, serve, wait_for_end, write_config
 
 from ovms_rest.pool.pauses import LONGEST_SECONDS, Pauses
+from ovms_rest.pool.spawning import MAX_FAILURES, Spawning
+from ovms_rest.pool.table import WorkerTable
 
 RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
 EXITING = """
@@ -183,6 +189,56 @@ def test_pauses_double_up_to_a_limit():
     assert pauses.is_over()
 
 
+class FakeArbiter:
+    """An arbiter that cannot fork, as Spawning sees it."""
+
+    def __init__(self, error):
+        self.pid, self.num_workers, self.WORKERS = os.getpid(), 1, {}
+        self.error = error
+        self.attempts = 0
+
+    def spawn_worker(self):
+        self.attempts += 1
+        self.row = table_of_one.take()
+        raise self.error
+
+    def manage_workers(self):
+        self.spawn_workers()
+
+    wait_for_signals = kill_worker = reap_workers = spawn_workers = None
+
+
+table_of_one = WorkerTable(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
+        (MemoryError(), "MemoryError: "),
+        (RuntimeError("there are 4096 workers already"), "RuntimeError: there are 4096 workers already"),
+    ],
+)
+def test_what_prevents_a_fork_takes_no_row_and_ends_the_start_after_some_attempts(error, reason, caplog):
+    arbiter = FakeArbiter(error)
+    Spawning(arbiter, table_of_one)
+
+    def turn():
+        while True:
+            arbiter.manage_workers()
+            time.sleep(0.01)
+
+    with pytest.raises(HaltServer) as halted:
+        turn()
+    assert (halted.value.reason, halted.value.exit_status) == (
+        f"no worker became ready: cannot start a worker: {reason}",
+        3,
+    )
+    assert arbiter.attempts == MAX_FAILURES
+    assert [record.message for record in caplog.records] == [f"cannot start a worker: {reason}"]
+    table_of_one.free(table_of_one.take())  # raises when there is none
+
+
 # --- Workers that end
 
 
@@ -287,6 +343,34 @@ def test_hooks_that_fail_after_a_reload_leave_the_old_workers_until_they_do_not(
         assert service.get("/v2/models/relu/versions/2/ready").status == 200
 
 
+def test_control_address_answers_while_new_workers_fail_and_after(tmp_path, relu):
+    address = f"127.0.0.1:{free_port()}"
+    settings = settings_with(tmp_path, "")
+
+    def control():
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=10)) as connection:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+
+    arguments = ("-w", "1", "-c", settings)
+    with serve(tmp_path, *arguments, config=relu, OVMS_REST_CONTROL_BIND=address) as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        before = set(service.workers())
+        assert control()
+        settings_with(tmp_path, "def post_worker_init(worker): raise ValueError('mine')")
+        service.signal(signal.SIGHUP)
+        service.wait_for(lambda: "the new workers do not become ready" in service.log)
+        with clients(service):
+            service.signal(signal.SIGTTIN)
+            service.signal(signal.SIGTTOU)
+            assert all(control() for _ in range(20))
+            assert before <= set(service.workers())
+            settings_with(tmp_path, "")
+            service.signal(signal.SIGHUP)
+            service.wait_for(lambda: not before & set(service.workers()) and len(service.workers()) == 2)
+        assert control()
+
+
 # --- Settings and files that a reload cannot use
 
 
@@ -322,6 +406,22 @@ def test_a_reload_with_unusable_settings_leaves_everything_as_it_was(tmp_path, r
         service.signal(signal.SIGHUP)
         service.wait_for(lambda: len(service.workers()) == 2 and not set(before) & set(service.workers()))
         assert works(service)
+
+
+def test_reload_with_another_address_leaves_nothing_listening_on_the_previous_one(tmp_path, relu):
+    settings = settings_with(tmp_path, "bind = '127.0.0.1:0'")
+    with serve(tmp_path, "-w", "2", "-c", settings, config=relu, bind=()) as service:
+        assert works(service)
+        previous, service.port = service.port, free_port()
+        settings_with(tmp_path, f"bind = '127.0.0.1:{service.port}'")
+        service.signal(signal.SIGHUP)
+
+        def is_open(port):
+            with socket.socket() as connection:
+                return connection.connect_ex(("127.0.0.1", port)) == 0
+
+        service.wait_for(lambda: is_open(service.port) and works(service))
+        service.wait_for(lambda: not is_open(previous))
 
 
 def test_log_files_that_cannot_be_reopened_end_nothing(tmp_path, relu):

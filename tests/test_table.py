@@ -129,6 +129,23 @@ def test_workers_that_come_up_or_end_and_the_control_worker_are_no_streams():
     assert table.streams() == 2
 
 
+def test_a_worker_that_ends_was_ready_and_its_row_is_fresh_for_the_next():
+    table, rows = make((0, 1), (0, 1))
+    assert not rows[0].was_ready()
+    rows[0].set_ready()
+    rows[0].set_ready(False)
+    assert (rows[0].is_ready(), rows[0].was_ready()) == (False, True)
+    table.free(rows[0])
+    assert not table.take().was_ready()
+
+
+def test_rows_of_workers_that_could_not_be_forked_are_taken_back():
+    table = WorkerTable(3, 1)
+    rows = [table.take() for _ in range(3)]
+    table.keep(rows[1:2])
+    assert [table.take().index for _ in range(2)] == [0, 2]
+
+
 def test_a_worker_is_not_freer_than_itself():
     _, rows = make((0, 1))
     assert rows[0].find_freer(5) is None

@@ -94,7 +94,7 @@ class App:
     telemetry = SimpleNamespace(counters=SimpleNamespace(claim=id, release=lambda slot: []), forget_gone=int)
     log_levels = SimpleNamespace(install=lambda: None)
     permission = SimpleNamespace(describe=lambda: "nowhere")
-    reloads = SimpleNamespace(watch=None)
+    reloads = SimpleNamespace(watch=None, is_due=lambda: False)
 
     def __call__(self, environ, start_response):
         return getattr(self, environ["PATH_INFO"].strip("/") or "environ")(environ, start_response)
@@ -738,6 +738,7 @@ def test_lines_are_written_to_a_new_file_after_sigusr1(tmp_path, models):
         wait_for_workers(service, 2)
         before = service.workers()
         assert works(service)
+        service.wait_for(lambda: has_lines(path, 1))  # a line is written after its response was sent
         path.rename(tmp_path / "lines.1")
         service.signal(signal.SIGUSR1)
         service.wait_for(lambda: all(str(path) in files(pid) for pid in before))

@@ -6,7 +6,6 @@ be reopened. Here each of these is logged, and everything goes on as it was.
 
 import logging
 import os
-import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -40,43 +39,47 @@ def _handle(arbiter: Any, name: str, handle: Callable[[], None]) -> None:
         log.exception("error while handling %s; the service goes on", name)
 
 
+def commit(arbiter: Any) -> None:
+    """Take up the new settings for good, before anything is forked that would inherit sockets of the old ones."""
+    for sock in arbiter.kept_sockets or ():
+        sock.close()
+    arbiter.kept_sockets = None
+
+
 def _reload(arbiter: Any, reload: Callable[[], None]) -> None:
     """Reload; when the new settings cannot be used, go on with the old ones."""
     before = {name: getattr(arbiter, name) for name in _SETTINGS}
-    environ, listeners, generation = dict(os.environ), list(arbiter.LISTENERS), arbiter.spawning.generation
-    kept: list[socket.socket] = []
+    environ, listeners = dict(os.environ), list(arbiter.LISTENERS)
+    arbiter.kept_sockets = []
     try:
         # gunicorn closes the listening sockets before it knows that it can open others.
-        kept += [listener.sock.dup() for listener in listeners]
+        arbiter.kept_sockets += [listener.sock.dup() for listener in listeners]
         reload()
     except (Exception, SystemExit) as error:
         if os.getpid() != arbiter.pid:
             raise
         reason = describe(error) if isinstance(error, Exception) else "the lines above have the reason"
-        if arbiter.spawning.generation != generation:  # only what comes last has failed: writing the pid file
+        if arbiter.kept_sockets is None:  # only what comes last has failed: writing the pid file
             log.error("the reload was not completed: %s", reason)
-        else:
-            log.error("the reload failed, the service goes on with its previous settings: %s", reason)
-            os.environ.clear()
-            os.environ.update(environ)
-            _restore_listeners(arbiter, listeners, kept)
-            _restore_settings(arbiter, before)
-    finally:
-        for sock in kept:
-            sock.close()
+            return
+        log.error("the reload failed, the service goes on with its previous settings: %s", reason)
+        os.environ.clear()
+        os.environ.update(environ)
+        _restore_listeners(arbiter, listeners)
+        _restore_settings(arbiter, before)
 
 
-def _restore_listeners(arbiter: Any, listeners: list[Any], kept: list[socket.socket]) -> None:
+def _restore_listeners(arbiter: Any, listeners: list[Any]) -> None:
     for listener in arbiter.LISTENERS:
         if listener not in listeners:
             listener.close()
-    while kept:
-        sock, listener = kept.pop(), listeners[len(kept)]
+    arbiter.LISTENERS = listeners
+    for listener, sock in zip(listeners, arbiter.kept_sockets, strict=False):  # there are none when none could be kept
         if listener.sock is None:
             listener.sock = sock
         else:
             sock.close()
-    arbiter.LISTENERS = listeners
+    arbiter.kept_sockets = None
 
 
 def _restore_settings(arbiter: Any, before: dict[str, Any]) -> None:

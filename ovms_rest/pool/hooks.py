@@ -18,7 +18,7 @@ from ovms_rest.pool import streams
 from ovms_rest.pool.access_log import provide_file
 from ovms_rest.pool.control_address import ControlAddress
 from ovms_rest.pool.cores import usable_cores
-from ovms_rest.pool.guarding import guard
+from ovms_rest.pool.guarding import commit, guard
 from ovms_rest.pool.mailbox import CONTROL
 from ovms_rest.pool.reloading import Change
 from ovms_rest.pool.spawning import ENDING, Spawning, is_told_to_end, prepare
@@ -220,6 +220,7 @@ def on_reload(arbiter: Any) -> None:
         arbiter.tls = load_tls(arbiter.cfg)
     except TlsError as error:
         log.error("%s; the service goes on with what it has loaded before", error)
+    commit(arbiter)
     if arbiter.control_sockets:
         _count_control_worker(arbiter)
     _deaths.clear()

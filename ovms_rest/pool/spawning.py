@@ -43,7 +43,6 @@ class Spawning:
         self._pauses = Pauses()
         self._reason = ""  # of the last failure
         self._has_served = False
-        self.generation = 0  # how often there was a new one
         self._old: set[int] = set()  # those that end as soon as the new generation is ready
         self._fork = arbiter.spawn_worker
         self._manage = arbiter.manage_workers
@@ -207,7 +206,6 @@ class Spawning:
         """
         arbiter = self._arbiter
         self._forget_failures()
-        self.generation += 1
         self._old = set(arbiter.WORKERS)
         for pid, worker in list(arbiter.WORKERS.items()):
             if not worker.row.was_ready():  # of a generation that does not come up, or not any more
