@@ -340,6 +340,17 @@ def test_a_model_that_nothing_known_brings_back_is_brought_back_by_the_next_requ
     assert not retired
 
 
+def test_values_that_do_not_fit_shapes_that_were_just_computed_leave_nothing_behind(tmp_path):
+    """Nothing else is known that the model computes, and nothing has to be."""
+    retired = []
+    model = open_model(model_zoo.save(model_zoo.reshaping(), tmp_path), retire=lambda: retired.append(1))
+    for _ in range(3):
+        with pytest.raises(InvalidRequestError, match="conflicts with the reshape pattern"):
+            reshape(model, 1, 1, 2)
+        assert reshape(model, 1, 1, 1).tolist() == [[1]]
+    assert not retired
+
+
 def test_a_model_that_cannot_be_brought_back_answers_nothing_any_more(tmp_path):
     """The next request has the shapes of the last success. The worker is replaced; what is queued is for another."""
     retired = []

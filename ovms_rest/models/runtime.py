@@ -282,7 +282,7 @@ class Model:
             computable = (shapes for shapes in self._trials if _is_computable(checker, shapes))
             self._trials = list(itertools.islice(computable, _MAX_TRIALS))
         self._guard = checker.add_guard(self._read, self._trials[0] if self._dynamic and self._trials else None)
-        self._checker = checker if self._dynamic else None
+        self._checker = checker if self._is_dynamic_within else None
         metadata = [port.metadata for port in self._inputs]
         self._recovery = Recovery(metadata, self._trials, self._check_shapes, self._infer)
 
@@ -309,13 +309,23 @@ class Model:
         """Bring the model back to a known state after a failed inference; return the error for the client."""
         name, version = self.metadata.name, self.metadata.version
         log.warning("inference of model %r version %s failed: %s", name, version, one_line(error))
-        if self._is_dynamic_within and not self._recovery.recover(shapes):
+        if self._is_dynamic_within and not self._is_untouched(error, shapes) and not self._recovery.recover(shapes):
             # The next request may bring it back, if its shapes differ from those of the last success.
             log.warning("model %r version %s cannot be brought back after that failure yet", name, version)
             self._is_damaged = True
         if "bad_alloc" in str(error) or "ot enough memory" in str(error):
             return BusyError(f"there is not enough memory for this request to model {name!r} version {version}")
         return self._cannot_compute(find_reason(error))
+
+    def _is_untouched(self, error: RuntimeError, shapes: Mapping[str, Shape]) -> bool:
+        """Return whether a failed inference has changed nothing in the compiled model.
+
+        The shapes are those of the last success, and what failed is the one operation that makes shapes out of values.
+        """
+        if self._checker is None or tuple([shapes[port] for port in self._dynamic]) != self._recovery.last:
+            return False
+        names = self._checker.find_value_dependent(shapes)
+        return len(names) == 1 and f"'{names[0]}'" in str(error)
 
     def _infer_damaged(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Infer with a model that could not be brought back after a failure, where that is safe.

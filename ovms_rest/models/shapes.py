@@ -127,6 +127,17 @@ class ShapeChecker:
                 if suspect.is_skipped():
                     raise ShapeError(suspect.describe())
 
+    def find_value_dependent(self, shapes: Mapping[str, Shape]) -> list[str]:
+        """Return the names of the operations that make shapes out of values, at inputs of shapes that were checked."""
+        with self._lock:
+            self._reshape(shapes)
+            return [
+                node.get_friendly_name()
+                for node in find_nodes(self._copy)
+                if not any(source.get_partial_shape().is_dynamic for source in node.input_values())
+                and any(output.get_partial_shape().is_dynamic for output in node.outputs())
+            ]
+
     def _reshape(self, shapes: Mapping[str, Shape]) -> bool:
         """Propagate shapes through the copy; return False if only the inference tells whether they fit."""
         parameters = {
