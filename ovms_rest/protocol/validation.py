@@ -19,10 +19,7 @@ def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[
     for tensor in request.inputs:
         expected = metadata.inputs.get(tensor.name)
         if expected is None:
-            raise InvalidRequestError(
-                f"input {quote(tensor.name)} is unknown to model {metadata.name!r}, whose inputs are "
-                f"{_names(metadata.inputs)}"
-            )
+            raise unknown_input(tensor.name, metadata)
         if tensor.name in arrays:
             raise InvalidRequestError(f"input {tensor.name!r} is given more than once")
         arrays[tensor.name] = _fit(tensor, expected)
@@ -33,6 +30,13 @@ def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[
             f"{noun} {_names(sorted(missing))} of model {metadata.name!r} {verb} missing from the request"
         )
     return arrays
+
+
+def unknown_input(name: str, metadata: ModelMetadata) -> InvalidRequestError:
+    """Return the refusal of an input that a model does not have."""
+    return InvalidRequestError(
+        f"input {quote(name)} is unknown to model {metadata.name!r}, whose inputs are {_names(metadata.inputs)}"
+    )
 
 
 def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tuple[RequestedOutput, ...]:
