@@ -3,6 +3,7 @@
 import codecs
 import difflib
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -131,8 +132,25 @@ def read_json(content: bytes) -> tuple[Any, list[Problem]]:
     try:
         root = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise ValueError(f"is not valid JSON: {error}") from error
+        comment = _COMMENT.match(text, _find_error(text))
+        hint = f"{comment[1]} begins a comment, which JSON does not have: " if comment else ""
+        raise ValueError(f"is not valid JSON: {hint}{error}") from error
     return root, list(_find_repeated_keys(text))
+
+
+# A comment, where the reader may have stopped behind its first character.
+_COMMENT = re.compile(r"\s*(//|/\*|#)")
+
+
+def _find_error(text: str) -> int:
+    """Return where Python's reader of JSON stops, which is at the value or comma that it expected."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.pos
+    except RecursionError:
+        pass
+    return len(text)
 
 
 class _Object(dict[str, Any]):

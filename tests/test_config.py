@@ -844,3 +844,24 @@ def test_a_new_model_needs_a_path():
         f'config.nireq: {NIREQ} "4"',
         "config.base_path: is missing, and model 'm' is not known yet",
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "sign"),
+    [
+        (b"// comment\n{}", "//"),
+        (b'{"a": 1, // comment\n "b": 2}', "//"),
+        (b'{"a": 1 /* comment */}', "/*"),
+        (b'{"a": /* comment */ 1}', "/*"),
+        (b'{"a": [1,\n# comment\n2]}', "#"),
+        (b"{}\n# comment", "#"),
+    ],
+)
+def test_a_comment_in_a_file_is_called_one(problems, content, sign):
+    (line,) = problems(content)
+    assert line.startswith(f"is not valid JSON: {sign} begins a comment, which JSON does not have: ")
+
+
+def test_a_comment_s_sign_within_a_string_is_not_a_comment(problems):
+    (line,) = problems(b'{"a": "// #", "b": }')
+    assert "comment" not in line

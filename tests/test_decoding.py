@@ -583,7 +583,7 @@ def test_data_without_elements_may_be_nested(data):
 
 def test_the_element_at_fault_is_named_by_its_place_in_the_flattened_data():
     message = refusal_of_input(VALID | {"shape": [2, 2], "data": [[1, 2], [3, None]]})
-    assert message == "inputs[0] 'x': data[3] is null, FP32 takes numbers up to 3.40282e+38"
+    assert message == "inputs[0] 'x': data[3] is null, FP32 takes numbers"
 
 
 # --- Integers
@@ -643,27 +643,28 @@ def test_minus_zero_is_the_integer_zero(datatype):
     ("datatype", "good", "bad", "values"),
     [
         ("BOOL", "true", ["0", "1", "1.0", '"true"', "null"], "BOOL takes true or false"),
-        ("INT8", "1", ["true", '"1"', "null"], "INT8 takes integers from -128 to 127"),
-        ("UINT64", "1", ["false", '"1"', "null"], "UINT64 takes integers from 0 to 18446744073709551615"),
-        ("FP16", "1", ["true", '"1"', '"NaN"', "null"], "FP16 takes numbers up to 65504"),
-        ("BF16", "1", ["true", '"1"', "null"], "BF16 takes numbers up to 3.38953e+38"),
-        ("FP32", "1", ["true", '"1"', '"Infinity"', "null"], "FP32 takes numbers up to 3.40282e+38"),
-        ("FP64", "1", ["false", '"1"', "null"], "FP64 takes numbers up to 1.79769e+308"),
+        ("INT8", "1", ["true", '"1"', "null"], "INT8 takes integers"),
+        ("UINT64", "1", ["false", '"1"', "null"], "UINT64 takes integers"),
+        ("FP16", "1", ["true", '"1"', '"NaN"', "null"], "FP16 takes numbers"),
+        ("BF16", "1", ["true", '"1"', "null"], "BF16 takes numbers"),
+        ("FP32", "1", ["true", '"1"', '"Infinity"', "null"], "FP32 takes numbers"),
+        ("FP64", "1", ["false", '"1"', "null"], "FP64 takes numbers"),
         ("BYTES", '"a"', ["1", "1.5", "true", "null"], "BYTES takes strings"),
     ],
 )
 def test_an_element_of_another_json_type_is_refused(datatype, good, bad, values):
     for element in bad:
         message = refusal(written(datatype, [2], f"[{good},{element}]"))
-        assert message == f"inputs[0] 'x': data[1] is {element}, {values}"
+        kind = "the string " if element[0] == '"' else "the boolean " if element in ("true", "false") else ""
+        assert message == f"inputs[0] 'x': data[1] is {kind}{element}, {values}"
 
 
 @pytest.mark.parametrize(
     ("datatype", "values"),
     [
         ("BOOL", "BOOL takes true or false"),
-        ("INT8", "INT8 takes integers from -128 to 127"),
-        ("FP32", "FP32 takes numbers up to 3.40282e+38"),
+        ("INT8", "INT8 takes integers"),
+        ("FP32", "FP32 takes numbers"),
         ("BYTES", "BYTES takes strings"),
     ],
 )
@@ -1536,3 +1537,10 @@ def test_an_input_in_shared_memory_is_refused(item):
 def test_an_output_in_shared_memory_is_refused():
     output = {"name": "y", "parameters": {"shared_memory_region": "region", "shared_memory_byte_size": 4}}
     assert refusal({"inputs": [VALID], "outputs": [output]}) == f"outputs[0] 'y': {NO_SHARED_MEMORY}"
+
+
+def test_an_unknown_input_is_refused_before_its_data_are_counted():
+    model = ModelMetadata("m", "1", {"x": TensorMetadata("x", "FP32", (ANY,))}, {})
+    body = json.dumps({"inputs": [{"name": "y", "shape": [784], "datatype": "FP32", "data": [0]}]}).encode()
+    with pytest.raises(InvalidRequestError, match="input 'y' is unknown to model 'm', whose inputs are 'x'"):
+        decode_request(memoryview(body), model=model)

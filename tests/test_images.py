@@ -29,6 +29,7 @@ FORMATS = "BMP, GIF, JPEG, PNG, PNM, WebP"
 NO_LAYOUT = (
     'the configuration of the model has no "layout", which is "NHWC", or "NHWC:NCHW" when the model itself takes NCHW'
 )
+SET_SHAPE = 'set a "shape" without open dims in the configuration of the model, such as'
 DTYPES = {
     "FP64": np.float64,
     "FP32": np.float32,
@@ -378,8 +379,8 @@ def test_these_layouts_take_images_of_the_right_size(layout):
     [
         (None, NO_LAYOUT),
         ("N...", NO_LAYOUT),
-        ("N??C", "its layout is N??C, not NHWC"),
-        ("...C", "its layout is ...C, not NHWC"),
+        ("N??C", 'its layout is N??C, not NHWC; set "layout": "NHWC" in the configuration of the model'),
+        ("...C", 'its layout is ...C, not NHWC; set "layout": "NHWC" in the configuration of the model'),
     ],
 )
 def test_these_layouts_do_not_resize(layout, reason):
@@ -443,7 +444,7 @@ def test_an_open_size_is_the_images_as_far_as_its_bounds_allow(height, width, ex
     ],
 )
 def test_nothing_is_resized_where_a_dim_is_open(dims, shape):
-    assert refusal([PNG], *dims).endswith(f", and it is not resized: the model's shape is {shape}")
+    assert f", and it is not resized: the model's shape is {shape}" in refusal([PNG], *dims)
 
 
 def test_a_range_without_resizing_takes_what_is_inside_of_it():
@@ -466,8 +467,8 @@ def test_images_of_different_sizes_are_each_resized():
 @pytest.mark.parametrize(
     ("dims", "layout", "reason"),
     [
-        ((2, ANY, ANY, 3), "NHWC", "the model's shape is [2,-1,-1,3]"),
-        ((ANY, 6, 5, 3), "NHWC", "the model's shape is [-1,6,5,3]"),
+        ((2, ANY, ANY, 3), "NHWC", f'the model\'s shape is [2,-1,-1,3]; {SET_SHAPE} "(2,224,224,3)"'),
+        ((ANY, 6, 5, 3), "NHWC", f'the model\'s shape is [-1,6,5,3]; {SET_SHAPE} "(1,6,5,3)"'),
         ((2, 6, 5, 3), None, NO_LAYOUT),
     ],
 )
@@ -488,11 +489,41 @@ def test_a_target_may_be_longer_than_16_bits_count(target):
 
 @pytest.mark.parametrize(
     ("picture", "channels", "came"),
-    [(GREY, 3, "1 channel"), (COLOR, 1, "3 channels"), (noise(6, 5, 4), 3, "4 channels"), (COLOR, 4, "3 channels")],
+    [
+        (GREY, 2, "1 channel"),
+        (GREY, 4, "1 channel"),
+        (COLOR, 1, "3 channels"),
+        (COLOR, 4, "3 channels"),
+        (noise(6, 5, 4), 1, "4 channels"),
+    ],
 )
-def test_channels_are_not_converted(picture, channels, came):
+def test_no_other_channels_are_converted(picture, channels, came):
     message = f"input 'x': image 0 has {came}, the model takes {channels}"
     assert refusal([encode(picture)], 1, 6, 5, channels) == message
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize("datatype", ["UINT8", "FP32", "FP16"])
+@pytest.mark.parametrize("size", [(6, 5), (3, 4)])
+def test_a_grey_image_becomes_three_equal_channels_for_a_three_channel_input(depth, datatype, size):
+    grey = noise(6, 5, 1, dtype=depth)
+    array = read([encode(grey)], 1, *size, 3, datatype=datatype)
+    assert array.tobytes() == read([encode(np.repeat(grey, 3, axis=2))], 1, *size, 3, datatype=datatype).tobytes()
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size", [(6, 5), (3, 4)])
+def test_alpha_is_dropped_for_a_three_channel_input_before_the_resize(depth, size):
+    picture = noise(6, 5, 4, dtype=depth)
+    color = np.ascontiguousarray(picture[:, :, :3])
+    assert read([encode(picture)], 1, *size, 3).tobytes() == read([encode(color)], 1, *size, 3).tobytes()
+
+
+def test_grey_color_and_alpha_mix_in_a_batch_for_a_three_channel_input():
+    pictures = [GREY, COLOR, np.dstack((COLOR, COLOR[:, :, 0]))]
+    array = read([encode(picture) for picture in pictures], 3, 6, 5, 3)
+    assert array[0].tobytes() == np.repeat(GREY.reshape(6, 5, 1), 3, axis=2).tobytes()
+    assert array[1].tobytes() == array[2].tobytes() == COLOR.tobytes()
 
 
 @pytest.mark.parametrize(("picture", "channels"), [(GREY, 1), (COLOR, 3), (noise(6, 5, 4), 4)])
@@ -959,7 +990,9 @@ def test_what_is_wrong_with_a_part_names_it():
     images = [encode(noise(4, 4, 3)), b"garbage"]
     assert shards_refusal(images, 1, 4, 4, 3).startswith("input 'x': image 1 cannot be decoded")
     images = [encode(noise(4, 4, 3)), encode(noise(4, 4, 1))]
-    assert shards_refusal(images, 1, 4, 4, 3) == "input 'x': part 1: image 0 has 1 channel, the model takes 3"
+    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': part 0: image 0 has 3 channels, the model takes 4"
+    images = [encode(noise(4, 4, 4)), encode(noise(4, 4, 1))]
+    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': part 1: image 0 has 1 channel, the model takes 4"
     images = [encode(noise(4, 4, 3)), encode(noise(5, 4, 3))]
     assert shards_refusal(images, 1, ANY, 4, 3) == "input 'x': part 1 becomes [1,5,4,3], part 0 [1,4,4,3]"
     assert shards_refusal([], 1, 4, 4, 3) == "input 'x': encoded images come in shape [n], not [0]"

@@ -60,6 +60,21 @@ def test_the_python_example_runs(demo, tmp_path):
     assert len(re.findall(r"\d\.\d+e[-+]\d+|\d\.\d+", done.stdout)) == 10
 
 
+@pytest.mark.parametrize(("language", "interpreter"), [("sh", "sh"), ("sh", "bash"), ("py", "python")])
+def test_the_recipes_send_a_picture(demo, tmp_path, language, interpreter):
+    section = README.split("\n### Images\n")[1].split("\n### ")[0]
+    (code,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(
+        [interpreter, "-c", code.replace("127.0.0.1:8000", f"127.0.0.1:{demo.port}")],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "[6,5,9,0,2]" in done.stdout.replace(" ", "")
+
+
 def test_the_table_of_settings_is_the_code_s():
     rows = re.findall(r"^\| `(OVMS_REST_\w+)` \| (.*?) \| (.*) \|$", README, re.MULTILINE)
     expected = [(PREFIX + field.name.upper(), field.default, field.metadata["meaning"]) for field in fields(Settings)]

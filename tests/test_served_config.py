@@ -201,7 +201,6 @@ def test_an_image_is_decoded_and_resized(example, size):
         ([1], encoded(b"no image"), "image 0"),
         ([2], encoded(png(picture(4, 6)), png(picture(4, 6))), "2 images came, the model takes 1"),
         ([1, 1], encoded(png(picture(4, 6))), "[1,1]"),
-        ([1], encoded(png(picture(4, 6)[..., 0])), "channel"),
     ],
 )
 def test_images_that_do_not_fit_are_a_400(example, shape, data, message):
@@ -209,3 +208,38 @@ def test_images_that_do_not_fit_are_a_400(example, shape, data, message):
     assert answer.status == 400
     assert answer.json()["error"].startswith("input 'image'")
     assert message in answer.json()["error"]
+
+
+def test_a_grey_image_is_three_equal_channels(example):
+    grey = picture(4, 6)[..., 0]
+    answer = infer(example, "photo", [{"name": "image", "datatype": "BYTES", "shape": [1]}], encoded(png(grey)))
+    (output,) = answer.json()["outputs"]
+    np.testing.assert_array_equal(np.reshape(output["data"], (3, 4, 6)), [grey] * 3)
+
+
+def test_a_shape_in_the_layout_of_the_model_is_called_that(example):
+    root = {"inputs": [{"name": "image", "shape": [1, 3, 4, 6], "datatype": "UINT8", "data": [0] * 72}]}
+    answer = example.request("POST", "/v2/models/photo/infer", json.dumps(root))
+    assert answer.status == 400
+    assert answer.json()["error"].endswith(
+        "the model takes [1,4,6,3]; [1,3,4,6] is in the layout of the model itself, NCHW, but its configuration has "
+        '"layout": "NHWC:NCHW", so clients send NHWC'
+    )
+
+
+def test_the_precision_that_a_model_lacks_is_named_and_makes_it_take_the_datatype(tmp_path):
+    model_zoo.save(photo(), tmp_path / "plain")
+    config = write_config(
+        tmp_path,
+        {"name": "plain", "base_path": "plain"},
+        {"name": "uint8", "base_path": "plain", "precision": "uint8:fp32"},
+    )
+    root = {"inputs": [{"name": "image", "shape": [1, 3, 4, 6], "datatype": "UINT8", "data": [7] * 72}]}
+    with serve(tmp_path, config=config) as service:
+        refused = service.request("POST", "/v2/models/plain/infer", json.dumps(root))
+        answer = service.request("POST", "/v2/models/uint8/infer", json.dumps(root))
+    assert refused.status == 400
+    assert refused.json()["error"].endswith(
+        '; "precision": "uint8:fp32" in the configuration of the model makes it take UINT8'
+    )
+    assert answer.json()["outputs"][0]["data"] == [7.0] * 72

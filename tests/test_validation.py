@@ -9,6 +9,7 @@ from ovms_rest.protocol.tensors import (
     Dim,
     InferenceRequest,
     ModelMetadata,
+    Origin,
     RequestedOutput,
     Tensor,
     TensorMetadata,
@@ -345,3 +346,24 @@ def test_model_metadata_write_tensors_and_versions():
 
 def test_model_metadata_have_no_rt_info_where_the_model_has_none():
     assert "rt_info" not in model(takes("FP32")).to_json(["1"])
+
+
+def test_a_datatype_that_openvino_could_convert_names_the_setting():
+    tensor = TensorMetadata("x", "FP32", (ONE,), origin=Origin(has_precision=True))
+    pixel = Tensor("x", "UINT8", np.zeros(1, np.uint8))
+    assert refusal(model(tensor), pixel) == (
+        "input 'x': datatype is UINT8, the model takes FP32; "
+        '"precision": "uint8:fp32" in the configuration of the model makes it take UINT8'
+    )
+    assert refusal(model(tensor), Tensor("x", "BOOL", np.zeros(1, np.bool_))).endswith("the model takes FP32")
+    assert refusal(model(tensor), strings([b"a"])).endswith("the model takes FP32")
+
+
+def test_a_shape_in_the_layout_of_the_model_itself_is_called_that():
+    dims = (ONE, FIVE, TWO, THREE)
+    tensor = TensorMetadata("x", "FP32", dims, origin=Origin("NHWC:NCHW", (ONE, THREE, FIVE, TWO)))
+    assert refusal(model(tensor), zeros(1, 3, 5, 2)) == (
+        "input 'x': shape is [1,3,5,2], the model takes [1,5,2,3]; [1,3,5,2] is in the layout of the model itself, "
+        'NCHW, but its configuration has "layout": "NHWC:NCHW", so clients send NHWC'
+    )
+    assert refusal(model(tensor), zeros(1, 2, 5, 3)).endswith("the model takes [1,5,2,3]")

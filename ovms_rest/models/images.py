@@ -2,6 +2,7 @@
 
 The rules are those of the OpenVINO Model Server (protocol.md section 6): OpenCV decodes a file as it stands (BGR, alpha
 and 16 bits kept, EXIF ignored), its values become the input's datatype, and then it is resized where that is allowed.
+Unlike there, an input of three channels takes grey images and images with alpha too.
 
 What a file costs is bounded by its header (image_files.py).
 """
@@ -33,6 +34,9 @@ _NO_LAYOUT = (
     'the configuration of the model has no "layout", which is "NHWC", or "NHWC:NCHW" when the model itself takes NCHW'
 )
 
+
+# How images of so many channels become BGR.
+_TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
 
 # What decoding the images of an input may cost, in units of 10 ns (image_files.py): so much whatever they are, 0.17 s,
 # and so much for each pixel, which costs 1, 4 in a GIF, and 13 in one that was not compressed.
@@ -81,7 +85,7 @@ class ImageReader:
 
     def decode(self, files: list[NDArray[np.uint8]], label: str) -> NDArray[Any]:
         """Decode files whose number and work were checked."""
-        image = _decode(files[0], _name(label, 0))
+        image = self._fit_channels(_decode(files[0], _name(label, 0)))
         first, target = image.shape, self._target(image.shape)
         precision = self._check_image(image.shape, first, target, _name(label, 0))
         self.check_values((len(files), *target), label)
@@ -90,10 +94,16 @@ class ImageReader:
         array: NDArray[Any] = np.empty((len(files), *target), precision.dtype)
         write_image(image, array[0], precision)
         for index in range(1, len(files)):
-            image = _decode(files[index], _name(label, index))
+            image = self._fit_channels(_decode(files[index], _name(label, index)))
             self._check_image(image.shape, first, target, _name(label, index))
             write_image(image, array[index], precision)
         return array
+
+    def _fit_channels(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Make BGR of a grey image, or of one with alpha, for an input of three channels; leave any other as it is."""
+        if self._channels.size != 3 or image.shape[2] not in _TO_BGR:
+            return image
+        return cv2.cvtColor(image, _TO_BGR[image.shape[2]])
 
     def check_shape(self, shape: tuple[int, ...], label: str) -> None:
         """Refuse another shape than [n], a number of images that the model does not take, and a layout without them."""
@@ -242,9 +252,15 @@ def _find_obstacle(layout: str, metadata: TensorMetadata) -> str:
     if layout == _DEFAULT_LAYOUT:
         return _NO_LAYOUT
     if layout not in _RESIZING_LAYOUTS:
-        return f"its layout is {layout}, not NHWC"
+        return f'its layout is {layout}, not NHWC; set "layout": "NHWC" in the configuration of the model'
     assert metadata.dims is not None
-    return "" if all(dim.high for dim in metadata.dims) else f"the model's shape is {metadata.describe_shape()}"
+    if all(dim.high for dim in metadata.dims):
+        return ""
+    sizes = (dim.high or usual for dim, usual in zip(metadata.dims, (1, 224, 224, 3), strict=True))
+    return (
+        f'the model\'s shape is {metadata.describe_shape()}; set a "shape" without open dims in the configuration of '
+        f'the model, such as "({",".join(map(str, sizes))})"'
+    )
 
 
 def _change_of(layout: str) -> str:

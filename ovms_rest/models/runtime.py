@@ -8,6 +8,7 @@ a BytesArray is made of; an output has its shape besides.
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import functools
@@ -31,7 +32,7 @@ from ovms_rest.models.compilation import ONE_THREAD, Compilation, PluginValue, c
 from ovms_rest.models.copies import Source, read_in_place
 from ovms_rest.models.extensions import ADVICE, extend, find_tokenizers, lacks_operations
 from ovms_rest.models.images import ImageLimits, take_images
-from ovms_rest.models.options import ModelOptions, parse_options
+from ovms_rest.models.options import LayoutChange, ModelOptions, Preparation, parse_options
 from ovms_rest.models.preparation import find_layout, find_reason, name_tensors, one_line, prepare
 from ovms_rest.models.recovery import Recovery, fill
 from ovms_rest.models.repository import read_mapping
@@ -45,6 +46,7 @@ from ovms_rest.protocol.tensors import (
     Array,
     Dim,
     ModelMetadata,
+    Origin,
     Tensor,
     TensorMetadata,
     copy_array,
@@ -153,6 +155,7 @@ class Model:
         )
         self._trials = [*choose_shapes(inputs, sizes), *choose_usual_shapes(inputs)]
         inputs = [take_images(port, self.input_layouts[port.name], limits) for port in inputs]
+        inputs = [_trace(port, preparation, len(inputs) == 1) for port in inputs]
         self._inputs, self._outputs = _split_strings(self._read, inputs, outputs)
         self.has_state = bool(self._read.get_variables())
         self._dynamic = [port.metadata.name for port in self._inputs if port.metadata.static_shape is None]
@@ -553,6 +556,22 @@ def _supported_properties(device: str) -> dict[str, str]:
 
 def _describe_all(names: list[str], ports: list[Any]) -> list[TensorMetadata]:
     return list(map(_describe, names, ports))
+
+
+def _is_permutation(change: LayoutChange, rank: int) -> bool:
+    client = change.client or ""
+    return len(client) == rank and client.isalpha() and sorted(client) == sorted(change.model)
+
+
+def _trace(port: TensorMetadata, preparation: Preparation, is_only: bool) -> TensorMetadata:
+    """Note what the configuration changed of an input, and whether its precision can be changed."""
+    change = preparation.layouts.get(port.name) or (preparation.layouts.get(None) if is_only else None)
+    layout, dims = "", tuple[Dim, ...]()
+    if change and port.dims and _is_permutation(change, len(port.dims)):
+        assert change.client
+        layout = f"{change.client}:{change.model}"
+        dims = tuple(port.dims[change.client.index(letter)] for letter in change.model)
+    return dataclasses.replace(port, origin=Origin(layout, dims, is_only and preparation.precision is None))
 
 
 def _describe(name: str, port: Any) -> TensorMetadata:

@@ -18,6 +18,7 @@ import orjson
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.body_forms import explain_body, explain_image, explain_prefix, name_image
 from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype, round_to_bfloat16
 from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choose_budget
 from ovms_rest.protocol.numbers import NumberArray, UnsuitedError, looks_numeric, parse_numeric, to_array
@@ -34,6 +35,7 @@ from ovms_rest.protocol.tensors import (
     Tensor,
     TensorMetadata,
 )
+from ovms_rest.protocol.validation import unknown_input
 from ovms_rest.protocol.words import ABSENT, cut, describe, join, list_names, quote, show
 
 MAX_DEPTH = 100
@@ -49,6 +51,7 @@ MAX_RANK = 64
 MAX_EMPTY = 2**20
 # So many numbers are sooner compared one by one than looked at by numpy.
 _FEW = 64
+_ELEMENTS = {str: "the string ", bool: "the boolean "}
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
 _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
@@ -109,6 +112,17 @@ def decode_request(
     values of the JSON may take; beyond that BodyTooLargeError is raised.
     """
     json_part, binary_part = (body, body[:0]) if header_length is None else (body[:header_length], body[header_length:])
+    try:
+        return _decode_json(json_part, binary_part, large_size, model, json_memory)
+    except orjson.JSONDecodeError as error:
+        reason = explain_body(body, header_length, model) or error
+        raise InvalidRequestError(f"the request is not valid JSON: {reason}") from error
+
+
+def _decode_json(
+    json_part: memoryview, binary_part: memoryview, large_size: int, model: ModelMetadata | None, json_memory: int
+) -> InferenceRequest:
+    """Decode by the way that suits the size of the JSON."""
     if len(json_part) < large_size:
         return _decode_root(_parse_json(json_part), binary_part, model)
     if looks_numeric(json_part):
@@ -159,8 +173,14 @@ def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMeta
         binary_output = _decode_flag(parameters, "binary_data_output", "")
         timeout_us = _decode_integer(parameters, "timeout", "")
         _decode_integer(parameters, "priority", "")  # which counts where requests wait, before they are decoded
+    try:
+        inputs = _decode_inputs(root, binary_part)
+    except InvalidRequestError:
+        if model is not None:
+            _check_names(root.get("inputs"), model)
+        raise
     return InferenceRequest(
-        inputs=_decode_inputs(root, binary_part),
+        inputs=inputs,
         outputs=_decode_outputs(root, binary_output),
         binary_output=binary_output,
         id=request_id,
@@ -191,7 +211,12 @@ def decode_raw_request(body: memoryview, inputs: Mapping[str, TensorMetadata]) -
             )
         return _raw(metadata, _strings([0], [len(body)], body, shape))
     datatype = DATATYPES[metadata.datatype]
-    shape = _raw_shape(dims, datatype, len(body), f"{label}: shape {metadata.describe_shape()}")
+    try:
+        shape = _raw_shape(dims, datatype, len(body), f"{label}: shape {metadata.describe_shape()}")
+    except InvalidRequestError as error:
+        if image := name_image(body):
+            raise InvalidRequestError(f"{error}; it is {image}; {explain_image(inputs)}") from error
+        raise
     return _raw(metadata, _view(body, datatype, shape, label))
 
 
@@ -228,10 +253,7 @@ def _raw_shape(dims: tuple[Dim, ...], datatype: Datatype, size: int, label: obje
 def _parse_json(part: memoryview) -> dict[str, Any]:
     if not part:
         raise InvalidRequestError("the request has no JSON, expected an object with the key 'inputs'")
-    try:
-        root = orjson.loads(part)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequestError(f"the request is not valid JSON: {error}") from error
+    root = orjson.loads(part)
     if type(root) is not dict:
         raise InvalidRequestError(f"the request is {describe(root)}, expected an object with the key 'inputs'")
     return root
@@ -311,6 +333,14 @@ def _check_count(root: dict[str, Any], key: str, model: ModelMetadata, tensors: 
             f"{key} has {len(items)} entries, but model {model.name!r} has only {len(tensors)}: {list_names(tensors)}"
             f"{_find_surplus(items, key, tensors)}"
         )
+
+
+def _check_names(items: Any, model: ModelMetadata) -> None:
+    """Refuse an unknown input, which says more than what is wrong with its data."""
+    for item in items if type(items) is list else ():
+        name = item.get("name") if type(item) is dict else None
+        if type(name) is str and name not in model.inputs:
+            raise unknown_input(name, model)
 
 
 def _find_surplus(items: list[Any], key: str, tensors: Mapping[str, TensorMetadata]) -> str:
@@ -471,7 +501,7 @@ def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: o
         )
     if datatype == BYTES:
         if not types <= {str}:
-            _refuse_element(elements, {str}, "BYTES takes strings", label)
+            _refuse_element(elements, {str}, "BYTES takes strings", "BYTES takes strings", label)
         return BytesArray.of([element.encode() for element in elements], shape)
     return _numbers(elements, types, DATATYPES[datatype], label).reshape(shape)
 
@@ -513,7 +543,7 @@ def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: o
         return np.array(elements, datatype.dtype)
     values = f"{datatype.name} takes {datatype.json_values}"
     if not types <= datatype.json_types:
-        _refuse_element(elements, datatype.json_types, values, label)
+        _refuse_element(elements, datatype.json_types, values, f"{datatype.name} takes {_kind(datatype)}", label)
     try:
         with np.errstate(over="ignore"):
             if datatype.name == "BF16":
@@ -530,9 +560,19 @@ def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: o
     return array
 
 
-def _refuse_element(elements: list[Any], allowed: set[type] | frozenset[type], values: str, label: object) -> NoReturn:
+def _kind(datatype: Datatype) -> str:
+    """Name the JSON values of a datatype without their range."""
+    return "numbers" if float in datatype.json_types else "true or false" if datatype.name == BOOL else "integers"
+
+
+def _refuse_element(
+    elements: list[Any], allowed: set[type] | frozenset[type], values: str, kind: str, label: object
+) -> NoReturn:
+    """Refuse the first element of another JSON type; only to a number the range of the datatype means anything."""
     index, element = next((index, item) for index, item in enumerate(elements) if type(item) not in allowed)
-    raise InvalidRequestError(f"{label}: data[{index}] is {show(element)}, {values}")
+    found = f"{_ELEMENTS.get(type(element), '')}{show(element)}"
+    expected = values if type(element) is float or type(element) is int else kind
+    raise InvalidRequestError(f"{label}: data[{index}] is {found}, {expected}")
 
 
 def _decode_binary_data(
@@ -559,7 +599,10 @@ def _decode_binary_data(
         )
     section, rest = rest[:size], rest[size:]
     if datatype == BYTES:
-        begins, ends = unpack(section, count, label)
+        try:
+            begins, ends = unpack(section, count, label)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"{error}{explain_prefix(section, count)}") from error
         return _strings(begins, ends, section, shape), rest
     return _view(section, DATATYPES[datatype], shape, label), rest
 

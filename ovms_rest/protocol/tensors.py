@@ -96,16 +96,30 @@ class ImageDecoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The input of a model behind what the client sees, for messages: what its configuration changed and could change.
+
+    `layout` is the setting that transposes, "NHWC:NCHW", with `dims` as the model itself has them; "" when none does.
+    `has_precision` is whether a `precision` can be set that is not set yet.
+    """
+
+    layout: str = ""
+    dims: tuple[Dim, ...] = ()
+    has_precision: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TensorMetadata:
     """An input or output as the client sees it; `dims` None is an unknown rank, which only outputs have.
 
-    `images` is of an input that takes encoded images besides.
+    `images` is of an input that takes encoded images besides, `origin` of the input of a model.
     """
 
     name: str
     datatype: str
     dims: tuple[Dim, ...] | None
     images: ImageDecoder | None = field(default=None, compare=False)
+    origin: Origin | None = field(default=None, compare=False)
     # The shape when every dim is static: one comparison settles it.
     static_shape: tuple[int, ...] | None = field(init=False)
 

@@ -4,10 +4,13 @@ from collections.abc import Iterable, Mapping
 
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.classification import refuse_strings
-from ovms_rest.protocol.datatypes import BYTES, UINT8
+from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPES, UINT8
 from ovms_rest.protocol.strings import BytesArray, count_of, measure_matrix, to_matrix
 from ovms_rest.protocol.tensors import Array, InferenceRequest, ModelMetadata, RequestedOutput, Tensor, TensorMetadata
 from ovms_rest.protocol.words import join, list_names, quote
+
+# The datatypes as the configuration of a model writes them.
+_PRECISIONS = {name: name.lower() for name in DATATYPES if name != BOOL}
 
 
 def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[str, Array]:
@@ -19,10 +22,7 @@ def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[
     for tensor in request.inputs:
         expected = metadata.inputs.get(tensor.name)
         if expected is None:
-            raise InvalidRequestError(
-                f"input {quote(tensor.name)} is unknown to model {metadata.name!r}, whose inputs are "
-                f"{_names(metadata.inputs)}"
-            )
+            raise unknown_input(tensor.name, metadata)
         if tensor.name in arrays:
             raise InvalidRequestError(f"input {tensor.name!r} is given more than once")
         arrays[tensor.name] = _fit(tensor, expected)
@@ -33,6 +33,13 @@ def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[
             f"{noun} {_names(sorted(missing))} of model {metadata.name!r} {verb} missing from the request"
         )
     return arrays
+
+
+def unknown_input(name: str, metadata: ModelMetadata) -> InvalidRequestError:
+    """Return the refusal of an input that a model does not have."""
+    return InvalidRequestError(
+        f"input {quote(name)} is unknown to model {metadata.name!r}, whose inputs are {_names(metadata.inputs)}"
+    )
 
 
 def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tuple[RequestedOutput, ...]:
@@ -66,12 +73,38 @@ def _fit(tensor: Tensor, expected: TensorMetadata) -> Array:
             return _fit_strings(tensor, tensor.array, expected)
         raise InvalidRequestError(
             f"input {tensor.name!r}: datatype is {tensor.datatype}, the model takes {expected.datatype}"
+            f"{_suggest_precision(tensor, expected)}"
         )
     if not expected.holds(tensor.shape):
         raise InvalidRequestError(
             f"input {tensor.name!r}: shape is {join(tensor.shape)}, the model takes {expected.describe_shape()}"
+            f"{_explain_layout(tensor.shape, expected)}"
         )
     return tensor.array
+
+
+def _suggest_precision(tensor: Tensor, expected: TensorMetadata) -> str:
+    """Name the setting that has OpenVINO convert numbers, where it does."""
+    if expected.origin is None or not expected.origin.has_precision:
+        return ""
+    if tensor.datatype not in _PRECISIONS or expected.datatype not in _PRECISIONS:
+        return ""
+    return (
+        f'; "precision": "{_PRECISIONS[tensor.datatype]}:{_PRECISIONS[expected.datatype]}" in the configuration of the '
+        f"model makes it take {tensor.datatype}"
+    )
+
+
+def _explain_layout(shape: tuple[int, ...], expected: TensorMetadata) -> str:
+    """Say that a shape is in the layout of the model, where clients send another."""
+    origin = expected.origin
+    if origin is None or not origin.layout or not TensorMetadata("", expected.datatype, origin.dims).holds(shape):
+        return ""
+    client, model = origin.layout.split(":")
+    return (
+        f'; {join(shape)} is in the layout of the model itself, {model}, but its configuration has "layout": '
+        f'"{origin.layout}", so clients send {client}'
+    )
 
 
 def _takes_strings(expected: TensorMetadata) -> bool:

@@ -1,0 +1,131 @@
+"""Bodies that are not inference requests: what they probably are, and how their content is sent."""
+
+import json
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+from service import ROOT, serve
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.decoding import decode_raw_request, decode_request
+from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
+
+PICTURE = np.arange(36, dtype=np.uint8).reshape(4, 3, 3)
+FILES = {
+    "a JPEG file": cv2.imencode(".jpg", PICTURE)[1].tobytes(),
+    "a PNG file": cv2.imencode(".png", PICTURE)[1].tobytes(),
+    "a GIF file": b"GIF89a" + bytes(20),
+    "a BMP file": cv2.imencode(".bmp", PICTURE)[1].tobytes(),
+    "a WebP file": cv2.imencode(".webp", PICTURE)[1].tobytes(),
+    "a PNM file": cv2.imencode(".ppm", PICTURE)[1].tobytes(),
+}
+HEAD = b'{"inputs":[{"name":"s","shape":[1],"datatype":"BYTES"}]}'
+STRINGS = ModelMetadata("m", "1", {"s": TensorMetadata("s", "BYTES", (Dim(0, None),))}, {})
+NUMBERS = ModelMetadata("m", "1", {"x": TensorMetadata("x", "FP32", (Dim(2, 2),))}, {})
+
+
+def refusal(body, length=None, model=STRINGS):
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_request(memoryview(body), length, model=model)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("model", [STRINGS, None])
+@pytest.mark.parametrize("name", FILES)
+def test_an_image_as_the_body_is_recognized(name, model):
+    message = refusal(FILES[name], model=model)
+    assert message.startswith(f"the request is not valid JSON: it is {name}; an image follows a JSON ")
+    assert "Inference-Header-Content-Length" in message
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_image_is_recognized_without_the_bytes_that_curl_d_removes(name):
+    body = FILES[name].translate(None, b"\r\n\0")
+    message = refusal(body)
+    if name in ("a BMP file", "a PNM file"):  # of which too little is left
+        assert message.startswith("the request is not valid JSON: ")
+    else:
+        assert f": it is {name}; " in message
+
+
+def test_a_form_of_curl_is_recognized():
+    body = (
+        b'--------------------------d74496d6\r\nContent-Disposition: form-data; name="f"\r\n\r\n' + FILES["a PNG file"]
+    )
+    assert ": it is multipart/form-data, as `curl -F` sends it; an image follows a JSON " in refusal(body)
+
+
+def test_a_model_without_images_is_not_said_to_take_one():
+    message = refusal(FILES["a PNG file"], model=NUMBERS)
+    assert message.endswith("it is a PNG file; the model has no input that takes images; its inputs are 'x'")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"\x00\x00\x80\x3f", "it is binary data, beginning with the bytes 00 00 80 3f; "),
+        (b"\xfe\xdc" * 500, "it is binary data, beginning with the bytes fe dc fe dc fe dc fe dc; "),
+        (b"\x1f\x8b\x08\x00", "it is compressed by gzip, "),
+        (b"\xef\xbb\xbf" + HEAD, "it begins with a byte order mark, "),
+        (b"image=cat.jpg", "it looks like the fields of a form, "),
+    ],
+)
+def test_other_bodies_are_recognized(body, reason):
+    assert refusal(body).startswith(f"the request is not valid JSON: {reason}")
+
+
+@pytest.mark.parametrize("body", [b"hello", b"{'inputs':[]}", "é".encode() * 300, b'{"id":"\xff"}', HEAD[:-1], b"   {"])
+def test_bad_json_is_described_by_its_parser(body):
+    assert refusal(body).startswith("the request is not valid JSON: ")
+    assert "binary" not in refusal(body)
+
+
+def test_a_forgotten_header_length_is_named_with_its_value():
+    assert refusal(HEAD + b"\x02\0\0\0ab\xff") == (
+        "the request is not valid JSON: the JSON ends after 56 bytes and 7 bytes more follow; data after the JSON need "
+        "the header 'Inference-Header-Content-Length: 56'"
+    )
+
+
+@pytest.mark.parametrize("length", [50, 60])
+def test_a_wrong_header_length_is_named_with_the_right_one(length):
+    assert refusal(HEAD + b"\x02\0\0\0ab\xff", length) == (
+        f"the request is not valid JSON: the JSON ends after 56 bytes, but Inference-Header-Content-Length is {length}"
+    )
+
+
+def test_spaces_after_the_json_are_part_of_it():
+    request = decode_request(memoryview(HEAD + b" \n\x01\0\0\0a"), 58, model=STRINGS)
+    assert request.inputs[0].array.elements() == [b"a"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_image_without_its_length_is_named_with_the_length(name):
+    file = FILES[name]
+    message = refusal(HEAD + file, len(HEAD))
+    assert message.endswith(
+        f"; the data begin like {name}, but each element is preceded by its length as 4 little-endian bytes, here "
+        f"{len(file).to_bytes(4, 'little').hex(' ')}, which binary_data_size counts too"
+    )
+
+
+def test_an_image_as_raw_data_of_numbers_is_recognized():
+    with pytest.raises(InvalidRequestError, match="it is a PNG file; the model has no input that takes images"):
+        decode_raw_request(memoryview(FILES["a PNG file"]), NUMBERS.inputs)
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_the_command_of_the_message_sends_the_picture(tmp_path, shell):
+    """It is pasted as it stands, for the demo's pipeline."""
+    picture = ROOT / "ovms_rest" / "demo" / "samples" / "number-65902.png"
+    with serve(tmp_path) as service:
+        url = f"http://127.0.0.1:{service.port}/v2/models/number/infer"
+        refused = subprocess.run(
+            ["curl", "-s", "-F", f"image=@{picture}", url], capture_output=True, text=True, check=True
+        )
+        _, _, command = json.loads(refused.stdout)["error"].partition("For FILE: ")
+        command = command.replace("FILE", str(picture)).replace("HOST:PORT", f"127.0.0.1:{service.port}")
+        answer = subprocess.run([shell, "-c", command], capture_output=True, text=True, check=True)
+    assert json.loads(answer.stdout)["outputs"][1]["data"] == [6, 5, 9, 0, 2]
