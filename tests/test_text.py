@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import model_zoo
 import numpy as np
@@ -20,7 +22,10 @@ from ovms_rest.protocol.strings import BytesArray
 EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
 TEXTS = ["Hello, world!", "a", "The cats sat; hello hello hello!", "", "Zürich \N{CJK UNIFIED IDEOGRAPH-4E16}"]
 LIBRARY = extensions.find_tokenizers()
-EXAMPLE = re.search(r"^### Text\n.*?^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLE, SCRIPT = re.search(
+    r"^### Text\n.*?^```json\n(.*?)^```.*?^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL
+).groups()
 
 
 def open_model(model, directory, **options):
@@ -94,9 +99,6 @@ def test_without_the_package_the_advice_names_it(tmp_path, monkeypatch):
         "try: runtime.Model('m', 1, Path(sys.argv[1]), plan_compilation('CPU', {}, 2))\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "1"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("LoadError cannot read "), done
     assert "pip install 'ovms_rest[text]'" in done.stdout
@@ -118,14 +120,14 @@ def test_a_file_that_is_not_an_extension_fails_its_model(tmp_path):
 
 
 def make_config(directory):
-    """The README's example, with both models as one besides."""
+    """The README's example, with both models as one besides, which its script makes."""
     models = {
         "tokenizer": text_models.tokenizer(),
         "encoder": text_models.encoder(),
-        "combined": text_models.combined(),
     }
     for name, model in models.items():
         model_zoo.save(model, directory / "models" / name)
+    subprocess.run([sys.executable, "-c", SCRIPT], cwd=directory, check=True)
     config = json.loads(EXAMPLE)
     config["model_config_list"].append({"config": {"name": "combined", "base_path": "models/combined"}})
     for entry in config["model_config_list"]:
