@@ -125,11 +125,12 @@ def serve(
     config: Path | None = None,
     prefix: Sequence[str] = (),
     bind: Sequence[str] = ("-b", "127.0.0.1:0"),
+    cwd: Path = ROOT,
     **variables: str,
 ) -> Iterator[Service]:
     """Run gunicorn in the checkout on a port of its own choice, end it by SIGTERM, and check that nothing is left.
 
-    `prefix` is a command that runs another in its own process.
+    `prefix` is a command that runs another in its own process, `cwd` a directory to run it in instead.
     """
     if config is not None:
         variables["OVMS_REST_CONFIG"] = str(config)
@@ -137,7 +138,7 @@ def serve(
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [*prefix, "gunicorn", *bind, *arguments],
-            cwd=ROOT,
+            cwd=cwd,
             env=environment(directory, **variables),
             stdout=stream,
             stderr=stream,

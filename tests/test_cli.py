@@ -233,6 +233,15 @@ def test_the_command_line_of_kserve_serves(tmp_path):
         assert "[INFO] --port, --grpc_bind_address: ignored: there is no gRPC" in service.log
 
 
+def test_a_port_in_use_ends_the_start_before_models_are_loaded(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        ended = run(tmp_path, *SINGLE, "--rest_bind_address=127.0.0.1", f"--rest_port={port}")
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.endswith(f"[ERROR] cannot listen on 127.0.0.1:{port}: Address already in use")
+
+
 def test_both_families_of_addresses_are_served(tmp_path):
     if not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")

@@ -130,13 +130,14 @@ def orphans():
 def test_a_service_starts_beside_what_is_left_of_one_that_was_killed(tmp_path, relu, address, orphans):
     """Its workers listen for another moment; the socket at a path is left for good."""
     variables = {"OVMS_REST_CONTROL_BIND": address}
-    with serve(tmp_path, "-w", "1", config=relu, **variables) as service:
+    bind = ("-b", f"127.0.0.1:{free_port()}")
+    with serve(tmp_path, "-w", "1", bind=bind, config=relu, **variables) as service:
         service.wait_for(lambda: answers(address))
         workers = service.workers()
         service.process.kill()
         service.process.wait(PATIENCE)
         (tmp_path / "next").mkdir()
-        with serve(tmp_path / "next", "-w", "1", config=relu, **variables) as following:
+        with serve(tmp_path / "next", "-w", "1", bind=bind, config=relu, **variables) as following:
             following.wait_for(lambda: answers(address))
             for pid in workers:
                 os.waitpid(pid, 0)
@@ -174,6 +175,16 @@ def test_an_upgrade_takes_the_control_address_over_and_no_call_hangs(tmp_path, r
             service.wait_for(lambda: len(children(pid)) == 2 and not set(children(pid)) & set(workers))
             assert [ask(address) for _ in range(10)] == [200] * 10
         assert not answers(address)
+
+
+def test_an_upgrade_takes_over_a_port_that_is_in_use_by_the_first_arbiter(tmp_path, relu, orphans):
+    """Though another start would end at it."""
+    bind = ("-b", f"127.0.0.1:{free_port()}")
+    with serve(tmp_path, "-w", "2", bind=bind, config=relu) as service:
+        service.wait_for(lambda: infers(service))
+        with upgraded(service):
+            assert infers(service)
+        assert infers(service)
 
 
 @pytest.mark.parametrize("address", ["path"], indirect=True)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import types
 
@@ -13,6 +14,7 @@ from service import PATIENCE, ROOT, environment, receive, serve, write_config
 
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pool import hooks
+from ovms_rest.pool.cores import usable_cores
 
 RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
 
@@ -92,6 +94,31 @@ def test_web_concurrency_and_gunicorns_flags_win(tmp_path, relu):
         service.wait_for(lambda: '"POST /v2/models/relu/infer HTTP/1.1" 200' in service.log)
 
 
+def test_more_workers_than_usable_cores_are_warned_about_once(tmp_path, relu):
+    cores = usable_cores()
+    warning = f"[WARNING] {cores + 1} workers, but usable cores: {cores}; more workers than cores gain nothing"
+    with serve(tmp_path, "-w", str(cores + 1), config=relu) as service:
+        assert service.log.count(warning) == 1
+        before = service.workers()
+        service.signal(signal.SIGHUP)
+        service.wait_for(lambda: not set(before) & set(service.workers()))
+        assert service.log.count("but usable cores") == 1
+    with serve(tmp_path, "-w", str(cores), config=relu) as service:
+        assert "but usable cores" not in service.log
+
+
+def test_gunicorn_serves_from_any_directory_by_the_line_of_the_readme(tmp_path):
+    """It serves the demo, and its own flags take precedence."""
+    (options,) = re.findall(r"^gunicorn (-c python:\S+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with serve(tmp_path, *options.split(), "-w", "1", cwd=empty) as service:
+        assert service.get("/v2/health/ready").status == 200
+        assert "Using worker: ovms_rest.pool.worker.Worker" in service.log
+        assert len(service.workers()) == 1
+        assert service.get("/v2/models/digits").json()["inputs"][0]["name"] == "image"
+
+
 def test_the_log_tells_what_is_served_and_how(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "relu", version=3)
     config = write_config(
@@ -114,6 +141,51 @@ def test_the_log_tells_what_is_served_and_how(tmp_path):
             "they may be loaded and unloaded by call from nowhere: OVMS_REST_CONTROL_BIND is not set",
             service.log,
         )
+
+
+# --- Addresses
+
+
+def refused(ended, address, reason):
+    """Whether a start ended with this one line, so without having loaded a model."""
+    (line,) = ended.stderr.splitlines()
+    return ended.returncode == 1 and line.endswith(f"[ERROR] cannot listen on {address}: {reason}")
+
+
+def test_an_address_in_use_ends_the_start_before_models_are_loaded(tmp_path, relu):
+    variables = {"OVMS_REST_CONFIG": str(relu)}
+    with serve(tmp_path, "-w", "1", config=relu) as service:
+        address = f"127.0.0.1:{service.port}"
+        assert refused(start(tmp_path, "-b", address, **variables), address, "Address already in use")
+        # The other addresses are checked as well.
+        both = ("-b", "127.0.0.1:0", "-b", f"0.0.0.0:{service.port}")
+        assert refused(start(tmp_path, *both, **variables), f"0.0.0.0:{service.port}", "Address already in use")
+        assert works(service)
+
+
+@pytest.mark.parametrize(
+    ("bind", "address", "reason"),
+    [
+        ("192.0.2.1:8000", "192.0.2.1:8000", "Cannot assign requested address"),
+        ("[2001:db8::1]:8000", "[2001:db8::1]:8000", "Cannot assign requested address"),
+        ("name.invalid:8000", "name.invalid:8000", "Name or service not known"),
+        ("unix:/absent/socket", "unix:/absent/socket", "No such file or directory"),
+        ("unix:/etc/passwd", "unix:/etc/passwd", "it exists and is not a socket"),
+        (f"unix:/tmp/{'x' * 120}", f"unix:/tmp/{'x' * 120}", "the path is longer than 107 bytes"),
+    ],
+)
+def test_an_address_that_cannot_be_bound_ends_the_start_before_models_are_loaded(tmp_path, relu, bind, address, reason):
+    assert refused(start(tmp_path, "-b", bind, OVMS_REST_CONFIG=str(relu)), address, reason)
+
+
+def test_the_socket_of_a_service_that_is_gone_is_replaced(tmp_path, relu):
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    with serve(tmp_path, "-w", "1", "-b", f"unix:{path}", config=relu) as service:
+        assert works(service)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
 
 
 # --- Models that do not serve

@@ -1,12 +1,16 @@
 """Text: strings in, tokens or embeddings out, by the operations of openvino-tokenizers."""
 
+import json
 import os
+import re
+import subprocess
+import sys
 
 import model_zoo
 import numpy as np
 import pytest
 import text_models
-from service import serve, write_config
+from service import ROOT, serve
 
 from ovms_rest.errors import InvalidRequestError, LoadError
 from ovms_rest.models import extensions
@@ -18,6 +22,10 @@ from ovms_rest.protocol.strings import BytesArray
 EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
 TEXTS = ["Hello, world!", "a", "The cats sat; hello hello hello!", "", "Zürich \N{CJK UNIFIED IDEOGRAPH-4E16}"]
 LIBRARY = extensions.find_tokenizers()
+README = (ROOT / "README.md").read_text()
+EXAMPLE, SCRIPT = re.search(
+    r"^### Text\n.*?^```json\n(.*?)^```.*?^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL
+).groups()
 
 
 def open_model(model, directory, **options):
@@ -91,9 +99,6 @@ def test_without_the_package_the_advice_names_it(tmp_path, monkeypatch):
         "try: runtime.Model('m', 1, Path(sys.argv[1]), plan_compilation('CPU', {}, 2))\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "1"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("LoadError cannot read "), done
     assert "pip install 'ovms_rest[text]'" in done.stdout
@@ -115,41 +120,21 @@ def test_a_file_that_is_not_an_extension_fails_its_model(tmp_path):
 
 
 def make_config(directory):
-    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    """The README's example, with both models as one besides, which its script makes."""
     models = {
         "tokenizer": text_models.tokenizer(),
         "encoder": text_models.encoder(),
-        "combined": text_models.combined(),
     }
     for name, model in models.items():
-        model_zoo.save(model, directory / name)
-    request, tokens = ({"node_name": name} for name in ("request", "tokenize"))
-    pipeline = {
-        "name": "embed",
-        "inputs": ["text"],
-        "nodes": [
-            {
-                "name": "tokenize",
-                "type": "DL model",
-                "model_name": "tokenizer",
-                "inputs": [{"text": {**request, "data_item": "text"}}],
-                "outputs": [{"data_item": name, "alias": name} for name in ("input_ids", "attention_mask")],
-            },
-            {
-                "name": "encode",
-                "type": "DL model",
-                "model_name": "encoder",
-                "inputs": [{name: {**tokens, "data_item": name}} for name in ("input_ids", "attention_mask")],
-                "outputs": [{"data_item": "embedding", "alias": "embedding"}],
-            },
-        ],
-        "outputs": [{"embedding": {"node_name": "encode", "data_item": "embedding"}}],
-    }
-    return write_config(
-        directory,
-        *({"name": name, "base_path": name, "plugin_config": exact} for name in models),
-        pipeline_config_list=[pipeline],
-    )
+        model_zoo.save(model, directory / "models" / name)
+    subprocess.run([sys.executable, "-c", SCRIPT], cwd=directory, check=True)
+    config = json.loads(EXAMPLE)
+    config["model_config_list"].append({"config": {"name": "combined", "base_path": "models/combined"}})
+    for entry in config["model_config_list"]:
+        entry["config"]["plugin_config"] = {"INFERENCE_PRECISION_HINT": "f32"}
+    path = directory / "config.json"
+    path.write_text(json.dumps(config))
+    return path
 
 
 @pytest.fixture(scope="module")

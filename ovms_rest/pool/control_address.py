@@ -10,21 +10,18 @@ import errno
 import os
 import socket
 import stat
-import time
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
 from gunicorn.config import Config
 from gunicorn.sock import close_sockets, create_sockets
-from gunicorn.util import chown, is_ipv6
+from gunicorn.util import chown
+
+from ovms_rest.pool.addresses import bind_port, retry_in_use
 
 # Of the process that SIGUSR2 starts: the descriptor, and the address as the setting has it.
 INHERITED = "_OVMS_REST_CONTROL_FD"
-
-# An address may still be in use for a while: the workers of an arbiter that was killed notice it after a second.
-PATIENCE_SECONDS = 3.0
-_RETRY_SECONDS = 0.1
 
 
 class ControlAddress:
@@ -52,15 +49,9 @@ class ControlAddress:
 
     def _bind(self, address: tuple[str, int] | str, cfg: Any) -> None:
         """Bind a socket. Raises OSError when the address is in use and stays so."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            try:
-                self._descriptor = _bind_path(address, cfg) if isinstance(address, str) else _bind_port(address)
-                break
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-                    raise
-            time.sleep(_RETRY_SECONDS)
+        self._descriptor = retry_in_use(
+            lambda: _bind_path(address, cfg) if isinstance(address, str) else bind_port(address)
+        )
         if isinstance(address, str):
             self._path = Path(address)
             self._inode = self._path.stat().st_ino
@@ -97,13 +88,6 @@ def _parse(parsed: Config) -> tuple[str, int] | str:
     if isinstance(address, tuple | str):
         return address
     raise ValueError("expected HOST:PORT or unix:PATH")
-
-
-def _bind_port(address: tuple[str, int]) -> int:
-    with socket.socket(socket.AF_INET6 if is_ipv6(address[0]) else socket.AF_INET) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)  # fails while any other listens
-        return sock.detach()
 
 
 def _bind_path(path: str, cfg: Any) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from ovms_rest.app import App
 from ovms_rest.pool import streams
 from ovms_rest.pool.access_log import provide_file
+from ovms_rest.pool.addresses import AddressError, check_addresses
 from ovms_rest.pool.control_address import ControlAddress
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.guarding import commit, guard
@@ -42,16 +43,22 @@ _table = WorkerTable(SLOTS, usable_cores())
 def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     """Prepare what has to be there before any model is loaded: of gunicorn's hooks this comes first.
 
-    A log that blocks nobody, the certificate, and the control address; without one of these the start ends.
+    A log that blocks nobody, the addresses, the certificate, and the control address; without one of these the start
+    ends.
     """
     if previous is not None:
         return
     streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
     try:
+        check_addresses(arbiter.cfg, os.environ)
         arbiter.tls = load_tls(arbiter.cfg)
-    except TlsError as error:
+    except (AddressError, TlsError) as error:
         log.error("%s", error)
         sys.exit(1)
+    if count > (cores := usable_cores()):
+        log.warning(
+            "%d workers, but usable cores: %d; more workers than cores gain nothing and take memory", count, cores
+        )
     arbiter.control_sockets = []
     address = _control_bind(arbiter)
     with _ending_without(address):
