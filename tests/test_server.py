@@ -85,8 +85,6 @@ def test_head_is_get_without_the_body(service):
 @pytest.mark.parametrize(
     ("method", "path", "status", "message"),
     [
-        ("GET", "/", 404, "path '/' is unknown"),
-        ("GET", "/v2/models", 404, "path '/v2/models' is unknown"),
         ("GET", "/v2/models/relu/foo", 404, "path '/v2/models/relu/foo' is unknown"),
         ("GET", "/v2/models/x", 404, "model 'x' is unknown; configured are 'relu', 'add', 'types', "),
         ("GET", "/v2/models/x%20%C3%A9.y/ready", 404, "model 'x é.y' is unknown; "),
