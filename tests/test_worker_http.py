@@ -710,7 +710,7 @@ def test_nothing_is_left_of_what_was_refused(server):
     [
         (b"GET http://example.org/v2 HTTP/1.1\r\nHost: x\r\n\r\n", 200),
         (b"GET http://example.org/v2?a HTTP/1.1\r\nHost: x\r\n\r\n", 200),
-        (b"GET http://example.org HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"GET http://example.org HTTP/1.1\r\nHost: x\r\n\r\n", 200),
         (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 200),
         (b"GET //v2 HTTP/1.1\r\nHost: x\r\n\r\n", 404),
         (b"CONNECT example.org:80 HTTP/1.1\r\nHost: x\r\n\r\n", 404),
