@@ -58,6 +58,14 @@ class Service:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until so many workers serve: each has come to its loop, and waits there."""
+        self.wait_for(lambda: len(pids := self.workers()) == count and all(map(is_waiting, pids)))
+
+    def wait_until_idle(self) -> None:
+        """Wait until all workers wait in their loops."""
+        self.wait_for(lambda: all(map(is_waiting, self.workers())))
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the arbiter."""
         self.process.send_signal(number)
@@ -194,6 +202,20 @@ def free_port() -> int:
 def is_running(pid: int) -> bool:
     """Tell whether a process is there and more than a zombie."""
     return _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()[:1] not in ([], ["Z"])
+
+
+def open_files(pid: int) -> list[str]:
+    """Return the files that a process has open."""
+    found = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(file))
+    return found
+
+
+def is_waiting(pid: int) -> bool:
+    """Tell whether a worker has come to its loop and waits there."""
+    return "anon_inode:[eventpoll]" in open_files(pid) and "\nState:\tS" in Path(f"/proc/{pid}/status").read_text()
 
 
 def wait_for_end(pid: int) -> None:

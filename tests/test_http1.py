@@ -117,7 +117,22 @@ def test_a_head_becomes_an_environ():
 )
 def test_framing_and_connection(data, length, expects_continue, keep_alive):
     found = read(data + b"what follows")
-    assert found[1:] == (len(data), length, expects_continue, keep_alive)
+    assert found[1:5] == (len(data), length, expects_continue, keep_alive)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_inference"),
+    [
+        ("POST", "/v2/models/m/infer", True),
+        ("POST", "/v2/models/m/versions/2/infer?a=b", True),
+        ("GET", "/v2/models/m/infer", False),
+        ("POST", "/v2/models/m/load", False),
+    ],
+)
+def test_an_inference_is_told_from_other_requests(method, path, is_inference):
+    head = read(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert head.is_inference is is_inference
+    assert head.copy().is_inference is is_inference
 
 
 @pytest.mark.parametrize("values", [("close", "keep-alive"), ("keep-alive", "close"), ("close, keep-alive",)])

@@ -14,7 +14,7 @@ from service import Answer, serve
 
 from ovms_rest.app import create_app
 from ovms_rest.serving.resources import Infer
-from ovms_rest.serving.routing import OUTSIDE, is_inference, read_path, read_script_name
+from ovms_rest.serving.routing import OUTSIDE, Router, is_inference, read_path, read_script_name
 from ovms_rest.settings import Settings
 
 
@@ -83,6 +83,32 @@ def test_the_worker_sees_an_inference_exactly_where_falcon_routes_to_one(segment
     path = read_path(start + "/".join(segments))
     found = APP._router.find(path.encode("latin-1").decode("utf-8", "replace"))
     assert is_inference("POST", path) == (found is not None and isinstance(found[0], Infer))
+
+
+class Echo:
+    def on_get(self, req, resp, name):
+        """Never called."""
+
+
+def test_responders_that_are_remembered_have_parameters_of_their_own():
+    router = Router()
+    router.add_route("/{name}", Echo())
+    first, second = router.find("/a"), router.find("/a")
+    assert first == second
+    assert first[2] == {"name": "a"}
+    second[2]["name"] = "changed by the one who got it"
+    assert router.find("/a")[2] == {"name": "a"}
+    for number in range(1000):  # far more than are remembered
+        assert router.find(f"/{number}")[2] == {"name": str(number)}
+    assert router.find("/a") == first
+
+
+def test_a_route_that_is_added_counts_for_paths_that_were_asked_for_before():
+    router, later = Router(), Echo()
+    router.add_route("/{name}", Echo())
+    assert router.find("/later")[0] is not later
+    router.add_route("/later", later)
+    assert router.find("/later")[0] is later
 
 
 # --- In the worker

@@ -94,7 +94,7 @@ def test_logs_in_a_directory_of_root_are_reopened_after_they_were_moved(director
     files = ("--error-logfile", str(error), "--access-logfile", str(access))
     variables = {"OVMS_REST_ACCESS_LOG": "json", "OVMS_REST_ACCESS_LOG_FILE": str(requests)}
     with serve(directory, *OPTIONS, *files, *options, config=relu, **variables) as service:
-        service.wait_for(lambda: len(service.workers()) == 2)
+        service.wait_for_workers(2)
         workers = service.workers()
         assert infers(service)
         for name in names:

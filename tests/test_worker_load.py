@@ -33,7 +33,7 @@ from raw_http import (
     receive,
     receive_rest,
 )
-from service import serve
+from service import open_files, serve
 
 from ovms_rest.pool.connection import Connection, State, Times
 from ovms_rest.pool.http1 import HeadReader
@@ -59,7 +59,7 @@ def alone(tmp_path_factory, models):
 def pair(tmp_path_factory, models):
     """Two workers."""
     with serve(tmp_path_factory.mktemp("pair"), "-w", "2", config=models) as running:
-        wait_for_workers(running, 2)
+        running.wait_for_workers(2)
         yield running
 
 
@@ -68,29 +68,6 @@ def inferred(answer):
 
 
 # --- What is known of workers
-
-
-def files(pid):
-    """Return the files that a process has open."""
-    found = []
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found.append(os.readlink(file))
-    return found
-
-
-def is_waiting(pid):
-    """Tell whether a worker has come to its loop and waits there."""
-    return "anon_inode:[eventpoll]" in files(pid) and "\nState:\tS" in Path(f"/proc/{pid}/status").read_text()
-
-
-def wait_for_workers(service, count):
-    service.wait_for(lambda: len(service.workers()) == count)
-    wait_until_idle(service)
-
-
-def wait_until_idle(service):
-    service.wait_for(lambda: all(map(is_waiting, service.workers())))
 
 
 def spent(pid):
@@ -111,17 +88,17 @@ def owner(service, connection):
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         row = line.split()
         if tuple(int(address.split(":")[1], 16) for address in row[1:3]) == ports:
-            return next(pid for pid in service.workers() if f"socket:[{row[9]}]" in files(pid))
+            return next(pid for pid in service.workers() if f"socket:[{row[9]}]" in open_files(pid))
     raise AssertionError("no worker has it")
 
 
 @contextlib.contextmanager
 def connected_to_idle(service):
     """Open a connection while all workers are idle."""
-    wait_until_idle(service)
+    service.wait_until_idle()
     with connected(service, LIVE) as connection:
         receive(connection)
-        wait_until_idle(service)
+        service.wait_until_idle()
         yield connection
 
 
@@ -342,7 +319,7 @@ def test_no_request_waits_behind_another_while_a_worker_is_idle(pair):
     """Two clients that come at once, 20 times: both workers have to be at it, as their CPU time shows."""
     together = 0
     for _ in range(20):
-        wait_until_idle(pair)
+        pair.wait_until_idle()
         before = {pid: spent(pid) for pid in pair.workers()}
         with connected(pair, SLOW) as one, connected(pair, SLOW) as two:
             assert [receive(connection, "POST").status for connection in (one, two)] == [200, 200]
@@ -380,7 +357,7 @@ def test_no_two_requests_have_the_same_id(pair):
 
 def test_clients_that_keep_their_connections_busy_all_workers(pair):
     """Four clients, two workers: each does its half, by CPU time."""
-    wait_until_idle(pair)
+    pair.wait_until_idle()
     before = {pid: spent(pid) for pid in pair.workers()}
     threads = [threading.Thread(target=infer_slowly, args=(pair, 6)) for _ in range(4)]
     for thread in threads:
@@ -412,7 +389,7 @@ def crowd(service, stack):
     for connection in connections:
         if connection not in crowded:
             connection.close()
-    wait_until_idle(service)
+    service.wait_until_idle()
     assert len(crowded) == 2
     return crowded
 
@@ -449,7 +426,7 @@ def test_a_client_is_not_given_away_with_requests_that_were_received(pair):
 
 def test_a_connection_wakes_no_herd(tmp_path, models):
     with serve(tmp_path, "-w", "8", config=models) as service:
-        wait_for_workers(service, 8)
+        service.wait_for_workers(8)
         before = sum(map(switches, service.workers()))
         for _ in range(50):
             assert exchange(service, head("GET", "/v2/health/live", "Connection: close")).startswith(b"HTTP/1.1 200")
@@ -460,7 +437,7 @@ def test_a_connection_wakes_no_herd(tmp_path, models):
 def test_nobody_is_woken_for_a_connection_that_is_not_there(tmp_path, models):
     """Workers that have nothing to do look at their clients' time limits once in a second, and at nothing else."""
     with serve(tmp_path, "-w", "4", config=models) as service, contextlib.ExitStack() as stack:
-        wait_for_workers(service, 4)
+        service.wait_for_workers(4)
         for _ in range(4):
             assert receive(stack.enter_context(connected(service, LIVE))).status == 200
         before, started = sum(map(switches, service.workers())), time.monotonic()
@@ -475,7 +452,7 @@ def switches(pid):
 
 def test_a_connection_left_to_a_worker_that_does_not_come_is_taken_after_all(tmp_path, models):
     with serve(tmp_path, "-w", "2", config=models) as service, contextlib.ExitStack() as stack:
-        wait_for_workers(service, 2)
+        service.wait_for_workers(2)
         first = stack.enter_context(connected_to_idle(service))
         busy = owner(service, first)
         (other,) = (pid for pid in service.workers() if pid != busy)
@@ -532,7 +509,7 @@ def controlled(tmp_path_factory, models):
     directory = tmp_path_factory.mktemp("controlled")
     with serve(directory, "-w", "1", config=models, OVMS_REST_CONTROL_BIND="127.0.0.1:0") as running:
         running.control = control_of(running)
-        wait_for_workers(running, 2)
+        running.wait_for_workers(2)
         yield running
 
 
@@ -614,7 +591,7 @@ def test_the_control_address_waits_for_no_inference(tmp_path, models):
 def test_the_control_worker_is_there_whatever_comes_and_goes(tmp_path, models):
     with serve(tmp_path, "-w", "2", config=models, OVMS_REST_CONTROL_BIND="127.0.0.1:0") as service:
         control = control_of(service)
-        wait_for_workers(service, 3)
+        service.wait_for_workers(3)
 
         def serves():
             assert inferred(parse(exchange(service, post(RELU_PATH, RELU)), "POST")[0])
@@ -623,7 +600,7 @@ def test_the_control_worker_is_there_whatever_comes_and_goes(tmp_path, models):
         assert serves()
         for number, count in ((signal.SIGTTIN, 4), (signal.SIGTTOU, 3), (signal.SIGTTOU, 2)):
             service.signal(number)
-            wait_for_workers(service, count)
+            service.wait_for_workers(count)
             assert serves()
         before = service.workers()
         service.signal(signal.SIGHUP)
@@ -633,7 +610,7 @@ def test_the_control_worker_is_there_whatever_comes_and_goes(tmp_path, models):
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         service.wait_for(lambda: not set(service.workers()) & set(before))
-        wait_for_workers(service, 3)
+        service.wait_for_workers(3)
         assert serves()
 
 
@@ -802,7 +779,7 @@ def test_the_service_recovers_from_overload(alone):
     with contextlib.ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(connected(alone, SLOW * 5))
-    wait_until_idle(alone)
+    alone.wait_until_idle()
     answers = parse(exchange(alone, post(RELU_PATH, RELU) * 3), *["POST"] * 3)
     assert all(map(inferred, answers))
 
@@ -810,7 +787,7 @@ def test_the_service_recovers_from_overload(alone):
 def test_requests_of_clients_that_are_gone_are_not_inferred(alone):
     """Where it can be known: a connection that was reset while its request waited."""
     (pid,) = alone.workers()
-    wait_until_idle(alone)
+    alone.wait_until_idle()
     with connected(alone, infer("counting", slow_models.count(10 * slow_models.SLOW))) as first:
         wait_until_inferring(alone)
         before = spent(pid)

@@ -37,7 +37,7 @@ from raw_http import (
     receive,
     receive_rest,
 )
-from service import ROOT, environment, free_port, serve, write_config
+from service import ROOT, environment, free_port, open_files, serve, write_config
 
 RELU_DATA = [1, 0, 3, 0]
 SLOW = infer("counting", slow_models.count(slow_models.SLOW))
@@ -53,24 +53,6 @@ def models(tmp_path_factory):
 def works(service):
     answer = parse(exchange(service, post(RELU_PATH, RELU, "Connection: close")), "POST")[0]
     return answer.status == 200 and answer.json()["outputs"][0]["data"] == RELU_DATA
-
-
-def wait_for_workers(service, count):
-    """Wait until so many workers serve: each has come to its loop, and waits there."""
-    service.wait_for(lambda: len(service.workers()) == count and all(map(is_waiting, service.workers())))
-
-
-def is_waiting(pid):
-    return "anon_inode:[eventpoll]" in files(pid) and "\nState:\tS" in Path(f"/proc/{pid}/status").read_text()
-
-
-def files(pid):
-    """Return the files that a process has open."""
-    found = []
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found.append(os.readlink(file))
-    return found
 
 
 def replaced(service, before):
@@ -319,7 +301,7 @@ def test_what_the_worker_does_not_do_ends_the_start(tmp_path, models, arguments,
 
 def test_a_worker_that_hangs_is_replaced_after_gunicorns_timeout(tmp_path, models):
     with serve(tmp_path, "-w", "2", "--timeout", "2", config=models) as service:
-        wait_for_workers(service, 2)
+        service.wait_for_workers(2)
         before = service.workers()
         with contextlib.ExitStack() as stack:
             connection, other = (stack.enter_context(connected_to_idle(service)) for _ in range(2))
@@ -335,7 +317,7 @@ def test_a_worker_that_hangs_is_replaced_after_gunicorns_timeout(tmp_path, model
 @contextlib.contextmanager
 def connected_to_idle(service):
     """Open a connection while all workers are idle, so that it goes to one of those with the fewest."""
-    service.wait_for(lambda: all(map(is_waiting, service.workers())))
+    service.wait_until_idle()
     with connected(service, LIVE) as connection:
         receive(connection)
         yield connection
@@ -354,7 +336,7 @@ def test_a_long_queue_is_no_hanging(tmp_path, models):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_was_begun_is_answered_before_a_worker_ends(tmp_path, models, number):
     with serve(tmp_path, "-w", "1", config=models) as service:
-        wait_for_workers(service, 1)
+        service.wait_for_workers(1)
         before = service.workers()
         with contextlib.ExitStack() as stack:
             half = stack.enter_context(connected(service, post(RELU_PATH, RELU)[:-5]))
@@ -402,7 +384,7 @@ def test_what_could_not_be_answered_before_a_worker_ends_is_refused(tmp_path, mo
     request = infer("counting", slow_models.count(5 * slow_models.SLOW))
     arguments = ("-w", "1", "--graceful-timeout", "2", "--max-requests", "1")
     with serve(tmp_path, *arguments, config=models) as service, contextlib.ExitStack() as stack:
-        wait_for_workers(service, 1)
+        service.wait_for_workers(1)
         (pid,) = service.workers()
         connections = [stack.enter_context(connected(service, request)) for _ in range(20)]
         answers = [receive(connection, "POST") for connection in connections]
@@ -420,7 +402,7 @@ def test_a_client_that_never_stops_keeps_no_worker_from_ending(tmp_path, models)
     """What it has sent ahead is answered, but for no longer than gunicorn's graceful_timeout."""
     arguments = ("-w", "1", "--graceful-timeout", "1", "--max-requests", "1")
     with serve(tmp_path, *arguments, config=models) as service:
-        wait_for_workers(service, 1)
+        service.wait_for_workers(1)
         before = service.workers()
         with connected(service, SLOW * 200) as connection:
             wait_until_gone(service, before)
@@ -446,7 +428,7 @@ def set_subreaper(on):
 
 def test_a_worker_that_does_not_end_is_killed_after_the_graceful_timeout(tmp_path, models, reaper):
     with serve(tmp_path, "-w", "1", "--graceful-timeout", "1", config=models) as service:
-        wait_for_workers(service, 1)
+        service.wait_for_workers(1)
         (pid,) = service.workers()
         before = cpu_seconds(pid)
         with connected(service, ENDLESS) as connection:
@@ -467,7 +449,7 @@ def test_a_slow_client_keeps_no_worker_from_ending(tmp_path, models, reason):
     """It gets gunicorn's graceful_timeout and no more, also where the arbiter does not wait for the worker."""
     limit = ("--max-requests", "4") if reason == "max_requests" else ()
     with serve(tmp_path, "-w", "1", "--graceful-timeout", "1", *limit, config=models) as service:
-        wait_for_workers(service, 1)
+        service.wait_for_workers(1)
         before = service.workers()
         with contextlib.ExitStack() as stack:
             for _ in range(4):
@@ -513,7 +495,7 @@ def test_no_keepalive(tmp_path, models):
 def test_no_request_is_lost_when_workers_end_after_max_requests(tmp_path, models):
     arguments = ("-w", "2", "--max-requests", "150", "--max-requests-jitter", "100")
     with serve(tmp_path, *arguments, config=models) as service:
-        wait_for_workers(service, 2)
+        service.wait_for_workers(2)
         with Load(service.connect) as load:
             service.wait_for(lambda: load.failures or service.log.count("reached max_requests") >= 4)
         assert load.failures == []
@@ -525,7 +507,7 @@ def test_no_request_is_lost_when_workers_end_after_max_requests(tmp_path, models
 
 def test_no_request_is_lost_when_workers_are_replaced_or_their_number_changes(tmp_path, models):
     with serve(tmp_path, "-w", "2", config=models) as service:
-        wait_for_workers(service, 2)
+        service.wait_for_workers(2)
         with Load(service.connect) as load:
             for _ in range(2):
                 before, count = service.workers(), load.answered
@@ -533,10 +515,10 @@ def test_no_request_is_lost_when_workers_are_replaced_or_their_number_changes(tm
                 service.wait_for(lambda before=before: replaced(service, before) and len(service.workers()) == 2)
                 service.wait_for(lambda count=count: load.failures or load.answered > count + 100)
             service.signal(signal.SIGTTIN)
-            wait_for_workers(service, 3)
+            service.wait_for_workers(3)
             for left in (2, 1):
                 service.signal(signal.SIGTTOU)
-                wait_for_workers(service, left)
+                service.wait_for_workers(left)
             count = load.answered
             service.wait_for(lambda: load.failures or load.answered > count + 100)
         assert load.failures == []
@@ -546,7 +528,7 @@ def test_no_request_is_lost_when_workers_are_replaced_or_their_number_changes(tm
 def test_clients_that_go_on_sending_lose_no_request_when_the_service_ends(tmp_path, models):
     """Everyone gets an answer that says that the connection ends, and no end without that."""
     with serve(tmp_path, "-w", "2", config=models) as service:
-        wait_for_workers(service, 2)
+        service.wait_for_workers(2)
         with Load(service.connect, clients=8, reconnect=False) as load:
             service.wait_for(lambda: load.failures or load.answered > 200)
             service.signal(signal.SIGTERM)
@@ -610,14 +592,14 @@ def test_the_access_log_tells_of_refused_requests(tmp_path, models):
 def test_logs_are_reopened_by_sigusr1(tmp_path, models):
     path = tmp_path / "access"
     with serve(tmp_path, "-w", "2", "--access-logfile", str(path), config=models) as service:
-        wait_for_workers(service, 2)
+        service.wait_for_workers(2)
         before = service.workers()
         assert works(service)
         path.rename(tmp_path / "access.1")
         service.signal(signal.SIGUSR1)
         service.wait_for(path.exists)
         # Every worker reopens it when its signal comes.
-        service.wait_for(lambda: all(str(path) in files(pid) for pid in before))
+        service.wait_for(lambda: all(str(path) in open_files(pid) for pid in before))
         assert works(service)
         service.wait_for(lambda: RELU_PATH in path.read_text())
         assert service.workers() == before
@@ -735,13 +717,13 @@ def test_lines_are_written_to_a_new_file_after_sigusr1(tmp_path, models):
     path = tmp_path / "lines"
     variables = {"OVMS_REST_ACCESS_LOG": "json", "OVMS_REST_ACCESS_LOG_FILE": str(path)}
     with serve(tmp_path, "-w", "2", config=models, **variables) as service:
-        wait_for_workers(service, 2)
+        service.wait_for_workers(2)
         before = service.workers()
         assert works(service)
         service.wait_for(lambda: has_lines(path, 1))  # a line is written after its response was sent
         path.rename(tmp_path / "lines.1")
         service.signal(signal.SIGUSR1)
-        service.wait_for(lambda: all(str(path) in files(pid) for pid in before))
+        service.wait_for(lambda: all(str(path) in open_files(pid) for pid in before))
         assert works(service)
         service.wait_for(lambda: has_lines(path, 1))
         assert has_lines(tmp_path / "lines.1", 1)
@@ -827,11 +809,11 @@ def test_the_longest_idle_connection_is_closed_for_a_new_one(tmp_path, models):
     """Those that have a part of a request, or of a response yet to be sent, stay; so do those idle for less long."""
     arguments = ("-w", "1", "--worker-connections", "6")
     with serve(tmp_path, *arguments, config=models) as service, contextlib.ExitStack() as stack:
-        wait_for_workers(service, 1)
+        service.wait_for_workers(1)
 
         def connect(data):
             connection = stack.enter_context(connected(service, data))
-            wait_for_workers(service, 1)
+            service.wait_for_workers(1)
             return connection
 
         silent = connect(b"")
@@ -899,7 +881,7 @@ def test_a_worker_without_descriptors_serves_whom_it_has_and_recovers(tmp_path, 
 def test_several_addresses_are_served_by_all_workers(tmp_path, models):
     path = tmp_path / "socket"
     with serve(tmp_path, "-w", "2", "-b", "127.0.0.1:0", "-b", f"unix:{path}", config=models) as service:
-        wait_for_workers(service, 2)
+        service.wait_for_workers(2)
         ports = {int(port) for port in re.findall(r"http://127\.0\.0\.1:(\d+)", service.log)}
         assert len(ports) == 2
         with contextlib.ExitStack() as stack:
@@ -943,7 +925,7 @@ os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2")
 def test_sockets_of_systemd(tmp_path, models):
     """Activation by sd_listen_fds(3): the sockets are inherited from 3 on, and stay when the service ends."""
     with serve(tmp_path, "-w", "2", config=models, PATH=write_starter(tmp_path, ACTIVATION)) as service:
-        wait_for_workers(service, 2)
+        service.wait_for_workers(2)
         ports = {int(port) for port in re.findall(r"http://127\.0\.0\.1:(\d+)", service.log)}
         assert len(ports) == 2
         for port in ports:
@@ -964,7 +946,7 @@ def apart(tmp_path, models):
         text = f"arguments[1] = '127.0.0.1:{port}'\nprint('Listening at: http://127.0.0.1:{port}', flush=True)"
         variables = {"PATH": write_starter(tmp_path, text), "OVMS_REST_CONTROL_BIND": "127.0.0.1:0"}
         with serve(tmp_path, "-w", "2", "--reuse-port", config=models, **variables) as service:
-            wait_for_workers(service, 3)
+            service.wait_for_workers(3)
             reserved.close()
             yield service
 
@@ -993,7 +975,7 @@ def listens(port, pid):
     """Tell whether a process has a socket that listens at a port."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port}
-    return not listening.isdisjoint(files(pid))
+    return not listening.isdisjoint(open_files(pid))
 
 
 # --- TLS

@@ -16,7 +16,7 @@ from gunicorn_h1c import parse_request_fast
 
 from ovms_rest.protocol.words import cut
 from ovms_rest.serving.error_handlers import encode_error
-from ovms_rest.serving.routing import read_path
+from ovms_rest.serving.routing import is_inference, read_path
 
 Environ = dict[str, Any]
 
@@ -60,7 +60,8 @@ class Limits(NamedTuple):
 class Head(NamedTuple):
     """A request as far as its head tells.
 
-    `length` is of the body in bytes, None for a chunked one; `size` of the head itself.
+    `length` is of the body in bytes, None for a chunked one; `size` of the head itself. An inference may
+    have to wait for its turn.
     """
 
     environ: Environ
@@ -68,6 +69,7 @@ class Head(NamedTuple):
     length: int | None
     expects_continue: bool
     keep_alive: bool
+    is_inference: bool
 
     def copy(self) -> "Head":
         """Make a copy whose environ is its own."""
@@ -165,6 +167,7 @@ class HeadReader:
             self._body_length(request, environ),
             "HTTP_EXPECT" in environ and _expects_continue(environ["HTTP_EXPECT"], minor),
             _keeps_alive(environ["HTTP_CONNECTION"], minor) if "HTTP_CONNECTION" in environ else minor == 1,
+            is_inference(environ["REQUEST_METHOD"], environ["PATH_INFO"]),
         )
 
     def _check_host(self, host: str | None, minor: int) -> None:

@@ -46,7 +46,7 @@ from ovms_rest.pool.waiting import NEVER, Terms, WaitingQueue, read_terms
 from ovms_rest.serving.cors import cors_headers
 from ovms_rest.serving.error_handlers import encode_error
 from ovms_rest.serving.room import Room, describe_lack
-from ovms_rest.serving.routing import is_inference, read_script_name
+from ovms_rest.serving.routing import read_script_name
 from ovms_rest.settings import read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -215,7 +215,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self.now = self._polled = time.monotonic()
         if len(events) == 1 and events[0][0] in self._connections and not self._backlog:  # as it mostly is
             connection = self._connections[events[0][0]]
-            self._guard(connection, connection.handle, events[0][1])
+            try:
+                connection.handle(events[0][1])
+            except Exception:
+                self._drop(connection)
         else:
             self._handle(events)
         if self._resuming:
@@ -230,7 +233,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
                     self._refuse_late()
                 if waiting.count:
                     connection = waiting.pop()
-                    self._guard(connection, self._answer, connection)
+                    try:
+                        self._answer(connection)
+                    except Exception:
+                        self._drop(connection)
             took = self.now - began
             self._handling_seconds = (
                 HANDLING_SECONDS if took < HANDLING_SECONDS else min(took, LONGEST_HANDLING_SECONDS)
@@ -320,8 +326,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
         asking, self._asking = self._asking, []
         until = time.monotonic() + self._handling_seconds
         for index, connection in enumerate(asking, 1):
+            self.now = time.monotonic()
             self._guard(connection, self._answer, connection)
-            if time.monotonic() > until:
+            if self.now > until:
                 self._asking = asking[index:] + self._asking
                 return
         self._ask_again = self.now + ASK_SECONDS
@@ -331,15 +338,22 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._is_busy = busy
         self.row.set_idle(0 if busy or self._draining or self.is_control else time.monotonic_ns())
 
-    @staticmethod
-    def _guard(connection: Connection, step: Callable[..., None], *arguments: Any) -> None:
-        """Take a step with a connection; what is wrong with it costs that connection and no other."""
+    def _guard(self, connection: Connection, step: Callable[..., None], *arguments: Any) -> None:
+        """Take a step with a connection; what is wrong with it costs that connection and no other.
+
+        The steps of every inference are guarded where they are taken, without another call.
+        """
         try:
             step(*arguments)
         except Exception:
-            request_id = "-" if connection.head is None else connection.head.environ.get("HTTP_X_REQUEST_ID", "-")
-            log.exception("error on a connection, which is closed, with request %r", request_id)
-            connection.close()
+            self._drop(connection)
+
+    @staticmethod
+    def _drop(connection: Connection) -> None:
+        """Close a connection after an exception, which is logged."""
+        request_id = "-" if connection.head is None else connection.head.environ.get("HTTP_X_REQUEST_ID", "-")
+        log.exception("error on a connection, which is closed, with request %r", request_id)
+        connection.close()
 
     def _until_next_event(self) -> float:
         until = min(self._next_tick, self._ask_again) if self._asking else self._next_tick
@@ -514,7 +528,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         assert connection.head is not None
         environ = connection.head.environ
         self._identify(environ)
-        if not is_inference(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+        if not connection.head.is_inference:
+            self.now = time.monotonic()
             self._answer(connection)
         elif self.is_control:
             self._send_refusal(connection, Refusal(404, "inferences are not served on the control address"))
@@ -565,7 +580,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         headers += self._cors
         environ = {**_UNREAD, **connection.template} if connection.head is None else connection.head.environ
         self._identify(environ)
-        size = self._send(connection, environ, status, headers, [] if refusal.is_of_head else [body])
+        parts: list[Buffer] = [] if refusal.is_of_head else [body]
+        size = self._send(connection, environ, status, headers, parts, sum(map(len, parts)))
         if self._observed:
             self.log.access(_ObservedResponse(status, headers, size), _Observed(environ), environ, timedelta())
         if self._access_log is not None:
@@ -578,16 +594,16 @@ class Worker(BaseWorker):  # type: ignore[misc]
             environ["HTTP_X_REQUEST_ID"] = f"{self._id_prefix}-{next(self._id_numbers)}"
 
     def _answer(self, connection: Connection) -> None:
-        """Have the application answer a request."""
+        """Have the application answer a request; `now` has to be up to date."""
         assert connection.head is not None
         environ = connection.head.environ
-        self._started = time.monotonic()
+        self._started = self.now
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             log.info("worker %s reached max_requests after %s requests and ends", self.pid, self.nr)
             self.alive = False
         try:
-            status, headers, parts = self._call(environ)
+            status, headers, parts, size = self._call(environ)
         except TryLaterError:
             environ.setdefault("ovms_rest.received", int(self._started * 1e9))  # from when on it waits
             self._asking.append(connection)
@@ -596,14 +612,14 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self.now = time.monotonic()  # an inference may have taken long
         if self._is_busy and not self._waiting.count:
             self._set_busy(False)  # before the client can know, who may send its next request to another
-        size = self._send(connection, environ, status, headers, parts)
+        size = self._send(connection, environ, status, headers, parts, size)
         if self._observed:
             self._observe(environ, status, headers, size, time.monotonic() - self._started)
         if self._access_log is not None:
             self._access_log.write(access_of(environ, status, size, int(self._started * 1e9)))
 
-    def _call(self, environ: Environ) -> tuple[str, Headers, list[Buffer]]:
-        """Call the application; return status, headers and the parts of the body."""
+    def _call(self, environ: Environ) -> tuple[str, Headers, list[Buffer], int]:
+        """Call the application; return status, headers, the parts of the body and their size."""
         answer: list[Any] = []
 
         def start_response(status: str, headers: Headers, exc_info: Any = None) -> Any:
@@ -626,22 +642,20 @@ class Worker(BaseWorker):  # type: ignore[misc]
             request_id, method, target = (environ[key] for key in ("HTTP_X_REQUEST_ID", "REQUEST_METHOD", "RAW_URI"))
             log.exception("error while answering request %s, %s %s", request_id, method, target)
             body = encode_error("internal error; the reason is in the log of the server")
-            return "500 Internal Server Error", [("Content-Type", "application/json"), *self._cors], [body]
+            return "500 Internal Server Error", [("Content-Type", "application/json"), *self._cors], [body], len(body)
         if written:
             parts = written + parts
-        if len(parts) > 1 or (parts and len(parts[0]) > SMALL_ANSWER):
-            size = sum(map(len, parts))
-            if self.held + size > self.max_held:
-                refusal = Refusal(503, describe_lack("a response", size, self.find_room()), _RETRY)
-                status, headers, body = encode_refusal(refusal)
-                return status, headers + self._cors, [body]
-        return status, headers, parts
+        size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
+        if size > SMALL_ANSWER and self.held + size > self.max_held:
+            refusal = Refusal(503, describe_lack("a response", size, self.find_room()), _RETRY)
+            status, headers, body = encode_refusal(refusal)
+            return status, headers + self._cors, [body], len(body)
+        return status, headers, parts, size
 
     def _send(
-        self, connection: Connection, environ: Environ, status: str, headers: Headers, parts: list[Buffer]
+        self, connection: Connection, environ: Environ, status: str, headers: Headers, parts: list[Buffer], size: int
     ) -> int:
-        """Send an answer; return the bytes of its body."""
-        size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
+        """Send an answer whose body has so many bytes; return how many of them are sent."""
         if connection.keep_alive and self._has_to_close(connection):
             connection.linger()
         lines = self._server_lines + _connection_line(connection)

@@ -162,8 +162,7 @@ def decode_numeric(
 def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMetadata | None) -> InferenceRequest:
     _check_unknown(root, _REQUEST_KEYS, 1)
     if model is not None:
-        _check_count(root, "inputs", model, model.inputs)
-        _check_count(root, "outputs", model, model.outputs)
+        _check_counts(root, model)
     request_id = root.get("id", "")
     if type(request_id) is not str:
         raise InvalidRequestError(f"id is {describe(request_id)}, expected a string")
@@ -325,14 +324,22 @@ def _refuse_shared_memory(parameters: Parameters, label: object) -> None:
         )
 
 
-def _check_count(root: dict[str, Any], key: str, model: ModelMetadata, tensors: Mapping[str, TensorMetadata]) -> None:
+def _check_counts(root: dict[str, Any], model: ModelMetadata) -> None:
     """Refuse more inputs or outputs than the model has, before any is decoded."""
-    items = root.get(key)
-    if type(items) is list and len(items) > len(tensors):
-        raise InvalidRequestError(
-            f"{key} has {len(items)} entries, but model {model.name!r} has only {len(tensors)}: {list_names(tensors)}"
-            f"{_find_surplus(items, key, tensors)}"
-        )
+    items = root.get("inputs")
+    if type(items) is list and len(items) > len(model.inputs):
+        _refuse_count(items, "inputs", model, model.inputs)
+    if "outputs" in root:
+        items = root["outputs"]
+        if type(items) is list and len(items) > len(model.outputs):
+            _refuse_count(items, "outputs", model, model.outputs)
+
+
+def _refuse_count(items: list[Any], key: str, model: ModelMetadata, tensors: Mapping[str, TensorMetadata]) -> NoReturn:
+    raise InvalidRequestError(
+        f"{key} has {len(items)} entries, but model {model.name!r} has only {len(tensors)}: {list_names(tensors)}"
+        f"{_find_surplus(items, key, tensors)}"
+    )
 
 
 def _check_names(items: Any, model: ModelMetadata) -> None:

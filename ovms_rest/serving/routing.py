@@ -16,6 +16,11 @@ _INFERENCE = re.compile(r"/v2/models/([^/]*)(?:/versions/([^/]*))?/infer")
 
 # The path of a request outside of SCRIPT_NAME; no route has it.
 OUTSIDE = ""
+# Of so many paths, of no more characters, the responders are remembered.
+_REMEMBERED = 256
+_REMEMBERED_LENGTH = 256
+# Falcon's: resource, responders by method, what the path names, and the template.
+_Found = tuple[object, dict[str, Any], dict[str, Any], str | None]
 
 
 def read_script_name(variable: str) -> str:
@@ -118,14 +123,29 @@ class Router(DefaultRouter):
         methods = self.map_http_methods(resource)
         set_default_responders(methods)
         self._asterisk: Any = (resource, methods, {}, "*")
+        self._remembered: dict[str, _Found] = {}
 
     def find(self, uri: str, req: falcon.Request | None = None) -> Any:
         """Find the responders of a path."""
+        if remembered := self._remembered.get(uri):
+            resource, methods, parameters, template = remembered
+            return resource, methods, parameters.copy(), template
         if uri == "*":
             return self._asterisk
         if uri.startswith("//") or not uri.startswith("/"):
             return None
-        return super().find(uri, req)
+        found: _Found | None = super().find(uri, req)
+        if found is not None and len(uri) <= _REMEMBERED_LENGTH:
+            if len(self._remembered) >= _REMEMBERED:
+                self._remembered.clear()
+            resource, methods, parameters, template = found
+            self._remembered[uri] = resource, methods, parameters.copy(), template
+        return found
+
+    def add_route(self, *arguments: Any, **keywords: Any) -> None:
+        """Add a route; what was found without it does not count any more."""
+        self._remembered.clear()
+        super().add_route(*arguments, **keywords)
 
     def map_http_methods(self, resource: object, **kwargs: Any) -> dict[str, Any]:
         """Map the methods of a resource."""
