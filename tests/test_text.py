@@ -116,6 +116,14 @@ def test_a_file_that_is_not_an_extension_fails_its_model(tmp_path):
         open_model(model_zoo.relu(), tmp_path / "m", cpu_extension=str(wrong))
 
 
+def test_a_process_that_has_imported_the_package_serves_strings_as_before(tmp_path):
+    """As a pipeline's Python node may: the package then makes StringTensorPack a node of its own."""
+    text_models.tokenizer()
+    opened = open_model(model_zoo.strings([-1]), tmp_path)
+    for texts in ([b"a", b"bc"], [b"", b""], []):
+        assert infer(opened, texts)["text"].elements() == texts
+
+
 # --- Served
 
 

@@ -76,6 +76,9 @@ _UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, e
 _LOCK = ".lock"
 # Without the wrapper in Python around it, which prepares what is prepared here already.
 _infer_base = openvino._pyopenvino.InferRequest.infer
+# The functions of opset15 make nodes of the extension's for strings, once a node of Python has imported
+# openvino_tokenizers, which changes OpenVINO's classes.
+_factory = openvino._pyopenvino.NodeFactory("opset15")
 
 _DATATYPES = {
     "boolean": "BOOL",
@@ -648,13 +651,14 @@ def _split_strings(
                 opset15.parameter(shape, openvino.Type.i32),
                 opset15.parameter(openvino.PartialShape([-1]), openvino.Type.u8),
             ]
-            whole.output(0).replace(opset15.string_tensor_pack(*nodes).output(0))
+            pack = _factory.create("StringTensorPack", [node.output(0) for node in nodes], {})
+            whole.output(0).replace(pack.output(0))
             model.remove_parameter(whole)
             model.add_parameters(nodes)
     for nodes in results:
         if nodes[0].get_element_type() == openvino.Type.string:
             (whole,) = nodes
-            unpacked = opset15.string_tensor_unpack(whole.input_value(0))
+            unpacked = _factory.create("StringTensorUnpack", [whole.input_value(0)], {})
             # A tensor without elements leaves StringTensorUnpack out, with what the last inference left in its outputs.
             shape = opset15.shape_of(whole.input_value(0))
             nodes[:] = [*(opset15.result(unpacked.output(index)) for index in range(3)), opset15.result(shape)]

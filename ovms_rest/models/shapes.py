@@ -88,17 +88,17 @@ class _Suspect(NamedTuple):
 class Guard(NamedTuple):
     """What the additional output of a guarded model means: an INT64 vector, the smallest dims of some tensors.
 
-    `entries` has for each operation its description, the slice of its inputs and the slice of its outputs.
+    `entries` has for each operation its description, and where in the vector its inputs and its outputs are.
     """
 
-    entries: tuple[tuple[str, slice, slice], ...]
+    entries: tuple[tuple[str, list[int], list[int]], ...]
 
     def check(self, sizes: NDArray[Any]) -> None:
         """Raise ShapeError if an operation was skipped."""
         if sizes.all():
             return
         for description, inputs, outputs in self.entries:
-            if not sizes[inputs].all() and (outputs.start == outputs.stop or sizes[outputs].any()):
+            if not sizes[inputs].all() and (not outputs or sizes[outputs].any()):
                 raise ShapeError(description)
 
 
@@ -159,16 +159,18 @@ class ShapeChecker:
         """
         if shapes is not None:
             self.check(shapes)
-        entries: list[tuple[str, slice, slice]] = []
-        sizes: list[Any] = []
+        entries: list[tuple[str, list[int], list[int]]] = []
+        sizes: dict[int, tuple[int, Any]] = {}  # by identity, as OpenVINO's == makes a node: place and size
+        measures = _Measures()
         for copy, node in _pair(self._copy, model):
-            for description, ports, outputs in _find_doubts(copy, node):
-                begin, middle = len(sizes), len(sizes) + len(ports)
-                sizes += [*ports, *outputs]
-                entries.append((description, slice(begin, middle), slice(middle, len(sizes))))
+            for description, *groups in _find_doubts(copy, node, measures):
+                inputs, outputs = (
+                    [sizes.setdefault(id(size), (len(sizes), size))[0] for size in group] for group in groups
+                )
+                entries.append((description, inputs, outputs))
         if not entries:
             return None
-        model.add_results([opset15.result(opset15.concat(sizes, 0))])
+        model.add_results([opset15.result(opset15.concat([size for _, size in sizes.values()], 0))])
         return Guard(tuple(entries))
 
 
@@ -231,7 +233,25 @@ def _find_bodies(node: Any) -> list[Any]:
 # --- The guard: INT64 vectors of one element that are 0 when a tensor has no elements
 
 
-def _find_doubts(copy: Any, node: Any) -> Iterator[tuple[str, list[Any], list[Any]]]:
+class _Measures:
+    """The smallest dims of tensors, each computed once, since an output of one operation is an input of others."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._known: dict[tuple[str, int], Any] = {}
+
+    def smallest_dim(self, tensor: Any) -> Any:
+        """Return the smallest dim of a tensor as an INT64 vector of one element; a scalar's is some large number."""
+        place = tensor.get_node().get_name(), tensor.get_index()
+        if place not in self._known:
+            size, rank = opset15.shape_of(tensor), tensor.get_partial_shape().rank
+            if rank.is_dynamic or rank.get_length() != 1:
+                size = opset15.reduce_min(size, opset15.constant([0]), keep_dims=True)
+            self._known[place] = size
+        return self._known[place]
+
+
+def _find_doubts(copy: Any, node: Any, measures: _Measures) -> Iterator[tuple[str, list[Any], list[Any]]]:
     """Yield what only the inference tells of a node: a description, sizes that must not be 0, and sizes of outputs.
 
     When one of the first is 0, an output that has elements was not written. Without sizes of outputs one was not in any
@@ -239,8 +259,8 @@ def _find_doubts(copy: Any, node: Any) -> Iterator[tuple[str, list[Any], list[An
     """
     suspect = _suspect(copy)
     if suspect and suspect.may_be_skipped():
-        ports = [_smallest_dim(node.input_value(port)) for port in _find_ports(node)]
-        yield suspect.describe(), ports, list(map(_smallest_dim, node.outputs()))
+        ports = [measures.smallest_dim(node.input_value(port)) for port in _find_ports(node)]
+        yield suspect.describe(), ports, list(map(measures.smallest_dim, node.outputs()))
     kind, name = node.get_type_name(), node.get_friendly_name()
     if kind == "Loop" and (counts := _find_counts(node)):
         yield f"Loop {name!r} makes no iteration", counts, []
@@ -253,7 +273,9 @@ def _find_doubts(copy: Any, node: Any) -> Iterator[tuple[str, list[Any], list[An
 
 def _guard_body(copy: openvino.Model, body: openvino.Model) -> Any | None:
     """Return what is 0 when an operation within a loop or branch is skipped, None where none can be."""
-    sizes = [size for pair in _pair(copy, body) for _, ports, _ in _find_doubts(*pair) for size in ports]
+    measures = _Measures()
+    doubts = [doubt for pair in _pair(copy, body) for doubt in _find_doubts(*pair, measures)]
+    sizes = list({id(size): size for _, ports, _ in doubts for size in ports}.values())
     return opset15.reduce_min(opset15.concat(sizes, 0), opset15.constant([0]), keep_dims=True) if sizes else None
 
 
@@ -307,11 +329,6 @@ def _is_empty(shape: openvino.PartialShape) -> bool:
 
 def _may_be_empty(shape: openvino.PartialShape) -> bool:
     return shape.rank.is_dynamic or any(dim.get_min_length() == 0 for dim in shape)
-
-
-def _smallest_dim(tensor: Any) -> Any:
-    """Return the smallest dim of a tensor as an INT64 vector of one element; a scalar's is some large number."""
-    return opset15.reduce_min(opset15.shape_of(tensor), opset15.constant([0]), keep_dims=True)
 
 
 def _as_vector(value: Any) -> Any:

