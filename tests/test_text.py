@@ -121,7 +121,8 @@ def test_a_process_that_has_imported_the_package_serves_strings_as_before(tmp_pa
     text_models.tokenizer()
     opened = open_model(model_zoo.strings([-1]), tmp_path)
     for texts in ([b"a", b"bc"], [b"", b""], []):
-        assert infer(opened, texts)["text"].elements() == texts
+        (found,) = opened.infer({"text": BytesArray.of(texts, (len(texts),))}).values()
+        assert found.array.elements() == texts
 
 
 # --- Served
