@@ -3,7 +3,6 @@
 import codecs
 import difflib
 import json
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from ovms_rest.protocol.words import cut, list_names
+from ovms_rest.protocol.words import cut, explain_json_error, list_names
 
 Problem = str
 Check = Callable[[Any], Problem | None]
@@ -132,25 +131,8 @@ def read_json(content: bytes) -> tuple[Any, list[Problem]]:
     try:
         root = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        comment = _COMMENT.match(text, _find_error(text))
-        hint = f"{comment[1]} begins a comment, which JSON does not have: " if comment else ""
-        raise ValueError(f"is not valid JSON: {hint}{error}") from error
+        raise ValueError(f"is not valid JSON: {explain_json_error(text, error)}") from error
     return root, list(_find_repeated_keys(text))
-
-
-# A comment, where the reader may have stopped behind its first character.
-_COMMENT = re.compile(r"\s*(//|/\*|#)")
-
-
-def _find_error(text: str) -> int:
-    """Return where Python's reader of JSON stops, which is at the value or comma that it expected."""
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        return error.pos
-    except RecursionError:
-        pass
-    return len(text)
 
 
 class _Object(dict[str, Any]):

@@ -19,6 +19,7 @@ import orjson
 
 from ovms_rest import __version__
 from ovms_rest.errors import ConfigError
+from ovms_rest.protocol.words import explain_json_error
 from ovms_rest.settings import integer_between, parse_boolean, parse_text
 
 Values = Mapping[str, Any]
@@ -73,7 +74,7 @@ def _json(text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise ValueError(f"is not valid JSON ({error})") from None
+        raise ValueError(f"is not valid JSON ({explain_json_error(text, error)})") from None
 
 
 def _absolute_path(text: str) -> str:

@@ -187,6 +187,21 @@ def test_an_upgrade_takes_over_a_port_that_is_in_use_by_the_first_arbiter(tmp_pa
         assert infers(service)
 
 
+@pytest.mark.parametrize("options", [(), ("--reuse-port",)], ids=["", "--reuse-port"])
+@pytest.mark.parametrize("is_path", [False, True], ids=["a port", "a path"])
+def test_an_address_of_bind_as_the_control_address_ends_the_start_before_models_are_loaded(
+    tmp_path, relu, is_path, options
+):
+    address = f"unix:{tmp_path}/socket" if is_path else f"127.0.0.1:{free_port()}"
+    ended = start(tmp_path, "-b", address, *options, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.endswith(
+        f"cannot listen on {address}, which OVMS_REST_CONTROL_BIND names: it is an address of --bind as well, and the "
+        "control address needs its own"
+    )
+
+
 @pytest.mark.parametrize("address", ["path"], indirect=True)
 def test_an_upgrade_that_is_taken_back_leaves_the_control_address(tmp_path, relu, address):
     with serve(tmp_path, "-w", "1", config=relu, OVMS_REST_CONTROL_BIND=address) as service:

@@ -251,6 +251,11 @@ def test_json_text_that_cannot_be_read_is_refused(flag, text):
     assert problem.endswith(f"), got {text!r}")
 
 
+def test_a_comment_in_json_text_is_named():
+    (problem,) = refusals("--plugin_config={ # mine }")
+    assert problem.startswith("--plugin_config: is not valid JSON (# begins a comment, which JSON does not have: ")
+
+
 def test_a_flag_without_its_value_is_refused():
     assert refusals("--rest_port", "--config_path", "x") == ["--rest_port: expected one argument"]
 

@@ -246,6 +246,10 @@ MISTAKES = [
     (b'{"parameters": {"config": {}}}', f"{CONFIG} is an object, expected a string with a JSON object"),
     (b'{"parameters": {"config": null}}', f"{CONFIG} is null, expected a string with a JSON object"),
     (b'{"parameters": {"config": "x"}}', f"{CONFIG} is not valid JSON: "),
+    (
+        b'{"parameters": {"config": "{\\n// mine\\n}"}}',
+        f"{CONFIG} is not valid JSON: // begins a comment, which JSON does not have: ",
+    ),
     (b'{"parameters": {"config": "[]"}}', f"{CONFIG} holds an array, expected an object"),
     (b'{"parameters": {"config": "{\\"shap\\": 1}"}}', "config.shap: unknown key; the nearest known one is 'shape'"),
     (b'{"parameters": {"config": "{\\"name\\": \\"x\\"}"}}', "config.name: is \"x\", the model in the path is 'm'"),

@@ -45,7 +45,11 @@ class ControlAddress:
             if inherited:  # the setting is another one since
                 os.close(int(inherited))
             if address:
-                self._bind(_parse(self._parsed), cfg)
+                parsed = _parse(self._parsed)
+                # Binding it would not fail before gunicorn listens. Each socket of port 0 gets a port of its own.
+                if parsed in cfg.address and parsed[1] != 0:
+                    raise ValueError("it is an address of --bind as well, and the control address needs its own")
+                self._bind(parsed, cfg)
 
     def _bind(self, address: tuple[str, int] | str, cfg: Any) -> None:
         """Bind a socket. Raises OSError when the address is in use and stays so."""

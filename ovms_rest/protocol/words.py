@@ -1,5 +1,6 @@
 """The words of messages: values of clients, named and shortened, so that no message grows with the request."""
 
+import json
 import re
 from collections.abc import Iterable
 from itertools import islice
@@ -65,3 +66,24 @@ def escape(text: str) -> str:
 def escape_lines(text: str) -> str:
     """Escape control characters except line feeds, and indent all lines but the first."""
     return "\n  ".join(map(escape, text.split("\n")))
+
+
+# A comment, where the reader may have stopped behind its first character.
+_COMMENT = re.compile(r"\s*(//|/\*|#)")
+
+
+def explain_json_error(text: str, error: ValueError) -> str:
+    """Return what is wrong with a text that orjson has refused with this error; a comment is named as one."""
+    comment = _COMMENT.match(text, _find_json_error(text))
+    return f"{comment[1]} begins a comment, which JSON does not have: {error}" if comment else str(error)
+
+
+def _find_json_error(text: str) -> int:
+    """Return where Python's reader of JSON stops, which is at the value or comma that it expected."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.pos
+    except RecursionError:
+        pass
+    return len(text)

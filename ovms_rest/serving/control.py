@@ -8,7 +8,7 @@ import falcon
 import orjson
 
 from ovms_rest.errors import InvalidRequestError, TryLaterError
-from ovms_rest.protocol.words import cut, describe
+from ovms_rest.protocol.words import cut, describe, explain_json_error
 from ovms_rest.serving.body import read_body
 from ovms_rest.serving.permission import Permission
 
@@ -139,7 +139,9 @@ class ModelControl:
         try:
             config = orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            raise InvalidRequestError(f"parameters.config is not valid JSON: {error}") from error
+            raise InvalidRequestError(
+                f"parameters.config is not valid JSON: {explain_json_error(text, error)}"
+            ) from error
         if type(config) is not dict:
             raise InvalidRequestError(f"parameters.config holds {describe(config)}, expected an object")
         return config
