@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -184,6 +185,47 @@ def _read(stat: Path) -> str:
         return " ".join(stat.read_text().split()[0:6]) + " "
     except OSError:
         return ""
+
+
+def run_to_end(
+    directory: Path, *arguments: str, bind: Sequence[str] = ("-b", "127.0.0.1:0"), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run gunicorn in the checkout where it is expected to end by itself; return the finished process."""
+    return subprocess.run(
+        ["gunicorn", *bind, *arguments],
+        cwd=ROOT,
+        env=environment(directory, **variables),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def repeating(step: Callable[[], None], threads: int = 2) -> Iterator[list[Exception]]:
+    """Repeat a step in threads until the block ends, and fail with its first exception; yield all of them so far."""
+    is_over, failures, counts = threading.Event(), [], []
+
+    def repeat() -> None:
+        while not is_over.is_set():
+            try:
+                step()
+            except Exception as error:
+                failures.append(error)
+            counts.append(1)
+
+    running = [threading.Thread(target=repeat) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield failures
+    finally:
+        is_over.set()
+        for thread in running:
+            thread.join()
+    assert counts
+    assert not failures, failures[0]
 
 
 def write_config(directory: Path, *models: dict, **sections: object) -> Path:

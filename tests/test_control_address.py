@@ -11,7 +11,18 @@ import subprocess
 
 import model_zoo
 import pytest
-from service import PATIENCE, ROOT, Service, environment, free_port, receive, serve, wait_for_end, write_config
+from service import (
+    PATIENCE,
+    ROOT,
+    Service,
+    environment,
+    free_port,
+    receive,
+    run_to_end,
+    serve,
+    wait_for_end,
+    write_config,
+)
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 PR_SET_CHILD_SUBREAPER = 36
@@ -49,19 +60,6 @@ def infers(service):
     return service.infer("relu", RELU).json()["outputs"][0]["data"] == [1, 0, 3, 0]
 
 
-def start(directory, *arguments, **variables):
-    """Start a service where it is expected to end by itself; return the finished process."""
-    return subprocess.run(
-        ["gunicorn", "-b", "127.0.0.1:0", "-w", "1", *arguments],
-        cwd=ROOT,
-        env=environment(directory, **variables),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 @contextlib.contextmanager
 def upgraded(service):
     """Start a second arbiter by SIGUSR2, wait until its workers serve, and end it, if it was not; yield its pid."""
@@ -95,7 +93,7 @@ def test_a_second_service_on_the_same_control_address_does_not_start(tmp_path, r
     variables = {"OVMS_REST_CONTROL_BIND": address}
     with serve(tmp_path, "-w", "1", config=relu, **variables) as service:
         service.wait_for(lambda: answers(address))
-        ended = start(tmp_path, OVMS_REST_CONFIG=str(relu), **variables)
+        ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(relu), **variables)
         assert ended.returncode == 1
         (line,) = ended.stderr.splitlines()
         assert line.endswith(f"cannot listen on {address}, which OVMS_REST_CONTROL_BIND names: Address already in use")
@@ -112,7 +110,7 @@ def test_a_second_service_on_the_same_control_address_does_not_start(tmp_path, r
     ],
 )
 def test_a_control_address_that_cannot_be_had_ends_the_start_with_one_line(tmp_path, relu, address, reason):
-    ended = start(tmp_path, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
+    ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert line.endswith(f"[ERROR] cannot listen on {address}, which OVMS_REST_CONTROL_BIND names: {reason}")
@@ -193,7 +191,7 @@ def test_an_address_of_bind_as_the_control_address_ends_the_start_before_models_
     tmp_path, relu, is_path, options
 ):
     address = f"unix:{tmp_path}/socket" if is_path else f"127.0.0.1:{free_port()}"
-    ended = start(tmp_path, "-b", address, *options, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
+    ended = run_to_end(tmp_path, "-b", address, *options, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert line.endswith(

@@ -4,32 +4,18 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import types
 
 import model_zoo
 import numpy as np
 import pytest
-from service import PATIENCE, ROOT, environment, receive, serve, write_config
+from service import PATIENCE, ROOT, receive, run_to_end, serve, write_config
 
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pool import hooks
 from ovms_rest.pool.cores import usable_cores
 
 RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
-
-
-def start(directory, *arguments, **variables):
-    """Start the service where it is expected to end by itself; return the finished process."""
-    return subprocess.run(
-        ["gunicorn", "-b", "127.0.0.1:0", *arguments],
-        cwd=ROOT,
-        env=environment(directory, **variables),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -65,14 +51,14 @@ def test_a_wrong_config_ends_the_start_with_a_readable_line(tmp_path, text, line
     path = tmp_path / "config.json"
     if text is not None:
         path.write_text(text)
-    ended = start(tmp_path, OVMS_REST_CONFIG=str(path))
+    ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(path))
     assert ended.returncode == 1
     (found,) = (ended.stdout + ended.stderr).splitlines()
     assert found.startswith(f"ovms_rest: {path}: {line}")
 
 
 def test_a_wrong_setting_ends_the_start_with_a_readable_line(tmp_path):
-    ended = start(tmp_path, OVMS_REST_MAX_BODY_BYTES="1 GB")
+    ended = run_to_end(tmp_path, OVMS_REST_MAX_BODY_BYTES="1 GB")
     assert ended.returncode == 1
     assert ended.stderr == (
         "ovms_rest: OVMS_REST_MAX_BODY_BYTES: expected an integer from 1 to 2147483647, got '1 GB'\n"
@@ -156,10 +142,10 @@ def test_an_address_in_use_ends_the_start_before_models_are_loaded(tmp_path, rel
     variables = {"OVMS_REST_CONFIG": str(relu)}
     with serve(tmp_path, "-w", "1", config=relu) as service:
         address = f"127.0.0.1:{service.port}"
-        assert refused(start(tmp_path, "-b", address, **variables), address, "Address already in use")
+        assert refused(run_to_end(tmp_path, "-b", address, **variables), address, "Address already in use")
         # The other addresses are checked as well.
         both = ("-b", "127.0.0.1:0", "-b", f"0.0.0.0:{service.port}")
-        assert refused(start(tmp_path, *both, **variables), f"0.0.0.0:{service.port}", "Address already in use")
+        assert refused(run_to_end(tmp_path, *both, **variables), f"0.0.0.0:{service.port}", "Address already in use")
         assert works(service)
 
 
@@ -175,7 +161,7 @@ def test_an_address_in_use_ends_the_start_before_models_are_loaded(tmp_path, rel
     ],
 )
 def test_an_address_that_cannot_be_bound_ends_the_start_before_models_are_loaded(tmp_path, relu, bind, address, reason):
-    assert refused(start(tmp_path, "-b", bind, OVMS_REST_CONFIG=str(relu)), address, reason)
+    assert refused(run_to_end(tmp_path, "-b", bind, OVMS_REST_CONFIG=str(relu)), address, reason)
 
 
 def test_the_socket_of_a_service_that_is_gone_is_replaced(tmp_path, relu):

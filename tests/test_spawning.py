@@ -11,14 +11,13 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import model_zoo
 import pytest
 from gunicorn.errors import HaltServer
-from service import ROOT, environment, free_port, serve, wait_for_end, write_config
+from service import free_port, repeating, run_to_end, serve, wait_for_end, write_config
 
 from ovms_rest.pool.pauses import LONGEST_SECONDS, Pauses
 from ovms_rest.pool.spawning import MAX_FAILURES, Spawning
@@ -50,26 +49,13 @@ def works(service):
     return service.infer("relu", RELU).json()["outputs"][0]["data"] == [1, 0, 3, 0]
 
 
-@contextlib.contextmanager
 def clients(service):
     """Send inferences all the time; none may fail."""
-    is_over, counts = threading.Event(), []
 
     def send():
-        while not is_over.is_set():
-            counts.append(works(service))
+        assert works(service), service.log
 
-    threads = [threading.Thread(target=send) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        for thread in threads:
-            thread.join()
-    assert counts
-    assert all(counts), service.log
+    return repeating(send)
 
 
 def kill_one(service):
@@ -276,19 +262,6 @@ def test_a_worker_that_exits_while_serving_costs_that_worker_only(tmp_path, relu
             service.wait_for(lambda dead=dead: f"worker {dead} ended with exit status {status}" in service.log)
 
 
-def run(directory, *arguments, **variables):
-    """Run a service that is expected to end by itself."""
-    return subprocess.run(
-        ["gunicorn", "-b", f"127.0.0.1:{free_port()}", *arguments],
-        cwd=ROOT,
-        env=environment(directory, **variables),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def settings_with(directory, hook):
     path = directory / "settings.py"
     path.write_text(f"from ovms_rest.pool.gunicorn_settings import *\n{hook}\n")
@@ -309,7 +282,7 @@ def settings_with(directory, hook):
     ],
 )
 def test_a_start_at_which_no_worker_becomes_ready_ends_with_the_reason(tmp_path, relu, hook, reason):
-    ended = run(tmp_path, "-w", "2", "-c", settings_with(tmp_path, hook), OVMS_REST_CONFIG=str(relu))
+    ended = run_to_end(tmp_path, "-w", "2", "-c", settings_with(tmp_path, hook), OVMS_REST_CONFIG=str(relu))
     assert ended.returncode == 3, ended.stderr
     assert f"Reason: no worker became ready: {reason}" in ended.stderr
     assert reason in ended.stderr

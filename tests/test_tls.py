@@ -1,16 +1,14 @@
 """Certificates and keys: read once by the arbiter, for all workers, and kept when new ones cannot be used."""
 
-import contextlib
 import os
 import signal
 import ssl
 import subprocess
-import threading
 
 import model_zoo
 import pytest
 from gunicorn.config import Config
-from service import ROOT, environment, receive, serve, write_config
+from service import ROOT, environment, receive, repeating, serve, write_config
 
 from ovms_rest.pool.tls import TlsError, load_tls
 
@@ -55,28 +53,9 @@ def served_certificate(service):
         return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True))
 
 
-@contextlib.contextmanager
 def clients(service):
     """Make requests all the time; none may fail."""
-    is_over, failures = threading.Event(), []
-
-    def send():
-        while not is_over.is_set():
-            try:
-                served_certificate(service)
-            except Exception as error:
-                failures.append(error)
-
-    threads = [threading.Thread(target=send) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        for thread in threads:
-            thread.join()
-    assert not failures
+    return repeating(lambda: served_certificate(service))
 
 
 def test_half_replaced_pair_keeps_the_one_in_use_until_a_reload_finds_it_whole(tmp_path, relu, arguments):

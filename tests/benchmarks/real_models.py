@@ -167,21 +167,21 @@ def pack(model: str, form: str, described: dict[str, Any], data: bytes, alone: A
     return Request(model, form, head + data, {"Inference_Header_Content_Length": str(len(head))}, alone)
 
 
-def infer_served(service: Service, request: Request) -> list[np.ndarray]:
-    """Return the outputs that the service answers."""
+def infer_served(service: Service, request: Any) -> dict[str, np.ndarray]:
+    """Return the outputs that the service answers to a request with model, body and headers."""
     answer = service.infer(request.model, request.body, **request.headers)
     assert answer.status == 200, answer.body
     at = int(answer.headers.get("inference-header-content-length", len(answer.body)))
-    outputs = []
+    outputs = {}
     for output in json.loads(answer.body[:at])["outputs"]:
-        assert output["datatype"] == "FP32"
+        dtype = {"FP32": np.float32, "INT64": np.int64}[output["datatype"]]
         if "data" in output:
-            flat = np.array(output["data"], np.float32)
+            flat = np.array(output["data"], dtype)
         else:
             size = output["parameters"]["binary_data_size"]
-            flat = np.frombuffer(answer.body[at : at + size], np.float32)
+            flat = np.frombuffer(answer.body[at : at + size], dtype)
             at += size
-        outputs.append(flat.reshape(output["shape"]))
+        outputs[output["name"]] = flat.reshape(output["shape"])
     return outputs
 
 
@@ -214,7 +214,7 @@ def main() -> int:
         with serve(Path(name), "-w", "1", config=config) as service:
             service.wait_for(lambda: len(service.workers()) == 1)
             for request in (request for subject in SUBJECTS for request in make_requests(subject, models)):
-                served, alone = infer_served(service, request), request.alone()
+                served, alone = infer_served(service, request).values(), request.alone()
                 is_same = [each.tobytes() for each in served] == [each.tobytes() for each in alone]
                 faults += not is_same
                 path = f"/v2/models/{request.model}/infer"

@@ -22,7 +22,8 @@ import numpy as np
 import text_models
 from images import loop
 from measure import load, machine, mean
-from service import Service, serve
+from real_models import EXACT, infer_served
+from service import serve
 
 import ovms_rest.models  # noqa: F401  isort: skip  before openvino, which without it would send usage statistics
 import openvino
@@ -33,7 +34,6 @@ from ovms_rest.models.compilation import plan_compilation
 from ovms_rest.models.extensions import find_tokenizers
 
 CONNECTIONS = 2
-EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 MAX_TOKENS = 256
 TOLERANCE = 1e-5
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
@@ -181,24 +181,6 @@ def make_both(
     head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
     body = b"".join([head, *(data for _, data in sections)])
     yield Request(model, f"binary, {title}", body, {"Inference_Header_Content_Length": str(len(head))}, alone)
-
-
-def infer_served(service: Service, request: Request) -> dict[str, np.ndarray]:
-    """Return the outputs that the service answers."""
-    answer = service.infer(request.model, request.body, **request.headers)
-    assert answer.status == 200, answer.body
-    at = int(answer.headers.get("inference-header-content-length", len(answer.body)))
-    outputs = {}
-    for output in json.loads(answer.body[:at])["outputs"]:
-        dtype = {"FP32": np.float32, "INT64": np.int64}[output["datatype"]]
-        if "data" in output:
-            flat = np.array(output["data"], dtype)
-        else:
-            size = output["parameters"]["binary_data_size"]
-            flat = np.frombuffer(answer.body[at : at + size], dtype)
-            at += size
-        outputs[output["name"]] = flat.reshape(output["shape"])
-    return outputs
 
 
 def difference(served: dict[str, np.ndarray], alone: dict[str, np.ndarray]) -> float:
