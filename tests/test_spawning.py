@@ -268,6 +268,24 @@ def settings_with(directory, hook):
     return str(path)
 
 
+def test_a_worker_gets_a_signal_to_end_that_is_sent_as_soon_as_it_is_forked(tmp_path, relu):
+    """Python drops what arrives before it has taken note of the fork; so it is blocked until then."""
+    hook = (
+        "import os, signal\n"
+        "def look(): os.write(2, b'blocked: %r' % sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))\n"
+        "os.register_at_fork(after_in_child=look)\n"
+    )
+    with serve(tmp_path, "-w", "1", "-c", settings_with(tmp_path, hook), config=relu) as service:
+        service.wait_for_workers(1)
+        line = service.log[service.log.rindex("blocked: ") :].splitlines()[0]
+        assert {"SIGTERM", "SIGINT", "SIGQUIT"} <= set(re.findall(r"SIG[A-Z]+", line))
+        (pid,) = service.workers()
+        mask = int(re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1], 16)
+        assert mask == 0
+        os.kill(pid, signal.SIGTERM)
+        service.wait_for(lambda: f"Worker exiting (pid: {pid})" in service.log)
+
+
 @pytest.mark.parametrize(
     ("hook", "reason"),
     [

@@ -294,6 +294,7 @@ def post_fork(arbiter: Any, worker: Any) -> None:
     With `reuse_port` gunicorn has given every worker sockets of its own, which are not for the control worker.
     """
     worker.early_signals = arbiter.SIG_QUEUE
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     if worker.is_control and worker.sockets is not arbiter.control_sockets:
         for sock in worker.sockets:
             sock.close()

@@ -90,7 +90,12 @@ class Spawning:
                 return
 
     def spawn_worker(self) -> None:
-        """Fork a worker. What prevents that is logged, and leaves nothing behind."""
+        """Fork a worker. What prevents that is logged, and leaves nothing behind.
+
+        Signals to end are blocked meanwhile; the hook post_fork lets them through. Python drops those that reach a
+        process between the fork and its first instruction in Python.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             self._check(self._fork())
         except Exception as error:  # no processes, descriptors, memory or rows left, or a hook of the user's that fails
@@ -98,6 +103,8 @@ class Spawning:
                 os._exit(BOOT_ERROR)
             self._table.keep(worker.row for worker in self._arbiter.WORKERS.values())
             self._fail(f"cannot start a worker: {describe(error)}")
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def _check(self, pid: int) -> None:
         """Raise RuntimeError, and end the worker, when it was not prepared: nothing could be known of it."""
