@@ -148,6 +148,10 @@ def test_the_environment_file_has_every_setting_with_its_default():
     assert not re.search("^[^#\n]", text, re.MULTILINE)
 
 
+def test_the_backlog_of_the_sockets_is_gunicorns():
+    assert dict(directives("ovms_rest.socket", "Socket"))["Backlog"] == str(Config().backlog)
+
+
 def test_the_times_of_the_unit_fit_those_of_the_service():
     service, defaults = dict(directives("ovms_rest.service")), Settings()
     assert seconds(service["TimeoutStopSec"]) >= Config().graceful_timeout + 10
@@ -474,11 +478,10 @@ def test_an_upgrade_by_sigusr2_makes_the_second_arbiter_the_main_process(host):
 
 
 def test_a_service_of_a_numa_node_has_its_cores_and_memory(host):
-    host.run("systemctl stop ovms_rest ovms_rest.socket")
     blocks = re.findall(r"^```sh\n(.*?)^```", (DEPLOY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    copy, reload, enable = blocks[1].splitlines()
-    host.run(copy)
-    host.run(reload)
+    *commands, enable = blocks[1].splitlines()
+    for command in commands:
+        host.run(command)
     host.run(enable.replace(" ovms_rest@1.socket ovms_rest@1.service", ""))  # hosts with one node have no second
     assert infers(host.path("/run/ovms_rest/0/data.sock"))
     assert request(host.path("/run/ovms_rest/0/control.sock")).status == 200
