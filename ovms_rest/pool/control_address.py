@@ -3,10 +3,13 @@
 gunicorn's SIGUSR2 starts a second arbiter, which inherits its listeners by the numbers in GUNICORN_FD. The one of the
 control address goes the same way, by a variable of its own. So SO_REUSEPORT is not needed, with which any other service
 on the same address would take a part of the calls.
+
+A socket unit of systemd may have the control address among its own. gunicorn would serve it like the others.
 """
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -16,21 +19,24 @@ from typing import Any
 
 from gunicorn.config import Config
 from gunicorn.sock import close_sockets, create_sockets
+from gunicorn.systemd import SD_LISTEN_FDS_START
 from gunicorn.util import chown
 
 from ovms_rest.pool.addresses import bind_port, retry_in_use
 
-# Of the process that SIGUSR2 starts: the descriptor, and the address as the setting has it.
+# Of the process that SIGUSR2 starts: the descriptor, whether systemd opened it (0 or 1), and the address as the setting
+# has it.
 INHERITED = "_OVMS_REST_CONTROL_FD"
 
 
 class ControlAddress:
     """The control address of this service; without one set there are no sockets."""
 
-    def __init__(self, address: str, cfg: Any, environ: MutableMapping[str, str]) -> None:
+    def __init__(self, address: str, cfg: Any, environ: MutableMapping[str, str], activated: int | None = None) -> None:
         """Take over the socket that this process inherited, or bind a new one.
 
-        `cfg` has the umask, user and group of a path. Raises OSError, and ValueError for what is not an address.
+        `activated` is the descriptor that `take_activated` returned. `cfg` has the umask, user and group of a path.
+        Raises OSError, and ValueError for what is not an address.
         """
         self.sockets: list[Any] = []
         self._address = address
@@ -38,9 +44,13 @@ class ControlAddress:
         self._parsed.set("bind", [address] if address else [])
         self._descriptor: int | None = None
         self._path: Path | None = None
-        inherited, _, previous = environ.pop(INHERITED, "").partition(" ")
-        if inherited and address == previous:
+        inherited, owner, previous = [*environ.pop(INHERITED, "").split(" ", 2), "", ""][:3]
+        self._is_systemds = activated is not None
+        if activated is not None:
+            self._descriptor = activated
+        elif inherited and address == previous:
             self._descriptor = int(inherited)
+            self._is_systemds = owner == "1"
         else:
             if inherited:  # the setting is another one since
                 os.close(int(inherited))
@@ -70,17 +80,57 @@ class ControlAddress:
         if self._descriptor is not None:
             self.sockets = create_sockets(self._parsed, log, [self._descriptor])
 
-    def hand_over(self, environ: MutableMapping[str, str]) -> None:
-        """Name the socket in the environment of a process that is going to inherit it."""
+    def hand_over(self, environ: MutableMapping[str, str], least: int = 3) -> None:
+        """Name the socket, at a descriptor not below `least`, in the environment of a process that is to inherit it."""
         environ.pop(INHERITED, None)
         for sock in self.sockets:
-            environ[INHERITED] = f"{sock.fileno()} {self._address}"
+            environ[INHERITED] = f"{move(sock, least)} {self._is_systemds:d} {self._address}"
 
     def close(self, unlink: bool) -> None:
-        """Close it, and remove its path unless another arbiter goes on with it."""
+        """Close it, and remove its path unless another arbiter, or systemd, goes on with it."""
         with contextlib.suppress(FileNotFoundError):  # somebody has removed it
-            close_sockets(self.sockets, unlink)
+            close_sockets(self.sockets, unlink and not self._is_systemds)
         self.sockets = []
+
+
+def move(sock: Any, least: int) -> int:
+    """Return a descriptor, not below `least`, by which a socket is inherited instead of by its own."""
+    sock.set_inheritable(False)
+    return fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD, least)
+
+
+def take_activated(address: str, environ: MutableMapping[str, str]) -> int | None:
+    """Take the socket of the control address out of those that systemd has opened (sd_listen_fds(3)), if it is there.
+
+    The others become the first ones without a gap, where gunicorn takes them. Raises ValueError for what is not an
+    address.
+    """
+    if not address or environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    parsed = Config()
+    parsed.set("bind", [address])
+    wanted = _normalize(_parse(parsed))
+    end = SD_LISTEN_FDS_START + int(environ.get("LISTEN_FDS", 0))
+    for descriptor in range(SD_LISTEN_FDS_START, end):
+        if _normalize(_name(descriptor)) == wanted:
+            taken = os.dup(descriptor)
+            for other in range(descriptor + 1, end):
+                os.dup2(other, other - 1)
+            os.close(end - 1)
+            environ["LISTEN_FDS"] = str(end - 1 - SD_LISTEN_FDS_START)
+            return taken
+    return None
+
+
+def _name(descriptor: int) -> Any:
+    """Return the address of a socket, host and port without what IPv6 adds."""
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        name = sock.getsockname()
+    return name[:2] if isinstance(name, tuple) else name
+
+
+def _normalize(address: Any) -> Any:
+    return os.path.normpath(address) if isinstance(address, str) else address
 
 
 def _parse(parsed: Config) -> tuple[str, int] | str:

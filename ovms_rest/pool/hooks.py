@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from gunicorn.systemd import SD_LISTEN_FDS_START
+
 from ovms_rest.app import App
-from ovms_rest.pool import streams
+from ovms_rest.pool import notifying, streams
 from ovms_rest.pool.access_log import provide_file
 from ovms_rest.pool.addresses import AddressError, check_addresses
-from ovms_rest.pool.control_address import ControlAddress
+from ovms_rest.pool.control_address import ControlAddress, move, take_activated
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.guarding import commit, guard
 from ovms_rest.pool.mailbox import CONTROL
@@ -48,7 +50,11 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     """
     if previous is not None:
         return
+    arbiter.notifier = notifying.Notifier(os.environ)
     streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
+    address = _control_bind(arbiter)
+    with _ending_without(address):
+        activated = take_activated(address, os.environ)
     try:
         check_addresses(arbiter.cfg, os.environ)
         arbiter.tls = load_tls(arbiter.cfg)
@@ -60,9 +66,8 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
             "%d workers, but usable cores: %d; more workers than cores gain nothing and take memory", count, cores
         )
     arbiter.control_sockets = []
-    address = _control_bind(arbiter)
     with _ending_without(address):
-        arbiter.control_address = ControlAddress(address, arbiter.cfg, os.environ)
+        arbiter.control_address = ControlAddress(address, arbiter.cfg, os.environ, activated)
 
 
 @contextlib.contextmanager
@@ -102,6 +107,7 @@ def on_starting(arbiter: Any) -> None:
         # After SIGUSR2: workers open sockets of their own, so that none is inherited, but gunicorn reads a number here.
         os.environ["GUNICORN_FD"] = "0"
     guard(arbiter)
+    notifying.install(arbiter)
     with _ending_without(_control_bind(arbiter)):
         arbiter.control_address.listen(arbiter.log)
     arbiter.control_sockets = arbiter.control_address.sockets
@@ -140,14 +146,23 @@ def _wait_for_signals(arbiter: Any, wait: Callable[..., list[int]], timeout: flo
 
 def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
     """Close the control address with the other ones. Its path stays when another arbiter goes on with it."""
+    arbiter.notifier.report_end(arbiter.reexec_pid)
     arbiter.control_address.close(unlink=arbiter.reexec_pid == arbiter.master_pid == 0)
     arbiter.control_sockets = []
     stop(graceful)
 
 
 def pre_exec(arbiter: Any) -> None:
-    """Hand the control address over to the arbiter that SIGUSR2 starts; in the process that is going to be it."""
-    arbiter.control_address.hand_over(arbiter.cfg.env_orig)
+    """Hand the addresses over to the arbiter that SIGUSR2 starts; in the process that is going to be it.
+
+    gunicorn says that those of systemd are where systemd put them, but it has moved them.
+    """
+    end = SD_LISTEN_FDS_START + len(arbiter.LISTENERS)
+    arbiter.control_address.hand_over(arbiter.cfg.env_orig, end)
+    if arbiter.systemd:
+        for descriptor, copy in enumerate([move(sock, end) for sock in arbiter.LISTENERS], SD_LISTEN_FDS_START):
+            os.dup2(copy, descriptor)
+            os.close(copy)
 
 
 def _reexec(arbiter: Any, reexec: Callable[[], None]) -> None:

@@ -43,6 +43,7 @@ class Spawning:
         self._pauses = Pauses()
         self._reason = ""  # of the last failure
         self._has_served = False
+        self._is_up = False
         self._old: set[int] = set()  # those that end as soon as the new generation is ready
         self._fork = arbiter.spawn_worker
         self._manage = arbiter.manage_workers
@@ -59,11 +60,20 @@ class Spawning:
         reason = self._reason.partition("\n")[0]
         return f"new workers do not become ready, so the previous ones keep serving, and the service retries: {reason}"
 
+    @property
+    def is_up(self) -> bool:
+        """Whether all workers were ready at once, or at least one that infers was while others failed."""
+        if not self._is_up:
+            is_inferring = any(worker.row.is_ready() and not worker.is_control for worker in self._current())
+            self._is_up = is_inferring and (self._is_renewed() or self._pauses.failures > 0)
+        return self._is_up
+
     # --- Methods of gunicorn's arbiter
 
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
         """Wait as gunicorn does, but shorter while workers are expected to come up."""
-        signals: list[int] = self._wait(min(timeout, _LOOP_SECONDS) if self._pauses.failures or self._old else timeout)
+        is_expecting = self._pauses.failures or self._old or not self._is_up
+        signals: list[int] = self._wait(min(timeout, _LOOP_SECONDS) if is_expecting else timeout)
         return signals
 
     def manage_workers(self) -> None:
