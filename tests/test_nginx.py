@@ -19,8 +19,8 @@ import nginx
 import numpy as np
 import pytest
 import slow_models
-from raw_http import RELU, RELU_PATH, Load, chunk, head, post
-from service import PATIENCE, receive, serve, write_config
+from raw_http import RELU, RELU_PATH, Load, chunk, head, post, post_chunked
+from service import PATIENCE, environment, receive, serve, write_config
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from ovms_rest.settings import Settings
@@ -306,6 +306,12 @@ def test_tritonclient(plain):
     client.close()
 
 
+def test_chunked_bodies_and_http_1_0_without_a_host_work(plain):
+    answer = plain.raw(post_chunked(RELU_PATH, RELU[:20], RELU[20:]))
+    assert answer.json()["outputs"][0]["data"] == [1, 0, 3, 0]
+    assert plain.raw(b"GET /v2 HTTP/1.0\r\n\r\n").status == 200
+
+
 def test_a_tensor_of_20_megabytes_passes_in_both_directions(plain):
     values = np.arange(-2_500_000, 2_500_000, dtype=np.float32)
     client = InferenceServerClient(f"127.0.0.1:{plain.port}", network_timeout=PATIENCE)
@@ -552,7 +558,7 @@ def test_the_service_gets_the_path_by_which_nginx_decided(tmp_path, sent, passed
 
 
 def test_an_inference_whose_worker_ended_is_sent_once_more_with_its_body_and_first_time(tmp_path):
-    body = bytes(3_000_000)  # more than stays in memory
+    body = bytes(6_000_000)  # more than stays in memory
     with in_front_of(tmp_path, [None, OK, None, None]) as (running, data, _):
         assert running.request("POST", "/v2/models/m/infer", body).status == 200
         assert [request.partition(b"\r\n\r\n")[2] for request in data] == [body, body]
@@ -878,8 +884,79 @@ def test_http2(service, tmp_path):
             ([], "/v2", 401),
             (authorized, "/nothing", 404),
             ([*authorized, "-X", "TRACE"], "/v2", 405),
+            ([*authorized, "-H", f"X: {9000 * 'a'}"], "/v2", 431),
             ([*authorized, "-H", "Content-Length: 300000000", "-d", "x"], RELU_PATH, 413),
         ):
             answer = curl(running, path, "--http2", *arguments)
             assert (answer.status, answer.version) == (status, "2"), path
             assert json.loads(answer.body)["error"]
+
+
+def test_variants_combine(service, tmp_path):
+    variants = ("https_http2", "mutual_tls", "api_keys", "rate_limit", "gzip")
+    with run_tls(tmp_path / "nginx", service, *variants) as running:
+        (running.directory / "ovms_rest" / "api_keys.keys.conf").write_text(f"{KEY} alice;\n")
+        (running.directory / "ovms_rest" / "api_keys.rights.conf").write_text('"~^alice infer relu$" yes;\n')
+        running.reload()
+        certificate = ["--cert", str(running.tls / "alice.crt"), "--key", str(running.tls / "alice.key")]
+        key = ["-H", f"Authorization: Bearer {KEY}"]
+        body = ["-d", RELU.decode()]
+        assert curl(running, RELU_PATH, *certificate, *key, *body).status == 200
+        assert curl(running, RELU_PATH, *certificate, *body).status == 401
+        assert curl(running, "/v2", *certificate, *key).status == 403
+        without = curl(running, RELU_PATH, *key, *body)
+        assert "client certificate" in json.loads(without.body)["error"]
+
+
+# --- The README
+
+
+# Run in namespaces of its own: Debian's files as the package installed them, in copies, and nginx started as it does.
+HOST = """
+set -eu
+ip link set lo up
+mount -t tmpfs none /run
+mount -t tmpfs none /var/log/nginx
+mount -t tmpfs none /var/lib/nginx
+cp -a /etc/nginx {copy}
+mount --bind {copy} /etc/nginx
+apt-get() {{ echo "installed: $*"; }}
+{service} &
+until [ -S /run/ovms_rest/control.sock ] && curl -s --unix-socket /run/ovms_rest/control.sock http://x/v2; do
+    sleep 0.05
+done
+nginx
+{blocks}
+"""
+
+
+def test_the_commands_of_the_readme_work_as_written(tmp_path):
+    isolated = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    probe = subprocess.run([*isolated, "mount", "-t", "tmpfs", "none", "/run"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip(f"no namespaces of its own for the host of the README: {probe.stderr.decode()}")
+    readme = (nginx.DEPLOY / "README.md").read_text()
+    first, *blocks = re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    *preparation, service = first.strip().splitlines()
+    script = HOST.format(
+        copy=tmp_path / "etc", service="\n".join([*preparation, service]), blocks="echo ---\n".join(["", *blocks])
+    )
+    done = subprocess.run(
+        [*isolated, "bash", "-c", script],
+        cwd=nginx.ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, installing, trying, *variants = done.stdout.split("---\n")
+    assert installing == ""
+    assert re.fullmatch(r'200\n\{"model_name":"digits".*"data":\[7\]\}.*', trying.split('{"error"')[0], re.DOTALL)
+    assert '{"error":"this client may not use this route or model"}' in trying
+    assert "ovms_requests_success" in trying
+    assert trying.endswith("\n200\n")
+    assert len(variants) == 5
+    for text in variants:
+        assert re.search('^{"name":"(ovms_rest|digits)"', text, re.MULTILINE), done.stdout
