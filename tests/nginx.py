@@ -15,6 +15,8 @@ DEPLOY = ROOT / "deploy" / "nginx"
 PROGRAM = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 # Debian's own files, which include ours.
 DEBIAN = Path("/etc/nginx")
+# Debian's `worker_processes auto`.
+WORKERS = os.sysconf("SC_NPROCESSORS_ONLN")
 
 
 class Nginx(Service):
@@ -27,7 +29,7 @@ class Nginx(Service):
         """Have nginx read its files anew, and wait until the workers before are gone."""
         before = set(self.workers())
         self.signal(signal.SIGHUP)
-        self.wait_for(lambda: self.workers() and not before & set(self.workers()))
+        self.wait_for(lambda: len(after := set(self.workers())) == WORKERS and not before & after)
 
 
 def install(directory: Path, sockets: Path, *variants: str, **replaced: str) -> tuple[int, int]:
@@ -108,7 +110,7 @@ def start(directory: Path, port: int, operator_port: int) -> Iterator[Nginx]:
             assert process.poll() is None, nginx.log
             with contextlib.suppress(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", operator_port)).close()
-                return True
+                return len(nginx.workers()) == WORKERS
             return False
 
         nginx.wait_for(is_open)
