@@ -622,10 +622,9 @@ def test_a_request_that_ends_its_worker_ends_two_at_most(service, plain):
 # --- API keys
 
 
-@pytest.fixture
-def keys(service, tmp_path):
+@contextlib.contextmanager
+def run_with_keys(directory, service):
     """Three holders: alice may infer with relu and see it, bob may see the server, the operator may do all."""
-    directory = tmp_path / "nginx"
     ports = nginx.install(directory, service.directory, "http", "api_keys")
     (directory / "ovms_rest" / "api_keys.keys.conf").write_text(
         f"{KEY} alice;\n{OTHER_KEY} bob;\n{OPERATOR_KEY} operator;\n"
@@ -634,6 +633,12 @@ def keys(service, tmp_path):
         '"~^alice (infer|model) relu$" yes;\n"~^(alice|bob) (server|health) -$" yes;\n"~^operator .*$" yes;\n'
     )
     with nginx.start(directory, *ports) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def keys(service, tmp_path_factory):
+    with run_with_keys(tmp_path_factory.mktemp("nginx") / "keys", service) as running:
         yield running
 
 
@@ -715,18 +720,19 @@ def test_of_two_keys_in_one_request_none_adds_to_the_other(keys):
     assert keys.raw(data).status in (400, 401, 403)
 
 
-def test_the_files_of_keys_and_rights_are_read_on_reload(keys):
-    file = keys.directory / "ovms_rest" / "api_keys.keys.conf"
-    new = "1" * 32
-    file.write_text(file.read_text().replace(KEY, new))
-    assert keys.infer("relu", RELU, **bearer(KEY)).status == 200
-    keys.reload()
-    assert keys.infer("relu", RELU, **bearer(KEY)).status == 401
-    assert keys.infer("relu", RELU, **bearer(new)).status == 200
-    rights = keys.directory / "ovms_rest" / "api_keys.rights.conf"
-    rights.write_text(rights.read_text().replace("(infer|model)", "model"))
-    keys.reload()
-    assert keys.infer("relu", RELU, **bearer(new)).status == 403
+def test_the_files_of_keys_and_rights_are_read_on_reload(service, tmp_path):
+    with run_with_keys(tmp_path / "nginx", service) as running:
+        file = running.directory / "ovms_rest" / "api_keys.keys.conf"
+        new = "1" * 32
+        file.write_text(file.read_text().replace(KEY, new))
+        assert running.infer("relu", RELU, **bearer(KEY)).status == 200
+        running.reload()
+        assert running.infer("relu", RELU, **bearer(KEY)).status == 401
+        assert running.infer("relu", RELU, **bearer(new)).status == 200
+        rights = running.directory / "ovms_rest" / "api_keys.rights.conf"
+        rights.write_text(rights.read_text().replace("(infer|model)", "model"))
+        running.reload()
+        assert running.infer("relu", RELU, **bearer(new)).status == 403
 
 
 def test_a_malformed_head_is_refused_in_json_before_any_key(keys):
