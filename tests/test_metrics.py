@@ -243,7 +243,7 @@ def test_refusals_are_told_by_kind():
     counters = make()
     counters.of("m", "1").fail("overload", 5)
     told = {labels["kind"]: number for labels, number in samples(Source(counters), "ovms_rest_requests_refused")}
-    assert told == {"invalid": 0, "failed": 0, "overload": 1, "timeout": 0}
+    assert told == {"invalid": 0, "failed": 0, "overload": 1, "timeout": 0, "canceled": 0}
 
 
 def test_bytes_are_told():
