@@ -3,18 +3,20 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 import slow_models
 from raw_http import LIVE, RELU, RELU_PATH, connected, exchange, head, infer, parse, post, receive
-from service import serve
+from service import free_port, serve
 
-SLOW = infer("counting", slow_models.count(3 * slow_models.SLOW))
+SLOW = infer("counting", slow_models.count(2 * slow_models.SLOW))
 # Takes so long that a test which is inferred for it is seen to hang.
 ENDLESS = infer("counting", slow_models.count(200 * slow_models.SLOW))
 WAITING = 800
@@ -43,10 +45,8 @@ def tls(tmp_path_factory, models):
     """One worker behind TLS."""
     directory = tmp_path_factory.mktemp("tls")
     key, cert = str(directory / "key.pem"), str(directory / "cert.pem")
-    os.system(
-        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost "
-        f"-keyout {key} -out {cert} 2>/dev/null"
-    )
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=x")
+    subprocess.run(["openssl", "req", "-x509", *curve, "-keyout", key, "-out", cert], check=True, capture_output=True)
     arguments = ("-w", "1", "--certfile", cert, "--keyfile", key)
     with serve(directory, *arguments, config=models, OVMS_REST_METRICS_ENABLE="1") as running:
         running.wait_for_workers(1)
@@ -175,6 +175,53 @@ def test_a_client_that_goes_before_its_request_is_read_is_not_inferred_for(servi
         assert receive(first, "POST").status == 200
         service.wait_for(lambda: counts(service)[1] == canceled + 2)
     assert counts(service)[0] == answered + 1
+
+
+NGINX = """
+daemon off; master_process off; pid {directory}/pid; error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+    upstream service {{ server unix:{path}; server 127.0.0.1:{port} backup; keepalive 8; }}
+    server {{
+        listen 127.0.0.1:{front};
+        location / {{ proxy_pass http://service; proxy_http_version 1.1; proxy_set_header Connection ""; }}
+    }}
+}}
+"""
+
+
+@pytest.fixture
+def front(service, tmp_path):
+    """Run nginx before the unix socket; return its port."""
+    if (program := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")) is None:
+        pytest.skip("nginx is not installed")
+    port, path = free_port(), tmp_path / "nginx.conf"
+    path.write_text(NGINX.format(directory=tmp_path, path=service.path, port=service.port, front=port))
+    with subprocess.Popen([program, "-c", path, "-p", tmp_path, "-e", "stderr"]) as process:
+        try:
+            service.wait_for(lambda: is_open(port))
+            yield port
+        finally:
+            process.terminate()
+
+
+def is_open(port):
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+def test_a_client_of_nginx_that_goes_is_not_inferred_for(service, front):
+    def connect_by_nginx(_):
+        return socket.create_connection(("127.0.0.1", front), timeout=60)
+
+    answered, canceled = counts(service)
+    with behind_two(service, connect_by_nginx, ENDLESS) as connection:
+        connection.close()
+    service.wait_for(lambda: counts(service) == (answered + 2, canceled + 1))
 
 
 def test_a_client_that_closes_its_sending_side_while_it_waits_is_told_so(service):
