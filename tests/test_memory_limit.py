@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from raw_http import RELU, RELU_PATH, connected, head, infer, post, receive
 from service import is_running, serve, write_config
 
 from ovms_rest.memory import own_bytes
+from ovms_rest.pool.memory_limit import FreshSize, MemoryLimit
 
 MIB = 2**20
 LIMIT = "OVMS_REST_MAX_WORKER_MEMORY_BYTES"
@@ -90,6 +92,65 @@ def clients(service, count=3):
 def metric(service, name):
     text = service.get("/metrics").body.decode()
     return float(re.search(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)[1])
+
+
+class Worker:
+    """A worker as the limit sees it, here this process or one that it started."""
+
+    def __init__(self, pid, fresh=False):
+        self.pid, self.fresh_size = pid, FreshSize()
+        if fresh:
+            self.fresh_size.measure()
+
+
+def test_a_worker_is_found_when_it_has_grown_above_the_limit():
+    assert MemoryLimit(2**40).find_outgrown([Worker(os.getpid())]) is None
+    assert MemoryLimit(0).find_outgrown([Worker(os.getpid())]) is None
+    grown = Worker(os.getpid())
+    assert MemoryLimit(MIB).find_outgrown([grown]) is grown
+
+
+def test_workers_are_looked_at_once_a_second_and_later_after_one_was_replaced():
+    limit = MemoryLimit(MIB)
+    worker = Worker(os.getpid())
+    assert limit.find_outgrown([worker]) is worker
+    assert limit.find_outgrown([worker]) is None
+    limit.pause(0.5)
+    time.sleep(1.2)
+    assert limit.find_outgrown([worker]) is None
+    time.sleep(1.0)
+    assert limit.find_outgrown([worker]) is worker
+
+
+def test_a_worker_that_began_above_the_limit_is_complained_of_once_for_a_generation(caplog):
+    worker = Worker(os.getpid(), fresh=True)
+    limit = MemoryLimit(MIB)
+    for count in (1, 1, 2):
+        if count == 2:
+            limit.forget()
+        limit._next_look = 0.0
+        assert limit.find_outgrown([worker]) is None
+        assert caplog.text.count("a new worker has") == count
+
+
+def test_a_worker_that_has_just_died_has_no_memory(caplog):
+    with subprocess.Popen(["true"]) as gone:
+        os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
+        assert MemoryLimit(1).find_outgrown([Worker(gone.pid)]) is None
+    assert not caplog.records
+
+
+def test_memory_that_cannot_be_measured_is_complained_of_once(caplog):
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    limit = MemoryLimit(1)
+    for _ in range(2):
+        limit._next_look = 0.0
+        assert limit.find_outgrown([Worker(gone.pid)]) is None
+    (record,) = caplog.records
+    assert record.message.startswith(
+        f"{LIMIT} has no effect, since the memory of workers cannot be measured: [Errno 2]"
+    )
 
 
 def test_workers_above_the_limit_are_replaced_one_at_a_time_and_no_request_fails(tmp_path, models):

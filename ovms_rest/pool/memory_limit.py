@@ -109,9 +109,12 @@ class MemoryLimit:
 
 
 def _measure(pid: int, limit: int) -> int:
-    """Return how much memory a worker has of its own; roughly, and at once, when it cannot be above the limit."""
+    """Return how much memory a worker has of its own; roughly, and at once, when that is far below the limit.
+
+    Raises OSError when it cannot be measured; one that has died has none.
+    """
     try:
-        size = anonymous_bytes(pid)
-        return own_bytes(pid) if size > limit else size
-    except (FileNotFoundError, ProcessLookupError):  # it is gone
+        size = anonymous_bytes(pid)  # what it shares included
+        return own_bytes(pid) if size > limit / 2 else size
+    except ProcessLookupError:  # it is still to be reaped
         return 0
