@@ -81,6 +81,12 @@ class Settings:
         "bytes of received requests and unsent responses that one worker may hold; a request or response that does "
         "not fit in is answered 503 with Retry-After",
     )
+    max_worker_memory_bytes: int = _setting(
+        0,
+        integer_between(0, 2**50),
+        "bytes of memory that one worker may have of its own, besides what all share; one that has more is replaced "
+        "once its successor is ready; 0 for no limit",
+    )
     head_timeout_seconds: int = _setting(
         10, integer_between(1, 86400), "seconds allowed for receiving the head of a request"
     )

@@ -46,6 +46,17 @@ def wide():
     return model_zoo.model_of({"filled": opset15.broadcast(value, size)}, [value])
 
 
+def growing():
+    """Convolutions of pictures of any size, x FP32 [1,3,?,?] -> y FP32 [1,32]: with every size the process grows."""
+    pictures = value = model_zoo.parameter("x", (1, 3, -1, -1), Type.f32)
+    generator = np.random.default_rng(0)
+    for channels in (3, 32, 32):
+        kernel = opset15.constant(generator.standard_normal((32, channels, 3, 3), np.float32))
+        value = opset15.relu(opset15.convolution(value, kernel, [1, 1], [1, 1], [1, 1], [1, 1]))
+    mean = opset15.reduce_mean(value, opset15.constant(np.int64([2, 3])), keep_dims=False)
+    return model_zoo.model_of({"y": mean}, [pictures])
+
+
 def count(steps: int) -> dict:
     """Make the request to count so far."""
     return {"inputs": [{"name": "steps", "datatype": "INT64", "shape": [], "data": [steps]}]}

@@ -105,8 +105,9 @@ def test_failures_are_counted_by_kind():
         "failed": Duration(2, 200),
         "overload": Duration(3, 3000),
         "timeout": Duration(4, 40000),
+        "canceled": Duration(5, 500000),
     }
-    assert seen.fail == Duration(10, 43210)
+    assert seen.fail == Duration(15, 543210)
     assert seen.success.count == 0
 
 

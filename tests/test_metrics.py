@@ -68,6 +68,7 @@ OURS = {
     "ovms_rest_worker_connections": ("gauge", {"worker"}),
     "ovms_rest_worker_resident_bytes": ("gauge", {"worker"}),
     "ovms_rest_worker_restarts": ("counter", set()),
+    "ovms_rest_worker_memory_replacements": ("counter", set()),
     "ovms_rest_generation": ("gauge", set()),
 }
 
@@ -80,7 +81,7 @@ OF_GRAPHS = [
     "ovms_graph_processing_time_us",
 ]
 
-FULL = ProcessState([WorkerState("0", True, 3, 2**20), WorkerState("1", False, 0, 2**21)], restarts=4, generation=2)
+FULL = ProcessState([WorkerState("0", True, 3, 2**20), WorkerState("1", False, 0, 2**21)], 4, 2, 3)
 
 
 class Source:
@@ -243,7 +244,7 @@ def test_refusals_are_told_by_kind():
     counters = make()
     counters.of("m", "1").fail("overload", 5)
     told = {labels["kind"]: number for labels, number in samples(Source(counters), "ovms_rest_requests_refused")}
-    assert told == {"invalid": 0, "failed": 0, "overload": 1, "timeout": 0}
+    assert told == {"invalid": 0, "failed": 0, "overload": 1, "timeout": 0, "canceled": 0}
 
 
 def test_bytes_are_told():
@@ -272,6 +273,7 @@ def test_the_processes_are_told():
     assert resident == [({"worker": "0"}, 2**20), ({"worker": "1"}, 2**21)]
     assert samples(EVERYTHING, "ovms_rest_worker_restarts") == [({}, 4)]
     assert samples(EVERYTHING, "ovms_rest_generation") == [({}, 2)]
+    assert samples(EVERYTHING, "ovms_rest_worker_memory_replacements") == [({}, 3)]
 
 
 def test_a_pipeline_has_only_requests_and_their_time_of_its_own():

@@ -486,13 +486,21 @@ def test_the_end_may_come_while_requests_that_were_received_are_yet_to_be_answer
     assert [answer.status for answer in answers] == [200] * 5
 
 
-def test_the_end_may_come_while_a_request_waits(server, barrier):
+def test_the_end_cancels_an_inference_that_waits_behind_another(server, barrier):
+    """As for nginx and Go: whether such a client still reads cannot be known. One that does gets the reason."""
     slow = infer("counting", slow_models.count(slow_models.SLOW))
     with connected(server, slow) as first, connected(server, post(RELU_PATH, RELU) + LIVE) as second:
         second.shutdown(socket.SHUT_WR)
-        answers = parse(receive_rest(second), "POST")
-        assert [answer.status for answer in answers] == [200, 200]
+        (answer,) = parse(receive_rest(second), "POST")
+        assert refused(answer, 503)
+        assert "closed its side of the connection before the inference began" in answer.json()["error"]
         assert receive(first, "POST").status == 200
+
+
+def test_the_end_cancels_nothing_behind_requests_of_the_same_connection(server):
+    slow = infer("counting", slow_models.count(slow_models.SLOW))
+    answers = parse(exchange(server, slow + post(RELU_PATH, RELU) + slow + LIVE), *["POST"] * 3)
+    assert [answer.status for answer in answers] == [200] * 4
 
 
 @pytest.mark.parametrize("before", [b"", LIVE, b"\r\n"])

@@ -75,7 +75,8 @@ def inferred(answer):
 
 
 def works(service):
-    return inferred(parse(exchange(service, post(RELU_PATH, RELU)), "POST")[0])
+    data = post(RELU_PATH, RELU, "Connection: close")
+    return inferred(parse(exchange(service, data, half=False), "POST")[0])
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from ovms_rest.models.preparation import find_layout, find_reason, name_tensors,
 from ovms_rest.models.recovery import Recovery, fill
 from ovms_rest.models.repository import read_mapping
 from ovms_rest.models.shapes import Guard, Shape, ShapeChecker, ShapeError
+from ovms_rest.models.signal_stack import use_ordinary_stack
 from ovms_rest.models.tiles import split_tiles
 from ovms_rest.models.trial_requests import read_trial
 from ovms_rest.models.trials import choose_shapes, choose_usual_shapes
@@ -445,7 +446,11 @@ def _own(result: NDArray[Any], lent: list[NDArray[Any]]) -> NDArray[Any]:
 
 @functools.cache
 def _core() -> openvino.Core:
-    return openvino.Core()
+    core = openvino.Core()
+    with contextlib.suppress(RuntimeError):  # the reason comes with the first model
+        core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin, which sets up a signal stack
+    use_ordinary_stack()
+    return core
 
 
 def _read(source: Source, extension: str | None) -> openvino.Model:

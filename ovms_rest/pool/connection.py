@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 import termios
+import time
 from collections.abc import Sequence
 from enum import Enum, auto
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
@@ -49,6 +50,9 @@ _EMPTY = memoryview(b"")
 _NEVER = float("inf")
 _QUEUED = struct.Struct("i")
 _RESET = struct.pack("ii", 1, 0)
+# `tcpi_last_data_recv` of linux/tcp.h, milliseconds, and its precision on kernels with the fewest ticks in a second.
+_LAST_RECEIVED = struct.Struct("52xI")
+_TICKS = 0.01
 
 Buffer = bytes | memoryview
 
@@ -62,6 +66,10 @@ class State(Enum):
     SENDING = auto()  # has an answer of which a part is still to be sent
     LINGERING = auto()  # has sent its last answer and waits for the client to close
     CLOSED = auto()
+
+
+# In which more may come.
+RECEIVING = (State.HEAD, State.BODY)
 
 
 class Times(NamedTuple):
@@ -93,6 +101,9 @@ class Host(Protocol):
     def refuse(self, connection: "Connection", refusal: Refusal) -> None:
         """Answer a request that the application does not see, and close."""
 
+    def cancel(self, connection: "Connection", is_gone: bool = False) -> None:
+        """Give up a request that waits for its inference: its client sends no more, or does not even read."""
+
     def forget(self, connection: "Connection") -> None:
         """Drop a connection that is closed."""
 
@@ -104,7 +115,6 @@ class Connection:
         "_body",
         "_counted",
         "_decoder",
-        "_half_closed",
         "_held",
         "_host",
         "_is_slow",
@@ -120,6 +130,8 @@ class Connection:
         "deadline",
         "head",
         "idle_since",
+        "is_gone",
+        "is_half_closed",
         "is_resuming",
         "keep_alive",
         "socket",
@@ -137,10 +149,11 @@ class Connection:
         self.head: Head | None = None
         self.keep_alive = True
         self.idle_since = host.now
+        self.is_gone = False  # the client reads no answer
+        self.is_half_closed = False  # the client has sent its last byte, and may be gone
         self.is_resuming = False  # for the host, which calls `resume` some time
         self._is_slow = False  # takes so much that it goes on by `resume` alone, until its body is whole
         self._readable = False
-        self._half_closed = False
         self._linger = False
         self._pending = bytearray()  # a part of a head, or what came behind a request
         self._seen = 0
@@ -159,10 +172,16 @@ class Connection:
     def handle(self, events: int) -> None:
         """Do what epoll says can be done."""
         if events & (EPOLLERR | EPOLLHUP):
-            self.close()
-            return
-        if events & EPOLLRDHUP:
-            self._half_closed = True
+            if events & EPOLLERR or self.state not in RECEIVING:
+                if self.state is State.WAITING:
+                    self._host.cancel(self, is_gone=True)
+                self.close()
+                return
+            self.is_gone = True  # closed a unix socket, from which its last request may still be read
+        if events & EPOLLRDHUP:  # also behind bytes that are not read yet
+            self.is_half_closed = True
+            if self.state is State.WAITING:
+                self._host.cancel(self)
         if events & (EPOLLIN | EPOLLRDHUP):
             self._readable = True
         if self._unsent:
@@ -229,6 +248,19 @@ class Connection:
         except OSError:  # reset by the client
             return True
 
+    def received_by(self) -> float:
+        """Return a time (monotonic seconds) before which the last bytes came; infinity where the system does not say.
+
+        Bytes wait in the system's buffer while the worker infers, and this is how long they did. The system counts in
+        its own ticks, so that the time is up to `_TICKS` too late.
+        """
+        try:
+            info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED.size)
+        except OSError:  # a unix socket
+            return _NEVER
+        milliseconds: int = _LAST_RECEIVED.unpack(info)[0]
+        return time.monotonic() - milliseconds / 1000 + _TICKS
+
     def drain(self, deadline: float) -> None:
         """Answer at the most one more request, which has to come by then."""
         if self.state is State.HEAD and not self._pending:
@@ -288,7 +320,7 @@ class Connection:
 
     def _note_drained(self) -> None:
         """A short read has emptied the socket; but the end of the stream, already told, has to be read yet."""
-        self._readable = self._half_closed
+        self._readable = self.is_half_closed
 
     def _take(self, state: State, target: memoryview, count: int) -> None:
         if state is State.HEAD:

@@ -23,6 +23,7 @@ from ovms_rest.pool.control_address import ControlAddress, move, take_activated
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.pool.guarding import commit, guard
 from ovms_rest.pool.mailbox import CONTROL
+from ovms_rest.pool.memory_limit import MemoryLimit
 from ovms_rest.pool.reloading import Change
 from ovms_rest.pool.spawning import ENDING, Spawning, is_told_to_end, prepare
 from ovms_rest.pool.table import SLOTS, WorkerTable
@@ -95,7 +96,7 @@ def on_starting(arbiter: Any) -> None:
     arbiter.app.wsgi().telemetry.table = _table
     arbiter.SIG_NAMES = {**arbiter.SIG_NAMES, CONTROL: "control"}
     arbiter.handle_control = lambda: make_changes(arbiter)
-    arbiter.spawning = Spawning(arbiter, _table)
+    arbiter.spawning = Spawning(arbiter, _table, read_settings(os.environ).max_worker_memory_bytes)
     arbiter.wait_for_signals = partial(_wait_for_signals, arbiter, arbiter.wait_for_signals)
     signal.signal(CONTROL, arbiter.signal)
     for name in ("term", "int", "quit"):
@@ -234,7 +235,7 @@ def on_reload(arbiter: Any) -> None:
 
     Raises ConfigError for environment variables that gunicorn's `raw_env` sets and a worker would fail at.
     """
-    read_settings(os.environ)
+    settings = read_settings(os.environ)
     app: App = arbiter.app.wsgi()
     streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
     app.log_levels.install()
@@ -243,6 +244,7 @@ def on_reload(arbiter: Any) -> None:
     except TlsError as error:
         log.error("%s; the service goes on with what it has loaded before", error)
     commit(arbiter)
+    arbiter.spawning.memory = MemoryLimit(settings.max_worker_memory_bytes)
     if arbiter.control_sockets:
         _count_control_worker(arbiter)
     _deaths.clear()
@@ -332,6 +334,8 @@ def post_worker_init(worker: Any) -> None:
     app.models.open(lambda name: note_opening(worker, name), _end_in_order)
     app.permission.is_control_address = worker.is_control
     worker.notify()
+    if read_settings(os.environ).max_worker_memory_bytes:
+        worker.fresh_size.measure()
     if not isinstance(worker, Worker):  # which says so itself, when it is about to accept
         worker.row.set_ready()
     if worker.is_control or not app.settings.control_bind:  # directories are walked where no inference waits for it

@@ -16,6 +16,7 @@ from gunicorn.errors import HaltServer
 
 from ovms_rest import throwaway
 from ovms_rest.pool.failure_note import BOOT_ERROR, FailureNote, describe
+from ovms_rest.pool.memory_limit import FreshSize, MemoryLimit
 from ovms_rest.pool.pauses import Pauses
 from ovms_rest.pool.table import WorkerTable
 from ovms_rest.pool.worker import DRAIN_SECONDS, TICK_SECONDS
@@ -36,15 +37,18 @@ _RETIRE_SECONDS = 0.5
 class Spawning:
     """The workers of one arbiter: how many are missing, when to fork the next, and which generation they are of."""
 
-    def __init__(self, arbiter: Any, table: WorkerTable) -> None:
-        """Replace the methods of the arbiter."""
+    def __init__(self, arbiter: Any, table: WorkerTable, max_worker_memory: int = 0) -> None:
+        """Replace the methods of the arbiter; `max_worker_memory` is in bytes, 0 for no limit."""
+        self.memory = MemoryLimit(max_worker_memory)
         self._arbiter = arbiter
         self._table = table
         self._pauses = Pauses()
         self._reason = ""  # of the last failure
         self._has_served = False
         self._is_up = False
-        self._old: set[int] = set()  # those that end as soon as the new generation is ready
+        self._old: set[int] = set()  # those that end as soon as the new generation is ready, or one that has outgrown
+        self._outgrown = 0  # the process id of that one
+        self._outgrown_at = 0.0
         self._fork = arbiter.spawn_worker
         self._manage = arbiter.manage_workers
         self._wait = arbiter.wait_for_signals
@@ -55,7 +59,7 @@ class Spawning:
     @property
     def fault(self) -> str:
         """Why the newest generation does not serve yet; "" when it does."""
-        if not self._old:
+        if not self._old or self._outgrown:
             return ""
         reason = self._reason.partition("\n")[0]
         return f"new workers do not become ready, so the previous ones keep serving, and the service retries: {reason}"
@@ -83,10 +87,17 @@ class Spawning:
         """
         self._look()
         if not self._old:
+            if len(self._arbiter.WORKERS) >= self._arbiter.num_workers:
+                self.spawn_workers()  # gunicorn also counts those that are ending
             self._manage()  # which calls spawn_workers
+            self._replace_outgrown()
             return
         self.spawn_workers()
-        if self._is_renewed():
+        if not self._is_renewed():
+            return
+        if self._outgrown:
+            self._end_outgrown()
+        else:
             log.info("the new workers are ready")
             self._retire()
 
@@ -167,6 +178,8 @@ class Spawning:
         code = os.waitstatus_to_exitcode(status)
         is_failure = not (worker.row.was_ready() or worker.is_told_to_end or _is_opening(worker))
         self._old.discard(worker.pid)
+        if worker.pid == self._outgrown:  # died before its successor was ready, which takes its place anyway
+            self._outgrown = 0
         if worker.row.was_ready():
             self._note_ready(worker)
         reason = worker.failure.take()
@@ -214,6 +227,35 @@ class Spawning:
         self._pauses.reset()
         self._reason = ""
 
+    # --- Memory
+
+    def _replace_outgrown(self) -> None:
+        """Fork a successor for a worker above the limit of memory: for one at a time, while nothing else is amiss."""
+        workers = list(self._arbiter.WORKERS.values())
+        if (
+            self._pauses.failures
+            or len(workers) != self._arbiter.num_workers
+            or not all(worker.row.is_ready() and not worker.is_told_to_end for worker in workers)
+        ):
+            return
+        worker = self.memory.find_outgrown(workers)
+        if worker is None:
+            return
+        self._old, self._outgrown, self._outgrown_at = {worker.pid}, worker.pid, time.monotonic()
+        worker.is_control = False  # the successor takes the control address
+        worker.age = 0  # gunicorn ends the oldest when there are too many
+        self.spawn_workers()
+
+    def _end_outgrown(self) -> None:
+        """End a worker whose successor is ready."""
+        took = time.monotonic() - self._outgrown_at
+        log.info("worker %s ends; its successor was ready after %.1f s", self._outgrown, took)
+        self._table.count_outgrown()
+        self.memory.pause(took)
+        for pid in self._old:
+            self._arbiter.kill_worker(pid, signal.SIGTERM)
+        self._old, self._outgrown = set(), 0
+
     # --- Generations
 
     def renew(self) -> bool:
@@ -223,7 +265,8 @@ class Spawning:
         """
         arbiter = self._arbiter
         self._forget_failures()
-        self._old = set(arbiter.WORKERS)
+        self.memory.forget()
+        self._old, self._outgrown = set(arbiter.WORKERS), 0
         for pid, worker in list(arbiter.WORKERS.items()):
             if not worker.row.was_ready():  # of a generation that does not come up, or not any more
                 arbiter.kill_worker(pid, signal.SIGTERM)
@@ -241,8 +284,9 @@ class Spawning:
         return True
 
     def _current(self) -> list[Any]:
-        """Return the workers of the newest generation."""
-        return [worker for pid, worker in self._arbiter.WORKERS.items() if pid not in self._old]
+        """Return the workers of the newest generation that are to stay."""
+        workers = self._arbiter.WORKERS.items()
+        return [worker for pid, worker in workers if pid not in self._old and not worker.is_told_to_end]
 
     def _is_renewed(self) -> bool:
         """Return whether the newest generation is complete and ready."""
@@ -273,6 +317,7 @@ class Spawning:
 def prepare(worker: Any) -> None:
     """Give a worker what this module needs of it, before the fork."""
     worker.failure = FailureNote()
+    worker.fresh_size = FreshSize()
     worker.born = time.monotonic()
     worker.is_told_to_end = False
 

@@ -24,8 +24,8 @@ WAKE = signal.SIGRTMIN
 _TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE, _READY, _CLOSED, _CONTROL, _WAS_READY = range(8)
 _COLUMNS = 8
 # In front of the rows, a cache line too: how many rows were ever taken, so that none behind them need be read; how many
-# workers died; how often there was a reload; whether the service ends.
-_USED, _DEATHS, _GENERATION, _ENDING = range(4)
+# workers died; how often there was a reload; whether the service ends; how many workers were replaced for their memory.
+_USED, _DEATHS, _GENERATION, _ENDING, _OUTGROWN = range(5)
 
 
 class Seen(NamedTuple):
@@ -81,6 +81,14 @@ class WorkerTable:
     def count_generation(self) -> None:
         """Count a reload; in the arbiter."""
         self.numbers[_GENERATION] += 1
+
+    def outgrown(self) -> int:
+        """Return how many workers had outgrown the limit of their memory, so that others took their place."""
+        return self.numbers[_OUTGROWN]
+
+    def count_outgrown(self) -> None:
+        """Count a worker that was replaced for its memory; in the arbiter."""
+        self.numbers[_OUTGROWN] += 1
 
     def set_ending(self) -> None:
         """Tell that the service ends; in the arbiter."""

@@ -68,7 +68,7 @@ class Telemetry:
             WorkerState(str(worker.row), not worker.idle_since, worker.connections, _resident(worker.pid))
             for worker in self.table.workers()
         ]
-        return ProcessState(workers, self.table.deaths(), self.table.generation())
+        return ProcessState(workers, self.table.deaths(), self.table.generation(), self.table.outgrown())
 
 
 class ServedStatistics:

@@ -30,7 +30,7 @@ from gunicorn.workers.base import Worker as BaseWorker
 
 from ovms_rest.errors import DeadlineError, TryLaterError
 from ovms_rest.pool.access_log import AccessLog, access_of
-from ovms_rest.pool.connection import EVENTS, Buffer, Connection, State, Times, TlsConnection
+from ovms_rest.pool.connection import EVENTS, RECEIVING, Buffer, Connection, State, Times, TlsConnection
 from ovms_rest.pool.failure_note import BOOT_ERROR, FailureNote
 from ovms_rest.pool.http1 import (
     Environ,
@@ -88,9 +88,6 @@ _M_MMAP_THRESHOLD = -3
 Headers = list[tuple[str, str]]
 
 _RETRY = {"Retry-After": "1"}
-
-# In which more may come.
-_RECEIVING = (State.HEAD, State.BODY)
 
 
 class Worker(BaseWorker):  # type: ignore[misc]
@@ -152,6 +149,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._draining = False
         self._is_busy = False
         self._started = self.now
+        self._last_inferred: Connection | None = None
+        self._inferred_until = -math.inf
         self._next_tick = self.now
         self._next_watch = self.now if self.poll_seconds else math.inf
         self._observed = _is_observed(cfg, self.log)
@@ -233,10 +232,13 @@ class Worker(BaseWorker):  # type: ignore[misc]
                     self._refuse_late()
                 if waiting.count:
                     connection = waiting.pop()
+                    if (self._backlog or connection.is_half_closed) and self._is_cancelled(connection):
+                        continue
                     try:
                         self._answer(connection)
                     except Exception:
                         self._drop(connection)
+                    self._last_inferred, self._inferred_until = connection, self.now
             took = self.now - began
             self._handling_seconds = (
                 HANDLING_SECONDS if took < HANDLING_SECONDS else min(took, LONGEST_HANDLING_SECONDS)
@@ -251,7 +253,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._tick()
         if not self.alive and not self._draining:
             self._drain()
-        if self._draining and not any(item.state in _RECEIVING for item in self._connections.values()):
+        if self._draining and not any(item.state in RECEIVING for item in self._connections.values()):
             self.row.set_closed()
         if self._draining and self.now >= self._end:
             self._refuse_rest()
@@ -533,6 +535,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._answer(connection)
         elif self.is_control:
             self._send_refusal(connection, Refusal(404, "inferences are not served on the control address"))
+        elif connection.is_half_closed and self._has_waited(connection):
+            self._refuse_cancelled(connection, 0)
         elif self._waiting.count >= self.max_waiting:
             self.wsgi.count_refusal(environ["PATH_INFO"], "overload", 0)
             message = f"overloaded: {self._waiting.count} requests wait already, which is the limit of a worker"
@@ -561,6 +565,56 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self.wsgi.count_refusal(connection.head.environ["PATH_INFO"], "timeout", waited)
         message = str(DeadlineError(terms.timeout_us, waited))
         self._send_refusal(connection, Refusal(503, message, _RETRY))
+
+    def cancel(self, connection: Connection, is_gone: bool = False) -> None:
+        """Give up a request whose client closed the connection while it waited for its inference.
+
+        A client that has only closed its sending side gets an answer: what it is cannot be told from one that is gone.
+        Requests that do not infer wait for a change that is made anyway, and are answered.
+        """
+        assert connection.head is not None
+        environ = connection.head.environ
+        if not connection.head.is_inference:
+            return
+        self._waiting.remove(connection)
+        waited = time.monotonic_ns() - environ["ovms_rest.received"]
+        if is_gone:
+            self.wsgi.count_refusal(environ["PATH_INFO"], "canceled", waited)
+        else:
+            self._refuse_cancelled(connection, waited)
+
+    def _refuse_cancelled(self, connection: Connection, waited: int) -> None:
+        assert connection.head is not None
+        self.wsgi.count_refusal(connection.head.environ["PATH_INFO"], "canceled", waited)
+        connection.linger()
+        message = "the client closed its side of the connection before the inference began, which cancels the request"
+        self._send_refusal(connection, Refusal(503, message, _RETRY))
+
+    def _has_waited(self, connection: Connection) -> bool:
+        """Return whether a request that has just been read has to wait, or did so in the system's buffer.
+
+        Clients that close their sending side behind their last request, and read, are answered by an idle worker.
+        """
+        if self._waiting.count or connection.is_gone:
+            return True
+        return connection is not self._last_inferred and connection.received_by() < self._inferred_until
+
+    def _is_cancelled(self, connection: Connection) -> bool:
+        """Return whether a request whose turn has come is cancelled: by an event that there was no time for, too."""
+        if mask := self._backlog.pop(connection, 0):
+            self._guard(connection, connection.handle, mask)
+        if connection.state is not State.WAITING:
+            return True
+        assert connection.head is not None
+        received = connection.head.environ["ovms_rest.received"]
+        if (
+            connection.is_half_closed
+            and connection is not self._last_inferred
+            and received < self._inferred_until * 1e9
+        ):
+            self._guard(connection, self.cancel, connection)
+            return True
+        return False
 
     def _refuse_rest(self) -> None:
         """Answer those who wait, for an inference or for a change to be made, when the time to end has come."""

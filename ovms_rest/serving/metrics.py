@@ -45,6 +45,7 @@ class ProcessState:
     workers: Sequence[WorkerState] = ()
     restarts: int | None = None
     generation: int | None = None
+    outgrown: int | None = None
 
 
 class MetricsSource(StatisticsSource, Protocol):
@@ -261,6 +262,11 @@ _FAMILIES: Mapping[str, _Family] = {
         "counter",
         "Number of workers that died and were replaced.",
         _of_service(lambda processes: processes.restarts),
+    ),
+    "ovms_rest_worker_memory_replacements": _Family(
+        "counter",
+        "Number of workers that were replaced because they had more memory than OVMS_REST_MAX_WORKER_MEMORY_BYTES.",
+        _of_service(lambda processes: processes.outgrown),
     ),
     "ovms_rest_generation": _Family(
         "gauge",

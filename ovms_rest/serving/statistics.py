@@ -8,8 +8,9 @@ import falcon
 import orjson
 
 # Why an inference was not answered: a mistake of the client (4xx), a failure of the model (500), too many requests
-# waiting, a request that could not start in the time it gave.
-FailureKind = Literal["invalid", "failed", "overload", "timeout"]
+# waiting, a request that could not start in the time it gave, a client that closed its connection before the inference
+# began (by Triton's word).
+FailureKind = Literal["invalid", "failed", "overload", "timeout", "canceled"]
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
 # What besides inferences is asked of a model, by OVMS's names.

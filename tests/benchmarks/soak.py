@@ -1,11 +1,15 @@
 """Minutes of mixed clients, in which nothing may fail, leak a descriptor or grow.
 
     PYTHONPATH=tests python tests/benchmarks/soak.py [--seconds 180] [--workers 2] [--reload] [--control] [--kill]
+    PYTHONPATH=tests python tests/benchmarks/soak.py --shapes [--seconds 180] [--workers 2] [--limit 0]
 
 A quarter of the time is for warming up. Descriptors and memory of the workers are compared without any client, after
 that and at the end. `--reload` sends SIGHUP now and then, `--control` unloads and loads a model that no client uses,
 both of which may cost no request; `--kill` kills a worker now and then, which may cost those that it had, and so lets
 connections end. Exits with 1 on any failure or growth.
+
+`--shapes` infers with random shapes instead, and prints how much memory of its own a worker had at the most. `--limit`
+is the limit in MiB above which workers are replaced, 0 for none; no request may fail.
 """
 
 import argparse
@@ -28,11 +32,14 @@ from collections.abc import Callable
 from os import kill
 from pathlib import Path
 
+import model_zoo
 import numpy as np
 import slow_models
 from measure import pss_megabytes
 from raw_http import LIVE, RELU, RELU_PATH, chunk, head, infer, parse, post, receive, receive_rest
-from service import serve
+from service import serve, write_config
+
+from ovms_rest.memory import own_bytes
 
 # What of the memory of a worker may be more at the end: megabytes, and as a part of what it was.
 GROWTH = 8, 0.1
@@ -80,6 +87,11 @@ def check(answer, condition: bool = True, status: int = 200) -> None:
     """Fail unless an answer is what it has to be."""
     if answer.status != status or not condition:
         raise Failure(f"{answer.status} {answer.headers} {answer.body[:200]!r}")
+
+
+def is_canceled(answer) -> bool:
+    """Return whether an inference was cancelled: it had to wait, and its client had closed its sending side."""
+    return (answer.status, answer.headers.get("connection")) == (503, "close") and b"cancels the request" in answer.body
 
 
 # --- Clients; each is a turn, after which it begins anew
@@ -152,10 +164,12 @@ def pipelining(context, generator):
             size = generator.randrange(1, 2000)
             connection.sendall(data[start : start + size])
             start += size
-        if generator.random() < 0.5:
+        if ended := generator.random() < 0.5:
             connection.shutdown(socket.SHUT_WR)
         for name in names:
             answer = receive(connection, "GET" if name == "ovms_rest" else "POST")
+            if ended and is_canceled(answer):
+                return
             check(answer, f'"{name}"'.encode() in answer.body[:100])
             if answer.headers.get("connection") == "close":
                 return
@@ -251,6 +265,8 @@ def hostile(context, generator):
         answers = parse_all(receive_rest(connection))
         if not answers and context.excused:
             context.excuses += 1
+            return
+        if answers and is_canceled(answers[0]):
             return
         if not answers or answers[0].status not in statuses or list(answers[0].json()) != ["error"]:
             raise Failure(f"{answers[:1]} to {data[:200]!r}")
@@ -428,6 +444,63 @@ def compare(context, before, after, steady_workers):
         context.failures.append(f"workers were replaced: {sorted(before)} by {sorted(after)}")
 
 
+def shapes(context, generator):
+    """Infer with pictures of random sizes, on a connection kept alive."""
+    with context.connect() as connection:
+        while not context.stopping.is_set():
+            shape = [1, 3, generator.randrange(16, 600), generator.randrange(16, 600)]
+            text = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": shape}]}).encode()
+            body = text + bytes(4 * int(np.prod(shape)))
+            field = f"Inference-Header-Content-Length: {len(text)}"
+            connection.sendall(post("/v2/models/growing/infer", body, field))
+            answer = receive(connection, "POST")
+            check(answer)
+            context.counts["inferences"] += 1
+            if answer.headers.get("connection") == "close":
+                return
+
+
+def run_shapes(seconds: int, workers: int, limit: int) -> int:
+    """Infer with random shapes, watch the memory of the workers, and report."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        model_zoo.save(slow_models.growing(), directory / "growing")
+        config = write_config(directory, {"name": "growing", "base_path": "growing"})
+        variables = {"OVMS_REST_MAX_WORKER_MEMORY_BYTES": str(limit * 2**20)}
+        with serve(directory, "-w", str(workers), config=config, **variables) as service:
+            service.wait_for_workers(workers)
+            context = Context(service, excused=False)
+            threads = [threading.Thread(target=context.run, args=(shapes, number)) for number in range(2 * workers)]
+            for thread in threads:
+                thread.start()
+            peaks: dict[int, float] = {}
+            sums, most, end = [], 0, time.monotonic() + seconds
+            while time.monotonic() < end and not context.stopping.is_set():
+                sizes = {}
+                for pid in service.workers():
+                    with contextlib.suppress(OSError):
+                        sizes[pid] = own_bytes(pid) / 2**20
+                        peaks[pid] = max(peaks.get(pid, 0.0), sizes[pid])
+                sums.append(sum(sizes.values()))
+                most = max(most, len(sizes))
+                time.sleep(0.25)
+            context.stopping.set()
+            for thread in threads:
+                thread.join(2 * PATIENCE)
+            replaced = service.log.count("its successor was ready")
+    parts = [max(sums[start : start + len(sums) // 10]) for start in range(0, len(sums), max(len(sums) // 10, 1))]
+    print(
+        f"{seconds} s, {workers} workers, limit {limit} MiB: {context.counts['inferences']} inferences of random shapes"
+    )
+    print(f"{replaced} workers replaced, at most {most} workers at a time")
+    print(f"memory of its own: at most {max(peaks.values()):.0f} MiB in one worker, {max(sums):.0f} MiB in all of them")
+    print("the most in all of them, in each tenth of the time: " + ", ".join(f"{part:.0f}" for part in parts[:10]))
+    print(f"{len(context.failures)} failures")
+    for failure in context.failures[:20]:
+        print(f"  {failure}")
+    return 1 if context.failures else 0
+
+
 def main() -> int:
     """Run and report."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -436,7 +509,11 @@ def main() -> int:
     arguments.add_argument("--reload", action="store_true")
     arguments.add_argument("--control", action="store_true")
     arguments.add_argument("--kill", action="store_true")
+    arguments.add_argument("--shapes", action="store_true")
+    arguments.add_argument("--limit", type=int, default=0)
     chosen = arguments.parse_args()
+    if chosen.shapes:
+        return run_shapes(chosen.seconds, chosen.workers, chosen.limit)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         config = slow_models.save(directory)

@@ -1,0 +1,32 @@
+"""Where signals are handled: on the ordinary stack, whatever OpenVINO sets up.
+
+On CPUs with AMX OpenVINO gives the thread that compiles an alternate signal stack of AT_MINSIGSTKSZ + 8192 bytes, some
+20 KB (sigaltstack(2)). Python handles signals on it. A signal may put 12 KB of registers there, so that two that arrive
+together overflow it and the kernel ends the process by SIGSEGV ("overflowed sigaltstack" in its log): a worker that is
+woken for a connection and told to end at the same moment, or the arbiter at any two signals.
+"""
+
+import ctypes
+
+_SS_DISABLE = 2
+
+
+class _Stack(ctypes.Structure):
+    """`stack_t` of sigaltstack(2)."""
+
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+_libc = ctypes.CDLL(None)
+
+
+def use_ordinary_stack() -> None:
+    """Have this thread, and processes that it forks, handle signals on their ordinary stack."""
+    _libc.sigaltstack(ctypes.byref(_Stack(None, _SS_DISABLE, 0)), None)
+
+
+def has_alternate_stack() -> bool:
+    """Return whether this thread handles signals on a stack of their own."""
+    stack = _Stack()
+    _libc.sigaltstack(None, ctypes.byref(stack))
+    return not stack.flags & _SS_DISABLE

@@ -1,0 +1,284 @@
+"""A client that closes its connection while its request waits for its inference is not inferred for, and is counted."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+import slow_models
+from raw_http import LIVE, RELU, RELU_PATH, connected, exchange, head, infer, parse, post, receive
+from service import free_port, serve
+
+SLOW = infer("counting", slow_models.count(2 * slow_models.SLOW))
+# Takes so long that a test which is inferred for it is seen to hang.
+ENDLESS = infer("counting", slow_models.count(200 * slow_models.SLOW))
+WAITING = 800
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return slow_models.save(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, models):
+    """One worker on a port and a unix socket."""
+    directory = tmp_path_factory.mktemp("service")
+    path = directory / "socket"
+    bind = ("-b", "127.0.0.1:0", "-b", f"unix:{path}")
+    variables = {"OVMS_REST_METRICS_ENABLE": "1", "OVMS_REST_MAX_WAITING": str(2 * WAITING)}
+    with serve(directory, "-w", "1", config=models, bind=bind, **variables) as running:
+        running.path = path
+        running.wait_for_workers(1)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory, models):
+    """One worker behind TLS."""
+    directory = tmp_path_factory.mktemp("tls")
+    key, cert = str(directory / "key.pem"), str(directory / "cert.pem")
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=x")
+    subprocess.run(["openssl", "req", "-x509", *curve, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    arguments = ("-w", "1", "--certfile", cert, "--keyfile", key)
+    with serve(directory, *arguments, config=models, OVMS_REST_METRICS_ENABLE="1") as running:
+        running.wait_for_workers(1)
+        yield running
+
+
+def connect(service):
+    return service.connect()
+
+
+def connect_by_path(service):
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(60)
+    connection.connect(str(service.path))
+    return connection
+
+
+def connect_by_tls(service):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(service.connect())
+
+
+def counts(service, connecting=connect):
+    """Return how many inferences of all models were answered, and how many were canceled."""
+    with connecting(service) as connection:
+        connection.sendall(head("GET", "/metrics"))
+        text = receive(connection).body.decode()
+    answered = re.findall(r'^ovms_requests_success\{.*method="ModelInfer".*\} (\S+)$', text, re.MULTILINE)
+    canceled = re.findall(r'^ovms_rest_requests_refused\{kind="canceled".*\} (\S+)$', text, re.MULTILINE)
+    return sum(map(float, answered)), sum(map(float, canceled))
+
+
+def wait_until_inferring(service):
+    """Wait until the only worker has worked for longer than a request takes that does not infer."""
+    (pid,) = service.workers()
+    path = Path(f"/proc/{pid}/schedstat")
+    before = int(path.read_text().split()[0])
+    service.wait_for(lambda: int(path.read_text().split()[0]) > before + 5e7)
+
+
+def close(connection):
+    connection.close()
+
+
+def close_sending_side(connection):
+    connection.shutdown(socket.SHUT_WR)
+
+
+def reset(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+@contextlib.contextmanager
+def behind_two(service, connecting, data):
+    """Yield a connection whose request has been read, and waits behind an inference that goes on."""
+    with contextlib.ExitStack() as stack:
+        first, second, third, last = (stack.enter_context(connecting(service)) for _ in range(4))
+        for connection in (first, second, third, last):
+            connection.sendall(LIVE)
+            receive(connection)
+        first.sendall(SLOW)
+        wait_until_inferring(service)
+        second.sendall(SLOW)
+        third.sendall(data)
+        last.sendall(LIVE)  # which is read last, and answered before the second inference
+        assert receive(first, "POST").status == 200
+        receive(last)
+        yield third
+        assert receive(second, "POST").status == 200
+
+
+ENDLESS_10 = ENDLESS.replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+
+
+PIPELINED = ENDLESS + LIVE + ENDLESS
+
+
+@pytest.mark.parametrize(
+    ("connecting", "data", "end"),
+    [
+        (connect, ENDLESS, close),
+        (connect, ENDLESS, close_sending_side),
+        (connect, ENDLESS, reset),
+        (connect, ENDLESS_10, close),
+        (connect, PIPELINED, close),
+        (connect, PIPELINED, close_sending_side),
+        (connect_by_path, ENDLESS, close),
+        (connect_by_path, PIPELINED, close_sending_side),
+    ],
+)
+def test_a_client_that_goes_while_its_request_waits_is_not_inferred_for(service, connecting, data, end):
+    answered, canceled = counts(service)
+    with behind_two(service, connecting, data) as connection:
+        end(connection)
+    assert counts(service) == (answered + 2, canceled + 1)
+
+
+@pytest.mark.parametrize("end", [close, reset])
+def test_a_client_of_tls_that_goes_while_its_request_waits_is_not_inferred_for(tls, end):
+    answered, canceled = counts(tls, connect_by_tls)
+    with behind_two(tls, connect_by_tls, ENDLESS) as connection:
+        end(connection)
+    assert counts(tls, connect_by_tls) == (answered + 2, canceled + 1)
+
+
+@pytest.mark.parametrize("kept_alive", [False, True])
+@pytest.mark.parametrize(
+    ("connecting", "end"), [(connect, close), (connect, close_sending_side), (connect_by_path, close)]
+)
+def test_a_client_that_goes_before_its_request_is_read_is_not_inferred_for(service, connecting, end, kept_alive):
+    """While the worker infers, requests and what follows them lie in the system's buffers."""
+    answered, canceled = counts(service)
+    with connected(service) as first, contextlib.ExitStack() as stack:
+        gone = [connecting(service) for _ in range(2)]
+        if kept_alive:
+            for connection in gone:
+                connection.sendall(LIVE)
+                receive(connection)
+        first.sendall(SLOW)
+        wait_until_inferring(service)
+        for connection in gone if kept_alive else [connecting(service) for _ in gone]:
+            connection.sendall(ENDLESS)
+            end(stack.enter_context(connection))
+        assert receive(first, "POST").status == 200
+        service.wait_for(lambda: counts(service)[1] == canceled + 2)
+    assert counts(service)[0] == answered + 1
+
+
+NGINX = """
+daemon off; master_process off; pid {directory}/pid; error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+    upstream service {{ server unix:{path}; server 127.0.0.1:{port} backup; keepalive 8; }}
+    server {{
+        listen 127.0.0.1:{front};
+        location / {{ proxy_pass http://service; proxy_http_version 1.1; proxy_set_header Connection ""; }}
+    }}
+}}
+"""
+
+
+@pytest.fixture
+def front(service, tmp_path):
+    """Run nginx before the unix socket; return its port."""
+    if (program := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")) is None:
+        pytest.skip("nginx is not installed")
+    port, path = free_port(), tmp_path / "nginx.conf"
+    path.write_text(NGINX.format(directory=tmp_path, path=service.path, port=service.port, front=port))
+    with subprocess.Popen([program, "-c", path, "-p", tmp_path, "-e", "stderr"]) as process:
+        try:
+            service.wait_for(lambda: is_open(port))
+            yield port
+        finally:
+            process.terminate()
+
+
+def is_open(port):
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+def test_a_client_of_nginx_that_goes_is_not_inferred_for(service, front):
+    def connect_by_nginx(_):
+        return socket.create_connection(("127.0.0.1", front), timeout=60)
+
+    answered, canceled = counts(service)
+    with behind_two(service, connect_by_nginx, ENDLESS) as connection:
+        connection.close()
+    service.wait_for(lambda: counts(service) == (answered + 2, canceled + 1))
+
+
+def test_a_client_that_closes_its_sending_side_while_it_waits_is_told_so(service):
+    with behind_two(service, connect, ENDLESS) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        answer = receive(connection, "POST")
+        assert (answer.status, answer.headers["connection"], answer.headers["retry-after"]) == (503, "close", "1")
+        message = "the client closed its side of the connection before the inference began, which cancels the request"
+        assert answer.json() == {"error": message}
+
+
+def test_an_idle_worker_answers_a_client_that_has_closed_its_sending_side(service):
+    for _ in range(5):
+        assert [answer.status for answer in parse(exchange(service, post(RELU_PATH, RELU) * 3), *["POST"] * 3)] == [
+            200
+        ] * 3
+
+
+def test_a_request_that_a_more_urgent_one_overtakes_has_waited(service):
+    """Of two that come at the same moment to an idle worker."""
+    answered, canceled = counts(service)
+    urgent = infer("relu", {"inputs": RELU_INPUTS, "parameters": {"priority": 1}})
+    (pid,) = service.workers()
+    with connected(service, LIVE) as gone, connected(service, LIVE) as other:
+        for connection in (gone, other):
+            receive(connection)
+        service.wait_until_idle()
+        os.kill(pid, signal.SIGSTOP)
+        service.wait_for(lambda: "\nState:\tT" in Path(f"/proc/{pid}/status").read_text())
+        gone.sendall(ENDLESS)
+        gone.shutdown(socket.SHUT_WR)
+        other.sendall(urgent)
+        os.kill(pid, signal.SIGCONT)
+        assert receive(other, "POST").status == 200
+        assert receive(gone, "POST").status == 503
+    assert counts(service) == (answered + 1, canceled + 1)
+
+
+def test_no_request_of_a_crowd_that_goes_is_inferred(service):
+    """They are more than the worker looks at between two inferences."""
+    answered, canceled = counts(service)
+    with contextlib.ExitStack() as stack:
+        first, second, *crowd = (stack.enter_context(service.connect()) for _ in range(2 + WAITING))
+        for connection in (first, second, *crowd):
+            connection.sendall(LIVE)
+            receive(connection)
+        first.sendall(SLOW)
+        wait_until_inferring(service)
+        second.sendall(SLOW)
+        for connection in crowd:
+            connection.sendall(post(RELU_PATH, RELU))
+        assert receive(first, "POST").status == 200
+        for connection in crowd:
+            connection.close()
+        assert receive(second, "POST").status == 200
+        service.wait_for(lambda: sum(counts(service)) >= answered + canceled + 2 + WAITING)
+    assert counts(service) == (answered + 2, canceled + WAITING)
+
+
+RELU_INPUTS = [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]
