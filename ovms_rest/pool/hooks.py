@@ -48,6 +48,11 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     """
     if previous is not None:
         return
+    if os.getpid() == 1:
+        # The kernel drops what the first process of a container has no handler for: gunicorn sets its handlers when the
+        # models are loaded, and until then nothing but SIGKILL would end it.
+        for number in ENDING:
+            signal.signal(number, _exit_on_signal)
     streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
     try:
         check_addresses(arbiter.cfg, os.environ)
@@ -63,6 +68,11 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     address = _control_bind(arbiter)
     with _ending_without(address):
         arbiter.control_address = ControlAddress(address, arbiter.cfg, os.environ)
+
+
+def _exit_on_signal(number: int, frame: object) -> None:
+    """End with the exit code by which a shell reports the end by a signal."""
+    sys.exit(128 + number)
 
 
 @contextlib.contextmanager
