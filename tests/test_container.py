@@ -6,6 +6,7 @@ What is replaced there (base images, dependencies, limits) is not shown by these
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -146,3 +147,31 @@ def test_the_last_stage_only_copies_onto_a_slim_base():
 def test_hadolint_finds_nothing():
     done = subprocess.run(["hadolint", "--no-color", FILE], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("", 0)
+
+
+COMMANDS = re.findall(r"^(docker .*)$", README.read_text(), re.MULTILINE)
+
+
+@pytest.mark.skipif(not shutil.which("docker"), reason="needs Docker's command line (Debian package docker.io)")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_docker_takes_the_options_of_the_readme(command):
+    """It checks them before it looks for a daemon, and finds none here."""
+    done = subprocess.run(
+        shlex.split(command),
+        cwd=ROOT,
+        env={**os.environ, "DOCKER_HOST": "unix:///nonexistent/docker.sock", "DOCKER_BUILDKIT": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert "Cannot connect to the Docker daemon" in done.stderr, done.stderr
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) >= 5
+
+
+def test_the_health_check_and_the_settings_name_one_address():
+    text = FILE.read_text()
+    (address,) = re.findall(r"OVMS_REST_CONTROL_BIND=(\S+)", text)
+    host, port = address.split(":")
+    assert f"HTTPConnection('{host}', {port}, " in text
