@@ -68,11 +68,12 @@ class Telemetry:
 
     def process_state(self) -> ProcessState:
         """Return the state of the workers."""
-        memory = read_host_memory()
+        limit, available = read_host_memory()
+        state = ProcessState(memory_limit_bytes=limit, memory_available_bytes=available)
         if self.table is None:
-            return ProcessState(memory_limit_bytes=memory.limit_bytes, memory_available_bytes=memory.available_bytes)
+            return state
         workers = [_describe(worker, self.table.is_control(worker.row)) for worker in self.table.workers()]
-        return ProcessState(workers, self.table.deaths(), self.table.generation(), *memory)
+        return replace(state, workers=workers, restarts=self.table.deaths(), generation=self.table.generation())
 
     def readiness(self) -> list[Readiness]:
         """Return every version of a model or pipeline that should serve, and whether it does."""
