@@ -89,7 +89,7 @@ class Stage:
         self.environment = {"PATH": _BASE_PATH, "LANG": "C.UTF-8"}
         self.directory = "/"
         self.settings: dict[str, Instruction] = {}
-        for name in ("usr", "proc", "dev", "tmp", "etc", "deps", "opt", "root"):
+        for name in ("usr", "proc", "sys", "dev", "tmp", "etc", "deps", "opt", "root"):
             (root / name).mkdir(parents=True)
         for name in ("bin", "lib", "lib64", "sbin"):
             (root / name).symlink_to(f"usr/{name}")
@@ -110,7 +110,8 @@ class Stage:
         options += ["--ro-bind", sysconfig.get_path("platlib"), "/deps"]
         for path in Path(sysconfig.get_path("platlib")).glob("ovms_rest*"):
             options += ["--tmpfs", f"/deps/{path.name}"] if path.is_dir() else []
-        return [*options, "--proc", "/proc", "--dev", "/dev", "--unshare-net", "--unshare-pid", "--unshare-ipc"]
+        options += ["--proc", "/proc", "--dev", "/dev", "--ro-bind", "/sys", "/sys"]
+        return [*options, "--unshare-net", "--unshare-pid", "--unshare-ipc"]
 
 
 def _replace(environment: Mapping[str, str]) -> dict[str, str]:
