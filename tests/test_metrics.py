@@ -12,7 +12,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from ovms_rest.errors import ServingError
 from ovms_rest.pool.counters import Counters
 from ovms_rest.serving.error_handlers import handle_serving_error
-from ovms_rest.serving.metrics import DEFAULT_METRICS, Metrics, ProcessState, WorkerState, check_metrics_list
+from ovms_rest.serving.metrics import (
+    DEFAULT_METRICS,
+    Metrics,
+    ProcessState,
+    Readiness,
+    WorkerState,
+    check_metrics_list,
+)
 from ovms_rest.serving.statistics import BOUNDS
 
 INTERFACE = {"api": "KServe", "interface": "REST"}
@@ -64,13 +71,19 @@ OURS = {
     "ovms_rest_requests_refused": ("counter", {"name", "version", "kind"}),
     "ovms_rest_request_bytes": ("counter", {"name", "version"}),
     "ovms_rest_response_bytes": ("counter", {"name", "version"}),
+    "ovms_rest_model_ready": ("gauge", {"name", "version"}),
     "ovms_rest_worker_busy": ("gauge", {"worker"}),
     "ovms_rest_worker_connections": ("gauge", {"worker"}),
     "ovms_rest_worker_resident_bytes": ("gauge", {"worker"}),
+    "ovms_rest_worker_cpu_seconds": ("counter", {"worker"}),
     "ovms_rest_worker_restarts": ("counter", set()),
     "ovms_rest_worker_memory_replacements": ("counter", set()),
     "ovms_rest_generation": ("gauge", set()),
+    "ovms_rest_memory_limit_bytes": ("gauge", set()),
+    "ovms_rest_memory_available_bytes": ("gauge", set()),
 }
+
+OF_PROCESSES = {"ovms_rest_generation", *(name for name in OURS if "worker" in name or "memory" in name)}
 
 OF_GRAPHS = [
     "ovms_current_graphs",
@@ -81,16 +94,26 @@ OF_GRAPHS = [
     "ovms_graph_processing_time_us",
 ]
 
-FULL = ProcessState([WorkerState("0", True, 3, 2**20), WorkerState("1", False, 0, 2**21)], 4, 2, 3)
+FULL = ProcessState(
+    [WorkerState("0", True, 3, 2**20, 1.25), WorkerState("1", False, 0, 2**21, 0.5)],
+    restarts=4,
+    generation=2,
+    outgrown=3,
+    memory_limit_bytes=2**34,
+    memory_available_bytes=2**33,
+)
+
+SERVING = (Readiness("m", "1", True),)
 
 
 class Source:
     """Counters with what else there is to tell of models and processes."""
 
-    def __init__(self, counters, processes=FULL, **loaded):
+    def __init__(self, counters, processes=FULL, versions=SERVING, **loaded):
         """Take it."""
         self.counters = counters
         self.processes = processes
+        self.versions = versions
         self.loaded = loaded
 
     def statistics(self, name=None, version=None):
@@ -100,6 +123,10 @@ class Source:
     def process_state(self):
         """Return the processes."""
         return self.processes
+
+    def readiness(self):
+        """Return the versions that should serve."""
+        return self.versions
 
 
 def make(*versions):
@@ -184,9 +211,9 @@ def test_families_of_graphs_may_be_listed_but_are_not_told():
 
 
 def test_what_the_source_does_not_know_is_not_told():
-    unknown = {"ovms_streams", "ovms_infer_req_queue_size", *(name for name in OURS if "worker" in name)}
-    told = tell(Source(make(), ProcessState([WorkerState("0")])))
-    assert set(told) == set(DEFAULT_METRICS) - unknown - {"ovms_rest_generation"}
+    unknown = {"ovms_streams", "ovms_infer_req_queue_size", "ovms_rest_model_ready", *OF_PROCESSES}
+    told = tell(Source(make(), ProcessState([WorkerState("0")]), ()))
+    assert set(told) == set(DEFAULT_METRICS) - unknown
 
 
 def test_what_is_known_of_some_workers_is_told_of_them():
@@ -197,7 +224,7 @@ def test_what_is_known_of_some_workers_is_told_of_them():
 
 
 def test_without_models_there_are_the_processes():
-    assert set(tell(Source(Counters(1)))) == {name for name in OURS if "worker" in name} | {"ovms_rest_generation"}
+    assert set(tell(Source(Counters(1), versions=()))) == OF_PROCESSES
 
 
 # --- Values
@@ -274,6 +301,18 @@ def test_the_processes_are_told():
     assert samples(EVERYTHING, "ovms_rest_worker_restarts") == [({}, 4)]
     assert samples(EVERYTHING, "ovms_rest_generation") == [({}, 2)]
     assert samples(EVERYTHING, "ovms_rest_worker_memory_replacements") == [({}, 3)]
+    assert samples(EVERYTHING, "ovms_rest_worker_cpu_seconds") == [({"worker": "0"}, 1.25), ({"worker": "1"}, 0.5)]
+    assert samples(EVERYTHING, "ovms_rest_memory_limit_bytes") == [({}, 2**34)]
+    assert samples(EVERYTHING, "ovms_rest_memory_available_bytes") == [({}, 2**33)]
+
+
+def test_readiness_is_1_for_a_version_that_serves_and_0_for_one_that_does_not():
+    versions = (Readiness("m", "1", True), Readiness("m", "2", False), Readiness("never loaded", "1", False))
+    assert samples(Source(make(), versions=versions), "ovms_rest_model_ready") == [
+        ({"name": "m", "version": "1"}, 1),
+        ({"name": "m", "version": "2"}, 0),
+        ({"name": "never loaded", "version": "1"}, 0),
+    ]
 
 
 def test_a_pipeline_has_only_requests_and_their_time_of_its_own():

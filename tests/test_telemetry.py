@@ -157,3 +157,61 @@ def test_metrics_are_off_unless_they_are_asked_for(tmp_path):
     with serve(tmp_path, "-w", "1", config=write_config(tmp_path, {"name": "m", "base_path": "m"})) as service:
         answer = service.get("/metrics")
         assert (answer.status, "monitoring" in answer.json()["error"]) == (404, True)
+
+
+def test_readiness_and_busy_workers_are_told_of_what_should_serve_and_may_infer(tmp_path):
+    """A model that was unloaded is not expected to serve, nor its pipeline; the control worker never infers."""
+    model_zoo.save(model_zoo.relu(), tmp_path / "m")
+    model_zoo.save(model_zoo.relu(), tmp_path / "m", 2)
+    (tmp_path / "m" / "2" / "model.xml").write_text("no model")
+    model_zoo.save(model_zoo.relu(), tmp_path / "unloaded")
+    node = {
+        "name": "only",
+        "type": "DL model",
+        "model_name": "unloaded",
+        "inputs": [{"x": {"node_name": "request", "data_item": "x"}}],
+        "outputs": [{"data_item": "y", "alias": "y"}],
+    }
+    pipeline = {
+        "name": "pipeline",
+        "inputs": ["x"],
+        "nodes": [node],
+        "outputs": [{"y": {"node_name": "only", "data_item": "y"}}],
+    }
+    config = write_config(
+        tmp_path,
+        {"name": "m", "base_path": "m"},
+        {"name": "missing", "base_path": "missing"},
+        {"name": "unloaded", "base_path": "unloaded"},
+        pipeline_config_list=[pipeline],
+        monitoring={"metrics": {"enable": True}},
+    )
+    variables = {"OVMS_REST_MODEL_CONTROL": "local", "OVMS_REST_CONTROL_BIND": f"unix:{tmp_path / 'control'}"}
+    with serve(tmp_path, "-w", "2", config=config, **variables) as service:
+        ready = {("m", "1"): 1, ("m", "2"): 0, ("missing", "1"): 0, ("unloaded", "1"): 1, ("pipeline", "1"): 1}
+        service.wait_for(lambda: readiness(service) == ready)
+        assert service.request("POST", "/v2/repository/models/unloaded/unload").status == 200
+        del ready["unloaded", "1"], ready["pipeline", "1"]
+        assert readiness(service) == ready
+        # The two that infer, and besides them the control worker.
+        service.wait_for(lambda: [len(workers(service, name)) for name in ("busy", "cpu_seconds")] == [2, 3])
+        service.wait_until_idle()
+        assert sum(workers(service, "busy").values()) <= 1  # the one that answers
+        # The clock ticks every 10 ms: each look costs the worker that answers about one.
+        service.wait_for(lambda: 0 < max(workers(service, "cpu_seconds").values()) < 60)
+        memory = [metric(service, f"ovms_rest_memory_{what}_bytes") for what in ("available", "limit")]
+        assert 0 < memory[0] < memory[1] <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+
+
+def families(service):
+    text = service.get("/metrics").body.decode()
+    return {family.name: family.samples for family in text_string_to_metric_families(text)}
+
+
+def readiness(service):
+    samples = families(service).get("ovms_rest_model_ready", ())
+    return {(sample.labels["name"], sample.labels["version"]): sample.value for sample in samples}
+
+
+def workers(service, what):
+    return {sample.labels["worker"]: sample.value for sample in families(service)[f"ovms_rest_worker_{what}"]}

@@ -114,6 +114,16 @@ class Entry:
             for number in numbers
         ]
 
+    def readiness(self) -> dict[str, bool]:
+        """Return every version that should serve, and whether it does.
+
+        Nothing that was unloaded should, nor a pipeline that lacks nothing but such models. Where no version is known,
+        it is version 1, as in `status`.
+        """
+        if self.ended or self.lacks_unloaded:
+            return {}
+        return {str(number): number in self.versions for number in sorted({*self.versions, *self.failures} or {1})}
+
     def explain(self) -> str:
         """Tell why the model does not serve."""
         return self.reason or "; ".join(f"version {version} {why}" for version, why in sorted(self.failures.items()))

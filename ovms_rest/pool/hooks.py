@@ -52,6 +52,11 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     if previous is not None:
         return
     arbiter.notifier = notifying.Notifier(os.environ)
+    if os.getpid() == 1:
+        # The kernel drops what the first process of a container has no handler for: gunicorn sets its handlers when the
+        # models are loaded, and until then nothing but SIGKILL would end it.
+        for number in ENDING:
+            signal.signal(number, _exit_on_signal)
     streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
     address = _control_bind(arbiter)
     with _ending_without(address):
@@ -69,6 +74,11 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     arbiter.control_sockets = []
     with _ending_without(address):
         arbiter.control_address = ControlAddress(address, arbiter.cfg, os.environ, activated)
+
+
+def _exit_on_signal(number: int, frame: object) -> None:
+    """End with the exit code by which a shell reports the end by a signal."""
+    sys.exit(128 + number)
 
 
 @contextlib.contextmanager

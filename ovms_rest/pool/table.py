@@ -60,6 +60,10 @@ class WorkerTable:
         """Return what all workers tell."""
         return [worker for worker in read_rows(self.numbers) if worker.pid]
 
+    def is_control(self, row: int) -> bool:
+        """Return whether the worker of this row is the control worker."""
+        return bool(self.numbers[(1 + row) * _COLUMNS + _CONTROL])
+
     def streams(self) -> int:
         """Return how many workers infer: not those that come up or end, nor the control worker."""
         end = (1 + self.numbers[_USED]) * _COLUMNS

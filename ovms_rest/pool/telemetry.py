@@ -1,15 +1,21 @@
 """What is counted over all workers, as statistics and metrics ask for it."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
 
 from ovms_rest.errors import NotFoundError
 from ovms_rest.memory import resident_bytes
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pool.counters import Counters
-from ovms_rest.pool.table import SLOTS, WorkerTable
-from ovms_rest.serving.metrics import ProcessState, WorkerState
+from ovms_rest.pool.host_memory import read_host_memory
+from ovms_rest.pool.table import SLOTS, Seen, WorkerTable
+from ovms_rest.serving.metrics import ProcessState, Readiness, WorkerState
 from ovms_rest.serving.statistics import ModelStatistics
+
+T = TypeVar("T")
 
 
 class Telemetry:
@@ -62,13 +68,26 @@ class Telemetry:
 
     def process_state(self) -> ProcessState:
         """Return the state of the workers."""
+        limit, available = read_host_memory()
+        state = ProcessState(memory_limit_bytes=limit, memory_available_bytes=available)
         if self.table is None:
-            return ProcessState()
-        workers = [
-            WorkerState(str(worker.row), not worker.idle_since, worker.connections, _resident(worker.pid))
-            for worker in self.table.workers()
+            return state
+        workers = [_describe(worker, self.table.is_control(worker.row)) for worker in self.table.workers()]
+        return replace(
+            state,
+            workers=workers,
+            restarts=self.table.deaths(),
+            generation=self.table.generation(),
+            outgrown=self.table.outgrown(),
+        )
+
+    def readiness(self) -> list[Readiness]:
+        """Return every version of a model or pipeline that should serve, and whether it does."""
+        return [
+            Readiness(name, version, is_ready)
+            for name, entry in self._models.entries.items()
+            for version, is_ready in entry.readiness().items()
         ]
-        return ProcessState(workers, self.table.deaths(), self.table.generation(), self.table.outgrown())
 
 
 class ServedStatistics:
@@ -93,9 +112,26 @@ class ServedStatistics:
         return True
 
 
-def _resident(pid: int) -> int | None:
-    """Return the bytes that a process has resident, None when it is gone."""
+def _describe(worker: Seen, is_control: bool) -> WorkerState:
+    """Describe a worker. The control worker never infers, and is never noted as idle, so that none is left to it."""
+    return WorkerState(
+        str(worker.row),
+        None if is_control else not worker.idle_since,
+        worker.connections,
+        _ask(resident_bytes, worker.pid),
+        _ask(_cpu_seconds, worker.pid),
+    )
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the user and system time of a process (proc(5)). Raises OSError when it is gone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # without the id and the name
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _ask(measure: Callable[[int], T], pid: int) -> T | None:
+    """Measure a process; return None when it is gone."""
     try:
-        return resident_bytes(pid)
+        return measure(pid)
     except OSError:
         return None

@@ -36,16 +36,30 @@ class WorkerState:
     busy: bool | None = None
     connections: int | None = None
     resident_bytes: int | None = None
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """The processes of the service; None is not told."""
+    """The processes of the service; None is not told.
+
+    The memory is that of the host or of the tightest control group.
+    """
 
     workers: Sequence[WorkerState] = ()
     restarts: int | None = None
     generation: int | None = None
     outgrown: int | None = None
+    memory_limit_bytes: int | None = None
+    memory_available_bytes: int | None = None
+
+
+class Readiness(NamedTuple):
+    """Whether a version of a model or pipeline that should serve does."""
+
+    name: str
+    version: str
+    is_ready: bool
 
 
 class MetricsSource(StatisticsSource, Protocol):
@@ -54,12 +68,16 @@ class MetricsSource(StatisticsSource, Protocol):
     def process_state(self) -> ProcessState:
         """Return what is known of the processes."""
 
+    def readiness(self) -> Sequence[Readiness]:
+        """Return every version that should serve."""
+
 
 class _Values(NamedTuple):
     """All that is told in one answer."""
 
     models: Sequence[ModelStatistics]
     processes: ProcessState
+    readiness: Sequence[Readiness]
 
 
 # The lines of a family that have samples, by its name and all that is told.
@@ -160,7 +178,12 @@ def _refusals(name: str, values: _Values) -> Iterator[str]:
             yield _line(duration.count, name, *_labels_of(model), ("kind", kind))
 
 
-def _of_workers(value: Callable[[WorkerState], int | None]) -> _Lines:
+def _readiness(name: str, values: _Values) -> Iterator[str]:
+    for version in values.readiness:
+        yield _line(version.is_ready, name, ("name", version.name), ("version", version.version))
+
+
+def _of_workers(value: Callable[[WorkerState], float | None]) -> _Lines:
     def lines(name: str, values: _Values) -> Iterator[str]:
         for worker in values.processes.workers:
             if (number := value(worker)) is not None:
@@ -243,9 +266,14 @@ _FAMILIES: Mapping[str, _Family] = {
         "Bytes in the bodies of inference responses.",
         _of_models(lambda model: model.response_bytes, pipelines=True),
     ),
+    "ovms_rest_model_ready": _Family(
+        "gauge",
+        "1 for a version of a model or pipeline that serves, 0 for one that should serve but does not.",
+        _readiness,
+    ),
     "ovms_rest_worker_busy": _Family(
         "gauge",
-        "1 while a worker has inferences to make, else 0.",
+        "1 while a worker has inferences to make, else 0; absent for the worker of the control address.",
         _of_workers(lambda worker: worker.busy),
     ),
     "ovms_rest_worker_connections": _Family(
@@ -257,6 +285,11 @@ _FAMILIES: Mapping[str, _Family] = {
         "gauge",
         "Resident memory of a worker, what it shares included.",
         _of_workers(lambda worker: worker.resident_bytes),
+    ),
+    "ovms_rest_worker_cpu_seconds": _Family(
+        "counter",
+        "CPU time of a worker, user and system.",
+        _of_workers(lambda worker: worker.cpu_seconds),
     ),
     "ovms_rest_worker_restarts": _Family(
         "counter",
@@ -272,6 +305,16 @@ _FAMILIES: Mapping[str, _Family] = {
         "gauge",
         "Number of the generation of models that serves.",
         _of_service(lambda processes: processes.generation),
+    ),
+    "ovms_rest_memory_limit_bytes": _Family(
+        "gauge",
+        "Memory that the service may use: that of the host, or less where a control group limits it.",
+        _of_service(lambda processes: processes.memory_limit_bytes),
+    ),
+    "ovms_rest_memory_available_bytes": _Family(
+        "gauge",
+        "Memory that the service may still take before the host or a control group has none left.",
+        _of_service(lambda processes: processes.memory_available_bytes),
     ),
 }
 
@@ -335,7 +378,7 @@ class Metrics:
                 "metrics are disabled; enable them by --metrics_enable, OVMS_REST_METRICS_ENABLE=true, or in the "
                 'config file by "monitoring": {"metrics": {"enable": true}}'
             )
-        values = _Values(self._source.statistics(), self._source.process_state())
+        values = _Values(self._source.statistics(), self._source.process_state(), self._source.readiness())
         resp.content_type = CONTENT_TYPE_LATEST
         parts: list[str] = []
         for name, head in self._heads.items():
