@@ -1,5 +1,7 @@
 """Fixtures: a service with a model of every kind, shared by the tests that only ask it."""
 
+import os
+
 import model_zoo
 import pytest
 from hypothesis import settings
@@ -11,6 +13,12 @@ from service import serve, write_config
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("random")
 settings.load_profile("repeatable")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One process more than cores: the tests of a service mostly wait for it."""
+    return len(os.sched_getaffinity(0)) + 1
+
 
 ELEMENT_TYPES = {
     "BOOL": Type.boolean,
