@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -15,8 +16,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import model_zoo
@@ -115,7 +117,9 @@ WRONG = {
     "status 500: boom": (500, {"error": "boom"}),
     "status 404: without an error in JSON": (404, b"<html>"),
     "status 204: a pipeline found nothing": (204, b""),
-    "not JSON": (200, b"{"),
+    "the answer is not JSON": (200, b"{"),
+    "answer is not JSON": (200, json.dumps(_output(1, data=[1, float("nan")])).encode()),
+    "is not JSON": (200, json.dumps(_answer(id="\u00e9"), ensure_ascii=False).encode("latin-1")),
     "not a JSON object": (200, [1]),
     "model_name is not that of the request": (200, _answer(model_name="n")),
     "id is not that of the request": (200, _answer(id="json-1")),
@@ -187,13 +191,16 @@ def test_a_wrong_binary_answer_is_a_failure_that_names_the_fault(arguments, chan
 class Run:
     """A run of locust without its web page."""
 
-    def __init__(self, directory: Path, *arguments: str, file: str = "locustfile.py", seconds: int = 3) -> None:
-        """Start it; it ends by itself."""
+    def __init__(
+        self, directory: Path, *arguments: str, until: Iterable[str] = (), file: str = "locustfile.py"
+    ) -> None:
+        """Start it; it ends by itself, or once requests of all these names were made."""
+        self._until = set(until)
+        self._began = time.monotonic()
         self._log = directory / f"{len(list(directory.iterdir()))}.log"
-        limit = ["-t", f"{seconds}s"] if seconds else []
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*_command(file), "--headless", "--only-summary", *limit, *arguments],
+                [*_command(file), "--headless", *arguments],
                 env=environment(directory),
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
@@ -205,17 +212,35 @@ class Run:
     def finish(self) -> "Run":
         """Wait for its end; it is killed when that takes too long."""
         try:
+            while self._until and not self._until <= self.requests.keys():
+                assert self.process.poll() is None, self.output
+                assert time.monotonic() < self._began + PATIENCE, self.output
+                time.sleep(0.1)
+            if self._until:
+                self.process.terminate()
             self.status = self.process.wait(PATIENCE)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            self.output = self._log.read_text()
-        self.requests = {
-            name.strip(): int(count) for name, count in re.findall(r"(?m)^\w* +(.+?) +(\d+) +\d+\(.+%\)", self.output)
-        }
-        self.failures = re.findall(r"(?m)^\d+ +\w+ (.+?): (.+?) *$", self.output)
+        self.seconds = time.monotonic() - self._began
         return self
+
+    @property
+    def output(self) -> str:
+        """All that it has printed so far, which is a table of its requests every two seconds."""
+        return self._log.read_text()
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """How many requests were made by name."""
+        rows = re.findall(r"(?m)^\w* +(.+?) +(\d+) +\d+\(.+%\)", self.output)
+        return {name: int(count) for name, count in rows if int(count)}
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        """The messages of failed requests, each with the name of the request; complete at the end."""
+        return re.findall(r"(?m)^\d+ +\w+ (.+?): (.+?) *$", self.output)
 
 
 def _command(file: str) -> list[str]:
@@ -256,12 +281,11 @@ def _host(port: int) -> list[str]:
 
 
 def test_requests_of_all_kinds_to_all_models_succeed(models, tmp_path):
-    run = Run(tmp_path, *_host(models.port), "-u", "4", "-r", "4", "--dynamic-dim", "3").finish()
-    assert (run.status, run.failures) == (0, []), run.output
     names = ["digits", "bgr", "nchw", "types", SIMPLE, "rows", "scalar", "counting"]
-    expected = {f"{name} {kind}" for name in names for kind in ("json", "binary")}
-    sent = {name for name, count in run.requests.items() if count and "/" not in name}
-    assert sent == {*expected, "digits image", "bgr image", "Aggregated"}
+    labels = {"digits image", "bgr image", *(f"{name} {kind}" for name in names for kind in ("json", "binary"))}
+    run = Run(tmp_path, *_host(models.port), "-u", "4", "-r", "4", "--dynamic-dim", "3", until=labels).finish()
+    assert (run.status, run.failures) == (0, []), run.output
+    assert {name for name in run.requests if not name.startswith("/")} == {*labels, "Aggregated"}
 
 
 class Faulty(http.server.BaseHTTPRequestHandler):
@@ -269,6 +293,7 @@ class Faulty(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     wrong = ("shape", "status", "datatype", "binary size", "nothing")
+    keys: ClassVar[set[str | None]] = set()  # that came with inferences
 
     def do_GET(self) -> None:
         """Answer with the list of models, or the metadata of one."""
@@ -283,6 +308,7 @@ class Faulty(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer an inference."""
         name = urllib.request.unquote(self.path.split("/")[3])
+        self.keys.add(self.headers["X-API-Key"])
         body = self.rfile.read(int(self.headers["Content-Length"]))
         head = body[: int(self.headers.get("Inference-Header-Content-Length", len(body)))]
         output = {"name": "y", "datatype": "FP32", "shape": [1], "data": [0.5]}
@@ -329,15 +355,13 @@ def _faulty_server() -> Iterator[int]:
 
 STEPS_FILES = "locustfile.py,steps.py"
 STEPS = ("--step-seconds", "1", "--settle-seconds", "0", "--step-factor", "40")
-CHOSEN = (
-    *("--models", "bgr", "--json-weight", "0", "--binary-weight", "0", "--rate-per-user", "5"),
-    *("--header", "X-Request-ID: of-locust"),
-)
+KEY = ("--header", "X-API-Key: secret")
+CHOSEN = (*("--models", "bgr", "--json-weight", "0", "--binary-weight", "0", "--rate-per-user", "5"),)
 IMPOSSIBLE = {
-    "image of digits has shape [-1, 8, 8, 1], got [1, 9, 9, 1]": ("--shapes", "image=1,9,9,1"),
-    "no model has the input imag": ("--shapes", "imag=1,8,8,1"),
-    "status 404: ": ("--models", "missing"),
-    "p99 is ": ("--models", "digits", "--max-p99-ms", "0.001"),
+    "image of digits has shape [-1, 8, 8, 1], got [1, 9, 9, 1]": ("requests", "--shapes", "image=1,9,9,1"),
+    "no model has the input imag": ("requests", "--shapes", "imag=1,8,8,1"),
+    "status 404: ": ("/v2/models/missing", "--models", "missing"),
+    "p99 is ": ("digits json", "--models", "digits", "--max-p99-ms", "0.001"),
 }
 
 
@@ -348,18 +372,35 @@ def runs(models, tmp_path_factory) -> dict[str, Run]:
     port = str(free_port())
     two = ("--processes", "2", "--master-bind-port", port, "--master-port", port, "--models", "scalar")
     bounded = ("--latency-limit-ms", "30000", "--first-users", "2", "--max-users", "2")
+    slow = ("-u", "4", "-r", "4", "--rate-per-user", "30", *KEY)
     host = _host(models.port)
-    with _faulty_server() as faulty:
+    with _faulty_server() as faulty_port:
+        faulty = _host(faulty_port)
+        all_wrong = [f"{name} {kind}" for name in Faulty.wrong for kind in ("json", "binary")]
         runs = {
-            "two processes": Run(directory, *host, *two, *STEPS, *bounded, file=STEPS_FILES, seconds=0),
-            "wrong": Run(directory, *_host(faulty), "-u", "4", "-r", "4", "--rate-per-user", "30"),
+            "two processes": Run(directory, *host, *two, *STEPS, *bounded, file=STEPS_FILES),
+            "wrong": Run(directory, *faulty, *slow, until=all_wrong),
             "allowed": Run(
-                directory, *_host(faulty), "--models", "shape", "--rate-per-user", "10", "--max-fail-ratio", "1"
+                directory, *faulty, *slow, "--models", "shape", "--max-fail-ratio", "1", until=["shape json"]
             ),
-            "chosen": Run(directory, *host, *_own_pictures(directory), *CHOSEN, seconds=3),
-            **{message: Run(directory, *host, *arguments) for message, arguments in IMPOSSIBLE.items()},
+            "chosen": Run(directory, *host, *_own_pictures(directory), *CHOSEN, until=["bgr image"]),
+            **{
+                message: Run(directory, *host, *arguments, until=[name])
+                for message, (name, *arguments) in IMPOSSIBLE.items()
+            },
         }
         return {name: run.finish() for name, run in runs.items()}
+
+
+@pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
+def test_wrk_sends_the_requests_of_the_users(models, tmp_path):
+    host = f"http://127.0.0.1:{models.port}"
+    made = [sys.executable, str(LOCUST / "wrk_script.py"), "--host", host, "bgr", "image"]
+    (tmp_path / "wrk.lua").write_bytes(subprocess.run(made, capture_output=True, check=True).stdout)
+    wrk = ["wrk", "-t", "1", "-c", "1", "-d", "1s", "-s", str(tmp_path / "wrk.lua"), host]
+    printed = subprocess.run(wrk, capture_output=True, check=True, text=True, timeout=PATIENCE).stdout
+    assert re.search(r"(?m)^ *[1-9]\d* requests in", printed)
+    assert "Non-2xx" not in printed  # wrk prints it only when there are some
 
 
 def _own_pictures(directory: Path) -> tuple[str, str]:
@@ -372,7 +413,7 @@ def test_arguments_choose_models_kinds_pictures_and_the_rate(runs):
     run = runs["chosen"]
     assert (run.status, run.failures) == (0, []), run.output
     assert set(run.requests) == {"/v2/models/bgr", "/v2/models/bgr/config", "bgr image", "Aggregated"}
-    assert 2 <= run.requests["bgr image"] <= 16  # 5 per second for 3 s
+    assert run.requests["bgr image"] <= 1 + 5 * run.seconds
 
 
 @pytest.mark.parametrize("message", IMPOSSIBLE)
@@ -391,6 +432,7 @@ def test_wrong_answers_are_failures_with_messages_and_status_1(runs):
     assert "output y has datatype FP64, the metadata FP32" in messages["datatype"]
     assert "output y has a binary_data_size that is not in the body" in messages["binary size"]
     assert "more than 0.00%" in run.output
+    assert Faulty.keys == {"secret"}
 
 
 def test_failures_within_the_allowed_ratio_exit_with_status_0(runs):
@@ -402,8 +444,7 @@ def test_failures_within_the_allowed_ratio_exit_with_status_0(runs):
 def test_steps_end_at_the_latency_limit_and_print_the_highest_rate(models, tmp_path):
     # With two workers that need 50 to 100 ms for an inference, the last of 40 users waits for more than a second.
     slow = ("--models", "counting", "--integers", f"{slow_models.SLOW}:{slow_models.SLOW}", "--image-weight", "0")
-    run = Run(tmp_path, *_host(models.port), *slow, *STEPS, "--latency-limit-ms", "900", file=STEPS_FILES, seconds=0)
-    run.finish()
+    run = Run(tmp_path, *_host(models.port), *slow, *STEPS, "--latency-limit-ms", "900", file=STEPS_FILES).finish()
     assert run.status == 0, run.output
     assert re.search(r"(?m)^step 1: 1 users, \d+\.\d requests/s, p99 \d+\.\d ms, 0 failed, 0 refused", run.output)
     assert re.search(r"(?m)^step 2: 40 users, ", run.output)

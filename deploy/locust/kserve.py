@@ -43,6 +43,13 @@ _JSON_TYPES: dict[str, set[type]] = {
 _WORDS = ("a", "request", "of", "the", "load", "test", "has", "few", "words", "plain", "text", "été", "日本語")
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode  # Python's own accepts NaN and Infinity
+
+
 class UnusableError(Exception):
     """A model that no request can be made for, or options that do not fit it."""
 
@@ -281,8 +288,8 @@ def read_object(status: int, content: bytes | None) -> dict[str, Any]:
     """Return the JSON object of an answer. Raises RefusedError or WrongAnswerError when it is an error or not JSON."""
     check_status(status, content)
     try:
-        found = json.loads(content or b"")
-    except ValueError:
+        found = _decode((content or b"").decode())
+    except ValueError:  # UnicodeDecodeError is one
         raise WrongAnswerError(f"status {status}, but the answer is not JSON") from None
     if not isinstance(found, dict):
         raise WrongAnswerError(f"status {status}, but the answer is not a JSON object")

@@ -38,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dynamic-dim", type=int, default=1, help="size of every other dynamic dim; default: 1")
     add("--picture-size", type=int, default=64, help="height and width of pictures where they are dynamic; default: 64")
     add("--integers", type=_checked(kserve.parse_range), default="0:1", help="range of integer values; default: 0:1")
-    add("--pictures", help="image files to send instead of generated ones, as a pattern such as 'pictures/*.jpg'")
+    parser.add_argument(
+        "--pictures",
+        default="",
+        include_in_web_ui=False,  # or whoever opens the page could send any file of this host
+        help="image files to send instead of generated ones, as a pattern such as 'pictures/*.jpg'",
+    )
     add(
         "--allow-no-content", type=int, default=0, help="1: a pipeline may answer 204, having found nothing; default: 0"
     )
@@ -102,6 +107,8 @@ class Plan:
 
     def ensure(self, user: "KServeUser") -> bool:
         """Read the metadata unless that is done, and return whether it succeeded; failures are in the statistics."""
+        if self._kinds:
+            return True
         with self._reading:
             if not self._kinds:
                 try:
