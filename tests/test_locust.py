@@ -185,6 +185,30 @@ def test_a_wrong_binary_answer_is_a_failure_that_names_the_fault(arguments, chan
         _check_binary(*arguments, **changes)
 
 
+def test_only_models_that_serve_are_listed():
+    ready, gone = [{"state": "END"}, {"state": "AVAILABLE"}], [{"state": "UNLOADING"}]
+    models = {"models": [{"name": "a", "versions": ready}, {"name": "b", "versions": gone}]}
+    assert kserve.check_models(200, json.dumps(models).encode()) == ["a"]
+    for wrong in ({}, {"models": None}, {"models": [{}]}, {"models": ["a"]}):
+        with pytest.raises(kserve.WrongAnswerError, match="does not list models"):
+            kserve.check_models(200, json.dumps(wrong).encode())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "n"}, "the metadata of m has the name 'n'"),
+        ({"inputs": None}, "no list of tensors with name, datatype and shape as inputs"),
+        ({"outputs": [{"name": "y", "datatype": "FP32"}]}, "no list of tensors with .* as outputs"),
+        ({"outputs": [{"name": "y", "datatype": "FP32", "shape": [-2]}]}, "no list of tensors with .* as outputs"),
+    ],
+)
+def test_wrong_metadata_is_a_failure_that_names_the_fault(change, message):
+    assert kserve.check_metadata("m", 200, json.dumps(METADATA).encode()) == METADATA
+    with pytest.raises(kserve.WrongAnswerError, match=message):
+        kserve.check_metadata("m", 200, json.dumps({**METADATA, **change}).encode())
+
+
 # --- locust itself
 
 

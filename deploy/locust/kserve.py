@@ -257,6 +257,19 @@ def encode_png(pixels: bytes, height: int, width: int, channels: int) -> bytes:
 # --- answers
 
 
+def check_models(status: int, content: bytes | None) -> list[str]:
+    """Return the names of all models and pipelines with a version that serves. Raises WrongAnswerError."""
+    listed = read_object(status, content)
+    try:
+        return [
+            model["name"]
+            for model in listed["models"]
+            if any(version["state"] == "AVAILABLE" for version in model["versions"])
+        ]
+    except (LookupError, TypeError):
+        raise WrongAnswerError("GET /v2/models does not list models with their versions and states") from None
+
+
 def check_metadata(name: str, status: int, content: bytes | None) -> dict[str, Any]:
     """Return the metadata of a model. Raises WrongAnswerError when it is not the metadata of that model."""
     metadata = read_object(status, content)

@@ -155,6 +155,8 @@ def _options(arguments: argparse.Namespace) -> kserve.Options:
     files = sorted(glob.glob(arguments.pictures, recursive=True)) if arguments.pictures else []
     if arguments.pictures and not files:
         raise kserve.UnusableError(f"--pictures: no file matches {arguments.pictures}")
+    if arguments.dynamic_dim < 0 or arguments.picture_size < 1:
+        raise kserve.UnusableError("--dynamic-dim must not be negative, and --picture-size must be positive")
     try:
         return kserve.Options(
             shapes=kserve.parse_shapes(arguments.shapes),
@@ -229,12 +231,7 @@ class KServeUser(FastHttpUser):
 
     def list_models(self) -> list[str]:
         """Return the names of all models and pipelines with a version that serves. Raises WrongAnswerError."""
-        models = self._get("/v2/models", "/v2/models", kserve.read_object).get("models", [])
-        names = [
-            model["name"]
-            for model in models
-            if any(version.get("state") == "AVAILABLE" for version in model.get("versions", []))
-        ]
+        names: list[str] = self._get("/v2/models", "/v2/models", kserve.check_models)
         if not names:
             raise kserve.UnusableError("GET /v2/models lists no model that serves")
         return names
