@@ -470,9 +470,9 @@ def test_steps_end_at_the_latency_limit_and_print_the_highest_rate(models, tmp_p
     slow = ("--models", "counting", "--integers", f"{slow_models.SLOW}:{slow_models.SLOW}", "--image-weight", "0")
     run = Run(tmp_path, *_host(models.port), *slow, *STEPS, "--latency-limit-ms", "900", file=STEPS_FILES).finish()
     assert run.status == 0, run.output
-    assert re.search(r"(?m)^step 1: 1 users, \d+\.\d requests/s, p99 \d+\.\d ms, 0 failed, 0 refused", run.output)
+    assert re.search(r"(?m)^step 1: 1 user, \d+\.\d requests/s, p99 \d+\.\d ms, 0 failed, 0 refused", run.output)
     assert re.search(r"(?m)^step 2: 40 users, ", run.output)
-    line = r"(?m)^highest rate with p99 <= 900 ms: (\d+\.\d) requests/s \(1 users, p99 (\d+\.\d) ms\)$"
+    line = r"(?m)^highest rate with p99 <= 900 ms: (\d+\.\d) requests/s \(1 user, p99 (\d+\.\d) ms\)$"
     best = re.search(line, run.output)
     assert best, run.output
     assert float(best[1]) >= 1

@@ -152,15 +152,15 @@ class Steps(LoadTestShape):
                 self._begin = math.ceil(now) + options.settle_seconds
                 recorder.forget()
             elif now > self._deadline:
-                return self._end(f"{self._users} users could not be started in {SPAWN_SECONDS} s")
+                return self._end(f"{_count_users(self._users)} could not be started in {SPAWN_SECONDS} s")
             return self._load()
         end = self._begin + max(1, options.step_seconds)
         if now < end or not self._has_reports(end):
             return self._load()
         measured = recorder.measure(self._begin, end)
-        _print(f"step {self._step}: {self._users} users, {measured}")
+        _print(f"step {self._step}: {_count_users(self._users)}, {measured}")
         if measured.failed:
-            return self._end(f"{measured.failed} requests failed at {self._users} users")
+            return self._end(f"{measured.failed} requests failed at {_count_users(self._users)}")
         if not measured.rate:
             return self._end(f"no inference was answered in step {self._step}")
         if measured.refused or measured.p99_ms > options.latency_limit_ms:
@@ -168,7 +168,7 @@ class Steps(LoadTestShape):
         if self._best is None or measured.rate > self._best[1].rate:
             self._best = self._users, measured
         if self._users >= options.max_users:
-            _print(f"the limit was not reached with {self._users} users; --max-users allows more")
+            _print(f"the limit was not reached with {_count_users(self._users)}; --max-users allows more")
             return self._end()
         return self._begin_step(min(max(self._users + 1, int(self._users * options.step_factor)), options.max_users))
 
@@ -196,7 +196,8 @@ class Steps(LoadTestShape):
             fault = fault or f"no step kept {limit}"
         else:
             users, best = self._best
-            _print(f"highest rate with {limit}: {best.rate:.1f} requests/s ({users} users, p99 {best.p99_ms:.1f} ms)")
+            reached = f"{best.rate:.1f} requests/s ({_count_users(users)}, p99 {best.p99_ms:.1f} ms)"
+            _print(f"highest rate with {limit}: {reached}")
             if best.rate < options.min_rate:
                 fault = fault or f"the highest rate is below --min-rate {options.min_rate:g}"
         if fault:
@@ -205,6 +206,10 @@ class Steps(LoadTestShape):
 
     def _options(self) -> argparse.Namespace:
         return self.runner.environment.parsed_options
+
+
+def _count_users(count: int) -> str:
+    return f"{count} user{'' if count == 1 else 's'}"
 
 
 _print = partial(print, flush=True)
