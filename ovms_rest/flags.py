@@ -309,9 +309,9 @@ URL, is taken from PATH, or is NAME:
   ovms-rest en=a/model.xml de=b/model.xml -b 0.0.0.0:9000
                                        serves 'en' and 'de' on port 9000 of all addresses
 
-`curl http://127.0.0.1:8000/v2/models/resnet50` then shows the inputs and outputs of the model; a POST to
-that address with /infer behind it is an inference. With PATH the service is reachable from this host
-only, on port 8000, unless -b or --rest_bind_address says otherwise.
+`curl http://127.0.0.1:8000/v2/models/resnet50` then shows the inputs and outputs of the model, and a
+POST to that address with /infer behind it is an inference. With PATH the service is reachable from this
+host only, on port 8000, unless -b or --rest_bind_address says otherwise.
 
 Flags are those of the OpenVINO Model Server, written as `--name value` or `--name=value`, and -b and -w
 of gunicorn. A PATH that is called 'check' is written as ./check."""
