@@ -4,8 +4,9 @@
 
 Two workers infer with a model of some 20 ms and are busy for PERCENT (70) of their time. Requests are sent at a fixed
 rate, whether earlier ones were answered or not (open loop), and a latency counts from the time at which a request was
-due. Periods of SECONDS (40) with and without loads take turns, ROUNDS (3) times. The processes are used as they are, so
-that whatever else the machine does is in the figures, in those with and in those without loads.
+due. Periods of SECONDS (40) with and without loads take turns, ROUNDS (3) times. What else runs on the machine is in
+the figures of both; when it leaves the workers less than they need, the queue grows and the latencies say nothing.
+What each process of the service uses for a load is printed too, which depends little on other processes.
 """
 
 import contextlib
@@ -123,10 +124,7 @@ def main():
                 found, loads = measure(service, rate, seconds, directory / "resnet50" / "1" / "model.xml")
                 results["with loads"].append(found)
                 durations += [duration for _, duration in loads]
-                if os.environ.get("TIMELINE"):
-                    print_timeline(found, loads)
-            if os.environ.get("TIMELINE"):
-                print(service.log[-6000:])
+            measure_costs(service, directory / "resnet50" / "1" / "model.xml")
     print("\n| ms | median | p90 | p99 | most | p99 per round | sent late, p99 |\n|---|---|---|---|---|---|---|")
     for name, periods in results.items():
         answered = [sent.answered * 1e3 for found in periods for sent in found]
@@ -138,15 +136,52 @@ def main():
     print(f"\np99 with loads / without: {last[1] / last[0]:.2f}; a load takes {np.median(durations):.2f} s (median)")
 
 
-def print_timeline(found, loads):
-    """Print the worst latency of each 0.1 s after the start of a load, over all loads."""
-    slots = {}
-    for sent in found:
-        for started, _ in loads:
-            if -0.5 <= sent.due - started < 5:
-                slots.setdefault(round(sent.due - started, 1), []).append(sent.answered * 1e3)
-    print("loads took", [f"{duration:.2f}" for _, duration in loads])
-    print(" ".join(f"{slot:g}:{max(values):.0f}" for slot, values in sorted(slots.items())))
+class Spent(NamedTuple):
+    """What a process has used: seconds of CPU with all threads that it ever had; pages that it faulted in."""
+
+    policy: str
+    cpu: float
+    faults: int
+
+
+def look_at(pid):
+    """Return what a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    policy = {os.SCHED_OTHER: "normal", os.SCHED_IDLE: "idle"}[os.sched_getscheduler(pid)]
+    ticks = int(fields[11]) + int(fields[12])
+    return Spent(policy, ticks / os.sysconf("SC_CLK_TCK"), int(fields[7]))
+
+
+def measure_costs(service, file, loads=5):
+    """Print what each process uses for a load while there are no requests: this hardly depends on other processes."""
+    costs = {}
+    for _ in range(loads):
+        service.wait_for_workers(WORKERS)
+        arbiter, old = service.process.pid, service.workers()
+        before, seen, stop = {pid: look_at(pid) for pid in (arbiter, *old)}, {}, threading.Event()
+
+        def watch(arbiter=arbiter, seen=seen, stop=stop):
+            while not stop.wait(0.005):
+                for pid in (arbiter, *service.workers()):
+                    with contextlib.suppress(OSError, IndexError):
+                        seen[pid] = look_at(pid)
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        os.utime(file)
+        assert service.request("POST", "/v1/config/reload").status == 201
+        service.wait_for_workers(WORKERS)
+        stop.set()
+        watching.join()
+        new = service.workers()
+        for pid, (policy, cpu, faults) in seen.items():
+            names = {arbiter: "arbiter"} | dict.fromkeys(old, "old worker") | dict.fromkeys(new, "new worker")
+            spent = before.get(pid, Spent("", 0, 0))
+            costs.setdefault((names.get(pid, "trial"), policy), []).append((cpu - spent.cpu, faults - spent.faults))
+    print("\n| a load without requests | scheduling policy | CPU ms | page faults |\n|---|---|---|---|")
+    for (name, policy), found in costs.items():
+        cpu, faults = np.mean(found, axis=0)
+        print(f"| {name} | {policy} | {cpu * 1e3:.0f} | {faults:.0f} |")
 
 
 if __name__ == "__main__":
