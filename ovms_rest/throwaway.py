@@ -205,6 +205,7 @@ def main() -> None:
     """Be the throwaway process: do the work whose module and name are the arguments, at a low priority if `idle`."""
     # Not to outlive an arbiter that is killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a terminal set to `tostop` would stop it at its first line
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever the work prints is no answer
     _, module, name, *priority = sys.argv
