@@ -1,4 +1,4 @@
-"""The command `ovms-rest`: with OVMS's flags it starts the service; `check` loads what a config names and reports."""
+"""The command `ovms-rest`: it starts the service; `check` loads what a config or paths name, and reports."""
 
 import argparse
 import logging
@@ -16,9 +16,11 @@ from gunicorn.util import import_app
 from ovms_rest.app import App, host_of, read_config
 from ovms_rest.assembly import assemble_pipelines
 from ovms_rest.config import load_config
-from ovms_rest.errors import ConfigError, NotReadyError, ShortageError
+from ovms_rest.errors import ConfigError, ShortageError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
 from ovms_rest.models.registry import Entry, ModelRegistry, load_models
+from ovms_rest.models.repository import MODEL_SUFFIXES
+from ovms_rest.paths import PathError, find_models
 from ovms_rest.pool import log_escaping
 from ovms_rest.pool.cores import usable_cores
 from ovms_rest.protocol.tensors import TensorMetadata
@@ -26,6 +28,8 @@ from ovms_rest.protocol.words import escape
 from ovms_rest.settings import read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
+
+_EX_PATH = 2  # as a shell's tools have it for a file that is not there
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"usage: {USAGE}", file=sys.stderr)
         _tell(error.problems)
         return os.EX_USAGE
+    except PathError as error:
+        _tell(error.problems)
+        return _EX_PATH
 
 
 def _tell(problems: Sequence[str]) -> None:
@@ -76,24 +83,22 @@ class Application(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> App:
-        """Make the application. A single model that does not serve ends the process, as in OVMS."""
+        """Make the application. When none of the given models serves, the process ends, as OVMS does with its one."""
         for level, note in self.start.notes:
             log.log(level, "%s", note)
         app: App = import_app(self.cfg.wsgi_app)
-        if self.start.model is not None:
-            try:
-                app.models.check_ready()
-            except NotReadyError as error:
-                _tell([str(error)])
-                sys.exit(1)
+        entries = app.models.entries
+        if self.start.models and not any(entry.versions for entry in entries.values()):
+            _tell([f"{entry.kind} {name!r} does not serve: {entry.explain()}" for name, entry in entries.items()])
+            sys.exit(1)
         return app
 
 
 def _serve(start: Start) -> int:
     """Run gunicorn in this process, which ends it."""
     os.environ.update(start.environ)
-    if start.model is not None:
-        os.environ["OVMS_REST_CONFIG"] = str(_write_config(start.model))
+    if start.models:
+        os.environ["OVMS_REST_CONFIG"] = str(_write_config(start.models))
     if start.log_path:
         try:
             handler = logging.FileHandler(start.log_path)
@@ -107,13 +112,14 @@ def _serve(start: Start) -> int:
     return 0
 
 
-def _write_config(model: Mapping[str, Any]) -> Path:
-    """Write the config of a single model into a file that ends with this process; return its path.
+def _write_config(models: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the config of these models into a file that ends with this process; return its path.
 
     Raises UsageError for values that a config may not have.
     """
     descriptor = os.memfd_create("config.json")
-    os.write(descriptor, orjson.dumps({"model_config_list": [{"config": model}]}))
+    with open(os.dup(descriptor), "wb") as stream:
+        stream.write(orjson.dumps({"model_config_list": [{"config": model} for model in models]}))
     path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
     try:
         load_config(path)
@@ -133,17 +139,18 @@ def _write_config(model: Mapping[str, Any]) -> Path:
 def _check_parser() -> Parser:
     parser = Parser(
         prog="ovms-rest check",
-        description="Load all that a config names, as the service would, and report on every model and every problem. "
-        "The settings OVMS_REST_* count as they do for the service.",
-        epilog="Exits with 0 when everything that is configured would serve, else with 1.",
+        usage="ovms-rest check [CONFIG | [NAME=]PATH ...] [--json]",
+        description="Load everything that a config names, or the models at the given paths, as the service would, and "
+        "report on every model and every problem. The settings OVMS_REST_* have the same effect as on the service.",
+        epilog="Exits with 0 when everything would serve, else with 1.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "config",
-        type=Path,
-        nargs="?",
-        metavar="CONFIG",
-        help="path of the JSON config; default: what would be served, OVMS_REST_CONFIG or the demo",
+        "paths",
+        nargs="*",
+        metavar="CONFIG | [NAME=]PATH",
+        help="the JSON config, or models as `ovms-rest PATH` serves them; default: the config that OVMS_REST_CONFIG "
+        "names, or the demo",
     )
     parser.add_argument("--json", action="store_true", help="write the report as JSON")
     return parser
@@ -156,7 +163,7 @@ def _check(options: argparse.Namespace) -> int:
     log_escaping.install()
     try:
         settings = read_settings(os.environ)
-        config, _ = read_config(options.config or settings.config, settings)
+        config, _ = read_config(_find_config(options.paths) or settings.config, settings)
         host = host_of(settings)
         registry = load_models(config.models, host, _tell_progress)
         pipelines, libraries = config.pipelines, config.libraries
@@ -172,6 +179,29 @@ def _check(options: argparse.Namespace) -> int:
     else:
         print("\n".join(map(escape, _write(report))))
     return 1 if report["problems"] else 0
+
+
+def _find_config(arguments: Sequence[str]) -> Path | None:
+    """Return the config that is to be checked: the given one, or one of the given models; None without arguments.
+
+    Raises PathError.
+    """
+    if not arguments:
+        return None
+    if len(arguments) == 1 and _is_config(arguments[0]):
+        return Path(arguments[0])
+    found = find_models(arguments)
+    if found.problems:
+        raise PathError(found.problems)
+    for note in found.notes:
+        log.warning("%s", note)
+    return _write_config([{"name": model.name, "base_path": str(model.path)} for model in found.models])
+
+
+def _is_config(argument: str) -> bool:
+    """Return whether an argument looks like a config and not like a model, whether it exists or not."""
+    is_named = "=" in argument and not os.path.lexists(argument)
+    return not (is_named or os.path.isdir(argument) or argument.endswith(MODEL_SUFFIXES))
 
 
 def _tell_progress(name: str, version: int) -> None:

@@ -1,7 +1,7 @@
-"""The flags of `ovms-rest`, which are those of the OpenVINO Model Server, and what they mean for the service.
+"""The command line of `ovms-rest`: paths of models, and flags, which are those of the OpenVINO Model Server.
 
-`GROUPS` is the list of them. What OVMS has besides and this server has not is refused by name, with the reason.
-`read_flags` finds every mistake in one reading.
+`GROUPS` lists the flags, `-b` and `-w` of gunicorn's among them. Flags that only OVMS has are refused by name, with the
+reason. `read_flags` finds every mistake in one reading.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import orjson
 
 from ovms_rest import __version__
 from ovms_rest.errors import ConfigError
+from ovms_rest.paths import NamedPaths, PathError, find_models
 from ovms_rest.protocol.words import explain_json_error
 from ovms_rest.settings import integer_between, parse_boolean, parse_text
 
@@ -33,12 +34,12 @@ class UsageError(ConfigError):
 class Start:
     """What the service is to be started with.
 
-    `environ` has variables of settings; `model` is the single model as a config has it, None when there is a config
-    file; `gunicorn` has settings of gunicorn's; `notes` is for the log.
+    `environ` has variables of settings; `models` are the models as a config has them, none when there is a config file;
+    `gunicorn` has settings of gunicorn's; `notes` is for the log.
     """
 
     environ: Mapping[str, str] = field(default_factory=dict)
-    model: Mapping[str, Any] | None = None
+    models: tuple[Mapping[str, Any], ...] = ()
     gunicorn: Mapping[str, Any] = field(default_factory=dict)
     log_path: str = ""
     notes: tuple[tuple[int, str], ...] = ()
@@ -46,7 +47,10 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A flag: how its value is read, and what it becomes, a setting's variable or a key of the model in a config."""
+    """A flag: how its value is read, and what it becomes: a variable, a key of the model, or a setting of gunicorn's.
+
+    `letter` is its short form.
+    """
 
     name: str
     parse: Callable[[str], Any]
@@ -54,6 +58,8 @@ class Flag:
     meaning: str
     setting: str = ""
     key: str = ""
+    gunicorn: str = ""
+    letter: str = ""
 
 
 # --- Values: each function reads a text that is not empty, or raises ValueError
@@ -98,6 +104,14 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def _binds(text: str) -> list[str]:
+    """Split a list of addresses in the form of gunicorn's `-b`."""
+    binds = [bind.strip() for bind in text.split(",")]
+    if not all(re.fullmatch(r"unix:.+|fd://\d+|[^/]*:\d{1,5}", bind) for bind in binds):
+        raise ValueError("expected HOST:PORT, unix:PATH or fd://N, several separated by commas")
+    return binds
+
+
 def _names(text: str) -> str:
     names = [name.strip() for name in text.split(",")]
     if not all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names):
@@ -118,6 +132,7 @@ def _level(text: str) -> str:
 # --- The flags
 
 _ANY_IPV4 = "0.0.0.0"  # noqa: S104  # OVMS's default
+_DEFAULT_PORT = 8000  # gunicorn's
 _PORT = integer_between(0, 65535)
 _COUNT = integer_between(0, 10**9)
 
@@ -148,9 +163,23 @@ _MODEL = (
     Flag("precision", parse_text, "TYPES", "uint8:fp32: clients send UINT8, the model takes FP32", key="precision"),
 )
 _SERVER = (
-    Flag("rest_port", _PORT, "PORT", "port to serve on; required"),
-    Flag("rest_bind_address", _addresses, "LIST", "addresses to serve on, separated by commas; default: 0.0.0.0"),
+    Flag("rest_port", _PORT, "PORT", "port to serve on; required without PATH; default with PATH: 8000"),
+    Flag(
+        "rest_bind_address",
+        _addresses,
+        "LIST",
+        "addresses to serve on, separated by commas; default: 0.0.0.0, with PATH 127.0.0.1",
+    ),
     Flag("rest_workers", integer_between(0, 10_000), "N", "worker processes; default and maximum: one per usable core"),
+    Flag("bind", _binds, "ADDRESS", "HOST:PORT or unix:PATH, as for gunicorn", gunicorn="bind", letter="b"),
+    Flag(
+        "workers",
+        integer_between(1, 10_000),
+        "N",
+        "worker processes, as for gunicorn: as many as given",
+        gunicorn="workers",
+        letter="w",
+    ),
     Flag(
         "file_system_poll_wait_seconds",
         integer_between(0, 86400),
@@ -231,8 +260,8 @@ _TOLERATED = (
 _WHY_IGNORED = "there is no gRPC, and custom nodes are cleaned up when a worker exits"
 
 GROUPS: Mapping[str, Sequence[Flag]] = {
-    "what to serve: a config file, or a single model": _SERVABLES,
-    "the single model, as the keys of a config": _MODEL,
+    "what to serve instead of PATH: a config file, or a single model": _SERVABLES,
+    "a single model, as the keys of a config": _MODEL,
     "the server": _SERVER,
     f"accepted but ignored: {_WHY_IGNORED}": _TOLERATED,
 }
@@ -264,9 +293,34 @@ REFUSED: Mapping[str, str] = {
     ),
 }
 
-USAGE = """ovms-rest --config_path FILE --rest_port PORT [FLAG ...]
+USAGE = """ovms-rest [NAME=]PATH [[NAME=]PATH ...] [FLAG ...]
+       ovms-rest --config_path FILE --rest_port PORT [FLAG ...]
        ovms-rest --model_name NAME --model_path PATH --rest_port PORT [FLAG ...]
-       ovms-rest check [CONFIG] [--json]"""
+       ovms-rest check [CONFIG | [NAME=]PATH ...] [--json]"""
+
+_DESCRIPTION = """Serve OpenVINO models over the KServe v2 REST API, by HTTP.
+
+A PATH is a model file (OpenVINO .xml with its .bin, .onnx, .pdmodel, .pb, .tflite), the directory of a
+model, or a directory with the directories of several models. The name of a model, which is part of its
+URL, is taken from PATH, or is NAME:
+
+  ovms-rest resnet50.onnx              serves 'resnet50' on http://127.0.0.1:8000
+  ovms-rest models/bert                serves 'bert' from models/bert/1, or the highest version there
+  ovms-rest models                     serves every model in models/NAME/VERSION/
+  ovms-rest en=a/model.xml de=b/model.xml -b 0.0.0.0:9000
+                                       serves 'en' and 'de' on port 9000 of all addresses
+
+`curl http://127.0.0.1:8000/v2/models/resnet50` then shows the inputs and outputs of the model, and a
+POST to that address with /infer behind it is an inference. With PATH the service is reachable from this
+host only, on port 8000, unless -b or --rest_bind_address says otherwise.
+
+Flags are those of the OpenVINO Model Server, written as `--name value` or `--name=value`, and -b and -w
+of gunicorn. A PATH that is called 'check' is written as ./check."""
+
+_EPILOG = """`ovms-rest check` loads everything that a config or the given paths name, reports on it and exits
+without serving. Settings without a flag come from OVMS_REST_* environment variables, gunicorn's own
+from GUNICORN_CMD_ARGS; flags take precedence. The exit code is 64 for a usage error, 2 for a PATH
+without a model, 1 when the service cannot start."""
 
 
 # --- Reading them
@@ -281,42 +335,61 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_flags(arguments: Sequence[str], cores: int) -> Start:
-    """Read a command line and settle it for a host with so many usable cores. Raises UsageError with all mistakes.
+    """Read a command line and settle it for a host with so many usable cores.
 
-    `--help` and `--version` print and raise SystemExit.
+    Raises UsageError with all mistakes, those of paths included, and PathError when there are no others. `--help` and
+    `--version` print and raise SystemExit.
     """
-    parsed, rest = _make_parser().parse_known_args(arguments)
+    arguments, ending = _split_ending(arguments)
+    parsed, rest = _make_parser().parse_known_args(_join_booleans(arguments))
     texts = {name: text for name, text in vars(parsed).items() if text is not None}
     problems, values = list(_refuse(rest)), {}
+    paths = [] if problems else [*rest, *ending]  # behind an unknown flag one would be its value
     for name, text in texts.items():
         try:
             if text:  # an empty one counts as not given
                 values[name] = FLAGS[name].parse(text)
         except ValueError as error:
             problems.append(f"--{name}: {error}, got {text!r}")
-    problems = problems or list(_check_combination(values))
+    found = find_models(paths)
+    problems = problems or list(_check_combination(values, found if paths else None))
     if problems:
-        raise UsageError(problems)
+        raise UsageError([*problems, *found.problems])
+    if found.problems:
+        raise PathError(found.problems)
     cleared = {FLAGS[name].setting: "" for name, text in texts.items() if FLAGS[name].setting and not text}
     return Start(
         environ={**cleared, **_environ(values)},
-        model=None if "config_path" in values else _model(values),
-        gunicorn=_gunicorn(values, cores),
+        models=() if "config_path" in values else _models(values, found),
+        gunicorn=_gunicorn(values, cores, default="127.0.0.1" if paths else _ANY_IPV4),
         log_path=values.get("log_path", ""),
-        notes=tuple(_notes(values, cores)),
+        notes=tuple(_notes(values, cores, found)),
     )
+
+
+def _split_ending(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Split a command line at `--`, behind which there are only paths."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], arguments[end + 1 :]
+
+
+def _join_booleans(arguments: Sequence[str]) -> list[str]:
+    """Give `true` to each flag that needs no value when what follows is none, but a path."""
+    booleans = {f"--{flag.name}" for flag in FLAGS.values() if not flag.metavar}
+    followers = [*arguments, ""][1:]
+    return [
+        f"{argument}=true" if argument in booleans and follower.lower() not in ("true", "false") else argument
+        for argument, follower in zip(arguments, followers, strict=True)
+    ]
 
 
 def _make_parser() -> Parser:
     parser = Parser(
         prog="ovms-rest",
         usage=USAGE,
-        description="Serve OpenVINO models over the KServe v2 REST API, with the flags of the OpenVINO Model Server, "
-        "written as `--name value` or `--name=value`.",
-        epilog="`ovms-rest check CONFIG` loads everything a config names, reports on it and exits without serving. "
-        "Settings without a flag come from OVMS_REST_* environment variables, gunicorn's own from GUNICORN_CMD_ARGS; "
-        "flags take precedence. The exit code is 64 for a usage error, 1 when the service cannot start.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=37, width=104),
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=37, width=104),
         allow_abbrev=False,
     )
     line = f"ovms_rest {__version__}\nOpenVINO {version('openvino')}"
@@ -324,10 +397,11 @@ def _make_parser() -> Parser:
     for title, flags in GROUPS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
+            names = [f"-{flag.letter}", f"--{flag.name}"] if flag.letter else [f"--{flag.name}"]
             if flag.metavar:
-                group.add_argument(f"--{flag.name}", metavar=flag.metavar, help=flag.meaning)
+                group.add_argument(*names, metavar=flag.metavar, help=flag.meaning)
             else:
-                group.add_argument(f"--{flag.name}", nargs="?", const="true", metavar="true|false", help=flag.meaning)
+                group.add_argument(*names, nargs="?", const="true", metavar="true|false", help=flag.meaning)
     return parser
 
 
@@ -340,40 +414,65 @@ class _Version(argparse.Action):
 
 
 def _refuse(rest: Sequence[str]) -> Iterator[str]:
-    """Tell what is wrong with arguments that are no flags of ours."""
-    names = [argument.partition("=")[0] for argument in rest if argument.startswith("-")]
-    for name in names:
+    """Describe what is wrong with arguments that look like flags and are unknown."""
+    for name in (argument.partition("=")[0] for argument in rest if argument.startswith("-")):
         if reason := REFUSED.get(name.removeprefix("--")):
             yield f"{name} is not supported: {reason}"
         else:
             (near,) = difflib.get_close_matches(name, [f"--{known}" for known in FLAGS], n=1, cutoff=0)
             yield f"{name}: unknown flag; the nearest known one is {near}"
-    if not names and rest:  # behind an unknown flag it would be its value
-        yield f"unexpected argument {rest[0]!r}; the only command is 'check'"
 
 
-def _check_combination(values: Values) -> Iterator[str]:
-    servable = "use --config_path, or --model_path with --model_name"
-    model = [flag.name for flag in _MODEL if flag.name in values]
-    if "config_path" not in values:
-        missing = [f"--{name}" for name in ("model_name", "model_path") if name not in values]
-        if missing:
-            yield f"{servable}; {' and '.join(missing)} is missing" if len(missing) == 1 else servable
-    elif "model_name" in values or "model_path" in values:
-        yield "use either --config_path, or --model_path with --model_name"
-    elif model:
-        yield f"{_list(model)}: parameters of a model do not go with --config_path, the file has them"
+def _check_combination(values: Values, found: NamedPaths | None) -> Iterator[str]:
+    yield from _check_servable(values, found)
     for name in ("mean", "scale", "color_format", "precision"):
         if name in values and "layout" not in values:
             yield f"--{name} requires --layout to be set"
-    port, rest_port = values.get("port"), values.get("rest_port")
-    if not rest_port:
-        why = "--port is gRPC's, which is not served here" if port else "--port and --rest_port cannot both be unset"
-        yield f"--rest_port is missing: {why}"
-    elif port == rest_port:
-        yield f"--port and --rest_port cannot have the same value, got {port}"
+    yield from _check_addresses(values, found)
+    if "workers" in values and "rest_workers" in values:
+        yield "use either --workers or --rest_workers"
     if "metrics_list" in values and not values.get("metrics_enable"):
         yield "--metrics_list requires --metrics_enable"
+
+
+def _check_servable(values: Values, found: NamedPaths | None) -> Iterator[str]:
+    servable = "use --config_path, or --model_path with --model_name"
+    named = [f"--{flag.name}" for flag in _SERVABLES if flag.name in values]
+    model = [flag.name for flag in _MODEL if flag.name in values]
+    if found:
+        if named:
+            advice = "; the name of a model is given as NAME=PATH" if named == ["--model_name"] else ""
+            yield f"use either PATH or {' and '.join(named)}{advice}"
+        if model and len(found.models) > 1:
+            yield f"{_list(model)}: parameters of a model are for a single one, but there are {len(found.models)}"
+    elif not named:
+        yield f"there is nothing to serve: give a PATH, or {servable}"
+    elif "config_path" not in values:
+        missing = [f"--{name}" for name in ("model_name", "model_path") if name not in values]
+        if missing:
+            yield f"{servable}; {' and '.join(missing)} is missing"
+    elif len(named) > 1:
+        yield "use either --config_path, or --model_path with --model_name"
+    elif model:
+        yield f"{_list(model)}: parameters of a model do not go with --config_path, the file has them"
+
+
+def _check_addresses(values: Values, found: NamedPaths | None) -> Iterator[str]:
+    port, rest_port = values.get("port"), values.get("rest_port")
+    if "bind" in values:
+        if given := [name for name in ("rest_port", "rest_bind_address") if name in values]:
+            yield f"use either --bind or {_list(given)}"
+    elif not rest_port:
+        if port:
+            yield "--rest_port is missing: --port is gRPC's, which is not served here"
+        elif rest_port == 0 or not (found or _is_without_servable(values)):
+            yield "--rest_port is missing: --port and --rest_port cannot both be unset"
+    elif port == rest_port:
+        yield f"--port and --rest_port cannot have the same value, got {port}"
+
+
+def _is_without_servable(values: Values) -> bool:
+    return not any(flag.name in values for flag in _SERVABLES)
 
 
 def _environ(values: Values) -> dict[str, str]:
@@ -385,16 +484,22 @@ def _environ(values: Values) -> dict[str, str]:
     }
 
 
-def _model(values: Values) -> dict[str, Any]:
-    """Describe the single model as a config does."""
-    return {FLAGS[name].key: value for name, value in values.items() if FLAGS[name].key}
+def _models(values: Values, found: NamedPaths) -> tuple[dict[str, Any], ...]:
+    """Describe the models as a config does."""
+    options = {FLAGS[name].key: value for name, value in values.items() if FLAGS[name].key}
+    if not found.models:
+        return (options,)
+    return tuple({"name": model.name, "base_path": str(model.path), **options} for model in found.models)
 
 
-def _gunicorn(values: Values, cores: int) -> dict[str, Any]:
-    addresses = values.get("rest_bind_address", [_ANY_IPV4])
-    addresses = [address for address in addresses if address not in _covered(addresses)]
-    hosts = [f"[{address}]" if ":" in address else address for address in addresses]
-    settings: dict[str, Any] = {"bind": [f"{host}:{values['rest_port']}" for host in hosts]}
+def _gunicorn(values: Values, cores: int, default: str) -> dict[str, Any]:
+    """Settle gunicorn's settings; `default` is the address that goes with a port alone."""
+    settings: dict[str, Any] = {FLAGS[name].gunicorn: value for name, value in values.items() if FLAGS[name].gunicorn}
+    if "rest_port" in values or "rest_bind_address" in values:
+        addresses = values.get("rest_bind_address", [default])
+        addresses = [address for address in addresses if address not in _covered(addresses)]
+        hosts = [f"[{address}]" if ":" in address else address for address in addresses]
+        settings["bind"] = [f"{host}:{values.get('rest_port', _DEFAULT_PORT)}" for host in hosts]
     if "rest_workers" in values:
         settings["workers"] = min(values["rest_workers"] or cores, cores)
     if "log_level" in values:
@@ -411,7 +516,7 @@ def _covered(addresses: Sequence[str]) -> list[str]:
     return [address for address in addresses if widest and address != widest and (widest == "::" or ":" not in address)]
 
 
-def _notes(values: Values, cores: int) -> Iterator[tuple[int, str]]:
+def _notes(values: Values, cores: int, found: NamedPaths) -> Iterator[tuple[int, str]]:
     """Tell which flags do not have the effect that they have in OVMS; one that asks for nothing is not told."""
     if values.get("rest_workers", 0) > cores:
         yield (
@@ -424,6 +529,7 @@ def _notes(values: Values, cores: int) -> Iterator[tuple[int, str]]:
         yield logging.INFO, f"--rest_bind_address: {', '.join(covered)} left out, covered by {widest}"
     if tolerated := [flag.name for flag in _TOLERATED if values.get(flag.name)]:
         yield logging.INFO, f"{_list(tolerated)}: ignored: {_WHY_IGNORED}"
+    yield from ((logging.WARNING, note) for note in found.notes)
 
 
 def _list(names: Sequence[str]) -> str:

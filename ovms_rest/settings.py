@@ -123,7 +123,8 @@ class Settings:
     load_timeout_seconds: int = _setting(
         300,
         integer_between(1, 86400),
-        "seconds a model may take to be read, compiled and tried before it counts as failed",
+        "seconds a model may take to be read, compiled and tried before it counts as failed; while workers serve, time "
+        "for which it gets no core does not count, up to three times as much",
     )
     file_system_poll_wait_seconds: int = _setting(
         1,

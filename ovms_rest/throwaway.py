@@ -2,7 +2,8 @@
 
 The process is started anew and not forked: what OpenVINO has in the arbiter is nothing to try a model on. It reads its
 task as one JSON document and writes a line of JSON for each answer, and one at every step before, so that it is known
-what it was at when it dies or falls silent.
+what it was at when it dies or falls silent. While workers serve, it runs only on
+cores that no other process wants.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from typing import Any
 import orjson
 
 from ovms_rest.errors import LoadError, ShortageError
+from ovms_rest.priority import core_seconds, gives_way, wants_core, yield_to_others
 
 # Writes a line: tell(step="being compiled"), or an answer, which has any other names.
 Tell = Callable[..., None]
@@ -35,6 +37,8 @@ running: set[int] = set()
 
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.2
+# A process that gets no core may take so many times its timeout.
+_MOST_TIMEOUTS = 4
 
 
 class EndedError(LoadError):
@@ -64,10 +68,13 @@ class Throwaway:
     def answer(self, timeout: float) -> dict[str, Any]:
         """Wait `timeout` seconds at most for the next answer, and return it.
 
+        Of a process that gives way to workers, the time in which it wants a core and gets none does not count, up to
+        three times the timeout.
+
         Raises LoadError, which says at which step it was: EndedError when the process ended, and else when the time is
         over. When `stop` said so meanwhile it has the text STOPPED.
         """
-        step, deadline = "starting", time.monotonic() + timeout
+        step, deadline = "starting", _Deadline(self._process.pid, timeout)
         try:
             while (message := self._receive(deadline)) is not None:
                 if "step" not in message:
@@ -77,11 +84,11 @@ class Throwaway:
         except TimeoutError:
             raise LoadError(f"did not come up in {timeout:g} s; it was stopped while {step}") from None
 
-    def _receive(self, deadline: float) -> dict[str, Any] | None:
+    def _receive(self, deadline: "_Deadline") -> dict[str, Any] | None:
         """Return the next line, None when no more will come. Raises LoadError and TimeoutError."""
         while not self._lines:
             has_ended = self._process.poll() is not None
-            if not self._exchange(_pause(deadline)):
+            if not self._exchange(deadline.pause()):
                 if has_ended:  # and what it forked keeps its output open
                     return None
                 self._check_stop()
@@ -117,11 +124,11 @@ class Throwaway:
             self._ready.unregister(self._input)
             self._input.close()
 
-    def _wait(self, deadline: float) -> str:
+    def _wait(self, deadline: "_Deadline") -> str:
         """Wait for the end and describe it. Raises LoadError, and TimeoutError when it only closed its output."""
         while True:
             try:
-                returncode = self._process.wait(_pause(deadline))
+                returncode = self._process.wait(deadline.pause())
             except subprocess.TimeoutExpired:
                 self._check_stop()
             else:
@@ -132,12 +139,25 @@ class Throwaway:
             raise LoadError(STOPPED)
 
 
-def _pause(deadline: float) -> float:
-    """Return the seconds to wait before looking again. Raises TimeoutError when there are none."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return min(left, _POLL_SECONDS)
+class _Deadline:
+    """The end of the time that a process has; while it gives way to workers, that of the time on a core."""
+
+    def __init__(self, pid: int, seconds: float) -> None:
+        """Start to count."""
+        self._pid = pid
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+        self._last = self._end + (_MOST_TIMEOUTS - 1) * seconds if gives_way() else self._end
+        self._spent = core_seconds(pid)
+
+    def pause(self) -> float:
+        """Return the seconds to wait before looking again. Raises TimeoutError when there are none."""
+        now = time.monotonic()
+        if now >= self._end and now < self._last and wants_core(self._pid):
+            self._end = min(now + self._seconds - (core_seconds(self._pid) - self._spent), self._last)
+        if now >= self._end:
+            raise TimeoutError
+        return min(self._end - now, _POLL_SECONDS)
 
 
 @contextmanager
@@ -151,7 +171,14 @@ def start(
     has no process, memory or descriptor left for it.
     """
     written = orjson.dumps(task, default=str)
-    command = [sys.executable, "-m", "ovms_rest.throwaway", work.__module__, work.__name__]
+    command = [
+        sys.executable,
+        "-m",
+        "ovms_rest.throwaway",
+        work.__module__,
+        work.__name__,
+        *(["idle"] if gives_way() else []),
+    ]
     with _start(command, descriptors) as process:
         running.add(process.pid)
         try:
@@ -165,21 +192,25 @@ def start(
 
 def _start(command: list[str], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
     try:
-        # In a session of its own, so that what the work may fork ends with it.
+        # In a process group of its own, so that what the work may fork ends with it. In a session of its own it would
+        # get as much of the cores as all workers together, whatever its priority (autogroup, sched(7)).
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, pass_fds=descriptors
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0, pass_fds=descriptors
         )
     except OSError as error:
         raise ShortageError(f"cannot start a process to try models and nodes in: {error.strerror}") from error
 
 
 def main() -> None:
-    """Be the throwaway process: do the work whose module and name are the arguments."""
+    """Be the throwaway process: do the work whose module and name are the arguments, at a low priority if `idle`."""
     # Not to outlive an arbiter that is killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a terminal set to `tostop` would stop it at its first line
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever the work prints is no answer
-    _, module, name = sys.argv
+    _, module, name, *priority = sys.argv
+    if priority:
+        yield_to_others()
     work: Work = getattr(importlib.import_module(module), name)
 
     def tell(**message: Any) -> None:

@@ -146,15 +146,55 @@ def test_the_version(tmp_path):
 def test_help_tells_of_check(tmp_path, arguments):
     done = run(tmp_path, *arguments)
     assert done.returncode == 0
-    assert "a config names" in " ".join(done.stdout.lower().split())
+    assert "that a config" in " ".join(done.stdout.lower().split())
 
 
-@pytest.mark.parametrize("arguments", [[], ["chekc"], ["check", "a", "b"], ["--config_path", "c", "--pull"]])
+@pytest.mark.parametrize("arguments", [[], ["--chekc"], ["check", "--a"], ["--config_path", "c", "--pull"]])
 def test_a_wrong_call_is_told_on_the_standard_error(tmp_path, arguments):
     done = run(tmp_path, *arguments)
     assert (done.returncode, done.stdout) == (64, "")
-    assert done.stderr.startswith("usage: ovms-rest --config_path FILE")
+    assert done.stderr.startswith("usage: ovms-rest [NAME=]PATH")
     assert "\novms-rest: " in done.stderr
+
+
+# --- Paths
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A repository with the models a and b, and a model file beside it."""
+    directory = tmp_path_factory.mktemp("paths")
+    model_zoo.save(model_zoo.relu((1, 4)), directory / "models" / "a")
+    model_zoo.save(model_zoo.relu((1, 4)), directory / "models" / "b")
+    for suffix in ("xml", "bin"):
+        (directory / f"relu.{suffix}").write_bytes((directory / f"models/a/1/model.{suffix}").read_bytes())
+    return directory
+
+
+def test_paths_are_checked_as_a_config_is(models):
+    done = run(models, "check", models / "models", f"n={models}/relu.xml", "--json")
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert [model["name"] for model in report["models"]] == ["a", "b", "n"]
+
+
+def test_paths_without_a_model_are_problems_of_a_check(models):
+    done = run(models, "check", models / "absent", models / "relu.bin")
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        f"problem: {models}/absent: No such file or directory",
+        f"problem: {models}/relu.bin: the weights of relu.xml; give that file instead",
+        "0 of 0 models serve, 2 problems",
+    ]
+
+
+def test_paths_without_a_model_are_reported_in_a_line_each(models):
+    done = run(models, models / "absent", models / "models" / "a", models / "relu.bin")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        f"ovms-rest: {models}/absent: No such file or directory",
+        f"ovms-rest: {models}/relu.bin: the weights of relu.xml; give that file instead",
+    ]
 
 
 # --- The service
@@ -222,6 +262,33 @@ def test_a_single_model_is_served_with_its_options(tmp_path):
         assert described["name"] == "a b"
         assert described["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [2, 4]}]
         assert service.get("/v2/health/ready").status == 200
+
+
+def test_paths_are_served_under_their_names_and_stay_after_a_reload(models, tmp_path):
+    with serve(tmp_path, models / "models", f"n={models}/relu.xml", "-w1") as service:
+        assert [model["name"] for model in service.get("/v2/models").json()["models"]] == ["a", "b", "n"]
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [-1, 2, -3, 4]}]}
+        assert service.infer("n", body).json()["outputs"][0]["data"] == [0, 2, 0, 4]
+        assert f"Listening at: http://127.0.0.1:{service.port} " in service.log
+        assert service.request("POST", "/v1/config/reload").status == 200
+
+
+def test_a_path_called_check_is_served(tmp_path):
+    model_zoo.save(model_zoo.relu((1, 4)), tmp_path / "check")
+    with serve(tmp_path, "./check", "--shape=(2,4)") as service:
+        assert service.get("/v2/models/check").json()["inputs"][0]["shape"] == [2, 4]
+
+
+def test_a_model_that_fails_leaves_the_others_of_a_repository(tmp_path):
+    model_zoo.save(model_zoo.relu((1, 4)), tmp_path / "models" / "good")
+    model_zoo.save(model_zoo.relu((1, 4)), tmp_path / "models" / "bad")
+    (tmp_path / "models" / "bad" / "1" / "model.xml").write_text("garbage")
+    with serve(tmp_path, "models") as service:
+        assert service.get("/v2/models/good/ready").status == 200
+        assert service.get("/v2/models/bad/ready").status == 404
+    done = run(tmp_path, tmp_path / "models" / "bad", f"--rest_port={free_port()}")
+    assert done.returncode == 1
+    assert "\novms-rest: model 'bad' does not serve: version 1 cannot read " in done.stderr
 
 
 def test_the_command_line_of_kserve_serves(tmp_path):

@@ -114,12 +114,13 @@ def test_nothing_is_left_of_places(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     formats.write_onnx_with_external_data(tmp_path / "1")
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/proc/self/fd"))
     with open_places(2) as places:
         copy_model(tmp_path / "1", places[1])
         assert len(list((tmp_path / "tmp").iterdir())) == 1
     assert list((tmp_path / "tmp").iterdir()) == []
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    # Garbage of other tests in this process may be collected meanwhile.
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_what_a_killed_service_left_is_removed_and_what_others_use_is_kept(tmp_path, monkeypatch):

@@ -31,22 +31,22 @@ def refusals(*arguments):
 def test_a_config_file_is_the_setting_of_that_name():
     start = read(*CONFIG, *PORT)
     assert start.environ == {"OVMS_REST_CONFIG": "c.json"}
-    assert start.model is None
+    assert start.models == ()
 
 
 def test_a_single_model_is_described_as_in_a_config():
     start = read(*SINGLE, *PORT)
-    assert start.model == {"name": "m", "base_path": "/m"}
+    assert start.models == ({"name": "m", "base_path": "/m"},)
     assert start.environ == {}
 
 
 def test_a_relative_model_path_is_of_the_working_directory():
     start = read("--model_name", "m", "--model_path", "models/m", *PORT)
-    assert start.model["base_path"] == f"{Path.cwd()}/models/m"
+    assert start.models[0]["base_path"] == f"{Path.cwd()}/models/m"
 
 
 def test_a_remote_model_path_is_left_for_the_config_to_refuse():
-    assert read("--model_name", "m", "--model_path", "s3://b/m", *PORT).model["base_path"] == "s3://b/m"
+    assert read("--model_name", "m", "--model_path", "s3://b/m", *PORT).models[0]["base_path"] == "s3://b/m"
 
 
 MODEL_CASES = {
@@ -69,7 +69,7 @@ MODEL_CASES = {
 def test_a_flag_of_the_model_is_the_key_of_that_name(flag, text, value, form):
     given = [f"--{flag}", text] if form == "apart" else [f"--{flag}={text}"]
     layout = [] if flag == "layout" else ["--layout", "NHWC"]
-    assert read(*SINGLE, *PORT, *given, *layout).model[flag] == value
+    assert read(*SINGLE, *PORT, *given, *layout).models[0][flag] == value
 
 
 def test_every_flag_of_the_model_has_a_case():
@@ -109,6 +109,7 @@ GUNICORN_CASES = [
     (["--rest_bind_address=127.0.0.1,::,::1,localhost"], {"bind": ["[::]:8000"]}),
     (["--rest_bind_address=0.0.0.0,127.0.0.1,::1"], {"bind": ["0.0.0.0:8000", "[::1]:8000"]}),
     (["--rest_bind_address", ""], {"bind": ["0.0.0.0:8000"]}),
+    (["--rest_bind_address=::1"], {"bind": ["[::1]:8000"]}),
     (["--rest_workers", "3"], {"bind": ["0.0.0.0:8000"], "workers": 3}),
     (["--rest_workers", "1"], {"bind": ["0.0.0.0:8000"], "workers": 1}),
     (["--rest_workers", "0"], {"bind": ["0.0.0.0:8000"], "workers": CORES}),
@@ -186,9 +187,10 @@ def test_what_has_no_effect_is_noted_unless_it_asks_for_nothing(arguments, notes
 # --- Calls that are refused
 
 SERVABLE = "use --config_path, or --model_path with --model_name"
+NOTHING = f"there is nothing to serve: give a PATH, or {SERVABLE}"
 COMBINATIONS = [
-    (PORT, [SERVABLE]),
-    ([*PORT, "--config_path="], [SERVABLE]),
+    (PORT, [NOTHING]),
+    ([*PORT, "--config_path="], [NOTHING]),
     ([*PORT, "--model_name=m"], [f"{SERVABLE}; --model_path is missing"]),
     ([*PORT, "--model_path=m"], [f"{SERVABLE}; --model_name is missing"]),
     ([*PORT, *CONFIG, *SINGLE], ["use either --config_path, or --model_path with --model_name"]),
@@ -206,7 +208,9 @@ COMBINATIONS = [
     ([*CONFIG, *PORT, "--port=8000"], ["--port and --rest_port cannot have the same value, got 8000"]),
     ([*CONFIG, *PORT, "--metrics_list=a"], ["--metrics_list requires --metrics_enable"]),
     ([*CONFIG, *PORT, "--metrics_list=a", "--metrics_enable=false"], ["--metrics_list requires --metrics_enable"]),
-    ([], [SERVABLE, "--rest_port is missing: --port and --rest_port cannot both be unset"]),
+    ([], [NOTHING]),
+    (["-b=:80", *PORT, *CONFIG, "--rest_bind_address=::1"], ["use either --bind or --rest_port, --rest_bind_address"]),
+    ([*PORT, *CONFIG, "-w", "2", "--rest_workers=2"], ["use either --workers or --rest_workers"]),
 ]
 
 
@@ -234,6 +238,8 @@ VALUES = [
     ("rest_bind_address", "127.0.0.1:80", ADDRESSES),
     ("rest_bind_address", "[::1", ADDRESSES),
     ("rest_bind_address", "unix:/x", ADDRESSES),
+    ("bind", "8000", "expected HOST:PORT, unix:PATH or fd://N, several separated by commas"),
+    ("workers", "0", "expected an integer from 1 to 10000"),
     ("plugin_config", "[]", "expected a JSON object"),
     ("model_version_policy", "1", "expected a JSON object"),
 ]
@@ -284,8 +290,79 @@ def test_an_unknown_flag_is_refused_with_the_nearest(argument, problem):
     assert refusals(*CONFIG, *PORT, argument) == [problem]
 
 
-def test_an_argument_that_belongs_to_nothing_is_refused():
-    assert refusals("serve", *CONFIG, *PORT) == ["unexpected argument 'serve'; the only command is 'check'"]
+def test_gunicorns_own_flags_for_addresses_and_workers():
+    for flags in (["-b", "0.0.0.0:80,unix:/x", "-w", "64"], ["--bind=0.0.0.0:80, unix:/x", "--workers=64"]):
+        assert read(*CONFIG, *flags).gunicorn == {"bind": ["0.0.0.0:80", "unix:/x"], "workers": 64}
+
+
+# --- Paths
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.onnx").touch()
+    return {"name": "m", "base_path": str(tmp_path / "m.onnx")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        ([], {}),  # gunicorn's own default, 127.0.0.1:8000
+        (["--rest_port=80"], {"bind": ["127.0.0.1:80"]}),
+        (["--rest_bind_address=0.0.0.0"], {"bind": ["0.0.0.0:8000"]}),
+        (["-b", ":80"], {"bind": [":80"]}),
+        (["--rest_port=80", "--port=81", "--rest_workers=2"], {"bind": ["127.0.0.1:80"], "workers": 2}),
+    ],
+)
+def test_paths_need_no_port(model, flags, settings):
+    start = read("m.onnx", *flags)
+    assert start.models == (model,)
+    assert start.gunicorn == settings
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "m.onnx --rest_port 80",
+        "--rest_port 80 m.onnx",
+        "--rest_port 80 -- m.onnx",
+        "--metrics_enable m.onnx",
+        "--metrics_enable true m.onnx",
+        "m.onnx --metrics_enable",
+    ],
+)
+def test_paths_stand_before_and_behind_flags(model, line):
+    assert read(*line.split()).models == (model,)
+
+
+def test_options_of_a_model_go_with_a_single_path(model):
+    assert read("m.onnx", "--layout=NC").models == (model | {"layout": "NC"},)
+    assert refusals("a=m.onnx", "b=m.onnx", "--layout=NC") == [
+        "--layout: parameters of a model are for a single one, but there are 2"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("m.onnx --config_path c.json", "use either PATH or --config_path"),
+        ("m.onnx --model_name n", "use either PATH or --model_name; the name of a model is given as NAME=PATH"),
+        ("m.onnx --model_name n --model_path p", "use either PATH or --model_name and --model_path"),
+        ("m.onnx --port 80", "--rest_port is missing: --port is gRPC's, which is not served here"),
+        ("m.onnx --port 80 --rest_port 80", "--port and --rest_port cannot have the same value, got 80"),
+    ],
+)
+def test_paths_and_flags_that_do_not_go_together_are_refused(model, line, problem):
+    assert refusals(*line.split()) == [problem]
+
+
+def test_mistakes_of_flags_and_paths_are_reported_together(model):
+    assert refusals("absent", "m.onnx", "--rest_port=x", "other") == [
+        "--rest_port: expected an integer from 0 to 65535, got 'x'",
+        "absent: No such file or directory",
+        "other: No such file or directory",
+    ]
 
 
 def test_all_mistakes_are_told_at_once():
@@ -309,7 +386,7 @@ OPENSHIFT = (
 @pytest.mark.parametrize(("line", "port"), [(KSERVE, 8080), (OPENSHIFT, 8888)])
 def test_the_command_lines_of_runtimes_are_understood(line, port):
     start = read(*line.split())
-    assert start.model["base_path"] == "/mnt/models"
+    assert start.models[0]["base_path"] == "/mnt/models"
     metrics = {"OVMS_REST_METRICS_ENABLE": "true"} if "--metrics_enable" in line else {}
     assert start.environ == {"OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS": "0", **metrics}
     assert start.gunicorn == {"bind": [f"0.0.0.0:{port}"]}
@@ -322,7 +399,8 @@ def test_the_help_has_a_line_for_every_flag(capsys):
     text = capsys.readouterr().out
     assert all(f"\n{title}:\n" in text for title in GROUPS)
     lines = [line.split() for line in text.splitlines() if line.startswith("  --")]
-    assert [words[0].lstrip("-") for words in lines] == ["version", *FLAGS]
+    assert [words[0].lstrip("-") for words in lines] == ["version", *(name for name in FLAGS if not FLAGS[name].letter)]
+    assert all(f"\n  -{flag.letter} {flag.metavar}, --{flag.name}" in text for flag in FLAGS.values() if flag.letter)
     assert max(map(len, text.splitlines())) <= 104
     # The longest name alone has its meaning in the next line.
     assert [words[0] for words in lines if len(words) <= 2] == ["--custom_node_resources_cleaner_interval_seconds"]

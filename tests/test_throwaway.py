@@ -1,7 +1,10 @@
 """Throwaway processes: what they answer, how their end is told, and that none can hold up who waits for it."""
 
+import contextlib
 import os
+import pty
 import signal
+import termios
 import time
 from pathlib import Path
 
@@ -176,3 +179,22 @@ def test_a_task_that_is_not_read_is_given_up_when_the_service_ends():
 def test_a_process_that_dies_before_it_reads_its_task_is_told(monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
     assert reason_of(answer_each, [LARGE]) == "ended the process that tried it with exit code 1 while starting"
+
+
+def test_a_terminal_that_stops_background_output_does_not_stop_it():
+    """As `stty tostop` sets it; the process is not in the foreground's process group."""
+    pid, terminal = pty.fork()
+    if not pid:
+        try:
+            settings = termios.tcgetattr(2)
+            settings[3] |= termios.TOSTOP
+            termios.tcsetattr(2, termios.TCSANOW, settings)
+            with start(print_and_answer, "done") as process:
+                os._exit(0 if process.answer(20) == {"answer": "done"} else 2)
+        finally:
+            os._exit(1)
+    with os.fdopen(terminal, "rb", buffering=0) as stream, contextlib.suppress(OSError):  # EIO at its end
+        while stream.read(4096):
+            pass
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0

@@ -36,6 +36,9 @@ _KINDS = (
 )
 _EXPECTED = "a .xml with its .bin, a .onnx, a .pdmodel with its .pdiparams, a .pb, or a .tflite"
 _SUFFIXES = (".xml", ".onnx", ".pdmodel", ".pdiparams", ".pb", ".tflite")
+MODEL_SUFFIXES = tuple(suffix for suffix, _ in _KINDS)
+# The suffix of a model file by that of its weights.
+WEIGHTS = {second: suffix for suffix, second in _KINDS if second is not None}
 
 # What lies in a working tree of Git instead of a large file that was not fetched begins with this.
 _LFS_POINTER = b"version https://git-lfs"
@@ -128,6 +131,31 @@ def find_versions(base_path: Path) -> dict[int, Path]:
             list_names(ignored),
         )
     return dict(sorted(versions.items()))
+
+
+def has_versions(directory: Path) -> bool:
+    """Return whether a directory has a directory that is named like a version. Raises LoadError."""
+    names = _list_names(directory, "directory")
+    return any(parse_version(name) is not None and os.path.isdir(directory / name) for name in names)
+
+
+def find_model_names(directory: Path) -> list[str]:
+    """Return the names of the model files in a directory, of those with the same stem one. Raises LoadError."""
+    files = _keep_files(directory, _list_names(directory, "directory"))
+    if SAVED_MODEL in files:
+        return [SAVED_MODEL]
+    found: dict[str, str] = {}
+    for suffix in MODEL_SUFFIXES:
+        for name in files:
+            if name.endswith(suffix):
+                found.setdefault(name.removesuffix(suffix), name)
+    return sorted(found.values())
+
+
+def find_subdirectories(directory: Path) -> list[str]:
+    """Return the names of the directories in a directory that somebody made for models. Raises LoadError."""
+    names = _list_names(directory, "directory")
+    return [name for name in names if os.path.isdir(directory / name) and name not in _USUAL_DIRECTORIES]
 
 
 # --- The model of a version

@@ -29,6 +29,7 @@ from ovms_rest.pool.spawning import ENDING, Spawning, is_told_to_end, prepare
 from ovms_rest.pool.table import SLOTS, WorkerTable
 from ovms_rest.pool.tls import TlsError, load_tls
 from ovms_rest.pool.worker import Worker
+from ovms_rest.priority import begin_to_serve
 from ovms_rest.settings import PREFIX, read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -102,6 +103,7 @@ def on_starting(arbiter: Any) -> None:
 
     Count the worker of the control address, when there is one, besides the others.
     """
+    begin_to_serve()
     arbiter.app.wsgi().log_levels.install()
     arbiter.app.wsgi().telemetry.table = _table
     arbiter.SIG_NAMES = {**arbiter.SIG_NAMES, CONTROL: "control"}
