@@ -1,34 +1,39 @@
 """Scheduling priority of loading while workers serve, so that inferences come first.
 
-No right is needed to lower a priority (sched(7)), but without CAP_SYS_NICE nothing raises it again: neither a nice
-value nor SCHED_IDLE. So what lowers its priority here is a process or a thread that ends with its work.
+No right is needed to lower a priority (sched(7)), but without CAP_SYS_NICE or RLIMIT_NICE nothing raises it again:
+neither a nice value nor SCHED_IDLE. So what lowers its priority here is a process or a thread that ends with its work,
+or one that has that right.
 """
 
 import contextlib
 import os
+import re
+import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-_LOWEST = 19
+LOWEST = 19
 # The arbiter replaces no workers while it waits for a thread of its own. On cores that are all busy for good, a thread
 # with this nice value still gets a tenth of one, with 19 a seventieth, and with SCHED_IDLE a 340th.
-_MODERATE = 10
+MODERATE = 10
+_CAP_SYS_NICE = 23
+_RLIMIT_NICE = 13  # which the module `resource` does not name
 
 Result = TypeVar("Result")
 
-_state = {"is_serving": False}
+_state = {"is_serving": 0, "nice": 0}
 
 
 def begin_to_serve() -> None:
     """Have loads give way to workers from now on. Before that, at the start, there is nothing to disturb."""
-    _state["is_serving"] = True
+    _state.update(is_serving=1, nice=os.getpriority(os.PRIO_PROCESS, 0))
 
 
 def gives_way() -> bool:
     """Return whether loads in this process give way to workers."""
-    return _state["is_serving"]
+    return bool(_state["is_serving"])
 
 
 def yield_to_others() -> None:
@@ -38,7 +43,7 @@ def yield_to_others() -> None:
     system calls, is passed over: the work is the same at any priority.
     """
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
@@ -55,7 +60,7 @@ def run_niced(work: Callable[[], Result]) -> Result:
 
     def run() -> None:
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _MODERATE)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MODERATE)
         try:
             results.append(work())
         except BaseException as error:
@@ -67,6 +72,57 @@ def run_niced(work: Callable[[], Result]) -> Result:
     if errors:
         raise errors[0]
     return results[0]
+
+
+@contextlib.contextmanager
+def lowered(nice: int, loses_rights: bool = False) -> Iterator[None]:
+    """Do work in this process at a nice value, if it may go back to that of the service, as it does afterwards.
+
+    It may with CAP_SYS_NICE, which root has, or a limit RLIMIT_NICE that allows it (sched(7); LimitNICE= in systemd).
+    Processes that are forked meanwhile inherit the value, and have to go back by this function too; `loses_rights` if
+    they are going to be another user's. Threads that the work has started go back as well.
+    """
+    if not _may_go_back(loses_rights):
+        yield
+        return
+    _set_nice(nice)
+    try:
+        yield
+    finally:
+        _set_nice(usual_nice())
+
+
+def usual_nice() -> int:
+    """Return the nice value of the service."""
+    return _state["nice"]
+
+
+def end_quietly() -> None:
+    """Have the rest of this process, which is about to exit, give way to others."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+
+
+def _may_go_back(loses_rights: bool) -> bool:
+    soft, _ = resource.getrlimit(_RLIMIT_NICE)
+    if soft == resource.RLIM_INFINITY or soft >= 20 - usual_nice():
+        return True
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # there are no descriptors left, which is for the load to find
+        return False
+    capabilities = re.search(r"^CapEff:\s*(\w+)$", status, re.MULTILINE)
+    has_right = capabilities is not None and bool(int(capabilities[1], 16) >> _CAP_SYS_NICE & 1)
+    return has_right and not loses_rights
+
+
+def _set_nice(nice: int) -> None:
+    threads = [threading.get_native_id()]
+    with contextlib.suppress(OSError):  # there may be no descriptors left
+        threads += map(int, os.listdir("/proc/self/task"))
+    for thread in threads:
+        with contextlib.suppress(OSError):  # a thread that is gone, or what a filter of system calls forbids
+            os.setpriority(os.PRIO_PROCESS, thread, nice)
 
 
 def core_seconds(pid: int) -> float:

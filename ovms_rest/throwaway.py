@@ -2,8 +2,7 @@
 
 The process is started anew and not forked: what OpenVINO has in the arbiter is nothing to try a model on. It reads its
 task as one JSON document and writes a line of JSON for each answer, and one at every step before, so that it is known
-what it was at when it dies or falls silent. While workers serve, it runs only on
-cores that no other process wants.
+what it was at when it dies or falls silent. While workers serve, it runs only on cores that no other process wants.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from typing import Any
 import orjson
 
 from ovms_rest.errors import LoadError, ShortageError
-from ovms_rest.priority import core_seconds, gives_way, wants_core, yield_to_others
+from ovms_rest.priority import core_seconds, gives_way, wants_core
 
 # Writes a line: tell(step="being compiled"), or an answer, which has any other names.
 Tell = Callable[..., None]
@@ -36,6 +35,9 @@ STOPPED = "was not tried to the end, as the service ends"
 running: set[int] = set()
 
 _PR_SET_PDEATHSIG = 1
+# What the process runs, the first at a low priority from its first import on.
+_LOWER = "from ovms_rest.priority import yield_to_others; yield_to_others(); "
+_RUN = "from ovms_rest.throwaway import main; main()"
 _POLL_SECONDS = 0.2
 # A process that gets no core may take so many times its timeout.
 _MOST_TIMEOUTS = 4
@@ -171,14 +173,8 @@ def start(
     has no process, memory or descriptor left for it.
     """
     written = orjson.dumps(task, default=str)
-    command = [
-        sys.executable,
-        "-m",
-        "ovms_rest.throwaway",
-        work.__module__,
-        work.__name__,
-        *(["idle"] if gives_way() else []),
-    ]
+    code = _LOWER + _RUN if gives_way() else _RUN
+    command = [sys.executable, "-c", code, work.__module__, work.__name__]
     with _start(command, descriptors) as process:
         running.add(process.pid)
         try:
@@ -202,15 +198,13 @@ def _start(command: list[str], descriptors: Sequence[int]) -> subprocess.Popen[b
 
 
 def main() -> None:
-    """Be the throwaway process: do the work whose module and name are the arguments, at a low priority if `idle`."""
+    """Be the throwaway process: do the work whose module and name are the arguments."""
     # Not to outlive an arbiter that is killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a terminal set to `tostop` would stop it at its first line
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever the work prints is no answer
-    _, module, name, *priority = sys.argv
-    if priority:
-        yield_to_others()
+    _, module, name = sys.argv
     work: Work = getattr(importlib.import_module(module), name)
 
     def tell(**message: Any) -> None:
@@ -218,7 +212,3 @@ def main() -> None:
 
     work(orjson.loads(sys.stdin.buffer.read()), tell)
     os._exit(0)  # nothing is left to do, and OpenVINO takes a while to tear down
-
-
-if __name__ == "__main__":
-    main()

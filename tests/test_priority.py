@@ -161,6 +161,40 @@ def test_a_process_that_is_gone_wants_no_core():
     assert core_seconds(os.getpid()) > 0
 
 
+def describe_nice(nice):
+    """Return the nice values of a forked process within `lowered`, of a process that it forks, and afterwards."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        if nice is None:  # neither CAP_SYS_NICE nor a limit that allows it
+            os.setgid(65534)
+            os.setuid(65534)
+        with priority.lowered(15):
+            inside = os.getpriority(os.PRIO_PROCESS, 0)
+            thread = threading.Thread(target=time.sleep, args=(0.5,))
+            thread.start()
+        values = [inside, *(os.getpriority(os.PRIO_PROCESS, int(each)) for each in os.listdir("/proc/self/task"))]
+        os.write(writing, " ".join(map(str, values)).encode())
+        os._exit(0)
+    os.wait()
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        return [int(value) for value in stream.read().split()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise its priority")
+def test_a_process_that_may_raise_its_priority_lowers_it_for_a_while_with_all_its_threads(monkeypatch):
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    monkeypatch.setitem(priority._state, "nice", usual)
+    assert describe_nice(15) == [15, usual, usual]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_a_process_that_may_not_raise_its_priority_keeps_it(monkeypatch):
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    monkeypatch.setitem(priority._state, "nice", usual)
+    assert describe_nice(None) == [usual, usual, usual]
+
+
 def test_workers_and_arbiter_keep_their_priority_through_a_reload_that_gives_way(tmp_path):
     """The process that tries a model tells its policy by what it leaves in a file."""
     model_zoo.save(model_zoo.relu(), tmp_path / "m")

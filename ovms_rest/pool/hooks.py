@@ -29,7 +29,7 @@ from ovms_rest.pool.spawning import ENDING, Spawning, is_told_to_end, prepare
 from ovms_rest.pool.table import SLOTS, WorkerTable
 from ovms_rest.pool.tls import TlsError, load_tls
 from ovms_rest.pool.worker import Worker
-from ovms_rest.priority import begin_to_serve
+from ovms_rest.priority import LOWEST, MODERATE, begin_to_serve, end_quietly, lowered, usual_nice
 from ovms_rest.settings import PREFIX, read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -121,6 +121,8 @@ def on_starting(arbiter: Any) -> None:
         os.environ["GUNICORN_FD"] = "0"
     guard(arbiter)
     notifying.install(arbiter)
+    for name in ("handle_hup", "handle_control"):
+        setattr(arbiter, name, partial(_give_way, arbiter, getattr(arbiter, name)))
     with _ending_without(_control_bind(arbiter)):
         arbiter.control_address.listen(arbiter.log)
     arbiter.control_sockets = arbiter.control_address.sockets
@@ -191,6 +193,12 @@ def _reexec(arbiter: Any, reexec: Callable[[], None]) -> None:
         if os.getpid() != pid:
             os._exit(1)
         arbiter.reexec_pid = 0
+
+
+def _give_way(arbiter: Any, handle: Callable[[], None]) -> None:
+    """Make changes, and fork the workers that serve them, at a lower priority than those that serve."""
+    with lowered(MODERATE, loses_rights=arbiter.cfg.uid != os.geteuid()):
+        handle()
 
 
 def _add_worker(arbiter: Any, handle: Callable[[], None]) -> None:
@@ -303,6 +311,7 @@ def pre_fork(arbiter: Any, worker: Any) -> None:
     worker.opening = mmap.mmap(-1, _NAME_BYTES)
     worker.tls = arbiter.tls
     worker.row = _table.take()
+    worker.gives_way = any(other.row.is_ready() for other in arbiter.WORKERS.values())
     worker.is_control = False
     worker.age = 1 + _highest_age(arbiter)  # gunicorn ends the oldest first; its own count is set back by a reload
     if arbiter.control_sockets and not any(other.is_control for other in arbiter.WORKERS.values()):
@@ -336,6 +345,8 @@ def post_worker_init(worker: Any) -> None:
     gunicorn kills a worker that does not report for its `timeout`. The time to open the models comes on top of that,
     by a report dated ahead.
 
+    Beside workers that serve it does so at a low priority, where it may raise that again.
+
     A signal to end that came before the worker had handlers of its own went to its copy of the arbiter's. Lost there,
     it would have the arbiter wait for the worker for its whole `graceful_timeout`.
     """
@@ -343,7 +354,8 @@ def post_worker_init(worker: Any) -> None:
     ahead = time.monotonic() + app.settings.load_timeout_seconds
     os.utime(worker.tmp.fileno(), (ahead, ahead))
     app.telemetry.counters.claim(worker.row.index)
-    app.models.open(lambda name: note_opening(worker, name), _end_in_order)
+    with lowered(LOWEST if worker.gives_way else usual_nice()):
+        app.models.open(lambda name: note_opening(worker, name), _end_in_order)
     app.permission.is_control_address = worker.is_control
     worker.notify()
     if read_settings(os.environ).max_worker_memory_bytes:
@@ -394,6 +406,7 @@ def worker_exit(arbiter: Any, worker: Any) -> None:
     """
     if os.getpid() != worker.pid:
         return
+    end_quietly()
     error = sys.exc_info()[1]
     code = error.code if isinstance(error, SystemExit) else 1
     sys.stdout.flush()
