@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-LOWEST = 19
-# The arbiter replaces no workers while it waits for a thread of its own. On cores that are all busy for good, a thread
-# with this nice value still gets a tenth of one, with 19 a seventieth, and with SCHED_IDLE a 340th.
+_LOWEST = 19
+# For what others wait for: the arbiter replaces no workers while it loads, and a reload is over when the new workers
+# serve. On cores that are all busy for good, a thread with this nice value still gets a tenth of one, with 19 a
+# seventieth, and with SCHED_IDLE a 340th.
 MODERATE = 10
 _CAP_SYS_NICE = 23
 _RLIMIT_NICE = 13  # which the module `resource` does not name
@@ -43,7 +44,7 @@ def yield_to_others() -> None:
     system calls, is passed over: the work is the same at any priority.
     """
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+        os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
@@ -100,7 +101,7 @@ def usual_nice() -> int:
 def end_quietly() -> None:
     """Have the rest of this process, which is about to exit, give way to others."""
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+        os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)
 
 
 def _may_go_back(loses_rights: bool) -> bool:

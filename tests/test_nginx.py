@@ -412,7 +412,8 @@ def test_503_above_the_limit_of_inferences_and_504_after_the_time_for_one(servic
     slow = json.dumps(slow_models.count(4 * slow_models.SLOW)).encode()
     with nginx.run(tmp_path / "nginx", service.directory, "http", **replaced) as running, running.connect() as first:
         before = inferences(service, "counting")
-        first.sendall(post("/v2/models/counting/infer", slow, "Connection: close"))
+        begin(first, "/v2/models/counting/infer", slow, "Connection: close")
+        first.sendall(slow)
 
         def refused():
             answer = running.infer("relu", RELU)
@@ -433,7 +434,7 @@ def test_503_above_the_limit_of_inferences_and_504_after_the_time_for_one(servic
 def test_503_above_the_limit_of_a_client_leaves_others_alone(service, tmp_path):
     replaced = {"ovms_rest_clients 128;": "ovms_rest_clients 1;"}
     with nginx.run(tmp_path / "nginx", service.directory, "http", **replaced) as running, running.connect() as first:
-        first.sendall(head("POST", RELU_PATH, f"Content-Length: {len(RELU)}"))  # an upload that goes on
+        begin(first, RELU_PATH, RELU)  # an upload that goes on
         running.wait_for(lambda: running.infer("relu", RELU).status == 503)
         assert running.get("/v2").status == 200  # the limit is of inferences
         with socket.create_connection(("127.0.0.1", running.port), source_address=("127.0.0.2", 0)) as other:
@@ -441,6 +442,13 @@ def test_503_above_the_limit_of_a_client_leaves_others_alone(service, tmp_path):
             assert receive(other, "POST").status == 200
         first.sendall(RELU)
         assert receive(first, "POST").status == 200
+
+
+def begin(connection, path, body, *fields):
+    """Send the head of a request, and wait until nginx has counted it, for then it asks for the body."""
+    connection.sendall(head("POST", path, f"Content-Length: {len(body)}", "Expect: 100-continue", *fields))
+    expected = b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert connection.recv(len(expected), socket.MSG_WAITALL) == expected
 
 
 def inferences(service, model):

@@ -208,10 +208,12 @@ def test_workers_and_arbiter_keep_their_priority_through_a_reload_that_gives_way
     with serve(tmp_path, "-w", "1", config=config, TOLD=str(tmp_path / "told")) as service:
         service.wait_for_workers(1)
         assert service.get("/v2/models/p/ready").status == 200
+        before = service.workers()
         at_start = (tmp_path / "told").read_text().splitlines()
         (tmp_path / "node.py").write_text(f"{NODE}\n")
         os.utime(tmp_path / "m" / "1" / "model.xml")
         assert service.request("POST", "/v1/config/reload").status == 201
+        service.wait_for(lambda: set(before).isdisjoint(service.workers()))  # which end at a low priority
         told = (tmp_path / "told").read_text().splitlines()
         assert str(os.SCHED_IDLE) not in at_start
         assert told[len(at_start) :][0] == str(os.SCHED_IDLE)

@@ -352,10 +352,12 @@ def test_models_come_and_go_with_the_config(served, tmp_path):
 
 
 def test_sighup_reloads_without_a_failure(served, tmp_path):
+    before = served.workers()
     with Clients(served, "m") as clients:
         model_zoo.save(times(2), tmp_path / "m", 2)
         served.signal(signal.SIGHUP)
         served.wait_for(lambda: ("2", 2.0) in clients.results)
+        served.wait_for(lambda: set(before).isdisjoint(served.workers()))
     assert clients.failures == []
     assert clients.results[-1] == ("2", 2.0)
 

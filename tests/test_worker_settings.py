@@ -345,6 +345,7 @@ def test_what_was_begun_is_answered_before_a_worker_ends(tmp_path, models, numbe
             receive(slow[0], "POST")
             service.signal(number)
             answers = [receive(connection, "POST") for connection in slow[1:]]
+            service.wait_for(lambda: not listens(service.port, before[0]))  # as it is about to end
             half.sendall(RELU[-5:])
             part.sendall(LIVE[-5:])
             answers += [receive(half, "POST"), receive(part)]

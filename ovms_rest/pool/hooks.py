@@ -29,7 +29,7 @@ from ovms_rest.pool.spawning import ENDING, Spawning, is_told_to_end, prepare
 from ovms_rest.pool.table import SLOTS, WorkerTable
 from ovms_rest.pool.tls import TlsError, load_tls
 from ovms_rest.pool.worker import Worker
-from ovms_rest.priority import LOWEST, MODERATE, begin_to_serve, end_quietly, lowered, usual_nice
+from ovms_rest.priority import MODERATE, begin_to_serve, end_quietly, lowered, usual_nice
 from ovms_rest.settings import PREFIX, read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -354,7 +354,7 @@ def post_worker_init(worker: Any) -> None:
     ahead = time.monotonic() + app.settings.load_timeout_seconds
     os.utime(worker.tmp.fileno(), (ahead, ahead))
     app.telemetry.counters.claim(worker.row.index)
-    with lowered(LOWEST if worker.gives_way else usual_nice()):
+    with lowered(MODERATE if worker.gives_way else usual_nice()):
         app.models.open(lambda name: note_opening(worker, name), _end_in_order)
     app.permission.is_control_address = worker.is_control
     worker.notify()
