@@ -274,11 +274,15 @@ def test_a_service_with_fewer_workers_than_wanted_is_ready(tmp_path, manager):
     conf.write_text(
         textwrap.dedent(
             """
+            import time
+
             from ovms_rest.pool import hooks
             from ovms_rest.pool.gunicorn_settings import *
 
             def post_worker_init(worker):
                 if worker.row.index == 1:
+                    while not hooks._table.streams():  # one that fails while none is ready ends the start
+                        time.sleep(0.01)
                     raise OSError
                 hooks.post_worker_init(worker)
             """
