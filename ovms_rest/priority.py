@@ -12,13 +12,14 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 _LOWEST = 19
 # For what others wait for: the arbiter replaces no workers while it loads, and a reload is over when the new workers
 # serve. On cores that are all busy for good, a thread with this nice value still gets a tenth of one, with 19 a
-# seventieth, and with SCHED_IDLE a 340th.
-MODERATE = 10
+# seventieth, and with SCHED_IDLE a 340th. So such work is idle only at first.
+_MODERATE = 10
+_PATIENCE_SECONDS = 4.0
 _CAP_SYS_NICE = 23
 _RLIMIT_NICE = 13  # which the module `resource` does not name
 
@@ -49,19 +50,22 @@ def yield_to_others() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def run_niced(work: Callable[[], Result]) -> Result:
+def run_lowered(work: Callable[[], Result]) -> Result:
     """Do work in a thread of lower priority, wait for it, and return its result or raise its exception.
 
     The caller keeps its priority, and so does what it forks. Before workers serve, the caller does the work itself.
     """
     if not gives_way():
         return work()
+    can_rise = _can_rise()
     results: list[Result] = []
     errors: list[BaseException] = []
 
     def run() -> None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MODERATE)
+        if can_rise:
+            yield_to_others()
+        else:
+            _set_priority(threading.get_native_id(), _MODERATE)
         try:
             results.append(work())
         except BaseException as error:
@@ -69,33 +73,45 @@ def run_niced(work: Callable[[], Result]) -> Result:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join()
+    thread.join(_PATIENCE_SECONDS)
+    if thread.is_alive():
+        if can_rise:
+            _set_priority(cast(int, thread.native_id), _MODERATE)
+        thread.join()
     if errors:
         raise errors[0]
     return results[0]
 
 
 @contextlib.contextmanager
-def lowered(nice: int, loses_rights: bool = False) -> Iterator[None]:
-    """Do work in this process at a nice value, if it may go back to that of the service, as it does afterwards.
+def lowered() -> Iterator[None]:
+    """Run the caller's work only where no other process wants to run; afterwards go back to the usual priority.
 
-    It may with CAP_SYS_NICE, which root has, or a limit RLIMIT_NICE that allows it (sched(7); LimitNICE= in systemd).
-    Processes that are forked meanwhile inherit the value, and have to go back by this function too; `loses_rights` if
-    they are going to be another user's. Threads that the work has started go back as well.
+    Threads that the work has started go back as well; processes that it forks have to `restore` their priority. Without
+    the right to go back the work keeps its priority.
     """
-    if not _may_go_back(loses_rights):
+    if not _can_rise():
         yield
         return
-    _set_nice(nice)
+    timer = threading.Timer(_PATIENCE_SECONDS, _set_priority, (threading.get_native_id(), _MODERATE))
+    timer.daemon = True
+    timer.start()  # before this thread is lowered, for a thread inherits that
+    yield_to_others()
     try:
         yield
     finally:
-        _set_nice(usual_nice())
+        timer.cancel()
+        timer.join()
+        restore()
 
 
-def usual_nice() -> int:
-    """Return the nice value of the service."""
-    return _state["nice"]
+def restore() -> None:
+    """Give all threads of this process the usual priority of the service."""
+    threads = [threading.get_native_id()]
+    with contextlib.suppress(OSError):  # there may be no descriptors left
+        threads += map(int, os.listdir("/proc/self/task"))
+    for thread in threads:
+        _set_priority(thread, _state["nice"])
 
 
 def end_quietly() -> None:
@@ -104,26 +120,24 @@ def end_quietly() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)
 
 
-def _may_go_back(loses_rights: bool) -> bool:
+def _can_rise() -> bool:
+    """Return whether this process may leave SCHED_IDLE again: with CAP_SYS_NICE, or as far as RLIMIT_NICE allows."""
     soft, _ = resource.getrlimit(_RLIMIT_NICE)
-    if soft == resource.RLIM_INFINITY or soft >= 20 - usual_nice():
+    if soft == resource.RLIM_INFINITY or soft >= 20 - _state["nice"]:
         return True
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:  # there are no descriptors left, which is for the load to find
         return False
     capabilities = re.search(r"^CapEff:\s*(\w+)$", status, re.MULTILINE)
-    has_right = capabilities is not None and bool(int(capabilities[1], 16) >> _CAP_SYS_NICE & 1)
-    return has_right and not loses_rights
+    return capabilities is not None and bool(int(capabilities[1], 16) >> _CAP_SYS_NICE & 1)
 
 
-def _set_nice(nice: int) -> None:
-    threads = [threading.get_native_id()]
-    with contextlib.suppress(OSError):  # there may be no descriptors left
-        threads += map(int, os.listdir("/proc/self/task"))
-    for thread in threads:
-        with contextlib.suppress(OSError):  # a thread that is gone, or what a filter of system calls forbids
-            os.setpriority(os.PRIO_PROCESS, thread, nice)
+def _set_priority(thread: int, nice: int) -> None:
+    """Give a thread the usual policy and a nice value."""
+    with contextlib.suppress(OSError):  # a thread that is gone, or what a filter of system calls forbids
+        os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, thread, nice)
 
 
 def core_seconds(pid: int) -> float:

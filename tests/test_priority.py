@@ -1,5 +1,6 @@
 """The priority of the work of a load: low, and nobody else's."""
 
+import ast
 import contextlib
 import os
 import threading
@@ -12,7 +13,7 @@ from service import serve, write_config
 
 from ovms_rest import priority
 from ovms_rest.errors import LoadError
-from ovms_rest.priority import core_seconds, run_niced, wants_core
+from ovms_rest.priority import core_seconds, run_lowered, wants_core
 from ovms_rest.throwaway import start
 
 
@@ -74,7 +75,7 @@ def test_before_the_service_serves_priorities_are_left_alone():
     with start(describe_priority, None) as process:
         answer = process.answer(60)
     assert answer == {"policies": [policy, policy], "nice": own, "session": os.getsid(0)}
-    assert run_niced(threading.get_ident) == threading.get_ident()
+    assert run_lowered(threading.get_ident) == threading.get_ident()
 
 
 @pytest.mark.usefixtures("_serving")
@@ -86,23 +87,55 @@ def test_a_throwaway_process_beside_workers_runs_on_idle_cores_only():
     assert answer == {"policies": [os.SCHED_IDLE, os.SCHED_IDLE], "nice": 19, "session": os.getsid(0)}
 
 
+def describe_thread():
+    """Return the policy and the nice value of the calling thread."""
+    thread = threading.get_native_id()
+    return os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)
+
+
 @pytest.mark.usefixtures("_serving")
-def test_work_in_a_niced_thread_leaves_the_caller_alone():
-    own = os.getpriority(os.PRIO_PROCESS, 0)
+@pytest.mark.parametrize(("can_rise", "expected"), [(True, (os.SCHED_IDLE, 19)), (False, (os.SCHED_OTHER, 10))])
+def test_lowered_work_runs_in_a_thread_and_leaves_the_caller_alone(monkeypatch, can_rise, expected):
+    monkeypatch.setattr(priority, "_can_rise", lambda: can_rise)
+    own = describe_thread()
+    assert run_lowered(describe_thread) == expected
+    assert describe_thread() == own
+
+
+@pytest.mark.usefixtures("_serving")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+@pytest.mark.parametrize("run", [run_lowered, lambda work: _run_within_lowered(work)])
+def test_work_that_takes_long_runs_beside_others_after_a_while(monkeypatch, run):
+    """So that it ends on cores that are busy all the time."""
+    monkeypatch.setattr(priority, "_PATIENCE_SECONDS", 0.2)
 
     def work():
-        return threading.get_ident(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        seen, deadline = [describe_thread()], time.monotonic() + 30
+        while seen[-1] != (os.SCHED_OTHER, 10) and time.monotonic() < deadline:
+            seen.append(describe_thread())
+        return seen[0], seen[-1]
 
-    thread, nice = run_niced(work)
-    assert thread != threading.get_ident()
-    assert nice == max(own, 10)
-    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+    assert run(work) == ((os.SCHED_IDLE, 19), (os.SCHED_OTHER, 10))
+
+
+def _run_within_lowered(work):
+    """Do work in a thread that lowers itself: the test keeps its own priority whatever happens."""
+    results = []
+
+    def run():
+        with priority.lowered():
+            results.append(work())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return results[0]
 
 
 @pytest.mark.usefixtures("_serving")
-def test_an_exception_in_a_niced_thread_reaches_the_caller():
+def test_an_exception_of_lowered_work_reaches_the_caller():
     with pytest.raises(LoadError, match="why"):
-        run_niced(lambda: (_ for _ in ()).throw(LoadError("why")))
+        run_lowered(lambda: (_ for _ in ()).throw(LoadError("why")))
 
 
 def fall_silent(task, tell):
@@ -161,38 +194,59 @@ def test_a_process_that_is_gone_wants_no_core():
     assert core_seconds(os.getpid()) > 0
 
 
-def describe_nice(nice):
-    """Return the nice values of a forked process within `lowered`, of a process that it forks, and afterwards."""
+def describe_forked(loses_rights=False):
+    """Return policy and nice value of a forked process within `lowered`, and afterwards those of all its threads."""
     reading, writing = os.pipe()
     if os.fork() == 0:
-        if nice is None:  # neither CAP_SYS_NICE nor a limit that allows it
+        if loses_rights:  # neither CAP_SYS_NICE nor a limit that allows it
             os.setgid(65534)
             os.setuid(65534)
-        with priority.lowered(15):
-            inside = os.getpriority(os.PRIO_PROCESS, 0)
+        with priority.lowered():
+            inside = describe_thread()
             thread = threading.Thread(target=time.sleep, args=(0.5,))
             thread.start()
-        values = [inside, *(os.getpriority(os.PRIO_PROCESS, int(each)) for each in os.listdir("/proc/self/task"))]
-        os.write(writing, " ".join(map(str, values)).encode())
+        threads = map(int, os.listdir("/proc/self/task"))
+        after = [(os.sched_getscheduler(each), os.getpriority(os.PRIO_PROCESS, each)) for each in threads]
+        os.write(writing, repr([inside, *after]).encode())
         os._exit(0)
     os.wait()
     os.close(writing)
     with os.fdopen(reading) as stream:
-        return [int(value) for value in stream.read().split()]
+        return ast.literal_eval(stream.read())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise its priority")
 def test_a_process_that_may_raise_its_priority_lowers_it_for_a_while_with_all_its_threads(monkeypatch):
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    monkeypatch.setitem(priority._state, "nice", usual)
-    assert describe_nice(15) == [15, usual, usual]
+    usual = describe_thread()
+    monkeypatch.setitem(priority._state, "nice", usual[1])
+    assert describe_forked() == [(os.SCHED_IDLE, 19), usual, usual]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+def test_forked_process_restores_the_usual_priority(monkeypatch):
+    usual = describe_thread()
+    monkeypatch.setitem(priority._state, "nice", usual[1])
+
+    def fork():
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            before = describe_thread()
+            priority.restore()
+            os.write(writing, repr([before, describe_thread()]).encode())
+            os._exit(0)
+        os.wait()
+        os.close(writing)
+        with os.fdopen(reading) as stream:
+            return ast.literal_eval(stream.read())
+
+    assert _run_within_lowered(fork) == [(os.SCHED_IDLE, 19), usual]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 def test_a_process_that_may_not_raise_its_priority_keeps_it(monkeypatch):
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    monkeypatch.setitem(priority._state, "nice", usual)
-    assert describe_nice(None) == [usual, usual, usual]
+    usual = describe_thread()
+    monkeypatch.setitem(priority._state, "nice", usual[1])
+    assert describe_forked(loses_rights=True) == [usual, usual, usual]
 
 
 def test_workers_and_arbiter_keep_their_priority_through_a_reload_that_gives_way(tmp_path):
@@ -219,6 +273,6 @@ def test_workers_and_arbiter_keep_their_priority_through_a_reload_that_gives_way
         assert told[len(at_start) :][0] == str(os.SCHED_IDLE)
         own = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
         for pid in (service.process.pid, *service.workers()):
-            assert (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == own
+            service.wait_for(lambda pid=pid: (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == own)
         body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [-1, 2, -3, 4]}]}
         assert service.infer("m", body).json()["outputs"][0]["data"] == [0, 2, 0, 4]

@@ -18,7 +18,7 @@ from ovms_rest.models.proving import Proof, Task, prove
 from ovms_rest.models.repository import LATEST, VersionPolicy, find_model_file, find_versions, parse_version
 from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
 from ovms_rest.models.watching import stamp
-from ovms_rest.priority import run_niced
+from ovms_rest.priority import run_lowered
 from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.words import list_names, quote
 from ovms_rest.throwaway import STOPPED
@@ -436,7 +436,7 @@ def _load_batch(
             else:
                 if place:
                     seal(place)
-                run_niced(partial(candidate.load, version, proof.source))
+                run_lowered(partial(candidate.load, version, proof.source))
 
 
 def describe(model: Model) -> str:

@@ -29,7 +29,7 @@ from ovms_rest.pool.spawning import ENDING, Spawning, is_told_to_end, prepare
 from ovms_rest.pool.table import SLOTS, WorkerTable
 from ovms_rest.pool.tls import TlsError, load_tls
 from ovms_rest.pool.worker import Worker
-from ovms_rest.priority import MODERATE, begin_to_serve, end_quietly, lowered, usual_nice
+from ovms_rest.priority import begin_to_serve, end_quietly, lowered, restore
 from ovms_rest.settings import PREFIX, read_settings
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -122,7 +122,7 @@ def on_starting(arbiter: Any) -> None:
     guard(arbiter)
     notifying.install(arbiter)
     for name in ("handle_hup", "handle_control"):
-        setattr(arbiter, name, partial(_give_way, arbiter, getattr(arbiter, name)))
+        setattr(arbiter, name, partial(_give_way, getattr(arbiter, name)))
     with _ending_without(_control_bind(arbiter)):
         arbiter.control_address.listen(arbiter.log)
     arbiter.control_sockets = arbiter.control_address.sockets
@@ -195,9 +195,9 @@ def _reexec(arbiter: Any, reexec: Callable[[], None]) -> None:
         arbiter.reexec_pid = 0
 
 
-def _give_way(arbiter: Any, handle: Callable[[], None]) -> None:
-    """Make changes, and fork the workers that serve them, at a lower priority than those that serve."""
-    with lowered(MODERATE, loses_rights=arbiter.cfg.uid != os.geteuid()):
+def _give_way(handle: Callable[[], None]) -> None:
+    """Make changes, and fork the workers that serve them, at a lower priority than that of workers."""
+    with lowered():
         handle()
 
 
@@ -331,6 +331,7 @@ def post_fork(arbiter: Any, worker: Any) -> None:
 
     With `reuse_port` gunicorn has given every worker sockets of its own, which are not for the control worker.
     """
+    restore()
     worker.early_signals = arbiter.SIG_QUEUE
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     if worker.is_control and worker.sockets is not arbiter.control_sockets:
@@ -354,7 +355,7 @@ def post_worker_init(worker: Any) -> None:
     ahead = time.monotonic() + app.settings.load_timeout_seconds
     os.utime(worker.tmp.fileno(), (ahead, ahead))
     app.telemetry.counters.claim(worker.row.index)
-    with lowered(MODERATE if worker.gives_way else usual_nice()):
+    with lowered() if worker.gives_way else contextlib.nullcontext():
         app.models.open(lambda name: note_opening(worker, name), _end_in_order)
     app.permission.is_control_address = worker.is_control
     worker.notify()
