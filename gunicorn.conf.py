@@ -1,3 +1,3 @@
 """Found by gunicorn in the working directory; the settings themselves are part of the package."""
 
-from ovms_rest.pool.gunicorn_settings import *  # noqa: F403
+from ovms_rest.arbiter.gunicorn_settings import *  # noqa: F403

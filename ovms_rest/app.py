@@ -9,26 +9,22 @@ from pathlib import Path
 
 import falcon
 
-from ovms_rest.assembly import assemble_pipelines
-from ovms_rest.config import Config, ModelConfig, load_config
+from ovms_rest.arbiter.reloading import Reloads
+from ovms_rest.config import Config, load_config
 from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageError, TryLaterError
+from ovms_rest.host.cores import usable_cores
+from ovms_rest.models.configuration import ModelConfig
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.registry import Entry, Host, ModelRegistry, load_models
+from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
-from ovms_rest.pool.cores import usable_cores
-from ovms_rest.pool.log_levels import LogLevels
-from ovms_rest.pool.reloading import Reloads
-from ovms_rest.pool.telemetry import ServedStatistics, Telemetry
+from ovms_rest.protocol.routes import read_inference
 from ovms_rest.protocol.words import escape
-from ovms_rest.serving.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
-from ovms_rest.serving.cors import Cors
-from ovms_rest.serving.entry_points import EntryPoints, Models
-from ovms_rest.serving.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
-from ovms_rest.serving.log_settings import Logging
-from ovms_rest.serving.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
-from ovms_rest.serving.model_config import ModelConfiguration
-from ovms_rest.serving.permission import Permission
-from ovms_rest.serving.resources import (
+from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
+from ovms_rest.resources.cors import Cors
+from ovms_rest.resources.entry_points import EntryPoints, Models
+from ovms_rest.resources.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
+from ovms_rest.resources.inference import (
     EXTENSIONS,
     Infer,
     Live,
@@ -38,9 +34,16 @@ from ovms_rest.serving.resources import (
     Registry,
     ServerDescription,
 )
-from ovms_rest.serving.routing import Request, Router, read_inference
-from ovms_rest.serving.statistics import FailureKind, Statistics
+from ovms_rest.resources.log_settings import Logging
+from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
+from ovms_rest.resources.model_config import ModelConfiguration
+from ovms_rest.resources.permission import Permission
+from ovms_rest.resources.routing import Request, Router
+from ovms_rest.resources.statistics import Statistics
 from ovms_rest.settings import Settings, read_settings
+from ovms_rest.shared_memory.log_levels import LogLevels
+from ovms_rest.shared_memory.statistics import FailureKind
+from ovms_rest.telemetry import ServedStatistics, Telemetry
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 

@@ -14,18 +14,18 @@ from gunicorn.glogging import Logger
 from gunicorn.util import import_app
 
 from ovms_rest.app import App, host_of, read_config
-from ovms_rest.assembly import assemble_pipelines
 from ovms_rest.config import load_config
 from ovms_rest.errors import ConfigError, ShortageError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
+from ovms_rest.host.cores import usable_cores
 from ovms_rest.models.registry import Entry, ModelRegistry, load_models
 from ovms_rest.models.repository import MODEL_SUFFIXES
 from ovms_rest.paths import PathError, find_models
-from ovms_rest.pool import log_escaping
-from ovms_rest.pool.cores import usable_cores
+from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.protocol.tensors import TensorMetadata
 from ovms_rest.protocol.words import escape
 from ovms_rest.settings import read_settings
+from ovms_rest.worker import log_escaping
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
@@ -67,7 +67,7 @@ class Application(BaseApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         """Set gunicorn's settings; gunicorn calls this again at a reload."""
         # The import readies gunicorn and the table of workers, which `check` has no use for.
-        from ovms_rest.pool import gunicorn_settings
+        from ovms_rest.arbiter import gunicorn_settings
 
         for name in gunicorn_settings.__all__:
             self.cfg.set(name, getattr(gunicorn_settings, name))

@@ -9,14 +9,13 @@ that model's alone: `check_values_of` tells it when the model is loaded, and the
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ovms_rest.checking import Check, Problem, as_json, check_keys, check_name, check_values, is_a, never, read_json
-from ovms_rest.errors import ConfigError, LoadError
-from ovms_rest.models.compilation import PluginValue, plan_compilation
-from ovms_rest.models.options import ModelOptions, parse_options
+from ovms_rest.errors import ConfigError
+from ovms_rest.models.configuration import MAX_NIREQ, ModelConfig, check_values_of
+from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
 from ovms_rest.pipelines.definition import (
     Library,
@@ -25,24 +24,7 @@ from ovms_rest.pipelines.definition import (
     check_pipelines,
     read_pipeline,
 )
-from ovms_rest.serving.metrics import check_metrics_list
-
-MAX_NIREQ = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """A model to serve; `base_path` is a directory with its versions, or its file, and `remote` a URL instead."""
-
-    name: str
-    base_path: Path
-    target_device: str = "CPU"
-    plugin_config: Mapping[str, PluginValue] = field(default_factory=dict)
-    version_policy: VersionPolicy = LATEST
-    options: ModelOptions = ModelOptions()
-    nireq: int = 0
-    allow_cache: bool = False
-    remote: str = ""
+from ovms_rest.resources.metrics import check_metrics_list
 
 
 class Config(NamedTuple):
@@ -100,24 +82,6 @@ def parse_model(name: str, config: dict[str, Any], directory: Path, base: ModelC
         raise ConfigError(problems)
     known = {} if base is None else {"base_path": base.remote or str(base.base_path)}
     return _model_config({**known, **config, "name": name}, directory)
-
-
-def check_values_of(config: ModelConfig) -> list[Problem]:
-    """Check the values of a model whose types are right; return what is wrong, for which it alone is not served."""
-    problems = []
-    if config.remote:
-        problems.append(f"base_path: only local directories and files can be served, got {as_json(config.remote)}")
-    if config.nireq > MAX_NIREQ:
-        problems.append(f"nireq: expected at most {MAX_NIREQ}, got {config.nireq}")
-    for check in (
-        lambda: parse_options(config.options),
-        lambda: plan_compilation(config.target_device, config.plugin_config, cores=1),
-    ):
-        try:
-            check()
-        except LoadError as error:
-            problems.append(str(error))
-    return problems
 
 
 def _read_metrics(root: dict[str, Any]) -> list[str] | None:

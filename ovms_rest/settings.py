@@ -197,3 +197,19 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     if problems:
         raise ConfigError(problems)
     return Settings(**values)
+
+
+def cors_headers(settings: Settings) -> dict[str, str]:
+    """Return the headers of every response, none when CORS is off."""
+    if not settings.allowed_origins:
+        return {}
+    headers = {
+        "Access-Control-Allow-Origin": settings.allowed_origins,
+        "Access-Control-Allow-Methods": settings.allowed_methods,
+        "Access-Control-Allow-Headers": settings.allowed_headers,
+        # A page could not read a binary answer without it.
+        "Access-Control-Expose-Headers": "Inference-Header-Content-Length",
+    }
+    if settings.allow_credentials:
+        headers["Access-Control-Allow-Credentials"] = "true"
+    return headers

@@ -26,10 +26,10 @@ from ovms_rest.errors import (
     NotReadyError,
 )
 from ovms_rest.models.registry import Entry, ModelRegistry
-from ovms_rest.pool.counters import Counters
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.settings import Settings
+from ovms_rest.shared_memory.counters import Counters
 
 ANY = Dim(0, None)
 ONE = Dim(1, 1)

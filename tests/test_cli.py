@@ -17,7 +17,7 @@ from raw_http import exchange, parse
 from service import PATIENCE, Service, environment, free_port, write_config
 
 from ovms_rest import __version__
-from ovms_rest.pool.cores import usable_cores
+from ovms_rest.host.cores import usable_cores
 from ovms_rest.settings import DEMO_CONFIG
 
 COMMAND = str(Path(sys.executable).parent / "ovms-rest")
@@ -250,7 +250,7 @@ def test_a_config_file_is_served_by_a_worker_per_core(tmp_path):
     with serve(tmp_path, "--config_path", DEMO_CONFIG) as service:
         assert classify(service) == [7]
         assert f"Listening at: http://0.0.0.0:{service.port}" in service.log
-        assert "Using worker: ovms_rest.pool.worker.Worker" in service.log
+        assert "Using worker: ovms_rest.worker.worker.Worker" in service.log
         service.wait_for(lambda: len(service.workers()) == usable_cores())
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ovms_rest.config import ModelConfig, check_values_of, load_config, parse_model
+from ovms_rest.config import load_config, parse_model
 from ovms_rest.errors import ConfigError
+from ovms_rest.models.configuration import ModelConfig, check_values_of
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
 from ovms_rest.pipelines.definition import Library, PipelineDefinition

@@ -50,7 +50,7 @@ def test_the_readme_has_requests():
 
 def test_the_python_example_runs(demo, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    code, text = blocks  # tests/test_text.py runs the other one
+    code, text = blocks  # tests/models/test_text.py runs the other one
     assert "openvino_tokenizers" in text
     done = subprocess.run(
         ["python", "-c", code.replace("127.0.0.1:8000", f"127.0.0.1:{demo.port}")],

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ovms_rest.opencv import cv2
+from ovms_rest.models.opencv import cv2
 from ovms_rest.protocol.datatypes import DATATYPES
 
-# malloc gives a smaller array the pages of the last one in a worker (pool/worker.py), those of a larger one are new.
+# malloc gives a smaller array the pages of the last one in a worker (worker/worker.py), those of a larger one are new.
 _LARGE = 2**25
 # A worker keeps the pages of one large array in which it resized, if they are no more than this.
 _KEPT = 2**25

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.models.image_files import FORMATS, IMAGE_WORK, is_honest, measure
 from ovms_rest.models.image_resizing import PRECISIONS, Precision, write_image
-from ovms_rest.opencv import cv2
+from ovms_rest.models.opencv import cv2
 from ovms_rest.protocol.datatypes import BYTES
 from ovms_rest.protocol.strings import BytesArray, count_of
 from ovms_rest.protocol.tensors import Dim, TensorMetadata

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ovms_rest.errors import LoadError
-from ovms_rest.memory import resident_bytes
+from ovms_rest.host.process_memory import resident_bytes
+from ovms_rest.host.throwaway import STOPPED, EndedError, Tell, start
 from ovms_rest.models.compilation import Compilation, maps_files
 from ovms_rest.models.copies import ChangingError, Place, Source, copy_model
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.runtime import DEFAULT_LIMITS, NO_OPTIONS, Model
-from ovms_rest.throwaway import STOPPED, EndedError, Tell, start
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import quote as quote_path
 
-from ovms_rest.config import ModelConfig, check_values_of
 from ovms_rest.errors import LoadError, NotFoundError, NotReadyError
+from ovms_rest.host.priority import run_lowered
+from ovms_rest.host.throwaway import STOPPED
 from ovms_rest.models.compilation import Compilation, plan_compilation
+from ovms_rest.models.configuration import ModelConfig, check_values_of
 from ovms_rest.models.copies import ChangingError, Source, open_places, seal
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.proving import Proof, Task, prove
 from ovms_rest.models.repository import LATEST, VersionPolicy, find_model_file, find_versions, parse_version
 from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
 from ovms_rest.models.watching import stamp
-from ovms_rest.priority import run_lowered
 from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.words import list_names, quote
-from ovms_rest.throwaway import STOPPED
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ovms_rest.checking import Problem, as_json
-from ovms_rest.config import ModelConfig
+from ovms_rest.models.configuration import ModelConfig
 
 _CACHE = "CACHE_DIR"
 _OF_DEVICES = "DEVICE_PROPERTIES"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ovms_rest.errors import LoadError
+from ovms_rest.host.throwaway import Tell, start
 from ovms_rest.pipelines import c_nodes, python_nodes
-from ovms_rest.throwaway import Tell, start
 
 
 class Code(NamedTuple):

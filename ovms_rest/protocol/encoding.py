@@ -62,3 +62,8 @@ def _encode_strings(name: str, array: BytesArray) -> list[str]:
                 f"by parameters.binary_data of the output or parameters.binary_data_output of the request"
             ) from error
     return strings
+
+
+def encode_error(message: str) -> bytes:
+    """Return the body of an error response."""
+    return orjson.dumps({"error": message})

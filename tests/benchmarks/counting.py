@@ -11,7 +11,7 @@ import time
 
 from measure import arguments, machine
 
-from ovms_rest.pool.counters import BATCH_SIZES, Counters
+from ovms_rest.shared_memory.counters import BATCH_SIZES, Counters
 
 SLOTS = 4096
 WORKERS = 64

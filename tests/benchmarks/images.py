@@ -1,6 +1,6 @@
 """What an encoded image costs the server: one worker against OpenCV's two calls alone.
 
-    PYTHONPATH=tests python tests/benchmarks/images.py [SECONDS [ROUNDS]]
+    PYTHONPATH=tests/helpers python tests/benchmarks/images.py [SECONDS [ROUNDS]]
 
 JPEGs go to a model of 224x224 that does next to nothing, it answers a pixel. CPU time in microseconds for an image.
 "Two calls" are cv2.imdecode and cv2.resize in a loop in another process, "converted" has the model's precision between

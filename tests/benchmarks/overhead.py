@@ -1,6 +1,6 @@
 """What the HTTP side of a request costs: our worker against gunicorn's `sync`, and with many workers against few.
 
-    PYTHONPATH=tests python tests/benchmarks/overhead.py [SECONDS [ROUNDS]]
+    PYTHONPATH=tests/helpers python tests/benchmarks/overhead.py [SECONDS [ROUNDS]]
 
 CPU time of the workers per request. Needs wrk (Debian: apt-get install wrk).
 """

@@ -1,6 +1,6 @@
 """What a pipeline costs beyond the inferences that it is made of.
 
-    PYTHONPATH=tests python tests/benchmarks/pipelines.py [SECONDS [ROUNDS]]
+    PYTHONPATH=tests/helpers python tests/benchmarks/pipelines.py [SECONDS [ROUNDS]]
 
 Two relu models, of rows of 4 and of 602 KB. In process and in a loop: a chain of the two against their two inferences,
 and a demultiplexer before one, with a node that gathers, against an inference for each of its shards; microseconds, the
@@ -23,8 +23,8 @@ from ovms_rest.models.compilation import Compilation
 from ovms_rest.models.runtime import Model
 from ovms_rest.pipelines.execution import Pipeline
 from ovms_rest.pipelines.plan import REQUEST_STEP, Output, Plan, Step, Wire
-from ovms_rest.pool.counters import Counters
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
+from ovms_rest.shared_memory.counters import Counters
 
 CONNECTIONS = 4
 SHAPES = {"4 floats": (1, 4), "602 KB": (1, 3, 224, 224)}

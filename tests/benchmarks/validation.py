@@ -1,6 +1,6 @@
 """What it costs to match a request with a model of two inputs.
 
-    PYTHONPATH=tests python tests/benchmarks/validation.py [THOUSANDS_OF_REQUESTS [ROUNDS]]
+    PYTHONPATH=tests/helpers python tests/benchmarks/validation.py [THOUSANDS_OF_REQUESTS [ROUNDS]]
 
 CPU time of one process; the best round counts, as others only had more company.
 """

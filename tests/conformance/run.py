@@ -1,6 +1,6 @@
 """Serve all ONNX backend cases and compare every answer with OpenVINO's; see README.md.
 
-PYTHONPATH=tests python tests/conformance/run.py [--dynamic] [NAME ...]
+PYTHONPATH=tests/helpers python tests/conformance/run.py [--dynamic] [NAME ...]
 """
 
 import argparse

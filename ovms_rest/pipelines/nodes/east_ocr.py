@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ovms_rest.opencv import cv2
+from ovms_rest.models.opencv import cv2
 from ovms_rest.pipelines.nodes.params import (
     Arrays,
     CropOptions,

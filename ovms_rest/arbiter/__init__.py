@@ -1,0 +1,1 @@
+"""gunicorn's hooks, and the loading and reloading of generations of workers."""

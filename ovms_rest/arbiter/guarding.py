@@ -1,0 +1,109 @@
+"""What keeps the arbiter running when a signal asks it for something that fails.
+
+gunicorn ends the service when its settings cannot be read anew, an address cannot be listened on or a log file cannot
+be reopened. Here each of these is logged, and everything goes on as it was.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from gunicorn.glogging import loggers
+
+from ovms_rest.shared_memory.failure_note import describe
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
+
+# The signals, and the message of workers, whose handling may fail without ending the service.
+_GUARDED = ("chld", "cld", "control", "hup", "ttin", "ttou", "usr1", "usr2", "winch")
+_SETTINGS = ("cfg", "worker_class", "address", "timeout", "proc_name", "num_workers", "tls")
+
+
+def guard(arbiter: Any) -> None:
+    """Replace the methods of the arbiter that handle these signals, and those that reload and reopen."""
+    arbiter.reload = partial(_reload, arbiter, arbiter.reload)
+    arbiter.log.reopen_files = partial(_reopen_files, arbiter.log.reopen_files)
+    for name in _GUARDED:
+        handler = f"handle_{name}"
+        setattr(arbiter, handler, partial(_handle, arbiter, name, getattr(arbiter, handler)))
+
+
+def _handle(arbiter: Any, name: str, handle: Callable[[], None]) -> None:
+    try:
+        handle()
+    except Exception:
+        if os.getpid() != arbiter.pid:
+            raise
+        log.exception("error while handling %s; the service goes on", name)
+
+
+def commit(arbiter: Any) -> None:
+    """Take up the new settings for good, before anything is forked that would inherit sockets of the old ones."""
+    for sock in arbiter.kept_sockets or ():
+        sock.close()
+    arbiter.kept_sockets = None
+
+
+def _reload(arbiter: Any, reload: Callable[[], None]) -> None:
+    """Reload; when the new settings cannot be used, go on with the old ones."""
+    before = {name: getattr(arbiter, name) for name in _SETTINGS}
+    environ, listeners = dict(os.environ), list(arbiter.LISTENERS)
+    arbiter.kept_sockets = []
+    try:
+        # gunicorn closes the listening sockets before it knows that it can open others.
+        arbiter.kept_sockets += [listener.sock.dup() for listener in listeners]
+        reload()
+    except (Exception, SystemExit) as error:
+        if os.getpid() != arbiter.pid:
+            raise
+        reason = describe(error) if isinstance(error, Exception) else "the lines above have the reason"
+        if arbiter.kept_sockets is None:  # only what comes last has failed: writing the pid file
+            log.error("the reload was not completed: %s", reason)
+            return
+        log.error("the reload failed, the service goes on with its previous settings: %s", reason)
+        os.environ.clear()
+        os.environ.update(environ)
+        _restore_listeners(arbiter, listeners)
+        _restore_settings(arbiter, before)
+
+
+def _restore_listeners(arbiter: Any, listeners: list[Any]) -> None:
+    for listener in arbiter.LISTENERS:
+        if listener not in listeners:
+            listener.close()
+    arbiter.LISTENERS = listeners
+    for listener, sock in zip(listeners, arbiter.kept_sockets, strict=False):  # there are none when none could be kept
+        if listener.sock is None:
+            listener.sock = sock
+        else:
+            sock.close()
+    arbiter.kept_sockets = None
+
+
+def _restore_settings(arbiter: Any, before: dict[str, Any]) -> None:
+    for name, value in before.items():
+        setattr(arbiter, name, value)
+    arbiter.app.cfg = arbiter.cfg
+    try:
+        arbiter.log.setup(arbiter.cfg)
+    except Exception:  # a log file that cannot be opened any more, say
+        log.exception("the previous settings of the log cannot be restored")
+
+
+def _reopen_files(reopen: Callable[[], None]) -> None:
+    """Reopen the log files, unless one of them cannot be: gunicorn would close it first."""
+    files = {
+        handler.baseFilename
+        for logger in loggers()
+        for handler in logger.handlers
+        if isinstance(handler, logging.FileHandler)
+    }
+    try:
+        for file in files:
+            os.close(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666))
+    except OSError as error:
+        log.error("the log files are not reopened: %s", describe(error))
+        return
+    reopen()

@@ -1,0 +1,54 @@
+"""gunicorn's settings for the service; gunicorn.conf.py takes them all, and gunicorn's own flags win over them."""
+
+import os
+import sys
+
+from ovms_rest.arbiter.hooks import (
+    child_exit,
+    nworkers_changed,
+    on_reload,
+    on_starting,
+    post_fork,
+    post_worker_init,
+    pre_exec,
+    pre_fork,
+    when_ready,
+    worker_exit,
+)
+from ovms_rest.host.cores import usable_cores
+from ovms_rest.worker import heartbeat, http_errors, log_escaping
+
+__all__ = [
+    "child_exit",
+    "control_socket_disable",
+    "keepalive",
+    "nworkers_changed",
+    "on_reload",
+    "on_starting",
+    "post_fork",
+    "post_worker_init",
+    "pre_exec",
+    "pre_fork",
+    "preload_app",
+    "when_ready",
+    "worker_class",
+    "worker_exit",
+    "workers",
+    "wsgi_app",
+]
+
+wsgi_app = "ovms_rest.app:get_app()"
+worker_class = "ovms_rest.worker.worker.Worker"
+# A proxy in front keeps its connections for 60 s and more; who closes first must be the one who knows.
+keepalive = 75
+# The models are loaded by the arbiter, once for all workers.
+preload_app = True
+workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())
+# gunicorn would make one by a path that all instances of a user share, unless asked for another.
+control_socket_disable = not any(
+    "--control-socket" in argument for argument in (*sys.argv, os.environ.get("GUNICORN_CMD_ARGS", ""))
+)
+
+heartbeat.install()
+http_errors.install()
+log_escaping.install()

@@ -1,0 +1,416 @@
+"""What gunicorn calls around a fork (https://docs.gunicorn.org/en/stable/settings.html#server-hooks)."""
+
+import contextlib
+import gc
+import logging
+import mmap
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from gunicorn.systemd import SD_LISTEN_FDS_START
+
+from ovms_rest.app import App
+from ovms_rest.arbiter import notifying
+from ovms_rest.arbiter.addresses import AddressError, check_addresses
+from ovms_rest.arbiter.control_address import ControlAddress, move, take_activated
+from ovms_rest.arbiter.guarding import commit, guard
+from ovms_rest.arbiter.memory_limit import MemoryLimit
+from ovms_rest.arbiter.reloading import Change
+from ovms_rest.arbiter.spawning import ENDING, Spawning, is_told_to_end, prepare
+from ovms_rest.arbiter.tls import TlsError, load_tls
+from ovms_rest.host.cores import usable_cores
+from ovms_rest.host.priority import begin_to_serve, end_quietly, lowered, restore
+from ovms_rest.settings import PREFIX, read_settings
+from ovms_rest.shared_memory.mailbox import CONTROL
+from ovms_rest.shared_memory.table import SLOTS, WorkerTable
+from ovms_rest.worker import streams
+from ovms_rest.worker.access_log import provide_file
+from ovms_rest.worker.worker import Worker
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
+
+# So many workers may die at a model before it is given up.
+MAX_DEATHS = 3
+_NAME_BYTES = 65536
+
+_deaths: Counter[str] = Counter()
+
+
+_table = WorkerTable(SLOTS, usable_cores())
+
+
+def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
+    """Prepare what has to be there before any model is loaded: of gunicorn's hooks this comes first.
+
+    A log that blocks nobody, the addresses, the certificate, and the control address; without one of these the start
+    ends.
+    """
+    if previous is not None:
+        return
+    arbiter.notifier = notifying.Notifier(os.environ)
+    if os.getpid() == 1:
+        # The kernel drops what the first process of a container has no handler for: gunicorn sets its handlers when the
+        # models are loaded, and until then nothing but SIGKILL would end it.
+        for number in ENDING:
+            signal.signal(number, _exit_on_signal)
+    streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
+    address = _control_bind(arbiter)
+    with _ending_without(address):
+        activated = take_activated(address, os.environ)
+    try:
+        check_addresses(arbiter.cfg, os.environ)
+        arbiter.tls = load_tls(arbiter.cfg)
+    except (AddressError, TlsError) as error:
+        log.error("%s", error)
+        sys.exit(1)
+    if count > (cores := usable_cores()):
+        log.warning(
+            "%d workers, but usable cores: %d; more workers than cores gain nothing and take memory", count, cores
+        )
+    arbiter.control_sockets = []
+    with _ending_without(address):
+        arbiter.control_address = ControlAddress(address, arbiter.cfg, os.environ, activated)
+
+
+def _exit_on_signal(number: int, frame: object) -> None:
+    """End with the exit code by which a shell reports the end by a signal."""
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _ending_without(address: str) -> Iterator[None]:
+    """End the start when the control address cannot be had."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        log.error("cannot listen on %s, which %sCONTROL_BIND names: %s", address, PREFIX, reason)
+        sys.exit(1)
+
+
+def _control_bind(arbiter: Any) -> str:
+    """Return the address of the setting, which gunicorn's `raw_env` may set too."""
+    return str(arbiter.cfg.env.get(f"{PREFIX}CONTROL_BIND") or os.environ.get(f"{PREFIX}CONTROL_BIND", ""))
+
+
+def on_starting(arbiter: Any) -> None:
+    """Have the arbiter make the changes that workers ask for, and tell them when it is told to end.
+
+    Count the worker of the control address, when there is one, besides the others.
+    """
+    begin_to_serve()
+    arbiter.app.wsgi().log_levels.install()
+    arbiter.app.wsgi().telemetry.table = _table
+    arbiter.SIG_NAMES = {**arbiter.SIG_NAMES, CONTROL: "control"}
+    arbiter.handle_control = lambda: make_changes(arbiter)
+    arbiter.spawning = Spawning(arbiter, _table, read_settings(os.environ).max_worker_memory_bytes)
+    arbiter.wait_for_signals = partial(_wait_for_signals, arbiter, arbiter.wait_for_signals)
+    signal.signal(CONTROL, arbiter.signal)
+    for name in ("term", "int", "quit"):
+        _tell_end_first(arbiter, f"handle_{name}")
+    _provide_access_log(arbiter)
+    for name, function in _METHODS.items():
+        setattr(arbiter, name, partial(function, arbiter, getattr(arbiter, name)))
+    if arbiter.cfg.reuse_port and os.environ.get("GUNICORN_FD") == "":
+        # After SIGUSR2: workers open sockets of their own, so that none is inherited, but gunicorn reads a number here.
+        os.environ["GUNICORN_FD"] = "0"
+    guard(arbiter)
+    notifying.install(arbiter)
+    for name in ("handle_hup", "handle_control"):
+        setattr(arbiter, name, partial(_give_way, getattr(arbiter, name)))
+    with _ending_without(_control_bind(arbiter)):
+        arbiter.control_address.listen(arbiter.log)
+    arbiter.control_sockets = arbiter.control_address.sockets
+    if arbiter.control_sockets:
+        log.info("control address: %s", ", ".join(map(str, arbiter.control_sockets)))
+        _count_control_worker(arbiter)
+
+
+def when_ready(arbiter: Any) -> None:
+    """Tell what is going to be served, how and where."""
+    app: App = arbiter.app.wsgi()
+    entries = app.models.entries.values()
+    addresses = ", ".join(map(str, arbiter.LISTENERS))
+    serving, workers = sum(1 for entry in entries if entry.versions), arbiter.cfg.workers
+    line = "%d of %d models and pipelines serve on %s, with %d worker%s; they may be loaded and unloaded by call %s"
+    allowed = app.permission.describe()
+    log.info(line, serving, len(entries), addresses, workers, "" if workers == 1 else "s", allowed)
+
+
+def _tell_end_first(arbiter: Any, name: str) -> None:
+    """Have the workers know of the end of the service before they are told to end themselves."""
+    handle = getattr(arbiter, name)
+
+    def tell_and_handle() -> None:
+        _table.set_ending()
+        handle()
+
+    setattr(arbiter, name, tell_and_handle)
+
+
+def _wait_for_signals(arbiter: Any, wait: Callable[..., list[int]], timeout: float = 1.0) -> list[int]:
+    """Wait as the arbiter does, and have it look for changes, too, when one that failed is due again."""
+    numbers = wait(timeout)
+    return [*numbers, CONTROL] if arbiter.app.wsgi().reloads.is_due() else numbers
+
+
+def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
+    """Close the control address with the other ones. Its path stays when another arbiter goes on with it."""
+    arbiter.notifier.report_end(arbiter.reexec_pid)
+    arbiter.control_address.close(unlink=arbiter.reexec_pid == arbiter.master_pid == 0)
+    arbiter.control_sockets = []
+    stop(graceful)
+
+
+def pre_exec(arbiter: Any) -> None:
+    """Hand the addresses over to the arbiter that SIGUSR2 starts; in the process that is going to be it.
+
+    gunicorn says that those of systemd are where systemd put them, but it has moved them.
+    """
+    end = SD_LISTEN_FDS_START + len(arbiter.LISTENERS)
+    arbiter.control_address.hand_over(arbiter.cfg.env_orig, end)
+    if arbiter.systemd:
+        for descriptor, copy in enumerate([move(sock, end) for sock in arbiter.LISTENERS], SD_LISTEN_FDS_START):
+            os.dup2(copy, descriptor)
+            os.close(copy)
+
+
+def _reexec(arbiter: Any, reexec: Callable[[], None]) -> None:
+    """Start another arbiter; when that is not possible, this one goes on.
+
+    gunicorn would have the forked process, which is not the other arbiter yet, end the workers of this one.
+    """
+    pid = os.getpid()
+    try:
+        reexec()
+    except Exception as error:  # the working directory or the interpreter is gone, or there are too many processes
+        log.error("cannot start another arbiter, this one goes on: %s", error)
+        if os.getpid() != pid:
+            os._exit(1)
+        arbiter.reexec_pid = 0
+
+
+def _give_way(handle: Callable[[], None]) -> None:
+    """Make changes, and fork the workers that serve them, at a lower priority than that of workers."""
+    with lowered():
+        handle()
+
+
+def _add_worker(arbiter: Any, handle: Callable[[], None]) -> None:
+    """Add a worker that infers, also when SIGWINCH has ended all, the control worker among them."""
+    arbiter.num_workers = max(arbiter.num_workers, len(arbiter.control_sockets))
+    handle()
+
+
+def _remove_worker(arbiter: Any, handle: Callable[[], None]) -> None:
+    """Remove a worker, but not the last that infers, which gunicorn does not tell from the control worker."""
+    if arbiter.num_workers <= 1 + len(arbiter.control_sockets):
+        log.info("no worker is removed, since a single one infers")
+        return
+    handle()
+
+
+def _reopen_logs(arbiter: Any, handle: Callable[[], None]) -> None:
+    """Have the access log ready before the workers are told to open it."""
+    _provide_access_log(arbiter)
+    handle()
+
+
+def _provide_access_log(arbiter: Any) -> None:
+    settings = read_settings(os.environ)
+    if settings.access_log != "none":
+        provide_file(settings.access_log_file, arbiter.cfg.uid, arbiter.cfg.gid)
+
+
+# What is called in the place of gunicorn's methods, with the method as an argument.
+_METHODS: dict[str, Callable[..., None]] = {
+    "stop": _stop,
+    "reexec": _reexec,
+    "handle_ttin": _add_worker,
+    "handle_ttou": _remove_worker,
+    "handle_usr1": _reopen_logs,
+}
+
+
+def make_changes(arbiter: Any) -> None:
+    """Make the changes that workers have asked for; when they make a difference, a new generation serves them."""
+    app: App = arbiter.app.wsgi()
+    while changes := app.reloads.receive():
+        _deaths.clear()  # what is loaded anew has its chances anew
+        if app.reloads.run(changes, lambda: _attend(arbiter)):
+            _renew(arbiter)
+        app.reloads.end(arbiter.spawning.fault)
+
+
+def on_reload(arbiter: Any) -> None:
+    """Load what has changed, and have a new generation of workers, with gunicorn's settings read anew, serve it.
+
+    gunicorn would fork the new workers after this and end the old ones, oldest first, without waiting for the new ones
+    to be ready. So they are forked here, and gunicorn is left with none to fork.
+
+    Raises ConfigError for environment variables that gunicorn's `raw_env` sets and a worker would fail at.
+    """
+    settings = read_settings(os.environ)
+    app: App = arbiter.app.wsgi()
+    streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
+    app.log_levels.install()
+    try:
+        arbiter.tls = load_tls(arbiter.cfg)
+    except TlsError as error:
+        log.error("%s; the service goes on with what it has loaded before", error)
+    commit(arbiter)
+    arbiter.spawning.memory = MemoryLimit(settings.max_worker_memory_bytes)
+    if arbiter.control_sockets:
+        _count_control_worker(arbiter)
+    _deaths.clear()
+    app.reloads.run([Change()], lambda: _attend(arbiter))
+    _renew(arbiter)
+    arbiter.cfg.set("workers", 0)
+    arbiter.worker_age = -1  # gunicorn would wait for those that are not older than that
+    app.reloads.end(arbiter.spawning.fault)
+
+
+def _attend(arbiter: Any) -> bool:
+    """Do while models load what the arbiter does else: replace workers that died; tell whether it is told to end."""
+    arbiter.murder_workers()
+    arbiter.reap_workers()
+    is_ending = is_told_to_end(arbiter)
+    if not is_ending:
+        arbiter.manage_workers()
+    return is_ending
+
+
+def _renew(arbiter: Any) -> None:
+    """Have a new generation of workers take the place of all that there are, now or as soon as it comes up."""
+    arbiter.app.wsgi().telemetry.forget_gone()
+    _table.count_generation()
+    for worker in arbiter.WORKERS.values():
+        if worker.is_control:
+            worker.is_control = False
+            worker.age = 0
+    arbiter.spawning.renew()
+
+
+def _count_control_worker(arbiter: Any) -> None:
+    arbiter.cfg.set("workers", arbiter.cfg.workers + 1)
+    arbiter.num_workers = arbiter.cfg.workers
+
+
+def pre_fork(arbiter: Any, worker: Any) -> None:
+    """Prepare a fork.
+
+    The worker gets a page to note the model it is at, its row in the table of workers, and the control address when no
+    other has it; the collector leaves alone what there is so far.
+    """
+    prepare(worker)
+    worker.opening = mmap.mmap(-1, _NAME_BYTES)
+    worker.tls = arbiter.tls
+    worker.row = _table.take()
+    worker.gives_way = any(other.row.is_ready() for other in arbiter.WORKERS.values())
+    worker.is_control = False
+    worker.age = 1 + _highest_age(arbiter)  # gunicorn ends the oldest first; its own count is set back by a reload
+    if arbiter.control_sockets and not any(other.is_control for other in arbiter.WORKERS.values()):
+        worker.is_control = True
+        worker.row.set_control()
+        worker.age = sys.maxsize  # gunicorn ends the oldest when there are to be fewer
+        worker.sockets = arbiter.control_sockets
+    gc.freeze()
+
+
+def _highest_age(arbiter: Any) -> int:
+    return max((int(worker.age) for worker in arbiter.WORKERS.values() if not worker.is_control), default=0)
+
+
+def post_fork(arbiter: Any, worker: Any) -> None:
+    """Keep the queue into which signals go until the worker has handlers of its own.
+
+    With `reuse_port` gunicorn has given every worker sockets of its own, which are not for the control worker.
+    """
+    restore()
+    worker.early_signals = arbiter.SIG_QUEUE
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    if worker.is_control and worker.sockets is not arbiter.control_sockets:
+        for sock in worker.sockets:
+            sock.close()
+        worker.sockets = arbiter.control_sockets
+
+
+def post_worker_init(worker: Any) -> None:
+    """Open the models in a new worker, before it accepts connections.
+
+    gunicorn kills a worker that does not report for its `timeout`. The time to open the models comes on top of that,
+    by a report dated ahead.
+
+    Beside workers that serve it does so at a low priority, where it may raise that again.
+
+    A signal to end that came before the worker had handlers of its own went to its copy of the arbiter's. Lost there,
+    it would have the arbiter wait for the worker for its whole `graceful_timeout`.
+    """
+    app: App = worker.wsgi
+    ahead = time.monotonic() + app.settings.load_timeout_seconds
+    os.utime(worker.tmp.fileno(), (ahead, ahead))
+    app.telemetry.counters.claim(worker.row.index)
+    with lowered() if worker.gives_way else contextlib.nullcontext():
+        app.models.open(lambda name: note_opening(worker, name), _end_in_order)
+    app.permission.is_control_address = worker.is_control
+    worker.notify()
+    if read_settings(os.environ).max_worker_memory_bytes:
+        worker.fresh_size.measure()
+    if not isinstance(worker, Worker):  # which says so itself, when it is about to accept
+        worker.row.set_ready()
+    if worker.is_control or not app.settings.control_bind:  # directories are walked where no inference waits for it
+        worker.watch = app.reloads.watch
+    worker.poll_seconds = app.settings.file_system_poll_wait_seconds
+    while not worker.early_signals.empty():
+        number = worker.early_signals.get()
+        if number in ENDING:
+            os.kill(os.getpid(), number)
+
+
+def _end_in_order() -> None:
+    """Have this worker finish what it is at and end; the arbiter forks another."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def note_opening(worker: Any, name: str) -> None:
+    """Note the model that a worker is at, "" for none."""
+    worker.opening.seek(0)
+    worker.opening.write(name.encode()[: _NAME_BYTES - 1] + b"\0")
+
+
+def child_exit(arbiter: Any, worker: Any) -> None:
+    """Tell which model or pipeline a worker was at when it died; give up a model that several could not open."""
+    if worker.row.is_ready():  # whoever ends in order is not ready any more
+        _table.count_death()
+    for name in arbiter.app.wsgi().telemetry.counters.release(worker.row.index):
+        log.error("worker %s died or was killed at a request to %r (name and version)", worker.pid, name)
+    _table.free(worker.row)
+    name = worker.opening[:].partition(b"\0")[0].decode(errors="ignore")
+    worker.opening.close()
+    if not name:
+        return
+    log.error("worker %s died or hung while it opened %r (model and version)", worker.pid, name)
+    _deaths[name] += 1
+    if _deaths[name] == MAX_DEATHS:
+        arbiter.app.wsgi().models.give_up(name, f"{MAX_DEATHS} workers died or hung while they opened it")
+
+
+def worker_exit(arbiter: Any, worker: Any) -> None:
+    """End a worker at once: in a fork of a process that used OpenVINO, the exit of the interpreter hangs.
+
+    gunicorn calls this last in a worker, but also in the arbiter for a worker that was gone already.
+    """
+    if os.getpid() != worker.pid:
+        return
+    end_quietly()
+    error = sys.exc_info()[1]
+    code = error.code if isinstance(error, SystemExit) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)

@@ -1,0 +1,353 @@
+"""Starting workers and replacing them, in place of what gunicorn's arbiter does.
+
+gunicorn ends the service when it cannot fork or when a worker exits with status 3 or 4, whoever chose that status. It
+replaces a worker that dies before it is ready at once, and for ever. Here the arbiter keeps the workers that run. While
+no worker comes up it tries with one at a time, with growing pauses, and logs the reason once. Only a start at which no
+worker becomes ready ends the service.
+"""
+
+import logging
+import os
+import signal
+import time
+from typing import Any
+
+from gunicorn.errors import HaltServer
+
+from ovms_rest.arbiter.memory_limit import FreshSize, MemoryLimit
+from ovms_rest.arbiter.pauses import Pauses
+from ovms_rest.host import throwaway
+from ovms_rest.shared_memory.failure_note import BOOT_ERROR, FailureNote, describe
+from ovms_rest.shared_memory.table import WorkerTable
+from ovms_rest.worker.worker import DRAIN_SECONDS, TICK_SECONDS
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+# After so many failures in a row the arbiter does not wait for new workers any more, but goes on trying.
+MAX_FAILURES = 3
+
+_METHODS = ("kill_worker", "manage_workers", "reap_workers", "spawn_worker", "spawn_workers", "wait_for_signals")
+_POLL_SECONDS = 0.02
+_LOOP_SECONDS = 0.1  # a turn of the arbiter's loop, at most, while it waits for workers to come up
+_RETIRE_SECONDS = 0.5
+
+
+class Spawning:
+    """The workers of one arbiter: how many are missing, when to fork the next, and which generation they are of."""
+
+    def __init__(self, arbiter: Any, table: WorkerTable, max_worker_memory: int = 0) -> None:
+        """Replace the methods of the arbiter; `max_worker_memory` is in bytes, 0 for no limit."""
+        self.memory = MemoryLimit(max_worker_memory)
+        self._arbiter = arbiter
+        self._table = table
+        self._pauses = Pauses()
+        self._reason = ""  # of the last failure
+        self._has_served = False
+        self._is_up = False
+        self._old: set[int] = set()  # those that end as soon as the new generation is ready, or one that has outgrown
+        self._outgrown = 0  # the process id of that one
+        self._outgrown_at = 0.0
+        self._fork = arbiter.spawn_worker
+        self._manage = arbiter.manage_workers
+        self._wait = arbiter.wait_for_signals
+        self._kill = arbiter.kill_worker
+        for name in _METHODS:
+            setattr(arbiter, name, getattr(self, name))
+
+    @property
+    def fault(self) -> str:
+        """Why the newest generation does not serve yet; "" when it does."""
+        if not self._old or self._outgrown:
+            return ""
+        reason = self._reason.partition("\n")[0]
+        return f"new workers do not become ready, so the previous ones keep serving, and the service retries: {reason}"
+
+    @property
+    def is_up(self) -> bool:
+        """Whether all workers were ready at once, or at least one that infers was while others failed."""
+        if not self._is_up:
+            is_inferring = any(worker.row.is_ready() and not worker.is_control for worker in self._current())
+            self._is_up = is_inferring and (self._is_renewed() or self._pauses.failures > 0)
+        return self._is_up
+
+    # --- Methods of gunicorn's arbiter
+
+    def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
+        """Wait as gunicorn does, but shorter while workers are expected to come up."""
+        is_expecting = self._pauses.failures or self._old or not self._is_up
+        signals: list[int] = self._wait(min(timeout, _LOOP_SECONDS) if is_expecting else timeout)
+        return signals
+
+    def manage_workers(self) -> None:
+        """Fork the workers that are missing, and end those that are too many or of an old generation.
+
+        Raises HaltServer when the start has failed.
+        """
+        self._look()
+        if not self._old:
+            if len(self._arbiter.WORKERS) >= self._arbiter.num_workers:
+                self.spawn_workers()  # gunicorn also counts those that are ending
+            self._manage()  # which calls spawn_workers
+            self._replace_outgrown()
+            return
+        self.spawn_workers()
+        if not self._is_renewed():
+            return
+        if self._outgrown:
+            self._end_outgrown()
+        else:
+            log.info("the new workers are ready")
+            self._retire()
+
+    def spawn_workers(self) -> None:
+        """Fork the workers that are missing; after a failure one at a time, and not before the pause is over."""
+        for _ in range(self._arbiter.num_workers - len(self._current())):
+            if not self._pauses.failures:
+                self.spawn_worker()
+            elif self._pauses.is_over() and all(worker.row.was_ready() for worker in self._current()):
+                self.spawn_worker()
+                return
+
+    def spawn_worker(self) -> None:
+        """Fork a worker. What prevents that is logged, and leaves nothing behind.
+
+        Signals to end are blocked meanwhile; the hook post_fork lets them through. Python drops those that reach a
+        process between the fork and its first instruction in Python.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            self._check(self._fork())
+        except Exception as error:  # no processes, descriptors, memory or rows left, or a hook of the user's that fails
+            if os.getpid() != self._arbiter.pid:
+                os._exit(BOOT_ERROR)
+            self._table.keep(worker.row for worker in self._arbiter.WORKERS.values())
+            self._fail(f"cannot start a worker: {describe(error)}")
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+    def _check(self, pid: int) -> None:
+        """Raise RuntimeError, and end the worker, when it was not prepared: nothing could be known of it."""
+        if hasattr(self._arbiter.WORKERS[pid], "failure"):
+            return
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        self._arbiter.WORKERS.pop(pid).tmp.close()
+        raise RuntimeError("gunicorn's hook pre_fork has to call ovms_rest.arbiter.hooks.pre_fork")
+
+    def kill_worker(self, pid: int, number: int) -> None:
+        """Send a signal to a worker, and remember that one to end was sent."""
+        worker = self._arbiter.WORKERS.get(pid)
+        if worker is not None and number in ENDING:
+            worker.is_told_to_end = True
+        self._kill(pid, number)
+
+    def reap_workers(self) -> None:
+        """Take note of workers that ended, and of other children, but leave throwaway processes to who started them."""
+        for pid, worker in list(self._arbiter.WORKERS.items()):
+            try:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:  # a hook of the user's was faster
+                ended, status = pid, 0
+            if ended:
+                self._bury(worker, status)
+        self._reap_others()
+
+    def _reap_others(self) -> None:
+        """Reap the arbiter that SIGUSR2 started, and orphans that the kernel gives to an arbiter with process id 1."""
+        arbiter = self._arbiter
+        while True:
+            try:
+                child = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if child is None or child.si_pid in throwaway.running or child.si_pid in arbiter.WORKERS:
+                return
+            _, status = os.waitpid(child.si_pid, 0)
+            if child.si_pid == arbiter.reexec_pid:
+                arbiter.reexec_pid = 0
+            elif child.si_pid == arbiter.dirty_arbiter_pid:
+                arbiter.handle_dirty_arbiter_exit(child.si_pid, status)
+            else:
+                log.debug("reaped process %s, which was not a worker", child.si_pid)
+
+    def _bury(self, worker: Any, status: int) -> None:
+        arbiter = self._arbiter
+        del arbiter.WORKERS[worker.pid]
+        code = os.waitstatus_to_exitcode(status)
+        is_failure = not (worker.row.was_ready() or worker.is_told_to_end or _is_opening(worker))
+        self._old.discard(worker.pid)
+        if worker.pid == self._outgrown:  # died before its successor was ready, which takes its place anyway
+            self._outgrown = 0
+        if worker.row.was_ready():
+            self._note_ready(worker)
+        reason = worker.failure.take()
+        if not reason:
+            _log_end(worker.pid, code)
+        worker.tmp.close()
+        try:
+            arbiter.cfg.child_exit(arbiter, worker)
+        except Exception:
+            log.exception("exception in the child_exit hook")
+        if reason and not is_failure:
+            log.error("%s", reason)
+        if is_failure:
+            self._fail(reason or f"a worker ended with {_describe_code(code)} before it was ready", code > 0)
+
+    # --- Failures
+
+    def _fail(self, reason: str, is_final: bool = False) -> None:
+        """Count and log a failure, which at the start may be the end."""
+        self._pauses.fail()
+        if reason != self._reason:
+            self._reason = reason
+            log.error("%s", reason)
+        if not self._has_served and is_final:
+            self._pauses.failures = max(self._pauses.failures, MAX_FAILURES)
+
+    def _look(self) -> None:
+        """Take note of workers that became ready; without any, end a start that has failed. Raises HaltServer."""
+        workers = self._arbiter.WORKERS.values()
+        for worker in workers:
+            if worker.row.was_ready():
+                self._note_ready(worker)
+        if not self._has_served and self._pauses.failures >= MAX_FAILURES:
+            raise HaltServer("no worker became ready: " + self._reason.partition("\n")[0], BOOT_ERROR)
+        if self._pauses.failures and not self._old and self._is_renewed():  # the missing ones are not wanted any more
+            self._forget_failures()
+
+    def _note_ready(self, worker: Any) -> None:
+        self._has_served = True
+        if self._pauses.failures and worker.born > self._pauses.failed_at:
+            log.info("workers start again after %d failed attempts", self._pauses.failures)
+            self._forget_failures()
+
+    def _forget_failures(self) -> None:
+        self._pauses.reset()
+        self._reason = ""
+
+    # --- Memory
+
+    def _replace_outgrown(self) -> None:
+        """Fork a successor for a worker above the limit of memory: for one at a time, while nothing else is amiss."""
+        workers = list(self._arbiter.WORKERS.values())
+        if (
+            self._pauses.failures
+            or len(workers) != self._arbiter.num_workers
+            or not all(worker.row.is_ready() and not worker.is_told_to_end for worker in workers)
+        ):
+            return
+        worker = self.memory.find_outgrown(workers)
+        if worker is None:
+            return
+        self._old, self._outgrown, self._outgrown_at = {worker.pid}, worker.pid, time.monotonic()
+        worker.is_control = False  # the successor takes the control address
+        worker.age = 0  # gunicorn ends the oldest when there are too many
+        self.spawn_workers()
+
+    def _end_outgrown(self) -> None:
+        """End a worker whose successor is ready."""
+        took = time.monotonic() - self._outgrown_at
+        log.info("worker %s ends; its successor was ready after %.1f s", self._outgrown, took)
+        self._table.count_outgrown()
+        self.memory.pause(took)
+        for pid in self._old:
+            self._arbiter.kill_worker(pid, signal.SIGTERM)
+        self._old, self._outgrown = set(), 0
+
+    # --- Generations
+
+    def renew(self) -> bool:
+        """Have a new generation of workers take the place of all that there are; return whether it has.
+
+        When the new workers fail, the old ones go on, and `manage_workers` goes on trying.
+        """
+        arbiter = self._arbiter
+        self._forget_failures()
+        self.memory.forget()
+        self._old, self._outgrown = set(arbiter.WORKERS), 0
+        for pid, worker in list(arbiter.WORKERS.items()):
+            if not worker.row.was_ready():  # of a generation that does not come up, or not any more
+                arbiter.kill_worker(pid, signal.SIGTERM)
+        while not self._is_renewed():
+            self.spawn_workers()
+            time.sleep(_POLL_SECONDS)
+            arbiter.murder_workers()
+            arbiter.reap_workers()
+            if is_told_to_end(arbiter):
+                break
+            if self._pauses.failures >= MAX_FAILURES:
+                log.error("the new workers do not become ready; the previous ones keep serving")
+                return False
+        self._retire()
+        return True
+
+    def _current(self) -> list[Any]:
+        """Return the workers of the newest generation that are to stay."""
+        workers = self._arbiter.WORKERS.items()
+        return [worker for pid, worker in workers if pid not in self._old and not worker.is_told_to_end]
+
+    def _is_renewed(self) -> bool:
+        """Return whether the newest generation is complete and ready."""
+        current = self._current()
+        for worker in current:
+            if worker.row.was_ready():
+                self._note_ready(worker)
+        return len(current) >= self._arbiter.num_workers and all(worker.row.is_ready() for worker in current)
+
+    def _retire(self) -> None:
+        """End the old generation, and wait until it takes no request any more.
+
+        A worker that ends takes one more request on each of its connections for a while. When that is over, nobody gets
+        an answer of the old generation to what is asked afterwards. gunicorn's own workers do not tell, but end.
+        """
+        arbiter = self._arbiter
+        old, self._old = self._old & arbiter.WORKERS.keys(), set()
+        deadline = time.monotonic() + DRAIN_SECONDS + TICK_SECONDS + _RETIRE_SECONDS
+        for pid in old:
+            arbiter.kill_worker(pid, signal.SIGTERM)
+        while time.monotonic() < deadline and not is_told_to_end(arbiter):
+            arbiter.reap_workers()
+            if all(worker.row.is_closed() for pid, worker in arbiter.WORKERS.items() if pid in old):
+                break
+            time.sleep(_POLL_SECONDS)
+
+
+def prepare(worker: Any) -> None:
+    """Give a worker what this module needs of it, before the fork."""
+    worker.failure = FailureNote()
+    worker.fresh_size = FreshSize()
+    worker.born = time.monotonic()
+    worker.is_told_to_end = False
+
+
+def is_told_to_end(arbiter: Any) -> bool:
+    """Return whether a signal to end waits, which does not wait for a generation that does not come up."""
+    numbers = []
+    while not arbiter.SIG_QUEUE.empty():
+        numbers.append(arbiter.SIG_QUEUE.get())
+    for number in numbers:
+        arbiter.SIG_QUEUE.put(number)
+    return any(number in ENDING for number in numbers)
+
+
+def _is_opening(worker: Any) -> bool:
+    """Return whether a worker died at a model, which the hooks count and give up."""
+    return bool(worker.opening[0])
+
+
+def _log_end(pid: int, code: int) -> None:
+    if code == -signal.SIGKILL:
+        log.error("worker %s was killed by SIGKILL; the system may be out of memory", pid)
+    elif code not in (0, -signal.SIGTERM):
+        log.error("worker %s ended with %s", pid, _describe_code(code))
+
+
+def _describe_code(code: int) -> str:
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

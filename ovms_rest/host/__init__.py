@@ -1,0 +1,1 @@
+"""What the machine and its kernel offer: cores, memory, priorities, throwaway processes."""

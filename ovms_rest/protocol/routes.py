@@ -1,0 +1,62 @@
+"""The path of a request: decoded once, by protocol.md section 1, for whoever decides by it."""
+
+import re
+from urllib.parse import unquote_to_bytes
+
+# RFC 3986 section 3.1 and 3.2: what stands before the path in a target of absolute form.
+_AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
+_ENCODED_SLASH = re.compile("%(?=2[Ff])")
+_INFERENCE = re.compile(r"/v2/models/([^/]*)(?:/versions/([^/]*))?/infer")
+
+# The path of a request outside of SCRIPT_NAME; no route has it.
+OUTSIDE = ""
+
+
+def read_script_name(variable: str) -> str:
+    """Return the path that the service is mounted below, "" for none, in WSGI's form, from the variable SCRIPT_NAME."""
+    name = variable.strip("/").encode(errors="surrogateescape").decode("latin-1")
+    return f"/{name}" if name else ""
+
+
+def read_path(target: str, script_name: str = "") -> str:
+    """Return the path of a request target below `script_name` as WSGI's PATH_INFO; OUTSIDE if it is not below it.
+
+    Whoever decides by the path of a request uses this one. Percent-encoding is decoded except that of a slash, so that
+    the model `a%2Fready` does not look like the readiness of `a`. A slash at the end is dropped.
+    """
+    path = target.partition("?")[0]
+    if not path.startswith("/"):
+        if path == "*":
+            return path
+        if authority := _AUTHORITY.match(path):
+            path = path[authority.end() :] or "/"
+    if "%" in path:
+        path = unquote_to_bytes(_ENCODED_SLASH.sub("%25", path).encode("latin-1")).decode("latin-1")
+    if script_name:
+        if not f"{path}/".startswith(f"{script_name}/"):
+            return OUTSIDE
+        path = path[len(script_name) :] or "/"
+    return drop_slash(path)
+
+
+def read_authority(target: str) -> str | None:
+    """Return host and port in a target of absolute form, None for any other target."""
+    authority = _AUTHORITY.match(target.partition("?")[0])
+    return None if authority is None else authority[0].partition("://")[2].rpartition("@")[2]
+
+
+def drop_slash(path: str) -> str:
+    """Return a path without the slash at its end."""
+    return path[:-1] if path.endswith("/") and len(path) > 1 else path
+
+
+def is_inference(method: str, path: str) -> bool:
+    """Return whether a request infers, and so may have to wait for its turn; `path` comes from `read_path`."""
+    return method == "POST" and path.endswith("/infer") and _INFERENCE.fullmatch(path) is not None
+
+
+def read_inference(path: str) -> tuple[str, str | None]:
+    """Return the model, and the version or None, in the path of an inference."""
+    found = _INFERENCE.fullmatch(path.encode("latin-1").decode("utf-8", "replace"))
+    assert found is not None
+    return found[1], found[2]

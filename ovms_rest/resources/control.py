@@ -1,0 +1,183 @@
+"""The resources that tell and change what is served, in the form of the OpenVINO Model Server."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import falcon
+import orjson
+
+from ovms_rest.errors import InvalidRequestError, TryLaterError
+from ovms_rest.protocol.words import cut, describe, explain_json_error
+from ovms_rest.resources.body import read_body
+from ovms_rest.resources.permission import Permission
+
+# Bytes of a body, as received and after decompression: they hold at most the configuration of a model.
+MAX_BODY_BYTES = 2**20
+
+# How often a worker that can do nothing else meanwhile looks whether a change has been made.
+_PAUSE_SECONDS = 0.05
+
+Ticket = dict[str, Any]
+T = TypeVar("T")
+
+
+class Statuses(Protocol):
+    """What is served."""
+
+    def status(self) -> dict[str, Any]:
+        """Return the status of all versions in OVMS's form."""
+
+
+class Reloading(Statuses, Protocol):
+    """What reloads."""
+
+    def request(self, ticket: Ticket) -> tuple[bool, dict[str, Any]]:
+        """Reload; return whether anything has changed, and the status of all models.
+
+        Raises TryLaterError until that is done, with the same ticket to be shown again, and ReloadError.
+        """
+
+
+class ModelChanges(Protocol):
+    """What loads and unloads models. Both raise TryLaterError as above, NotFoundError, BusyError and ReloadError."""
+
+    def load_model(self, ticket: Ticket, name: str, config: dict[str, Any] | None) -> None:
+        """Load a model, with a configuration of its own or as the config file has it."""
+
+    def unload_model(self, ticket: Ticket, name: str, dependents: bool) -> None:
+        """Unload a model, and the pipelines that use it when asked to."""
+
+
+def wait_until_made(req: falcon.Request, ask: Callable[[Ticket], T]) -> T:
+    """Ask for a change until it has been made; our own worker serves others meanwhile, and calls again itself."""
+    ticket: Ticket = req.env.setdefault("ovms_rest.ticket", {})
+    while True:
+        try:
+            return ask(ticket)
+        except TryLaterError:
+            if "ovms_rest.buffers" in req.env:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+
+
+def read_object(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
+    """Read the body of a request, an object as JSON; nothing is {}. Raises InvalidRequestError."""
+    body = bytes(read_body(req.env, max_body_bytes, None))
+    if not body.strip():
+        return {}
+    try:
+        root = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the request is not valid JSON: {error}") from error
+    if type(root) is not dict:
+        raise InvalidRequestError(f"the request is {describe(root)}, expected an object or nothing")
+    return root
+
+
+class RepositoryIndex:
+    """POST /v2/repository/index, of Triton's model repository extension."""
+
+    def __init__(self, models: Statuses, max_body_bytes: int) -> None:
+        """Take what is served."""
+        self._models = models
+        self._max_body_bytes = max_body_bytes
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer every version with its state, and the reason of one that does not serve; the body may be empty."""
+        only_ready = read_object(req, self._max_body_bytes).get("ready", False)
+        if type(only_ready) is not bool:
+            raise InvalidRequestError(f"ready is {describe(only_ready)}, expected a boolean")
+        index = []
+        for name, entry in self._models.status().items():
+            for item in entry["model_version_status"]:
+                ready = item["state"] == "AVAILABLE"
+                reason = "unloaded" if item["state"] == "END" else item["status"]["error_message"]
+                shown = {"name": name, "version": item["version"], "state": "READY" if ready else "UNAVAILABLE"}
+                if ready or not only_ready:
+                    index.append(shown if reason == "OK" else {**shown, "reason": reason})
+        resp.data = orjson.dumps(index)
+
+
+class ModelControl:
+    """POST /v2/repository/models/{name}/load and /unload, by the suffixes of Falcon's routes."""
+
+    def __init__(self, changes: ModelChanges, permission: Permission, max_body_bytes: int) -> None:
+        """Take what loads and unloads models, and who may have it done."""
+        self._changes = changes
+        self._permission = permission
+        self._max_body_bytes = max_body_bytes
+
+    def on_post_load(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+        """Load a model, also one that serves already; answer 200 when every worker serves it so."""
+        self._permission.check(req)
+        config = self._read_config(read_parameters(req, self._max_body_bytes))
+        wait_until_made(req, lambda ticket: self._changes.load_model(ticket, name, config))
+
+    def on_post_unload(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+        """Unload a model; answer 200 when no worker serves it any more."""
+        self._permission.check(req)
+        dependents = read_parameters(req, self._max_body_bytes).get("unload_dependents", False)
+        if type(dependents) is not bool:
+            raise InvalidRequestError(f"parameters.unload_dependents is {describe(dependents)}, expected a boolean")
+        wait_until_made(req, lambda ticket: self._changes.unload_model(ticket, name, dependents))
+
+    @staticmethod
+    def _read_config(parameters: dict[str, Any]) -> dict[str, Any] | None:
+        """Read the parameter `config`, which is JSON in a string."""
+        for key in parameters:
+            if key.startswith("file:"):
+                raise InvalidRequestError(
+                    f"parameters.{cut(key)}: files are not taken over HTTP; put them into a directory of the server, "
+                    "and name it by base_path in parameters.config"
+                )
+        if "config" not in parameters:
+            return None
+        text = parameters["config"]
+        if type(text) is not str:
+            raise InvalidRequestError(f"parameters.config is {describe(text)}, expected a string with a JSON object")
+        try:
+            config = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequestError(
+                f"parameters.config is not valid JSON: {explain_json_error(text, error)}"
+            ) from error
+        if type(config) is not dict:
+            raise InvalidRequestError(f"parameters.config holds {describe(config)}, expected an object")
+        return config
+
+
+def read_parameters(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
+    """Read the `parameters` of a request to load or unload, which may be left out. Raises InvalidRequestError."""
+    parameters = read_object(req, max_body_bytes).get("parameters", {})
+    if type(parameters) is not dict:
+        raise InvalidRequestError(f"parameters is {describe(parameters)}, expected an object")
+    return parameters
+
+
+class ConfigStatus:
+    """GET /v1/config."""
+
+    def __init__(self, models: Statuses) -> None:
+        """Take what is served."""
+        self._models = models
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer the status of all versions."""
+        resp.data = orjson.dumps(self._models.status())
+
+    on_head = on_get
+
+
+class ConfigReload:
+    """POST /v1/config/reload."""
+
+    def __init__(self, reloads: Reloading) -> None:
+        """Take what reloads, and tells what is served."""
+        self._reloads = reloads
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer the status of all versions when they serve: 201 when something was reloaded, 200 when not."""
+        has_changed, statuses = wait_until_made(req, self._reloads.request)
+        resp.status = 201 if has_changed else 200
+        resp.data = orjson.dumps(statuses)

@@ -1,0 +1,83 @@
+"""Triton's logging extension: which lines the log has, told and set while the service runs."""
+
+from typing import Any, Protocol
+
+import falcon
+import orjson
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.words import show
+from ovms_rest.resources.control import read_object
+from ovms_rest.resources.permission import Permission
+from ovms_rest.shared_memory.log_settings import LOG_FORMATS, Changes, LogSettings
+
+MAX_VERBOSE_LEVEL = 2**31 - 1
+
+
+class LogControl(Protocol):
+    """The log of all processes."""
+
+    def read(self) -> LogSettings:
+        """Return the settings as they are."""
+
+    def change(self, changes: Changes) -> None:
+        """Change some settings, by name; the values are allowed ones."""
+
+
+class Logging:
+    """GET and POST /v2/logging."""
+
+    def __init__(self, control: LogControl, permission: Permission, max_body_bytes: int) -> None:
+        """Take the log, and from where it may be set."""
+        self._control = control
+        self._permission = permission
+        self._max_body_bytes = max_body_bytes
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer the settings."""
+        resp.data = orjson.dumps(self._control.read())
+
+    on_head = on_get
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Change the settings that are given, and answer all as they are then; the body may be empty."""
+        self._permission.check(req)
+        self._control.change(_choose_changes(read_object(req, self._max_body_bytes)))
+        self.on_get(req, resp)
+
+
+def _choose_changes(root: dict[str, Any]) -> Changes:
+    """Choose the settings of a request; other keys are ignored, as everywhere in the protocol.
+
+    Raises InvalidRequestError, so that nothing is changed when one is wrong.
+    """
+    if "log_file" in root:
+        raise InvalidRequestError(
+            "log_file cannot be set by call; the start sets it, by --log_path or gunicorn's --error-logfile"
+        )
+    for key, (is_allowed, allowed) in _ALLOWED.items():
+        if key in root and not is_allowed(root[key]):
+            raise InvalidRequestError(f"{key} is {show(root[key])}, allowed is {allowed}")
+    return {key: root[key] for key in _ALLOWED if key in root}
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_level(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_VERBOSE_LEVEL
+
+
+def _is_format(value: Any) -> bool:
+    return value in LOG_FORMATS
+
+
+_FLAG = (_is_flag, "true or false")
+_ALLOWED = {
+    "log_info": _FLAG,
+    "log_warning": _FLAG,
+    "log_error": _FLAG,
+    "log_verbose_level": (_is_level, f"an integer from 0 to {MAX_VERBOSE_LEVEL}"),
+    "log_format": (_is_format, " or ".join(f'"{name}"' for name in LOG_FORMATS)),
+}

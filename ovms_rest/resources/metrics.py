@@ -1,0 +1,356 @@
+"""GET /metrics: OVMS's families with their names, labels, texts and buckets (ovms_config.md section 8), and our own."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate, groupby
+from operator import attrgetter
+from typing import NamedTuple, Protocol
+
+import falcon
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from ovms_rest.errors import NotFoundError
+from ovms_rest.protocol.words import quote
+from ovms_rest.resources.statistics import StatisticsSource
+from ovms_rest.shared_memory.process_state import ProcessState, Readiness, WorkerState
+from ovms_rest.shared_memory.statistics import BOUNDS, Histogram, ModelStatistics
+
+Label = tuple[str, str]
+
+# prometheus-client adds `_total` to the name of a counter above its samples; OVMS's names, and so ours, have none.
+_COUNTER_HEAD = re.compile(rb"^(# (?:HELP|TYPE) \S+)_total ", re.MULTILINE)
+
+# Written as OVMS does: le="10", not le="10.0".
+_LE = (*map(str, BOUNDS), "+Inf")
+
+
+class MetricsSource(StatisticsSource, Protocol):
+    """Where the metrics come from."""
+
+    def process_state(self) -> ProcessState:
+        """Return what is known of the processes."""
+
+    def readiness(self) -> Sequence[Readiness]:
+        """Return every version that should serve."""
+
+
+class _Values(NamedTuple):
+    """All that is told in one answer."""
+
+    models: Sequence[ModelStatistics]
+    processes: ProcessState
+    readiness: Sequence[Readiness]
+
+
+# The lines of a family that have samples, by its name and all that is told.
+_Lines = Callable[[str, _Values], Iterator[str]]
+
+
+class _Family(NamedTuple):
+    """A family: its type and text, where its lines come from, whether it is told when no list is given."""
+
+    type: str
+    text: str
+    lines: _Lines
+    default: bool = True
+
+
+# --- Lines: 100 for a version of a model, 36 in each histogram, so that what is in them at every scrape is kept
+
+# Enough for the lines of 2000 versions, and for their histograms.
+_KEPT_STARTS, _KEPT_HISTOGRAMS = 2**15, 6000
+
+_write: Callable[[float], str] = lru_cache(2**14)(floatToGoString)
+
+
+@lru_cache(_KEPT_STARTS)
+def _start(name: str, *labels: tuple[str, str]) -> str:
+    """Return a line up to its value."""
+    text = ",".join(f'{label}="{_escape(value)}"' for label, value in sorted(labels))
+    return f"{name}{{{text}}} " if labels else f"{name} "
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+@lru_cache(_KEPT_HISTOGRAMS)
+def _frame(name: str, *labels: tuple[str, str]) -> str:
+    """Return the lines of a histogram with a %s for each value."""
+    starts = [
+        *(_start(f"{name}_bucket", *labels, ("le", le)) for le in _LE),
+        _start(f"{name}_count", *labels),
+        _start(f"{name}_sum", *labels),
+    ]
+    return "".join(start.replace("%", "%%") + "%s\n" for start in starts)
+
+
+def _line(value: float, name: str, *labels: tuple[str, str]) -> str:
+    return f"{_start(name, *labels)}{_write(value)}\n"
+
+
+def _labels_of(model: ModelStatistics) -> tuple[Label, Label]:
+    return ("name", model.name), ("version", model.version)
+
+
+def _of_models(value: Callable[[ModelStatistics], int | None], pipelines: bool = False) -> _Lines:
+    """Tell a number of every model that has it, and of pipelines when asked to."""
+
+    def lines(name: str, values: _Values) -> Iterator[str]:
+        for model in values.models:
+            if (pipelines or not model.is_pipeline) and (number := value(model)) is not None:
+                yield _line(number, name, *_labels_of(model))
+
+    return lines
+
+
+def _times(histogram: Callable[[ModelStatistics], Histogram], pipelines: bool = False, *labels: Label) -> _Lines:
+    """Tell a histogram of every model, and of pipelines when asked to, in microseconds."""
+
+    def lines(name: str, values: _Values) -> Iterator[str]:
+        for model in values.models:
+            if pipelines or not model.is_pipeline:
+                buckets, ns = histogram(model)
+                counts = list(map(_write, accumulate(buckets)))
+                yield _frame(name, *labels, *_labels_of(model)) % (*counts, counts[-1], _write(ns / 1000))
+
+    return lines
+
+
+def _requests(inferences: Callable[[ModelStatistics], int], questions: Callable[[int], int]) -> _Lines:
+    """Tell how many requests there were by method. Those for readiness have no version, as in OVMS."""
+    interface = ("api", "KServe"), ("interface", "REST")
+
+    def lines(name: str, values: _Values) -> Iterator[str]:
+        for model in values.models:
+            labels = (*interface, *_labels_of(model))
+            yield _line(inferences(model), name, *labels, ("method", "ModelInfer"))
+            yield _line(questions(model.questions["ModelMetadata"]), name, *labels, ("method", "ModelMetadata"))
+        name_of = attrgetter("name")
+        for model_name, versions in groupby(sorted(values.models, key=name_of), name_of):
+            number = sum(questions(model.questions["ModelReady"]) for model in versions)
+            yield _line(number, name, *interface, ("method", "ModelReady"), ("name", model_name))
+
+    return lines
+
+
+def _refusals(name: str, values: _Values) -> Iterator[str]:
+    for model in values.models:
+        for kind, duration in model.failures.items():
+            yield _line(duration.count, name, *_labels_of(model), ("kind", kind))
+
+
+def _readiness(name: str, values: _Values) -> Iterator[str]:
+    for version in values.readiness:
+        yield _line(version.is_ready, name, ("name", version.name), ("version", version.version))
+
+
+def _of_workers(value: Callable[[WorkerState], float | None]) -> _Lines:
+    def lines(name: str, values: _Values) -> Iterator[str]:
+        for worker in values.processes.workers:
+            if (number := value(worker)) is not None:
+                yield _line(number, name, ("worker", worker.worker))
+
+    return lines
+
+
+def _of_service(value: Callable[[ProcessState], int | None]) -> _Lines:
+    def lines(name: str, values: _Values) -> Iterator[str]:
+        if (number := value(values.processes)) is not None:
+            yield _line(number, name)
+
+    return lines
+
+
+# --- Families
+
+_FAMILIES: Mapping[str, _Family] = {
+    "ovms_requests_success": _Family(
+        "counter",
+        "Number of successful requests to a model or a DAG.",
+        _requests(lambda model: model.success.count, lambda answered: answered),
+    ),
+    "ovms_requests_fail": _Family(
+        "counter",
+        "Number of failed requests to a model or a DAG.",
+        # A model that is there is always told of; a question about another is none of a model's.
+        _requests(lambda model: model.fail.count, lambda answered: 0),
+    ),
+    "ovms_current_requests": _Family(
+        "gauge",
+        "Number of inference requests currently in process.",
+        _of_models(lambda model: model.active),
+    ),
+    "ovms_request_time_us": _Family(
+        "histogram",
+        "Processing time of requests to a model or a DAG.",
+        _times(lambda model: model.request_time, True, ("interface", "REST")),
+    ),
+    "ovms_inference_time_us": _Family(
+        "histogram",
+        "Inference execution time in the OpenVINO backend.",
+        _times(lambda model: model.inference_time),
+    ),
+    "ovms_wait_for_infer_req_time_us": _Family(
+        "histogram",
+        "Request waiting time in the scheduling queue.",
+        _times(lambda model: model.queue_time),
+    ),
+    "ovms_streams": _Family(
+        "gauge",
+        "Number of OpenVINO execution streams.",
+        _of_models(lambda model: model.streams),
+    ),
+    "ovms_infer_req_queue_size": _Family(
+        "gauge",
+        "Inference request queue size (nireq).",
+        _of_models(lambda model: model.queue_size),
+        default=False,
+    ),
+    "ovms_infer_req_active": _Family(
+        "gauge",
+        "Number of currently consumed inference request from the processing queue.",
+        _of_models(lambda model: model.active),
+        default=False,
+    ),
+    "ovms_rest_requests_refused": _Family(
+        "counter",
+        "Number of inference requests that were refused or failed, by kind.",
+        _refusals,
+    ),
+    "ovms_rest_request_bytes": _Family(
+        "counter",
+        "Bytes in the bodies of inference requests.",
+        _of_models(lambda model: model.request_bytes, pipelines=True),
+    ),
+    "ovms_rest_response_bytes": _Family(
+        "counter",
+        "Bytes in the bodies of inference responses.",
+        _of_models(lambda model: model.response_bytes, pipelines=True),
+    ),
+    "ovms_rest_model_ready": _Family(
+        "gauge",
+        "1 for a version of a model or pipeline that serves, 0 for one that should serve but does not.",
+        _readiness,
+    ),
+    "ovms_rest_worker_busy": _Family(
+        "gauge",
+        "1 while a worker has inferences to make, else 0; absent for the worker of the control address.",
+        _of_workers(lambda worker: worker.busy),
+    ),
+    "ovms_rest_worker_connections": _Family(
+        "gauge",
+        "Number of connections that a worker holds.",
+        _of_workers(lambda worker: worker.connections),
+    ),
+    "ovms_rest_worker_resident_bytes": _Family(
+        "gauge",
+        "Resident memory of a worker, what it shares included.",
+        _of_workers(lambda worker: worker.resident_bytes),
+    ),
+    "ovms_rest_worker_cpu_seconds": _Family(
+        "counter",
+        "CPU time of a worker, user and system.",
+        _of_workers(lambda worker: worker.cpu_seconds),
+    ),
+    "ovms_rest_worker_restarts": _Family(
+        "counter",
+        "Number of workers that died and were replaced.",
+        _of_service(lambda processes: processes.restarts),
+    ),
+    "ovms_rest_worker_memory_replacements": _Family(
+        "counter",
+        "Number of workers that were replaced because they had more memory than OVMS_REST_MAX_WORKER_MEMORY_BYTES.",
+        _of_service(lambda processes: processes.outgrown),
+    ),
+    "ovms_rest_generation": _Family(
+        "gauge",
+        "Number of the generation of models that serves.",
+        _of_service(lambda processes: processes.generation),
+    ),
+    "ovms_rest_memory_limit_bytes": _Family(
+        "gauge",
+        "Memory that the service may use: that of the host, or less where a control group limits it.",
+        _of_service(lambda processes: processes.memory_limit_bytes),
+    ),
+    "ovms_rest_memory_available_bytes": _Family(
+        "gauge",
+        "Memory that the service may still take before the host or a control group has none left.",
+        _of_service(lambda processes: processes.memory_available_bytes),
+    ),
+}
+
+# OVMS's families of MediaPipe graphs, which are not served here: a list may have them, there is nothing to tell.
+_OF_GRAPHS = (
+    "ovms_current_graphs",
+    "ovms_requests_accepted",
+    "ovms_requests_rejected",
+    "ovms_responses",
+    "ovms_graph_error",
+    "ovms_graph_processing_time_us",
+)
+
+# What is told when there is no `metrics_list`.
+DEFAULT_METRICS = tuple(name for name, family in _FAMILIES.items() if family.default)
+
+
+def check_metrics_list(names: Sequence[str]) -> dict[int, str]:
+    """Tell of every name of a `metrics_list` that is no family, or that was there before, by its index."""
+    known = (*_FAMILIES, *_OF_GRAPHS)
+    problems = {}
+    for index, name in enumerate(names):
+        if name not in known:
+            (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            problems[index] = f"{quote(name)} is no metric; the nearest known one is {near!r}"
+        elif name in names[:index]:
+            problems[index] = f"{name!r} is there more than once"
+    return problems
+
+
+# --- Text
+
+
+class _Head(Collector):
+    """A family without samples, of which prometheus-client writes the head."""
+
+    def __init__(self, name: str, family: _Family) -> None:
+        self._metric = Metric(name, family.text, family.type)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the family."""
+        yield self._metric
+
+
+def _write_head(name: str) -> str:
+    return _COUNTER_HEAD.sub(rb"\1 ", generate_latest(_Head(name, _FAMILIES[name]))).decode()
+
+
+class Metrics:
+    """GET /metrics."""
+
+    def __init__(self, source: MetricsSource | None, names: Iterable[str] = DEFAULT_METRICS) -> None:
+        """Take where the metrics come from, None while they are disabled, and which to tell: a checked list."""
+        self._source = source
+        self._heads = {name: _write_head(name) for name in names if name in _FAMILIES}
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer the text that Prometheus reads, summed over all workers. Raises NotFoundError while disabled."""
+        if self._source is None:
+            raise NotFoundError(
+                "metrics are disabled; enable them by --metrics_enable, OVMS_REST_METRICS_ENABLE=true, or in the "
+                'config file by "monitoring": {"metrics": {"enable": true}}'
+            )
+        values = _Values(self._source.statistics(), self._source.process_state(), self._source.readiness())
+        resp.content_type = CONTENT_TYPE_LATEST
+        parts: list[str] = []
+        for name, head in self._heads.items():
+            if lines := list(_FAMILIES[name].lines(name, values)):
+                parts += (head, *lines)
+        resp.data = "".join(parts).encode()
+
+    on_head = on_get

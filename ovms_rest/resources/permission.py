@@ -1,0 +1,146 @@
+"""From where the service may be changed over HTTP: models loaded and unloaded, the log's settings changed."""
+
+import ipaddress
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import falcon
+
+from ovms_rest.errors import ForbiddenError
+from ovms_rest.protocol.routes import read_authority
+from ovms_rest.settings import Settings
+
+# Headers that a proxy adds: the request came from this host, but its client need not have.
+_OF_PROXIES = ("HTTP_FORWARDED", "HTTP_X_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+# Values of Sec-Fetch-Site for a page of the service itself, and for a user who typed the URL.
+_OWN_SITES = ("same-origin", "none")
+_PORTS = {"http": "80", "https": "443"}
+
+Environ = Mapping[str, Any]
+
+
+class Permission:
+    """Decides whether a request may change the service, by where it comes from."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Read the settings; a hook sets `is_control_address` in the worker that serves that address."""
+        self.is_control_address = False
+        self._allowed = settings.model_control
+        self._control_bind = settings.control_bind
+
+    def describe(self) -> str:
+        """Return in words from where the service may be changed."""
+        if self._allowed == "all":
+            return "from everywhere"
+        where = [f"on the control address {self._control_bind}"] if self._control_bind else []
+        if self._allowed == "local":
+            return " and ".join(["from this host", *where])
+        if self._allowed == "auto":
+            return "".join(where) or "from nowhere: OVMS_REST_CONTROL_BIND is not set"
+        return "from nowhere"
+
+    def check(self, req: falcon.Request) -> None:
+        """Raise ForbiddenError, with the setting that would allow it, unless the request may change the service."""
+        if reason := self._find_obstacle(req.env):
+            raise ForbiddenError(f"{req.method} {req.path} {reason}")
+
+    def _find_obstacle(self, environ: Environ) -> str | None:
+        if self._allowed == "all":
+            return None
+        if self._allowed == "none":
+            return "is not allowed over HTTP; OVMS_REST_MODEL_CONTROL is 'none'"
+        if self.is_control_address:
+            # A browser beside it reaches an address that others cannot. Tools and proxies may call it by any name.
+            problem = _is_from_page(environ) and (_find_foreign_page(environ) or self._find_foreign_host(environ))
+            return f"is not allowed to web pages of other sites: {problem}" if problem else None
+        if self._allowed == "local":
+            problem = self._find_foreign(environ)
+            return problem and (
+                "is allowed from this host only, not through a proxy or from a web page of another site: "
+                f"{problem}; OVMS_REST_MODEL_CONTROL is 'local', 'all' would allow it from everywhere"
+            )
+        if self._control_bind:
+            return (
+                f"is allowed on the control address only, {self._control_bind}; OVMS_REST_MODEL_CONTROL is 'auto', "
+                "'local' would allow it from this host too"
+            )
+        return (
+            "is allowed on a control address only, and there is none; OVMS_REST_CONTROL_BIND sets one, "
+            "OVMS_REST_MODEL_CONTROL=local would allow it from this host"
+        )
+
+    def _find_foreign(self, environ: Environ) -> str | None:
+        """Return what shows that a request comes from elsewhere than this host, None if nothing does."""
+        address = environ["REMOTE_ADDR"]
+        if not _is_loopback(address or "127.0.0.1"):  # a client on a Unix socket has no address
+            return f"the request comes from {address}"
+        for key in environ:
+            if key.startswith(_OF_PROXIES):
+                return f"the request has the header {key.removeprefix('HTTP_').replace('_', '-').title()}"
+        return _find_foreign_page(environ, behind_proxy=False) or self._find_foreign_host(environ)
+
+    def _find_foreign_host(self, environ: Environ) -> str | None:
+        """Return how a request names another host than this one, as it does after DNS rebinding."""
+        names = {"localhost", socket.gethostname().lower()}
+        if self._control_bind and not self._control_bind.startswith("unix:"):
+            names.add(_split_port(self._control_bind)[0])
+        for host in (environ.get("HTTP_HOST"), read_authority(environ.get("RAW_URI", ""))):
+            if host is None:
+                continue
+            name = _split_port(host)[0].removesuffix(".")
+            if name not in names and not name.endswith(".localhost") and not _is_own_address(name):
+                return f"{host!r} is not a name or address of this host"
+        return None
+
+
+def _is_from_page(environ: Environ) -> bool:
+    """Return whether a browser may have sent a request for a page; it puts one of these headers into every POST."""
+    return "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ
+
+
+def _find_foreign_page(environ: Environ, behind_proxy: bool = True) -> str | None:
+    """Return which header shows that a page of another origin sent a request, None if none does.
+
+    A proxy changes Host, but not what the browser says of the site as it sees it.
+    """
+    site, origin = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_ORIGIN")
+    if site is not None and site not in _OWN_SITES:
+        return f"Sec-Fetch-Site is {site!r}"
+    if origin is None or (site is not None and behind_proxy):
+        return None
+    scheme, _, authority = origin.partition("://")
+    if _split_port(authority, scheme) != _split_port(environ.get("HTTP_HOST", ""), scheme):
+        return f"Origin is {origin!r}"
+    return None
+
+
+def _split_port(authority: str, scheme: str = "http") -> tuple[str, str]:
+    """Return host and port of HOST:PORT, the host in lower case and without the brackets of an IPv6 address."""
+    host, found, port = authority.rpartition(":")
+    if not found or port.endswith("]"):
+        host, port = authority, ""
+    return host.lower().strip("[]"), port or _PORTS.get(scheme, "")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        client = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(client, "ipv4_mapped", None) or client).is_loopback
+
+
+def _is_own_address(host: str) -> bool:
+    """Return whether this is an IP address of this host: one that a socket can be bound to."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return address.is_loopback  # without IPv6, for instance
+    return not address.is_multicast

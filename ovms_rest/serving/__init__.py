@@ -1,1 +1,0 @@
-"""HTTP: Falcon resources, the reading of bodies, and the one table from errors to statuses."""

@@ -1,0 +1,216 @@
+"""What happens to every model, counted in memory that all processes share.
+
+Every version of a model has a table with a row for each worker slot. The arbiter makes it before it forks. A worker
+writes only its own row, so that there is nothing to lock; whoever reads sums the rows. What a worker has counted stays
+when it dies, and its successor in the slot adds to it, so that totals never fall.
+
+A number takes eight bytes on a boundary of eight, which memoryview and numpy copy whole; `struct` with a byte order
+would go byte by byte, and readers would see halves.
+"""
+
+import mmap
+import time
+from bisect import bisect_left
+from collections.abc import Set
+from typing import Final
+
+import numpy as np
+
+from ovms_rest.errors import NotFoundError
+from ovms_rest.protocol.words import quote
+from ovms_rest.shared_memory.statistics import (
+    BOUNDS,
+    FAILURE_KINDS,
+    QUESTIONS,
+    BatchStatistics,
+    Duration,
+    FailureKind,
+    Histogram,
+    ModelStatistics,
+    Question,
+)
+
+_BOUNDS_NS = tuple(bound * 1000 for bound in BOUNDS)
+_BUCKETS: Final = len(BOUNDS) + 1
+# So many batch sizes are told apart in a row; those that come later are counted together.
+BATCH_SIZES: Final = 16
+
+# The columns of a row. At _BATCHES begins an entry for each batch size and one for all others, whose size is 0.
+_ACTIVE, _LAST_NS, _INFERENCES, _QUEUE_NS, _REQUEST_BYTES, _RESPONSE_BYTES, _FAILURES = range(7)
+_QUESTIONS: Final = _FAILURES + 2 * len(FAILURE_KINDS)
+_REQUEST_TIME: Final = _QUESTIONS + len(QUESTIONS)
+_INFERENCE_TIME: Final = _REQUEST_TIME + _BUCKETS
+_QUEUE_TIME: Final = _INFERENCE_TIME + _BUCKETS
+_BATCHES: Final = _QUEUE_TIME + _BUCKETS
+_ENTRY: Final = 5  # size, count, and nanoseconds of input, infer and output
+_OTHERS: Final = _BATCHES + BATCH_SIZES * _ENTRY
+# Rows begin on a cache line, so that workers do not take them from each other.
+_COLUMNS: Final = -(-(_OTHERS + _ENTRY) // 8) * 8
+
+_FAILURE_COLUMNS = {kind: _FAILURES + 2 * index for index, kind in enumerate(FAILURE_KINDS)}
+_QUESTION_COLUMNS = {question: _QUESTIONS + index for index, question in enumerate(QUESTIONS)}
+
+
+class ModelCounters:
+    """The counters of a version of a model: this process's row to write, and the sums of all rows."""
+
+    def __init__(self, name: str, version: str, slots: int, claimed: mmap.mmap) -> None:
+        """Make the table; pages that no worker writes cost nothing. `claimed` has a byte for each slot."""
+        self.name = name
+        self.version = version
+        self._claimed = claimed
+        self._numbers = memoryview(mmap.mmap(-1, slots * _COLUMNS * 8)).cast("Q")
+        self._rows = np.frombuffer(self._numbers, np.uint64).reshape(slots, _COLUMNS)
+        self._row = self._numbers[:_COLUMNS]
+        self._entries: dict[int, int] = {}
+
+    def claim(self, slot: int) -> None:
+        """Write the row of this slot from now on, going on from what is there."""
+        self._row = row = self._numbers[slot * _COLUMNS : (slot + 1) * _COLUMNS]
+        self._entries = {row[entry]: entry for entry in range(_BATCHES, _OTHERS, _ENTRY) if row[entry]}
+        self.release(slot)
+
+    def release(self, slot: int) -> bool:
+        """Forget the inference that the worker of this slot was at; return whether there was one."""
+        column = slot * _COLUMNS + _ACTIVE
+        was_active, self._numbers[column] = bool(self._numbers[column]), 0
+        return was_active
+
+    def begin(self) -> None:
+        """Note that this process is at an inference, until the next `record` or `fail`."""
+        self._row[_ACTIVE] = 1
+
+    def record(
+        self,
+        queue_ns: int,
+        input_ns: int,
+        infer_ns: int,
+        output_ns: int,
+        batch: int = 1,
+        request_bytes: int = 0,
+        response_bytes: int = 0,
+    ) -> None:
+        """Count an inference that was answered."""
+        row = self._row
+        entry = self._entries.get(batch) or self._add_entry(batch)
+        row[entry + 1] += 1
+        row[entry + 2] += input_ns
+        row[entry + 3] += infer_ns
+        row[entry + 4] += output_ns
+        row[_REQUEST_TIME + bisect_left(_BOUNDS_NS, queue_ns + input_ns + infer_ns + output_ns)] += 1
+        row[_INFERENCE_TIME + bisect_left(_BOUNDS_NS, infer_ns)] += 1
+        row[_QUEUE_TIME + bisect_left(_BOUNDS_NS, queue_ns)] += 1
+        row[_QUEUE_NS] += queue_ns
+        row[_INFERENCES] += batch
+        row[_REQUEST_BYTES] += request_bytes
+        row[_RESPONSE_BYTES] += response_bytes
+        row[_LAST_NS] = time.time_ns()
+        row[_ACTIVE] = 0
+
+    def _add_entry(self, batch: int) -> int:
+        """Return the column of the entry for a batch size that has none yet."""
+        if not batch or len(self._entries) == BATCH_SIZES:
+            return _OTHERS
+        entry = self._entries[batch] = _BATCHES + len(self._entries) * _ENTRY
+        self._row[entry] = batch
+        return entry
+
+    def fail(self, kind: FailureKind, total_ns: int) -> None:
+        """Count an inference that was refused or failed."""
+        row, column = self._row, _FAILURE_COLUMNS[kind]
+        row[column] += 1
+        row[column + 1] += total_ns
+        row[_ACTIVE] = 0
+
+    def answer(self, question: Question) -> None:
+        """Count a request for the metadata or the readiness."""
+        self._row[_QUESTION_COLUMNS[question]] += 1
+
+    def read(self) -> ModelStatistics:
+        """Sum what all processes have counted."""
+        rows = self._rows[: self._claimed.rfind(b"\1") + 1].copy()
+        sums: list[int] = rows.sum(0, np.uint64).tolist()
+        batches = _sum_batches(rows[:, _BATCHES : _OTHERS + _ENTRY].reshape(-1, _ENTRY).tolist())
+        count, input_ns, infer_ns, output_ns = map(sum, zip(*batches.values(), strict=True))
+        queue_ns = sums[_QUEUE_NS]
+        total_ns = queue_ns + input_ns + infer_ns + output_ns
+        return ModelStatistics(
+            self.name,
+            self.version,
+            last_inference_ms=int(rows[:, _LAST_NS].max()) // 1_000_000,
+            inference_count=sums[_INFERENCES],
+            success=Duration(count, total_ns),
+            queue=Duration(count, queue_ns),
+            compute_input=Duration(count, input_ns),
+            compute_infer=Duration(count, infer_ns),
+            compute_output=Duration(count, output_ns),
+            failures={kind: Duration(*sums[column : column + 2]) for kind, column in _FAILURE_COLUMNS.items()},
+            batches=[BatchStatistics(size, *batches[size]) for size in sorted(batches) if size],
+            questions={question: sums[column] for question, column in _QUESTION_COLUMNS.items()},
+            request_time=Histogram(tuple(sums[_REQUEST_TIME:_INFERENCE_TIME]), total_ns),
+            inference_time=Histogram(tuple(sums[_INFERENCE_TIME:_QUEUE_TIME]), infer_ns),
+            queue_time=Histogram(tuple(sums[_QUEUE_TIME:_BATCHES]), queue_ns),
+            request_bytes=sums[_REQUEST_BYTES],
+            response_bytes=sums[_RESPONSE_BYTES],
+            active=sums[_ACTIVE],
+        )
+
+
+def _sum_batches(entries: list[list[int]]) -> dict[int, list[int]]:
+    """Sum entries by batch size; under 0 are those of the sizes that are not told apart."""
+    batches: dict[int, list[int]] = {0: [0, 0, 0, 0]}
+    for size, *numbers in entries:
+        if numbers[0]:
+            batches[size] = [a + b for a, b in zip(batches.get(size, [0, 0, 0, 0]), numbers, strict=True)]
+    return batches
+
+
+class Counters:
+    """The counters of all models. A process that claims no slot writes the first row, as where there are no workers."""
+
+    def __init__(self, slots: int) -> None:
+        """Make room for so many workers."""
+        self._slots = slots
+        self._slot = 0
+        self._claimed = mmap.mmap(-1, slots)
+        self._claimed[0] = 1
+        self._models: dict[tuple[str, str], ModelCounters] = {}
+
+    def of(self, name: str, version: str) -> ModelCounters:
+        """Return the counters of a version of a model, always the same; the first call is the arbiter's, at load."""
+        key = name, version
+        if key not in self._models:
+            self._models[key] = ModelCounters(name, version, self._slots, self._claimed)
+            self._models[key].claim(self._slot)
+        return self._models[key]
+
+    def keep(self, versions: Set[tuple[str, str]]) -> None:
+        """Forget all but these, names with versions: called in the arbiter before it forks a new generation."""
+        self._models = {key: model for key, model in self._models.items() if key in versions}
+
+    def claim(self, slot: int) -> None:
+        """Write the rows of this slot from now on: called in a worker after the fork."""
+        self._slot = slot
+        self._claimed[slot] = 1
+        for model in self._models.values():
+            model.claim(slot)
+
+    def release(self, slot: int) -> list[str]:
+        """Forget what the worker of this slot was at, and return it, as name/version. What it counted stays.
+
+        Called in the arbiter when the worker is gone.
+        """
+        return [f"{model.name}/{model.version}" for model in self._models.values() if model.release(slot)]
+
+    def statistics(self, name: str | None = None, version: str | None = None) -> list[ModelStatistics]:
+        """Return the sums of a version, of all versions of a model, or of all models, in the order of their loading.
+
+        Raises NotFoundError for what was never loaded.
+        """
+        found = [
+            counters for key, counters in self._models.items() if name in (None, key[0]) and version in (None, key[1])
+        ]
+        if name is not None and not found:
+            which = f"model {quote(name)}" if version is None else f"version {quote(version)} of model {quote(name)}"
+            raise NotFoundError(f"{which} has no statistics, for it was never loaded")
+        return [counters.read() for counters in found]

@@ -1,0 +1,193 @@
+"""The access log of the service: one line per request, JSON or `key=value`, to the standard output or a file.
+
+A line is one write of at most PIPE_BUF bytes, so that those of several workers never mix. A log that cannot be written,
+or whose reader has fallen behind, costs its lines and no request.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import select
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from ovms_rest.shared_memory.statistics import Served
+from ovms_rest.worker.streams import unblocked_stdout
+
+log = logging.getLogger("gunicorn.error.ovms_rest")
+
+STDOUT = "-"
+
+# How much of a client's value a line repeats: so much that no line of escaped values is longer than PIPE_BUF.
+_SHOWN = {"path": 256}
+_SHOWN_OTHERWISE = 128
+
+# What needs no quotes in a line of text.
+_PLAIN = re.compile(r"[!#-<>-~]+")
+
+# All but printable ASCII is escaped, so that no client can begin a line or command a terminal.
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a line tells of a request; None is what is not known.
+
+    `bytes_in` and `bytes_out` are of the bodies. `total_us` is from when the request was whole until its answer was
+    sent, of which it waited `queue_us` and the model took `inference_us`.
+    """
+
+    client: str
+    request_id: str  # of X-Request-ID
+    method: str
+    path: str
+    status: int
+    bytes_in: int | None
+    bytes_out: int
+    total_us: int
+    model: str | None = None
+    version: str | None = None
+    id: str | None = None  # of the request's JSON
+    queue_us: int | None = None
+    inference_us: int | None = None
+
+
+def access_of(environ: dict[str, Any], status: str, size: int, started_ns: int) -> Access:
+    """Gather what is known of a request that was answered; it began at `started_ns` unless it had to wait."""
+    served: Served | None = environ.get("ovms_rest.served")
+    known: dict[str, Any] = {}
+    if served is not None:
+        known = {
+            "model": served.model_name,
+            "version": served.model_version,
+            "id": served.id or None,
+            "queue_us": served.queue_ns // 1000,
+            "inference_us": served.infer_ns // 1000,
+        }
+    return Access(
+        client=environ["REMOTE_ADDR"],
+        request_id=environ["HTTP_X_REQUEST_ID"],
+        method=environ["REQUEST_METHOD"],
+        path=environ["RAW_URI"].partition("?")[0],
+        status=int(status.split()[0]),
+        bytes_in=len(environ["wsgi.input"].buffer) if "wsgi.input" in environ else None,
+        bytes_out=size,
+        total_us=(time.monotonic_ns() - environ.get("ovms_rest.received", started_ns)) // 1000,
+        **known,
+    )
+
+
+_KEYS = tuple(field.name for field in fields(Access))
+
+
+def encode_json(access: Access, seconds: float) -> bytes:
+    """Write a line of JSON with all keys, at a time in seconds since 1970."""
+    values = {key: _cut(key, getattr(access, key)) for key in _KEYS}
+    return f"{_to_json({'time': _format_time(seconds), **values})}\n".encode("ascii")
+
+
+def encode_text(access: Access, seconds: float) -> bytes:
+    """Write a line of `key=value`, quoted as in JSON where it has to be, and nothing for what is not known."""
+    pairs = [("time", _format_time(seconds))]
+    pairs += [(key, _quote(_cut(key, value))) for key in _KEYS if (value := getattr(access, key)) is not None]
+    return " ".join([f"{key}={value}" for key, value in pairs]).encode("ascii") + b"\n"
+
+
+ENCODERS: dict[str, Callable[[Access, float], bytes]] = {"json": encode_json, "text": encode_text}
+
+
+def _format_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _cut(key: str, value: str | int | None) -> str | int | None:
+    return value[: _SHOWN.get(key, _SHOWN_OTHERWISE)] if isinstance(value, str) else value
+
+
+def _quote(value: str | int | None) -> str:
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else _to_json(text)
+
+
+def provide_file(path: str, uid: int, gid: int) -> None:
+    """Make the file of the log for workers of another user (--user), who may not be allowed to; in the arbiter.
+
+    Whatever is wrong with the path is for the workers to say, which open it anyway.
+    """
+    if path == STDOUT or (uid, gid) == (os.geteuid(), os.getegid()):
+        return
+    with contextlib.suppress(OSError):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
+        with os.fdopen(file, "ab", closefd=True):
+            if stat.S_ISREG(os.fstat(file).st_mode):
+                os.fchown(file, uid, gid)
+
+
+class AccessLog:
+    """The log of a worker; `kind` is one of ENCODERS, `path` of a file, or STDOUT."""
+
+    def __init__(self, kind: str, path: str) -> None:
+        """Open it; a path that cannot be opened is told in the log, and tried again by `reopen`."""
+        self._encode = ENCODERS[kind]
+        self._path = path
+        self._poll = select.poll()
+        self._file: int | None = None
+        self._start = b""
+        self._is_told = False
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the path anew, when the file has been moved away; what cannot be opened leaves things as they were.
+
+        The descriptor keeps its number: this runs in the handler of a signal, perhaps between two steps of `write`.
+        """
+        self._is_told = False
+        if self._path == STDOUT:
+            self._take(unblocked_stdout())
+            return
+        try:
+            # A pipe without a reader, or with a slow one, is not waited for.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+            file = os.open(self._path, flags, 0o640)
+        except OSError as error:
+            log.error("the access log %s cannot be opened: %s", self._path, error.strerror)
+            return
+        if self._file is None:
+            self._take(file)
+        else:
+            os.dup2(file, self._file, inheritable=False)
+            os.close(file)
+
+    def _take(self, file: int) -> None:
+        self._file = file
+        self._poll.register(file, select.POLLOUT)
+
+    def write(self, access: Access) -> None:
+        """Write a line, or drop it."""
+        if self._file is None:
+            return
+        line = self._start + self._encode(access, time.time())
+        try:
+            # A standard output that cannot be opened anew blocks once it is full.
+            written = os.write(self._file, line) if self._poll.poll(0) else 0
+        except BlockingIOError:  # another worker was faster
+            written = 0
+        except OSError as error:
+            self._tell(os.strerror(error.errno or 0))
+            return
+        if not written:
+            self._tell("its reader has fallen behind")
+            return
+        self._start = b"" if written == len(line) else b"\n"  # behind a part of a line, on a disk that is full
+
+    def _tell(self, reason: str) -> None:
+        """Tell once, not for every line."""
+        if not self._is_told:
+            self._is_told = True
+            log.error("lines of the access log %s are lost: %s", self._path, reason)

@@ -1,0 +1,269 @@
+"""HTTP/1.1 without I/O: from the bytes of a head to a WSGI environ, from what the application answers to bytes.
+
+The parser is gunicorn's C one, `gunicorn_h1c`. It refuses what RFC 9112 calls malformed (smuggling forms, bare CR and
+LF, spaces before colons, obsolete folding, ...); what it leaves to a server is added here.
+"""
+
+import email.utils
+import io
+import re
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import gunicorn_h1c
+from gunicorn_h1c import parse_request_fast
+
+from ovms_rest.protocol.encoding import encode_error
+from ovms_rest.protocol.routes import is_inference, read_path
+from ovms_rest.protocol.words import cut
+
+Environ = dict[str, Any]
+
+# The parser's two modules have an exception of their own each for a head that is not whole yet.
+INCOMPLETE: tuple[type[Exception], ...] = (gunicorn_h1c.IncompleteError, gunicorn_h1c._parser_fast.IncompleteError)
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# How many names of header fields, and hosts, are remembered once looked at; clients may send any.
+_REMEMBERED = 512
+_CR = 13
+# RFC 3986 section 3.2.2 and 3.2.3: an address in brackets or a name, and a port.
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
+
+class Refusal(Exception):  # noqa: N818  it is no error of ours
+    """A request that is not answered by the application: its status and message, and headers of the answer."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        """Keep them."""
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        self.is_of_head = False  # then the answer has no body
+
+
+class Limits(NamedTuple):
+    """The limits of a head: bytes of the request line, number of fields, bytes of a field."""
+
+    request_line: int
+    fields: int
+    field_size: int
+
+    @property
+    def head(self) -> int:
+        """Bytes of a whole head, as gunicorn computes it."""
+        return self.request_line + self.fields * (self.field_size + 2) + 4
+
+
+class Head(NamedTuple):
+    """A request as far as its head tells.
+
+    `length` is of the body in bytes, None for a chunked one; `size` of the head itself. An inference may
+    have to wait for its turn.
+    """
+
+    environ: Environ
+    size: int
+    length: int | None
+    expects_continue: bool
+    keep_alive: bool
+    is_inference: bool
+
+    def copy(self) -> "Head":
+        """Make a copy whose environ is its own."""
+        return Head(self.environ.copy(), *self[1:])
+
+
+class RequestBody:
+    """`wsgi.input` over a body that was received whole; `buffer` is that memory, for who reads it in place."""
+
+    __slots__ = ("_stream", "buffer")
+
+    def __init__(self, buffer: memoryview) -> None:
+        """Take the body."""
+        self.buffer = buffer
+        self._stream: io.BytesIO | None = None
+
+    def _open(self) -> io.BytesIO:
+        if self._stream is None:
+            self._stream = io.BytesIO(self.buffer)
+        return self._stream
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read as a file."""
+        return self._open().read(size)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """Read a line as a file."""
+        return self._open().readline(size)
+
+    def readlines(self, hint: int = -1) -> list[bytes]:
+        """Read lines as a file."""
+        return self._open().readlines(hint)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Iterate over lines as a file."""
+        return iter(self._open())
+
+
+class HeadReader:
+    """Reads heads; what gunicorn's settings say of them is settled once."""
+
+    def __init__(self, cfg: Any, script_name: str = "") -> None:
+        """Take gunicorn's settings, and the path that the service is mounted below as `read_script_name` returns it."""
+        self._script_name = script_name
+        self.limits = Limits(
+            min(cfg.limit_request_line, 8190) or 2**20,  # 0 is no limit, which the parser does not know
+            min(cfg.limit_request_fields or 256, 256),  # the parser's own limit
+            cfg.limit_request_field_size or 8190,
+        )
+        self._arguments = (
+            *self.limits,
+            cfg.permit_unconventional_http_method,
+            cfg.permit_unconventional_http_version,
+        )
+        self._header_map = cfg.header_map
+        self._hosts: set[str | None] = set()
+        self._keys: dict[bytes, str | None] = {b"Content-Type": "CONTENT_TYPE", b"Content-Length": "CONTENT_LENGTH"}
+
+    def read(self, data: bytes | bytearray | memoryview, seen: int, template: Environ) -> Head | None:
+        """Read the head at the front of `data`, of which `seen` bytes were no whole head before.
+
+        `template` is the environ of the connection, which is copied. Returns None while the head is not whole. Raises
+        Refusal.
+        """
+        # RFC 9112 section 2.2: an empty line may come before a request. The parser would not count the one after it.
+        skipped = 2 if data[:2] == b"\r\n" else 0
+        if skipped:
+            data = memoryview(data)[2:]
+            if len(data) and data[0] == _CR:
+                raise Refusal(400, "malformed request: more than one empty line before it")
+        try:
+            request = parse_request_fast(data, max(seen - skipped, 0), *self._arguments)
+        except INCOMPLETE:
+            return None
+        except ValueError as error:
+            raise self._refuse(error, data) from error
+        environ = template.copy()
+        target = str(request.path, "latin-1")
+        environ["REQUEST_METHOD"] = str(request.method, "latin-1")
+        environ["RAW_URI"] = target
+        environ["QUERY_STRING"] = target.partition("?")[2]
+        environ["PATH_INFO"] = read_path(target, self._script_name)
+        minor = request.minor_version
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if minor else "HTTP/1.0"
+        keys = self._keys
+        for name, value in request.headers:
+            key = keys[name] if name in keys else self._find_key(name)
+            if key is None:
+                continue
+            environ[key] = f"{environ[key]},{value.decode('latin-1')}" if key in environ else value.decode("latin-1")
+        self._check_host(environ.get("HTTP_HOST"), minor)
+        return Head(
+            environ,
+            request.consumed + skipped,
+            self._body_length(request, environ),
+            "HTTP_EXPECT" in environ and _expects_continue(environ["HTTP_EXPECT"], minor),
+            _keeps_alive(environ["HTTP_CONNECTION"], minor) if "HTTP_CONNECTION" in environ else minor == 1,
+            is_inference(environ["REQUEST_METHOD"], environ["PATH_INFO"]),
+        )
+
+    def _check_host(self, host: str | None, minor: int) -> None:
+        """Refuse what RFC 9112 section 3.2 wants refused."""
+        if host in self._hosts:
+            return
+        if host is None and minor:
+            raise Refusal(400, "malformed request: HTTP/1.1 asks for a Host header (RFC 9112 section 3.2)")
+        if host is not None and not _HOST.fullmatch(host):
+            raise Refusal(400, f"malformed request: {cut(host)!r} is no Host")
+        if len(self._hosts) < _REMEMBERED:
+            self._hosts.add(host or "")
+
+    def _refuse(self, error: ValueError, data: bytes | bytearray | memoryview) -> Refusal:
+        status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 400)
+        reason = str(error)
+        if reason == "Unsupported Transfer-Encoding":
+            status = 501
+        elif type(error) is gunicorn_h1c._parser_fast.ParseError:
+            fields = bytes(data).partition(b"\r\n\r\n")[0].removesuffix(b"\r\n").count(b"\r\n")
+            if fields > self.limits.fields:  # which the parser only counts up to a limit of its own
+                status, reason = 431, f"Number of headers ({fields}) exceeds limit ({self.limits.fields})"
+        return Refusal(status, f"malformed request: {reason}")
+
+    @staticmethod
+    def _body_length(request: Any, environ: Environ) -> int | None:
+        encoding = environ.get("HTTP_TRANSFER_ENCODING")
+        if encoding is None:
+            return max(int(request.content_length), 0)
+        if encoding.lower() != "chunked":
+            raise Refusal(501, f"Transfer-Encoding is {encoding!r}, only chunked is supported")
+        return None
+
+    def _find_key(self, name: bytes) -> str | None:
+        """Find the environ's key of a field, None for one that is dropped."""
+        text = name.decode("latin-1").upper()
+        if "_" in text and self._header_map != "dangerous":
+            # An underscore would be taken for the dash of another field, of which a proxy may have taken care.
+            if self._header_map == "refuse":
+                raise Refusal(400, f"malformed request: header name {text!r} has an underscore")
+            key = None
+        else:
+            text = text.replace("-", "_")
+            key = text if text in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{text}"
+        if len(self._keys) < _REMEMBERED:
+            self._keys[name] = key
+        return key
+
+
+def _expects_continue(expectation: str, minor: int) -> bool:
+    if {item.strip() for item in expectation.lower().split(",")} != {"100-continue"}:
+        raise Refusal(417, f"Expect is {expectation!r}, only 100-continue is supported")
+    return minor > 0  # RFC 9110 section 10.1.1: of HTTP/1.0 it is ignored
+
+
+# The first class that fits counts.
+_STATUSES: tuple[tuple[type[Exception], int], ...] = (
+    (gunicorn_h1c.LimitRequestLine, 414),
+    (gunicorn_h1c.LimitRequestHeaders, 431),
+    (gunicorn_h1c.InvalidHTTPVersion, 505),
+)
+
+
+def _keeps_alive(connection: str, minor: int) -> bool:
+    options = {option.strip() for option in connection.lower().split(",")}
+    return "close" not in options and (minor == 1 or "keep-alive" in options)
+
+
+# --- Responses
+
+
+def encode_head(status: str, headers: list[tuple[str, str]], lines: str) -> bytes:
+    """Write the head of a response but for the empty line that ends it; `lines` are header lines that come first.
+
+    Raises ValueError for a line break in a header, which would let whoever chose its value write headers and bodies.
+    """
+    fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    head = f"HTTP/1.1 {status}\r\n{lines}{fields}".encode("latin-1")
+    expected = len(headers) + 1 + lines.count("\n")
+    if head.count(b"\n") != expected or head.count(b"\r") != expected:
+        raise ValueError(f"a header of the answer has a line break: {headers!r}")
+    return head
+
+
+def is_request_id(text: str) -> bool:
+    """Tell whether a client's X-Request-ID is repeated: 1 to 128 visible ASCII characters, which fit into any log."""
+    return _REQUEST_ID.fullmatch(text) is not None
+
+
+def encode_server_lines(now: float) -> str:
+    """Write the header lines that every response of a second has."""
+    return f"Server: ovms_rest\r\nDate: {email.utils.formatdate(now, usegmt=True)}\r\n"
+
+
+def encode_refusal(refusal: Refusal) -> tuple[str, list[tuple[str, str]], bytes]:
+    """Return status, headers and body of the answer to a request that the application does not see."""
+    body = encode_error(str(refusal))
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *refusal.headers.items()]
+    return f"{refusal.status} {HTTPStatus(refusal.status).phrase}", headers, body

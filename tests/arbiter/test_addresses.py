@@ -1,0 +1,67 @@
+"""The check of addresses before models are loaded; tests/arbiter/test_processes.py has it in a real start."""
+
+import os
+import socket
+
+import pytest
+from gunicorn.config import Config
+
+from ovms_rest.arbiter import addresses
+from ovms_rest.arbiter.addresses import AddressError, check_addresses
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def configure(*binds, **settings):
+    cfg = Config()
+    cfg.set("bind", list(binds))
+    for name, value in settings.items():
+        cfg.set(name, value)
+    return cfg
+
+
+def bind_of(listener):
+    return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_an_address_that_becomes_free_in_time_is_waited_for(listener, monkeypatch):
+    """The workers of a killed arbiter listen for another moment."""
+    monkeypatch.setattr(addresses.time, "sleep", lambda seconds: listener.close())
+    check_addresses(configure(bind_of(listener)), {})
+
+
+def test_the_check_leaves_the_address_free():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        bind = bind_of(sock)
+    before = os.listdir("/proc/self/fd")
+    check_addresses(configure(bind), {})
+    assert os.listdir("/proc/self/fd") == before
+    host, port = bind.split(":")
+    socket.create_server((host, int(port))).close()
+
+
+def test_inherited_and_shared_addresses_are_not_checked(listener, monkeypatch):
+    bind = bind_of(listener)
+    monkeypatch.setattr(addresses, "PATIENCE_SECONDS", 0)
+    with pytest.raises(AddressError, match=f"^cannot listen on {bind}: Address already in use$"):
+        check_addresses(configure(bind), {})
+    check_addresses(configure(bind), {"GUNICORN_PID": "1", "GUNICORN_FD": "5"})
+    check_addresses(configure(bind, reuse_port=True), {})
+    check_addresses(configure(bind, f"fd://{listener.fileno()}"), {})
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    check_addresses(configure(bind), {})
+    assert os.environ["LISTEN_FDS"] == "1"  # gunicorn reads it later
+
+
+def test_a_socket_at_a_path_is_left_alone(tmp_path):
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        check_addresses(configure(f"unix:{path}"), {})
+        check_addresses(configure(f"unix:{tmp_path / 'absent'}"), {})
+        assert [file.name for file in tmp_path.iterdir()] == ["socket"]

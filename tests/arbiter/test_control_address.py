@@ -1,0 +1,294 @@
+"""The control address: opened early, by one service only, handed over by an upgrade; and the workers left to others."""
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+
+import model_zoo
+import pytest
+from service import (
+    PATIENCE,
+    ROOT,
+    Service,
+    environment,
+    free_port,
+    receive,
+    run_to_end,
+    serve,
+    wait_for_end,
+    write_config,
+)
+
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+PR_SET_CHILD_SUBREAPER = 36
+RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
+
+
+@pytest.fixture
+def relu(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path / "relu")
+    return write_config(tmp_path, {"name": "relu", "base_path": "relu"})
+
+
+@pytest.fixture(params=["port", "path"])
+def address(request, tmp_path):
+    return f"127.0.0.1:{free_port()}" if request.param == "port" else f"unix:{tmp_path}/control"
+
+
+def ask(address):
+    """Call the control address on a new connection; return the status."""
+    is_path = address.startswith("unix:")
+    with socket.socket(socket.AF_UNIX if is_path else socket.AF_INET) as connection:
+        connection.settimeout(10)
+        connection.connect(address.removeprefix("unix:") if is_path else ("127.0.0.1", int(address.split(":")[1])))
+        connection.sendall(LIVE)
+        return receive(connection).status
+
+
+def answers(address):
+    with contextlib.suppress(OSError):
+        return ask(address) == 200
+    return False
+
+
+def infers(service):
+    return service.infer("relu", RELU).json()["outputs"][0]["data"] == [1, 0, 3, 0]
+
+
+@contextlib.contextmanager
+def upgraded(service):
+    """Start a second arbiter by SIGUSR2, wait until its workers serve, and end it, if it was not; yield its pid."""
+    before = service.log.count("Listening at: ")
+    service.signal(signal.SIGUSR2)
+    pid = 0
+    try:
+        listening = service.wait_for(lambda: re.findall(r"Listening at: \S+ \((\d+)\)", service.log)[before:])
+        pid = int(listening[0])
+        service.wait_for(lambda: len(children(pid)) == 2)
+        yield pid
+    finally:
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ChildProcessError):  # it is not this process's while its arbiter is there
+                os.waitpid(pid, 0)
+            wait_for_end(pid)
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return file.read().split()
+
+
+# --- One service
+
+
+def test_a_second_service_on_the_same_control_address_does_not_start(tmp_path, relu, address):
+    """Nor does it load a model before it says so."""
+    variables = {"OVMS_REST_CONTROL_BIND": address}
+    with serve(tmp_path, "-w", "1", config=relu, **variables) as service:
+        service.wait_for(lambda: answers(address))
+        ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(relu), **variables)
+        assert ended.returncode == 1
+        (line,) = ended.stderr.splitlines()
+        assert line.endswith(f"cannot listen on {address}, which OVMS_REST_CONTROL_BIND names: Address already in use")
+        assert [ask(address) for _ in range(10)] == [200] * 10
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:x", "'x' is not a valid port number."),
+        ("192.0.2.1:9000", "Cannot assign requested address"),
+        ("unix:/absent/control", "No such file or directory"),
+        ("unix:/etc/passwd", "it exists and is not a socket"),
+    ],
+)
+def test_a_control_address_that_cannot_be_had_ends_the_start_with_one_line(tmp_path, relu, address, reason):
+    ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.endswith(f"[ERROR] cannot listen on {address}, which OVMS_REST_CONTROL_BIND names: {reason}")
+
+
+@pytest.fixture
+def orphans():
+    """Have this process adopt those whose parent ends, as the first process of the system may not wait for them."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def test_a_service_starts_beside_what_is_left_of_one_that_was_killed(tmp_path, relu, address, orphans):
+    """Its workers listen for another moment; the socket at a path is left for good."""
+    variables = {"OVMS_REST_CONTROL_BIND": address}
+    bind = ("-b", f"127.0.0.1:{free_port()}")
+    with serve(tmp_path, "-w", "1", bind=bind, config=relu, **variables) as service:
+        service.wait_for(lambda: answers(address))
+        workers = service.workers()
+        service.process.kill()
+        service.process.wait(PATIENCE)
+        (tmp_path / "next").mkdir()
+        with serve(tmp_path / "next", "-w", "1", bind=bind, config=relu, **variables) as following:
+            following.wait_for(lambda: answers(address))
+            for pid in workers:
+                os.waitpid(pid, 0)
+            assert [ask(address) for _ in range(10)] == [200] * 10
+
+
+def test_the_path_of_the_control_address_has_gunicorns_umask_and_goes_with_the_service(tmp_path, relu):
+    path = tmp_path / "control"
+    with serve(tmp_path, "-w", "1", "--umask", "0o077", config=relu, OVMS_REST_CONTROL_BIND=f"unix:{path}") as service:
+        service.wait_for(lambda: answers(f"unix:{path}"))
+        assert path.stat().st_mode & 0o777 == 0o700
+    assert not path.exists()
+
+
+# --- Upgrades
+
+
+@pytest.mark.parametrize(
+    ("address", "number"),
+    [("port", signal.SIGTERM), ("path", signal.SIGQUIT)],
+    indirect=["address"],
+    ids=["a port, SIGTERM", "a path, SIGQUIT"],
+)
+def test_an_upgrade_takes_the_control_address_over_and_no_call_hangs(tmp_path, relu, address, number, orphans):
+    with serve(tmp_path, "-w", "1", config=relu, OVMS_REST_CONTROL_BIND=address) as service:
+        service.wait_for(lambda: answers(address))
+        with upgraded(service) as pid:
+            assert [ask(address) for _ in range(30)] == [200] * 30
+            service.signal(number)
+            assert service.process.wait(PATIENCE) == 0
+            assert [ask(address) for _ in range(30)] == [200] * 30
+            assert infers(service)
+            workers = children(pid)
+            os.kill(pid, signal.SIGHUP)
+            service.wait_for(lambda: len(children(pid)) == 2 and not set(children(pid)) & set(workers))
+            assert [ask(address) for _ in range(10)] == [200] * 10
+        assert not answers(address)
+
+
+def test_an_upgrade_takes_over_a_port_that_is_in_use_by_the_first_arbiter(tmp_path, relu, orphans):
+    """Though another start would end at it."""
+    bind = ("-b", f"127.0.0.1:{free_port()}")
+    with serve(tmp_path, "-w", "2", bind=bind, config=relu) as service:
+        service.wait_for(lambda: infers(service))
+        with upgraded(service):
+            assert infers(service)
+        assert infers(service)
+
+
+@pytest.mark.parametrize("options", [(), ("--reuse-port",)], ids=["", "--reuse-port"])
+@pytest.mark.parametrize("is_path", [False, True], ids=["a port", "a path"])
+def test_an_address_of_bind_as_the_control_address_ends_the_start_before_models_are_loaded(
+    tmp_path, relu, is_path, options
+):
+    address = f"unix:{tmp_path}/socket" if is_path else f"127.0.0.1:{free_port()}"
+    ended = run_to_end(tmp_path, "-b", address, *options, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.endswith(
+        f"cannot listen on {address}, which OVMS_REST_CONTROL_BIND names: it is an address of --bind as well, and the "
+        "control address needs its own"
+    )
+
+
+@pytest.mark.parametrize("address", ["path"], indirect=True)
+def test_an_upgrade_that_is_taken_back_leaves_the_control_address(tmp_path, relu, address):
+    with serve(tmp_path, "-w", "1", config=relu, OVMS_REST_CONTROL_BIND=address) as service:
+        service.wait_for(lambda: answers(address))
+        with upgraded(service):
+            assert [ask(address) for _ in range(10)] == [200] * 10
+        assert [ask(address) for _ in range(30)] == [200] * 30
+
+
+@pytest.mark.parametrize("options", [(), ("--reuse-port",)], ids=["", "--reuse-port"])
+def test_a_daemon_is_upgraded_step_by_step_and_back(tmp_path, relu, orphans, options):
+    """As gunicorn's documentation says: SIGUSR2, SIGWINCH, and SIGTTIN to take it back."""
+    address, port, file = f"127.0.0.1:{free_port()}", free_port(), tmp_path / "pid"
+    log, options = tmp_path / "log", ("-b", f"127.0.0.1:{port}", "-w", "1", "--daemon", "--pid", str(file), *options)
+    subprocess.run(
+        ["gunicorn", *options, "--error-logfile", str(log)],
+        cwd=ROOT,
+        env=environment(tmp_path, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address),
+        check=True,
+    )
+    service = Service(None, log)
+    service.port = port
+    started = []
+
+    def serves():
+        assert [ask(address) for _ in range(10)] == [200] * 10
+        return infers(service)
+
+    def new_pid(file):
+        started.append(int(service.wait_for(lambda: file.exists() and file.read_text())))
+        return started[-1]
+
+    try:
+        old = new_pid(file)
+        service.wait_for(lambda: answers(address))
+        service.wait_for(lambda: len(children(old)) == 2)
+        assert serves()
+        os.kill(old, signal.SIGUSR2)
+        new = new_pid(tmp_path / "pid.2")
+        service.wait_for(lambda: len(children(new)) == 2)
+        assert serves()
+        os.kill(old, signal.SIGWINCH)
+        service.wait_for(lambda: children(old) == [str(new)])
+        assert serves()
+        os.kill(old, signal.SIGTTIN)  # a worker that infers, and the control worker
+        service.wait_for(lambda: len(children(old)) == 3)
+        os.kill(new, signal.SIGTERM)
+        service.wait_for(lambda: len(children(old)) == 2)
+        assert serves()
+    finally:
+        for pid in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ChildProcessError):  # the other daemon has waited for it
+                os.waitpid(pid, 0)
+
+
+def test_an_upgrade_that_cannot_be_started_harms_nothing(tmp_path, relu):
+    """When the directory is gone, say, gunicorn's own forked process would end the workers of the first arbiter."""
+    directory = tmp_path / "deployed"
+    directory.mkdir()
+    options = ("-c", "python:ovms_rest.arbiter.gunicorn_settings", "--chdir", str(directory), "-w", "2")
+    with serve(tmp_path, *options, config=relu) as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        before = service.workers()
+        shutil.rmtree(directory)
+        for _ in range(2):
+            count = service.log.count("cannot start another arbiter, this one goes on: ")
+            service.signal(signal.SIGUSR2)
+            service.wait_for(lambda n=count: service.log.count("cannot start another arbiter, this one goes on: ") > n)
+            service.wait_for(lambda: len(service.workers()) == 2)
+        assert service.workers() == before
+        assert infers(service)
+
+
+# --- Workers that come and go
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1:0"], ids=["no control address", "a control address"])
+def test_sigttou_leaves_a_worker_that_infers(tmp_path, relu, address):
+    with serve(tmp_path, "-w", "2", config=relu, OVMS_REST_CONTROL_BIND=address) as service:
+        left = 2 if address else 1
+        service.wait_for(lambda: len(service.workers()) == left + 1)
+        for count in range(4):
+            service.signal(signal.SIGTTOU)
+            service.wait_for(lambda n=count: service.log.count("Handling signal: ttou") > n)
+        service.wait_for(lambda: service.log.count("no worker is removed, since a single one infers") == 3)
+        service.wait_for(lambda: len(service.workers()) == left)
+        assert infers(service)
+        service.signal(signal.SIGTTIN)
+        service.wait_for(lambda: len(service.workers()) == left + 1)
+        assert infers(service)

@@ -1,0 +1,494 @@
+"""Workers that cannot be started or do not become ready: what runs goes on, and the reason is in the log once."""
+
+import contextlib
+import errno
+import http.client
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import model_zoo
+import pytest
+from gunicorn.errors import HaltServer
+from service import free_port, repeating, run_to_end, serve, wait_for_end, write_config
+
+from ovms_rest.arbiter.pauses import LONGEST_SECONDS, Pauses
+from ovms_rest.arbiter.spawning import MAX_FAILURES, Spawning
+from ovms_rest.shared_memory.table import WorkerTable
+
+RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
+EXITING = """
+import os
+
+def inputs(params):
+    return {"x": ("FP32", [-1])}
+
+outputs = lambda params: {"y": ("FP32", [-1])}
+
+def execute(inputs, params):
+    if inputs["x"][0]:
+        os._exit(int(inputs["x"][0]))
+    return {"y": inputs["x"]}
+"""
+
+
+@pytest.fixture
+def relu(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path / "relu")
+    return write_config(tmp_path, {"name": "relu", "base_path": "relu"})
+
+
+def works(service):
+    return service.infer("relu", RELU).json()["outputs"][0]["data"] == [1, 0, 3, 0]
+
+
+def clients(service):
+    """Send inferences all the time; none may fail."""
+
+    def send():
+        assert works(service), service.log
+
+    return repeating(send)
+
+
+def kill_one(service):
+    """Kill a worker and wait until the arbiter knows."""
+    pid = service.workers()[0]
+    os.kill(pid, signal.SIGKILL)
+    service.wait_for(lambda: pid not in service.workers())
+
+
+@contextlib.contextmanager
+def limited(service, name, value, prefix=()):
+    """Lower a limit of the arbiter for a while."""
+    command = [*prefix, "prlimit", "--pid", str(service.process.pid)]
+    title = {"nofile": "Max open files", "nproc": "Max processes"}[name]
+    (limits,) = re.findall(rf"{title} +(\w+)", Path(f"/proc/{service.process.pid}/limits").read_text())
+    subprocess.run([*command, f"--{name}={value}:"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*command, f"--{name}={limits}:"], check=True)
+
+
+# --- Nothing to start a worker with
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_arbiter_without_descriptors_keeps_what_runs_and_retries(tmp_path, relu, again):
+    with serve(tmp_path, "-w", "2", config=relu) as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        before = service.workers()
+        line = "cannot start a worker: Too many open files"
+        with limited(service, "nofile", 3):
+            kill_one(service)
+            service.wait_for(lambda: line in service.log)
+            with clients(service):
+                time.sleep(1.0)  # in which it retries
+            assert len(service.workers()) == 1
+            assert service.log.count(line) == 1
+        service.wait_for(lambda: len(service.workers()) == 2 and len(set(service.workers()) & set(before)) == 1)
+        service.wait_for(lambda: "workers start again after " in service.log)
+        assert works(service)
+        if again:
+            with limited(service, "nofile", 3):
+                kill_one(service)
+                service.wait_for(lambda: service.log.count(line) == 2)
+            service.wait_for(lambda: len(service.workers()) == 2)
+
+
+@pytest.mark.parametrize("how", ["signal", "call", "file"])
+def test_a_reload_without_descriptors_fails_with_the_reason_and_is_made_later(tmp_path, relu, how):
+    with serve(tmp_path, "-w", "2", config=relu, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="1") as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        before = service.workers()
+        reason = "more files may be opened: Too many open files"
+        with limited(service, "nofile", 3), clients(service):
+            model_zoo.save(model_zoo.relu(), tmp_path / "relu", version=2)
+            if how == "signal":
+                service.signal(signal.SIGHUP)
+                service.wait_for(lambda: "the reload failed, the service goes on" in service.log)
+            elif how == "call":
+                answer = service.request("POST", "/v1/config/reload", b"")
+                assert answer.status == 503
+                assert reason in answer.json()["error"]
+            else:
+                service.wait_for(lambda: reason in service.log)
+            assert service.workers() == before
+        service.wait_for(lambda: service.get("/v2/models/relu/versions/2/ready").status == 200)
+        assert service.log.count(reason) <= 1
+
+
+def test_an_arbiter_out_of_processes_keeps_what_runs_and_retries():
+    """Not as root, whom the limit does not bind."""
+    if os.geteuid():
+        pytest.skip("only root can run the service as a user of its own, whose processes nobody else counts")
+    user = 54_321
+    with pytest.raises(KeyError):
+        pwd.getpwuid(user)
+    directory = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        model_zoo.save(model_zoo.relu(), directory / "relu")
+        config = write_config(directory, {"name": "relu", "base_path": "relu"})
+        subprocess.run(["chown", "-R", str(user), directory], check=True)
+        reading = "+dac_read_search"  # of the interpreter, wherever it lies
+        command = ["setpriv", "--reuid", str(user), "--clear-groups", "--inh-caps", reading, "--ambient-caps", reading]
+        with serve(directory, "-w", "2", config=config, prefix=command) as service:
+            service.wait_for(lambda: len(service.workers()) == 2)
+            line = "cannot start a worker: Resource temporarily unavailable"
+            with limited(service, "nproc", 1, ["setpriv", "--reuid", str(user)]):
+                kill_one(service)
+                service.wait_for(lambda: line in service.log)
+                with clients(service):
+                    model_zoo.save(model_zoo.relu(), directory / "relu", version=2)
+                    answer = service.request("POST", "/v1/config/reload", b"")
+                    assert (answer.status, answer.json()["error"]) == (
+                        503,
+                        "cannot start a process to try models and nodes in: Resource temporarily unavailable",
+                    )
+                assert len(service.workers()) == 1
+                assert service.log.count(line) == 1
+            service.wait_for(lambda: len(service.workers()) == 2)
+            service.wait_for(lambda: service.get("/v2/models/relu/versions/2/ready").status == 200)
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_pauses_double_up_to_a_limit():
+    pauses = Pauses()
+    assert pauses.is_over()
+    lengths = []
+    for _ in range(2000):
+        pauses.fail()
+        lengths.append(pauses.seconds())
+    assert lengths[:4] == [0.1, 0.2, 0.4, 0.8]
+    assert max(lengths) == lengths[-1] == LONGEST_SECONDS
+    assert not pauses.is_over()
+    pauses.reset()
+    assert pauses.is_over()
+
+
+class FakeArbiter:
+    """An arbiter that cannot fork, as Spawning sees it."""
+
+    def __init__(self, error):
+        self.pid, self.num_workers, self.WORKERS = os.getpid(), 1, {}
+        self.error = error
+        self.attempts = 0
+
+    def spawn_worker(self):
+        self.attempts += 1
+        self.row = table_of_one.take()
+        raise self.error
+
+    def manage_workers(self):
+        self.spawn_workers()
+
+    wait_for_signals = kill_worker = reap_workers = spawn_workers = None
+
+
+table_of_one = WorkerTable(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
+        (MemoryError(), "MemoryError: "),
+        (RuntimeError("there are 4096 workers already"), "RuntimeError: there are 4096 workers already"),
+    ],
+)
+def test_what_prevents_a_fork_takes_no_row_and_ends_the_start_after_some_attempts(error, reason, caplog):
+    arbiter = FakeArbiter(error)
+    Spawning(arbiter, table_of_one)
+
+    def turn():
+        while True:
+            arbiter.manage_workers()
+            time.sleep(0.01)
+
+    with pytest.raises(HaltServer) as halted:
+        turn()
+    assert (halted.value.reason, halted.value.exit_status) == (
+        f"no worker became ready: cannot start a worker: {reason}",
+        3,
+    )
+    assert arbiter.attempts == MAX_FAILURES
+    assert [record.message for record in caplog.records] == [f"cannot start a worker: {reason}"]
+    table_of_one.free(table_of_one.take())  # raises when there is none
+
+
+# --- Workers that end
+
+
+@pytest.mark.parametrize("status", [1, 3, 4])
+def test_a_worker_that_exits_while_serving_costs_that_worker_only(tmp_path, relu, status):
+    (tmp_path / "exiting.py").write_text(EXITING)
+    node = {
+        "name": "n",
+        "type": "custom",
+        "library_name": "exiting",
+        "inputs": [{"x": {"node_name": "request", "data_item": "x"}}],
+        "outputs": [{"data_item": "y", "alias": "y"}],
+    }
+    outputs = [{"y": {"node_name": "n", "data_item": "y"}}]
+    config = write_config(
+        tmp_path,
+        {"name": "relu", "base_path": "relu"},
+        pipeline_config_list=[{"name": "p", "inputs": ["x"], "nodes": [node], "outputs": outputs}],
+        custom_node_library_config_list=[{"name": "exiting", "base_path": "exiting.py"}],
+    )
+
+    def infer(value):
+        return service.infer("p", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [value]}]})
+
+    with serve(tmp_path, "-w", "2", config=config) as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        for _ in range(3):
+            assert infer(0).status == 200
+            before = service.workers()
+            with pytest.raises(ConnectionError):
+                infer(status)
+            assert works(service)  # by the other worker
+            service.wait_for(lambda before=before: len(service.workers()) == 2 and service.workers() != before)
+            (dead,) = set(before) - set(service.workers())
+            service.wait_for(lambda dead=dead: f"worker {dead} ended with exit status {status}" in service.log)
+
+
+def settings_with(directory, hook):
+    path = directory / "settings.py"
+    path.write_text(f"from ovms_rest.arbiter.gunicorn_settings import *\n{hook}\n")
+    return str(path)
+
+
+def test_a_worker_gets_a_signal_to_end_that_is_sent_as_soon_as_it_is_forked(tmp_path, relu):
+    """Python drops what arrives before it has taken note of the fork; so it is blocked until then."""
+    hook = (
+        "import os, signal\n"
+        "def look(): os.write(2, b'blocked: %r' % sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))\n"
+        "os.register_at_fork(after_in_child=look)\n"
+    )
+    with serve(tmp_path, "-w", "1", "-c", settings_with(tmp_path, hook), config=relu) as service:
+        service.wait_for_workers(1)
+        line = service.log[service.log.rindex("blocked: ") :].splitlines()[0]
+        assert {"SIGTERM", "SIGINT", "SIGQUIT"} <= set(re.findall(r"SIG[A-Z]+", line))
+        (pid,) = service.workers()
+        mask = int(re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1], 16)
+        assert mask == 0
+        os.kill(pid, signal.SIGTERM)
+        service.wait_for(lambda: f"Worker exiting (pid: {pid})" in service.log)
+
+
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [
+        ("def post_fork(arbiter, worker): raise ValueError('mine')", "a worker ended with exit status 3 before"),
+        (
+            "def post_fork(arbiter, worker): __import__('os')._exit(7)",
+            "a worker ended with exit status 7 before",
+        ),
+        ("def post_fork(arbiter, worker): __import__('os').kill(worker.pid, 9)", "a worker ended with SIGKILL before"),
+        ("def pre_fork(arbiter, worker): raise ValueError('mine')", "cannot start a worker: ValueError: mine"),
+        ("def pre_fork(arbiter, worker): pass", "cannot start a worker: RuntimeError: gunicorn's hook pre_fork has to"),
+    ],
+)
+def test_a_start_at_which_no_worker_becomes_ready_ends_with_the_reason(tmp_path, relu, hook, reason):
+    ended = run_to_end(tmp_path, "-w", "2", "-c", settings_with(tmp_path, hook), OVMS_REST_CONFIG=str(relu))
+    assert ended.returncode == 3, ended.stderr
+    assert f"Reason: no worker became ready: {reason}" in ended.stderr
+    assert reason in ended.stderr
+    assert ended.stderr.count("Booting worker") <= 6
+
+
+def test_hooks_that_fail_after_a_reload_leave_the_old_workers_until_they_do_not(tmp_path, relu):
+    settings = settings_with(tmp_path, "")
+    with serve(tmp_path, "-w", "2", "-c", settings, config=relu) as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        before = set(service.workers())
+        with clients(service):
+            settings_with(tmp_path, "def post_worker_init(worker): raise ValueError('mine')")
+            service.signal(signal.SIGHUP)
+            service.wait_for(lambda: "the new workers do not become ready" in service.log)
+            time.sleep(1.0)  # in which it retries
+            assert before <= set(service.workers())
+            assert service.log.count("a worker cannot become ready: ValueError: mine") == 1
+            # A reload by call says so, too, and is not waited for.
+            model_zoo.save(model_zoo.relu(), tmp_path / "relu", version=2)
+            answer = service.request("POST", "/v1/config/reload", b"")
+            assert (answer.status, answer.json()["error"]) == (
+                503,
+                "new workers do not become ready, so the previous ones keep serving, and the service retries: "
+                "a worker cannot become ready: ValueError: mine",
+            )
+            assert service.log.count("Booting worker") <= 20
+            settings_with(tmp_path, "")
+            service.signal(signal.SIGHUP)
+            service.wait_for(lambda: not before & set(service.workers()) and len(service.workers()) == 2)
+        assert service.get("/v2/models/relu/versions/2/ready").status == 200
+
+
+def test_control_address_answers_while_new_workers_fail_and_after(tmp_path, relu):
+    address = f"127.0.0.1:{free_port()}"
+    settings = settings_with(tmp_path, "")
+
+    def control():
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=10)) as connection:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+
+    arguments = ("-w", "1", "-c", settings)
+    with serve(tmp_path, *arguments, config=relu, OVMS_REST_CONTROL_BIND=address) as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        before = set(service.workers())
+        assert control()
+        settings_with(tmp_path, "def post_worker_init(worker): raise ValueError('mine')")
+        service.signal(signal.SIGHUP)
+        service.wait_for(lambda: "the new workers do not become ready" in service.log)
+        with clients(service):
+            service.signal(signal.SIGTTIN)
+            service.signal(signal.SIGTTOU)
+            assert all(control() for _ in range(20))
+            assert before <= set(service.workers())
+            settings_with(tmp_path, "")
+            service.signal(signal.SIGHUP)
+            service.wait_for(lambda: not before & set(service.workers()) and len(service.workers()) == 2)
+        assert control()
+
+
+# --- Settings and files that a reload cannot use
+
+
+@pytest.mark.parametrize(
+    ("hook", "line"),
+    [
+        ("workers = (", "Failed to read config file"),
+        ("workers = 'many'", "Invalid value for workers: many"),
+        ("bind = '192.0.2.1:80'", "Can't connect to ('192.0.2.1', 80)"),
+        ("worker_class = 'nowhere.Worker'", "class uri 'nowhere.Worker' invalid"),
+        ("raw_env = ['OVMS_REST_MAX_HELD_BYTES=many']", "OVMS_REST_MAX_HELD_BYTES: expected an integer"),
+    ],
+)
+def test_a_reload_with_unusable_settings_leaves_everything_as_it_was(tmp_path, relu, hook, line):
+    bind = "bind = '127.0.0.1:0'\n"
+    settings = settings_with(tmp_path, bind)
+    with serve(tmp_path, "-w", "2", "-c", settings, config=relu, bind=()) as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        before = service.workers()
+        settings_with(tmp_path, bind + hook)
+        with clients(service):
+            service.signal(signal.SIGHUP)
+            service.wait_for(lambda: "the reload failed, the service goes on with its previous settings" in service.log)
+        assert line in service.log
+        assert service.workers() == before
+        kill_one(service)  # what is forked now has the old settings
+        service.wait_for(lambda: len(service.workers()) == 2)
+        os.kill(before[-1], signal.SIGKILL)
+        wait_for_end(before[-1])
+        service.wait_for(lambda: works(service))
+        before = service.workers()
+        settings_with(tmp_path, bind)
+        service.signal(signal.SIGHUP)
+        service.wait_for(lambda: len(service.workers()) == 2 and not set(before) & set(service.workers()))
+        assert works(service)
+
+
+def test_reload_with_another_address_leaves_nothing_listening_on_the_previous_one(tmp_path, relu):
+    settings = settings_with(tmp_path, "bind = '127.0.0.1:0'")
+    with serve(tmp_path, "-w", "2", "-c", settings, config=relu, bind=()) as service:
+        assert works(service)
+        previous, service.port = service.port, free_port()
+        settings_with(tmp_path, f"bind = '127.0.0.1:{service.port}'")
+        service.signal(signal.SIGHUP)
+
+        def is_open(port):
+            with socket.socket() as connection:
+                return connection.connect_ex(("127.0.0.1", port)) == 0
+
+        service.wait_for(lambda: is_open(service.port) and works(service))
+        service.wait_for(lambda: not is_open(previous))
+
+
+def test_log_files_that_cannot_be_reopened_end_nothing(tmp_path, relu):
+    (logs := tmp_path / "logs").mkdir()
+    arguments = ("-w", "1", "--access-logfile", str(logs / "access"))
+    with serve(tmp_path, *arguments, config=relu) as service:
+        service.wait_for(lambda: works(service))
+        logs.rename(tmp_path / "moved")
+        service.signal(signal.SIGUSR1)
+        service.wait_for(lambda: "the log files are not reopened: No such file or directory" in service.log)
+        assert works(service)
+        (before,) = service.workers()
+        service.signal(signal.SIGHUP)  # gunicorn keeps the log as it was
+        service.wait_for(lambda: service.workers() and before not in service.workers())
+        assert works(service)
+        (tmp_path / "moved").rename(logs)
+        service.signal(signal.SIGUSR1)
+        assert works(service)
+        service.wait_for(lambda: (logs / "access").read_text().count("POST") >= 1)
+
+
+# --- A system without a place to write
+
+
+READ_ONLY = """
+mount --make-rprivate / || exit 1
+grep -v -E '^[^ ]+ /(proc|sys)' /proc/self/mounts | cut -d' ' -f2 | while read -r place; do
+    mount -o remount,ro,bind "$place"
+done
+for place in / /tmp /var/tmp /usr/tmp /dev/shm "$HOME" .; do
+    if touch "$place/written"; then exit 1; fi
+done 2> /dev/null
+exec "$@"
+"""
+
+
+def test_the_service_runs_on_a_read_only_file_system_without_a_temporary_directory(tmp_path, relu):
+    prefix = ["unshare", "-m", "sh", "-c", READ_ONLY, "sh"]
+    probe = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        pytest.skip(f"file systems cannot be made read-only here: {probe.stderr}")
+    with serve(tmp_path, "-w", "2", config=relu, prefix=prefix) as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        assert works(service)
+        kill_one(service)
+        service.wait_for(lambda: len(service.workers()) == 2)
+        before = service.workers()
+        service.signal(signal.SIGHUP)
+        service.wait_for(lambda: len(service.workers()) == 2 and not set(before) & set(service.workers()))
+        assert works(service)
+        assert "Traceback" not in service.log
+
+
+def test_a_worker_that_hangs_before_it_is_ready_is_ended_and_retried(tmp_path, relu):
+    hook = """
+ours = post_fork
+
+def post_fork(arbiter, worker):
+    ours(arbiter, worker)
+    if worker.age > 1:
+        __import__("time").sleep(1000)
+"""
+    with serve(tmp_path, "-w", "1", "-t", "3", "-c", settings_with(tmp_path, hook), config=relu) as service:
+        service.wait_for(lambda: service.workers() and works(service))
+        service.signal(signal.SIGTTIN)
+        service.wait_for(lambda: "WORKER TIMEOUT" in service.log)
+        assert works(service)
+
+
+def test_throwaway_processes_are_not_reaped_by_the_arbiter(tmp_path, relu):
+    """How a process that tried a model ended is known even while the arbiter replaces workers."""
+    model_zoo.save_crashing(tmp_path / "crashing")
+    write_config(tmp_path, *({"name": name, "base_path": name} for name in ("relu", "crashing")))
+    with serve(tmp_path, "-w", "2", config=relu) as service:
+        for _ in range(3):
+            service.signal(signal.SIGHUP)
+            assert works(service)
+        assert "ended the process that tried it with SIGSEGV while being read" in service.log
+        assert "exit code 0" not in service.log

@@ -1,0 +1,268 @@
+"""A real gunicorn with the service, as a user starts it."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60  # seconds for what should take far less
+
+
+class Answer(NamedTuple):
+    """A response; the names of `headers` are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self):
+        """Parse the body."""
+        return json.loads(self.body)
+
+
+class Service:
+    """A running service."""
+
+    def __init__(self, process: subprocess.Popen, log: Path) -> None:
+        """Take the arbiter's process and the file of its log."""
+        self.process = process
+        self._log = log
+        self.port = 0
+
+    @property
+    def log(self) -> str:
+        """All that was logged so far."""
+        return self._log.read_text()
+
+    def wait_for(self, condition: Callable[[], object]) -> object:
+        """Wait until a condition holds and return what it gave; fail with the log when that takes too long."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"in vain:\n{self.log}"
+            time.sleep(0.02)
+        return found
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until so many workers serve: each has come to its loop, and waits there."""
+        self.wait_for(lambda: len(pids := self.workers()) == count and all(map(is_waiting, pids)))
+
+    def wait_until_idle(self) -> None:
+        """Wait until all workers wait in their loops."""
+        self.wait_for(lambda: all(map(is_waiting, self.workers())))
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the arbiter."""
+        self.process.send_signal(number)
+
+    def request(self, method: str, path: str, body: bytes | dict | None = None, headers: dict | None = None) -> Answer:
+        """Send a request on a connection of its own; a dict is sent as JSON."""
+        data = json.dumps(body).encode() if isinstance(body, dict) else body
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request(method, path, data, headers or {})
+            response = connection.getresponse()
+            return Answer(
+                response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+            )
+
+    def get(self, path: str) -> Answer:
+        """GET a path."""
+        return self.request("GET", path)
+
+    def infer(self, model: str, body: bytes | dict, **headers: str) -> Answer:
+        """POST an inference; underscores in the names of headers stand for dashes."""
+        return self.request(
+            "POST",
+            f"/v2/models/{model}/infer",
+            body,
+            {name.replace("_", "-"): value for name, value in headers.items()},
+        )
+
+    def connect(self) -> socket.socket:
+        """Open a connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
+    def raw(self, data: bytes, half: bool = False) -> Answer:
+        """Send bytes as they are, and no more after them when `half`; return the response."""
+        with self.connect() as connection:
+            connection.sendall(data)
+            if half:
+                connection.shutdown(socket.SHUT_WR)
+            return receive(connection, data.split(b" ", 1)[0].decode("latin-1"))
+
+
+def receive(connection: socket.socket, method: str = "GET") -> Answer:
+    """Read the response to a request, and not a byte more; interim ones are passed over."""
+    stream = connection.makefile("rb", buffering=0)
+    response = http.client.HTTPResponse(types.SimpleNamespace(makefile=lambda mode: stream), method=method)
+    response.begin()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, headers, response.read())
+
+
+def environment(home: Path, **variables: str) -> dict[str, str]:
+    """Return the environment of a user who has set these variables and nothing else of ours or gunicorn's."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OVMS_REST_", "GUNICORN", "WEB_CONCURRENCY"))
+    }
+    return {**inherited, "HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **variables}
+
+
+@contextlib.contextmanager
+def serve(
+    directory: Path,
+    *arguments: str,
+    config: Path | None = None,
+    prefix: Sequence[str] = (),
+    bind: Sequence[str] = ("-b", "127.0.0.1:0"),
+    cwd: Path = ROOT,
+    **variables: str,
+) -> Iterator[Service]:
+    """Run gunicorn in the checkout on a port of its own choice, end it by SIGTERM, and check that nothing is left.
+
+    `prefix` is a command that runs another in its own process, `cwd` a directory to run it in instead.
+    """
+    if config is not None:
+        variables["OVMS_REST_CONFIG"] = str(config)
+    log = directory / "service.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [*prefix, "gunicorn", *bind, *arguments],
+            cwd=cwd,
+            env=environment(directory, **variables),
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    service = Service(process, log)
+    try:
+
+        def listening():
+            assert process.poll() is None, f"it ended with {process.returncode}:\n{service.log}"
+            return re.search(r"Listening at: https?://127\.0\.0\.1:(\d+)", service.log)
+
+        service.port = int(service.wait_for(listening)[1])
+        yield service
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(PATIENCE) == 0, service.log
+    finally:
+        left = _end_session(process)
+    assert not left, f"processes were left behind: {left}\n{service.log}"
+
+
+def _end_session(process: subprocess.Popen) -> list[str]:
+    """Kill whatever is left of the service; return what it was."""
+    left = [line for stat in Path("/proc").glob("[0-9]*/stat") if f" {process.pid} " in (line := _read(stat))]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(PATIENCE)
+    return left
+
+
+def _read(stat: Path) -> str:
+    """Read name, state, parent and session of a process, nothing when it is gone."""
+    try:
+        return " ".join(stat.read_text().split()[0:6]) + " "
+    except OSError:
+        return ""
+
+
+def run_to_end(
+    directory: Path, *arguments: str, bind: Sequence[str] = ("-b", "127.0.0.1:0"), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run gunicorn in the checkout where it is expected to end by itself; return the finished process."""
+    return subprocess.run(
+        ["gunicorn", *bind, *arguments],
+        cwd=ROOT,
+        env=environment(directory, **variables),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def repeating(step: Callable[[], None], threads: int = 2) -> Iterator[list[Exception]]:
+    """Repeat a step in threads until the block ends, and fail with its first exception; yield all of them so far."""
+    is_over, failures, counts = threading.Event(), [], []
+
+    def repeat() -> None:
+        while not is_over.is_set():
+            try:
+                step()
+            except Exception as error:
+                failures.append(error)
+            counts.append(1)
+
+    running = [threading.Thread(target=repeat) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield failures
+    finally:
+        is_over.set()
+        for thread in running:
+            thread.join()
+    assert counts
+    assert not failures, failures[0]
+
+
+def write_config(directory: Path, *models: dict, **sections: object) -> Path:
+    """Write a config file with these models; return its path."""
+    path = directory / "config.json"
+    path.write_text(json.dumps({"model_config_list": [{"config": model} for model in models], **sections}))
+    return path
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process is there and more than a zombie."""
+    return _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()[:1] not in ([], ["Z"])
+
+
+def open_files(pid: int) -> list[str]:
+    """Return the files that a process has open."""
+    found = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(file))
+    return found
+
+
+def is_waiting(pid: int) -> bool:
+    """Tell whether a worker has come to its loop and waits there."""
+    return "anon_inode:[eventpoll]" in open_files(pid) and "\nState:\tS" in Path(f"/proc/{pid}/status").read_text()
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process has ended; fail when that takes longer than any that is ended by others."""
+    deadline = time.monotonic() + 10
+    while is_running(pid):
+        assert time.monotonic() < deadline, f"process {pid} goes on"
+        time.sleep(0.01)

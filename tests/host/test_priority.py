@@ -1,0 +1,278 @@
+"""The priority of the work of a load: low, and nobody else's."""
+
+import ast
+import contextlib
+import os
+import sys
+import threading
+import time
+
+import model_zoo
+import pytest
+from service import serve, write_config
+
+from ovms_rest.errors import LoadError
+from ovms_rest.host import priority
+from ovms_rest.host.priority import core_seconds, run_lowered, wants_core
+from ovms_rest.host.throwaway import start
+
+
+@pytest.fixture(autouse=True)
+def _find_the_work_below(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+
+
+@pytest.fixture
+def _serving(monkeypatch):
+    """Be a process whose workers serve."""
+    monkeypatch.setitem(priority._state, "is_serving", True)
+
+
+NODE = """
+import os
+with open(os.environ["TOLD"], "a") as told:
+    print(os.sched_getscheduler(0), file=told)
+def inputs(params): return {"x": ("FP32", [-1, 4])}
+def outputs(params): return {"x": ("FP32", [-1, 4])}
+def execute(inputs, params): return {"x": inputs["x"]}
+"""
+PIPELINE = {
+    "name": "p",
+    "inputs": ["x"],
+    "nodes": [
+        {
+            "name": "n",
+            "type": "custom",
+            "library_name": "node",
+            "inputs": [{"x": {"node_name": "request", "data_item": "x"}}],
+            "outputs": [{"data_item": "x", "alias": "x"}],
+        }
+    ],
+    "outputs": [{"x": {"node_name": "n", "data_item": "x"}}],
+}
+
+
+def describe_priority(task, tell):
+    """In a throwaway process: its policy and nice value, those of a thread, and whose session it belongs to."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(threading.get_native_id())))
+    thread.start()
+    thread.join()
+    tell(policies=[os.sched_getscheduler(0), *found], nice=os.getpriority(os.PRIO_PROCESS, 0), session=os.getsid(0))
+
+
+def spin(task, tell):
+    """In a throwaway process: compute for so many seconds of CPU time on one core that others use, too."""
+    os.sched_setaffinity(0, {task["core"]})
+    tell(ready=True)
+    while time.process_time() < task["seconds"]:
+        pass
+    tell(done=True)
+
+
+def test_before_the_service_serves_priorities_are_left_alone():
+    own, policy = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
+    with start(describe_priority, None) as process:
+        answer = process.answer(60)
+    assert answer == {"policies": [policy, policy], "nice": own, "session": os.getsid(0)}
+    assert run_lowered(threading.get_ident) == threading.get_ident()
+
+
+@pytest.mark.usefixtures("_serving")
+def test_a_throwaway_process_beside_workers_runs_on_idle_cores_only():
+    policy = os.sched_getscheduler(0)
+    with start(describe_priority, None) as process:
+        answer = process.answer(60)
+    assert os.sched_getscheduler(0) == policy
+    assert answer == {"policies": [os.SCHED_IDLE, os.SCHED_IDLE], "nice": 19, "session": os.getsid(0)}
+
+
+def describe_thread():
+    """Return the policy and the nice value of the calling thread."""
+    thread = threading.get_native_id()
+    return os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)
+
+
+@pytest.mark.usefixtures("_serving")
+@pytest.mark.parametrize(("can_rise", "expected"), [(True, (os.SCHED_IDLE, 19)), (False, (os.SCHED_OTHER, 10))])
+def test_lowered_work_runs_in_a_thread_and_leaves_the_caller_alone(monkeypatch, can_rise, expected):
+    monkeypatch.setattr(priority, "_can_rise", lambda: can_rise)
+    own = describe_thread()
+    assert run_lowered(describe_thread) == expected
+    assert describe_thread() == own
+
+
+@pytest.mark.usefixtures("_serving")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+@pytest.mark.parametrize("run", [run_lowered, lambda work: _run_within_lowered(work)])
+def test_work_that_takes_long_runs_beside_others_after_a_while(monkeypatch, run):
+    """So that it ends on cores that are busy all the time."""
+    monkeypatch.setattr(priority, "_PATIENCE_SECONDS", 0.2)
+
+    def work():
+        seen, deadline = [describe_thread()], time.monotonic() + 30
+        while seen[-1] != (os.SCHED_OTHER, 10) and time.monotonic() < deadline:
+            seen.append(describe_thread())
+        return seen[0], seen[-1]
+
+    assert run(work) == ((os.SCHED_IDLE, 19), (os.SCHED_OTHER, 10))
+
+
+def _run_within_lowered(work):
+    """Do work in a thread that lowers itself: the test keeps its own priority whatever happens."""
+    results = []
+
+    def run():
+        with priority.lowered():
+            results.append(work())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+@pytest.mark.usefixtures("_serving")
+def test_an_exception_of_lowered_work_reaches_the_caller():
+    with pytest.raises(LoadError, match="why"):
+        run_lowered(lambda: (_ for _ in ()).throw(LoadError("why")))
+
+
+def fall_silent(task, tell):
+    """In a throwaway process."""
+    tell(ready=True)
+    time.sleep(60)
+
+
+@contextlib.contextmanager
+def busy_core():
+    """Have a process use one core, all the time; return the core."""
+    core = min(os.sched_getaffinity(0))
+    pid = os.fork()
+    if not pid:
+        os.sched_setaffinity(0, {core})
+        while True:
+            pass
+    try:
+        yield core
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.usefixtures("_serving")
+def test_time_without_a_core_is_not_counted_as_time_of_a_load():
+    """It may take four times its timeout, when another process uses the only core that it has."""
+    task = {"core": min(os.sched_getaffinity(0)), "seconds": 3600}
+    with start(spin, task) as process:
+        process.answer(60)
+        with busy_core() as core:
+            assert core == task["core"]
+            started = time.monotonic()
+            with pytest.raises(LoadError, match=r"did not come up in 0\.5 s"):
+                process.answer(0.5)
+            assert 0.7 <= time.monotonic() - started < 5
+
+
+@pytest.mark.usefixtures("_serving")
+def test_a_load_that_waits_for_something_else_has_its_timeout():
+    with start(fall_silent, None) as process:
+        process.answer(60)
+        started = time.monotonic()
+        with pytest.raises(LoadError, match=r"did not come up in 0\.5 s"):
+            process.answer(0.5)
+        assert 0.5 <= time.monotonic() - started < 1.8
+
+
+def test_a_process_that_is_gone_wants_no_core():
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert (core_seconds(pid), wants_core(pid)) == (0, False)
+    assert wants_core(os.getpid())
+    assert core_seconds(os.getpid()) > 0
+
+
+def describe_forked(loses_rights=False):
+    """Return policy and nice value of a forked process within `lowered`, and afterwards those of all its threads."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        if loses_rights:  # neither CAP_SYS_NICE nor a limit that allows it
+            os.setgid(65534)
+            os.setuid(65534)
+        with priority.lowered():
+            inside = describe_thread()
+            thread = threading.Thread(target=time.sleep, args=(0.5,))
+            thread.start()
+        threads = map(int, os.listdir("/proc/self/task"))
+        after = [(os.sched_getscheduler(each), os.getpriority(os.PRIO_PROCESS, each)) for each in threads]
+        os.write(writing, repr([inside, *after]).encode())
+        os._exit(0)
+    os.wait()
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        return ast.literal_eval(stream.read())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise its priority")
+def test_a_process_that_may_raise_its_priority_lowers_it_for_a_while_with_all_its_threads(monkeypatch):
+    usual = describe_thread()
+    monkeypatch.setitem(priority._state, "nice", usual[1])
+    assert describe_forked() == [(os.SCHED_IDLE, 19), usual, usual]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+def test_forked_process_restores_the_usual_priority(monkeypatch):
+    usual = describe_thread()
+    monkeypatch.setitem(priority._state, "nice", usual[1])
+
+    def fork():
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            before = describe_thread()
+            priority.restore()
+            os.write(writing, repr([before, describe_thread()]).encode())
+            os._exit(0)
+        os.wait()
+        os.close(writing)
+        with os.fdopen(reading) as stream:
+            return ast.literal_eval(stream.read())
+
+    assert _run_within_lowered(fork) == [(os.SCHED_IDLE, 19), usual]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_a_process_that_may_not_raise_its_priority_keeps_it(monkeypatch):
+    usual = describe_thread()
+    monkeypatch.setitem(priority._state, "nice", usual[1])
+    assert describe_forked(loses_rights=True) == [usual, usual, usual]
+
+
+def test_workers_and_arbiter_keep_their_priority_through_a_reload_that_gives_way(tmp_path):
+    """The process that tries a model tells its policy by what it leaves in a file."""
+    model_zoo.save(model_zoo.relu(), tmp_path / "m")
+    (tmp_path / "node.py").write_text(NODE)
+    config = write_config(
+        tmp_path,
+        {"name": "m", "base_path": "m"},
+        custom_node_library_config_list=[{"name": "node", "base_path": "node.py"}],
+        pipeline_config_list=[PIPELINE],
+    )
+    with serve(tmp_path, "-w", "1", config=config, TOLD=str(tmp_path / "told")) as service:
+        service.wait_for_workers(1)
+        assert service.get("/v2/models/p/ready").status == 200
+        before = service.workers()
+        at_start = (tmp_path / "told").read_text().splitlines()
+        (tmp_path / "node.py").write_text(f"{NODE}\n")
+        os.utime(tmp_path / "m" / "1" / "model.xml")
+        assert service.request("POST", "/v1/config/reload").status == 201
+        service.wait_for(lambda: set(before).isdisjoint(service.workers()))  # which end at a low priority
+        told = (tmp_path / "told").read_text().splitlines()
+        assert str(os.SCHED_IDLE) not in at_start
+        assert told[len(at_start) :][0] == str(os.SCHED_IDLE)
+        own = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+        for pid in (service.process.pid, *service.workers()):
+            service.wait_for(lambda pid=pid: (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == own)
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [-1, 2, -3, 4]}]}
+        assert service.infer("m", body).json()["outputs"][0]["data"] == [0, 2, 0, 4]

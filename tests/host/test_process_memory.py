@@ -1,0 +1,69 @@
+"""The memory of processes."""
+
+import mmap
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ovms_rest.host.process_memory import anonymous_bytes, own_bytes, resident_bytes
+
+
+def test_memory_that_is_written_is_resident():
+    size = 64 * 2**20
+    before = resident_bytes()
+    with mmap.mmap(-1, size) as memory:
+        reserved = resident_bytes()
+        memory.write(b"x" * size)
+        # The bytes that are written are an object as large, which is gone again.
+        assert size * 0.9 < resident_bytes() - before < size * 1.5
+    assert reserved - before < size * 0.1
+
+
+def test_another_process_is_asked_by_its_id():
+    assert resident_bytes(os.getpid()) == pytest.approx(resident_bytes(), rel=0.1)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            assert 0 < resident_bytes(other.pid) < resident_bytes()
+        finally:
+            other.kill()
+
+
+def test_a_process_that_is_gone_has_no_memory_to_tell():
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    with pytest.raises(OSError, match=f"/proc/{gone.pid}/statm"):
+        resident_bytes(gone.pid)
+
+
+INHERITING = """
+import os, sys
+from ovms_rest.host.process_memory import anonymous_bytes, own_bytes
+size = 64 * 2**20
+memory = bytearray(b"x") * size
+if not os.fork():
+    before = own_bytes(), anonymous_bytes()
+    memory[: size // 2] = b"y" * (size // 2)
+    print(*before, own_bytes())
+    sys.stdout.flush()
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_memory_that_was_inherited_is_ones_own_once_it_is_written():
+    told = subprocess.run([sys.executable, "-c", INHERITING], capture_output=True, text=True, check=True).stdout
+    before, anonymous, after = map(int, told.split())
+    size = 64 * 2**20
+    assert before < size * 0.1
+    assert anonymous > size
+    assert size * 0.4 < after - before < size * 0.6
+
+
+@pytest.mark.parametrize("function", [own_bytes, anonymous_bytes])
+def test_a_process_that_is_gone_has_no_memory_of_its_own(function):
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    with pytest.raises(FileNotFoundError):
+        function(gone.pid)

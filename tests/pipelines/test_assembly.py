@@ -1,0 +1,196 @@
+"""Pipelines made of what is served and of libraries: what is found, what is taken over, and why something is not."""
+
+from pathlib import Path
+
+import pytest
+
+from ovms_rest.errors import NotReadyError
+from ovms_rest.models.registry import Entry, Host, ModelRegistry
+from ovms_rest.pipelines.assembly import assemble_pipelines
+from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition, Source
+from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
+
+HOST = Host(cores=1, load_timeout=60)
+
+
+class FakeModel:
+    """A model x FP32 [1,2] -> y FP32 [1,2] that is described and not run."""
+
+    def __init__(self, name="m", version="1", datatype="FP32"):
+        dims = (Dim(1, 1), Dim(2, 2))
+        self.metadata = ModelMetadata(
+            name, version, {"x": TensorMetadata("x", datatype, dims)}, {"y": TensorMetadata("y", datatype, dims)}
+        )
+
+
+def definition(version=None, library="", count=None):
+    inputs, outputs = (("x", Source("request", "in")),), (("out", "y"),)
+    model = "" if library else "m"
+    node = NodeDefinition("n", model, version, library, {}, inputs, outputs)
+    return PipelineDefinition("p", ("in",), (node,), (("out", Source("n", "out")),), count)
+
+
+def assemble(models, previous=None, pipeline=None, libraries=None):
+    """Assemble the pipeline p; return what became of it."""
+    found = assemble_pipelines([pipeline or definition()], libraries or {}, models, previous or {}, HOST)
+    assert list(found) == ["p"]
+    return found["p"]
+
+
+def test_a_pipeline_is_made_of_the_highest_version_or_of_the_one_it_names():
+    models = {"m": Entry({2: FakeModel(version="2"), 10: FakeModel(version="10")})}
+    for pipeline, version in ((definition(), 10), (definition(version=2), 2)):
+        entry = assemble(models, pipeline=pipeline)
+        assert (entry.kind, list(entry.versions), entry.reason) == ("pipeline", [1], "")
+        assert entry.versions[1].parts == (models["m"].versions[version],)
+
+
+@pytest.mark.parametrize(
+    ("models", "version", "why"),
+    [
+        ({"a": Entry(), "b": Entry()}, None, "model 'm' is not configured; configured are 'a', 'b'"),
+        ({}, None, "model 'm' is not configured; configured are none"),
+        ({"m": Entry(ended=(1,))}, None, "model 'm' was unloaded"),
+        ({"m": Entry(reason="has no versions")}, None, "model 'm' does not serve: has no versions"),
+        ({"m": Entry(failures={1: "is broken"})}, 1, "model 'm' does not serve: version 1 is broken"),
+        ({"m": Entry({1: FakeModel()})}, 2, "version 2 of model 'm' is not served; served: 1"),
+        ({"m": Entry({1: FakeModel()}, {2: "is broken"})}, 2, "version 2 of model 'm' is broken"),
+    ],
+)
+def test_why_a_model_is_not_there(models, version, why):
+    entry = assemble(models, pipeline=definition(version=version))
+    assert entry.versions == {}
+    assert (entry.reason, entry.details) == (f"node 'n': {why}", (f"node 'n': {why}",))
+    assert entry.problems("p") == [f"pipeline 'p': node 'n': {why}"]
+
+
+def test_what_is_made_of_the_same_is_taken_over():
+    models = {"m": Entry({1: FakeModel()})}
+    first = assemble(models)
+    assert assemble(models, {"p": first}) is first
+    assert assemble({"m": Entry({1: FakeModel()})}, {"p": first}) is not first
+    assert assemble(models, {"p": first.end()}) is not first
+
+
+def test_a_pipeline_whose_new_definition_is_wrong_goes_on_while_its_models_are_there():
+    models = {"m": Entry({1: FakeModel()})}
+    first = assemble(models)
+    wrong = definition(version=2)
+    second = assemble(models, {"p": first}, wrong)
+    assert second.versions == first.versions
+    assert second.failures == {1: "node 'n': version 2 of model 'm' is not served; served: 1"}
+    assert assemble(models, {"p": second}, wrong) is second
+    third = assemble({"m": Entry(ended=(1,))}, {"p": second}, wrong)
+    assert (third.versions, third.reason) == ({}, "node 'n': model 'm' was unloaded")
+
+
+def test_a_pipeline_takes_the_place_of_a_model_of_its_name_that_served_before():
+    models = {"m": Entry({1: FakeModel()})}
+    entry = assemble(models, {"p": Entry({1: FakeModel("p")})})
+    assert entry.kind == "pipeline"
+    assert entry.versions[1].parts == tuple(models["m"].versions.values())
+
+
+CODE = """
+def inputs(params):
+    return {"x": ("FP32", [1, 2])}
+
+def outputs(params):
+    return {"y": ("FP32", [1, 2])}
+
+def execute(inputs, params):
+    return {"y": inputs["x"]}
+"""
+
+
+def test_a_library_is_loaded_again_when_it_has_changed_and_not_before(tmp_path):
+    file = tmp_path / "node.py"
+    file.write_text(CODE)
+    pipeline, libraries = definition(library="own"), {"own": Library("own", "node.py", tmp_path)}
+    first = assemble({}, pipeline=pipeline, libraries=libraries)
+    assert first.versions
+    assert assemble({}, {"p": first}, pipeline, libraries) is first
+    file.write_text(CODE + "\n")
+    second = assemble({}, {"p": first}, pipeline, libraries)
+    assert second.versions[1] is not first.versions[1]
+    file.write_text("garbage")
+    third = assemble({}, {"p": second}, pipeline, libraries)
+    assert third.versions == second.versions
+    assert third.failures[1].startswith("node 'n': library 'own': ")
+
+
+def test_a_library_is_loaded_again_when_what_it_imports_has_changed(tmp_path):
+    (tmp_path / "helper.py").write_text("WIDTH = 2\n")
+    (tmp_path / "node.py").write_text("from helper import WIDTH\n" + CODE.replace("[1, 2]", "[1, WIDTH]"))
+    pipeline, libraries = definition(library="own"), {"own": Library("own", "node.py", tmp_path)}
+    first = assemble({}, pipeline=pipeline, libraries=libraries)
+    (tmp_path / "helper.py").write_text("WIDTH = 3\n")
+    second = assemble({}, {"p": first}, pipeline, libraries)
+    assert second.versions[1].metadata.inputs["in"].static_shape == (1, 3)
+
+
+def test_a_library_that_is_not_in_the_list_is_told():
+    entry = assemble({}, pipeline=definition(library="own"))
+    assert entry.reason == "node 'n': library 'own' is not in custom_node_library_config_list"
+
+
+@pytest.mark.parametrize(
+    ("base_path", "is_there"),
+    [
+        ("absent.py", False),
+        ("absent.so", False),
+        ("no_such_module_anywhere", False),
+        ("no_such_module_anywhere.part:Node", False),
+        ("node.py", True),
+        ("libcustom_node_add_one.so", True),
+        ("json", True),
+        ("ovms_rest.pipelines.nodes.add_one", True),
+    ],
+)
+def test_a_library_that_no_pipeline_uses_is_told_when_it_is_not_there(tmp_path, caplog, base_path, is_there):
+    """It is not loaded: the file would end the process."""
+    (tmp_path / "node.py").write_text("import os; os._exit(1)")
+    libraries = {"own": Library("own", base_path, tmp_path)}
+    assemble({"m": Entry({1: FakeModel()})}, libraries=libraries)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == (0 if is_there else 1)
+    assert is_there or told[0].startswith("library 'own', which no pipeline uses: there is no file ")
+
+
+def test_a_broken_library_is_tried_again(tmp_path):
+    pipeline, libraries = definition(library="own"), {"own": Library("own", "node.py", Path(tmp_path))}
+    first = assemble({}, pipeline=pipeline, libraries=libraries)
+    assert first.versions == {}
+    (tmp_path / "node.py").write_text(CODE)
+    assert assemble({}, {"p": first}, pipeline, libraries).versions
+
+
+@pytest.mark.parametrize(
+    ("models", "is_ready"),
+    [
+        ({"m": Entry(ended=(1,))}, True),
+        ({"m": Entry(reason="has no versions")}, False),
+        ({"other": Entry(ended=(1,))}, False),
+    ],
+)
+def test_a_pipeline_whose_model_was_unloaded_is_not_expected_to_serve(models, is_ready):
+    registry = ModelRegistry({"p": assemble(models)})
+    if is_ready:
+        registry.check_ready()
+    else:
+        with pytest.raises(NotReadyError, match="pipeline 'p' does not serve"):
+            registry.check_ready()
+
+
+def test_a_library_that_is_being_written_is_marked_for_another_try(tmp_path, monkeypatch):
+    monkeypatch.setattr("ovms_rest.models.copies._PATIENCE_SECONDS", 0.1)
+    file = tmp_path / "node.so"
+    file.write_text("garbage")
+    libraries = {"lib": Library("lib", "node.so", tmp_path)}
+    with file.open("r+b"):
+        entry = assemble({}, pipeline=definition(library="lib"), libraries=libraries)
+    assert (entry.is_changing, entry.versions) == (True, {})
+    assert f"library 'lib': {file}: {file} is open for writing in another process" in entry.reason
+    entry = assemble({}, {"p": entry}, pipeline=definition(library="lib"), libraries=libraries)
+    assert not entry.is_changing
+    assert "cannot be opened" in entry.reason

@@ -1,0 +1,336 @@
+"""Custom nodes in C: what goes in and out of a library, who frees what, and what is said of one that fails."""
+
+import ctypes
+import faulthandler
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ovms_rest.errors import InferenceError, LoadError
+from ovms_rest.pipelines.c_nodes import CNode, copy_library
+from ovms_rest.pipelines.definition import Library
+from ovms_rest.pipelines.libraries import load_node
+from ovms_rest.protocol.tensors import Dim, TensorMetadata
+
+COMPILER = shutil.which("gcc") or shutil.which("cc")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+
+SOURCE = Path(__file__).parents[1] / "helpers" / "nodes_c" / "node.c"
+X = np.array([[1, 2], [3, 4]], np.float32)
+
+
+def build(file: Path, *flags: str) -> Path:
+    subprocess.run([COMPILER, "-shared", "-fPIC", *flags, "-o", file, SOURCE], check=True)
+    return file
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A directory with the library node.so."""
+    directory = tmp_path_factory.mktemp("libraries")
+    build(directory / "node.so", "-DWITH_DEINITIALIZE")
+    return directory
+
+
+def load(directory, mode="", timeout=60, **params):
+    return load_node(Library("lib", "node.so", directory), {"mode": mode, **params}, timeout)
+
+
+def opened(directory, mode="", **params):
+    node = load(directory, mode, **params)
+    node.open()
+    return node
+
+
+def run_in_child(work) -> int:
+    """Run work in a forked child; return its exit code, or minus the signal that ended it."""
+    pid = os.fork()
+    if not pid:
+        faulthandler.disable()
+        signal.alarm(20)
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+# --- A good one
+
+
+def test_what_a_library_takes_and_gives_is_asked_for_with_0_for_any_size(directory):
+    node = load(directory)
+    assert node.inputs == {"x": TensorMetadata("x", "FP32", (Dim(0, None), Dim(2, 2)))}
+    assert node.outputs == {"y": TensorMetadata("y", "FP32", (Dim(0, None), Dim(0, None)))}
+
+
+def test_a_library_computes_with_its_params(directory):
+    node = opened(directory, add="0.5")
+    found = node.execute({"x": X})
+    assert list(found) == ["y"]
+    assert found["y"].dtype == np.float32
+    assert np.array_equal(found["y"], X + 0.5)
+    assert found["y"].flags.carray
+
+
+def test_an_input_that_is_not_contiguous_is_copied(directory):
+    assert np.array_equal(opened(directory, add="1").execute({"x": X.T})["y"], X.T + 1)
+
+
+def test_an_input_may_be_read_only(directory):
+    given = X.copy()
+    given.flags.writeable = False
+    assert np.array_equal(opened(directory, add="1").execute({"x": given})["y"], X + 1)
+
+
+def test_two_nodes_of_a_library_have_each_what_initialize_made(directory):
+    one, two = opened(directory, add="1"), opened(directory, add="2")
+    assert [node.execute({"x": X})["y"][0, 0] for node in (one, two, one)] == [2, 3, 2]
+
+
+def test_a_library_may_find_nothing(directory):
+    assert opened(directory, "nothing found").execute({"x": X})["y"].shape == (0, 2)
+
+
+def test_an_output_that_is_not_declared_is_nobodys(directory):
+    assert list(opened(directory, "one more").execute({"x": X})) == ["y"]
+
+
+def test_a_library_without_params_gets_none(directory):
+    node = load_node(Library("lib", "node.so", directory), {}, 60)
+    node.open()
+    assert np.array_equal(node.execute({"x": X})["y"], X)
+
+
+def test_the_library_is_not_opened_where_its_node_is_loaded(tmp_path):
+    build(tmp_path / "unopened.so", "-DWITH_DEINITIALIZE")
+    node = load_node(Library("lib", "unopened.so", tmp_path), {}, 60)
+    assert "unopened.so" not in Path("/proc/self/maps").read_text()
+    node.open()
+    assert "/memfd:unopened.so" in Path("/proc/self/maps").read_text()
+
+
+def test_a_library_that_is_overwritten_stays_as_it_was_loaded(tmp_path):
+    file = build(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
+    node = load(tmp_path, add="1")
+
+    def work() -> None:
+        os.truncate(file, 0)
+        node.open()
+        assert np.array_equal(node.execute({"x": X})["y"], X + 1)
+        file.write_bytes(b"x" * 100_000)
+        assert np.array_equal(node.execute({"x": X})["y"], X + 1)
+
+    assert run_in_child(work) == 0
+
+
+def test_nodes_with_the_same_library_share_its_state(tmp_path):
+    build(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
+    nodes = [load(tmp_path, add=add) for add in "12"]
+    for node in nodes:
+        node.open()
+    library = ctypes.CDLL(copy_library(tmp_path / "node.so").path)
+    assert ctypes.c_int.in_dll(library, "initialized").value == 2
+
+
+@pytest.mark.parametrize("flag", ["-Wl,-rpath,$ORIGIN", "-DFINDS_ITSELF"])
+def test_a_library_that_looks_for_files_near_it_is_opened_in_place(tmp_path, flag, caplog):
+    caplog.set_level("INFO")
+    file = build(tmp_path / "node.so", "-DWITH_DEINITIALIZE", flag)
+    node = load(tmp_path, add="1")
+    assert caplog.messages == [
+        f"library {file} is opened in place, as it looks for files near it; replace it by renaming only"
+    ]
+
+    def work() -> None:
+        node.open()
+        assert str(file) in Path("/proc/self/maps").read_text()
+        assert np.array_equal(node.execute({"x": X})["y"], X + 1)
+
+    assert run_in_child(work) == 0
+
+
+PRECISIONS = {
+    "1": ("FP32", np.float32),
+    "2": ("FP16", np.float16),
+    "3": ("UINT8", np.uint8),
+    "4": ("INT8", np.int8),
+    "5": ("INT16", np.int16),
+    "6": ("UINT16", np.uint16),
+    "7": ("INT32", np.int32),
+    "8": ("FP64", np.float64),
+    "9": ("INT64", np.int64),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_is_a_datatype_of_kserve(directory, precision):
+    datatype, dtype = PRECISIONS[precision]
+    node = opened(directory, precision=precision)
+    found = node.execute({"x": X.astype(dtype)})["y"]
+    assert (node.inputs["x"].datatype, node.outputs["y"].datatype, found.dtype) == (datatype, datatype, dtype)
+    assert np.array_equal(found, X)
+
+
+# --- Memory
+
+
+def count(directory: Path) -> tuple[int, int]:
+    library = ctypes.CDLL(copy_library(directory / "node.so").path)  # the copy that nodes have opened
+    return tuple(ctypes.c_int.in_dll(library, name).value for name in ("allocated", "released"))
+
+
+def test_a_thousand_runs_release_all_their_memory(directory):
+    node = opened(directory, add="1")
+    before = count(directory)
+    for _ in range(1000):
+        node.execute({"x": X})
+    after = count(directory)
+    assert after[0] - before[0] == after[1] - before[1] == 3000
+
+
+def test_an_output_outlives_the_runs_after_it(directory):
+    node = opened(directory, add="1")
+    first = node.execute({"x": X})["y"]
+    for _ in range(10):
+        node.execute({"x": X * 2})
+    assert np.array_equal(first, X + 1)
+
+
+GARBAGE = {
+    "no name": "gave an output without a name",
+    "other name": "gave no output 'y'",
+    "unspecified": "gave output 'y' with the precision 0, expected 1 for FP32",
+    "other precision": "gave output 'y' with the precision 7, expected 1 for FP32",
+    "null dims": "gave output 'y' with no dims, but NULL, expected 1 to 32",
+    "no dims": "gave output 'y' with 0 dims, expected 1 to 32",
+    "too many dims": "gave output 'y' with 4611686018427387904 dims, expected 1 to 32",
+    "one dim": "gave output 'y' with the shape [2], expected [-1,-1]",
+    "too few bytes": "gave output 'y' with 15 bytes of data, expected 16 for the shape [2,2] of FP32",
+    "null data": "gave output 'y' with no data, but NULL, expected 16 bytes",
+    "no memory": "gave output 'y' with 4611686018427387904 bytes of data, more than there is memory",
+    "twice": "gave output 'y' twice",
+}
+
+
+@pytest.mark.parametrize("mode", GARBAGE)
+def test_garbage_is_told_and_its_memory_released(directory, caplog, mode):
+    node = opened(directory, mode)
+    before = count(directory)
+    with pytest.raises(InferenceError) as caught:
+        node.execute({"x": X})
+    assert str(caught.value) == f"pipeline node code 'lib' {GARBAGE[mode]}"
+    assert caplog.messages == [str(caught.value)]
+    after = count(directory)
+    assert after[0] - before[0] == after[1] - before[1] > 0
+
+
+FAILURES = {
+    "fails": ("failed: execute returned 5, expected 0", 0),
+    "null": ("gave no array of outputs, but NULL", 0),
+    # The array is released, and not what is said to be in it.
+    "none": ("gave 0 outputs, expected 1 to 1024", 1),
+    "too many": ("gave 1073741824 outputs, expected 1 to 1024", 1),
+}
+
+
+@pytest.mark.parametrize("mode", FAILURES)
+def test_a_failure_is_told_and_what_may_be_released_is(directory, mode):
+    node = opened(directory, mode)
+    message, released = FAILURES[mode]
+    before = count(directory)
+    with pytest.raises(InferenceError) as caught:
+        node.execute({"x": X})
+    assert str(caught.value) == f"pipeline node code 'lib' {message}"
+    assert count(directory)[1] - before[1] == released
+
+
+def test_a_crash_in_execute_ends_the_process_that_runs_it_and_no_other(directory):
+    node = load(directory, "crash")
+
+    def work() -> None:
+        node.open()
+        node.execute({"x": X})
+
+    assert run_in_child(work) == -signal.SIGSEGV
+
+
+def test_a_forked_child_runs_a_node_that_its_parent_loaded(directory):
+    node = load(directory, add="1")
+
+    def work() -> None:
+        node.open()
+        assert np.array_equal(node.execute({"x": X})["y"], X + 1)
+
+    assert run_in_child(work) == 0
+
+
+# --- Loading
+
+
+UNFIT = {
+    "initialize fails": "initialize returned 3, expected 0",
+    "crash in initialize": "ended the process that tried it with SIGABRT while in initialize",
+    "exit in initialize": "ended the process that tried it with exit code 0 while in initialize",
+    "info: crash": "ended the process that tried it with SIGSEGV while in getOutputsInfo",
+    "info: fails": "getOutputsInfo returned 4, expected 0",
+    "info: null": "getOutputsInfo gave no array, but NULL",
+    "info: none": "getOutputsInfo gave 0 tensors, expected 1 to 1024",
+    "info: too many": "getOutputsInfo gave 1073741824 tensors, expected 1 to 1024",
+    "info: no name": "getOutputsInfo gave a tensor without a name",
+    "info: not UTF-8": "getOutputsInfo gave the name b'\\xff', which is not UTF-8",
+    "info: unspecified": "getOutputsInfo gave tensor 'y' with the precision 0, expected one from 1 (FP32) to 9 (I64)",
+    "info: null dims": "getOutputsInfo gave tensor 'y' with no dims, but NULL, expected 1 to 32",
+    "info: no dims": "getOutputsInfo gave tensor 'y' with 0 dims, expected 1 to 32",
+    "info: too many dims": "getOutputsInfo gave tensor 'y' with 4611686018427387904 dims, expected 1 to 32",
+    "info: too large": (
+        "getOutputsInfo gave tensor 'y' with the dims [0,9223372036854775808], of which one is too large"
+    ),
+    "info: twice": "getOutputsInfo gave tensor 'y' twice",
+}
+
+
+@pytest.mark.parametrize("mode", UNFIT)
+def test_a_library_that_does_not_come_up_is_told(directory, mode):
+    with pytest.raises(LoadError) as caught:
+        load(directory, mode)
+    assert str(caught.value) == f"{directory}/node.so: {UNFIT[mode]}"
+
+
+def test_a_library_that_hangs_is_stopped(directory):
+    with pytest.raises(LoadError) as caught:
+        load(directory, "hang in initialize", timeout=1)
+    assert str(caught.value) == (f"{directory}/node.so: did not come up in 1 s; it was stopped while in initialize")
+
+
+def test_a_function_that_is_missing_is_named(tmp_path):
+    build(tmp_path / "node.so")
+    with pytest.raises(LoadError) as caught:
+        load(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/node.so: has no function deinitialize, which custom_node_interface.h of OVMS asks for"
+    )
+
+
+def test_a_file_that_is_no_library_is_told_with_the_loaders_words(tmp_path):
+    (tmp_path / "node.so").write_text("garbage")
+    with pytest.raises(LoadError) as caught:
+        load(tmp_path)
+    file = tmp_path / "node.so"
+    assert str(caught.value) == f"{file}: cannot be opened: {file}: file too short"
+
+
+def test_a_library_that_went_away_since_it_was_loaded_is_told(tmp_path):
+    file = tmp_path / "node.so"
+    node = CNode("lib", file, {}, {"inputs": {}, "outputs": {}})
+    with pytest.raises(LoadError) as caught:
+        node.open()
+    assert str(caught.value) == (
+        f"library 'lib' ({file}): cannot be opened: {file}: cannot open shared object file: No such file or directory"
+    )

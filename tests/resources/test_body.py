@@ -1,0 +1,400 @@
+"""The body of a request: received within its limit, decompressed within it too, laid out for OpenVINO."""
+
+import gzip
+import io
+import re
+import tracemalloc
+import types
+import zlib
+
+import numpy as np
+import pytest
+from costs import measure_cost
+
+from ovms_rest.errors import BodyTooLargeError, InvalidRequestError, UnsupportedEncodingError
+from ovms_rest.protocol.buffers import allocate
+from ovms_rest.resources.body import read_body
+
+DATA = b'{"inputs": []}' + bytes(range(256))
+
+
+def known(body, **environ):
+    """Make the environ of a request with Content-Length."""
+    return {"CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body), **environ}
+
+
+def chunked(body, **environ):
+    """Make the environ of a chunked request, whose chunks the server has undone already."""
+    return {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": io.BytesIO(body), **environ}
+
+
+def read(environ, limit=1000, header_length=None):
+    return read_body(environ, limit, header_length)
+
+
+def address(buffer):
+    return np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
+
+
+def gzipped(data):
+    """Compress with the time of day left out, which would be in the names of the tests."""
+    return gzip.compress(data, mtime=0)
+
+
+def raw_deflate(data):
+    """Compress without the container of zlib, as some clients take deflate to be."""
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(data) + compressor.flush()
+
+
+kinds = pytest.mark.parametrize("kind", [known, chunked])
+compressions = pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzipped), ("deflate", zlib.compress)])
+
+
+# --- allocate
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 10_000])
+@pytest.mark.parametrize("aligned", [0, 1, 63, 64, 65, 137, 10_000])
+def test_the_offset_asked_for_lies_on_64_bytes(size, aligned):
+    # Several at once, so that it is not the allocator's doing.
+    buffers = [allocate(size, aligned) for _ in range(8)]
+    assert {(address(buffer) + aligned) % 64 for buffer in buffers} == {0}
+
+
+@pytest.mark.parametrize("size", [0, 1, 64, 1000])
+def test_a_buffer_has_the_size_asked_for_and_may_be_written_to(size):
+    buffer = allocate(size, 5)
+    buffer[:] = b"x" * size
+    assert buffer.tobytes() == b"x" * size
+
+
+# --- read_body: how it is received
+
+
+class Trickle(io.BytesIO):
+    """A stream that gives three bytes at a time."""
+
+    def read(self, size):
+        return super().read(min(size, 3))
+
+
+def test_a_body_that_comes_in_pieces_is_received_whole():
+    assert read(known(DATA) | {"wsgi.input": Trickle(DATA)}) == DATA
+
+
+def test_a_body_of_more_than_a_mebibyte_is_received_whole():
+    body = bytes(range(256)) * 10_000
+    assert read(known(body), limit=len(body)) == body
+
+
+def test_what_lies_behind_the_body_is_left_in_the_stream():
+    stream = io.BytesIO(b"bodynext request")
+    assert read({"CONTENT_LENGTH": "4", "wsgi.input": stream}) == b"body"
+    assert stream.read() == b"next request"
+
+
+# --- read_body: what is received
+
+
+@kinds
+@pytest.mark.parametrize("body", [b"", b"x", pytest.param(DATA, id="DATA")])
+def test_a_body_is_read_as_it_came(kind, body):
+    assert read(kind(body)) == body
+
+
+@pytest.mark.parametrize("environ", [{}, {"CONTENT_LENGTH": ""}, {"CONTENT_LENGTH": "0"}])
+def test_a_request_without_a_body_reads_nothing(environ):
+    assert read({"wsgi.input": io.BytesIO(b"of the next request"), **environ}) == b""
+
+
+@kinds
+@pytest.mark.parametrize("encoding", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("offset", [0, 1, 77, 128, 200])
+def test_the_tensors_lie_on_64_bytes_and_may_be_written_to(kind, encoding, offset):
+    body = {None: bytes, "gzip": gzipped, "deflate": zlib.compress}[encoding](DATA)
+    environ = kind(body) | ({"HTTP_CONTENT_ENCODING": encoding} if encoding else {})
+    buffer = read(environ, header_length=str(offset))
+    assert (buffer == DATA, buffer.readonly, (address(buffer) + offset) % 64) == (True, False, 0)
+
+
+@kinds
+@pytest.mark.parametrize(
+    "header_length", [None, "", "0", "abc", "-1", "5,5", "1.5", " 5", "²", "٣", "9" * 11, "9" * 12, "9" * 5000]
+)
+def test_a_header_length_of_any_kind_spoils_nothing(kind, header_length):
+    """What is wrong with it the decoder tells."""
+    assert read(kind(DATA), header_length=header_length) == DATA
+
+
+class Whole:
+    """The stream of a server that has the body in memory already, as our own worker does."""
+
+    def __init__(self, body):
+        self.buffer = memoryview(bytearray(body))
+
+
+def test_a_body_that_the_server_has_in_memory_is_taken_as_it_is():
+    stream = Whole(DATA)
+    assert read({"CONTENT_LENGTH": str(len(DATA)), "wsgi.input": stream}) is stream.buffer
+
+
+def test_a_compressed_body_that_the_server_has_in_memory_is_decompressed():
+    assert read({"wsgi.input": Whole(gzipped(DATA)), "HTTP_CONTENT_ENCODING": "gzip"}) == DATA
+
+
+# --- read_body: what ends early
+
+
+@pytest.mark.parametrize(("came", "length"), [(b"", 1), (b"abc", 5), (b"x" * 99, 100)])
+def test_a_body_that_ends_early_is_told(came, length):
+    with pytest.raises(InvalidRequestError) as caught:
+        read({"CONTENT_LENGTH": str(length), "wsgi.input": io.BytesIO(came)})
+    assert str(caught.value) == f"the body ended after {len(came)} of {length} bytes"
+
+
+class Broken(io.BytesIO):
+    """A stream that fails after what it has."""
+
+    def read(self, size):
+        if data := super().read(size):
+            return data
+        raise OSError("Invalid chunk size: b'x'")
+
+
+@pytest.mark.parametrize("environ", [{"CONTENT_LENGTH": "5"}, {"HTTP_TRANSFER_ENCODING": "chunked"}])
+def test_a_failing_stream_is_told(environ):
+    with pytest.raises(InvalidRequestError) as caught:
+        read(environ | {"wsgi.input": Broken(b"abc")})
+    assert str(caught.value) == "the body could not be received: Invalid chunk size: b'x'"
+
+
+# --- read_body: the limit
+
+
+@kinds
+def test_a_body_may_be_as_large_as_the_limit(kind):
+    assert len(read(kind(DATA), limit=len(DATA))) == len(DATA)
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        (known(DATA), "the body has 270 bytes, at most 269 are allowed"),
+        (chunked(DATA), "the body has more than 269 bytes, which are allowed"),
+    ],
+)
+def test_a_body_over_the_limit_is_refused(environ, message):
+    with pytest.raises(BodyTooLargeError) as caught:
+        read(environ, limit=269)
+    assert str(caught.value) == message
+
+
+def test_a_body_that_is_announced_over_the_limit_is_not_read():
+    environ = known(DATA)
+    with pytest.raises(BodyTooLargeError):
+        read(environ, limit=10)
+    assert environ["wsgi.input"].tell() == 0
+
+
+def test_a_body_of_any_announced_length_takes_no_memory_before_it_is_refused():
+    with pytest.raises(BodyTooLargeError):
+        read({"CONTENT_LENGTH": str(10**30), "wsgi.input": io.BytesIO()})
+
+
+class Endless:
+    """A stream that never ends."""
+
+    given = 0
+
+    def read(self, size):
+        self.given += size
+        return bytes(size)
+
+
+def test_a_chunked_body_is_not_read_far_beyond_the_limit():
+    stream = Endless()
+    with pytest.raises(BodyTooLargeError):
+        read({"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": stream})
+    assert stream.given <= 2**20
+
+
+@compressions
+def test_a_body_may_decompress_to_as_much_as_the_limit(encoding, compress):
+    data = bytes(5000)
+    assert read(known(compress(data), HTTP_CONTENT_ENCODING=encoding), limit=5000) == data
+
+
+@kinds
+@compressions
+def test_a_body_that_decompresses_to_more_than_the_limit_is_refused(kind, encoding, compress):
+    with pytest.raises(BodyTooLargeError) as caught:
+        read(kind(compress(bytes(5001)), HTTP_CONTENT_ENCODING=encoding), limit=5000)
+    assert str(caught.value) == "the body decompresses to more than 5000 bytes, which are allowed"
+
+
+@compressions
+def test_a_compressed_body_is_refused_when_it_is_over_the_limit_itself(encoding, compress):
+    body = compress(np.random.default_rng(0).bytes(200))
+    with pytest.raises(BodyTooLargeError, match=re.escape(f"the body has {len(body)} bytes, at most 100 are allowed")):
+        read(known(body, HTTP_CONTENT_ENCODING=encoding), limit=100)
+
+
+@compressions
+def test_a_decompression_bomb_is_not_inflated_beyond_the_limit(encoding, compress):
+    bomb = compress(bytes(64 * 2**20))
+    limit = 2**20
+    assert len(bomb) < limit
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyTooLargeError):
+            read(known(bomb, HTTP_CONTENT_ENCODING=encoding), limit)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * limit
+
+
+# --- read_body: Content-Encoding
+
+
+@kinds
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [
+        ("gzip", gzipped),
+        ("GZIP", gzipped),
+        (" Gzip ", gzipped),
+        ("deflate", zlib.compress),
+        ("Deflate", zlib.compress),
+        ("identity", bytes),
+        ("Identity", bytes),
+        ("", bytes),
+    ],
+)
+def test_an_encoding_is_undone(kind, encoding, compress):
+    assert read(kind(compress(DATA), HTTP_CONTENT_ENCODING=encoding)) == DATA
+
+
+@compressions
+def test_a_body_may_decompress_to_nothing(encoding, compress):
+    assert read(known(compress(b""), HTTP_CONTENT_ENCODING=encoding)) == b""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("br", "br"),
+        ("zstd", "zstd"),
+        ("compress", "compress"),
+        ("BR", "br"),
+        ("gzip, deflate", "gzip, deflate"),
+        ("gzip,gzip", "gzip,gzip"),
+        ("identity, gzip", "identity, gzip"),
+        ("identity,identity", "identity,identity"),
+        ("gzip;q=1", "gzip;q=1"),
+        ("*", "*"),
+        (",", ","),
+    ],
+)
+def test_other_encodings_and_lists_are_refused(encoding, shown):
+    with pytest.raises(UnsupportedEncodingError) as caught:
+        read(known(gzipped(DATA), HTTP_CONTENT_ENCODING=encoding))
+    assert str(caught.value) == f"Content-Encoding is {shown!r}, allowed are gzip, deflate and identity"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        pytest.param("gzip", DATA, id="gzip: not compressed"),
+        pytest.param("gzip", zlib.compress(DATA), id="gzip: zlib's container"),
+        pytest.param("gzip", b"\x1f\x8b\x08" + bytes(50), id="gzip: an empty head"),
+        pytest.param("gzip", gzipped(DATA)[:-8] + bytes(8), id="gzip: a wrong checksum"),
+        pytest.param("deflate", DATA, id="deflate: not compressed"),
+        pytest.param("deflate", gzipped(DATA), id="deflate: gzip's container"),
+        pytest.param("deflate", raw_deflate(DATA), id="deflate: no container"),
+        pytest.param("deflate", zlib.compress(DATA)[:-4] + bytes(4), id="deflate: a wrong checksum"),
+    ],
+)
+def test_a_broken_stream_is_told(encoding, body):
+    with pytest.raises(InvalidRequestError, match=f"the body is no valid {encoding} stream: "):
+        read(known(body, HTTP_CONTENT_ENCODING=encoding))
+
+
+@compressions
+@pytest.mark.parametrize("cut", [1, 5, 50])
+def test_a_stream_that_ends_early_is_told(encoding, compress, cut):
+    body = compress(DATA)[:-cut]
+    with pytest.raises(InvalidRequestError) as caught:
+        read(known(body, HTTP_CONTENT_ENCODING=encoding))
+    assert str(caught.value) == f"the {encoding} stream of the body ends early, after {len(body)} bytes"
+
+
+@kinds
+@compressions
+def test_no_bytes_are_no_stream(kind, encoding, compress):
+    with pytest.raises(InvalidRequestError) as caught:
+        read(kind(b"", HTTP_CONTENT_ENCODING=encoding))
+    assert str(caught.value) == f"the {encoding} stream of the body ends early, after 0 bytes"
+
+
+@compressions
+@pytest.mark.parametrize("behind", [b"x", b"\0", b"\x1f\x8b", pytest.param(gzipped(DATA), id="one more")])
+def test_bytes_behind_the_end_of_a_stream_are_told(encoding, compress, behind):
+    with pytest.raises(InvalidRequestError) as caught:
+        read(known(compress(DATA) + behind, HTTP_CONTENT_ENCODING=encoding))
+    assert str(caught.value) == f"{len(behind)} bytes are left over behind the {encoding} stream of the body"
+
+
+# --- Memory
+
+BOMBS = {
+    "a few bytes": "gzip.compress(bytes(2**27))",
+    "numbers": "gzip.compress(b'0.123,' * (2**27 // 6), 1)",
+    "noise of four bits": "gzip.compress(bytes(byte & 15 for byte in os.urandom(2**22)) * 32, 1)",
+    "deflate": "zlib.compress(bytes(2**27))",
+}
+
+
+@pytest.mark.parametrize("compressed", BOMBS.values(), ids=BOMBS)
+def test_a_decompressed_body_is_in_memory_once(compressed):
+    encoding = "deflate" if "zlib" in compressed else "gzip"
+    prepare = (
+        "import os\nfrom test_body import *\n"
+        f"environ = known({compressed}, HTTP_CONTENT_ENCODING={encoding!r}, HTTP_TRANSFER_ENCODING='')\n"
+        "environ['wsgi.input'] = types.SimpleNamespace(buffer=memoryview(environ['wsgi.input'].getvalue()))"
+    )
+    cost = measure_cost(prepare, "data = read(environ, 2**27)")
+    assert cost.error == ""
+    # deflate does not say how large it becomes, so that its buffer grows.
+    assert cost.mebibytes < 128 * (1.5 if "zlib" in compressed else 1) + 4
+
+
+@compressions
+@pytest.mark.parametrize("size", [2**17 - 1, 2**17, 2**17 + 1, 2**19, 3_000_000])
+@pytest.mark.parametrize("step", [0, 1, 251])
+def test_large_bodies_are_decompressed_as_they_were(encoding, compress, size, step):
+    data = bytes(size) if not step else (bytes(range(0, 251, step)) * size)[:size]
+    assert bytes(read(known(compress(data), HTTP_CONTENT_ENCODING=encoding), size)) == data
+    with pytest.raises(BodyTooLargeError) as caught:
+        read(known(compress(data), HTTP_CONTENT_ENCODING=encoding), size - 1)
+    assert str(caught.value) == f"the body decompresses to more than {size - 1} bytes, which are allowed"
+
+
+@pytest.mark.parametrize("said", [0, 1, 2**32 - 1])
+def test_a_stream_that_says_a_wrong_size_is_refused(said):
+    body = gzipped(bytes(2**20))[:-4] + said.to_bytes(4, "little")
+    with pytest.raises(InvalidRequestError, match="the body is no valid gzip stream: "):
+        read(known(body, HTTP_CONTENT_ENCODING="gzip"), 2**21)
+
+
+def test_bytes_far_behind_the_end_of_a_stream_are_all_counted():
+    with pytest.raises(InvalidRequestError, match=r"^1000000 bytes are left over behind the gzip stream of the body$"):
+        read(known(gzipped(DATA) + bytes(1_000_000), HTTP_CONTENT_ENCODING="gzip"), 2**21)
+
+
+def test_a_body_that_our_worker_received_is_held_to_the_limit_of_the_route():
+    environ = {"wsgi.input": types.SimpleNamespace(buffer=memoryview(bytes(11)))}
+    assert bytes(read_body(environ, 11, None)) == bytes(11)
+    with pytest.raises(BodyTooLargeError, match=r"^the body has 11 bytes, at most 10 are allowed$"):
+        read_body(environ, 10, None)

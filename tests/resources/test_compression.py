@@ -1,0 +1,101 @@
+"""Compression of answers: what the client accepts, and the stream it gets."""
+
+import gzip
+import zlib
+
+import numpy as np
+import pytest
+
+from ovms_rest.resources.compression import choose_encoding, compress
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "encoding"),
+    [
+        # what is named is wished for
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("gzip, deflate", "gzip"),
+        ("deflate, gzip", "gzip"),
+        ("gzip,deflate,br,zstd", "gzip"),
+        ("br, deflate", "deflate"),
+        ("", None),
+        ("br", None),
+        ("x-gzip", None),
+        ("gzipped", None),
+        # weights
+        ("gzip;q=0.5, deflate;q=0.6", "deflate"),
+        ("gzip;q=0.6, deflate;q=0.5", "gzip"),
+        ("gzip;q=0.5, deflate", "deflate"),
+        ("gzip;q=0.5, deflate;q=0.5", "gzip"),
+        ("gzip;q=0.001", "gzip"),
+        ("gzip;q=1.000", "gzip"),
+        ("gzip;q=1.", "gzip"),
+        ("br;q=1, deflate;q=0.2, gzip;q=0.1", "deflate"),
+        # 0 is a refusal
+        ("gzip;q=0", None),
+        ("gzip;q=0.000", None),
+        ("gzip;q=0, deflate", "deflate"),
+        ("gzip;q=0, deflate;q=0", None),
+        ("gzip;q=0, deflate;q=0.001", "deflate"),
+        # identity is chosen where it is preferred
+        ("identity", None),
+        ("identity, gzip;q=0.5", None),
+        ("gzip;q=0.5, deflate;q=0.4, identity;q=0.6", None),
+        ("gzip;q=0.5, identity;q=0.5", "gzip"),
+        ("gzip;q=0.5, identity;q=0.4", "gzip"),
+        ("gzip, identity;q=0", "gzip"),
+        ("identity;q=0", None),
+        # * names nothing
+        ("*", None),
+        ("*;q=1", None),
+        ("gzip;q=0, *", None),
+        ("deflate, *;q=0.5", "deflate"),
+        ("gzip, *;q=0", "gzip"),
+        # upper case, spaces and empty elements
+        ("GZIP", "gzip"),
+        ("Deflate;Q=0.5", "deflate"),
+        ("  gzip  ", "gzip"),
+        ("gzip ; q=0.5 , deflate ;q=0.6", "deflate"),
+        ("gzip;\tq=0.5,\tdeflate", "deflate"),
+        (",,gzip,", "gzip"),
+        (",", None),
+    ],
+)
+def test_the_encoding_is_chosen_by_weight(accept_encoding, encoding):
+    assert choose_encoding(accept_encoding) == encoding
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        *("gzip;q=", "gzip;q=abc", "gzip;q=-1", "gzip;q=0.5;x=1", "gzip gzip", "q=1", ";", ";q=1"),
+        *("gzip;q=nan", "gzip;q=inf", "gzip;q=2", "gzip;q=1e-1", "gzip;q=0_1", "gzip;level=9"),
+    ],
+)
+@pytest.mark.parametrize(("others", "encoding"), [("", None), (", deflate;q=0.1", "deflate")])
+def test_what_is_malformed_counts_as_not_being_there(item, others, encoding):
+    """RFC 9110, 12.4.2: a weight is 0 or 1, with up to three decimals; a coding has no other parameter."""
+    assert choose_encoding(item + others) == encoding
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [b""],
+        [b"head"],
+        [b"head", memoryview(b"tensor")],
+        [b"head", np.arange(1000, dtype=np.float32).view(np.uint8).data, memoryview(b""), b"tail"],
+        [bytes(300_000), np.random.default_rng(0).bytes(300_000)],
+    ],
+)
+@pytest.mark.parametrize(("encoding", "decompress"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])
+def test_the_parts_are_compressed_as_one_stream(encoding, decompress, parts):
+    assert decompress(compress(parts, encoding)) == b"".join(parts)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_numbers_as_text_become_less_than_half(encoding):
+    text = b",".join(b"%.8f" % value for value in np.random.default_rng(0).random(5000))
+    assert len(compress([text], encoding)) < len(text) / 2

@@ -1,0 +1,82 @@
+"""Bodies of the control routes: small ones are read, and none keeps the control worker from its probes."""
+
+import gzip
+import json
+import time
+
+import model_zoo
+import pytest
+from service import free_port, serve, write_config
+
+from ovms_rest.resources.control import MAX_BODY_BYTES
+
+ROUTES = ["repository/index", "repository/models/relu/load", "repository/models/relu/unload", "logging"]
+GZIP = {"Content-Encoding": "gzip"}
+MESSAGE = f"at most {MAX_BODY_BYTES} are allowed"
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory):
+    """A service with a control address; its requests go there."""
+    directory, port = tmp_path_factory.mktemp("control"), free_port()
+    model_zoo.save(model_zoo.relu(), directory / "relu")
+    config = write_config(directory, {"name": "relu", "base_path": "relu"})
+    variables = {"OVMS_REST_CONTROL_BIND": f"127.0.0.1:{port}"}
+    with serve(directory, "-w", "1", config=config, **variables) as running:
+        running.wait_for(lambda: running.log.count("Booting worker") == 2)
+        running.port = port
+        running.wait_for(lambda: len(running.workers()) == 2)
+        yield running
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_few_bytes_that_become_many_are_refused_at_once(control, route):
+    """59 KB blocked the probes for 3.7 s."""
+    bomb = gzip.compress(b'{"junk":[' + b"{}," * 20_000_000 + b"{}]}")
+    assert len(bomb) < 60_000
+    started = time.monotonic()
+    answer = control.request("POST", f"/v2/{route}", bomb, GZIP)
+    assert time.monotonic() - started < 0.5
+    assert (answer.status, answer.json()["error"]) == (
+        413,
+        f"the body decompresses to more than {MAX_BODY_BYTES} bytes, which are allowed",
+    )
+    assert control.get("/v2/health/live").status == 200
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_large_body_is_refused_with_what_is_allowed(control, route):
+    body = b" " * MAX_BODY_BYTES + b"{}"
+    answer = control.request("POST", f"/v2/{route}", body)
+    assert (answer.status, answer.json()["error"]) == (413, f"the body has {len(body)} bytes, {MESSAGE}")
+
+
+def test_a_compressed_body_within_the_limit_is_read(control):
+    body = gzip.compress(b" " * (MAX_BODY_BYTES - 2) + b"{}")
+    answer = control.request("POST", "/v2/repository/index", body, GZIP)
+    assert (answer.status, [entry["name"] for entry in answer.json()]) == (200, ["relu"])
+
+
+CONFIGS = {
+    "unknown keys": {f"key {index}": 1 for index in range(3500)},
+    "properties": {"base_path": "relu", "plugin_config": {f"KEY {index}": 1 for index in range(3500)}},
+    "wrong properties": {"base_path": "relu", "plugin_config": {f"KEY {index}": [] for index in range(3500)}},
+    "a long key": {"x" * 60_000: 1},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_config_of_many_mistakes_is_refused_in_a_short_text(control, config):
+    """Looking for what each unknown key may have meant kept the arbiter busy for seconds."""
+    before = cpu_seconds(control.process.pid)
+    body = {"parameters": {"config": json.dumps(config)}}
+    answer = control.request("POST", "/v2/repository/models/relu/load", body)
+    assert answer.status in (400, 412)
+    assert len(answer.json()["error"]) < 10_000
+    assert cpu_seconds(control.process.pid) - before < 0.5
+
+
+def cpu_seconds(pid):
+    """Return the seconds of a core that a process has used, without its children."""
+    with open(f"/proc/{pid}/schedstat") as schedstat:
+        return int(schedstat.read().split()[0]) / 1e9

@@ -1,0 +1,364 @@
+"""Triton's logging extension: the call, what it does to gunicorn's log, and that it does so in all processes."""
+
+import contextlib
+import json
+import logging
+import re
+import signal
+
+import falcon.testing
+import model_zoo
+import pytest
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from service import serve, write_config
+
+from ovms_rest.errors import ServingError
+from ovms_rest.resources.error_handlers import handle_serving_error, serialize_falcon_error
+from ovms_rest.resources.log_settings import Logging
+from ovms_rest.resources.permission import Permission
+from ovms_rest.resources.routing import Request, Router
+from ovms_rest.settings import Settings
+from ovms_rest.shared_memory.log_levels import LogLevels
+
+NAMES = ("gunicorn.error", "gunicorn.error.ovms_rest")
+MALFORMED = b"GET / HTTP/9.9\r\nHost: x\r\n\r\n"
+AT_INFO = {
+    "log_file": "",
+    "log_info": True,
+    "log_warning": True,
+    "log_error": True,
+    "log_verbose_level": 0,
+    "log_format": "default",
+}
+
+
+@pytest.fixture
+def logger(tmp_path):
+    """Make gunicorn's logger at the level info into a file; what it was before comes back."""
+    loggers = [logging.getLogger(name) for name in (*NAMES, "gunicorn.access")]
+    before = [(log, log.level, log.propagate, log.handlers[:]) for log in loggers]
+    yield Logger(config(tmp_path, "info"))
+    for log, level, propagate, handlers in before:
+        for handler in set(log.handlers) - set(handlers):
+            handler.close()
+        log.setLevel(level)
+        log.propagate, log.handlers[:] = propagate, handlers
+        vars(log).pop("isEnabledFor", None)
+
+
+def config(directory, level):
+    """Make gunicorn's config with this level and a file for the log."""
+    made = Config()
+    made.set("errorlog", str(directory / "log"))
+    made.set("loglevel", level)
+    return made
+
+
+@pytest.fixture
+def client(logger):
+    return make_client(Settings(model_control="local"))
+
+
+def make_client(settings):
+    app = falcon.App(router=Router(), request_type=Request)
+    app.add_error_handler(ServingError, handle_serving_error)
+    app.set_error_serializer(serialize_falcon_error)
+    app.add_route("/v2/logging", Logging(LogLevels(), Permission(settings), 1000))
+    return falcon.testing.TestClient(app)
+
+
+def post(client, body, address="127.0.0.1"):
+    return client.simulate_post("/v2/logging", body=body, remote_addr=address, host="localhost")
+
+
+# --- The call
+
+
+def test_the_settings_are_told(client):
+    answer = client.simulate_get("/v2/logging")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.json == AT_INFO
+
+
+def test_head_is_answered_as_get_is(client):
+    assert client.simulate_head("/v2/logging").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("log_info", False),
+        ("log_warning", False),
+        ("log_error", False),
+        ("log_verbose_level", 2**31 - 1),
+        ("log_format", "ISO8601"),
+    ],
+)
+def test_one_setting_is_changed_and_all_are_answered(client, key, value):
+    answer = post(client, json.dumps({key: value}))
+    assert (answer.status_code, answer.json) == (200, {**AT_INFO, key: value})
+    assert client.simulate_get("/v2/logging").json == {**AT_INFO, key: value}
+
+
+@pytest.mark.parametrize("body", [b"", b" \n", b"{}", b'{"unknown": null}'])
+def test_a_call_that_changes_nothing_is_answered_with_the_settings(client, body):
+    answer = post(client, body)
+    assert (answer.status_code, answer.json) == (200, AT_INFO)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{"log_info": null}', "log_info is null, allowed is true or false"),
+        ('{"log_warning": 1}', "log_warning is 1, allowed is true or false"),
+        ('{"log_error": "true"}', 'log_error is "true", allowed is true or false'),
+        ('{"log_verbose_level": -1}', "log_verbose_level is -1, allowed is an integer from 0 to 2147483647"),
+        ('{"log_verbose_level": 1.0}', "log_verbose_level is 1.0, allowed is an integer from 0 to 2147483647"),
+        (
+            '{"log_verbose_level": 2147483648}',
+            "log_verbose_level is 2147483648, allowed is an integer from 0 to 2147483647",
+        ),
+        ('{"log_verbose_level": true}', "log_verbose_level is true, allowed is an integer from 0 to 2147483647"),
+        ('{"log_format": "iso8601"}', 'log_format is "iso8601", allowed is "default" or "ISO8601"'),
+        ('{"log_format": ["default"]}', 'log_format is ["default"], allowed is "default" or "ISO8601"'),
+        ('{"log_format": null}', 'log_format is null, allowed is "default" or "ISO8601"'),
+        (
+            '{"log_file": "/tmp/log"}',
+            "log_file cannot be set by call; the start sets it, by --log_path or gunicorn's --error-logfile",
+        ),
+        ("[]", "the request is an array, expected an object or nothing"),
+        ("null", "the request is null, expected an object or nothing"),
+    ],
+)
+def test_what_cannot_be_is_refused(client, body, message):
+    answer = post(client, body)
+    assert (answer.status_code, answer.json) == (400, {"error": message})
+
+
+def test_a_body_that_is_no_json_is_refused(client):
+    answer = post(client, "{log_info}")
+    assert answer.status_code == 400
+    assert answer.json["error"].startswith("the request is not valid JSON: ")
+
+
+def test_one_wrong_setting_leaves_the_others_as_they_were(client):
+    assert post(client, '{"log_info": false, "log_verbose_level": "high"}').status_code == 400
+    assert client.simulate_get("/v2/logging").json == AT_INFO
+
+
+def test_a_body_over_the_limit_is_refused(client):
+    assert post(client, b" " * 1001).status_code == 413
+
+
+def test_only_who_may_change_the_service_may_set_the_log(client):
+    assert post(client, '{"log_info": false}', address="10.0.0.1").status_code == 403
+    assert client.simulate_get("/v2/logging", remote_addr="10.0.0.1").json == AT_INFO
+
+
+def test_nobody_may_where_changes_are_turned_off(logger):
+    answer = post(make_client(Settings(model_control="none")), "{}")
+    message = "POST /v2/logging is not allowed over HTTP; OVMS_REST_MODEL_CONTROL is 'none'"
+    assert (answer.status_code, answer.json) == (403, {"error": message})
+
+
+# --- gunicorn's log
+
+
+def log_all(name):
+    """Log a line at every level, which says the level."""
+    for level in ("debug", "info", "warning", "error", "critical"):
+        getattr(logging.getLogger(name), level)("%s of %s", level, name)
+
+
+def lines(directory):
+    return (directory / "log").read_text().splitlines()
+
+
+def levels(directory):
+    """Return the levels of the lines so far."""
+    return [line.split("] ")[-1].split(" of ")[0] for line in lines(directory)]
+
+
+@pytest.mark.parametrize(
+    ("level", "on"),
+    [
+        ("debug", {"log_info", "log_warning", "log_error", "log_verbose_level"}),
+        ("info", {"log_info", "log_warning", "log_error"}),
+        ("warning", {"log_warning", "log_error"}),
+        ("error", {"log_error"}),
+        ("critical", set()),
+    ],
+)
+def test_the_settings_begin_as_gunicorns_level(logger, tmp_path, level, on):
+    logger.setup(config(tmp_path, level))
+    log_levels = LogLevels()
+    log_levels.install()
+    names = ("log_info", "log_warning", "log_error", "log_verbose_level")
+    assert {name for name in names if getattr(log_levels.read(), name)} == on
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("key", "value", "left"),
+    [
+        ("log_verbose_level", 1, ["debug", "info", "warning", "error", "critical"]),
+        ("log_verbose_level", 0, ["info", "warning", "error", "critical"]),
+        ("log_info", False, ["warning", "error", "critical"]),
+        ("log_warning", False, ["info", "error", "critical"]),
+        ("log_error", False, ["info", "warning", "critical"]),
+    ],
+)
+def test_each_setting_is_of_its_own_lines(logger, tmp_path, name, key, value, left):
+    log_levels = LogLevels()
+    log_levels.install()
+    log_levels.change({key: value})
+    log_all(name)
+    assert levels(tmp_path) == left
+
+
+def test_times_are_written_as_asked(logger, tmp_path):
+    log_levels = LogLevels()
+    log_levels.install()
+    for log_format in ("default", "ISO8601", "default"):
+        log_levels.change({"log_format": log_format})
+        logging.getLogger(NAMES[1]).info("written")
+    usual, iso = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\]", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+    for line, form in zip(lines(tmp_path), (usual, iso, usual), strict=True):
+        assert re.fullmatch(rf"{form} \[\d+\] \[INFO\] written", line)
+
+
+def test_iso_times_are_of_greenwich(logger, tmp_path):
+    log_levels = LogLevels()
+    log_levels.install()
+    log_levels.change({"log_format": "ISO8601"})
+    record = logging.LogRecord(NAMES[0], logging.INFO, __file__, 1, "written", (), None)
+    record.created = 1_800_000_000.9
+    logging.getLogger(NAMES[0]).handle(record)
+    assert lines(tmp_path)[0].startswith("2027-01-15T08:00:00Z ")
+
+
+def test_what_was_set_goes_on_when_gunicorn_sets_up_its_log_anew(logger, tmp_path):
+    log_levels = LogLevels()
+    log_levels.install()
+    log_levels.change({"log_info": False, "log_verbose_level": 1, "log_format": "ISO8601"})
+    logger.setup(config(tmp_path, "info"))
+    log_levels.install()
+    log_all(NAMES[1])
+    assert levels(tmp_path) == ["debug", "warning", "error", "critical"]
+    assert lines(tmp_path)[0][10] == "T"
+
+
+def test_another_level_of_gunicorns_counts(logger, tmp_path):
+    """Who changes it in the config and reloads wants it so."""
+    log_levels = LogLevels()
+    log_levels.install()
+    log_levels.change({"log_verbose_level": 1})
+    logger.setup(config(tmp_path, "error"))
+    log_levels.install()
+    log_all(NAMES[1])
+    assert levels(tmp_path) == ["error", "critical"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_record_is_made_of_a_line_that_is_turned_off(logger, name):
+    log_levels = LogLevels()
+    log_levels.install()
+    for verbose in (0, 1):
+        log_levels.change({"log_verbose_level": verbose})
+        assert logging.getLogger(name).isEnabledFor(logging.DEBUG) == bool(verbose)
+
+
+def test_a_handler_that_outlives_a_reload_is_changed_once(logger, tmp_path):
+    """As that of --log_path does."""
+    handler = logging.FileHandler(tmp_path / "other")
+    handler.setFormatter(logging.Formatter(Logger.error_fmt, Logger.datefmt))
+    logging.getLogger(NAMES[0]).addHandler(handler)
+    log_levels = LogLevels()
+    log_levels.install()
+    once = handler.formatter.formatTime
+    log_levels.install()
+    assert handler.formatter.formatTime is once
+
+
+def test_the_lines_of_others_are_left_alone(logger, tmp_path):
+    log_levels = LogLevels()
+    log_levels.install()
+    for name in ("gunicorn.access", ""):
+        assert "isEnabledFor" not in vars(logging.getLogger(name))
+
+
+# --- All processes
+
+
+@pytest.fixture
+def service(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path / "m")
+    # Appended to, as the log of `serve` is: gunicorn opens the file anew at SIGUSR1.
+    arguments = ("-w", "2", "--error-logfile", str(tmp_path / "service.log"))
+    config = write_config(tmp_path, {"name": "m", "base_path": "m"})
+    with serve(tmp_path, *arguments, config=config, OVMS_REST_MODEL_CONTROL="local") as running:
+        running.wait_for(lambda: len(running.workers()) == 2)
+        yield running
+
+
+def set_log(service, **settings):
+    answer = service.request("POST", "/v2/logging", settings)
+    assert answer.status == 200, answer.body
+    return answer.json()
+
+
+def refuse_in_every_worker(service, log):
+    """Send malformed requests, each on a connection of its own, until every worker has logged that it refused one."""
+    workers = set(service.workers())
+    with contextlib.ExitStack() as held:
+
+        def all_have():
+            connection = held.enter_context(service.connect())  # held, so that others get the next
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+            assert service.raw(MALFORMED).status == 505
+            return workers <= refusals(log())
+
+        service.wait_for(all_have)
+
+
+def refusals(text):
+    """Return the workers that have logged refusals."""
+    return {int(pid) for pid in re.findall(r"\[(\d+)\] \[DEBUG\] refused a request", text)}
+
+
+def test_a_call_holds_in_every_worker_at_once(service):
+    assert set_log(service, log_verbose_level=1) == {**AT_INFO, "log_verbose_level": 1}
+    refuse_in_every_worker(service, lambda: service.log)
+    answers = [service.get("/v2/logging").json()["log_verbose_level"] for _ in range(10)]
+    assert answers == [1] * 10
+
+
+def test_without_it_there_are_no_debugging_lines(service):
+    for _ in range(10):
+        assert service.raw(MALFORMED).status == 505
+    assert "[DEBUG]" not in service.log
+
+
+def test_a_call_holds_in_the_arbiter_and_is_kept_over_a_reload(service):
+    set_log(service, log_info=False, log_verbose_level=1)
+    length, old = len(service.log), set(service.workers())
+    service.signal(signal.SIGHUP)
+    service.wait_for(lambda: len(service.workers()) == 2 and not old & set(service.workers()))
+    assert "[INFO]" not in service.log[length:]
+    refuse_in_every_worker(service, lambda: service.log[length:])
+    assert service.get("/v2/logging").json() == {**AT_INFO, "log_info": False, "log_verbose_level": 1}
+    set_log(service, log_info=True)
+    service.signal(signal.SIGHUP)
+    service.wait_for(lambda: f"[{service.process.pid}] [INFO] Handling signal: hup" in service.log[length:])
+
+
+def test_a_call_holds_for_the_files_that_are_opened_anew(service, tmp_path):
+    set_log(service, log_format="ISO8601", log_verbose_level=1)
+    (tmp_path / "service.log").rename(tmp_path / "old.log")
+    service.signal(signal.SIGUSR1)
+    service.wait_for((tmp_path / "service.log").exists)
+    refuse_in_every_worker(service, lambda: service.log)
+    for line in service.log.splitlines():
+        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \[\d+\] \[", line)

@@ -1,0 +1,450 @@
+"""The text of /metrics, as Prometheus's own parser reads it, against OVMS's families (ovms_config.md section 8)."""
+
+import time
+import types
+from dataclasses import replace
+
+import falcon.testing
+import prometheus_client
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ovms_rest.errors import ServingError
+from ovms_rest.resources.error_handlers import handle_serving_error
+from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
+from ovms_rest.shared_memory.counters import Counters
+from ovms_rest.shared_memory.process_state import ProcessState, Readiness, WorkerState
+from ovms_rest.shared_memory.statistics import BOUNDS
+
+INTERFACE = {"api": "KServe", "interface": "REST"}
+M1 = {"name": "m", "version": "1"}
+
+# Type, labels and text of OVMS's families (section 8.2).
+OVMS_FAMILIES = {
+    "ovms_requests_success": (
+        "counter",
+        {"api", "interface", "method", "name", "version"},
+        "Number of successful requests to a model or a DAG.",
+    ),
+    "ovms_requests_fail": (
+        "counter",
+        {"api", "interface", "method", "name", "version"},
+        "Number of failed requests to a model or a DAG.",
+    ),
+    "ovms_current_requests": (
+        "gauge",
+        {"name", "version"},
+        "Number of inference requests currently in process.",
+    ),
+    "ovms_request_time_us": (
+        "histogram",
+        {"interface", "name", "version"},
+        "Processing time of requests to a model or a DAG.",
+    ),
+    "ovms_inference_time_us": (
+        "histogram",
+        {"name", "version"},
+        "Inference execution time in the OpenVINO backend.",
+    ),
+    "ovms_wait_for_infer_req_time_us": (
+        "histogram",
+        {"name", "version"},
+        "Request waiting time in the scheduling queue.",
+    ),
+    "ovms_streams": ("gauge", {"name", "version"}, "Number of OpenVINO execution streams."),
+    "ovms_infer_req_queue_size": ("gauge", {"name", "version"}, "Inference request queue size (nireq)."),
+    "ovms_infer_req_active": (
+        "gauge",
+        {"name", "version"},
+        "Number of currently consumed inference request from the processing queue.",
+    ),
+}
+NOT_DEFAULT = {"ovms_infer_req_queue_size", "ovms_infer_req_active"}
+
+OURS = {
+    "ovms_rest_requests_refused": ("counter", {"name", "version", "kind"}),
+    "ovms_rest_request_bytes": ("counter", {"name", "version"}),
+    "ovms_rest_response_bytes": ("counter", {"name", "version"}),
+    "ovms_rest_model_ready": ("gauge", {"name", "version"}),
+    "ovms_rest_worker_busy": ("gauge", {"worker"}),
+    "ovms_rest_worker_connections": ("gauge", {"worker"}),
+    "ovms_rest_worker_resident_bytes": ("gauge", {"worker"}),
+    "ovms_rest_worker_cpu_seconds": ("counter", {"worker"}),
+    "ovms_rest_worker_restarts": ("counter", set()),
+    "ovms_rest_worker_memory_replacements": ("counter", set()),
+    "ovms_rest_generation": ("gauge", set()),
+    "ovms_rest_memory_limit_bytes": ("gauge", set()),
+    "ovms_rest_memory_available_bytes": ("gauge", set()),
+}
+
+OF_PROCESSES = {"ovms_rest_generation", *(name for name in OURS if "worker" in name or "memory" in name)}
+
+OF_GRAPHS = [
+    "ovms_current_graphs",
+    "ovms_requests_accepted",
+    "ovms_requests_rejected",
+    "ovms_responses",
+    "ovms_graph_error",
+    "ovms_graph_processing_time_us",
+]
+
+FULL = ProcessState(
+    [WorkerState("0", True, 3, 2**20, 1.25), WorkerState("1", False, 0, 2**21, 0.5)],
+    restarts=4,
+    generation=2,
+    outgrown=3,
+    memory_limit_bytes=2**34,
+    memory_available_bytes=2**33,
+)
+
+SERVING = (Readiness("m", "1", True),)
+
+
+class Source:
+    """Counters with what else there is to tell of models and processes."""
+
+    def __init__(self, counters, processes=FULL, versions=SERVING, **loaded):
+        """Take it."""
+        self.counters = counters
+        self.processes = processes
+        self.versions = versions
+        self.loaded = loaded
+
+    def statistics(self, name=None, version=None):
+        """Return the statistics with what is set where models are loaded."""
+        return [replace(model, **self.loaded) for model in self.counters.statistics(name, version)]
+
+    def process_state(self):
+        """Return the processes."""
+        return self.processes
+
+    def readiness(self):
+        """Return the versions that should serve."""
+        return self.versions
+
+
+def make(*versions):
+    """Make counters of these names and versions, or of m 1."""
+    counters = Counters(4)
+    for name, version in versions or [("m", "1")]:
+        counters.of(name, version)
+    return counters
+
+
+def ask(*arguments, method="GET"):
+    """Ask a resource made with these arguments."""
+    app = falcon.App()
+    app.add_error_handler(ServingError, handle_serving_error)
+    app.add_route("/metrics", Metrics(*arguments))
+    return falcon.testing.TestClient(app).simulate_request(method, "/metrics")
+
+
+def tell(source, *names):
+    """Return the families that are told, by name."""
+    answer = ask(source, *([names] if names else []))
+    assert answer.status_code == 200
+    return {family.name: family for family in text_string_to_metric_families(answer.text)}
+
+
+def samples(source, name, suffix=""):
+    """Return what is told in a family: pairs of labels and value. The parser adds `_total` to the names of counters."""
+    family = tell(source, name)[name]
+    names = {name + suffix, f"{name}_total"}
+    return [(sample.labels, sample.value) for sample in family.samples if sample.name in names]
+
+
+def value(source, name, suffix="", /, **labels):
+    """Return the one value with these labels, and perhaps others."""
+    (found,) = (number for given, number in samples(source, name, suffix) if labels.items() <= given.items())
+    return found
+
+
+EVERYTHING = Source(make(), streams=2, queue_size=64)
+
+# --- Families
+
+
+@pytest.mark.parametrize("name", OVMS_FAMILIES)
+def test_families_of_ovms_have_its_type_text_and_labels(name):
+    kind, labels, text = OVMS_FAMILIES[name]
+    family = tell(EVERYTHING, name)[name]
+    assert (family.type, family.documentation) == (kind, text)
+    assert set().union(*(sample.labels for sample in family.samples)) - {"le"} == labels
+
+
+@pytest.mark.parametrize("name", OVMS_FAMILIES)
+def test_the_lines_of_ovms_are_written_with_its_names(name):
+    lines = ask(EVERYTHING, [name]).text.splitlines()
+    assert lines[:2] == [f"# HELP {name} {OVMS_FAMILIES[name][2]}", f"# TYPE {name} {OVMS_FAMILIES[name][0]}"]
+    suffixes = ("_bucket", "_count", "_sum") if OVMS_FAMILIES[name][0] == "histogram" else ("",)
+    assert {line.partition("{")[0] for line in lines[2:]} == {name + suffix for suffix in suffixes}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_families_of_ours_have_their_type_and_labels(name):
+    family = tell(EVERYTHING, name)[name]
+    assert (family.type, set().union(*(sample.labels for sample in family.samples))) == OURS[name]
+    assert family.documentation.endswith(".")
+
+
+def test_without_a_list_the_default_ones_of_ovms_and_ours_are_told():
+    assert set(tell(EVERYTHING)) == set(DEFAULT_METRICS) == OVMS_FAMILIES.keys() - NOT_DEFAULT | OURS.keys()
+
+
+def test_a_list_replaces_the_default_ones():
+    names = ["ovms_infer_req_active", "ovms_requests_success"]
+    assert list(tell(EVERYTHING, *names)) == names
+
+
+def test_an_empty_list_tells_nothing():
+    assert ask(EVERYTHING, []).text == ""
+
+
+def test_families_of_graphs_may_be_listed_but_are_not_told():
+    assert list(tell(EVERYTHING, *OF_GRAPHS, "ovms_streams")) == ["ovms_streams"]
+
+
+def test_what_the_source_does_not_know_is_not_told():
+    unknown = {"ovms_streams", "ovms_infer_req_queue_size", "ovms_rest_model_ready", *OF_PROCESSES}
+    told = tell(Source(make(), ProcessState([WorkerState("0")]), ()))
+    assert set(told) == set(DEFAULT_METRICS) - unknown
+
+
+def test_what_is_known_of_some_workers_is_told_of_them():
+    processes = ProcessState([WorkerState("0", connections=0), WorkerState("1", busy=False)])
+    source = Source(make(), processes)
+    assert samples(source, "ovms_rest_worker_connections") == [({"worker": "0"}, 0)]
+    assert samples(source, "ovms_rest_worker_busy") == [({"worker": "1"}, 0)]
+
+
+def test_without_models_there_are_the_processes():
+    assert set(tell(Source(Counters(1), versions=()))) == OF_PROCESSES
+
+
+# --- Values
+
+
+def test_all_labels_are_there_before_the_first_request():
+    assert samples(EVERYTHING, "ovms_requests_success") == [
+        ({**INTERFACE, **M1, "method": "ModelInfer"}, 0),
+        ({**INTERFACE, **M1, "method": "ModelMetadata"}, 0),
+        ({**INTERFACE, "name": "m", "method": "ModelReady"}, 0),
+    ]
+
+
+def test_successes_and_failures_are_told_by_method():
+    counters = make()
+    model = counters.of("m", "1")
+    model.record(0, 0, 0, 0)
+    model.record(0, 0, 0, 0)
+    model.fail("invalid", 0)
+    model.fail("timeout", 0)
+    model.fail("timeout", 0)
+    for question in ("ModelMetadata", "ModelMetadata", "ModelReady"):
+        model.answer(question)
+    source = Source(counters)
+    methods = ("ModelInfer", "ModelMetadata", "ModelReady")
+    assert [value(source, "ovms_requests_success", method=method) for method in methods] == [2, 2, 1]
+    assert [value(source, "ovms_requests_fail", method=method) for method in methods] == [3, 0, 0]
+
+
+def test_readiness_is_told_of_all_versions_together():
+    """OVMS tells it without a version."""
+    counters = make(("b", "1"), ("a", "1"), ("b", "2"))
+    for version in ("1", "2"):
+        counters.of("b", version).answer("ModelReady")
+    ready = [
+        (labels["name"], number)
+        for labels, number in samples(Source(counters), "ovms_requests_success")
+        if labels["method"] == "ModelReady"
+    ]
+    assert ready == [("a", 0), ("b", 2)]
+
+
+def test_refusals_are_told_by_kind():
+    counters = make()
+    counters.of("m", "1").fail("overload", 5)
+    told = {labels["kind"]: number for labels, number in samples(Source(counters), "ovms_rest_requests_refused")}
+    assert told == {"invalid": 0, "failed": 0, "overload": 1, "timeout": 0, "canceled": 0}
+
+
+def test_bytes_are_told():
+    counters = make()
+    counters.of("m", "1").record(0, 0, 0, 0, 1, 602_112, 4000)
+    assert value(Source(counters), "ovms_rest_request_bytes", **M1) == 602_112
+    assert value(Source(counters), "ovms_rest_response_bytes", **M1) == 4000
+
+
+@pytest.mark.parametrize("name", ["ovms_current_requests", "ovms_infer_req_active"])
+def test_inferences_under_way_are_told(name):
+    counters = make()
+    counters.of("m", "1").begin()
+    assert value(Source(counters), name, **M1) == 1
+
+
+def test_streams_and_queue_size_are_told():
+    assert value(EVERYTHING, "ovms_streams", **M1) == 2
+    assert value(EVERYTHING, "ovms_infer_req_queue_size", **M1) == 64
+
+
+def test_the_processes_are_told():
+    assert samples(EVERYTHING, "ovms_rest_worker_busy") == [({"worker": "0"}, 1), ({"worker": "1"}, 0)]
+    assert samples(EVERYTHING, "ovms_rest_worker_connections") == [({"worker": "0"}, 3), ({"worker": "1"}, 0)]
+    resident = samples(EVERYTHING, "ovms_rest_worker_resident_bytes")
+    assert resident == [({"worker": "0"}, 2**20), ({"worker": "1"}, 2**21)]
+    assert samples(EVERYTHING, "ovms_rest_worker_restarts") == [({}, 4)]
+    assert samples(EVERYTHING, "ovms_rest_generation") == [({}, 2)]
+    assert samples(EVERYTHING, "ovms_rest_worker_memory_replacements") == [({}, 3)]
+    assert samples(EVERYTHING, "ovms_rest_worker_cpu_seconds") == [({"worker": "0"}, 1.25), ({"worker": "1"}, 0.5)]
+    assert samples(EVERYTHING, "ovms_rest_memory_limit_bytes") == [({}, 2**34)]
+    assert samples(EVERYTHING, "ovms_rest_memory_available_bytes") == [({}, 2**33)]
+
+
+def test_readiness_is_1_for_a_version_that_serves_and_0_for_one_that_does_not():
+    versions = (Readiness("m", "1", True), Readiness("m", "2", False), Readiness("never loaded", "1", False))
+    assert samples(Source(make(), versions=versions), "ovms_rest_model_ready") == [
+        ({"name": "m", "version": "1"}, 1),
+        ({"name": "m", "version": "2"}, 0),
+        ({"name": "never loaded", "version": "1"}, 0),
+    ]
+
+
+def test_a_pipeline_has_only_requests_and_their_time_of_its_own():
+    told = {
+        name
+        for name, family in tell(Source(make(), is_pipeline=True), *OVMS_FAMILIES).items()
+        if any("name" in sample.labels for sample in family.samples)
+    }
+    assert told == {"ovms_requests_success", "ovms_requests_fail", "ovms_request_time_us"}
+
+
+# --- Histograms
+
+HISTOGRAMS = ["ovms_request_time_us", "ovms_inference_time_us", "ovms_wait_for_infer_req_time_us"]
+
+
+@pytest.mark.parametrize("name", HISTOGRAMS)
+def test_histograms_have_ovms_buckets_written_as_integers(name):
+    assert [labels["le"] for labels, _ in samples(EVERYTHING, name, "_bucket")] == [*map(str, BOUNDS), "+Inf"]
+
+
+@pytest.mark.parametrize(("name", "time"), [*zip(HISTOGRAMS, (60_000, 30_500, 10_000), strict=True)])
+def test_histograms_tell_microseconds_and_how_many_took_no_longer_than_a_bound(name, time):
+    counters = make()
+    counters.of("m", "1").record(10_000, 9_000, 30_500, 10_500)
+    counters.of("m", "1").record(10**15, 0, 10**15, 0)
+    source = Source(counters)
+    for bound in BOUNDS:
+        assert value(source, name, "_bucket", le=str(bound), **M1) == (time <= bound * 1000)
+    assert value(source, name, "_bucket", le="+Inf", **M1) == 2
+    assert value(source, name, "_count", **M1) == 2
+    assert value(source, name, "_sum", **M1) == (time + 10**15 * (1 + (name == HISTOGRAMS[0]))) / 1000
+
+
+def test_the_time_of_requests_counts_the_successes():
+    counters = make()
+    counters.of("m", "1").record(0, 0, 0, 0)
+    counters.of("m", "1").fail("failed", 10)
+    assert value(Source(counters), "ovms_request_time_us", "_count", interface="REST") == 1
+
+
+# --- Text
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "{a}", "größe", "# HELP x_total "])
+def test_any_name_of_a_model_is_read_as_it_was(name):
+    labels, _ = samples(Source(make((name, "1"))), "ovms_current_requests")[0]
+    assert labels["name"] == name
+
+
+def test_a_name_that_looks_like_a_counter_is_left_alone():
+    assert 'name="ovms_requests_success_total "' in ask(Source(make(("ovms_requests_success_total ", "1")))).text
+
+
+def rewrite(text):
+    """Return the text that prometheus-client writes of what its parser reads; OVMS's counters have no `_total`."""
+    families = types.SimpleNamespace(collect=lambda: text_string_to_metric_families(text))
+    return prometheus_client.generate_latest(families).decode().replace("_total{", "{").replace("_total ", " ")
+
+
+@pytest.mark.parametrize("name", ["m", 'a"b\\c\nd', "50%s %%", "größe"])
+def test_the_text_is_the_one_that_prometheus_client_writes(name):
+    counters = make((name, "1"), (name, "12"), ("other", "1"))
+    for nanoseconds in (0, 1, 999_999, 10**6, 10**9 + 1, 123_456_789_012, 10**17):
+        for _ in range(3):
+            counters.of(name, "12").record(nanoseconds, nanoseconds, nanoseconds, nanoseconds, 1, 10**5, 333_333)
+    source = Source(counters, streams=2, queue_size=1_000_000)
+    text = ask(source, [*OVMS_FAMILIES, *OURS]).text
+    assert text == rewrite(text)
+    assert "e+06" in text
+    assert "e+15" in text
+
+
+def test_a_scrape_of_200_models_is_cheap():
+    """It took 145 ms, so that 60 of them held a worker for 8.7 s."""
+    counters = make(*((f"model {index}", "1") for index in range(200)))
+    resource, resp = Metrics(Source(counters, streams=2)), types.SimpleNamespace()
+    seconds = []
+    for _ in range(5):
+        started = time.process_time()
+        resource.on_get(None, resp)
+        seconds.append(time.process_time() - started)
+    assert resp.data.count(b"\n") > 200 * 100
+    assert min(seconds) < 0.05
+
+
+def test_the_content_type_is_that_of_prometheus_client():
+    assert ask(EVERYTHING).headers["content-type"] == prometheus_client.CONTENT_TYPE_LATEST
+
+
+def test_nothing_comes_from_prometheus_clients_own_registry():
+    assert all(name.startswith("ovms_") for name in tell(EVERYTHING))
+
+
+def test_head_works_where_get_does():
+    answer = ask(EVERYTHING, method="HEAD")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_metrics_that_are_disabled_are_404_with_how_to_enable_them():
+    answer = ask(None)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
+    for means in ("--metrics_enable", "OVMS_REST_METRICS_ENABLE=true", "monitoring"):
+        assert means in answer.json["error"]
+    assert '"monitoring": {"metrics": {"enable": true}}' in answer.json["error"]
+
+
+# --- The list
+
+
+@pytest.mark.parametrize("names", [[], [*OVMS_FAMILIES, *OURS, *OF_GRAPHS], DEFAULT_METRICS])
+def test_a_list_of_known_names_is_in_order(names):
+    assert check_metrics_list(names) == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "problems"),
+    [
+        (
+            ["ovms_request_success"],
+            {0: "'ovms_request_success' is no metric; the nearest known one is 'ovms_requests_success'"},
+        ),
+        (["ovms_streams", "ovms_streams"], {1: "'ovms_streams' is there more than once"}),
+        (
+            ["ovms_stream", "ovms_responses", "ovms_infer_req_activ"],
+            {
+                0: "'ovms_stream' is no metric; the nearest known one is 'ovms_streams'",
+                2: "'ovms_infer_req_activ' is no metric; the nearest known one is 'ovms_infer_req_active'",
+            },
+        ),
+    ],
+)
+def test_every_fault_of_a_list_is_told(names, problems):
+    assert check_metrics_list(names) == problems
+
+
+@pytest.mark.parametrize("name", ["", "x" * 10_000, "ovms_graph_request_latency_us"])
+def test_names_of_any_kind_are_refused_in_a_short_line(name):
+    """OVMS knows ovms_graph_request_latency_us, but has it in neither of its sets, so that no list may name it."""
+    (problem,) = check_metrics_list([name]).values()
+    assert len(problem) < 200

@@ -1,0 +1,228 @@
+"""From the target of a request to its path, and to the queue of inferences, whatever the spelling."""
+
+import json
+import re
+import secrets
+import socket
+
+import pytest
+import slow_models
+from hypothesis import example, given
+from hypothesis import strategies as st
+from raw_http import RELU, connected, exchange, head, parse, post, receive
+from service import Answer, serve
+
+from ovms_rest.app import create_app
+from ovms_rest.protocol.routes import OUTSIDE, is_inference, read_path, read_script_name
+from ovms_rest.resources.inference import Infer
+from ovms_rest.resources.routing import Router
+from ovms_rest.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("/api/v2", "/v2"),
+        ("/%61pi/v2", "/v2"),
+        ("/api/v2/", "/v2"),
+        ("/api/v2?/api", "/v2"),
+        ("http://x/api/v2", "/v2"),
+        ("/api", "/"),
+        ("/api/", "/"),
+        ("/api//v2", "//v2"),
+        ("/api/v2/models/a%2Fb%2f", "/v2/models/a%2Fb%2f"),
+        ("/api/v2/models/a%252Fb", "/v2/models/a%2Fb"),
+        ("*", "*"),
+        *(
+            (target, OUTSIDE)
+            for target in ("/apiv2", "/apiv2/v2", "/v2", "/", "/ap", "/api%2Fv2", "//api/v2", "api/v2")
+        ),
+        *((target, OUTSIDE) for target in ("http://x", "http://api/v2", "http:/api/v2", "x", "/API/v2")),
+    ],
+)
+def test_a_path_is_below_script_name_by_whole_segments(target, path):
+    assert read_path(target, "/api") == path
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [("", ""), ("/", ""), ("/api", "/api"), ("/api/", "/api"), ("api", "/api"), ("/ä", "/\xc3\xa4")],
+)
+def test_script_name_begins_with_a_slash_and_does_not_end_with_one(variable, name):
+    assert read_script_name(variable) == name
+
+
+class Nothing:
+    """A registry without models."""
+
+
+SEGMENTS = [
+    "",
+    "v2",
+    "models",
+    "m",
+    "versions",
+    "1",
+    "infer",
+    "%2F",
+    "%2finfer",
+    "a b",
+    "\xc3\xa4",
+    "\n",
+    "..",
+    "infer\n",
+]
+APP = create_app(Nothing(), Settings())
+
+
+@given(st.lists(st.sampled_from(SEGMENTS), max_size=8), st.sampled_from(["/", "//", "", "http://x/"]))
+@example(["v2", "models", "m", "infer"], "/")
+@example(["v2", "models", "m", "infer"], "")
+@example(["v2", "models", "", "infer"], "/")
+@example(["v2", "models", "m", "versions", "", "infer", ""], "/")
+def test_the_worker_sees_an_inference_exactly_where_falcon_routes_to_one(segments, start):
+    path = read_path(start + "/".join(segments))
+    found = APP._router.find(path.encode("latin-1").decode("utf-8", "replace"))
+    assert is_inference("POST", path) == (found is not None and isinstance(found[0], Infer))
+
+
+class Echo:
+    def on_get(self, req, resp, name):
+        """Never called."""
+
+
+def test_responders_that_are_remembered_have_parameters_of_their_own():
+    router = Router()
+    router.add_route("/{name}", Echo())
+    first, second = router.find("/a"), router.find("/a")
+    assert first == second
+    assert first[2] == {"name": "a"}
+    second[2]["name"] = "changed by the one who got it"
+    assert router.find("/a")[2] == {"name": "a"}
+    for number in range(1000):  # far more than are remembered
+        assert router.find(f"/{number}")[2] == {"name": str(number)}
+    assert router.find("/a") == first
+
+
+def test_a_route_that_is_added_counts_for_paths_that_were_asked_for_before():
+    router, later = Router(), Echo()
+    router.add_route("/{name}", Echo())
+    assert router.find("/later")[0] is not later
+    router.add_route("/later", later)
+    assert router.find("/later")[0] is later
+
+
+# --- In the worker
+
+PATHS = ("/v2/models/relu/infer", "/v2/models/relu/versions/1/infer")
+
+
+def spell(mount):
+    """Return targets that infer when the service is mounted there."""
+    spellings = [f"{mount}{path}{end}" for path in PATHS for end in ("", "/", "?", "?%2", "/?a=%2F")]
+    base = mount + PATHS[0]
+    spellings += [
+        base.replace("relu", "r%65lu"),
+        base.replace("infer", "%69nfer/?%2f"),
+        f"{base.replace('v2', '%762')}?%2",
+    ]
+    spellings += [f"http://x{base}", f"HTTP://u@x:1{base}/?%2", f"/%{ord(base[1]):x}{base[2:]}?%2"]
+    return spellings
+
+
+def misspell(mount):
+    """Return targets that resemble an inference and are none."""
+    base = mount + PATHS[0]
+    return [
+        f"{base}//",
+        f"{base}%2F",
+        f"{base}%2f?%2",
+        f"/{base}",
+        f"{mount}/{PATHS[0]}",
+        f"{mount}{PATHS[0].replace('/infer', '%2Finfer')}",
+        f"{mount}/v2%2Fmodels/relu/infer?%2",
+        f"{mount}/{PATHS[0]}?%2",
+        base[1:],
+        f"http:/{base}",
+        f"http://{base[1:]}",
+        f"{mount}v2/models/relu/infer" if mount else "/V2/models/relu/infer",
+        f"{mount}{mount}{PATHS[0]}?%2" if mount else "/api/v2/models/relu/infer?%2",
+        PATHS[0] if mount else "/v2/models/relu/infer;a",
+        f"{PATHS[0]}?%2" if mount else "/v2/./models/relu/infer",
+    ]
+
+
+@pytest.fixture(scope="module", params=["", "/api"])
+def mounted(request, tmp_path_factory):
+    """A worker and a control worker, mounted at a path."""
+    directory = tmp_path_factory.mktemp("mounted")
+    variables = {"OVMS_REST_CONTROL_BIND": "127.0.0.1:0", "OVMS_REST_ACCESS_LOG": "json"}
+    if request.param:
+        variables["SCRIPT_NAME"] = request.param
+    with serve(directory, "-w", "1", config=slow_models.save(directory), **variables) as running:
+        running.mount = request.param
+        running.wait_for(lambda: len(running.workers()) == 2)
+        control = running.wait_for(lambda: re.search(r"control address: http://127\.0\.0\.1:(\d+)", running.log))
+        running.control = int(control[1])
+        yield running
+
+
+def ask_control(service, data) -> Answer:
+    with socket.create_connection(("127.0.0.1", service.control), timeout=60) as connection:
+        connection.sendall(data)
+        return receive(connection, "POST")
+
+
+def test_no_spelling_infers_on_the_control_address(mounted):
+    for target in spell(mounted.mount):
+        answer = ask_control(mounted, post(target, RELU))
+        assert (answer.status, answer.json()) == (404, {"error": "inferences are not served on the control address"})
+    for target in misspell(mounted.mount):
+        assert ask_control(mounted, post(target, RELU)).status in (400, 404, 405), target
+
+
+def test_every_spelling_infers_on_the_data_address(mounted):
+    for target in spell(mounted.mount):
+        (answer,) = parse(exchange(mounted, post(target, RELU)), "POST")
+        assert answer.status == 200, (target, answer)
+        assert answer.json()["outputs"][0]["data"] == [1.0, 0.0, 3.0, 0.0]
+    for target in misspell(mounted.mount):
+        (answer,) = parse(exchange(mounted, post(target, RELU)), "POST")
+        assert answer.status in (400, 404, 405), target
+        assert list(answer.json()) == ["error"]
+
+
+def access_of(service, target):
+    """Infer with a target; return the line of the access log."""
+    name = f"id-{secrets.token_hex(8)}"
+    exchange(service, post(target, RELU, f"X-Request-ID: {name}"))
+    pattern = re.compile(rf'^{{.*"request_id":"{name}".*}}$', re.MULTILINE)
+    return json.loads(service.wait_for(lambda: pattern.search(service.log))[0])
+
+
+def test_every_spelling_waits_in_the_queue(mounted):
+    """The access log shows no time in the queue for what is answered at once."""
+    for target in spell(mounted.mount):
+        access = access_of(mounted, target)
+        assert (access["status"], access["queue_us"] > 0) == (200, True), target
+
+
+def test_a_request_outside_of_script_name_is_404_and_keeps_its_connection(mounted):
+    if not mounted.mount:
+        pytest.skip("nothing is outside")
+    with connected(mounted) as connection:
+        for path in ("/v2", "/apiv2", "/apiv2/v2?%2"):
+            connection.sendall(head("GET", path))
+            answer = receive(connection)
+            reason = "the path is not below '/api', where the service is mounted by SCRIPT_NAME"
+            assert (answer.status, answer.json()) == (404, {"error": reason})
+        connection.sendall(head("GET", "/api/v2/"))
+        assert receive(connection).status == 200
+
+
+@pytest.mark.parametrize("path", ["/v2/health/live", "/apiv2/health/live?%2"])
+def test_gunicorns_own_workers_answer_404_outside_of_script_name(tmp_path, path):
+    with serve(tmp_path, "-w", "1", "-k", "sync", config=slow_models.save(tmp_path), SCRIPT_NAME="/api") as service:
+        assert service.get(path).status == 404
+        assert service.get("/api/v2/health/live/").status == 200
+        assert "Traceback" not in service.log

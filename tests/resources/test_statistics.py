@@ -1,0 +1,215 @@
+"""The statistics extension, as Falcon answers it and as Triton's client reads it."""
+
+import threading
+import time
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import falcon.testing
+import pytest
+from tritonclient.http import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from ovms_rest.errors import ServingError
+from ovms_rest.resources.error_handlers import handle_serving_error, serialize_falcon_error
+from ovms_rest.resources.routing import Request, Router
+from ovms_rest.resources.statistics import Statistics
+from ovms_rest.shared_memory.counters import BATCH_SIZES, Counters
+
+NOTHING = {"count": 0, "ns": 0}
+
+
+class Model:
+    """A resource of the routes beside."""
+
+    def on_get(self, req, resp, name):
+        """Answer the name."""
+        resp.text = name
+
+
+def make(*versions):
+    """Make counters of these names and versions, and an application that tells them."""
+    counters = Counters(4)
+    for name, version in versions:
+        counters.of(name, version)
+    app = falcon.App(router=Router(), request_type=Request)
+    app.add_error_handler(ServingError, handle_serving_error)
+    app.set_error_serializer(serialize_falcon_error)
+    resource = Statistics(counters)
+    app.add_route("/v2/models/stats", resource)
+    app.add_route("/v2/models/{name}", Model())
+    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.add_route(f"{model}/stats", resource)
+    return counters, app
+
+
+def get(app, path):
+    """GET a path."""
+    return falcon.testing.TestClient(app).simulate_get(path)
+
+
+def names(answer):
+    """Return which models and versions an answer is of."""
+    assert answer.status_code == 200
+    return [(model["name"], model["version"]) for model in answer.json["model_stats"]]
+
+
+# --- What is told
+
+
+def test_a_model_that_nobody_asked_has_zeros():
+    _, app = make(("m", "1"))
+    assert get(app, "/v2/models/m/stats").json == {
+        "model_stats": [
+            {
+                "name": "m",
+                "version": "1",
+                "last_inference": 0,
+                "inference_count": 0,
+                "execution_count": 0,
+                "inference_stats": {
+                    "success": NOTHING,
+                    "fail": NOTHING,
+                    "queue": NOTHING,
+                    "compute_input": NOTHING,
+                    "compute_infer": NOTHING,
+                    "compute_output": NOTHING,
+                    "cache_hit": NOTHING,
+                    "cache_miss": NOTHING,
+                },
+                "batch_stats": [],
+            }
+        ]
+    }
+
+
+def test_what_was_counted_is_told():
+    counters, app = make(("m", "1"))
+    before = time.time_ns() // 1_000_000
+    model = counters.of("m", "1")
+    model.record(1, 20, 300, 4000, 8)
+    model.record(1, 20, 300, 4000, 8)
+    model.record(1, 20, 300, 4000, 1)
+    model.fail("invalid", 7)
+    model.fail("overload", 8)
+    (told,) = get(app, "/v2/models/m/stats").json["model_stats"]
+    assert before <= told.pop("last_inference") <= time.time() * 1000
+    assert told == {
+        "name": "m",
+        "version": "1",
+        "inference_count": 17,
+        "execution_count": 3,
+        "inference_stats": {
+            "success": {"count": 3, "ns": 12963},
+            "fail": {"count": 2, "ns": 15},
+            "queue": {"count": 3, "ns": 3},
+            "compute_input": {"count": 3, "ns": 60},
+            "compute_infer": {"count": 3, "ns": 900},
+            "compute_output": {"count": 3, "ns": 12000},
+            "cache_hit": NOTHING,
+            "cache_miss": NOTHING,
+        },
+        "batch_stats": [
+            {
+                "batch_size": 1,
+                "compute_input": {"count": 1, "ns": 20},
+                "compute_infer": {"count": 1, "ns": 300},
+                "compute_output": {"count": 1, "ns": 4000},
+            },
+            {
+                "batch_size": 8,
+                "compute_input": {"count": 2, "ns": 40},
+                "compute_infer": {"count": 2, "ns": 600},
+                "compute_output": {"count": 2, "ns": 8000},
+            },
+        ],
+    }
+
+
+def test_the_counts_that_perf_analyzer_compares_are_equal_with_more_batch_sizes_than_are_told_apart():
+    counters, app = make(("m", "1"))
+    for size in range(BATCH_SIZES + 5):
+        counters.of("m", "1").record(0, 1, 1, 1, size)
+    (told,) = get(app, "/v2/models/m/stats").json["model_stats"]
+    parts = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    assert {told["inference_stats"][part]["count"] for part in parts} == {BATCH_SIZES + 5}
+    assert len(told["batch_stats"]) == BATCH_SIZES
+
+
+# --- Of which models
+
+
+@pytest.mark.parametrize(
+    ("path", "which"),
+    [
+        ("/v2/models/stats", [("a", "1"), ("a", "2"), ("b", "1")]),
+        ("/v2/models/a/stats", [("a", "1"), ("a", "2")]),
+        ("/v2/models/a/versions/2/stats", [("a", "2")]),
+        ("/v2/models/a/versions/2/stats/", [("a", "2")]),
+    ],
+)
+def test_the_path_names_models(path, which):
+    _, app = make(("a", "1"), ("a", "2"), ("b", "1"))
+    assert names(get(app, path)) == which
+
+
+def test_without_models_the_list_is_empty():
+    assert get(make()[1], "/v2/models/stats").json == {"model_stats": []}
+
+
+@pytest.mark.parametrize("path", ["/v2/models/x/stats", "/v2/models/a/versions/3/stats"])
+def test_what_is_unknown_is_404_with_a_reason(path):
+    answer = get(make(("a", "1"))[1], path)
+    assert answer.status_code == 404
+    assert "has no statistics" in answer.json["error"]
+
+
+def test_a_model_may_be_called_stats():
+    """Only its metadata without a version is out of reach, as with Triton."""
+    _, app = make(("stats", "1"), ("a", "1"))
+    assert names(get(app, "/v2/models/stats/stats")) == [("stats", "1")]
+    assert names(get(app, "/v2/models/stats/versions/1/stats")) == [("stats", "1")]
+    assert len(names(get(app, "/v2/models/stats"))) == 2
+
+
+def test_head_works_where_get_does():
+    answer = falcon.testing.TestClient(make(("m", "1"))[1]).simulate_head("/v2/models/stats")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+# --- Triton's client
+
+
+class Quiet(WSGIRequestHandler):
+    """Writes no log."""
+
+    def log_message(self, *args):
+        """Write nothing."""
+
+
+@pytest.fixture
+def triton():
+    """Counters of a version of m, one of n, and a client that reads them."""
+    counters, app = make(("m", "1"), ("n", "3"))
+    with make_server("127.0.0.1", 0, app, handler_class=Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        client = InferenceServerClient(f"127.0.0.1:{server.server_port}")
+        yield counters, client
+        client.close()
+        server.shutdown()
+        thread.join()
+
+
+def test_tritons_client_reads_the_statistics_of_all_models_and_of_one(triton):
+    counters, client = triton
+    counters.of("n", "3").record(1, 2, 3, 4)
+    everything = client.get_inference_statistics()["model_stats"]
+    assert [(model["name"], model["inference_count"]) for model in everything] == [("m", 0), ("n", 1)]
+    assert client.get_inference_statistics("n")["model_stats"] == [everything[1]]
+    assert client.get_inference_statistics("n", "3")["model_stats"] == [everything[1]]
+
+
+def test_tritons_client_raises_our_message_for_an_unknown_model(triton):
+    _, client = triton
+    with pytest.raises(InferenceServerException, match="model 'x' has no statistics"):
+        client.get_inference_statistics("x")

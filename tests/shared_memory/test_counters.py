@@ -1,0 +1,431 @@
+"""What is counted of every model, by processes that know nothing of each other."""
+
+import itertools
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovms_rest.errors import NotFoundError
+from ovms_rest.shared_memory.counters import BATCH_SIZES, Counters
+from ovms_rest.shared_memory.statistics import BOUNDS, FAILURE_KINDS, BatchStatistics, Duration
+
+# ovms_config.md section 8.3
+OVMS_BOUNDS = (
+    "10 18 32 58 104 188 340 612 1101 1983 3570 6426 11568 20822 37481 67466 121439 218591 393464 708235 1274823 "
+    "2294682 4130428 7434771 13382588 24088659 43359586 78047255 140485060 252873108 455171596 819308872 1474755971"
+)
+
+
+def make(slots=8):
+    """Make counters, and those of a model."""
+    counters = Counters(slots)
+    return counters, counters.of("m", "1")
+
+
+def fork(work):
+    """Run work in a child that ends as a worker does; return its process id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def join(*pids):
+    """Wait for children, which have to end well."""
+    for pid in pids:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def bucket_of(histogram):
+    """Return the one bucket that has something."""
+    (bucket,) = (index for index, count in enumerate(histogram.buckets) if count)
+    return bucket
+
+
+# --- What is counted
+
+
+def test_at_first_there_is_nothing():
+    _, model = make()
+    seen = model.read()
+    assert (seen.name, seen.version, seen.last_inference_ms, seen.inference_count) == ("m", "1", 0, 0)
+    assert seen.success == seen.queue == seen.compute_infer == seen.fail == Duration(0, 0)
+    assert seen.batches == []
+    assert (seen.active, seen.request_bytes, seen.response_bytes) == (0, 0, 0)
+    assert set(seen.request_time.buckets) == {0}
+
+
+def test_an_answer_is_counted_with_its_durations():
+    _, model = make()
+    model.record(1, 20, 300, 4000)
+    model.record(1, 20, 300, 4000)
+    seen = model.read()
+    assert seen.success == Duration(2, 2 * 4321)
+    assert seen.queue == Duration(2, 2)
+    assert seen.compute_input == Duration(2, 40)
+    assert seen.compute_infer == Duration(2, 600)
+    assert seen.compute_output == Duration(2, 8000)
+    assert (seen.request_time.ns, seen.inference_time.ns, seen.queue_time.ns) == (2 * 4321, 600, 2)
+
+
+def test_the_inference_count_is_the_sum_of_the_batch_sizes():
+    _, model = make()
+    for batch in (1, 8, 0):
+        model.record(0, 0, 0, 0, batch)
+    seen = model.read()
+    assert (seen.inference_count, seen.success.count) == (9, 3)
+
+
+def test_bytes_are_counted_of_answers():
+    _, model = make()
+    model.record(0, 0, 0, 0, 1, 100, 20)
+    model.record(0, 0, 0, 0, 1, 3, 4)
+    seen = model.read()
+    assert (seen.request_bytes, seen.response_bytes) == (103, 24)
+
+
+def test_failures_are_counted_by_kind():
+    _, model = make()
+    for number, kind in enumerate(FAILURE_KINDS, 1):
+        for _ in range(number):
+            model.fail(kind, 10**number)
+    seen = model.read()
+    assert seen.failures == {
+        "invalid": Duration(1, 10),
+        "failed": Duration(2, 200),
+        "overload": Duration(3, 3000),
+        "timeout": Duration(4, 40000),
+        "canceled": Duration(5, 500000),
+    }
+    assert seen.fail == Duration(15, 543210)
+    assert seen.success.count == 0
+
+
+def test_questions_are_counted_by_what_was_asked():
+    _, model = make()
+    model.answer("ModelMetadata")
+    model.answer("ModelReady")
+    model.answer("ModelReady")
+    assert model.read().questions == {"ModelMetadata": 1, "ModelReady": 2}
+
+
+def test_the_last_inference_is_that_of_any_worker():
+    counters, model = make()
+    before = time.time_ns() // 1_000_000
+    model.record(0, 0, 0, 0)
+    first = model.read().last_inference_ms
+    counters.claim(1)
+    time.sleep(0.01)
+    model.record(0, 0, 0, 0)
+    assert before <= first < model.read().last_inference_ms <= time.time() * 1000
+
+
+@pytest.mark.parametrize("end", [lambda model: model.record(0, 0, 0, 0), lambda model: model.fail("failed", 0)])
+def test_an_inference_is_under_way_until_it_is_counted(end):
+    counters, model = make()
+    model.begin()
+    counters.claim(1)
+    model.begin()
+    assert model.read().active == 2
+    end(model)
+    assert model.read().active == 1
+
+
+# --- Batch sizes
+
+
+def test_batch_sizes_are_told_apart_in_ascending_order():
+    _, model = make()
+    for batch in (8, 1, 8):
+        model.record(9, 1, 2, 3, batch)
+    assert model.read().batches == [BatchStatistics(1, 1, 1, 2, 3), BatchStatistics(8, 2, 2, 4, 6)]
+
+
+def test_batch_sizes_are_summed_over_workers_that_met_them_in_another_order():
+    counters, model = make()
+    for slot, sizes in enumerate([(1, 2), (2, 1), (2,)]):
+        counters.claim(slot)
+        for size in sizes:
+            model.record(0, 1, 1, 1, size)
+    assert model.read().batches == [BatchStatistics(1, 2, 2, 2, 2), BatchStatistics(2, 3, 3, 3, 3)]
+
+
+def test_batch_sizes_for_which_there_is_no_room_are_in_the_totals_alone():
+    _, model = make()
+    sizes = range(1, BATCH_SIZES + 10)
+    for size in (*sizes, *sizes, 0):
+        model.record(0, 1, 2, 3, size)
+    seen = model.read()
+    assert [(batch.batch_size, batch.count) for batch in seen.batches] == [(size, 2) for size in sizes[:BATCH_SIZES]]
+    assert seen.compute_infer == Duration(2 * len(sizes) + 1, 2 * (2 * len(sizes) + 1))
+    assert seen.inference_count == 2 * sum(sizes)
+
+
+def test_a_successor_goes_on_with_the_batch_sizes_that_it_finds():
+    counters, model = make()
+    sizes = range(1, BATCH_SIZES + 1)
+    for order in (sizes, reversed(sizes)):
+        counters.claim(3)
+        for size in order:
+            model.record(0, size, 0, 0, size)
+    seen = [(batch.batch_size, batch.count, batch.input_ns) for batch in model.read().batches]
+    assert seen == [(size, 2, 2 * size) for size in sizes]
+
+
+# --- Buckets
+
+
+def test_the_bounds_are_those_of_ovms():
+    assert " ".join(map(str, BOUNDS)) == OVMS_BOUNDS
+
+
+@pytest.mark.parametrize(("index", "bound"), list(enumerate(BOUNDS)))
+def test_a_bound_belongs_to_the_bucket_below(index, bound):
+    _, on = make()
+    on.record(0, bound * 1000, 0, 0)
+    _, above = make()
+    above.record(0, bound * 1000 + 1, 0, 0)
+    assert bucket_of(on.read().request_time) == index
+    assert bucket_of(above.read().request_time) == index + 1
+
+
+def test_no_time_at_all_falls_into_the_first_bucket():
+    _, model = make()
+    model.record(0, 0, 0, 0)
+    seen = model.read()
+    assert [bucket_of(times) for times in (seen.request_time, seen.inference_time, seen.queue_time)] == [0, 0, 0]
+
+
+def test_each_histogram_is_of_its_own_duration():
+    _, model = make()
+    model.record(17_000, 10_000, 31_000, 40_000)
+    seen = model.read()
+    assert [bucket_of(times) for times in (seen.request_time, seen.inference_time, seen.queue_time)] == [4, 2, 1]
+
+
+# --- Processes
+
+
+def test_the_sums_of_workers_that_count_at_the_same_time_are_exact():
+    counters, model = make()
+
+    def work(slot):
+        counters.claim(slot)
+        for number in range(20_000):
+            model.record(1, 2, 3, 4, slot, 5, 6)
+            if number % 4 == 0:
+                model.fail("overload", 7)
+
+    join(*(fork(lambda slot=slot: work(slot)) for slot in range(1, 5)))
+    seen = model.read()
+    assert seen.success == Duration(80_000, 800_000)
+    assert seen.failures["overload"] == Duration(20_000, 140_000)
+    assert seen.inference_count == 20_000 * (1 + 2 + 3 + 4)
+    assert (seen.request_bytes, seen.response_bytes) == (480_000 - 80_000, 480_000)
+    assert seen.request_time.buckets[0] == 80_000
+    assert [batch.count for batch in seen.batches] == [20_000] * 4
+
+
+def test_totals_never_fall_while_workers_count():
+    counters, model = make()
+
+    def work(slot):
+        signal.alarm(60)
+        counters.claim(slot)
+        while True:
+            model.record(2**33, 2**32 - 1, 2**32 - 1, 1)
+
+    pids = [fork(lambda slot=slot: work(slot)) for slot in (1, 2)]
+    seen = [model.read()]
+    while len({model.success.count for model in seen}) < 200:
+        seen.append(model.read())
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    for before, after in itertools.pairwise([*seen, model.read()]):
+        assert before.success.count <= after.success.count
+        assert before.success.ns <= after.success.ns
+        assert before.queue.ns <= after.queue.ns
+        assert all(map(int.__le__, before.request_time.buckets, after.request_time.buckets))
+
+
+def test_what_a_killed_worker_counted_stays():
+    counters, model = make()
+    reader, writer = os.pipe()
+
+    def work():
+        counters.claim(2)
+        for _ in range(1000):
+            model.record(0, 0, 5, 0)
+        model.begin()
+        os.write(writer, b"!")
+        signal.pause()
+
+    pid = fork(work)
+    os.read(reader, 1)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert model.read().active == 1, "it was killed at an inference"
+    assert counters.release(2) == [f"{model.name}/{model.version}"]
+    assert counters.release(2) == []
+    seen = model.read()
+    assert (seen.compute_infer, seen.active) == (Duration(1000, 5000), 0)
+
+
+def test_a_successor_in_a_slot_adds_to_what_is_there():
+    counters, model = make()
+
+    def work():
+        counters.claim(2)
+        for _ in range(10):
+            model.record(1, 1, 1, 1)
+            model.fail("failed", 1)
+
+    for _ in range(3):
+        join(fork(work))
+    seen = model.read()
+    assert (seen.success, seen.fail) == (Duration(30, 120), Duration(30, 30))
+
+
+def test_a_successor_in_a_slot_is_not_at_what_its_predecessor_was():
+    counters, model = make()
+    join(fork(lambda: (counters.claim(2), model.begin())))
+    assert model.read().active == 1
+    join(fork(lambda: counters.claim(2)))
+    assert model.read().active == 0
+
+
+def test_one_worker_does_not_touch_the_row_of_another():
+    counters, model = make(slots=3)
+    for slot in (1, 0, 2):
+        counters.claim(slot)
+        for size in range(1, BATCH_SIZES + 2):
+            model.record(10, 2**50, 30, 40, size, 50, 60)
+        model.begin()
+    seen = model.read()
+    count = 3 * (BATCH_SIZES + 1)
+    assert (seen.active, seen.compute_output) == (3, Duration(count, 40 * count))
+    assert seen.request_time.buckets[-1] == count
+    assert (seen.request_bytes, seen.response_bytes, seen.fail) == (50 * count, 60 * count, Duration(0, 0))
+
+
+def test_a_process_that_claims_no_slot_counts_too():
+    _, model = make(slots=1)
+    model.record(0, 0, 0, 0)
+    assert model.read().success.count == 1
+
+
+def test_workers_in_the_last_slots_are_read_when_those_before_are_free():
+    counters, model = make(slots=4096)
+    join(fork(lambda: (counters.claim(4095), model.record(0, 0, 0, 0))))
+    assert model.read().success.count == 1
+
+
+def test_models_that_are_loaded_later_are_counted_by_the_slot_that_was_claimed():
+    counters, model = make()
+    counters.claim(1)
+    later = counters.of("later", "1")
+    later.begin()
+    counters.claim(0)
+    assert later.read().active == 1, "which slot 0 has nothing to do with"
+    assert model.read().active == 0
+
+
+def test_what_is_not_configured_any_more_is_forgotten():
+    counters, model = make()
+    counters.of("later", "1").record(0, 0, 0, 0)
+    counters.keep({("later", "1"), ("never", "1")})
+    assert [item.name for item in counters.statistics()] == ["later"]
+    assert counters.of("later", "1").read().success.count == 1
+    assert counters.of(model.name, model.version) is not model
+
+
+def resident_shared_kilobytes():
+    """Return how much there is in the anonymous shared maps of this process, which have this name."""
+    maps = re.findall(r" /dev/zero \(deleted\)\n(?:.*\n)*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text())
+    return sum(map(int, maps))
+
+
+def test_slots_that_no_worker_has_cost_no_memory():
+    counters, model = make(4096)
+    counters.claim(1)
+    model.record(0, 0, 0, 0)
+    before = resident_shared_kilobytes()
+    for name in map(str, range(10)):
+        counters.of(name, "1").record(0, 0, 0, 0)
+    counters.statistics()
+    assert 40 <= resident_shared_kilobytes() - before <= 80, "a page or two for each, of 6.5 MB"
+
+
+# --- Models
+
+
+def test_a_version_has_the_same_counters_ever_after():
+    counters, model = make()
+    model.record(0, 0, 0, 0)
+    assert counters.of("m", "1") is model
+    assert counters.of("m", "2").read().success.count == 0
+    assert counters.of("n", "1").read().success.count == 0
+
+
+def test_statistics_are_of_a_version_of_a_model_or_of_all():
+    counters, _ = make()
+    for name, version in [("m", "2"), ("n", "1")]:
+        counters.of(name, version)
+
+    def names(*which):
+        return [(model.name, model.version) for model in counters.statistics(*which)]
+
+    assert names() == [("m", "1"), ("m", "2"), ("n", "1")]
+    assert names("m") == [("m", "1"), ("m", "2")]
+    assert names("m", "2") == [("m", "2")]
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "message"),
+    [("x", None, "model 'x'"), ("x", "1", "version '1' of model 'x'"), ("m", "01", "version '01' of model 'm'")],
+)
+def test_what_was_never_loaded_has_no_statistics(name, version, message):
+    counters, _ = make()
+    with pytest.raises(NotFoundError, match=f"^{message} has no statistics"):
+        counters.statistics(name, version)
+
+
+def test_there_are_no_statistics_of_no_models():
+    assert Counters(1).statistics() == []
+
+
+# --- Against a model of it
+
+DURATIONS = st.integers(0, 2**42)
+RECORDS = st.lists(st.tuples(st.integers(0, 2), DURATIONS, DURATIONS, DURATIONS, DURATIONS, st.integers(0, 30)))
+
+
+@given(RECORDS)
+def test_sums_are_those_of_what_was_written(records):
+    counters, model = make(slots=3)
+    for slot, *record in records:
+        counters.claim(slot)
+        model.record(*record)
+    seen = model.read()
+    queue, input_, infer, output, batch = (sum(record[column] for record in records) for column in range(1, 6))
+    assert seen.success == Duration(len(records), queue + input_ + infer + output)
+    assert (seen.queue.ns, seen.compute_input.ns, seen.compute_infer.ns) == (queue, input_, infer)
+    assert (seen.compute_output.ns, seen.inference_count) == (output, batch)
+    for histogram, times in [
+        (seen.request_time, [sum(record[1:5]) for record in records]),
+        (seen.inference_time, [record[3] for record in records]),
+        (seen.queue_time, [record[1] for record in records]),
+    ]:
+        below = [sum(ns <= bound * 1000 for ns in times) for bound in BOUNDS]
+        assert list(itertools.accumulate(histogram.buckets)) == [*below, len(records)]

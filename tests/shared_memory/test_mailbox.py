@@ -1,0 +1,148 @@
+"""What workers ask of the arbiter, and what it tells them."""
+
+import os
+import resource
+import signal
+
+import pytest
+
+from ovms_rest.errors import BusyError, InvalidRequestError
+from ovms_rest.shared_memory.mailbox import CONTROL, MAX_MESSAGE_BYTES, MAX_VALUE_DEPTH, Mailbox
+
+
+@pytest.fixture
+def mailbox():
+    """A mailbox; it signals this process, which stands for the arbiter."""
+    return Mailbox()
+
+
+def send(mailbox, *messages):
+    """Send messages from a forked process, as a worker does; return the name of the error, "" for none."""
+    reading, writing = os.pipe()
+    before = signal.signal(CONTROL, lambda number, frame: None)
+    pid = os.fork()
+    if not pid:
+        error = ""
+        try:
+            for message in messages:
+                mailbox.send(message)
+        except Exception as caught:
+            error = type(caught).__name__
+        os.write(writing, error.encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(pid, 0)
+    signal.signal(CONTROL, before)
+    with os.fdopen(reading) as stream:
+        return stream.read()
+
+
+def test_messages_arrive_whole_and_in_order(mailbox):
+    messages = [{"id": "1", "text": "x" * 60_000}, {"id": "2"}]
+    assert mailbox.receive() == []
+    assert send(mailbox, *messages) == ""
+    assert mailbox.receive() == messages
+    assert mailbox.receive() == []
+
+
+def test_so_many_wait_and_more_are_refused(mailbox):
+    assert send(mailbox, *({"id": str(index)} for index in range(100_000))) == BusyError.__name__
+    assert 1 <= len(mailbox.receive()) < 100_000
+    assert send(mailbox, {"id": "again"}) == ""
+
+
+def test_whoever_adopts_a_worker_gets_no_signal(mailbox):
+    """The worker of an arbiter that is gone has another parent, which may be the init of the system."""
+    mailbox._arbiter = -1
+    assert send(mailbox, {"id": "1"}) == BusyError.__name__
+    assert mailbox.receive() == []
+
+
+def test_a_message_has_a_limit(mailbox):
+    assert send(mailbox, {"text": "x" * MAX_MESSAGE_BYTES}) == InvalidRequestError.__name__
+    assert mailbox.receive() == []
+
+
+def nest(depth):
+    """Nest so many objects."""
+    value = {}
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
+
+
+def test_a_value_of_a_message_has_a_limit_of_its_depth(mailbox):
+    message = {"config": nest(MAX_VALUE_DEPTH)}
+    assert send(mailbox, message) == ""
+    assert mailbox.receive() == [message]
+    assert send(mailbox, {"config": nest(MAX_VALUE_DEPTH + 1)}) == InvalidRequestError.__name__
+    assert mailbox.receive() == []
+
+
+def test_a_message_signals_the_arbiter_though_the_worker_may_not(mailbox):
+    """As with --user, where root's arbiter has workers of another user."""
+    signals = []
+    before = signal.signal(CONTROL, lambda number, frame: signals.append(number))
+    pid = os.fork()
+    if not pid:
+        try:
+            if os.geteuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            mailbox.send({"id": "1"})
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    signal.signal(CONTROL, before)
+    assert signals == [CONTROL]
+    assert mailbox.receive() == [{"id": "1"}]
+
+
+def test_every_process_reads_what_was_published_last(mailbox):
+    assert mailbox.read() is None
+    before = mailbox.writes()
+    mailbox.publish({"models": {"m": [1, "ü"]}})
+    mailbox.publish({"models": {}})
+    assert mailbox.writes() != before
+    assert mailbox.read() == {"models": {}}
+
+
+def test_a_value_of_any_length_is_published(mailbox):
+    value = {"text": "ü" * 2**23}
+    mailbox.publish(value)
+    assert mailbox.read() == value
+    mailbox.publish("short")
+    assert mailbox.read() == "short"
+
+
+def test_a_value_that_cannot_be_written_leaves_none_and_the_next_is_read(mailbox):
+    mailbox.publish("old")
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            mailbox.publish("x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        signal.signal(signal.SIGXFSZ, before)
+    assert mailbox.read() is None
+    mailbox.publish("new")
+    assert mailbox.read() == "new"
+
+
+def test_half_a_value_is_none(mailbox, monkeypatch):
+    """While the arbiter writes, who reads tries later."""
+    mailbox.publish("old")
+    seen = []
+
+    def pwrite(descriptor, data, offset, write=os.pwrite):
+        seen.append(mailbox.read())
+        written = write(descriptor, data[:1], offset)
+        seen.append(mailbox.read())
+        return written
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    mailbox.publish("new")
+    assert seen == [None] * 10
+    assert mailbox.read() == "new"

@@ -1,0 +1,284 @@
+"""The access log: what a line tells and how, and what becomes of lines that cannot be written."""
+
+import json
+import os
+import resource
+import select
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovms_rest.shared_memory.statistics import Served
+from ovms_rest.worker.access_log import ENCODERS, Access, AccessLog, access_of, encode_json, encode_text
+from ovms_rest.worker.http1 import RequestBody
+
+INFERRED = Access(
+    client="127.0.0.1",
+    request_id="5e1f-1",
+    method="POST",
+    path="/v2/models/relu/infer",
+    status=200,
+    bytes_in=110,
+    bytes_out=123,
+    total_us=300,
+    model="relu",
+    version="1",
+    id="mine",
+    queue_us=20,
+    inference_us=50,
+)
+LIVE = Access("127.0.0.1", "5e1f-2", "GET", "/v2/health/live", 200, 0, 0, 30)
+
+# --- Lines
+
+
+def test_a_line_of_json_has_all_keys():
+    assert encode_json(INFERRED, 784111777.25) == (
+        b'{"time":"1994-11-06T08:49:37.250Z","client":"127.0.0.1","request_id":"5e1f-1","method":"POST",'
+        b'"path":"/v2/models/relu/infer","status":200,"bytes_in":110,"bytes_out":123,"total_us":300,'
+        b'"model":"relu","version":"1","id":"mine","queue_us":20,"inference_us":50}\n'
+    )
+    unknown = ("model", "version", "id", "queue_us", "inference_us")
+    assert [key for key, value in json.loads(encode_json(LIVE, 0)).items() if value is None] == list(unknown)
+
+
+def test_a_line_of_text_leaves_out_what_is_not_known():
+    assert encode_text(LIVE, 784111777.0) == (
+        b"time=1994-11-06T08:49:37.000Z client=127.0.0.1 request_id=5e1f-2 method=GET path=/v2/health/live status=200 "
+        b"bytes_in=0 bytes_out=0 total_us=30\n"
+    )
+    assert encode_text(INFERRED, 0).endswith(b" model=relu version=1 id=mine queue_us=20 inference_us=50\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("a b", rb'"a b"'),
+        ("", b'""'),
+        ("a=b", b'"a=b"'),
+        ('"', rb'"\""'),
+        ("a\nstatus=200", rb'"a\nstatus=200"'),
+        ("\x1b[2J\x7f\x9b", rb'"\u001b[2J\u007f\u009b"'),
+        ("\xe9\u2028", rb'"\u00e9\u2028"'),
+    ],
+)
+def test_what_could_be_taken_for_something_else_is_quoted_in_text(value, written):
+    assert b" id=" + written + b"\n" in encode_text(Access("", "", "", "", 0, 0, 0, 0, id=value), 0)
+
+
+def described_as(text):
+    """Fill in everything that a client can choose."""
+    return Access(text, text, text, text, 400, 0, 0, 0, "m" * 300, "1", text, 0, 0)
+
+
+@pytest.mark.parametrize("encode", ENCODERS.values())
+@given(text=st.text())
+def test_whatever_a_client_sends_a_line_is_one_line_of_printable_ascii(encode, text):
+    line = encode(described_as(text), 0)
+    assert line[-1:] == b"\n"
+    assert line[:-1].isascii()
+    assert line[:-1].decode().isprintable()
+
+
+@given(text=st.text(max_size=128))
+def test_json_keeps_values_as_they_are(text):
+    assert json.loads(encode_json(described_as(text), 0))["id"] == text
+
+
+@pytest.mark.parametrize("encode", ENCODERS.values())
+@pytest.mark.parametrize("character", ["\0", "\xff", '"'])
+def test_no_line_is_too_long_to_be_written_at_once(encode, character):
+    """What a head has is of one byte per character, and a client's own id, in JSON, of any."""
+    access = Access(
+        "::1", "~" * 128, character * 20, character * 8000, 400, 1, 1, 1, "m" * 300, "1", "\U0001f600" * 8000
+    )
+    assert len(encode(access, 0)) <= select.PIPE_BUF
+
+
+# --- What is known of a request
+
+
+def environ_of(**more):
+    return {
+        "REMOTE_ADDR": "::1",
+        "HTTP_X_REQUEST_ID": "abc",
+        "REQUEST_METHOD": "POST",
+        "RAW_URI": "/v2/models/m%20n/infer?token=secret",
+        **more,
+    }
+
+
+def test_an_inference_is_described_by_what_the_application_noted():
+    served = Served("m n", "3", 2_000, 1_000, 70_999, 1_000, "mine")
+    body = RequestBody(memoryview(b"12345"))
+    environ = environ_of(**{"wsgi.input": body, "ovms_rest.received": 0, "ovms_rest.served": served})
+    access = access_of(environ, "200 OK", 7, 0)
+    assert access.total_us > 0
+    assert access == Access(
+        "::1", "abc", "POST", "/v2/models/m%20n/infer", 200, 5, 7, access.total_us, "m n", "3", "mine", 2, 70
+    )
+
+
+def test_a_request_whose_body_was_not_read_is_described_as_far_as_it_is_known():
+    access = access_of(environ_of(), "413 Content Too Large", 7, 10**18)
+    assert (access.status, access.bytes_in, access.model, access.id) == (413, None, None, None)
+
+
+def test_no_id_of_a_request_is_none():
+    served = Served("m", "3", 0, 0, 0, 0, "")
+    assert access_of(environ_of(**{"ovms_rest.served": served}), "200 OK", 7, 0).id is None
+
+
+# --- Files
+
+
+def told(caplog):
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_lines_go_behind_what_a_file_has(tmp_path, caplog):
+    path = tmp_path / "access"
+    path.write_text("before\n")
+    log, other = AccessLog("text", str(path)), AccessLog("json", str(path))
+    log.write(LIVE)
+    other.write(LIVE)
+    log.write(LIVE)
+    before, *lines = path.read_text().splitlines()
+    assert (before, [line[:1] for line in lines]) == ("before", ["t", "{", "t"])
+    assert told(caplog) == []
+
+
+def test_a_file_that_was_moved_is_begun_anew_when_it_is_reopened(tmp_path):
+    path, moved = tmp_path / "access", tmp_path / "access.1"
+    log = AccessLog("json", str(path))
+    log.write(LIVE)
+    path.rename(moved)
+    log.write(LIVE)
+    assert not path.exists()
+    log.reopen()
+    log.write(INFERRED)
+    assert moved.read_text().count("\n") == 2
+    assert json.loads(path.read_text())["model"] == "relu"
+
+
+def test_a_file_that_cannot_be_reopened_stays_in_use(tmp_path, caplog):
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    log = AccessLog("json", str(directory / "access"))
+    directory.rename(tmp_path / "moved")
+    log.reopen()
+    log.write(LIVE)
+    assert (tmp_path / "moved" / "access").read_text().count("\n") == 1
+    assert told(caplog) == [f"the access log {directory / 'access'} cannot be opened: No such file or directory"]
+
+
+def test_a_file_that_cannot_be_opened_is_told_and_may_be_opened_later(tmp_path, caplog):
+    path = tmp_path / "logs" / "access"
+    log = AccessLog("json", str(path))
+    log.write(LIVE)
+    assert told(caplog) == [f"the access log {path} cannot be opened: No such file or directory"]
+    path.parent.mkdir()
+    log.reopen()
+    log.write(LIVE)
+    assert path.read_text().count("\n") == 1
+
+
+def test_a_full_disk_costs_its_lines_and_is_told_once(caplog):
+    log = AccessLog("json", "/dev/full")
+    for _ in range(3):
+        log.write(LIVE)
+    assert told(caplog) == ["lines of the access log /dev/full are lost: No space left on device"]
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """A named pipe with a reader that does not wait."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    yield str(path), reader
+    os.close(reader)
+
+
+def test_a_reader_that_is_gone_costs_lines_until_there_is_another(pipe, caplog):
+    path, reader = pipe
+    log = AccessLog("json", path)
+    other = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(other, reader)
+    log.write(LIVE)
+    log.write(LIVE)
+    assert told(caplog) == [f"lines of the access log {path} are lost: Broken pipe"]
+    again = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log.write(LIVE)
+    assert json.loads(os.read(again, 65536))["path"] == "/v2/health/live"
+    os.close(again)
+    os.close(other)
+
+
+def test_a_reader_that_has_fallen_behind_is_not_waited_for(pipe, caplog):
+    path, reader = pipe
+    log = AccessLog("json", path)
+    for _ in range(1000):
+        log.write(LIVE)
+    assert told(caplog) == [f"lines of the access log {path} are lost: its reader has fallen behind"]
+    lines = os.read(reader, 2**20).splitlines()
+    assert 100 < len(lines) < 1000
+    assert all(json.loads(line)["status"] == 200 for line in lines)
+    log.write(LIVE)
+    assert os.read(reader, 2**20).count(b"\n") == 1
+
+
+def test_a_standard_output_that_blocks_is_not_waited_for(caplog):
+    """It is shared with others, so that it stays as it is."""
+    reader, writer = os.pipe()
+    kept = os.dup(1)
+    os.dup2(writer, 1)
+    try:
+        log = AccessLog("text", "-")
+        log.reopen()
+        for _ in range(1000):
+            log.write(LIVE)
+        assert os.get_blocking(1)
+    finally:
+        os.dup2(kept, 1)
+    assert told(caplog) == ["lines of the access log - are lost: its reader has fallen behind"]
+    assert os.read(reader, 100).startswith(b"time=")
+    for file in (reader, writer, kept):
+        os.close(file)
+
+
+def test_a_part_of_a_line_spoils_no_other(tmp_path, caplog):
+    """Of the last line on a disk that becomes full only a part is written, as it is here by a limit of the process."""
+    path = tmp_path / "access"
+    log = AccessLog("json", str(path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        log.write(LIVE)
+        log.write(LIVE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.write(LIVE)
+    log.write(LIVE)
+    assert [len(line) > 100 for line in path.read_text().splitlines()] == [False, True, True]
+    assert told(caplog) == [f"lines of the access log {path} are lost: File too large"]
+
+
+def test_lines_of_several_writers_do_not_mix(tmp_path):
+    path = tmp_path / "access"
+    threads = [threading.Thread(target=write_many, args=(str(path),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = path.read_text().splitlines()
+    assert len(lines) == 400
+    assert all(json.loads(line)["status"] == 200 for line in lines)
+
+
+def write_many(path):
+    log = AccessLog("json", path)
+    for _ in range(100):
+        log.write(INFERRED)

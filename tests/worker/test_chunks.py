@@ -1,0 +1,96 @@
+"""The decoder of chunked bodies: linear, a little at a time, and no further than the limit."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from raw_http import chunk
+
+from ovms_rest.worker.chunks import CHUNKS_PER_CALL, ChunkDecoder
+from ovms_rest.worker.http1 import Limits, Refusal
+
+LIMITS = Limits(8190, 100, 8190)
+MIB = 2**20
+
+
+def decode(data, pieces=(), max_body=64 * MIB, aligned=0):
+    """Decode the pieces that data is cut into; return the decoder, and the size of the body after every call."""
+    decoder, sizes = ChunkDecoder(LIMITS, max_body, aligned), []
+    places = [0, *sorted(pieces), len(data)]
+    for start, end in itertools.pairwise(places):
+        if decoder.is_complete:
+            decoder.rest += data[start:end]
+            continue
+        decoder.feed(data[start:end])
+        sizes.append(decoder.size)
+        while decoder.has_more:
+            decoder.feed(b"")
+            sizes.append(decoder.size)
+    return decoder, sizes
+
+
+@given(
+    st.lists(st.tuples(st.binary(min_size=1, max_size=300), st.sampled_from([b"", b";a", b"; b=c"])), max_size=40),
+    st.lists(st.integers(0, 3000), max_size=20),
+    st.binary(max_size=20),
+)
+def test_pieces_make_no_difference(chunks, pieces, behind):
+    data = b"".join(chunk(body, extension) for body, extension in chunks) + b"0\r\n\r\n" + behind
+    decoder, _ = decode(data, [min(piece, len(data)) for piece in pieces])
+    assert decoder.is_complete
+    assert bytes(decoder.data) == b"".join(body for body, _ in chunks)
+    assert decoder.rest == behind
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 255, 256, 70_000])
+@pytest.mark.parametrize("form", ["%x", "%X", "0%x"])
+def test_chunks_of_every_size(size, form):
+    body = random.Random(size).randbytes(size)
+    data = (form.encode() % size + b"\r\n" + body + b"\r\n") * 30 + b"0\r\n\r\n"
+    decoder, _ = decode(data)
+    assert bytes(decoder.data) == body * 30
+
+
+@pytest.mark.parametrize("extension", [b"", b";a"])
+def test_a_call_decodes_few_of_many_tiny_chunks(extension):
+    """So that a connection that sends them keeps nobody waiting."""
+    count = 20_000
+    decoder, sizes = decode(chunk(b"x", extension) * count + chunk(b""))
+    assert (decoder.is_complete, decoder.size) == (True, count)
+    assert max(after - before for before, after in zip([0, *sizes], sizes, strict=False)) <= CHUNKS_PER_CALL
+
+
+def test_the_end_of_a_body_at_the_limit_of_a_call():
+    for count in range(CHUNKS_PER_CALL - 20, CHUNKS_PER_CALL + 20):
+        decoder, _ = decode(chunk(b"x") * count + chunk(b"") + b"GET")
+        assert (decoder.is_complete, decoder.size, decoder.rest) == (True, count, b"GET")
+
+
+@pytest.mark.parametrize(("before", "size"), [(0, 101), (1, 100), (100, 1), (60, 2**40)])
+def test_a_chunk_beyond_the_limit_is_refused_at_its_size_line(before, size):
+    decoder = ChunkDecoder(LIMITS, 100)
+    if before:
+        decoder.feed(chunk(b"x" * before))
+    with pytest.raises(Refusal, match=f"behind {before} bytes a chunk of {size} was announced") as caught:
+        decoder.feed(b"%x\r\n" % size)
+    assert caught.value.status == 413
+
+
+def test_small_chunks_together_beyond_the_limit_are_refused():
+    with pytest.raises(Refusal, match="behind 100 bytes a chunk of 1 was announced"):
+        decode(chunk(b"x") * 101, max_body=100)
+    assert decode(chunk(b"x") * 100 + chunk(b""), max_body=100)[0].is_complete
+
+
+@pytest.mark.parametrize("aligned", [0, 1, 100])
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 3 * MIB])
+def test_the_body_is_writable_and_aligned_whatever_its_size(aligned, size):
+    body = random.Random(0).randbytes(size)
+    decoder, _ = decode((chunk(body) if body else b"") + chunk(b""), range(1000, size, 100_000), aligned=aligned)
+    data = np.frombuffer(decoder.data, np.uint8)
+    assert data.tobytes() == body
+    assert data.flags.writeable
+    assert not size or (data.ctypes.data + aligned) % 64 == 0

@@ -1,0 +1,535 @@
+"""Heads of requests and responses as values: what is read, what is refused, what is written."""
+
+import email.utils
+import json
+
+import pytest
+from gunicorn.config import Config
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ovms_rest.worker.http1 import (
+    Head,
+    HeadReader,
+    Refusal,
+    RequestBody,
+    encode_head,
+    encode_refusal,
+    encode_server_lines,
+    is_request_id,
+)
+
+TEMPLATE = {"wsgi.url_scheme": "http", "SERVER_NAME": "127.0.0.1", "SERVER_PORT": "8000", "SCRIPT_NAME": ""}
+
+
+def reader(**settings):
+    cfg = Config()
+    for name, value in settings.items():
+        cfg.set(name, value)
+    return HeadReader(cfg)
+
+
+READER = reader()
+
+
+def read(data, **settings):
+    found = (reader(**settings) if settings else READER).read(data, 0, TEMPLATE)
+    assert found is not None, "the head is not whole"
+    return found
+
+
+def lines(*texts):
+    return "\r\n".join([*texts, "", ""]).encode("latin-1")
+
+
+def get(*fields, target="/v2", version="1.1"):
+    return lines(f"GET {target} HTTP/{version}", "Host: x", *fields)
+
+
+def post(*fields, version="1.1"):
+    return lines(f"POST /v2/models/m/infer HTTP/{version}", "Host: x", *fields)
+
+
+def refused(data, **settings):
+    with pytest.raises(Refusal) as caught:
+        read(data, **settings)
+    return caught.value
+
+
+# --- What a head says
+
+
+def test_a_head_becomes_an_environ():
+    data = lines(
+        "POST /v2/models/a%20b/infer?c=d&e HTTP/1.1",
+        "Host: example.org:8000",
+        "content-TYPE: application/json",
+        "Content-Length: 12",
+        "X-Request-Start: t=1.5",
+        "Accept: a",
+        "Accept: b",
+        "Empty:",
+    )
+    assert read(data + b"the body....").environ == {
+        **TEMPLATE,
+        "REQUEST_METHOD": "POST",
+        "RAW_URI": "/v2/models/a%20b/infer?c=d&e",
+        "PATH_INFO": "/v2/models/a b/infer",
+        "QUERY_STRING": "c=d&e",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "example.org:8000",
+        "CONTENT_TYPE": "application/json",
+        "CONTENT_LENGTH": "12",
+        "HTTP_X_REQUEST_START": "t=1.5",
+        "HTTP_ACCEPT": "a,b",
+        "HTTP_EMPTY": "",
+    }
+    assert len(TEMPLATE) == 4, "the template is the connection's and stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("data", "length", "expects_continue", "keep_alive"),
+    [
+        (get(), 0, False, True),
+        (get("Content-Length: 3"), 3, False, True),
+        (post(), 0, False, True),
+        (post("Content-Length: 0"), 0, False, True),
+        (post("Content-Length: 0007"), 7, False, True),
+        (post("Content-Length: 9223372036854775807"), 2**63 - 1, False, True),
+        (post("Content-Length: \t7 \t"), 7, False, True),
+        (post("Transfer-Encoding: chunked"), None, False, True),
+        (post("transfer-encoding: CHUNKED"), None, False, True),
+        (post("Content-Length: 7", "Expect: 100-continue"), 7, True, True),
+        (post("Content-Length: 7", "Expect: 100-Continue"), 7, True, True),
+        (post("Transfer-Encoding: chunked", "Expect: 100-continue"), None, True, True),
+        (post("Content-Length: 7", "Expect: 100-continue", "Expect: 100-continue"), 7, True, True),
+        (post("Content-Length: 7", "Expect: 100-continue", version="1.0"), 7, False, False),
+        (get("Connection: close"), 0, False, False),
+        (get("Connection: Close"), 0, False, False),
+        (get("Connection: keep-alive"), 0, False, True),
+        (get("Connection: upgrade, close"), 0, False, False),
+        (get("Connection: upgrade"), 0, False, True),
+        (get(version="1.0"), 0, False, False),
+        (get("Connection: keep-alive", version="1.0"), 0, False, True),
+        (get("Connection: Keep-Alive", version="1.0"), 0, False, True),
+        (get("Connection: close", version="1.0"), 0, False, False),
+    ],
+)
+def test_framing_and_connection(data, length, expects_continue, keep_alive):
+    found = read(data + b"what follows")
+    assert found[1:5] == (len(data), length, expects_continue, keep_alive)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_inference"),
+    [
+        ("POST", "/v2/models/m/infer", True),
+        ("POST", "/v2/models/m/versions/2/infer?a=b", True),
+        ("GET", "/v2/models/m/infer", False),
+        ("POST", "/v2/models/m/load", False),
+    ],
+)
+def test_an_inference_is_told_from_other_requests(method, path, is_inference):
+    head = read(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert head.is_inference is is_inference
+    assert head.copy().is_inference is is_inference
+
+
+@pytest.mark.parametrize("values", [("close", "keep-alive"), ("keep-alive", "close"), ("close, keep-alive",)])
+def test_close_wins_over_keep_alive(values):
+    """RFC 9112 section 9.3: the connection does not persist when the close option is present."""
+    assert not read(get(*(f"Connection: {value}" for value in values))).keep_alive
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_the_version_is_told(version):
+    assert read(get(version=version)).environ["SERVER_PROTOCOL"] == f"HTTP/{version}"
+
+
+def test_http_1_0_needs_no_host():
+    assert read(lines("GET /v2 HTTP/1.0")).environ["PATH_INFO"] == "/v2"
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        ("/", "/", ""),
+        ("/v2?", "/v2", ""),
+        ("/v2?a?b", "/v2", "a?b"),
+        ("/v2?a%20b", "/v2", "a%20b"),
+        ("//v2", "//v2", ""),
+        ("/a%2Fb%25", "/a%2Fb%", ""),
+        ("/a/?b/", "/a", "b/"),
+        ("/a%zz%", "/a%zz%", ""),
+        ("/%c3%a9", "/\xc3\xa9", ""),
+        ("/\xc3\xa9", "/\xc3\xa9", ""),
+        ("/\xc3\xa9%20", "/\xc3\xa9 ", ""),
+        ("http://example.org/v2?a", "/v2", "a"),
+        ("http://example.org", "/", ""),
+        ("http://example.org?a", "/", "a"),
+        ("HTTPS://u@example.org:1/v2/http://x", "/v2/http://x", ""),
+        ("/v2/http://x", "/v2/http://x", ""),
+    ],
+)
+def test_the_target_becomes_path_and_query(target, path, query):
+    """PATH_INFO holds bytes as latin-1 characters (PEP 3333); percent-encoding is decoded except that of a slash."""
+    environ = read(get(target=target)).environ
+    assert (environ["PATH_INFO"], environ["QUERY_STRING"], environ["RAW_URI"]) == (path, query, target)
+
+
+def test_the_asterisk_is_for_options():
+    assert read(lines("OPTIONS * HTTP/1.1", "Host: x")).environ["PATH_INFO"] == "*"
+    assert refused(get(target="*")).status == 400
+
+
+def test_names_with_underscores_do_not_pass_for_those_with_dashes():
+    data = get("X_Forwarded_For: evil", "X-Forwarded-For: good", "Content_Length: 5", "Transfer_Encoding: chunked")
+    found = read(data)
+    assert (found.environ["HTTP_X_FORWARDED_FOR"], found.length) == ("good", 0)
+    assert {"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"}.isdisjoint(found.environ)
+    assert refused(data, header_map="refuse").status == 400
+
+
+def test_names_with_underscores_are_for_who_asks_for_them():
+    assert read(get("A_B: c"), header_map="dangerous").environ["HTTP_A_B"] == "c"
+
+
+def test_what_is_remembered_of_names_is_bounded():
+    """Clients may send any names; those that come later are read like the first ones."""
+    heads = reader()
+    for index in range(2000):
+        heads.read(get(f"Name-{index}: value"), 0, TEMPLATE)
+    assert heads.read(get("Name-1999: a", "X-Y: b"), 0, TEMPLATE).environ["HTTP_NAME_1999"] == "a"
+    assert heads.read(get("x-Y: b"), 0, TEMPLATE).environ["HTTP_X_Y"] == "b"
+    assert len(heads._keys) < 1000
+
+
+# --- What is refused
+
+REFUSED = [
+    # the request line
+    (lines("GET"), 400, "Invalid HTTP request"),
+    (lines("GET /v2"), 400, "Invalid HTTP request"),
+    (lines("GET /v2 HTTP/1.1 ", "Host: x"), 400, ""),
+    (lines(" GET /v2 HTTP/1.1", "Host: x"), 400, ""),
+    (lines("GET\t/v2 HTTP/1.1", "Host: x"), 400, ""),
+    (lines("get /v2 HTTP/1.1", "Host: x"), 400, "Lowercase"),
+    (lines("G\x00T /v2 HTTP/1.1", "Host: x"), 400, ""),
+    (lines("G(T /v2 HTTP/1.1", "Host: x"), 400, ""),
+    (lines("GE /v2 HTTP/1.1", "Host: x"), 400, "method length"),
+    (lines("GET v2 HTTP/1.1", "Host: x"), 400, "relative"),
+    (lines("GET example.org:80 HTTP/1.1", "Host: x"), 400, "authority-form"),
+    (lines("GET /v2\x01 HTTP/1.1", "Host: x"), 400, ""),
+    (lines("GET /v2\x7f HTTP/1.1", "Host: x"), 400, ""),
+    (lines("GET /v2 HTTP/3.0", "Host: x"), 505, "version"),
+    (lines("GET /v2 HTTP/0.9", "Host: x"), 505, "version"),
+    (lines("GET /v2 HTTP/1.2", "Host: x"), 505, "version"),
+    (lines("GET /v2 HTTP/2", "Host: x"), 505, ""),
+    (lines("GET /v2 http/1.1", "Host: x"), 505, "version"),
+    (lines("PRI * HTTP/2.0", "", "SM", ""), 505, "version"),
+    # lines
+    (b"GET /v2 HTTP/1.1\nHost: x\n\n", 400, "Bare LF"),
+    (b"GET /v2 HTTP/1.1\r\nHost: x\n\r\n", 400, "\\x0a"),
+    (b"GET /v2 HTTP/1.1\r\nHost: x\r\nA: b\n\r\n", 400, ""),
+    (b"GET /v2 HTTP/1.1\rHost: x\r\r", 400, ""),
+    (b"GET /v2 HTTP/1.1\r\nHost: x\rA: b\r\n\r\n", 400, ""),
+    (b"\r\n\r\nGET /v2 HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
+    # fields
+    (lines("GET /v2 HTTP/1.1", "Host : x"), 400, "header name"),
+    (lines("GET /v2 HTTP/1.1", "Host\t: x"), 400, "header name"),
+    (lines("GET /v2 HTTP/1.1", " Host: x"), 400, ""),
+    (get("no colon"), 400, ""),
+    (get(": no name"), 400, ""),
+    (get("A b: c"), 400, "header name"),
+    (get("A(b): c"), 400, "header name"),
+    (get("\xc4: b"), 400, "header name"),
+    (get("A: b", " folded"), 400, ""),
+    (get("A: b", "\tfolded"), 400, ""),
+    (get("A: b\x00c"), 400, ""),
+    (get("A: b\x0bc"), 400, ""),
+    (get("A: b\x7fc"), 400, ""),
+    # the host: RFC 9112 section 3.2
+    (lines("GET /v2 HTTP/1.1"), 400, "Host"),
+    (get("Host: y"), 400, "Host"),
+    (get("host: x"), 400, "Host"),
+    # the length
+    (post("Content-Length:"), 400, "Content-Length"),
+    (post("Content-Length: x"), 400, "Content-Length"),
+    (post("Content-Length: -1"), 400, "Content-Length"),
+    (post("Content-Length: +1"), 400, "Content-Length"),
+    (post("Content-Length: 1.0"), 400, "Content-Length"),
+    (post("Content-Length: 0x1"), 400, "Content-Length"),
+    (post("Content-Length: 1 1"), 400, "Content-Length"),
+    (post("Content-Length: 1,1"), 400, "Content-Length"),
+    (post("Content-Length: 1, 2"), 400, "Content-Length"),
+    (post("Content-Length: \xb2"), 400, "Content-Length"),
+    (post("Content-Length: 1_0"), 400, "Content-Length"),
+    (post("Content-Length: 1", "Content-Length: 2"), 400, "Content-Length"),
+    (post("Content-Length: 1", "content-length: 1"), 400, "Content-Length"),
+    (post("Content-Length : 1"), 400, ""),
+    (post("Content-Type: a", "Content-Type: b"), 400, "Content-Type"),
+    # the transfer coding
+    (post("Transfer-Encoding: chunked", "Content-Length: 1"), 400, "Content-Length"),
+    (post("Content-Length: 1", "Transfer-Encoding: chunked"), 400, "Content-Length"),
+    (post("Transfer-Encoding: chunked", version="1.0"), 400, "HTTP/1.0"),
+    (post("Transfer-Encoding: chunked", "Transfer-Encoding: chunked"), 400, "chunked"),
+    (post("Transfer-Encoding: chunked, chunked"), 400, "chunked"),
+    (post("Transfer-Encoding: chunked, gzip"), 400, ""),
+    (post("Transfer-Encoding: chunked", "Transfer-Encoding: identity"), 400, ""),
+    (post("Transfer-Encoding : chunked"), 400, ""),
+    (post("Transfer-Encoding: \x0bchunked"), 400, ""),
+    (post("Transfer-Encoding: foo"), 501, "Transfer-Encoding"),
+    (post("Transfer-Encoding: xchunked"), 501, "Transfer-Encoding"),
+    (post('Transfer-Encoding: "chunked"'), 501, "Transfer-Encoding"),
+    (post("Transfer-Encoding: chunked;a=b"), 501, "Transfer-Encoding"),
+    (post("Transfer-Encoding:"), 501, "Transfer-Encoding"),
+    (post("Transfer-Encoding: ,chunked"), 501, "Transfer-Encoding"),
+    (post("Transfer-Encoding: gzip"), 501, "gzip"),
+    (post("Transfer-Encoding: gzip, chunked"), 501, "gzip"),
+    (post("Transfer-Encoding: gzip", "Transfer-Encoding: chunked"), 501, "gzip"),
+    (post("Transfer-Encoding: identity"), 501, "identity"),
+    (post("Transfer-Encoding: identity", "Content-Length: 1"), 501, "identity"),
+    # expectations
+    (post("Content-Length: 1", "Expect: tea"), 417, "tea"),
+    (post("Content-Length: 1", "Expect: 100-continue, tea"), 417, "tea"),
+    (post("Content-Length: 1", "Expect:"), 417, ""),
+]
+
+
+@pytest.mark.parametrize(("data", "status", "message"), REFUSED)
+def test_malformed_heads_are_refused(data, status, message):
+    refusal = refused(data)
+    assert refusal.status == status
+    assert message in str(refusal)
+
+
+@pytest.mark.parametrize("data", [b"GET /v2 HTTP/1.1\nHost: x\n\n", b"\x16\x03\x01\r\n\r\n"])
+def test_what_comes_behind_a_malformed_head_is_not_counted_as_fields(data):
+    assert refused(data + b"\n" * 300).status == 400
+
+
+@pytest.mark.parametrize("host", ["a b", "a/b", "a@b", "a?b", "a#b", "a:b", "[::1", "http://a"])
+def test_an_invalid_host_is_refused(host):
+    """RFC 9112 section 3.2: a server MUST answer 400 to a Host field with an invalid field value."""
+    assert refused(lines("GET /v2 HTTP/1.1", f"Host: {host}")).status == 400
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "a", "a:", "a:80", "127.0.0.1:8000", "[::1]", "[::1]:80", "a_b", "a-b.c", "a%20b", "a,b", "x!$&'()*+;=~"],
+)
+def test_a_valid_host_is_accepted(host):
+    assert read(lines("GET /v2 HTTP/1.1", f"Host: {host}")).environ["HTTP_HOST"] == host
+
+
+def test_methods_and_versions_out_of_the_ordinary_are_for_who_asks_for_them():
+    data = lines("get /v2 HTTP/1.1", "Host: x")
+    assert read(data, permit_unconventional_http_method=True).environ["REQUEST_METHOD"] == "get"
+    data = lines("GET /v2 HTTP/1.2", "Host: x")
+    assert read(data, permit_unconventional_http_version=True).environ["PATH_INFO"] == "/v2"
+
+
+# --- Limits
+
+
+def test_the_request_line_has_a_limit():
+    target = "/" + "a" * 82
+    data = get(target=target)
+    size = len(data.split(b"\r\n", 1)[0])
+    assert read(data, limit_request_line=size).environ["PATH_INFO"] == target
+    refusal = refused(data, limit_request_line=size - 1)
+    assert (refusal.status, str(size) in str(refusal)) == (414, True)
+
+
+def test_an_empty_line_in_front_does_not_lift_the_limit_of_the_request_line():
+    assert refused(b"\r\n" + get(target="/" + "a" * 5000)).status == 414
+
+
+def test_no_limit_of_the_request_line():
+    target = "/" + "a" * 100_000
+    assert read(get(target=target), limit_request_line=0).environ["PATH_INFO"] == target
+
+
+def test_the_number_of_fields_has_a_limit():
+    data = get(*(f"A{index}: b" for index in range(9)))
+    assert read(data, limit_request_fields=10).environ["HTTP_A8"] == "b"
+    assert refused(data, limit_request_fields=9).status == 431
+
+
+@pytest.mark.parametrize("limit", [0, 257, 32768])
+def test_the_number_of_fields_is_never_unlimited(limit):
+    fields = [f"A{index}: b" for index in range(255)]
+    assert read(get(*fields), limit_request_fields=limit).environ["HTTP_A254"] == "b"
+    assert refused(get(*fields, "B: c", "C: d"), limit_request_fields=limit).status == 431
+
+
+@pytest.mark.parametrize(
+    ("count", "end"), [(120, b""), (255, b""), (256, b""), (300, b""), (300, b"body\r\n"), (5000, b"")]
+)
+def test_too_many_fields_are_counted_for_the_client(count, end):
+    """Behind the 256th the parser only says that it is no request."""
+    refusal = refused(get(*["A: b"] * (count - 1)) + end)
+    assert refusal.status == 431
+    assert str(refusal) == f"malformed request: Number of headers ({count}) exceeds limit (100)"
+
+
+def test_too_many_fields_are_refused_before_their_end_has_come():
+    refusal = refused(get(*["A: b"] * 299)[:-2])
+    assert (refusal.status, str(refusal)) == (431, "malformed request: Number of headers (300) exceeds limit (100)")
+
+
+def test_the_size_of_a_field_has_a_limit():
+    field = "A: " + "b" * 95
+    assert read(get(field), limit_request_field_size=len(field) + 2).environ["HTTP_A"] == "b" * 95
+    assert refused(get(field), limit_request_field_size=len(field) + 1).status == 431
+
+
+def test_the_limit_of_a_whole_head_is_that_of_its_parts():
+    assert reader(limit_request_line=100, limit_request_fields=10, limit_request_field_size=50).limits == (100, 10, 50)
+    assert reader(limit_request_line=100, limit_request_fields=10, limit_request_field_size=50).limits.head == 624
+
+
+# --- Heads in pieces
+
+WHOLE = [
+    get(),
+    get("A: b", "Connection: close", version="1.0"),
+    b"\r\n" + get(),
+    post("Content-Length: 5", "Expect: 100-continue"),
+    post("Transfer-Encoding: chunked"),
+]
+
+
+@pytest.mark.parametrize("data", WHOLE)
+def test_a_head_is_whole_with_its_last_byte_and_not_before(data):
+    for size in range(len(data)):
+        for seen in {0, size // 2, size}:
+            assert READER.read(data[:size], seen, TEMPLATE) is None
+    whole = READER.read(data, 0, TEMPLATE)
+    assert whole.size == len(data)
+    for seen in range(len(data)):
+        assert READER.read(data, seen, TEMPLATE) == whole
+
+
+def feed(data, places):
+    """Read a head that comes in pieces cut at these places, as a connection does."""
+    buffer, seen = bytearray(), 0
+    for start, end in zip([0, *places], [*places, len(data)], strict=True):
+        buffer += data[start:end]
+        try:
+            found = READER.read(buffer, seen, TEMPLATE)
+        except Refusal as refusal:
+            return refusal.status
+        if found is not None:
+            return found
+        seen = len(buffer)
+    return None
+
+
+@given(st.sampled_from([*WHOLE, *(data for data, _, _ in REFUSED)]), st.data())
+def test_pieces_make_no_difference(data, draw):
+    places = draw.draw(st.lists(st.integers(0, len(data)), max_size=8).map(sorted))
+    assert feed(data, places) == feed(data, [])
+
+
+fragments = st.sampled_from(
+    [
+        *(b"GET", b"POST", b" ", b"/", b"/v2", b"*", b"HTTP/1.1", b"HTTP/1.0", b"\r\n", b"\r", b"\n", b":", b": "),
+        *(b"Host", b"Host: x\r\n", b"Content-Length", b"Transfer-Encoding", b"chunked", b"1", b",", b"\t", b"\0", b"_"),
+        *(b"Connection", b"close", b"Expect", b"100-continue", b"\r\n\r\n", b"%", b"\xff", b"?", b"://"),
+    ]
+)
+
+
+@given(st.lists(fragments | st.binary(max_size=3), max_size=30).map(b"".join))
+@example(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+def test_any_bytes_are_a_head_or_a_part_of_one_or_refused(data):
+    try:
+        found = READER.read(data, 0, TEMPLATE)
+    except Refusal as refusal:
+        found = refusal
+    assert found is None or isinstance(found, Head | Refusal)
+    if isinstance(found, Refusal):
+        assert 400 <= found.status < 600
+    elif found is not None:
+        assert found.size <= len(data)
+        assert found.length is None or found.length >= 0
+        assert all(isinstance(value, str) for key, value in found.environ.items())
+
+
+# --- Bodies
+
+
+def body(data=b"one\ntwo\nthree"):
+    return RequestBody(memoryview(data))
+
+
+def test_a_body_is_read_as_a_file():
+    assert (body().read(), body().read(5), body().read(None), body().read(0)) == (
+        b"one\ntwo\nthree",
+        b"one\nt",
+        b"one\ntwo\nthree",
+        b"",
+    )
+    assert (body().readline(), body().readline(2)) == (b"one\n", b"on")
+    assert body().readlines() == list(body()) == [b"one\n", b"two\n", b"three"]
+    assert body().readlines(4) == [b"one\n"]
+    stream = body()
+    assert (stream.read(4), stream.readline(), stream.read(), stream.read()) == (b"one\n", b"two\n", b"three", b"")
+    assert body(b"").read() == b""
+
+
+def test_a_body_is_there_without_a_copy():
+    data = memoryview(bytearray(b"abc"))
+    stream = RequestBody(data)
+    data[0] = ord("x")
+    assert stream.buffer[0] == ord("x")
+
+
+# --- Responses
+
+
+def test_the_head_of_a_response():
+    written = encode_head("200 OK", [("Content-Type", "a/b"), ("Content-Length", "3")], "S: x\r\nConnection: close\r\n")
+    assert written == b"HTTP/1.1 200 OK\r\nS: x\r\nConnection: close\r\nContent-Type: a/b\r\nContent-Length: 3\r\n"
+    assert encode_head("200 OK", [], "") == b"HTTP/1.1 200 OK\r\n"
+    assert encode_head("200 OK", [("A", "\xe9")], "") == b"HTTP/1.1 200 OK\r\nA: \xe9\r\n"
+
+
+@pytest.mark.parametrize("text", ["a\r\nB: c", "a\nB: c", "a\r\n\r\n<html>", "a\n", "a\rB: c", "\u20ac"])
+def test_what_would_break_the_head_of_a_response_is_an_error(text):
+    with pytest.raises(ValueError):  # noqa: PT011  any will do
+        encode_head("200 OK", [("A", text)], "")
+    with pytest.raises(ValueError):  # noqa: PT011
+        encode_head("200 OK", [(text, "b")], "")
+    with pytest.raises(ValueError):  # noqa: PT011
+        encode_head(f"200 {text}", [], "")
+
+
+@pytest.mark.parametrize("text", ["a", "!", "~", "0b6f-1/=,;", "a" * 128])
+def test_a_request_id_of_visible_characters_is_repeated(text):
+    assert is_request_id(text)
+
+
+@pytest.mark.parametrize("text", ["", "a" * 129, "a b", "a\t", "\x7f", "\xe9", "a\n", "a\r\nB: c", "\x00", "\x1b[2J"])
+def test_any_other_request_id_is_not(text):
+    assert not is_request_id(text)
+
+
+def test_every_response_of_a_second_has_its_date():
+    server, date, end = encode_server_lines(784111777.9).split("\r\n")
+    assert (server, end) == ("Server: ovms_rest", "")
+    assert date == "Date: Sun, 06 Nov 1994 08:49:37 GMT"
+    assert email.utils.parsedate_to_datetime(date.removeprefix("Date: ")).timestamp() == 784111777
+
+
+@pytest.mark.parametrize("status", [400, 404, 408, 413, 414, 417, 431, 501, 503, 505])
+def test_a_refusal_is_answered_in_json(status):
+    line, headers, written = encode_refusal(Refusal(status, 'the "reason"\n\xe9', {"Retry-After": "1"}))
+    assert line.startswith(f"{status} ")
+    assert json.loads(written) == {"error": 'the "reason"\n\xe9'}
+    assert dict(headers) == {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(written)),
+        "Retry-After": "1",
+    }

@@ -1,0 +1,348 @@
+"""Logs whose reader has stopped reading: lines are lost and counted, and nothing waits for it."""
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import model_zoo
+import pytest
+from service import PATIENCE, ROOT, Service, environment, free_port, write_config
+
+from ovms_rest.worker import streams
+from ovms_rest.worker.streams import Stream
+
+LOST = "lines of the test were lost: its reader has fallen behind"
+
+
+class Pipe:
+    """A pipe with a stream that writes into it."""
+
+    def __init__(self):
+        self.reading, self.writing = os.pipe()
+        self.stream = Stream(self.writing, "the test")
+
+    def fill(self):
+        """Fill it up, as all do who write into it."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.pwritev(self.writing, [b"." * 4096], -1, os.RWF_NOWAIT)
+
+    def read(self):
+        """Read all that is there."""
+        os.set_blocking(self.reading, False)
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self.reading, 2**20):
+                data += piece
+        os.set_blocking(self.reading, True)
+        return data.lstrip(b".")
+
+
+@pytest.fixture
+def pipe():
+    made = Pipe()
+    yield made
+    made.stream.close()
+    os.close(made.reading)
+
+
+def test_lines_come_out_in_order_and_others_find_the_pipe_as_it_was(pipe):
+    assert [pipe.stream.write(b"one\n"), pipe.stream.write(b"two\n")] == [4, 4]
+    assert pipe.read() == b"one\ntwo\n"
+    assert os.get_blocking(pipe.writing)
+
+
+def test_lines_for_which_there_is_no_room_are_counted(pipe, caplog):
+    pipe.fill()
+    for _ in range(1000):
+        assert pipe.stream.write(b"lost\n") == 5
+    pipe.stream.write(b"two\nlines\n")
+    assert pipe.read() == b""
+    assert caplog.messages == []
+    pipe.stream.write(b"there\n")
+    assert pipe.read() == b"there\n"
+    assert caplog.messages == [f"1002 {LOST}"]
+    pipe.stream.write(b"again\n")
+    assert caplog.messages == [f"1002 {LOST}"]
+
+
+def test_a_stuck_reader_is_waited_for_once(pipe):
+    pipe.fill()
+    started = time.monotonic()
+    pipe.stream.write(b"waited\n")
+    waited = time.monotonic() - started
+    assert waited >= streams.WAIT_SECONDS
+    started = time.monotonic()
+    for _ in range(1000):
+        pipe.stream.write(b"not waited\n")
+    assert time.monotonic() - started < 1000 * streams.WAIT_SECONDS / 10
+
+
+def test_a_slow_reader_gets_every_line(pipe, monkeypatch):
+    monkeypatch.setattr(streams, "WAIT_SECONDS", 30)
+    lines = b"".join(b"%d\n" % number for number in range(100_000))
+    received = []
+
+    def read():
+        while sum(map(len, received)) < len(lines):
+            received.append(os.read(pipe.reading, 10_000))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for line in lines.splitlines(keepends=True):
+        pipe.stream.write(line)
+    reader.join(PATIENCE)
+    assert b"".join(received) == lines
+
+
+def test_a_line_that_comes_out_in_part_ends_before_the_next(pipe, caplog):
+    pipe.stream.write(b"x" * 100_000 + b"\n")
+    assert pipe.read() == b"x" * 65_536
+    pipe.stream.write(b"next\n")
+    assert pipe.read() == b"\nnext\n"
+    assert caplog.messages == [f"1 {LOST}"]
+
+
+def test_a_forked_process_counts_for_itself(pipe, caplog):
+    pipe.fill()
+    pipe.stream.write(b"of the parent\n")
+    pipe.read()
+    pid = os.fork()
+    if not pid:
+        pipe.stream.write(b"of the child\n")
+        os._exit(len(caplog.messages))
+    assert os.waitpid(pid, 0)[1] == 0
+    assert pipe.read() == b"of the child\n"
+    pipe.stream.write(b"of the parent\n")
+    assert caplog.messages == [f"1 {LOST}"]
+
+
+def test_a_pipe_of_another_user_blocks_nobody_either(pipe, caplog):
+    """It cannot be opened once more, as that of a container's log sometimes."""
+    pipe.stream._detach()
+    pipe.stream._write = pipe.stream._write_after_poll
+    pipe.stream.write(b"x" * 10_000 + b"\n")
+    assert pipe.read() == b"x" * 10_000 + b"\n"
+    pipe.fill()
+    pipe.stream.write(b"lost\n")
+    pipe.read()
+    pipe.stream.write(b"there\n")
+    assert pipe.read() == b"there\n"
+    assert caplog.messages == [f"1 {LOST}"]
+
+
+def test_a_reader_that_is_gone_costs_the_lines(caplog):
+    made = Pipe()
+    os.close(made.reading)
+    assert made.stream.write(b"lost\n") == 5
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), made.writing)
+    made.stream.attach()
+    made.stream.write(b"there\n")
+    made.stream.close()
+    assert caplog.messages == ["1 lines of the test were lost: Broken pipe"]
+
+
+def test_a_journal_that_does_not_read_blocks_nobody(caplog):
+    """Its socket cannot be opened once more, and stays a blocking one for others."""
+    ours, journal = socket.socketpair()
+    with journal:
+        stream = Stream(ours.detach(), "the test")
+        for _ in range(1000):
+            assert stream.write(b"x" * 9999 + b"\n") == 10_000
+        assert os.get_blocking(stream.fileno())
+        journal.settimeout(0.1)
+        with contextlib.suppress(TimeoutError):
+            while journal.recv(2**20):
+                pass
+        stream.write(b"there\n")
+        assert journal.recv(100).lstrip(b"\n") == b"there\n"
+        stream.close()
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith(LOST)
+
+
+def test_a_terminal_that_is_stopped_blocks_nobody(caplog):
+    """By Ctrl-S."""
+    master, slave = pty.openpty()
+    stream = Stream(slave, "the test")
+    os.write(master, b"\x13")
+    while has_room(slave):
+        stream.write(b"x" * 1000 + b"\n")
+        time.sleep(0.001)
+    started = time.monotonic()
+    for _ in range(100):
+        stream.write(b"lost\n")
+    assert time.monotonic() - started < 1
+    stream.close()
+    os.close(master)
+
+
+def has_room(descriptor):
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return poll.poll(0)
+
+
+# --- Log files and the system's log
+
+
+@pytest.fixture
+def logger():
+    """A logger of its own, with whose handlers `install` deals as with any other's."""
+    made = logging.getLogger("test_streams")
+    made.propagate = False
+    yield made
+    for handler in made.handlers[:]:
+        made.removeHandler(handler)
+        handler.close()
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Install the streams, and put the standard ones back."""
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    return lambda uid=0: streams.install(uid, uid)
+
+
+def test_a_log_at_a_named_pipe_blocks_nobody_before_and_after_it_is_reopened(tmp_path, logger, install):
+    path = tmp_path / "log"
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    handler = logging.FileHandler(path)
+    logger.addHandler(handler)
+    install()
+    for _ in range(2):
+        for _ in range(100):
+            logger.error("x" * 10_000)
+        handler.close()  # as gunicorn does at SIGUSR1
+        handler.stream = handler._open()
+    os.close(reading)
+
+
+def test_a_log_at_a_named_pipe_without_a_reader_is_not_waited_for(tmp_path, logger, install, capfd):
+    path = tmp_path / "log"
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    handler = logging.FileHandler(path)
+    logger.addHandler(handler)
+    install()
+    os.close(reading)
+    handler.close()
+    handler.stream = handler._open()
+    logger.error("instead")
+    told = f"the log file {path} cannot be opened: No such device or address\ninstead\n"
+    assert capfd.readouterr().err == told
+
+
+def test_a_log_file_on_a_disk_is_written_and_reopened_as_ever(tmp_path, logger, install):
+    path = tmp_path / "log"
+    handler = logging.FileHandler(path)
+    logger.addHandler(handler)
+    install()
+    logger.error("one")
+    path.rename(tmp_path / "old")
+    handler.close()
+    handler.stream = handler._open()
+    logger.error("two")
+    assert (tmp_path / "old").read_text() == "one\n"
+    assert path.read_text() == "two\n"
+
+
+def test_a_system_log_that_does_not_read_blocks_nobody(tmp_path, logger, install, caplog):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(str(tmp_path / "syslog"))
+        logger.addHandler(logging.handlers.SysLogHandler(str(tmp_path / "syslog")))
+        install()
+        for _ in range(1000):
+            logger.error("line")
+        daemon.setblocking(False)
+        received = 0
+        with contextlib.suppress(BlockingIOError):
+            while daemon.recv(100):
+                received += 1
+        logger.error("there")
+        assert daemon.recv(100) == b"<11>there\0"
+    told = [record.getMessage() for record in caplog.records if record.name != logger.name]
+    assert told == [f"{1000 - received} lines of the system's log were lost: it has fallen behind"]
+
+
+# --- The service
+
+
+@pytest.fixture
+def relu(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path / "relu")
+    return write_config(tmp_path, {"name": "relu", "base_path": "relu"})
+
+
+@contextlib.contextmanager
+def stuck(directory, config, *arguments, **variables):
+    """A service whose output goes into a full pipe that nobody reads; yield it and the pipe."""
+    pipe = Pipe()
+    pipe.fill()
+    process = subprocess.Popen(
+        ["gunicorn", "-b", f"127.0.0.1:{(port := free_port())}", "-w", "2", *arguments],
+        cwd=ROOT,
+        env=environment(directory, OVMS_REST_CONFIG=str(config), **variables),
+        stdout=pipe.writing,
+        stderr=pipe.writing,
+        start_new_session=True,
+    )
+    (directory / "service.log").touch()
+    service = Service(process, directory / "service.log")
+    service.port = port
+    try:
+        service.wait_for(lambda: answers(service))
+        yield service, pipe
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE)
+        pipe.stream.close()
+        os.close(pipe.reading)
+
+
+def answers(service):
+    with contextlib.suppress(OSError):
+        return service.get("/v2/health/ready").status == 200
+    return False
+
+
+@pytest.mark.parametrize("options", [(), ("--access-logfile", "-", "--error-logfile", "/dev/stderr")])
+def test_nothing_waits_for_a_reader_of_the_standard_error(tmp_path, relu, options):
+    """From the start on, workers are replaced, answers come, reloads are made; the log goes on when it is read."""
+    with stuck(tmp_path, relu, *options, OVMS_REST_ACCESS_LOG="json") as (service, pipe):
+        before = service.workers()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        service.wait_for(lambda: len(service.workers()) == 2 and not set(service.workers()) & set(before))
+        for _ in range(20):
+            assert service.get("/v2/models/relu").status == 200
+        model_zoo.save(model_zoo.relu(), tmp_path / "relu", 2)
+        assert service.request("POST", "/v1/config/reload").status == 201
+        pipe.read()
+        service.signal(signal.SIGTTIN)
+        data = b""
+
+        def told():
+            nonlocal data
+            data += pipe.read()
+            return b"Handling signal: ttin" in data and b"lines of the standard error were lost" in data.replace(
+                b"/dev/stderr", b"the standard error"
+            )
+
+        service.wait_for(told)
+        assert os.get_blocking(pipe.writing), "the shell that started it has the same open file"

@@ -1,0 +1,798 @@
+"""The worker under load: bodies and answers in memory, balance between workers, control first, overload."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slow_models
+from gunicorn.config import Config
+from raw_http import (
+    LIVE,
+    RELU,
+    RELU_PATH,
+    Barrier,
+    Load,
+    chunk,
+    connected,
+    exchange,
+    head,
+    infer,
+    parse,
+    post,
+    receive,
+)
+from service import open_files, serve
+
+from ovms_rest.worker.connection import Connection, State, Times
+from ovms_rest.worker.http1 import HeadReader
+
+SLOW = infer("counting", slow_models.count(slow_models.SLOW))
+ENDLESS = infer("counting", slow_models.count(2**30))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A config with relu, counting and filling."""
+    return slow_models.save(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, models):
+    """One worker, in which three inferences may wait."""
+    with serve(tmp_path_factory.mktemp("alone"), "-w", "1", config=models, OVMS_REST_MAX_WAITING="3") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, models):
+    """Two workers."""
+    with serve(tmp_path_factory.mktemp("pair"), "-w", "2", config=models) as running:
+        running.wait_for_workers(2)
+        yield running
+
+
+def inferred(answer):
+    return answer.status == 200 and answer.json()["outputs"][0]["data"] == [1, 0, 3, 0]
+
+
+# --- What is known of workers
+
+
+def spent(pid):
+    """Return the CPU time of a process in seconds, from the scheduler's nanoseconds."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def wait_until_inferring(service):
+    """Wait until the only worker has worked for longer than a request takes that does not infer."""
+    (pid,) = service.workers()
+    before = spent(pid)
+    service.wait_for(lambda: spent(pid) > before + 0.05)
+
+
+def owner(service, connection):
+    """Return the process id of the worker that has a connection."""
+    ports = service.port, connection.getsockname()[1]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        row = line.split()
+        if tuple(int(address.split(":")[1], 16) for address in row[1:3]) == ports:
+            return next(pid for pid in service.workers() if f"socket:[{row[9]}]" in open_files(pid))
+    raise AssertionError("no worker has it")
+
+
+@contextlib.contextmanager
+def connected_to_idle(service):
+    """Open a connection while all workers are idle."""
+    service.wait_until_idle()
+    with connected(service, LIVE) as connection:
+        receive(connection)
+        service.wait_until_idle()
+        yield connection
+
+
+# --- In memory
+
+
+class Host:
+    """What a connection needs of a worker, by which it is seen what it does."""
+
+    def __init__(self):
+        self.heads = HeadReader(Config())
+        self.times = Times(1, 1, 1, 1)
+        self.now = 0.0
+        self.arena = memoryview(bytearray(65536))
+        self.held, self.max_held, self.max_body = 0, 2**30, 2**28
+        self.submitted = []
+
+    def submit(self, connection):
+        self.submitted.append(connection.head.environ["wsgi.input"].buffer)
+
+    def resume_later(self, connection):
+        pass
+
+    def forget(self, connection):
+        pass
+
+
+class Counting:
+    """A socket that counts what is sent at once."""
+
+    def __init__(self, connection):
+        self._connection, self.sent = connection, []
+
+    def sendmsg(self, parts):
+        count = self._connection.sendmsg(parts)
+        self.sent.append(count)
+        return count
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+
+@pytest.fixture
+def wired():
+    """A connection with its host, the socket that it counts, and the client's end."""
+    server, client = socket.socketpair()
+    with server, client:
+        server.setblocking(False)
+        host, counting = Host(), Counting(server)
+        yield Connection(host, counting, {"SCRIPT_NAME": ""}), host, counting, client
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 100, 1000])
+@pytest.mark.parametrize("how", ["with the head", "behind it", "in chunks", "behind another request"])
+def test_the_first_tensor_is_on_a_boundary_of_64_bytes(wired, length, how):
+    connection, host, _, client = wired
+    body = bytes(range(256)) * 80  # smaller ones are copied anyway
+    field = f"Inference-Header-Content-Length: {length}"
+    data = [post(RELU_PATH, body, field)]
+    if how == "behind it":
+        data = [data[0][: -len(body)], body[:1000], body[1000:]]
+    elif how == "in chunks":
+        chunks = chunk(body[:1001]) + chunk(body[1001:]) + chunk(b"")
+        data = [head("POST", RELU_PATH, "Transfer-Encoding: chunked", field) + chunks]
+    elif how == "behind another request":
+        data = [post(RELU_PATH, b"x") + data[0]]
+    for piece in data:
+        client.sendall(piece)
+        connection.handle(select.EPOLLIN)
+    if how == "behind another request":
+        connection.send([b"answer"], 6)
+        connection.resume()
+    buffer = np.frombuffer(host.submitted[-1], np.uint8)
+    assert (buffer.ctypes.data + length) % 64 == 0
+    assert buffer.tobytes() == body
+    assert buffer.flags.writeable
+
+
+def test_a_whole_answer_is_one_sendmsg(wired):
+    connection, _, counting, client = wired
+    client.sendall(post(RELU_PATH, RELU))
+    connection.handle(select.EPOLLIN)
+    parts = [b"head", b"json", memoryview(np.arange(1000, dtype=np.uint8)), memoryview(b"")]
+    connection.send(parts, 1008)
+    assert counting.sent == [1008]
+    assert client.recv(2000) == b"".join(parts)
+    assert connection.state is State.HEAD
+
+
+def test_an_answer_of_very_many_parts_is_sent(wired):
+    """The system takes 1024 at once (sendmsg(2), IOV_MAX)."""
+    connection, host, _, client = wired
+    client.sendall(post(RELU_PATH, RELU))
+    connection.handle(select.EPOLLIN)
+    connection.send([b"x"] * 3000, 3000)
+    received = client.recv(5000)
+    while len(received) < 3000 and connection.state is not State.CLOSED:
+        connection.handle(select.EPOLLOUT)
+        received += client.recv(5000)
+    assert received == b"x" * 3000
+    assert (connection.state, host.held) == (State.HEAD, 0)
+
+
+def test_the_rest_of_a_partly_sent_answer_survives_the_next_inference(wired):
+    """Whose output takes the memory of that answer."""
+    connection, host, counting, client = wired
+    client.sendall(post(RELU_PATH, RELU))
+    connection.handle(select.EPOLLIN)
+    output = np.random.default_rng(0).integers(0, 255, 3_000_000, np.uint8)
+    expected = b"head" + output.tobytes()
+    connection.send([b"head", output.data], len(expected))
+    assert 0 < counting.sent[0] < len(expected)
+    assert host.held == len(expected) - counting.sent[0]
+    output[:] = 0
+    received = bytearray()
+    while len(received) < len(expected):
+        received += client.recv(100_000)
+        connection.handle(select.EPOLLOUT)
+    assert received == expected
+    assert (connection.state, host.held) == (State.HEAD, 0)
+
+
+def test_an_encoded_response_is_kept_without_a_copy_and_counts_whole(wired):
+    connection, host, counting, client = wired
+    client.sendall(post(RELU_PATH, RELU))
+    connection.handle(select.EPOLLIN)
+    body = np.random.default_rng(0).bytes(6_000_000)
+    references = sys.getrefcount(body)
+    connection.send([b"head", body], len(body) + 4)
+    assert 0 < counting.sent[0] < len(body)
+    assert sys.getrefcount(body) == references + 1
+    assert host.held == len(body)
+    received = bytearray()
+    while len(received) < len(body) + 4:
+        received += client.recv(100_000)
+        connection.handle(select.EPOLLOUT)
+    assert received == b"head" + body
+    assert (connection.state, host.held, sys.getrefcount(body)) == (State.HEAD, 0, references)
+
+
+def test_a_small_body_that_waits_and_what_came_behind_it_are_counted(wired):
+    connection, host, _, client = wired
+    behind = LIVE * 100
+    client.sendall(post(RELU_PATH, RELU) + behind)
+    connection.handle(select.EPOLLIN)
+    assert host.held == len(RELU) + len(behind)
+    connection.send([b"answer"], 6)
+    assert host.held == len(behind)
+    connection.resume()
+    connection.hold_request()
+    assert host.held == len(behind) - len(LIVE)
+    connection.close()
+    assert host.held == 0
+
+
+def test_what_lies_behind_a_request_is_not_copied_for_each_of_many(wired):
+    """The time grows with the number of requests, not with its square."""
+    connection, host, _, client = wired
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
+    client.sendall(LIVE * 1000)
+    connection.handle(select.EPOLLIN)
+    pending = connection._pending
+    for count in range(1, 1000):
+        connection.send([b"answer"], 6)
+        client.recv(100)
+        connection.resume()
+        assert len(host.submitted) == count + 1
+        assert connection._pending is pending
+    assert not pending
+
+
+def test_a_body_that_never_fits_in_is_refused_at_its_head(wired):
+    connection, host, _, client = wired
+    host.max_held = 50_000
+    refusals = []
+    host.refuse = lambda connection, refusal: refusals.append((refusal.status, str(refusal)))
+    client.sendall(head("POST", RELU_PATH, "Content-Length: 50001"))
+    connection.handle(select.EPOLLIN)
+    assert refusals == [(503, "no room for a body of 50001 bytes: OVMS_REST_MAX_HELD_BYTES allows 50000")]
+
+
+def test_answers_are_whole_however_they_are_read_and_whoever_infers_meanwhile(pair):
+    """Clients read large answers in pieces of any size, with others that infer in between."""
+    generator = random.Random(0)
+    size = 2_500_000
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Load(pair.connect, clients=1))
+        connections, received = [], {}
+        for value in range(8):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+            connection.connect(("127.0.0.1", pair.port))
+            connection.sendall(infer("filling", slow_models.fill(value, size), "Connection: close"))
+            connections.append(connection)
+            received[connection] = []
+        while connections:
+            connection = generator.choice(connections)
+            if data := connection.recv(generator.choice((1, 1000, 100_000, 1_000_000))):
+                received[connection].append(data)
+            else:
+                connections.remove(connection)
+        for value, data in enumerate(received.values()):
+            (answer,) = parse(b"".join(data), "POST")
+            assert answer.body.endswith(np.full(size, value, np.float32).tobytes())
+
+
+# --- Balance
+
+
+def test_kept_connections_are_spread(pair):
+    """Opened one after the other, answered or not, the workers have the same number of them."""
+    with contextlib.ExitStack() as stack:
+        owners = [owner(pair, stack.enter_context(connected_to_idle(pair))) for _ in range(8)]
+    assert sorted(map(owners.count, pair.workers())) == [4, 4]
+
+
+def test_no_request_waits_behind_another_while_a_worker_is_idle(pair):
+    """Two clients that come at once, 20 times: both workers have to be at it, as their CPU time shows."""
+    together = 0
+    for _ in range(20):
+        pair.wait_until_idle()
+        before = {pid: spent(pid) for pid in pair.workers()}
+        with connected(pair, SLOW) as one, connected(pair, SLOW) as two:
+            assert [receive(connection, "POST").status for connection in (one, two)] == [200, 200]
+        grown = [spent(pid) - before[pid] for pid in before]
+        together += min(grown) < max(grown) / 4
+    assert together <= 1
+
+
+def test_a_short_request_does_not_wait_behind_a_long_one_while_a_worker_is_idle(pair):
+    """Here the next round begins when the workers have just ended the last, and may not have told each other yet."""
+    request = infer("counting", slow_models.count(2 * slow_models.SLOW))
+    waited = 0
+    for _ in range(20):
+        with connected(pair, request) as long:
+            data = post(RELU_PATH, RELU, "Connection: close")
+            (answer,) = parse(exchange(pair, data, half=False), "POST")
+            assert inferred(answer)
+            waited += bool(select.select([long], [], [], 0)[0])
+            assert receive(long, "POST").status == 200
+    assert waited < 10
+
+
+def test_no_two_requests_have_the_same_id(pair):
+    """Of both workers, on connections of their own and on one."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected_to_idle(pair)) for _ in range(4)]
+        assert len({owner(pair, connection) for connection in connections}) == 2
+        answers = []
+        for connection in connections:
+            connection.sendall(LIVE * 5)
+            answers += [receive(connection) for _ in range(5)]
+    ids = {answer.headers["x-request-id"] for answer in answers}
+    assert len(ids) == 20
+    assert len({found.partition("-")[0] for found in ids}) == 2
+
+
+def test_clients_that_keep_their_connections_busy_all_workers(pair):
+    """Four clients, two workers: each does its half, by CPU time."""
+    pair.wait_until_idle()
+    before = {pid: spent(pid) for pid in pair.workers()}
+    threads = [threading.Thread(target=infer_slowly, args=(pair, 6)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    grown = [spent(pid) - before[pid] for pid in before]
+    assert min(grown) > max(grown) / 2
+
+
+def infer_slowly(service, count):
+    """Infer so often, on a connection kept as long as the server keeps it."""
+    while count:
+        with connected(service) as connection:
+            closing = False
+            while count and not closing:
+                connection.sendall(SLOW)
+                answer = receive(connection, "POST")
+                assert answer.status == 200
+                closing = answer.headers.get("connection") == "close"
+                count -= 1
+
+
+def crowd(service, stack):
+    """Open two connections to one worker, and leave the other without any; return them."""
+    connections = [stack.enter_context(connected_to_idle(service)) for _ in range(4)]
+    owners = [owner(service, connection) for connection in connections]
+    crowded = [connection for connection, pid in zip(connections, owners, strict=True) if pid == owners[0]]
+    for connection in connections:
+        if connection not in crowded:
+            connection.close()
+    service.wait_until_idle()
+    assert len(crowded) == 2
+    return crowded
+
+
+@pytest.mark.parametrize("size", [0, 300_000], ids=["a small body", "a large body"])
+def test_a_worker_that_has_too_much_gives_a_client_away(pair, size):
+    body = json.dumps(slow_models.count(slow_models.SLOW)).encode().ljust(size)
+    request = post("/v2/models/counting/infer", body)
+    with contextlib.ExitStack() as stack:
+        crowded = crowd(pair, stack)
+        closed = False
+        for _ in range(20):
+            for connection in crowded:
+                connection.sendall(request)
+            answers = [receive(connection, "POST") for connection in crowded]
+            assert [answer.status for answer in answers] == [200, 200]
+            if closed := any(answer.headers.get("connection") == "close" for answer in answers):
+                break
+        assert closed
+
+
+def test_a_client_is_not_given_away_with_requests_that_were_received(pair):
+    """They would be lost: a client must not send them again by itself (RFC 9110 section 9.2.2)."""
+    for _ in range(3):
+        with contextlib.ExitStack() as stack:
+            pipelining, other = crowd(pair, stack)
+            pipelining.sendall(SLOW * 4)
+            other.sendall(SLOW)
+            answers = [receive(pipelining, "POST") for _ in range(4)]
+            assert receive(other, "POST").status == 200
+        assert [answer.status for answer in answers] == [200] * 4
+
+
+def test_a_connection_wakes_no_herd(tmp_path, models):
+    with serve(tmp_path, "-w", "8", config=models) as service:
+        service.wait_for_workers(8)
+        before = sum(map(switches, service.workers()))
+        for _ in range(50):
+            assert exchange(service, head("GET", "/v2/health/live", "Connection: close")).startswith(b"HTTP/1.1 200")
+        # Every worker looks at its clients' time limits once in a second; woken by each connection, it would be 400.
+        assert sum(map(switches, service.workers())) - before < 250
+
+
+def test_nobody_is_woken_for_a_connection_that_is_not_there(tmp_path, models):
+    """Workers that have nothing to do look at their clients' time limits once in a second, and at nothing else."""
+    with serve(tmp_path, "-w", "4", config=models) as service, contextlib.ExitStack() as stack:
+        service.wait_for_workers(4)
+        for _ in range(4):
+            assert receive(stack.enter_context(connected(service, LIVE))).status == 200
+        before, started = sum(map(switches, service.workers())), time.monotonic()
+        service.wait_for(lambda: time.monotonic() - started > 3)
+        assert sum(map(switches, service.workers())) - before <= 4 * 4
+
+
+def switches(pid):
+    """Return how often a process has waited for something."""
+    return int(re.search(r"\nvoluntary_ctxt_switches:\t(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+
+
+def test_a_connection_left_to_a_worker_that_does_not_come_is_taken_after_all(tmp_path, models):
+    with serve(tmp_path, "-w", "2", config=models) as service, contextlib.ExitStack() as stack:
+        service.wait_for_workers(2)
+        first = stack.enter_context(connected_to_idle(service))
+        busy = owner(service, first)
+        (other,) = (pid for pid in service.workers() if pid != busy)
+        os.kill(other, signal.SIGSTOP)
+        try:
+            with connected(service, LIVE) as connection:
+                connection.settimeout(10)  # gunicorn would kill the stopped worker after 30 s
+                assert receive(connection).status == 200
+        finally:
+            os.kill(other, signal.SIGCONT)
+
+
+# --- Control first
+
+CONTROL = [
+    LIVE,
+    head("GET", "/v2/health/ready"),
+    head("GET", "/v2"),
+    head("GET", "/v2/models/relu"),
+    head("GET", "/v2/models/relu/ready"),
+    head("GET", "/v2/models/relu/infer"),
+    head("GET", "/nothing"),
+    post("/v2/models/relu", b"body"),
+    b"BROKEN\r\n\r\n",
+]
+
+
+def test_what_does_not_infer_is_answered_before_waiting_inferences(alone):
+    """By a client that is there and by a new one, with three inferences waiting behind one under way."""
+    with contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(connected(alone, LIVE)) for _ in CONTROL]
+        for connection in kept:
+            receive(connection)
+        slow = [stack.enter_context(connected(alone, LIVE)) for _ in range(4)]
+        for connection in slow:
+            receive(connection)
+        slow[0].sendall(SLOW)
+        with contextlib.closing(Barrier(alone)):
+            for connection in slow[1:]:
+                connection.sendall(SLOW)
+            new = [stack.enter_context(connected(alone, data)) for data in CONTROL]
+            for connection, data in zip(kept, CONTROL, strict=True):
+                connection.sendall(data)
+            for connection in (*kept, *new):
+                assert receive(connection).status in (200, 404, 405, 400)
+            late = slow[-1:]
+            assert not select.select(late, [], [], 0)[0], "the last inference was answered before"
+            assert [receive(connection, "POST").status for connection in slow] == [200] * 4
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory, models):
+    """A worker, and one for the control address."""
+    directory = tmp_path_factory.mktemp("controlled")
+    with serve(directory, "-w", "1", config=models, OVMS_REST_CONTROL_BIND="127.0.0.1:0") as running:
+        running.control = control_of(running)
+        running.wait_for_workers(2)
+        yield running
+
+
+class Control:
+    """The control address as a service of its own."""
+
+    def __init__(self, port):
+        self.port = port
+
+    def connect(self):
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+
+def control_of(service):
+    """Find the control address in the log."""
+    return Control(
+        int(service.wait_for(lambda: re.search(r"control address: http://127\.0\.0\.1:(\d+)", service.log))[1])
+    )
+
+
+def statuses(service, *requests):
+    """Ask on one connection."""
+    with connected(service) as connection:
+        found = []
+        for data in requests:
+            connection.sendall(data)
+            found.append(receive(connection).status)
+        return found
+
+
+def test_there_is_no_control_address_unless_one_is_set(alone):
+    assert "control address" not in alone.log
+    assert len(alone.workers()) == 1
+
+
+def test_the_control_address_serves_all_but_inferences(controlled):
+    assert len(controlled.workers()) == 2
+    with connected(controlled.control) as connection:
+        for data, status in (*zip(CONTROL[:-1], (200, 200, 200, 200, 200, 405, 404, 405), strict=True), (SLOW, 404)):
+            connection.sendall(data)
+            answer = receive(connection)
+            assert answer.status == status
+        assert answer.json() == {"error": "inferences are not served on the control address"}
+    answers = parse(exchange(controlled, post(RELU_PATH, RELU)), "POST")
+    assert inferred(answers[0])
+
+
+def test_the_control_address_serves_many_clients_at_once(controlled):
+    """Kept connections of monitors and probes, while the other worker has none and is idle."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(controlled.control, LIVE)) for _ in range(10)]
+        assert [receive(connection).status for connection in connections] == [200] * 10
+        for connection in connections:
+            connection.sendall(head("GET", "/v2/models/relu"))
+        assert [receive(connection).status for connection in connections] == [200] * 10
+
+
+def test_connections_to_the_control_address_one_after_the_other(controlled):
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            connection = stack.enter_context(connected(controlled.control, LIVE))
+            assert receive(connection).status == 200
+
+
+def test_the_control_address_waits_for_no_inference(tmp_path, models):
+    """The other worker is at one that does not end."""
+    with serve(tmp_path, "-w", "1", config=models, OVMS_REST_CONTROL_BIND="127.0.0.1:0") as service:
+        control = control_of(service)
+        with connected(service, ENDLESS):
+            service.wait_for(lambda: any(spent(pid) > 1 for pid in service.workers()))
+            assert statuses(control, LIVE, *CONTROL[1:4]) == [200] * 4
+            assert statuses(control, LIVE) == [200]
+        service.signal(signal.SIGQUIT)
+        for pid in service.workers():  # it does not hear signals
+            os.kill(pid, signal.SIGKILL)
+        service.process.wait(60)
+
+
+def test_the_control_worker_is_there_whatever_comes_and_goes(tmp_path, models):
+    with serve(tmp_path, "-w", "2", config=models, OVMS_REST_CONTROL_BIND="127.0.0.1:0") as service:
+        control = control_of(service)
+        service.wait_for_workers(3)
+
+        def serves():
+            assert inferred(parse(exchange(service, post(RELU_PATH, RELU)), "POST")[0])
+            return statuses(control, LIVE, SLOW) == [200, 404]
+
+        assert serves()
+        for number, count in ((signal.SIGTTIN, 4), (signal.SIGTTOU, 3), (signal.SIGTTOU, 2)):
+            service.signal(number)
+            service.wait_for_workers(count)
+            assert serves()
+        before = service.workers()
+        service.signal(signal.SIGHUP)
+        service.wait_for(lambda: len(service.workers()) == 3 and not set(service.workers()) & set(before))
+        assert serves()
+        before = service.workers()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        service.wait_for(lambda: not set(service.workers()) & set(before))
+        service.wait_for_workers(3)
+        assert serves()
+
+
+def test_a_control_address_by_path(tmp_path, models):
+    path = tmp_path / "control"
+    with serve(tmp_path, "-w", "1", config=models, OVMS_REST_CONTROL_BIND=f"unix:{path}") as service:
+        service.wait_for(path.exists)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(LIVE + SLOW)
+            assert [receive(connection).status for _ in range(2)] == [200, 404]
+
+
+# --- Priorities and timeouts
+
+
+@pytest.fixture(scope="module")
+def scheduling(tmp_path_factory, models):
+    """One worker, whose access log tells in which order it answered."""
+    directory = tmp_path_factory.mktemp("scheduling")
+    path = directory / "access"
+    variables = {"OVMS_REST_ACCESS_LOG": "json", "OVMS_REST_ACCESS_LOG_FILE": str(path)}
+    with serve(directory, "-w", "1", config=models, **variables) as running:
+        running.access = path
+        yield running
+
+
+def counting(name, *fields, steps=slow_models.SLOW, **parameters):
+    """Write an inference with an id and parameters."""
+    return infer("counting", {**slow_models.count(steps), "id": name, "parameters": parameters}, *fields)
+
+
+def infer_behind_another(service, *requests):
+    """Send requests, in this order, while another is inferred; return their answers, and in which order those came."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(service, LIVE)) for _ in range(len(requests) + 1)]
+        for connection in connections:
+            receive(connection)
+        written = service.access.stat().st_size
+        connections[0].sendall(counting("running", steps=5 * slow_models.SLOW))
+        wait_until_inferring(service)
+        for connection, request in zip(connections[1:], requests, strict=True):
+            connection.sendall(request)
+        answers = [receive(connection, "POST") for connection in connections]
+        for connection in connections:  # which are as good as before
+            connection.sendall(post(RELU_PATH, RELU))
+            assert inferred(receive(connection, "POST"))
+    assert answers[0].status == 200
+    lines = service.wait_for(
+        lambda: len(lines := service.access.read_bytes()[written:].splitlines()) >= 2 * len(connections) and lines
+    )
+    ids = [json.loads(line)["request_id"] for line in lines]
+    order = sorted(range(len(requests)), key=lambda number: ids.index(answers[number + 1].headers["x-request-id"]))
+    return answers[1:], order
+
+
+def failures(service):
+    """Return how many inferences of the slow model the statistics have as failed."""
+    (model,) = service.get("/v2/models/counting/stats").json()["model_stats"]
+    return model["inference_stats"]["fail"]["count"]
+
+
+def test_requests_are_inferred_by_their_priority(scheduling):
+    answers, order = infer_behind_another(
+        scheduling, counting("default"), counting("second", priority=2), counting("first", priority=1)
+    )
+    assert [answer.json()["id"] for answer in answers] == ["default", "second", "first"]
+    assert order == [2, 1, 0]
+
+
+def test_equal_priorities_are_inferred_in_their_order(scheduling):
+    requests = [counting(str(number), priority=number % 2) for number in range(4)]
+    assert infer_behind_another(scheduling, *requests)[1] == [1, 3, 0, 2]
+
+
+def test_a_request_that_could_not_start_in_time_is_refused_when_its_time_is_over(scheduling):
+    """That is before its turn would come, and counts as a failure of its model."""
+    before = failures(scheduling)
+    answers, order = infer_behind_another(
+        scheduling,
+        counting("one"),
+        counting("two"),
+        counting("impatient", timeout=1000),
+        counting("patient", timeout=60_000_000),
+    )
+    assert [answer.status for answer in answers] == [200, 200, 503, 200]
+    late = answers[2]
+    found = re.fullmatch(
+        r"the request could not start within its timeout of 1000 us, it waited (\d+) us", late.json()["error"]
+    )
+    assert int(found[1]) > 1000
+    assert late.headers["retry-after"] == "1"
+    assert "connection" not in late.headers
+    assert order == [0, 2, 1, 3]
+    assert failures(scheduling) == before + 1
+
+
+def test_the_time_before_a_proxy_hands_a_request_on_counts(scheduling):
+    """It has come to the proxy two minutes ago, and may wait for one."""
+    field = f"X-Request-Start: t={time.time() - 120:.3f}"
+    answers, order = infer_behind_another(
+        scheduling,
+        counting("first", priority=1),
+        counting("late", field, timeout=60_000_000),
+        counting("in time", field, timeout=600_000_000),
+    )
+    assert [answer.status for answer in answers] == [200, 503, 200]
+    assert order == [1, 0, 2]
+
+
+def test_a_client_that_is_gone_is_neither_inferred_nor_refused(scheduling):
+    """With a priority and a timeout of its own."""
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(connected(scheduling, counting("running", steps=5 * slow_models.SLOW)))
+        wait_until_inferring(scheduling)
+        waiting = [
+            stack.enter_context(connected(scheduling, counting(str(number), priority=number, timeout=10**8)))
+            for number in range(3)
+        ]
+        gone = stack_free(scheduling, counting("gone", priority=3, timeout=10**8))
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        assert receive(first, "POST").status == 200
+        gone.close()
+        assert [receive(connection, "POST").status for connection in waiting] == [200] * 3
+    assert inferred(parse(exchange(scheduling, post(RELU_PATH, RELU)), "POST")[0])
+    assert "error on a connection" not in scheduling.log
+
+
+# --- Overload
+
+
+def test_beyond_the_limit_of_waiting_requests_the_answer_is_503(alone):
+    """One is under way and three wait; all others are told to come again, and may do so on the same connection."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(alone, LIVE)) for _ in range(12)]
+        for connection in connections:
+            receive(connection)
+        connections[0].sendall(infer("counting", slow_models.count(10 * slow_models.SLOW)))
+        wait_until_inferring(alone)
+        for connection in connections[1:]:
+            connection.sendall(SLOW + LIVE)
+        answers = [receive(connection, "POST") for connection in connections]
+        refused = [answer for answer in answers if answer.status != 200]
+        assert len(refused) == 12 - 1 - 3
+        for answer in refused:
+            assert (answer.status, answer.headers["retry-after"], list(answer.json())) == (503, "1", ["error"])
+            assert answer.headers["content-type"] == "application/json"
+            assert "connection" not in answer.headers
+        assert [receive(connection).status for connection in connections[1:]] == [200] * 11
+        for connection in connections:
+            connection.sendall(post(RELU_PATH, RELU))
+            assert inferred(receive(connection, "POST"))
+
+
+def test_control_requests_are_answered_in_overload(alone):
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(alone, SLOW * 3 + LIVE)) for _ in range(10)]
+        assert statuses(alone, *CONTROL[:4]) == [200] * 4
+        for connection in connections:
+            answers = [receive(connection, "POST").status for _ in range(3)]
+            assert set(answers) <= {200, 503}
+            assert receive(connection).status == 200
+
+
+def test_the_service_recovers_from_overload(alone):
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(connected(alone, SLOW * 5))
+    alone.wait_until_idle()
+    answers = parse(exchange(alone, post(RELU_PATH, RELU) * 3), *["POST"] * 3)
+    assert all(map(inferred, answers))
+
+
+def stack_free(service, data):
+    """Open a connection that the caller closes, and send."""
+    connection = service.connect()
+    connection.sendall(data)
+    return connection
+
+
+def test_the_json_of_an_overload_tells_what_is_the_matter(alone):
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(alone, SLOW)) for _ in range(10)]
+        answers = [receive(connection, "POST") for connection in connections]
+    message = next(json.loads(answer.body)["error"] for answer in answers if answer.status == 503)
+    assert message == "overloaded: 3 requests wait already, which is the limit of a worker"
