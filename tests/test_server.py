@@ -10,7 +10,7 @@ from conftest import ELEMENT_TYPES
 
 from ovms_rest import __version__
 from ovms_rest.protocol.datatypes import DATATYPES
-from ovms_rest.resources.inference import EXTENSIONS
+from ovms_rest.resources.metadata import EXTENSIONS
 
 RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
 
