@@ -144,20 +144,20 @@ class Infer:
         if sections:
             resp.content_type = "application/octet-stream"
             resp.set_header("Inference-Header-Content-Length", str(len(head)))
-        parts: list[Buffer] = [head, *sections]
+        buffers: list[Buffer] = [head, *sections]
         if self._may_compress:
             resp.set_header("Vary", "Accept-Encoding")
             if encoding := choose_encoding(req.env.get("HTTP_ACCEPT_ENCODING", "")):
                 resp.set_header("Content-Encoding", encoding)
-                parts = [compress(parts, encoding)]
-        size = sum(map(len, parts))
-        if len(parts) == 1:
-            resp.data = parts[0]  # type: ignore[assignment]
+                buffers = [compress(buffers, encoding)]
+        size = sum(map(len, buffers))
+        if len(buffers) == 1:
+            resp.data = buffers[0]  # type: ignore[assignment]
         elif "ovms_rest.buffers" in req.env:  # our own worker sends views on tensors as they are
-            resp.stream = parts  # type: ignore[assignment]
+            resp.stream = buffers  # type: ignore[assignment]
             resp.content_length = size
         else:
-            resp.data = b"".join(parts)
+            resp.data = b"".join(buffers)
         return size
 
 
