@@ -9,40 +9,69 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from gunicorn.systemd import SD_LISTEN_FDS_START
 
-from ovms_rest.app import App
 from ovms_rest.arbiter import notifying
 from ovms_rest.arbiter.addresses import AddressError, check_addresses
 from ovms_rest.arbiter.control_address import ControlAddress, move, take_activated
 from ovms_rest.arbiter.guarding import commit, guard
 from ovms_rest.arbiter.memory_limit import MemoryLimit
-from ovms_rest.arbiter.reloading import Change
+from ovms_rest.arbiter.reloading import Reloading
 from ovms_rest.arbiter.spawning import ENDING, Spawning, is_told_to_end, prepare
 from ovms_rest.arbiter.tls import TlsError, load_tls
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.host.priority import begin_to_serve, end_quietly, lowered, restore
-from ovms_rest.settings import PREFIX, read_settings
+from ovms_rest.models.registry import ModelRegistry
+from ovms_rest.settings import PREFIX, Settings, read_settings
+from ovms_rest.shared_memory.changes import Change
+from ovms_rest.shared_memory.log_levels import LogLevels
 from ovms_rest.shared_memory.mailbox import CONTROL
-from ovms_rest.shared_memory.table import SLOTS, WorkerTable
+from ovms_rest.shared_memory.table import WorkerTable
 from ovms_rest.worker import streams
 from ovms_rest.worker.access_log import provide_file
 from ovms_rest.worker.worker import Worker
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-# So many workers may die at a model before it is given up.
+# A model is given up when this many workers have died while they opened it.
 MAX_DEATHS = 3
 _NAME_BYTES = 65536
 
 _deaths: Counter[str] = Counter()
 
 
-_table = WorkerTable(SLOTS, usable_cores())
+class App(Protocol):
+    """The application as the hooks use it."""
+
+    settings: Settings
+    table: WorkerTable
+    log_levels: LogLevels
+    models: ModelRegistry
+    reloading: Reloading
+
+    def describe(self) -> str:
+        """Return how many models serve."""
+
+    def describe_permission(self) -> str:
+        """Return from where models may be loaded and unloaded by call."""
+
+    def begin_generation(self) -> None:
+        """Count a new generation of workers, before they are forked."""
+
+    def release(self, slot: int) -> list[str]:
+        """Release the counters of a worker that is gone; return the versions that it was inferring with."""
+
+    def open(self, slot: int, is_control: bool, opening: Callable[[str], None], retire: Callable[[], None]) -> None:
+        """Open all models in a worker."""
+
+
+def _app(arbiter: Any) -> App:
+    app: App = arbiter.app.wsgi()
+    return app
 
 
 def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
@@ -105,11 +134,12 @@ def on_starting(arbiter: Any) -> None:
     Count the worker of the control address, when there is one, besides the others.
     """
     begin_to_serve()
-    arbiter.app.wsgi().log_levels.install()
-    arbiter.app.wsgi().telemetry.table = _table
+    app = _app(arbiter)
+    arbiter.settings = app.settings
+    app.log_levels.install()
     arbiter.SIG_NAMES = {**arbiter.SIG_NAMES, CONTROL: "control"}
     arbiter.handle_control = lambda: make_changes(arbiter)
-    arbiter.spawning = Spawning(arbiter, _table, read_settings(os.environ).max_worker_memory_bytes)
+    arbiter.spawning = Spawning(arbiter, app.table, app.settings.max_worker_memory_bytes)
     arbiter.wait_for_signals = partial(_wait_for_signals, arbiter, arbiter.wait_for_signals)
     signal.signal(CONTROL, arbiter.signal)
     for name in ("term", "int", "quit"):
@@ -134,13 +164,10 @@ def on_starting(arbiter: Any) -> None:
 
 def when_ready(arbiter: Any) -> None:
     """Tell what is going to be served, how and where."""
-    app: App = arbiter.app.wsgi()
-    entries = app.models.entries.values()
+    app, workers = _app(arbiter), arbiter.cfg.workers
     addresses = ", ".join(map(str, arbiter.LISTENERS))
-    serving, workers = sum(1 for entry in entries if entry.versions), arbiter.cfg.workers
-    line = "%d of %d models and pipelines serve on %s, with %d worker%s; they may be loaded and unloaded by call %s"
-    allowed = app.permission.describe()
-    log.info(line, serving, len(entries), addresses, workers, "" if workers == 1 else "s", allowed)
+    line = "%s on %s, with %d worker%s; they may be loaded and unloaded by call %s"
+    log.info(line, app.describe(), addresses, workers, "" if workers == 1 else "s", app.describe_permission())
 
 
 def _tell_end_first(arbiter: Any, name: str) -> None:
@@ -148,7 +175,7 @@ def _tell_end_first(arbiter: Any, name: str) -> None:
     handle = getattr(arbiter, name)
 
     def tell_and_handle() -> None:
-        _table.set_ending()
+        _app(arbiter).table.set_ending()
         handle()
 
     setattr(arbiter, name, tell_and_handle)
@@ -157,7 +184,7 @@ def _tell_end_first(arbiter: Any, name: str) -> None:
 def _wait_for_signals(arbiter: Any, wait: Callable[..., list[int]], timeout: float = 1.0) -> list[int]:
     """Wait as the arbiter does, and have it look for changes, too, when one that failed is due again."""
     numbers = wait(timeout)
-    return [*numbers, CONTROL] if arbiter.app.wsgi().reloads.is_due() else numbers
+    return [*numbers, CONTROL] if _app(arbiter).reloading.is_due() else numbers
 
 
 def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
@@ -223,9 +250,8 @@ def _reopen_logs(arbiter: Any, handle: Callable[[], None]) -> None:
 
 
 def _provide_access_log(arbiter: Any) -> None:
-    settings = read_settings(os.environ)
-    if settings.access_log != "none":
-        provide_file(settings.access_log_file, arbiter.cfg.uid, arbiter.cfg.gid)
+    if arbiter.settings.access_log != "none":
+        provide_file(arbiter.settings.access_log_file, arbiter.cfg.uid, arbiter.cfg.gid)
 
 
 # What is called in the place of gunicorn's methods, with the method as an argument.
@@ -239,13 +265,10 @@ _METHODS: dict[str, Callable[..., None]] = {
 
 
 def make_changes(arbiter: Any) -> None:
-    """Make the changes that workers have asked for; when they make a difference, a new generation serves them."""
-    app: App = arbiter.app.wsgi()
-    while changes := app.reloads.receive():
-        _deaths.clear()  # what is loaded anew has its chances anew
-        if app.reloads.run(changes, lambda: _attend(arbiter)):
-            _renew(arbiter)
-        app.reloads.end(arbiter.spawning.fault)
+    """Run the changes that workers asked for; if they change the registry, a new generation of workers serves it."""
+    reloading = _app(arbiter).reloading
+    while changes := reloading.receive():
+        _run(arbiter, changes, lambda has_changed: _renew(arbiter) if has_changed else arbiter.spawning.fault)
 
 
 def on_reload(arbiter: Any) -> None:
@@ -257,7 +280,7 @@ def on_reload(arbiter: Any) -> None:
     Raises ConfigError for environment variables that gunicorn's `raw_env` sets and a worker would fail at.
     """
     settings = read_settings(os.environ)
-    app: App = arbiter.app.wsgi()
+    app = _app(arbiter)
     streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
     app.log_levels.install()
     try:
@@ -265,19 +288,22 @@ def on_reload(arbiter: Any) -> None:
     except TlsError as error:
         log.error("%s; the service goes on with what it has loaded before", error)
     commit(arbiter)
+    arbiter.settings = settings
     arbiter.spawning.memory = MemoryLimit(settings.max_worker_memory_bytes)
     if arbiter.control_sockets:
         _count_control_worker(arbiter)
-    _deaths.clear()
-    app.reloads.run([Change()], lambda: _attend(arbiter))
-    _renew(arbiter)
+    _run(arbiter, [Change()], lambda has_changed: _renew(arbiter))
     arbiter.cfg.set("workers", 0)
     arbiter.worker_age = -1  # gunicorn would wait for those that are not older than that
-    app.reloads.end(arbiter.spawning.fault)
 
 
-def _attend(arbiter: Any) -> bool:
-    """Do while models load what the arbiter does else: replace workers that died; tell whether it is told to end."""
+def _run(arbiter: Any, changes: Sequence[Change], renew: Callable[[bool], str]) -> None:
+    _deaths.clear()  # a model that is loaded again may fail as often again
+    _app(arbiter).reloading.run(changes, lambda: _keep_house(arbiter), renew)
+
+
+def _keep_house(arbiter: Any) -> bool:
+    """Run arbiter housekeeping while models load: replace dead workers; return whether shutdown was requested."""
     arbiter.murder_workers()
     arbiter.reap_workers()
     is_ending = is_told_to_end(arbiter)
@@ -286,15 +312,16 @@ def _attend(arbiter: Any) -> bool:
     return is_ending
 
 
-def _renew(arbiter: Any) -> None:
-    """Have a new generation of workers take the place of all that there are, now or as soon as it comes up."""
-    arbiter.app.wsgi().telemetry.forget_gone()
-    _table.count_generation()
+def _renew(arbiter: Any) -> str:
+    """Replace all workers by a new generation; return why that does not serve yet, "" if it does."""
+    _app(arbiter).begin_generation()
     for worker in arbiter.WORKERS.values():
         if worker.is_control:
             worker.is_control = False
             worker.age = 0
     arbiter.spawning.renew()
+    fault: str = arbiter.spawning.fault
+    return fault
 
 
 def _count_control_worker(arbiter: Any) -> None:
@@ -311,7 +338,8 @@ def pre_fork(arbiter: Any, worker: Any) -> None:
     prepare(worker)
     worker.opening = mmap.mmap(-1, _NAME_BYTES)
     worker.tls = arbiter.tls
-    worker.row = _table.take()
+    worker.row = _app(arbiter).table.take()
+    worker.has_memory_limit = arbiter.settings.max_worker_memory_bytes > 0
     worker.gives_way = any(other.row.is_ready() for other in arbiter.WORKERS.values())
     worker.is_control = False
     worker.age = 1 + _highest_age(arbiter)  # gunicorn ends the oldest first; its own count is set back by a reload
@@ -355,18 +383,13 @@ def post_worker_init(worker: Any) -> None:
     app: App = worker.wsgi
     ahead = time.monotonic() + app.settings.load_timeout_seconds
     os.utime(worker.tmp.fileno(), (ahead, ahead))
-    app.telemetry.counters.claim(worker.row.index)
     with lowered() if worker.gives_way else contextlib.nullcontext():
-        app.models.open(lambda name: note_opening(worker, name), _end_in_order)
-    app.permission.is_control_address = worker.is_control
+        app.open(worker.row.index, worker.is_control, partial(note_opening, worker), _end_in_order)
     worker.notify()
-    if read_settings(os.environ).max_worker_memory_bytes:
+    if worker.has_memory_limit:
         worker.fresh_size.measure()
     if not isinstance(worker, Worker):  # which says so itself, when it is about to accept
         worker.row.set_ready()
-    if worker.is_control or not app.settings.control_bind:  # directories are walked where no inference waits for it
-        worker.watch = app.reloads.watch
-    worker.poll_seconds = app.settings.file_system_poll_wait_seconds
     while not worker.early_signals.empty():
         number = worker.early_signals.get()
         if number in ENDING:
@@ -386,11 +409,12 @@ def note_opening(worker: Any, name: str) -> None:
 
 def child_exit(arbiter: Any, worker: Any) -> None:
     """Tell which model or pipeline a worker was at when it died; give up a model that several could not open."""
-    if worker.row.is_ready():  # whoever ends in order is not ready any more
-        _table.count_death()
-    for name in arbiter.app.wsgi().telemetry.counters.release(worker.row.index):
+    app = _app(arbiter)
+    if worker.row.is_ready():  # a worker that drains is not
+        app.table.count_death()
+    for name in app.release(worker.row.index):
         log.error("worker %s died or was killed at a request to %r (name and version)", worker.pid, name)
-    _table.free(worker.row)
+    app.table.free(worker.row)
     name = worker.opening[:].partition(b"\0")[0].decode(errors="ignore")
     worker.opening.close()
     if not name:
@@ -398,7 +422,7 @@ def child_exit(arbiter: Any, worker: Any) -> None:
     log.error("worker %s died or hung while it opened %r (model and version)", worker.pid, name)
     _deaths[name] += 1
     if _deaths[name] == MAX_DEATHS:
-        arbiter.app.wsgi().models.give_up(name, f"{MAX_DEATHS} workers died or hung while they opened it")
+        app.models.give_up(name, f"{MAX_DEATHS} workers died or hung while they opened it")
 
 
 def worker_exit(arbiter: Any, worker: Any) -> None:

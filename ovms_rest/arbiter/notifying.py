@@ -117,7 +117,5 @@ def is_responsive(worker: Any, timeout: float) -> bool:
 
 
 def _describe(arbiter: Any) -> str:
-    entries = arbiter.app.wsgi().models.entries.values()
-    serving = sum(1 for entry in entries if entry.versions)
     fault = arbiter.spawning.fault
-    return f"{serving} of {len(entries)} models and pipelines serve" + (f"; {fault}" if fault else "")
+    return f"{arbiter.app.wsgi().describe()}{'; ' if fault else ''}{fault}"

@@ -2,7 +2,7 @@
 
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import falcon
@@ -23,9 +23,9 @@ Environ = Mapping[str, Any]
 class Permission:
     """Decides whether a request may change the service, by where it comes from."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Read the settings; a hook sets `is_control_address` in the worker that serves that address."""
-        self.is_control_address = False
+    def __init__(self, settings: Settings, is_control: Callable[[], bool] = lambda: False) -> None:
+        """Read the settings; `is_control` returns whether this process is the control worker."""
+        self._is_control = is_control
         self._allowed = settings.model_control
         self._control_bind = settings.control_bind
 
@@ -50,7 +50,7 @@ class Permission:
             return None
         if self._allowed == "none":
             return "is not allowed over HTTP; OVMS_REST_MODEL_CONTROL is 'none'"
-        if self.is_control_address:
+        if self._is_control():
             # A browser beside it reaches an address that others cannot. Tools and proxies may call it by any name.
             problem = _is_from_page(environ) and (_find_foreign_page(environ) or self._find_foreign_host(environ))
             return f"is not allowed to web pages of other sites: {problem}" if problem else None

@@ -56,6 +56,10 @@ class WorkerTable:
                 return row
         raise RuntimeError(f"there are {self._size} workers already, which is the limit")
 
+    def is_used(self) -> bool:
+        """Return whether a row was ever taken."""
+        return bool(self.numbers[_USED])
+
     def workers(self) -> list[Seen]:
         """Return what all workers tell."""
         return [worker for worker in read_rows(self.numbers) if worker.pid]
