@@ -13,7 +13,7 @@ from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.shared_memory.counters import Counters
 from ovms_rest.shared_memory.process_state import ProcessState, Readiness, WorkerState
 from ovms_rest.shared_memory.statistics import ModelStatistics
-from ovms_rest.shared_memory.table import SLOTS, Seen, WorkerTable
+from ovms_rest.shared_memory.table import SLOTS, WorkerRow, WorkerTable
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class ServedStatistics:
         return True
 
 
-def _describe(worker: Seen, is_control: bool) -> WorkerState:
+def _describe(worker: WorkerRow, is_control: bool) -> WorkerState:
     """Describe a worker. The control worker is never noted as idle, so that no connection is left to it: not busy."""
     return WorkerState(
         str(worker.row),
