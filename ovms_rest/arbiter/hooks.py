@@ -27,9 +27,9 @@ from ovms_rest.host.cores import usable_cores
 from ovms_rest.host.priority import begin_to_serve, end_quietly, lowered, restore
 from ovms_rest.models.registry import ModelRegistry
 from ovms_rest.settings import PREFIX, Settings, read_settings
-from ovms_rest.shared_memory.changes import Change
 from ovms_rest.shared_memory.log_levels import LogLevels
 from ovms_rest.shared_memory.mailbox import CONTROL
+from ovms_rest.shared_memory.messages import Change
 from ovms_rest.shared_memory.table import WorkerTable
 from ovms_rest.worker import streams
 from ovms_rest.worker.access_log import provide_file

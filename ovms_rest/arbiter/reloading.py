@@ -39,8 +39,8 @@ from ovms_rest.models.registry import ModelRegistry
 from ovms_rest.models.roots import Roots, find_roots
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.protocol.words import quote
-from ovms_rest.shared_memory.changes import Change, Outcome
 from ovms_rest.shared_memory.mailbox import Mailbox
+from ovms_rest.shared_memory.messages import Change, Outcome
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 

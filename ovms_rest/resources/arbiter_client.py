@@ -7,8 +7,8 @@ from typing import Any
 
 from ovms_rest.errors import TryLaterError
 from ovms_rest.models.registry import ModelRegistry
-from ovms_rest.shared_memory.changes import Change, Outcome
 from ovms_rest.shared_memory.mailbox import Mailbox
+from ovms_rest.shared_memory.messages import Change, Outcome
 
 
 class ArbiterClient:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ovms_rest.errors import BusyError
 from ovms_rest.models.watching import Stamp, stamp
-from ovms_rest.shared_memory.changes import Change
 from ovms_rest.shared_memory.mailbox import Mailbox
+from ovms_rest.shared_memory.messages import Change
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 

@@ -22,7 +22,7 @@ from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.watching import stamp
 from ovms_rest.resources.arbiter_client import ArbiterClient
 from ovms_rest.resources.error_handlers import STATUSES
-from ovms_rest.shared_memory.changes import Change
+from ovms_rest.shared_memory.messages import Change
 
 
 def times(factor):

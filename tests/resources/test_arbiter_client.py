@@ -8,8 +8,8 @@ import pytest
 from ovms_rest.errors import LoadFailedError, TryLaterError
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.resources.arbiter_client import ArbiterClient
-from ovms_rest.shared_memory.changes import Change
 from ovms_rest.shared_memory.mailbox import CONTROL, Mailbox
+from ovms_rest.shared_memory.messages import Change
 
 
 @pytest.fixture

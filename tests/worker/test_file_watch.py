@@ -6,7 +6,7 @@ from errno import EIO, ESTALE
 import pytest
 
 from ovms_rest.models.watching import stamp
-from ovms_rest.shared_memory.changes import Change
+from ovms_rest.shared_memory.messages import Change
 from ovms_rest.worker import file_watch
 from ovms_rest.worker.file_watch import CHANGING, FileWatch
 

@@ -4,7 +4,7 @@ import pytest
 
 from ovms_rest.errors import ServingError
 from ovms_rest.resources.error_handlers import STATUSES
-from ovms_rest.shared_memory.changes import _ERRORS, Outcome
+from ovms_rest.shared_memory.messages import _ERRORS, Outcome
 
 
 @pytest.mark.parametrize("error", _ERRORS.values())
