@@ -127,8 +127,8 @@ def test_a_call_that_changes_nothing_is_answered_with_the_settings(client, body)
             '{"log_file": "/tmp/log"}',
             "log_file cannot be set by call; the start sets it, by --log_path or gunicorn's --error-logfile",
         ),
-        ("[]", "the request is an array, expected an object or nothing"),
-        ("null", "the request is null, expected an object or nothing"),
+        ("[]", "the request is an array, expected an object or an empty body"),
+        ("null", "the request is null, expected an object or an empty body"),
     ],
 )
 def test_what_cannot_be_is_refused(client, body, message):
