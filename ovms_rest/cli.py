@@ -231,7 +231,7 @@ def _describe_pipeline(name: str, entry: Entry) -> dict[str, Any]:
 def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
     versions = []
     for version, model in sorted(entry.versions.items()):
-        proof, compilation = entry.proofs[version], model.compilation
+        trial, compilation = entry.trials[version], model.compilation
         assert compilation is not None
         versions.append(
             {
@@ -243,9 +243,9 @@ def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
                 "properties": dict(compilation.properties),
                 "shared": compilation.shared,
                 "why": compilation.reason,
-                "notes": [*compilation.notes, *model.notes, *entry.notes, *filter(None, [proof.warning])],
-                "load_seconds": round(proof.seconds, 3),
-                "memory_bytes": proof.memory,
+                "notes": [*compilation.notes, *model.notes, *entry.notes, *filter(None, [trial.warning])],
+                "load_seconds": round(trial.seconds, 3),
+                "memory_bytes": trial.memory,
             }
         )
     return {"name": name, "versions": versions}
