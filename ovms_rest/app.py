@@ -15,7 +15,8 @@ from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageE
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.models.configuration import ModelConfig
 from ovms_rest.models.images import ImageLimits
-from ovms_rest.models.registry import Entry, Host, ModelRegistry, load_models
+from ovms_rest.models.loading import Host, load_models
+from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.protocol.routes import read_inference

@@ -18,7 +18,8 @@ from ovms_rest.config import load_config
 from ovms_rest.errors import ConfigError, ShortageError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
 from ovms_rest.host.cores import usable_cores
-from ovms_rest.models.registry import Entry, ModelRegistry, load_models
+from ovms_rest.models.loading import load_models
+from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.repository import MODEL_SUFFIXES
 from ovms_rest.paths import PathError, find_models
 from ovms_rest.pipelines.assembly import assemble_pipelines
@@ -230,7 +231,7 @@ def _describe_pipeline(name: str, entry: Entry) -> dict[str, Any]:
 def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
     versions = []
     for version, model in sorted(entry.versions.items()):
-        proof, compilation = entry.proofs[version], model.compilation
+        trial, compilation = entry.trials[version], model.compilation
         assert compilation is not None
         versions.append(
             {
@@ -242,9 +243,9 @@ def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
                 "properties": dict(compilation.properties),
                 "shared": compilation.shared,
                 "why": compilation.reason,
-                "notes": [*compilation.notes, *model.notes, *entry.notes, *filter(None, [proof.warning])],
-                "load_seconds": round(proof.seconds, 3),
-                "memory_bytes": proof.memory,
+                "notes": [*compilation.notes, *model.notes, *entry.notes, *filter(None, [trial.warning])],
+                "load_seconds": round(trial.seconds, 3),
+                "memory_bytes": trial.memory,
             }
         )
     return {"name": name, "versions": versions}

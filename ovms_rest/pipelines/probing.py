@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ovms_rest.errors import LoadError
-from ovms_rest.host.throwaway import Tell, start
+from ovms_rest.host.throwaway import Send, start
 from ovms_rest.pipelines import c_nodes, python_nodes
 
 
@@ -26,19 +26,19 @@ def probe(code: Code, timeout: float, stop: Callable[[], bool] = lambda: False, 
     """
     task = {**code._asdict(), "params": dict(code.params), "path": sys.path}
     with start(try_code, task, stop, descriptors) as process:
-        answer = process.answer(timeout)
+        answer = process.receive(timeout)
     if "reason" in answer:
         raise LoadError(answer["reason"])
     return answer["answer"]
 
 
-def try_code(task: dict[str, Any], tell: Tell) -> None:
+def try_code(task: dict[str, Any], send: Send) -> None:
     """Load code, a Code out of JSON with the `path` to import from, and tell the answer or why there is none."""
     sys.path[:] = task.pop("path")
     try:
-        tell(answer=_load(Code(**task), lambda step: tell(step=step)))
+        send(answer=_load(Code(**task), lambda step: send(step=step)))
     except LoadError as error:
-        tell(reason=str(error))
+        send(reason=str(error))
 
 
 def _load(code: Code, tell: Callable[[str], None]) -> c_nodes.Description | None:

@@ -174,9 +174,7 @@ def test_code_that_fails_where_it_is_tried_is_not_loaded(tmp_path):
 )
 def test_code_that_ends_its_process_is_told(tmp_path, text, end):
     (tmp_path / "node.py").write_text(text)
-    assert reason_of(tmp_path) == (
-        f"{tmp_path}/node.py: ended the process that tried it with {end} while being imported"
-    )
+    assert reason_of(tmp_path) == (f"{tmp_path}/node.py: ended its trial process with {end} while being imported")
 
 
 @pytest.mark.parametrize(
@@ -185,9 +183,7 @@ def test_code_that_ends_its_process_is_told(tmp_path, text, end):
 def test_code_that_hangs_is_stopped(tmp_path, text):
     (tmp_path / "node.py").write_text(text)
     before = children()  # those of other tests' fixtures
-    assert reason_of(tmp_path, timeout=1) == (
-        f"{tmp_path}/node.py: did not come up in 1 s; it was stopped while being imported"
-    )
+    assert reason_of(tmp_path, timeout=1) == (f"{tmp_path}/node.py: timed out after 1 s while being imported")
     assert children() == before
 
 
@@ -195,7 +191,7 @@ def test_a_try_is_given_up_when_the_service_ends(tmp_path):
     (tmp_path / "node.py").write_text("import time; time.sleep(60)")
     started = time.monotonic()
     assert reason_of(tmp_path, stop=lambda: True) == (
-        f"{tmp_path}/node.py: was not tried to the end, as the service ends"
+        f"{tmp_path}/node.py: was not tried, because the service is shutting down"
     )
     assert time.monotonic() - started < 10
 
@@ -211,9 +207,7 @@ def test_processes_that_the_code_forks_end_with_the_try(tmp_path):
         f"import os, time\nif not os.fork():\n    print(os.getpid(), file=open({str(pids)!r}, 'w'))\n"
         f"    time.sleep(60)\ntime.sleep(0.5)\nos._exit(1)"
     )
-    assert reason_of(tmp_path) == (
-        f"{tmp_path}/node.py: ended the process that tried it with exit code 1 while being imported"
-    )
+    assert reason_of(tmp_path) == (f"{tmp_path}/node.py: ended its trial process with exit code 1 while being imported")
     pid = int(pids.read_text())
     wait_for_end(pid)
 
@@ -221,9 +215,7 @@ def test_processes_that_the_code_forks_end_with_the_try(tmp_path):
 def test_a_process_that_cannot_start_is_told(tmp_path, monkeypatch):
     (tmp_path / "node.py").write_text(NODE)
     monkeypatch.setattr("sys.executable", "/bin/false")
-    assert reason_of(tmp_path) == (
-        f"{tmp_path}/node.py: ended the process that tried it with exit code 1 while starting"
-    )
+    assert reason_of(tmp_path) == (f"{tmp_path}/node.py: ended its trial process with exit code 1 while starting")
 
 
 def test_a_process_that_does_not_read_its_params_is_stopped(tmp_path, monkeypatch):
@@ -232,5 +224,5 @@ def test_a_process_that_does_not_read_its_params_is_stopped(tmp_path, monkeypatc
     (tmp_path / "deaf").chmod(0o755)
     monkeypatch.setattr("sys.executable", str(tmp_path / "deaf"))
     assert reason_of(tmp_path, timeout=1, large="x" * 2**20) == (
-        f"{tmp_path}/node.py: did not come up in 1 s; it was stopped while starting"
+        f"{tmp_path}/node.py: timed out after 1 s while starting"
     )
