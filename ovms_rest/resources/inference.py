@@ -1,4 +1,4 @@
-"""POST /v2/models/{name}[/versions/{version}]/infer: the way of an inference through the service."""
+"""Inference: the way of a request from its bytes to those of its response."""
 
 import time
 from collections.abc import Mapping
