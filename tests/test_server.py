@@ -10,7 +10,7 @@ from conftest import ELEMENT_TYPES
 
 from ovms_rest import __version__
 from ovms_rest.protocol.datatypes import DATATYPES
-from ovms_rest.resources.inference import EXTENSIONS
+from ovms_rest.resources.metadata import EXTENSIONS
 
 RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
 
@@ -306,7 +306,7 @@ def test_mistakes_are_400_with_their_place(service, model, request_, message):
 def test_unsupported_encodings_are_415(service):
     answer = service.infer("relu", b"x", Content_Encoding="br")
     assert (answer.status, answer.headers["accept-encoding"]) == (415, "gzip, deflate, identity")
-    assert answer.json()["error"] == "Content-Encoding is 'br', allowed are gzip, deflate and identity"
+    assert answer.json()["error"] == "unsupported Content-Encoding 'br'; supported: gzip, deflate, identity"
 
 
 def test_repeated_header_lengths_have_to_be_equal(service):
