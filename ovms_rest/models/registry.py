@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote as quote_path
 
 from ovms_rest.errors import LoadError, NotFoundError, NotReadyError
@@ -19,54 +19,15 @@ from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.proving import Proof, Task, prove
 from ovms_rest.models.repository import LATEST, VersionPolicy, find_model_file, find_versions, parse_version
 from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
+from ovms_rest.models.servable import Servable
 from ovms_rest.models.watching import stamp
-from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor, TensorMetadata
+from ovms_rest.protocol.tensors import TensorMetadata
 from ovms_rest.protocol.words import list_names, quote
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # So many versions are tried in one process, and their copies kept as long as that takes; each has two open files.
 _BATCH = 64
-
-
-class Servable(Protocol):
-    """A version of a model or a pipeline. A pipeline is made of other servables, and is not compiled itself."""
-
-    counters: Any
-
-    @property
-    def compilation(self) -> Compilation | None:
-        """How it is compiled."""
-
-    @property
-    def file(self) -> Path | None:
-        """What it was read from."""
-
-    @property
-    def input_layouts(self) -> Mapping[str, str | None]:
-        """The layouts of its inputs by name, None where none is known."""
-
-    @property
-    def output_layouts(self) -> Mapping[str, str | None]:
-        """The layouts of its outputs by name, None where none is known."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What a user should know of how it computes."""
-
-    @property
-    def parts(self) -> "Sequence[Servable]":
-        """The models that it is made of."""
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What it takes and gives."""
-
-    def open(self, retire: Callable[[], None]) -> None:
-        """Make it ready in this process. Raises LoadError."""
-
-    def infer(self, arrays: Mapping[str, Array]) -> Mapping[str, Tensor]:
-        """Infer. Raises InferenceError."""
 
 
 @dataclass(slots=True)
@@ -231,7 +192,7 @@ class ModelRegistry:
         for name, entry in self.entries.items():
             for version, model in list(entry.versions.items()):
                 opening(label := f"{name}/{version}")
-                if missing := [part for part in model.parts if not self._serves(part)]:
+                if missing := [other for other in model.dependencies if not self._serves(other)]:
                     self.give_up(label, f"needs model {missing[0].metadata.name!r}, which does not serve")
                     continue
                 try:
@@ -240,9 +201,9 @@ class ModelRegistry:
                     self.give_up(label, str(error))
         opening("")
 
-    def _serves(self, part: Servable) -> bool:
-        entry = self.entries.get(part.metadata.name)
-        return entry is not None and part in entry.versions.values()
+    def _serves(self, model: Servable) -> bool:
+        entry = self.entries.get(model.metadata.name)
+        return entry is not None and model in entry.versions.values()
 
     def give_up(self, label: str, reason: str) -> None:
         """Stop serving a version, for good: in this process and in those forked from it later."""

@@ -3,18 +3,19 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ovms_rest.errors import LoadError
 from ovms_rest.models.copies import ChangingError
 from ovms_rest.models.images import ImageReader, ShardedImageReader, take_images
 from ovms_rest.models.registry import Entry, Host
+from ovms_rest.models.servable import Servable
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition
 from ovms_rest.pipelines.execution import Pipeline
 from ovms_rest.pipelines.libraries import is_there, load_node
 from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Plan
-from ovms_rest.pipelines.planning import Part, PipelineError, plan_pipeline
+from ovms_rest.pipelines.planning import Missing, Part, PipelineError, plan_pipeline
 from ovms_rest.protocol.words import list_names
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -26,17 +27,17 @@ class _Source(NamedTuple):
     """What a pipeline was made of: the same need not be made again."""
 
     definition: PipelineDefinition
-    models: tuple[Any, ...]  # of its nodes, or why there are none
+    models: tuple[Part, ...]  # of its nodes
     nodes: "Mapping[str, _Node]"
 
 
 class _Node(NamedTuple):
-    """A custom node by its name, with what it was loaded from, or why it could not be."""
+    """A custom node, with the library, stamp and params that it was loaded from."""
 
     library: Library
     stamp: Stamp
     params: Mapping[str, str]
-    node: CustomNode | str
+    node: CustomNode | Missing
     is_changing: bool = False  # and therefore could not be loaded
 
 
@@ -105,8 +106,8 @@ def _assemble(
             entry.failures[VERSION] = "; ".join(error.problems)
         else:
             entry.reason, entry.details = "; ".join(error.problems), error.problems
-            unloaded = [node for node in definition.nodes if node.model in models and models[node.model].ended]
-            expected = {f"node {node.name!r}: {parts[node.name]}" for node in unloaded}
+            missing = [(name, part) for name, part in parts.items() if isinstance(part, Missing) and part.is_unloaded]
+            expected = {f"node {name!r}: {part.reason}" for name, part in missing}
             entry.lacks_unloaded = expected.issuperset(error.problems)
         return entry
     steps = ", ".join(node.name for node in definition.nodes)
@@ -117,31 +118,31 @@ def _assemble(
 def _are_there(entry: Entry, models: Mapping[str, Entry]) -> bool:
     """Tell whether the models of a pipeline that serves still do."""
     serving = [model for other in models.values() for model in other.versions.values()]
-    return all(part in serving for pipeline in entry.versions.values() for part in pipeline.parts)
+    return all(model in serving for pipeline in entry.versions.values() for model in pipeline.dependencies)
 
 
-def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Any:
-    """Return the model of a node, or why there is none."""
+def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Servable | Missing:
+    """Return the model of a node."""
     entry = models.get(node.model)
     if entry is None:
         known = list_names(models) or "none"
-        return f"model {node.model!r} is not configured; configured are {known}"
+        return Missing(f"model {node.model!r} is not configured; configured are {known}")
     if entry.ended:
-        return f"model {node.model!r} was unloaded"
+        return Missing(f"model {node.model!r} was unloaded", is_unloaded=True)
     version = max(entry.versions, default=0) if node.version is None else node.version
     if version in entry.versions:
         return entry.versions[version]
     if node.version is None or not entry.versions:
-        return f"model {node.model!r} does not serve: {entry.explain()}"
+        return Missing(f"model {node.model!r} does not serve: {entry.explain()}")
     served = ", ".join(map(str, sorted(entry.versions)))
     why = entry.failures.get(version, f"is not served; served: {served}")
-    return f"version {version} of model {node.model!r} {why}"
+    return Missing(f"version {version} of model {node.model!r} {why}")
 
 
-def _find_node(node: NodeDefinition, nodes: Mapping[str, _Node]) -> CustomNode | str:
-    """Return the code of a custom node, or why there is none."""
+def _find_node(node: NodeDefinition, nodes: Mapping[str, _Node]) -> CustomNode | Missing:
+    """Return the code of a custom node."""
     if node.name not in nodes:
-        return f"library {node.library!r} is not in custom_node_library_config_list"
+        return Missing(f"library {node.library!r} is not in custom_node_library_config_list")
     return nodes[node.name].node
 
 
@@ -151,13 +152,13 @@ def _load_node(
     """Load the code of a custom node, unless it was loaded before and has not changed since."""
     now = stamp(library.path)
     known = before.nodes.get(node.name) if before else None
-    if known is not None and known[:3] == (library, now, node.params) and not isinstance(known.node, str):
+    if known is not None and known[:3] == (library, now, node.params) and not isinstance(known.node, Missing):
         return known
     try:
         loaded = load_node(library, node.params, host.load_timeout, stop)
     except LoadError as error:
         changing = isinstance(error, ChangingError)
-        return _Node(library, now, node.params, f"library {library.name!r}: {error}", changing)
+        return _Node(library, now, node.params, Missing(f"library {library.name!r}: {error}"), changing)
     # No layout is declared for it, so that images are taken at the size that they have.
     loaded.inputs = {name: take_images(tensor, None, host.limits) for name, tensor in loaded.inputs.items()}
     return _Node(library, now, node.params, loaded)

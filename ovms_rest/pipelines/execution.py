@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InferenceError, InvalidRequestError, NoContentError, ServingError
+from ovms_rest.models.servable import NOT_COUNTED, InferenceCounters, Servable
 from ovms_rest.pipelines.definition import DYNAMIC, MAX_COUNT
-from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Servable, Step, Wire
+from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Step, Wire
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, batch_of, copy_array, memory_of, size_of
 from ovms_rest.protocol.words import join
+from ovms_rest.shared_memory.statistics import FailureKind
 
 Value = Any  # list[Array] | NDArray[Any]
 # Into how many sessions each demultiplexer, by its step, has split one in this request.
@@ -41,14 +43,9 @@ class Pipeline:
         """Settle how the values go through the steps; the models need not be open yet."""
         self.plan = plan
         self.metadata = plan.metadata
-        self.counters: Any = None  # where its inferences are counted, given when it serves
+        self.counters: InferenceCounters = NOT_COUNTED
         models = {id(step.model): step.model for step in plan.steps if step.model is not None}
-        self.parts: tuple[Any, ...] = tuple(models.values())
-        # It is not compiled itself and read from no file.
-        self.compilation, self.file = None, None
-        self.notes: tuple[str, ...] = ()
-        self.input_layouts: Mapping[str, str | None] = {}
-        self.output_layouts: Mapping[str, str | None] = {}
+        self.dependencies: tuple[Servable, ...] = tuple(models.values())
         keys: list[_Key] = [(REQUEST_STEP, name) for name in plan.metadata.inputs]
         self._inputs = list(enumerate(plan.metadata.inputs))
         keys += [(index, item) for index, step in enumerate(plan.steps) for item in step.used]
@@ -164,20 +161,16 @@ def _inferring(model: Servable) -> Call:
 
     def infer(arrays: Arrays) -> Mapping[str, Array]:
         counters = model.counters
-        if counters is not None:
-            counters.begin()
+        counters.begin()
         started = time.monotonic_ns()
         try:
             tensors = model.infer(arrays)
         except Exception as error:
-            if counters is not None:
-                kind = "invalid" if isinstance(error, InvalidRequestError) else "failed"
-                counters.fail(kind, time.monotonic_ns() - started)
+            kind: FailureKind = "invalid" if isinstance(error, InvalidRequestError) else "failed"
+            counters.fail(kind, time.monotonic_ns() - started)
             raise
-        if counters is not None:
-            spent = time.monotonic_ns() - started
-            shape = next(iter(arrays.values())).shape
-            counters.record(0, 0, spent, 0, batch_of(shape))
+        spent = time.monotonic_ns() - started
+        counters.record(0, 0, spent, 0, batch_of(next(iter(arrays.values())).shape))
         return {name: tensor.array for name, tensor in tensors.items()}
 
     return infer

@@ -11,23 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor, TensorMetadata
+from ovms_rest.models.servable import Servable
+from ovms_rest.protocol.tensors import Array, ModelMetadata, TensorMetadata
 
 # The place of the request among the steps; as a demultiplexer it is the pipeline's own.
 REQUEST_STEP = -1
-
-
-class Servable(Protocol):
-    """A version of a model: what `models.runtime.Model` offers."""
-
-    counters: Any
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What it takes and gives."""
-
-    def infer(self, arrays: Mapping[str, Array]) -> Mapping[str, Tensor]:
-        """Infer; the tensors are views on memory that its next inference overwrites. Raises InferenceError."""
 
 
 class CustomNode(Protocol):

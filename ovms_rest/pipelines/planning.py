@@ -12,14 +12,23 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar, cast
 
+from ovms_rest.models.servable import Servable
 from ovms_rest.pipelines.definition import DYNAMIC, REQUEST, RESPONSE, NodeDefinition, PipelineDefinition, Source
-from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Servable, Step, Wire
+from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Step, Wire
 from ovms_rest.protocol.tensors import Dim, ImageDecoder, ModelMetadata, TensorMetadata
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-# What a node runs, or the reason why there is nothing to run.
-Part = Servable | CustomNode | str
+
+class Missing(NamedTuple):
+    """The reason why a node has nothing to run."""
+
+    reason: str
+    is_unloaded: bool = False  # a model that was unloaded on purpose
+
+
+# What a node runs.
+Part = Servable | CustomNode | Missing
 
 Dims = tuple[Dim, ...]
 _Value = TypeVar("_Value")
@@ -97,7 +106,7 @@ class _Draft:
         self.interfaces = {
             name: _find_interface(node, part)
             for name, node in self.nodes.items()
-            if not isinstance(part := parts[name], str)
+            if not isinstance(part := parts[name], Missing)
         }
         self.models = {name for name, node in self.nodes.items() if node.model}
         # By demultiplexer, the pipeline's own included.
@@ -142,8 +151,8 @@ class _Draft:
     def check_parts(self, parts: Mapping[str, Part]) -> None:
         """Tell why nodes have nothing to run."""
         for name in self.nodes:
-            if isinstance(reason := parts[name], str):
-                self.problems.append(f"node {name!r}: {reason}")
+            if isinstance(part := parts[name], Missing):
+                self.problems.append(f"node {name!r}: {part.reason}")
 
     # --- Connections
 

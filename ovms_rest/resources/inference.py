@@ -1,7 +1,7 @@
 """The resources of the KServe v2 REST API (protocol.md section 1)."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import falcon
@@ -9,6 +9,7 @@ import orjson
 
 from ovms_rest import __version__
 from ovms_rest.errors import BusyError, DeadlineError, EndingError, InferenceError, NoContentError, ServingError
+from ovms_rest.models.servable import Servable
 from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import (
     decode_header_length,
@@ -18,13 +19,13 @@ from ovms_rest.protocol.decoding import (
 from ovms_rest.protocol.encoding import Buffer, encode_response
 from ovms_rest.protocol.json_memory import choose_budget
 from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requested
-from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor, batch_of
+from ovms_rest.protocol.tensors import InferenceRequest, InferenceResponse, ModelMetadata, batch_of
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.protocol.waiting_time import waits_since
 from ovms_rest.resources.body import read_body
 from ovms_rest.resources.compression import choose_encoding, compress
 from ovms_rest.settings import Settings
-from ovms_rest.shared_memory.statistics import FailureKind, Question, Served
+from ovms_rest.shared_memory.statistics import Served
 
 # Exactly those that work.
 EXTENSIONS = (
@@ -37,44 +38,6 @@ EXTENSIONS = (
     "schedule_policy",
     "statistics",
 )
-
-
-class InferenceCounters(Protocol):
-    """Where inferences of a version are counted; all times are nanoseconds."""
-
-    def begin(self) -> None:
-        """Note that an inference is under way."""
-
-    def record(
-        self,
-        queue_ns: int,
-        input_ns: int,
-        infer_ns: int,
-        output_ns: int,
-        batch: int = 1,
-        request_bytes: int = 0,
-        response_bytes: int = 0,
-    ) -> None:
-        """Count one that was answered."""
-
-    def fail(self, kind: FailureKind, total_ns: int) -> None:
-        """Count one that was not."""
-
-    def answer(self, question: Question) -> None:
-        """Count an answer about the model."""
-
-
-class Servable(Protocol):
-    """What can be inferred: a version of a model."""
-
-    counters: InferenceCounters
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What it takes and gives."""
-
-    def infer(self, arrays: Mapping[str, Array]) -> Mapping[str, Tensor]:
-        """Infer with an array for every input; return a tensor for every output, by name."""
 
 
 class Registry(Protocol):

@@ -13,6 +13,7 @@ from openvino import Type, opset15
 from ovms_rest.errors import InferenceError, InvalidRequestError, NoContentError
 from ovms_rest.models.compilation import Compilation
 from ovms_rest.models.runtime import Model
+from ovms_rest.models.servable import NOT_COUNTED
 from ovms_rest.pipelines import execution
 from ovms_rest.pipelines.definition import DYNAMIC
 from ovms_rest.pipelines.execution import Pipeline
@@ -42,7 +43,7 @@ class FakeModel:
     def __init__(self, function, inputs, outputs, name="m"):
         """Take tensors."""
         self.metadata = ModelMetadata(name, "1", by_name(*inputs), by_name(*outputs))
-        self.counters = None
+        self.counters = NOT_COUNTED
         self.function = function
         self.given, self.spoiled = [], 0
 
@@ -740,7 +741,7 @@ def test_opening_opens_the_custom_nodes():
 def test_its_parts_are_its_models_each_once():
     model, other = adder(), adder()
     steps = [(f"n{i}", [("x", i - 1, "y" if i else "in")], {"model": m}) for i, m in enumerate((model, other, model))]
-    assert make([IN], steps, {"out": (2, "y")}).parts == (model, other)
+    assert make([IN], steps, {"out": (2, "y")}).dependencies == (model, other)
 
 
 def test_every_inference_of_a_model_is_counted_there():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ovms_rest.pipelines.definition import DYNAMIC, NodeDefinition, PipelineDefinition, Source
 from ovms_rest.pipelines.plan import REQUEST_STEP, Output, Wire
-from ovms_rest.pipelines.planning import PipelineError, plan_pipeline
+from ovms_rest.pipelines.planning import Missing, PipelineError, plan_pipeline
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 
 UNKNOWN_RANK = "unknown"
@@ -35,8 +35,6 @@ def tensors(items):
 class FakeModel:
     """A servable with metadata and nothing else."""
 
-    counters = None
-
     def __init__(self, inputs, outputs):
         self.metadata = ModelMetadata("m", "1", tensors(inputs), tensors(outputs))
 
@@ -57,7 +55,7 @@ def node(name, part=DUMMY, count=None, gather=None, aliases=None, **inputs):
     """Make a node and its part; an input is given as "node.alias", an alias is the output's name if none is given."""
     connections = tuple((tensor, Source(*source.split("."))) for tensor, source in inputs.items())
     if aliases is None:
-        outputs = () if isinstance(part, str) else (part.outputs if is_custom(part) else part.metadata.outputs)
+        outputs = () if isinstance(part, Missing) else (part.outputs if is_custom(part) else part.metadata.outputs)
         aliases = tuple((output, output) for output in outputs)
     model, library = ("", "lib") if is_custom(part) else ("m", "")
     return NodeDefinition(name, model, None, library, {}, connections, aliases, count, gather), part
@@ -451,13 +449,15 @@ def test_the_names_of_outputs_are_unique():
 
 def test_a_node_without_a_part_says_why_and_nothing_else():
     reason = "model 'm' is not configured; configured are 'n'"
-    assert problems(node("n1", reason, b="request.in", aliases=(("a", "z"),)), node("n2", b="n1.a")) == [
+    assert problems(node("n1", Missing(reason), b="request.in", aliases=(("a", "z"),)), node("n2", b="n1.a")) == [
         f"node 'n1': {reason}"
     ]
 
 
 def test_every_problem_is_told():
-    assert problems(node("n1", "gone", b="request.in", aliases=(("a", "z"),)), node("n2", c="n1.a"), taken=["p"]) == [
+    assert problems(
+        node("n1", Missing("gone"), b="request.in", aliases=(("a", "z"),)), node("n2", c="n1.a"), taken=["p"]
+    ) == [
         "its name is that of a model too; rename one of them",
         "node 'n1': gone",
         "node 'n2' input 'c': model 'm' has no such input; its inputs are 'b'",
@@ -829,7 +829,9 @@ SHAPES = st.one_of(
     st.lists(st.sampled_from([-1, 1, 2, "1:3"]), max_size=3), st.sampled_from([[2, 1, 1], [1, 1], UNKNOWN_RANK])
 )
 TENSORS = st.dictionaries(ITEMS, st.tuples(st.sampled_from(["FP32", "FP32", "INT64", "BYTES"]), SHAPES), max_size=3)
-PARTS = st.one_of(st.builds(FakeModel, TENSORS, TENSORS), st.builds(FakeCustomNode, TENSORS, TENSORS), st.just("gone"))
+PARTS = st.one_of(
+    st.builds(FakeModel, TENSORS, TENSORS), st.builds(FakeCustomNode, TENSORS, TENSORS), st.just(Missing("gone"))
+)
 COUNTS = st.sampled_from([None, None, None, DYNAMIC, 1, 2])
 SOURCES = st.builds(Source, NAMES, ITEMS)
 
