@@ -1,4 +1,4 @@
-"""From definitions of pipelines to pipelines that serve: their nodes found among models and libraries, and planned."""
+"""From definitions to pipelines that serve: finds the models and code of their nodes and plans them."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +20,11 @@ from ovms_rest.protocol.words import list_names
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-VERSION = 1  # the only one that a pipeline has
+VERSION = 1  # the only version of a pipeline
 
 
 class _Source(NamedTuple):
-    """What a pipeline was made of: the same need not be made again."""
+    """The inputs of a pipeline's assembly; from equal ones it need not be assembled again."""
 
     definition: PipelineDefinition
     models: tuple[Part, ...]  # of its nodes
@@ -38,7 +38,7 @@ class _Node(NamedTuple):
     stamp: Stamp
     params: Mapping[str, str]
     node: CustomNode | Missing
-    is_changing: bool = False  # and therefore could not be loaded
+    is_changing: bool = False  # the file is being written, so the code could not be loaded
 
 
 def assemble_pipelines(
@@ -49,19 +49,19 @@ def assemble_pipelines(
     host: Host,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Entry]:
-    """Make pipelines of models and libraries; those that cannot be made come with all reasons.
+    """Assemble pipelines from models and libraries; the entries of others have all reasons.
 
-    What of `previous` was made of the same is taken over. A pipeline whose new definition is wrong goes on as it was
-    while its models are there. When `stop` says so, no more code of nodes is tried.
+    An unchanged pipeline of `previous` is reused. One whose new definition is wrong keeps serving with its previous one
+    while its models serve. Once `stop` returns True, no more code is tried.
 
-    The code of a library that no pipeline uses is not loaded; that there is none is told in the log.
+    Code that no pipeline uses is not loaded; the log has a warning if it does not exist.
     """
     used = {node.library for definition in definitions for node in definition.nodes}
     for name, library in libraries.items():
         if name not in used and not is_there(library):
             log.warning(
-                "library %r, which no pipeline uses: there is no file %s, and %r is no name of a Python module or of "
-                "one of OVMS's libraries",
+                "library %r, which no pipeline uses: there is no file %s, and %r is neither a Python module nor one "
+                "of OVMS's libraries",
                 name,
                 library.path.absolute(),
                 library.base_path,
@@ -101,7 +101,7 @@ def _assemble(
         for problem in error.problems:
             log.error("pipeline %r does not serve: %s", definition.name, problem)
         if previous.kind == "pipeline" and previous.versions and _are_there(previous, models):
-            log.warning("pipeline %r goes on as it was", definition.name)
+            log.warning("pipeline %r keeps serving with its previous definition", definition.name)
             entry.versions = previous.versions
             entry.failures[VERSION] = "; ".join(error.problems)
         else:
@@ -111,12 +111,12 @@ def _assemble(
             entry.lacks_unloaded = expected.issuperset(error.problems)
         return entry
     steps = ", ".join(node.name for node in definition.nodes)
-    log.info("pipeline %r serves: %s", definition.name, steps)
+    log.info("pipeline %r serves with the nodes %s", definition.name, steps)
     return entry
 
 
 def _are_there(entry: Entry, models: Mapping[str, Entry]) -> bool:
-    """Tell whether the models of a pipeline that serves still do."""
+    """Return whether the models of a pipeline still serve."""
     serving = [model for other in models.values() for model in other.versions.values()]
     return all(model in serving for pipeline in entry.versions.values() for model in pipeline.dependencies)
 
@@ -149,7 +149,7 @@ def _find_node(node: NodeDefinition, nodes: Mapping[str, _Node]) -> CustomNode |
 def _load_node(
     node: NodeDefinition, library: Library, before: _Source | None, host: Host, stop: Callable[[], bool]
 ) -> _Node:
-    """Load the code of a custom node, unless it was loaded before and has not changed since."""
+    """Load the code of a custom node, or reuse it if it has not changed since it was loaded."""
     now = stamp(library.path)
     known = before.nodes.get(node.name) if before else None
     if known is not None and known[:3] == (library, now, node.params) and not isinstance(known.node, Missing):
@@ -159,18 +159,18 @@ def _load_node(
     except LoadError as error:
         changing = isinstance(error, ChangingError)
         return _Node(library, now, node.params, Missing(f"library {library.name!r}: {error}"), changing)
-    # No layout is declared for it, so that images are taken at the size that they have.
+    # A custom node declares no layouts, so images keep their size.
     loaded.inputs = {name: take_images(tensor, None, host.limits) for name, tensor in loaded.inputs.items()}
     return _Node(library, now, node.params, loaded)
 
 
 def _split_images(plan: Plan) -> Plan:
-    """Have the inputs of a pipeline that splits its requests take the images that its parts take."""
+    """Let each shard of a split request be an encoded image where the nodes take images."""
     readers = {
         wire.item: step.interface.inputs[wire.tensor].images
         for step in plan.steps
         for wire in step.wires
-        if wire.step == REQUEST_STEP and step.gathers != REQUEST_STEP  # which takes the whole
+        if wire.step == REQUEST_STEP and step.gathers != REQUEST_STEP  # a gathering step gets all shards
     }
     inputs = {
         name: replace(tensor, images=ShardedImageReader(reader))
