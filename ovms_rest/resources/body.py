@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ovms_rest.errors import BodyTooLargeError, InvalidRequestError, ServingError, UnsupportedEncodingError
-from ovms_rest.protocol.buffers import allocate, tensors_begin
+from ovms_rest.protocol.buffers import allocate
 
 _CHUNK = 2**20
 # What is decompressed in one go: it stays in the cache until it is copied to its place.
@@ -31,12 +31,11 @@ def _receive(environ: Environ, buffer: memoryview) -> int:
     return received
 
 
-def read_body(environ: Environ, limit: int, header_length: str | None) -> memoryview:
+def read_body(environ: Environ, limit: int, aligned: int = 0) -> memoryview:
     """Read the body of a request and undo its Content-Encoding.
 
-    `header_length`, the text of Inference-Header-Content-Length, tells where in the body the tensors begin, which are
-    what is aligned. Raises BodyTooLargeError, UnsupportedEncodingError, and InvalidRequestError for a body that ends
-    early or a broken encoding.
+    The offset `aligned`, at which the tensors begin, lies on a 64-byte boundary. Raises BodyTooLargeError,
+    UnsupportedEncodingError, and InvalidRequestError for a body that ends early or a broken encoding.
     """
     body: memoryview | None = getattr(environ["wsgi.input"], "buffer", None)  # our own worker's, whole and aligned
     if body is not None and len(body) > limit:  # that of the route, for the worker knows one for all
@@ -47,7 +46,6 @@ def read_body(environ: Environ, limit: int, header_length: str | None) -> memory
     encoding = (coding or "identity").strip().lower()
     if encoding not in _CONTAINERS and encoding not in ("identity", ""):
         raise UnsupportedEncodingError(f"Content-Encoding is {encoding!r}, allowed are gzip, deflate and identity")
-    aligned = tensors_begin(header_length)
     if body is None:
         body = _receive_body(environ, limit, aligned)
     if encoding in _CONTAINERS:

@@ -63,7 +63,7 @@ def wait_until_made(req: falcon.Request, ask: Callable[[Ticket], T]) -> T:
 
 def read_object(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
     """Read the body of a request, an object as JSON; nothing is {}. Raises InvalidRequestError."""
-    body = bytes(read_body(req.env, max_body_bytes, None))
+    body = bytes(read_body(req.env, max_body_bytes))
     if not body.strip():
         return {}
     try:

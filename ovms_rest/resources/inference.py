@@ -10,12 +10,9 @@ import orjson
 from ovms_rest import __version__
 from ovms_rest.errors import BusyError, DeadlineError, EndingError, InferenceError, NoContentError, ServingError
 from ovms_rest.protocol.classification import classify
-from ovms_rest.protocol.decoding import (
-    decode_header_length,
-    decode_raw_request,
-    decode_request,
-)
+from ovms_rest.protocol.decoding import decode_raw_request, decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
+from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.protocol.json_memory import choose_budget
 from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requested
 from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor, batch_of
@@ -241,9 +238,9 @@ class Infer:
 
     def _read_request(self, req: falcon.Request, metadata: ModelMetadata) -> tuple[int, InferenceRequest]:
         """Read the body; return its size, and the request."""
-        header = req.env.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
-        body = read_body(req.env, self._settings.max_body_bytes, header)
-        header_length = decode_header_length(header, len(body))
+        header = read_header_length(req.env.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"))
+        body = read_body(req.env, self._settings.max_body_bytes, header.length)
+        header_length = header.check(len(body))
         if header_length == 0:
             return len(body), decode_raw_request(body, metadata.inputs)
         return len(body), decode_request(body, header_length, model=metadata, json_memory=self._json_memory)

@@ -13,6 +13,7 @@ from costs import measure_cost
 
 from ovms_rest.errors import BodyTooLargeError, InvalidRequestError, UnsupportedEncodingError
 from ovms_rest.protocol.buffers import allocate
+from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.resources.body import read_body
 
 DATA = b'{"inputs": []}' + bytes(range(256))
@@ -29,7 +30,7 @@ def chunked(body, **environ):
 
 
 def read(environ, limit=1000, header_length=None):
-    return read_body(environ, limit, header_length)
+    return read_body(environ, limit, read_header_length(header_length).length)
 
 
 def address(buffer):
@@ -395,6 +396,6 @@ def test_bytes_far_behind_the_end_of_a_stream_are_all_counted():
 
 def test_a_body_that_our_worker_received_is_held_to_the_limit_of_the_route():
     environ = {"wsgi.input": types.SimpleNamespace(buffer=memoryview(bytes(11)))}
-    assert bytes(read_body(environ, 11, None)) == bytes(11)
+    assert bytes(read_body(environ, 11)) == bytes(11)
     with pytest.raises(BodyTooLargeError, match=r"^the body has 11 bytes, at most 10 are allowed$"):
-        read_body(environ, 10, None)
+        read_body(environ, 10)
