@@ -15,7 +15,8 @@ from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageE
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.models.configuration import ModelConfig
 from ovms_rest.models.images import ImageLimits
-from ovms_rest.models.registry import Entry, Host, ModelRegistry, load_models
+from ovms_rest.models.loading import Host, load_models
+from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.protocol.routes import read_inference
@@ -24,17 +25,10 @@ from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStat
 from ovms_rest.resources.cors import Cors
 from ovms_rest.resources.entry_points import EntryPoints, Models
 from ovms_rest.resources.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
-from ovms_rest.resources.inference import (
-    EXTENSIONS,
-    Infer,
-    Live,
-    ModelDescription,
-    ModelReady,
-    Ready,
-    Registry,
-    ServerDescription,
-)
+from ovms_rest.resources.health import Live, ModelReady, Ready
+from ovms_rest.resources.inference import Infer, Registry
 from ovms_rest.resources.log_settings import Logging
+from ovms_rest.resources.metadata import EXTENSIONS, ModelDescription, ServerDescription
 from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
 from ovms_rest.resources.model_config import ModelConfiguration
 from ovms_rest.resources.permission import Permission

@@ -18,7 +18,8 @@ from ovms_rest.config import load_config
 from ovms_rest.errors import ConfigError, ShortageError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
 from ovms_rest.host.cores import usable_cores
-from ovms_rest.models.registry import Entry, ModelRegistry, load_models
+from ovms_rest.models.loading import load_models
+from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.repository import MODEL_SUFFIXES
 from ovms_rest.paths import PathError, find_models
 from ovms_rest.pipelines.assembly import assemble_pipelines

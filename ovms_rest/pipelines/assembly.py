@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from ovms_rest.errors import LoadError
 from ovms_rest.models.copies import ChangingError
 from ovms_rest.models.images import ImageReader, ShardedImageReader, take_images
-from ovms_rest.models.registry import Entry, Host
+from ovms_rest.models.loading import Host
+from ovms_rest.models.registry import Entry
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition
 from ovms_rest.pipelines.execution import Pipeline

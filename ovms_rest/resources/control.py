@@ -55,10 +55,11 @@ def wait_until_made(req: falcon.Request, ask: Callable[[Ticket], T]) -> T:
     while True:
         try:
             return ask(ticket)
-        except TryLaterError:
+        except TryLaterError as error:
             if "ovms_rest.buffers" in req.env:
                 raise
-            time.sleep(_PAUSE_SECONDS)
+            while not error.is_due():
+                time.sleep(_PAUSE_SECONDS)
 
 
 def read_object(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:

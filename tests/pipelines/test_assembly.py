@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ovms_rest.errors import NotReadyError
-from ovms_rest.models.registry import Entry, Host, ModelRegistry
+from ovms_rest.models.loading import Host
+from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition, Source
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
