@@ -64,7 +64,7 @@ def wait_until_made(req: falcon.Request, ask: Callable[[Ticket], T]) -> T:
 
 def read_object(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
     """Return the body of a request, a JSON object; {} if it is empty. Raises InvalidRequestError."""
-    body = bytes(read_body(req.env, max_body_bytes, None))
+    body = bytes(read_body(req.env, max_body_bytes))
     if not body.strip():
         return {}
     try:

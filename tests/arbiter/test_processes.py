@@ -187,8 +187,8 @@ def test_broken_models_are_reported_and_the_others_serve(tmp_path):
         answer = service.get("/v2/health/ready")
         assert answer.status == 400
         for name, reason in (
-            ("crashing", "version 1 ended the process that tried it with SIGSEGV while being read"),
-            ("hanging", "version 1 did not come up in 4 s; it was stopped while inferring for the first time"),
+            ("crashing", "version 1 ended its trial process with SIGSEGV while being read"),
+            ("hanging", "version 1 timed out after 4 s while inferring for the first time"),
             ("corrupt", f"version 1 cannot read {tmp_path}/corrupt/1/model.onnx: "),
             ("missing", f"cannot read the model directory {tmp_path}/missing: No such file or directory"),
         ):
