@@ -5,12 +5,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import falcon
 
 from ovms_rest.arbiter.reloading import Reloads
-from ovms_rest.config import Config, load_config
+from ovms_rest.config import read_config
 from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageError, TryLaterError
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.models.configuration import ModelConfig
@@ -28,7 +27,7 @@ from ovms_rest.resources.health import Live, ModelReady, Ready
 from ovms_rest.resources.inference import Infer, Registry
 from ovms_rest.resources.log_settings import Logging
 from ovms_rest.resources.metadata import EXTENSIONS, ModelDescription, ServerDescription
-from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
+from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics
 from ovms_rest.resources.model_config import ModelConfiguration
 from ovms_rest.resources.permission import Permission
 from ovms_rest.resources.routing import Request, Router
@@ -77,7 +76,7 @@ def create_app(registry: Registry, settings: Settings, is_ending: Callable[[], b
 def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
     settings = read_settings(environ)
-    _, metrics = read_config(settings.config, settings)
+    metrics = read_config(settings.config, settings).metrics
     host, models, permission = host_of(settings), ModelRegistry({}), Permission(settings)
     telemetry = Telemetry(models, settings.max_waiting)
 
@@ -125,26 +124,6 @@ def _add_operations(app: App, metrics: list[str] | None) -> None:
         app.add_route(f"{model}/config", model_config)
         app.add_route(f"{model}/stats", statistics)
     app.add_route("/metrics", Metrics(None if metrics is None else telemetry, metrics or DEFAULT_METRICS))
-
-
-def read_config(path: Path, settings: Settings) -> tuple[Config, list[str] | None]:
-    """Read a config and choose which metrics are served: [] all, None none at all.
-
-    Raises ConfigError with all that is wrong with the file and with what the settings say of metrics.
-    """
-    names = [name.strip() for name in settings.metrics_list.split(",") if name.strip()]
-    problems = [f"OVMS_REST_METRICS_LIST: {problem}" for problem in check_metrics_list(names).values()]
-    if names and not settings.metrics_enable:
-        problems.append("OVMS_REST_METRICS_LIST: needs OVMS_REST_METRICS_ENABLE=true")
-    try:
-        config = load_config(path)
-    except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from error
-    if config.metrics is not None and settings.metrics_enable:
-        problems.append(f"{path}: monitoring: metrics are enabled by OVMS_REST_METRICS_ENABLE already")
-    if problems:
-        raise ConfigError(problems)
-    return config, names if settings.metrics_enable else config.metrics
 
 
 def _tell_progress(name: str, version: int) -> None:
