@@ -578,9 +578,9 @@ def test_every_other_version_is_a_404(versioned, version):
 @pytest.mark.parametrize(
     ("target", "error"),
     [
-        ("/v2/models/x", "model 'x' is unknown; configured are 'm', 'n'"),
-        ("/v2/models/x/ready", "model 'x' is unknown; configured are 'm', 'n'"),
-        ("/v2/models/M/ready", "model 'M' is unknown; configured are 'm', 'n'"),
+        ("/v2/models/x", "unknown model 'x'; configured: 'm', 'n'"),
+        ("/v2/models/x/ready", "unknown model 'x'; configured: 'm', 'n'"),
+        ("/v2/models/M/ready", "unknown model 'M'; configured: 'm', 'n'"),
         ("/v2/models/n", "model 'n' does not serve: no version in /srv/n"),
         ("/v2/models/n/ready", "model 'n' does not serve: no version in /srv/n"),
         ("/v2/models/n/versions/1/ready", "model 'n' does not serve: no version in /srv/n"),

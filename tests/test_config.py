@@ -839,7 +839,7 @@ def test_missing_names_do_not_clash(problems):
 
 def test_pipelines_have_different_names(problems):
     assert problems(root(pipeline_config_list=[PIPELINE, PIPELINE])) == [
-        "pipeline_config_list[1].name: 'p' is the name of pipeline_config_list[0] already"
+        "pipeline_config_list[1].name: 'p' is already the name of pipeline_config_list[0]"
     ]
 
 

@@ -86,7 +86,7 @@ def test_head_is_get_without_body(service):
     ("method", "path", "status", "message"),
     [
         ("GET", "/v2/models/relu/foo", 404, "path '/v2/models/relu/foo' is unknown"),
-        ("GET", "/v2/models/x", 404, "model 'x' is unknown; configured are 'relu', 'add', 'types', "),
+        ("GET", "/v2/models/x", 404, "unknown model 'x'; configured: 'relu', 'add', 'types', "),
         ("GET", "/v2/models/x%20%C3%A9.y/ready", 404, "model 'x é.y' is unknown; "),
         ("GET", "/v2/models/relu%2Fready", 404, "model 'relu%2Fready' is unknown; "),
         ("GET", "/v2/models/relu/versions/2", 404, "version '2' of model 'relu' is not served; served: 1"),
