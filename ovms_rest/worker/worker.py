@@ -102,6 +102,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
     poll_seconds: int = 0
 
     _access_log: AccessLog | None = None
+    _must_reopen_logs = False
 
     def init_process(self) -> None:
         """Become ready and serve: what gunicorn calls in the forked process, in which it returns at the end."""
@@ -367,6 +368,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         if WAKE in os.read(self.PIPE[0], 4096):
             for listener in self._listeners:
                 self._accept(listener, asked=True)
+        if self._must_reopen_logs:
+            self._reopen_logs()
 
     def _tick(self) -> None:
         """Do what is due once in a second."""
@@ -767,9 +770,13 @@ class Worker(BaseWorker):  # type: ignore[misc]
             log.exception("exception in the post_request hook")
 
     def handle_usr1(self, sig: int, frame: Any) -> None:
-        """Reopen the logs."""
+        """Schedule reopening the logs: a signal handler may have interrupted a write to one of them."""
+        self._must_reopen_logs = True
+
+    def _reopen_logs(self) -> None:
+        self._must_reopen_logs = False
         try:
-            super().handle_usr1(sig, frame)
+            self.log.reopen_files()
         except OSError as error:  # with `capture_output`, a file that only the arbiter may open
             log.error("cannot reopen the log: %s", error)
         if self._access_log is not None:

@@ -13,6 +13,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -604,6 +605,23 @@ def test_logs_are_reopened_by_sigusr1(tmp_path, models):
         assert works(service)
         service.wait_for(lambda: RELU_PATH in path.read_text())
         assert service.workers() == before
+
+
+def test_sigusr1_during_writes_to_the_log_loses_no_line(tmp_path, models):
+    path = tmp_path / "access"
+    with serve(tmp_path, "-w", "1", "--access-logfile", str(path), config=models) as service:
+        service.wait_for_workers(1)
+        (worker,) = service.workers()
+        sent = [threading.Thread(target=lambda: [works(service) for _ in range(100)]) for _ in range(2)]
+        for thread in sent:
+            thread.start()
+        while any(thread.is_alive() for thread in sent):
+            os.kill(worker, signal.SIGUSR1)
+            time.sleep(0.0005)
+        for thread in sent:
+            thread.join()
+        service.wait_for(lambda: path.read_text().count(RELU_PATH) == 200)
+        assert "Logging error" not in service.log
 
 
 @pytest.fixture
