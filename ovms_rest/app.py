@@ -19,7 +19,6 @@ from ovms_rest.models.loading import Host, load_models
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
-from ovms_rest.protocol.routes import read_inference
 from ovms_rest.protocol.words import escape
 from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
 from ovms_rest.resources.cors import Cors
@@ -52,10 +51,10 @@ class App(falcon.App):  # type: ignore[type-arg]
     settings: Settings
     telemetry: Telemetry
 
-    def count_refusal(self, path: str, kind: FailureKind, waited_ns: int) -> None:
-        """Count an inference that was refused before the application saw it; `path` as WSGI has it."""
+    def count_refusal(self, name: str, version: str | None, kind: FailureKind, waited_ns: int) -> None:
+        """Count an inference that was refused before the application saw it."""
         with contextlib.suppress(NotFoundError):
-            self.models.find(*read_inference(path)).counters.fail(kind, waited_ns)
+            self.models.find(name, version).counters.fail(kind, waited_ns)
 
 
 def create_app(registry: Registry, settings: Settings, is_ending: Callable[[], bool] = lambda: False) -> App:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from ovms_rest.shared_memory.statistics import Served
+from ovms_rest.shared_memory.statistics import InferenceRecord
 from ovms_rest.worker.streams import unblocked_stdout
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
@@ -58,17 +58,17 @@ class Access:
     inference_us: int | None = None
 
 
-def access_of(environ: dict[str, Any], status: str, size: int, started_ns: int) -> Access:
-    """Gather what is known of a request that was answered; it began at `started_ns` unless it had to wait."""
-    served: Served | None = environ.get("ovms_rest.served")
+def access_of(environ: dict[str, Any], status: str, size: int, received_ns: int) -> Access:
+    """Gather what is known of a request, received at `received_ns` by the monotonic clock, and of its response."""
+    inference: InferenceRecord | None = environ.get("ovms_rest.inference")
     known: dict[str, Any] = {}
-    if served is not None:
+    if inference is not None and inference.model_name:  # else it was not started
         known = {
-            "model": served.model_name,
-            "version": served.model_version,
-            "id": served.id or None,
-            "queue_us": served.queue_ns // 1000,
-            "inference_us": served.infer_ns // 1000,
+            "model": inference.model_name,
+            "version": inference.model_version,
+            "id": inference.id or None,
+            "queue_us": inference.queue_ns // 1000,
+            "inference_us": inference.infer_ns // 1000,
         }
     return Access(
         client=environ["REMOTE_ADDR"],
@@ -78,7 +78,7 @@ def access_of(environ: dict[str, Any], status: str, size: int, started_ns: int) 
         status=int(status.split()[0]),
         bytes_in=len(environ["wsgi.input"].buffer) if "wsgi.input" in environ else None,
         bytes_out=size,
-        total_us=(time.monotonic_ns() - environ.get("ovms_rest.received", started_ns)) // 1000,
+        total_us=(time.monotonic_ns() - received_ns) // 1000,
         **known,
     )
 

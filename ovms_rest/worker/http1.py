@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import gunicorn_h1c
 from gunicorn_h1c import parse_request_fast
 
+from ovms_rest.protocol.buffers import tensors_begin
 from ovms_rest.protocol.encoding import encode_error
-from ovms_rest.protocol.routes import is_inference, read_path
+from ovms_rest.protocol.routes import read_inference, read_path
 from ovms_rest.protocol.words import cut
 
 Environ = dict[str, Any]
@@ -27,6 +28,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # How many names of header fields, and hosts, are remembered once looked at; clients may send any.
 _REMEMBERED = 512
 _CR = 13
+_HEADER_LENGTH = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
 # RFC 3986 section 3.2.2 and 3.2.3: an address in brackets or a name, and a port.
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
@@ -58,22 +60,27 @@ class Limits(NamedTuple):
 
 
 class Head(NamedTuple):
-    """A request as far as its head tells.
-
-    `length` is of the body in bytes, None for a chunked one; `size` of the head itself. An inference may
-    have to wait for its turn.
-    """
+    """The head of a request, interpreted."""
 
     environ: Environ
-    size: int
-    length: int | None
+    size: int  # of the head in bytes
+    length: int | None  # of the body in bytes, None for a chunked one
     expects_continue: bool
     keep_alive: bool
-    is_inference: bool
+    inference: tuple[str, str | None] | None  # the model and version of an inference, which may have to be queued
+    tensors_begin: int | None  # the offset in the body by Inference-Header-Content-Length, if there is one
 
-    def copy(self) -> "Head":
-        """Make a copy whose environ is its own."""
-        return Head(self.environ.copy(), *self[1:])
+
+# Stands for the head of a request that could not be read, as in the access log.
+UNREAD = Head(
+    {"REQUEST_METHOD": "-", "RAW_URI": "-", "PATH_INFO": "-", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1"},
+    size=0,
+    length=0,
+    expects_continue=False,
+    keep_alive=False,
+    inference=None,
+    tensors_begin=None,
+)
 
 
 class RequestBody:
@@ -167,7 +174,8 @@ class HeadReader:
             self._body_length(request, environ),
             "HTTP_EXPECT" in environ and _expects_continue(environ["HTTP_EXPECT"], minor),
             _keeps_alive(environ["HTTP_CONNECTION"], minor) if "HTTP_CONNECTION" in environ else minor == 1,
-            is_inference(environ["REQUEST_METHOD"], environ["PATH_INFO"]),
+            read_inference(environ["REQUEST_METHOD"], environ["PATH_INFO"]),
+            tensors_begin(environ[_HEADER_LENGTH]) if _HEADER_LENGTH in environ else None,
         )
 
     def _check_host(self, host: str | None, minor: int) -> None:

@@ -15,7 +15,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import orjson
 import simdjson
 
-from ovms_rest.protocol.buffers import tensors_begin
 from ovms_rest.protocol.waiting_time import waits_since
 
 NEVER = math.inf
@@ -50,7 +49,7 @@ class Terms(NamedTuple):
 _NO_TERMS = Terms()
 
 
-class WaitingQueue(Generic[T]):
+class RequestQueue(Generic[T]):
     """A queue by priority; `read_terms` tells the terms of an item, and is asked when there is a choice.
 
     `count` is how many wait. Before `next_deadline`, by the monotonic clock in nanoseconds, nobody's time is over.
@@ -125,14 +124,12 @@ class WaitingQueue(Generic[T]):
         self.count = len(self._unread) + len(self._last) + len(self._first)
 
 
-def read_terms(environ: Environ) -> Terms:
-    """Read the terms of a request that was received whole; what is wrong with them its answer tells.
+def read_terms(environ: Environ, tensors_begin: int | None, received_ns: int) -> Terms:
+    """Return the terms of a request received whole, none for invalid ones, which are refused when it is decoded.
 
-    A compressed body is not looked into.
+    `tensors_begin` is the size of the JSON in its body, None for all of it. A compressed body is not looked into.
     """
-    body: memoryview = environ["wsgi.input"].buffer
-    if "HTTP_INFERENCE_HEADER_CONTENT_LENGTH" in environ:
-        body = body[: tensors_begin(environ["HTTP_INFERENCE_HEADER_CONTENT_LENGTH"])]
+    body: memoryview = environ["wsgi.input"].buffer[:tensors_begin]
     if len(body) > LARGEST_JSON or "HTTP_CONTENT_ENCODING" in environ:
         return _NO_TERMS
     json = bytes(body)
@@ -140,11 +137,8 @@ def read_terms(environ: Environ) -> Terms:
         return _NO_TERMS
     parameters = _read_parameters(json)
     timeout = _positive(parameters.get("timeout"))
-    return Terms(
-        _positive(parameters.get("priority")),
-        timeout,
-        waits_since(environ, environ["ovms_rest.received"]) if timeout else 0,
-    )
+    since_ns = waits_since(environ, received_ns) if timeout else 0
+    return Terms(_positive(parameters.get("priority")), timeout, since_ns)
 
 
 def _read_parameters(json: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovms_rest.shared_memory.statistics import Served
+from ovms_rest.shared_memory.statistics import InferenceRecord
 from ovms_rest.worker.access_log import ENCODERS, Access, AccessLog, access_of, encode_json, encode_text
 from ovms_rest.worker.http1 import RequestBody
 
@@ -111,9 +111,9 @@ def environ_of(**more):
 
 
 def test_an_inference_is_described_by_what_the_application_noted():
-    served = Served("m n", "3", 2_000, 1_000, 70_999, 1_000, "mine")
+    record = InferenceRecord(0, "m n", "3", "mine", 2_000, 1_000, 70_999, 1_000)
     body = RequestBody(memoryview(b"12345"))
-    environ = environ_of(**{"wsgi.input": body, "ovms_rest.received": 0, "ovms_rest.served": served})
+    environ = environ_of(**{"wsgi.input": body, "ovms_rest.inference": record})
     access = access_of(environ, "200 OK", 7, 0)
     assert access.total_us > 0
     assert access == Access(
@@ -127,8 +127,13 @@ def test_a_request_whose_body_was_not_read_is_described_as_far_as_it_is_known():
 
 
 def test_no_id_of_a_request_is_none():
-    served = Served("m", "3", 0, 0, 0, 0, "")
-    assert access_of(environ_of(**{"ovms_rest.served": served}), "200 OK", 7, 0).id is None
+    record = InferenceRecord(0, "m", "3")
+    assert access_of(environ_of(**{"ovms_rest.inference": record}), "200 OK", 7, 0).id is None
+
+
+def test_an_inference_that_was_not_started_has_no_model():
+    access = access_of(environ_of(**{"ovms_rest.inference": InferenceRecord(0)}), "503 Service Unavailable", 7, 0)
+    assert (access.model, access.version, access.queue_us) == (None, None, None)
 
 
 # --- Files

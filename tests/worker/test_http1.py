@@ -121,18 +121,25 @@ def test_framing_and_connection(data, length, expects_continue, keep_alive):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "is_inference"),
+    ("method", "path", "inference"),
     [
-        ("POST", "/v2/models/m/infer", True),
-        ("POST", "/v2/models/m/versions/2/infer?a=b", True),
-        ("GET", "/v2/models/m/infer", False),
-        ("POST", "/v2/models/m/load", False),
+        ("POST", "/v2/models/m/infer", ("m", None)),
+        ("POST", "/v2/models/m/versions/2/infer?a=b", ("m", "2")),
+        ("POST", "/v2/models/%C3%A4/infer", ("ä", None)),
+        ("GET", "/v2/models/m/infer", None),
+        ("POST", "/v2/models/m/load", None),
     ],
 )
-def test_an_inference_is_told_from_other_requests(method, path, is_inference):
-    head = read(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    assert head.is_inference is is_inference
-    assert head.copy().is_inference is is_inference
+def test_inference_has_its_model_and_version(method, path, inference):
+    assert read(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()).inference == inference
+
+
+@pytest.mark.parametrize(
+    ("field", "offset"),
+    [("A: b", None), *((f"Inference-Header-Content-Length: {text}", int(text)) for text in ("0", "17"))],
+)
+def test_head_has_the_offset_of_the_tensors(field, offset):
+    assert read(post("Content-Length: 20", field)).tensors_begin == offset
 
 
 @pytest.mark.parametrize("values", [("close", "keep-alive"), ("keep-alive", "close"), ("close, keep-alive",)])

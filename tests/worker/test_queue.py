@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ovms_rest.protocol.buffers import tensors_begin
 from ovms_rest.worker.http1 import RequestBody
-from ovms_rest.worker.queue import LARGEST_JSON, NEVER, Terms, WaitingQueue, read_terms
+from ovms_rest.worker.queue import LARGEST_JSON, NEVER, RequestQueue, Terms, read_terms
 
 # --- The queue, of items that are numbers
 
@@ -24,7 +25,7 @@ def queue_of(*terms):
         looked_at.append(item)
         return terms[item]
 
-    queue = WaitingQueue(read)
+    queue = RequestQueue(read)
     for item in range(len(terms)):
         queue.push(item)
     return queue, looked_at
@@ -176,7 +177,7 @@ STEPS = st.one_of(
 @given(st.lists(STEPS, max_size=40))
 def test_whatever_happens_the_queue_does_what_is_meant(steps):
     terms, numbers, now = {}, itertools.count(), 0
-    queue, model = WaitingQueue(terms.__getitem__), Model()
+    queue, model = RequestQueue(terms.__getitem__), Model()
     for step, argument in steps:
         if step == "push":
             item = next(numbers)
@@ -200,13 +201,14 @@ def test_whatever_happens_the_queue_does_what_is_meant(steps):
 
 
 def request(body, received=0, **fields):
-    """Make the environ of a request that was received whole."""
+    """Return the arguments of `read_terms` for a request that was received whole."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return {
-        "ovms_rest.received": received,
+    environ = {
         "wsgi.input": RequestBody(memoryview(bytearray(data))),
         **{f"HTTP_{name.upper()}": value for name, value in fields.items()},
     }
+    length = fields.get("inference_header_content_length")
+    return environ, None if length is None else tensors_begin(length), received
 
 
 def with_parameters(**parameters):
@@ -214,9 +216,9 @@ def with_parameters(**parameters):
 
 
 def test_a_request_says_its_priority_and_timeout():
-    assert read_terms(with_parameters(priority=3, timeout=1000)) == Terms(3, 1000, 123)
-    assert read_terms(with_parameters(priority=2**64 - 1)) == Terms(2**64 - 1)
-    assert read_terms(with_parameters(timeout=5)).deadline_ns == 5123
+    assert read_terms(*with_parameters(priority=3, timeout=1000)) == Terms(3, 1000, 123)
+    assert read_terms(*with_parameters(priority=2**64 - 1)) == Terms(2**64 - 1)
+    assert read_terms(*with_parameters(timeout=5)).deadline_ns == 5123
 
 
 @pytest.mark.parametrize(
@@ -244,30 +246,30 @@ def test_a_request_says_its_priority_and_timeout():
 )
 def test_what_says_neither_or_is_wrong_has_no_terms(body):
     """What is wrong the answer tells, when the request has its turn."""
-    assert read_terms(request(body)) == Terms()
+    assert read_terms(*request(body)) == Terms()
 
 
 def test_only_the_json_of_a_binary_request_is_looked_into():
     text = b'{"parameters": {"priority": 1}}'
     body = text + b"\xff" * 100
-    assert read_terms(request(body, inference_header_content_length=str(len(text)))).priority == 1
+    assert read_terms(*request(body, inference_header_content_length=str(len(text)))).priority == 1
     for length in ("0", "10", "999", "x", ""):
-        assert read_terms(request(body, inference_header_content_length=length)) == Terms()
-    assert read_terms(request(text, inference_header_content_length="0")) == Terms(), "this has no JSON"
+        assert read_terms(*request(body, inference_header_content_length=length)) == Terms()
+    assert read_terms(*request(text, inference_header_content_length="0")) == Terms(), "this has no JSON"
 
 
 def test_a_compressed_body_is_not_looked_into():
     body = json.dumps({"parameters": {"priority": 1}}).encode()
-    assert read_terms(request(gzip.compress(body), content_encoding="gzip")) == Terms()
-    assert read_terms(request(body, content_encoding="gzip")) == Terms()
+    assert read_terms(*request(gzip.compress(body), content_encoding="gzip")) == Terms()
+    assert read_terms(*request(body, content_encoding="gzip")) == Terms()
 
 
 def test_json_is_looked_into_up_to_a_size():
     text = b'{"parameters": {"priority": 1}}'
-    assert read_terms(request(text.ljust(LARGEST_JSON))).priority == 1
-    assert read_terms(request(text.ljust(LARGEST_JSON + 1))) == Terms()
+    assert read_terms(*request(text.ljust(LARGEST_JSON))).priority == 1
+    assert read_terms(*request(text.ljust(LARGEST_JSON + 1))) == Terms()
     length = str(len(text))
-    assert read_terms(request(text.ljust(2 * LARGEST_JSON), inference_header_content_length=length)).priority == 1
+    assert read_terms(*request(text.ljust(2 * LARGEST_JSON), inference_header_content_length=length)).priority == 1
 
 
 @pytest.mark.parametrize("size", [0, 20_000, 500_000])
@@ -288,14 +290,14 @@ def test_json_is_looked_into_up_to_a_size():
 )
 def test_terms_are_found_in_json_of_any_length(text, priority, size):
     body = (text % ("0, " * (size // 3) + "0")).encode("latin-1")
-    assert read_terms(request(body)).priority == priority
+    assert read_terms(*request(body)).priority == priority
 
 
 def test_terms_in_the_longest_json_are_found_in_a_fraction_of_the_time_that_parsing_takes():
     """A turn of the worker reads the terms of all requests that have come."""
     body = b'{"parameters": {"priority": 1}, "x": [' + b"{}," * (LARGEST_JSON // 3 - 20) + b"{}]}"
-    assert read_terms(request(body)).priority == 1
-    assert 2 * shortest(lambda: read_terms(request(body))) < shortest(lambda: orjson.loads(body))
+    assert read_terms(*request(body)).priority == 1
+    assert 2 * shortest(lambda: read_terms(*request(body))) < shortest(lambda: orjson.loads(body))
 
 
 def shortest(call):
@@ -311,7 +313,7 @@ def shortest(call):
 def waited_since(began_ns):
     """Tell how long a request has waited that was received now, and by a proxy at a time since 1970."""
     received = time.monotonic_ns()
-    terms = read_terms(request({"parameters": {"timeout": 1}}, received, x_request_start=f"t={began_ns / 1e9:.6f}"))
+    terms = read_terms(*request({"parameters": {"timeout": 1}}, received, x_request_start=f"t={began_ns / 1e9:.6f}"))
     return (received - terms.since_ns) / 1e9
 
 
@@ -326,4 +328,4 @@ def test_what_a_proxy_tells_of_the_future_or_long_ago_does_not_count(seconds):
 
 
 def test_a_start_that_cannot_be_read_does_not_count():
-    assert read_terms(request({"parameters": {"timeout": 1}}, 7, x_request_start="yesterday")).since_ns == 7
+    assert read_terms(*request({"parameters": {"timeout": 1}}, 7, x_request_start="yesterday")).since_ns == 7

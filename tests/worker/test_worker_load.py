@@ -34,7 +34,7 @@ from raw_http import (
 )
 from service import open_files, serve
 
-from ovms_rest.worker.connection import Connection, State, Times
+from ovms_rest.worker.connection import Connection, Context, Request, State, Times
 from ovms_rest.worker.http1 import HeadReader
 
 SLOW = infer("counting", slow_models.count(slow_models.SLOW))
@@ -51,6 +51,7 @@ def models(tmp_path_factory):
 def alone(tmp_path_factory, models):
     """One worker, in which three inferences may wait."""
     with serve(tmp_path_factory.mktemp("alone"), "-w", "1", config=models, OVMS_REST_MAX_WAITING="3") as running:
+        running.wait_for_workers(1)
         yield running
 
 
@@ -104,27 +105,6 @@ def connected_to_idle(service):
 # --- In memory
 
 
-class Host:
-    """What a connection needs of a worker, by which it is seen what it does."""
-
-    def __init__(self):
-        self.heads = HeadReader(Config())
-        self.times = Times(1, 1, 1, 1)
-        self.now = 0.0
-        self.arena = memoryview(bytearray(65536))
-        self.held, self.max_held, self.max_body = 0, 2**30, 2**28
-        self.submitted = []
-
-    def submit(self, connection):
-        self.submitted.append(connection.head.environ["wsgi.input"].buffer)
-
-    def resume_later(self, connection):
-        pass
-
-    def forget(self, connection):
-        pass
-
-
 class Counting:
     """A socket that counts what is sent at once."""
 
@@ -142,18 +122,20 @@ class Counting:
 
 @pytest.fixture
 def wired():
-    """A connection with its host, the socket that it counts, and the client's end."""
+    """A connection with its context, the socket that it counts, and the client's end."""
     server, client = socket.socketpair()
     with server, client:
         server.setblocking(False)
-        host, counting = Host(), Counting(server)
-        yield Connection(host, counting, {"SCRIPT_NAME": ""}), host, counting, client
+        arena = memoryview(bytearray(65536))
+        context = Context(HeadReader(Config()), Times(1, 1, 1, 1), 2**28, 2**30, arena, lambda connection: None)
+        counting = Counting(server)
+        yield Connection(context, counting, {"SCRIPT_NAME": ""}), context, counting, client
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 100, 1000])
 @pytest.mark.parametrize("how", ["with the head", "behind it", "in chunks", "behind another request"])
 def test_the_first_tensor_is_on_a_boundary_of_64_bytes(wired, length, how):
-    connection, host, _, client = wired
+    connection, _, _, client = wired
     body = bytes(range(256)) * 80  # smaller ones are copied anyway
     field = f"Inference-Header-Content-Length: {length}"
     data = [post(RELU_PATH, body, field)]
@@ -166,11 +148,11 @@ def test_the_first_tensor_is_on_a_boundary_of_64_bytes(wired, length, how):
         data = [post(RELU_PATH, b"x") + data[0]]
     for piece in data:
         client.sendall(piece)
-        connection.handle(select.EPOLLIN)
+        request = connection.handle(select.EPOLLIN)
     if how == "behind another request":
         connection.send([b"answer"], 6)
-        connection.resume()
-    buffer = np.frombuffer(host.submitted[-1], np.uint8)
+        request = connection.resume()
+    buffer = np.frombuffer(request.environ["wsgi.input"].buffer, np.uint8)
     assert (buffer.ctypes.data + length) % 64 == 0
     assert buffer.tobytes() == body
     assert buffer.flags.writeable
@@ -189,7 +171,7 @@ def test_a_whole_answer_is_one_sendmsg(wired):
 
 def test_an_answer_of_very_many_parts_is_sent(wired):
     """The system takes 1024 at once (sendmsg(2), IOV_MAX)."""
-    connection, host, _, client = wired
+    connection, context, _, client = wired
     client.sendall(post(RELU_PATH, RELU))
     connection.handle(select.EPOLLIN)
     connection.send([b"x"] * 3000, 3000)
@@ -198,30 +180,30 @@ def test_an_answer_of_very_many_parts_is_sent(wired):
         connection.handle(select.EPOLLOUT)
         received += client.recv(5000)
     assert received == b"x" * 3000
-    assert (connection.state, host.held) == (State.HEAD, 0)
+    assert (connection.state, context.held) == (State.HEAD, 0)
 
 
 def test_the_rest_of_a_partly_sent_answer_survives_the_next_inference(wired):
     """Whose output takes the memory of that answer."""
-    connection, host, counting, client = wired
+    connection, context, counting, client = wired
     client.sendall(post(RELU_PATH, RELU))
     connection.handle(select.EPOLLIN)
     output = np.random.default_rng(0).integers(0, 255, 3_000_000, np.uint8)
     expected = b"head" + output.tobytes()
     connection.send([b"head", output.data], len(expected))
     assert 0 < counting.sent[0] < len(expected)
-    assert host.held == len(expected) - counting.sent[0]
+    assert context.held == len(expected) - counting.sent[0]
     output[:] = 0
     received = bytearray()
     while len(received) < len(expected):
         received += client.recv(100_000)
         connection.handle(select.EPOLLOUT)
     assert received == expected
-    assert (connection.state, host.held) == (State.HEAD, 0)
+    assert (connection.state, context.held) == (State.HEAD, 0)
 
 
 def test_an_encoded_response_is_kept_without_a_copy_and_counts_whole(wired):
-    connection, host, counting, client = wired
+    connection, context, counting, client = wired
     client.sendall(post(RELU_PATH, RELU))
     connection.handle(select.EPOLLIN)
     body = np.random.default_rng(0).bytes(6_000_000)
@@ -229,54 +211,53 @@ def test_an_encoded_response_is_kept_without_a_copy_and_counts_whole(wired):
     connection.send([b"head", body], len(body) + 4)
     assert 0 < counting.sent[0] < len(body)
     assert sys.getrefcount(body) == references + 1
-    assert host.held == len(body)
+    assert context.held == len(body)
     received = bytearray()
     while len(received) < len(body) + 4:
         received += client.recv(100_000)
         connection.handle(select.EPOLLOUT)
     assert received == b"head" + body
-    assert (connection.state, host.held, sys.getrefcount(body)) == (State.HEAD, 0, references)
+    assert (connection.state, context.held, sys.getrefcount(body)) == (State.HEAD, 0, references)
 
 
 def test_a_small_body_that_waits_and_what_came_behind_it_are_counted(wired):
-    connection, host, _, client = wired
+    connection, context, _, client = wired
     behind = LIVE * 100
     client.sendall(post(RELU_PATH, RELU) + behind)
     connection.handle(select.EPOLLIN)
-    assert host.held == len(RELU) + len(behind)
+    assert context.held == len(RELU) + len(behind)
     connection.send([b"answer"], 6)
-    assert host.held == len(behind)
-    connection.resume()
-    connection.hold_request()
-    assert host.held == len(behind) - len(LIVE)
+    assert context.held == len(behind)
+    connection.hold_request(connection.resume())
+    assert context.held == len(behind) - len(LIVE)
     connection.close()
-    assert host.held == 0
+    assert context.held == 0
 
 
 def test_what_lies_behind_a_request_is_not_copied_for_each_of_many(wired):
     """The time grows with the number of requests, not with its square."""
-    connection, host, _, client = wired
+    connection, _, _, client = wired
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
     client.sendall(LIVE * 1000)
     connection.handle(select.EPOLLIN)
     pending = connection._pending
-    for count in range(1, 1000):
+    for _ in range(1, 1000):
         connection.send([b"answer"], 6)
         client.recv(100)
-        connection.resume()
-        assert len(host.submitted) == count + 1
+        assert isinstance(connection.resume(), Request)
         assert connection._pending is pending
     assert not pending
 
 
 def test_a_body_that_never_fits_in_is_refused_at_its_head(wired):
-    connection, host, _, client = wired
-    host.max_held = 50_000
-    refusals = []
-    host.refuse = lambda connection, refusal: refusals.append((refusal.status, str(refusal)))
+    connection, context, _, client = wired
+    context.max_held = 50_000
     client.sendall(head("POST", RELU_PATH, "Content-Length: 50001"))
-    connection.handle(select.EPOLLIN)
-    assert refusals == [(503, "no room for a body of 50001 bytes: OVMS_REST_MAX_HELD_BYTES allows 50000")]
+    refusal = connection.handle(select.EPOLLIN).refusal
+    assert (refusal.status, str(refusal)) == (
+        503,
+        "no room for a body of 50001 bytes: OVMS_REST_MAX_HELD_BYTES allows 50000",
+    )
 
 
 def test_answers_are_whole_however_they_are_read_and_whoever_infers_meanwhile(pair):
@@ -795,4 +776,4 @@ def test_the_json_of_an_overload_tells_what_is_the_matter(alone):
         connections = [stack.enter_context(connected(alone, SLOW)) for _ in range(10)]
         answers = [receive(connection, "POST") for connection in connections]
     message = next(json.loads(answer.body)["error"] for answer in answers if answer.status == 503)
-    assert message == "overloaded: 3 requests wait already, which is the limit of a worker"
+    assert message == "overloaded: 3 requests are already queued, the limit per worker"

@@ -806,6 +806,20 @@ def test_hooks_of_the_user(tmp_path, models):
         assert "hook worker_int" in service.log
 
 
+def test_hooks_see_a_deferred_call_once(tmp_path, models):
+    """A reload takes many times as long as the worker waits between two polls of its outcome."""
+    with serve(tmp_path, "-w", "1", "-c", write_settings(tmp_path, HOOKS), config=models) as service:
+        reload = head("POST", "/v1/config/reload", "Content-Length: 0", "X-A: b")
+        with connected(service, reload) as connection:
+            assert receive(connection, "POST").status == 200
+        for file in models.parent.rglob("*.xml"):
+            os.utime(file)
+        with connected(service, reload) as connection:
+            assert receive(connection, "POST").status == 201
+        service.wait_for(lambda: service.log.count("after /v1/config/reload") == 2)
+        assert service.log.count("before POST /v1/config/reload b") == 2
+
+
 # --- Connections and descriptors
 
 
