@@ -36,6 +36,7 @@ from ovms_rest.shared_memory.failure_note import BOOT_ERROR, FailureNote
 from ovms_rest.shared_memory.statistics import FailureKind, InferenceRecord
 from ovms_rest.shared_memory.table import WAKE, Row, wake
 from ovms_rest.worker.access_log import AccessLog, access_of
+from ovms_rest.worker.balance import ACCEPT_PAUSE_SECONDS, Balance
 from ovms_rest.worker.connection import (
     EVENTS,
     RECEIVING,
@@ -66,12 +67,6 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 ARENA_BYTES = 64 * 1024
 # Up to here one buffer is cheaper to send than several, the copy included.
 SMALL_ANSWER = 4096
-# A connection that was left to another worker is taken after all when that one has not come for it.
-HANDOVER_SECONDS = 0.005
-# The same of a worker that has no connection because there are more workers than cores.
-SPARE_HANDOVER_SECONDS = 0.05
-# A worker that has had nothing to do for so long gets clients of one that has requests in waiting.
-IDLE_NANOSECONDS = 5_000_000
 TICK_SECONDS = 1.0
 # How often deferred requests are polled.
 POLL_SECONDS = 0.05
@@ -88,8 +83,6 @@ ACCEPTS_PER_TURN = 32
 DRAIN_SECONDS = 1.0
 # While it ends, a worker refuses what still waits so long before the arbiter would kill it.
 REFUSING_SECONDS = 1.0
-# A process that has no file descriptor left tries again so much later.
-ACCEPT_PAUSE_SECONDS = 0.1
 
 # How much freed memory a worker keeps; half of it in one piece.
 KEPT_BYTES = 64 * 2**20
@@ -188,7 +181,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._listeners = {sock.fileno(): (sock, self._make_template(sock)) for sock in self.sockets}
         self._accepting = False
         self._accept_again = 0.0
-        self._insisting = False
+        self._balance = Balance(self.row, cfg.worker_connections)
+        # Other workers cannot accept from a socket that is this worker's alone.
+        self._is_alone = self.is_control or cfg.reuse_port
+        self._insists = False  # accepts the next connection, which no other worker has come for
         self._poll_again = 0.0
         self._end = float("inf")
         self._epoll = select.epoll()
@@ -453,36 +449,28 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 self._epoll.unregister(fileno)
 
     def _accept(self, fileno: int, asked: bool = False) -> None:
-        """Accept some of what is there, but leave it to an idle worker that has fewer connections.
+        """Accept some of the connections that are there, or leave them to other workers.
 
-        Who has just accepted one is about to be busy, and leaves the next to any that is idle. What was `asked` for, or
-        left to another that has not come, is accepted at once. When no worker has room, a connection that waits for
-        a request is closed for the new one.
+        When another worker `asked` for it, or did not come for a connection, this one accepts it immediately. When no
+        worker has room, a connection that waits for a request is closed for the new one.
         """
         listener, template = self._listeners[fileno]
-        # Nobody else can take from a socket that is this worker's alone.
-        alone = self.is_control or self.cfg.reuse_port
-        insisting, self._insisting = asked or self._insisting or alone, False
-        limit: float = len(self._connections)
-        for _ in range(ACCEPTS_PER_TURN):
-            freer = None if insisting else self.row.find_freer(limit)
-            if freer is not None:
-                if not _has_connection(listener):
-                    return
-                wake(freer)
-                self._stop_accepting(HANDOVER_SECONDS if self._connections else SPARE_HANDOVER_SECONDS)
-                self._insisting = True
+        insists, self._insists = asked or self._insists, False
+        for count in range(ACCEPTS_PER_TURN):
+            held = len(self._connections)
+            leave = None if insists or self._is_alone else self._balance.choose(held, count > 0)
+            is_full = self._balance.is_full(held)
+            if (leave or is_full) and not _has_connection(listener):
                 return
-            if len(self._connections) >= self.cfg.worker_connections:
-                if not _has_connection(listener):
-                    return
-                if not insisting and self.row.is_room_elsewhere(self.cfg.worker_connections):
-                    self._stop_accepting(ACCEPT_PAUSE_SECONDS)
-                    self._insisting = True
-                    return
-                if not self._close_longest_idle():
-                    self._stop_accepting(ACCEPT_PAUSE_SECONDS)
-                    return
+            if leave:
+                if leave.pid is not None:
+                    wake(leave.pid)
+                self._stop_accepting(leave.seconds)
+                self._insists = True
+                return
+            if is_full and not self._close_longest_idle():
+                self._stop_accepting(ACCEPT_PAUSE_SECONDS)
+                return
             try:
                 sock, address = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -491,7 +479,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 log.error("cannot accept a connection: %s", error.strerror)
                 self._stop_accepting(ACCEPT_PAUSE_SECONDS)
                 return
-            insisting, limit = alone, float("inf")
+            insists = False
             try:
                 self._add(sock, address, template)
             except OSError:  # reset before it was accepted
@@ -775,24 +763,14 @@ class Worker(BaseWorker):  # type: ignore[misc]
         return size
 
     def _has_to_close(self, connection: Connection) -> bool:
-        """Tell whether a connection has to go: the worker ends, keeps none alive, or has more than it can serve."""
+        """Return whether to close a connection after its response, unless more requests were received on it."""
         if not self._keeps_alive:
             return True
-        if self.alive and not self._is_another_better_off():
-            return False
-        return not connection.has_more()  # what was received is answered
-
-    def _is_another_better_off(self) -> bool:
-        """Tell whether another worker has had nothing to do while this one has too much.
-
-        Bodies that are larger than what the system buffers are not seen to wait during an inference that takes long;
-        there the numbers of connections tell.
-        """
-        if self._queue.count:
-            return self.row.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS)
-        if self._context.now - self._started < IDLE_NANOSECONDS / 1e9:
-            return False
-        return self.row.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS, len(self._connections) - 2)
+        if self.alive:
+            busy_seconds = self._context.now - self._started
+            if not self._balance.is_another_better_off(self._queue.count, len(self._connections), busy_seconds):
+                return False
+        return not connection.has_more()
 
     def _observe(self, environ: Environ, status: str, headers: Headers, size: int, seconds: float) -> None:
         """Tell gunicorn's hooks and access log of a request, for those who asked for it."""
