@@ -1,4 +1,4 @@
-"""A client's connection to a worker: receives requests, one at a time, and sends the answers.
+"""A client's connection to a worker: receives requests, one at a time, and sends the responses.
 
 Reading and writing never block. The socket is registered once, edge-triggered, so that no request costs a system call
 for it: `_readable` remembers that an edge came until a read has drained the socket. `handle`, `resume` and `expire`
@@ -29,18 +29,18 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 
 EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 
-# How long a client that was refused may go on sending before the connection is cut: closed at once, the answer would be
-# lost to it.
+# How long a refused client may continue sending before the connection is cut: an immediate close would lose the
+# response.
 LINGER_SECONDS = 2.0
-# Bytes that give a body, or an answer, another second.
+# Bytes of progress that give a body, or a response, another second.
 SLOWEST = 100_000
 # More is left for the next turn, so that one fast client does not keep the others waiting.
 BYTES_PER_TURN = 4 * 2**20
 
-# The system takes 1024 at once.
+# The system takes at most 1024 in one call (sendmsg(2), IOV_MAX).
 MAX_PARTS = 512
 
-# A body so small gains nothing by lying where tensors should: arrays of its size are copied before the inference.
+# A body up to this size gains nothing from alignment: arrays of its size are copied before the inference.
 _SMALL_BODY = 16_384
 
 # The largest head that a connection remembers.
@@ -59,22 +59,22 @@ Buffer = bytes | memoryview
 
 
 class State(Enum):
-    """What a connection is at."""
+    """The state of a connection."""
 
-    HEAD = auto()  # waits for a request, or has a part of its head
+    HEAD = auto()  # awaits a request, or has a part of its head
     BODY = auto()
-    WAITING = auto()  # has a whole request, which waits or is being answered
-    SENDING = auto()  # has an answer of which a part is still to be sent
-    LINGERING = auto()  # has sent its last answer and waits for the client to close
+    WAITING = auto()  # has a whole request, which is queued, deferred or run
+    SENDING = auto()  # has a response of which a part is still to be sent
+    LINGERING = auto()  # has sent its last response and waits for the client to close
     CLOSED = auto()
 
 
-# In which more may come.
+# The states in which more of a request may be received.
 RECEIVING = (State.HEAD, State.BODY)
 
 
 class Times(NamedTuple):
-    """The time limits in seconds: of a head, of a body or an answer without progress, between requests."""
+    """Time limits in seconds: for a head, for a body or a response without progress, and between requests."""
 
     head: float
     body: float
@@ -161,22 +161,22 @@ class Connection:
     )
 
     def __init__(self, context: Context, sock: socket.socket, template: Environ) -> None:
-        """Serve a connected, non-blocking socket; `template` is what the environs of its requests have in common."""
+        """Serve a connected, non-blocking socket; `template` is the common part of the environs of its requests."""
         self._context = context
         self.socket = sock
         self.template = template
         self.state = State.HEAD
         self.deadline = context.now + context.times.head
-        self.request: Request | None = None  # being received or answered
+        self.request: Request | None = None  # being received, queued or run
         self.keep_alive = True
         self.idle_since = context.now
-        self.is_gone = False  # the client reads no answer
+        self.is_gone = False  # the client does not read responses any more
         self.is_half_closed = False  # the client has sent its last byte, and may be gone
         self.is_resuming = False  # in `Context.resuming`, so that `resume` will be called
-        self._is_slow = False  # takes so much that it goes on by `resume` alone, until its body is whole
+        self._is_slow = False  # takes so much time that only `resume` continues it, until its body is whole
         self._readable = False
         self._linger = False
-        self._pending = bytearray()  # a part of a head, or what came behind a request
+        self._pending = bytearray()  # a part of a head, or bytes after a request
         self._seen = 0
         self._last_bytes = b""
         self._last_head: Head | None = None
@@ -191,7 +191,7 @@ class Connection:
     # --- Events
 
     def handle(self, events: int) -> Event | None:
-        """Do what epoll says can be done."""
+        """Receive and send as far as epoll reports that it is possible."""
         if events & (EPOLLERR | EPOLLHUP):
             if events & EPOLLERR or self.state not in RECEIVING:
                 request = self.request if self.state is State.WAITING else None
@@ -256,28 +256,28 @@ class Connection:
         return None
 
     def _count_queued(self) -> int:
-        """Return how many bytes the system has of what was sent and the client has not acknowledged."""
+        """Return how many sent bytes the client has not acknowledged."""
         try:
             return int(_QUEUED.unpack(fcntl.ioctl(self.socket, termios.TIOCOUTQ, _QUEUED.pack(0)))[0])
-        except OSError:  # no socket that counts them
+        except OSError:  # a socket that does not count them
             return 0
 
     def is_idle(self) -> bool:
-        """Return whether the connection waits for a request of which nothing has come, not even to the socket."""
+        """Return whether no byte of a next request has arrived, not even at the socket."""
         if self.state is not State.HEAD or self._pending or self._readable:
             return False
         try:
-            return not socket.socket.recv(self.socket, 1, socket.MSG_PEEK)  # TLS: of what is still encrypted
+            return not socket.socket.recv(self.socket, 1, socket.MSG_PEEK)  # with TLS, of the encrypted bytes
         except BlockingIOError:
             return True
         except OSError:  # reset by the client
             return True
 
     def received_by(self) -> float:
-        """Return a time (monotonic seconds) before which the last bytes came; infinity where the system does not say.
+        """Return a time (monotonic seconds) before which the last bytes arrived; infinity if the system does not know.
 
-        Bytes wait in the system's buffer while the worker infers, and this is how long they did. The system counts in
-        its own ticks, so that the time is up to `_TICKS` too late.
+        They may have arrived in the system's buffer during an inference. The system counts in its own ticks, so the
+        time is up to `_TICKS` too late.
         """
         try:
             info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED.size)
@@ -287,12 +287,12 @@ class Connection:
         return time.monotonic() - milliseconds / 1000 + _TICKS
 
     def drain(self, deadline: float) -> None:
-        """Answer at the most one more request, which has to come by then."""
+        """Accept at most one more request, which has to arrive by the deadline."""
         if self.state is State.HEAD and not self._pending:
             self.deadline = min(self.deadline, deadline)
 
     def close(self) -> None:
-        """Close at once."""
+        """Close immediately."""
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
@@ -312,7 +312,7 @@ class Connection:
         while self._readable:
             state, request, decoder = self.state, self.request, self._decoder
             if state is State.HEAD and self._pending and not self._seen:
-                return None  # the next request is here already, and waits for its turn
+                return None  # the next request has been received, and is read in the next turn
             if state is State.BODY and decoder is None:
                 target = self._body[self._received :]
             elif state is State.HEAD or state is State.BODY or state is State.LINGERING:
@@ -354,7 +354,7 @@ class Connection:
         return None
 
     def _note_drained(self) -> None:
-        """A short read has emptied the socket; but an end of the stream that epoll reported is still to be read."""
+        """Note that a short read has emptied the socket, except for an end of stream that epoll has reported."""
         self._readable = self.is_half_closed
 
     def _take_body(self, request: Request, count: int) -> Event | None:
@@ -529,7 +529,7 @@ class Connection:
     # --- Sending
 
     def send(self, parts: Sequence[Buffer], size: int) -> None:
-        """Send an answer of so many bytes; what the socket does not take at once is copied and sent later."""
+        """Send a response of `size` bytes; the part that the socket does not take now is copied and sent later."""
         try:
             sent = self._send_parts(parts)
         except OSError:
@@ -544,8 +544,8 @@ class Connection:
         self._sent, self._counted = sent, 0
         self._unsent = list(map(_keep, _skip(parts, sent)))
         self._hold_unsent()
-        if self._context.held > self._context.max_held:  # only small answers come so far
-            log.debug("no room for %d bytes of an answer that is not read, whose connection is closed", size - sent)
+        if self._context.held > self._context.max_held:  # only small responses get here
+            log.debug("closed a connection: no room for %d bytes of a response that is not read", size - sent)
             self.close()
 
     def _send_parts(self, parts: Sequence[Buffer]) -> int:
@@ -557,7 +557,7 @@ class Connection:
             return 0
 
     def _send_now(self, data: bytes) -> None:
-        """Send an interim response. A socket that does not take these few bytes has a client that does not read."""
+        """Send an interim response. If the socket does not take these few bytes, its client does not read: close."""
         try:
             if self._send_parts([data]) != len(data):
                 self.close()
@@ -614,7 +614,7 @@ class Connection:
         self.socket.shutdown(socket.SHUT_WR)
 
     def has_more(self) -> bool:
-        """Tell whether another request, or a part of one, was received already."""
+        """Return whether another request, or a part of one, has been received."""
         if self._pending or not self._readable:
             return bool(self._pending)
         try:
@@ -626,7 +626,7 @@ class Connection:
             return False
 
     def linger(self) -> None:
-        """Close after this answer though the client did not ask for it, and so may be sending another request."""
+        """Close after this response although the client, which may be sending another request, did not ask for it."""
         self.keep_alive = False
         self._linger = True
 
@@ -641,29 +641,29 @@ class Connection:
 
 
 class TlsConnection(Connection):
-    """A connection over TLS; the handshake goes on inside of reads and writes."""
+    """A connection over TLS; reads and writes do the handshake."""
 
     __slots__ = ()
 
     def _note_drained(self) -> None:
-        """A short read means nothing here: a record has its own size, and more may be decrypted already."""
+        """Keep reading after a short read: a record has its own size, and more may be decrypted already."""
 
     def _shut_down(self) -> None:
-        self._say_goodbye()
+        self._send_alert()
         super()._shut_down()
 
     def close(self) -> None:
-        """Close at once, but not without the alert that RFC 9112 section 9.8 asks for."""
+        """Close immediately, after sending the alert that RFC 9112 section 9.8 asks for."""
         if self.state is not State.CLOSED and self.state is not State.LINGERING:
-            self._say_goodbye()
+            self._send_alert()
         super().close()
 
-    def _say_goodbye(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the client is not waited for, and may be gone
+    def _send_alert(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # without waiting for the client, which may be gone
             self.socket.unwrap()  # type: ignore[attr-defined]
 
     def has_more(self) -> bool:
-        """Tell whether another request, or a part of one, was received already; what is encrypted does not count."""
+        """Return whether another request, or a part of one, has been received and decrypted."""
         return bool(self._pending)
 
     def _send_parts(self, parts: Sequence[Buffer]) -> int:
@@ -681,12 +681,12 @@ class TlsConnection(Connection):
 
 
 def _keep(part: memoryview) -> memoryview:
-    """Return a view of memory that stays as it is: other than bytes it may be a model's, for its next inference."""
+    """Return a view of memory that will not change: a model reuses the memory of its outputs for the next inference."""
     return part if isinstance(part.obj, bytes) else memoryview(bytes(part))
 
 
 def _skip(parts: Sequence[Buffer], size: int) -> Sequence[memoryview]:
-    """Return what is behind so many bytes of the parts."""
+    """Return the parts without their first `size` bytes."""
     rest = []
     for part in parts:
         if size < len(part):

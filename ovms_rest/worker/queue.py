@@ -1,8 +1,8 @@
-"""The requests that wait for their inference: who is next, and whose time is over (Triton's schedule policy).
+"""The queue of requests for inference, by priority and with timeouts (Triton's schedule policy extension).
 
-Triton's `priority` is 1 for the first, then 2, and so on; 0, or none, comes last. Equals come in their order. `timeout`
-is how many microseconds a request may wait for its start. Who asks for neither pays for neither: a request is looked at
-when another waits as well.
+Triton's `priority` is 1 for the first, then 2, and so on; 0, or none, comes last. Equal ones keep their order.
+`timeout` is how many microseconds a request may be queued. Both cost time only when there is a choice: a request is
+parsed for them when another is queued as well.
 """
 
 import itertools
@@ -19,8 +19,8 @@ from ovms_rest.protocol.waiting_time import waits_since
 
 NEVER = math.inf
 
-# JSON that is larger is not looked into, which could take as long as an inference; its priority is the last. Its
-# timeout is found when its turn comes.
+# Larger JSON is not parsed for its terms, which could take as long as an inference: it has the lowest priority, and its
+# timeout is checked when it is decoded.
 LARGEST_JSON = 2**20
 # Beyond this simdjson finds the parameters without an object for everything else, which takes eight times as long.
 _LONG_JSON = 2**14
@@ -31,9 +31,9 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Terms(NamedTuple):
-    """What a request says of its waiting; 0 is for no priority and no timeout.
+    """The priority and timeout of a request, 0 for none.
 
-    `since_ns` is when it began to wait, by the monotonic clock; it is there for who has a timeout.
+    `since_ns` is when it began to wait, by the monotonic clock; it is set for requests with a timeout.
     """
 
     priority: int = 0
@@ -42,7 +42,7 @@ class Terms(NamedTuple):
 
     @property
     def deadline_ns(self) -> int:
-        """When its time is over, by the monotonic clock."""
+        """When the timeout passes, by the monotonic clock."""
         return self.since_ns + self.timeout_us * 1000
 
 
@@ -50,17 +50,16 @@ _NO_TERMS = Terms()
 
 
 class RequestQueue(Generic[T]):
-    """A queue by priority; `read_terms` tells the terms of an item, and is asked when there is a choice.
+    """A queue by priority; `read_terms` returns the terms of an item, and is called when there is a choice.
 
-    `count` is how many wait. Before `next_deadline`, by the monotonic clock in nanoseconds, nobody's time is over.
+    `count` is the number of items. No timeout passes before `next_deadline`, in nanoseconds of the monotonic clock.
     """
 
     __slots__ = ("_first", "_last", "_limited", "_numbers", "_read_terms", "_unread", "count", "next_deadline")
 
     def __init__(self, read_terms: Callable[[T], Terms]) -> None:
-        """Begin with none."""
         self._read_terms = read_terms
-        self._unread: deque[T] = deque()  # came last, and nobody knows their terms
+        self._unread: deque[T] = deque()  # the newest ones, whose terms have not been read
         self._last: deque[T] = deque()  # have no priority
         self._first: list[tuple[int, int, T]] = []  # a heap by priority and number
         self._numbers = itertools.count()
@@ -69,12 +68,12 @@ class RequestQueue(Generic[T]):
         self.next_deadline: float = NEVER
 
     def push(self, item: T) -> None:
-        """Let an item wait."""
+        """Add an item."""
         self._unread.append(item)
         self.count += 1
 
     def pop(self) -> T:
-        """Take the one whose turn it is."""
+        """Remove and return the next item."""
         self.count -= 1
         if not self.count and self._unread:
             return self._unread.popleft()
@@ -85,12 +84,12 @@ class RequestQueue(Generic[T]):
         return item
 
     def remove(self, item: T) -> None:
-        """Take out one that waits no longer, if it is there."""
+        """Remove an item if it is queued."""
         if self.count:
             self._drop((item,))
 
     def expire(self, now_ns: int) -> list[tuple[T, Terms]]:
-        """Take out those whose time is over; one that waits alone has its turn anyway, and is not looked at."""
+        """Remove and return the items whose timeout has passed; a single item is next anyway, and not looked at."""
         if self.count > 1:
             self._read()
         if now_ns < self.next_deadline:
@@ -102,7 +101,7 @@ class RequestQueue(Generic[T]):
         return over
 
     def _read(self) -> None:
-        """Put where they belong those of whom it is not known."""
+        """Sort new items into the heap or the FIFO."""
         while self._unread:
             item = self._unread.popleft()
             terms = self._read_terms(item)
@@ -153,7 +152,7 @@ def _read_parameters(json: bytes) -> dict[str, Any]:
 
 
 def _find_parameters(json: bytes) -> dict[str, Any]:
-    """Find the parameters in a long JSON; where keys are repeated, of which the last counts, none are found."""
+    """Find the parameters in a long JSON; none when keys are repeated, of which the last would count."""
     try:
         root: Any = simdjson.Parser().parse(json)
         if type(root) is not simdjson.Object or len(root) > _MOST_MEMBERS or len(set(root)) < len(root):
@@ -163,7 +162,7 @@ def _find_parameters(json: bytes) -> dict[str, Any]:
             return {}
         found: dict[str, Any] = parameters.as_dict()
         return found
-    except (ValueError, RuntimeError, MemoryError):  # what is wrong with it the answer tells
+    except (ValueError, RuntimeError, MemoryError):  # reported when the request is decoded
         return {}
 
 

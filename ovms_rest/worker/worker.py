@@ -1,11 +1,11 @@
 """The gunicorn worker of the service: one thread, epoll, and the WSGI application called directly.
 
-A turn of its loop handles what epoll reports, answers what does not infer at once, and makes an inference of those
-that wait, or a few that are short. It looks at its sockets in between, so that probes wait for one at the most.
+A turn of its loop handles the events of epoll, runs requests that do not infer immediately, and then runs one queued
+inference, or a few short ones. Between turns it looks at its sockets, so that probes wait for one inference at most.
 
-Whatever clients send, a turn takes a few milliseconds besides its inferences, or as long as those. Connections that are
-left over come first in the next turn, in their order. A connection that takes a lot of time, with an upload or a body
-of tiny chunks, goes on a little in every turn, beside the others and not in front of them.
+Whatever clients send, a turn takes a few milliseconds besides its inferences, or as long as those. Connections that got
+no time come first in the next turn, in their order. A connection that takes a lot of time, with an upload or a body of
+tiny chunks, continues a little in every turn, beside the others and not before them.
 """
 
 import ctypes
@@ -65,23 +65,23 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # A receive of this size takes a head with a small body in one call.
 ARENA_BYTES = 64 * 1024
-# Up to here one buffer is cheaper to send than several, the copy included.
-SMALL_ANSWER = 4096
+# Up to this size one buffer is cheaper to send than several, the copy included.
+SMALL_RESPONSE = 4096
 TICK_SECONDS = 1.0
 # How often deferred requests are polled.
 POLL_SECONDS = 0.05
-# Inferences that are shorter are made one after another for so long before the sockets are looked at.
+# Short inferences run one after another for this time before the sockets are looked at.
 INFERRING_SECONDS = 0.0005
-# All else gets so long in a turn, or as long as the inferences of the last turn took, up to the second figure.
+# Everything else gets this time in a turn, or as long as the inferences of the last turn took, up to the second figure.
 HANDLING_SECONDS = 0.004
 LONGEST_HANDLING_SECONDS = 0.05
-# Connections that are slow get this part of that time, besides.
+# Slow connections get this fraction of that time in addition.
 SLOW_PART = 0.25
-# So many connections are accepted in a turn.
+# At most this many connections are accepted in a turn.
 ACCEPTS_PER_TURN = 32
-# While it ends, a worker waits so long for a last request on a connection that is kept alive.
+# While draining, a worker waits this long for a last request on a connection that is kept alive.
 DRAIN_SECONDS = 1.0
-# While it ends, a worker refuses what still waits so long before the arbiter would kill it.
+# While draining, a worker refuses its queued requests this long before the arbiter would kill it.
 REFUSING_SECONDS = 1.0
 
 # How much freed memory a worker keeps; half of it in one piece.
@@ -117,7 +117,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
     _must_reopen_logs = False
 
     def init_process(self) -> None:
-        """Become ready and serve: what gunicorn calls in the forked process, in which it returns at the end."""
+        """Become ready and serve until the end; gunicorn calls this in the forked process."""
         try:
             super().init_process()
         except Exception as error:
@@ -127,7 +127,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             sys.exit(BOOT_ERROR)
 
     def run(self) -> None:
-        """Serve until told to end: gunicorn's main loop of a worker."""
+        """Serve until the worker has to end: gunicorn's main loop of a worker."""
         self._set_up()
         self.row.set_ready()
         while self._turn():
@@ -170,7 +170,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._next_watch = now if self.poll_seconds else math.inf
         self._observed = _is_observed(cfg, self.log)
         self._server_lines = ""
-        self._last_answer: tuple[str, str, int, Headers] = ("", "", 0, [])
+        self._last_response: tuple[str, str, int, Headers] = ("", "", 0, [])
         self._last_head = b""
         self._last_has_id = False
         self._cors = list(cors_headers(settings).items())
@@ -197,7 +197,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._set_busy(False)
 
     def _make_template(self, listener: socket.socket) -> Environ:
-        """Make the part of the environ that all requests from a listener have in common."""
+        """Return the common part of the environs of all requests from a listener."""
         address = listener.getsockname()
         host, port = address[:2] if isinstance(address, tuple) else ("localhost", "")
         return {
@@ -209,7 +209,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             "wsgi.run_once": False,
             "wsgi.file_wrapper": FileWrapper,
             "wsgi.input_terminated": True,
-            # What is answered may be of any buffers, not of bytes alone; they are sent or copied before the next call.
+            # A response may consist of any buffers, not of bytes only; they are sent or copied before the next call.
             "ovms_rest.buffers": True,
             "ovms_rest.path_is_read": True,  # PATH_INFO is what routing.read_path returns
             "ovms_rest.room": self.find_room,
@@ -279,9 +279,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
         return not self._draining or bool(self._connections)
 
     def _handle(self, events: list[tuple[int, int]]) -> None:
-        """Handle events as long as there is time, after those that there was no time for before.
+        """Handle events while there is time, after those of the backlog.
 
-        Connections are accepted last: a new one may have the number of one that is closed for it.
+        Connections are accepted last: a new one may get the descriptor of one that was closed for it.
         """
         until = self._context.now + self._handling_seconds
         others = self._put_off(events) if self._backlog else []
@@ -315,7 +315,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         return others
 
     def _handle_backlog(self, until: float) -> None:
-        """Handle events that waited, one at least."""
+        """Handle events of the backlog, at least one."""
         left = iter(self._backlog.items())
         self._backlog = {}
         for connection, mask in left:
@@ -355,7 +355,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._poll_again = self._context.now + POLL_SECONDS
 
     def _set_busy(self, busy: bool) -> None:
-        """Tell the others, who leave connections to a worker without an inference to make."""
+        """Publish whether this worker has inferences to run; others leave connections to one that has none."""
         self._is_busy = busy
         self.row.set_idle(0 if busy or self._draining or self.is_control else time.monotonic_ns())
 
@@ -386,7 +386,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         return max(0.0, until - self._context.now)
 
     def _read_signals(self) -> None:
-        """Take note of signals, whose handlers have run. One tells that another worker left a connection to this."""
+        """Empty the pipe of signals, whose handlers have run; WAKE means that another worker left a connection."""
         if WAKE in os.read(self.PIPE[0], 4096):
             for listener in self._listeners:
                 self._accept(listener, asked=True)
@@ -394,15 +394,15 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._reopen_logs()
 
     def _tick(self) -> None:
-        """Do what is due once in a second."""
+        """Do the chores of every second."""
         self.notify()
         self._next_tick = self._context.now + TICK_SECONDS
         self._server_lines = encode_server_lines(time.time())
-        # What came during an inference is read before anybody is late; those that wait for their turn have it first.
+        # Bytes that arrived during an inference are read before a deadline counts; so are connections in the backlog.
         for connection in [item for item in self._connections.values() if item.deadline < self._polled]:
             if not connection.is_resuming and connection not in self._backlog:
                 self._guard(connection, connection.expire)
-        # The system wakes one worker for a connection; one that is stopped would leave it lying there.
+        # The system wakes one worker for a connection; if that one is stopped, nobody would accept it.
         for listener in self._listeners if self._accepting else ():
             self._accept(listener)
         if self._context.now >= self._next_watch:
@@ -410,17 +410,17 @@ class Worker(BaseWorker):  # type: ignore[misc]
             if self.watch is not None and not self._draining and (self.is_control or self.row.is_first()):
                 self.watch()
         if self.ppid != os.getppid():
-            log.info("the arbiter of worker %s is gone, so it ends", self.pid)
+            log.info("the arbiter of worker %s is gone, the worker ends", self.pid)
             self.alive = False
 
     def _drain(self) -> None:
-        """Begin to end: no new connections, and the last requests on those that there are.
+        """Begin to drain: no new connections, and the last requests on the existing ones.
 
         The arbiter waits for its workers when it ends itself, but not when one ends for another reason.
         """
         self._draining = True
         self._set_busy(True)
-        self.row.set_connections(0)  # none is to be left to it
+        self.row.set_connections(0)  # so that none is left to it
         grace = self.cfg.graceful_timeout
         self._end = self._context.now + max(grace - REFUSING_SECONDS, grace / 2)
         self._stop_accepting()
@@ -486,7 +486,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 sock.close()
 
     def _close_longest_idle(self) -> bool:
-        """Close the connection that has waited longest for a request, if one does."""
+        """Close the connection that has been idle longest; return whether there was one."""
         for _ in range(2):
             while self._idle:
                 since, connection = self._idle.pop()
@@ -513,10 +513,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
         connection = kind(self._context, sock, template)
         self._connections[sock.fileno()] = connection
         self._epoll.register(sock.fileno(), EVENTS)
-        self._tell_connections()
+        self._publish_connections()
 
-    def _tell_connections(self) -> None:
-        if not self.is_control and not self._draining:  # to which none can be left
+    def _publish_connections(self) -> None:
+        if not self.is_control and not self._draining:  # others leave none to these
             self.row.set_connections(len(self._connections))
 
     def _forget(self, connection: Connection) -> None:
@@ -524,7 +524,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         del self._connections[connection.socket.fileno()]
         if self._backlog:
             self._backlog.pop(connection, None)
-        self._tell_connections()
+        self._publish_connections()
         request = connection.request
         if request is not None:
             self._queue.remove(request)
@@ -532,7 +532,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 self._deferred = [deferred for deferred in self._deferred if deferred.request is not request]
 
     def find_room(self) -> Room:
-        """Return how much memory unfinished requests and responses take, for the application."""
+        """Return how much memory unfinished requests and responses hold, for the application."""
         return Room(self._context.held, self._context.max_held)
 
     # --- Requests
@@ -666,7 +666,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             environ["HTTP_X_REQUEST_ID"] = f"{self._id_prefix}-{next(self._id_numbers)}"
 
     def _run(self, request: Request, is_again: bool = False) -> None:
-        """Run the application for a request and send the response, or defer it; the clock has to be up to date."""
+        """Run the application for a request and send the response, or defer it; `Context.now` has to be up to date."""
         context = self._context
         self._started = context.now
         try:
@@ -680,7 +680,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self.alive = False
         context.now = time.monotonic()  # an inference may have taken long
         if self._is_busy and not self._queue.count:
-            self._set_busy(False)  # before the client gets its response, and may send its next request to another
+            self._set_busy(
+                False
+            )  # before the client gets its response, and may send its next request to another worker
         size = self._send(request, status, headers, parts, size)
         if self._observed:
             began = request.received_ns / 1e9 if is_again else self._started
@@ -689,7 +691,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._access_log.write(access_of(request.environ, status, size, request.received_ns))
 
     def _run_again(self, request: Request, is_due: Callable[[], bool]) -> None:
-        """Run a deferred request again if its response is ready; hooks of the user have seen it already."""
+        """Run a deferred request again if its response is ready; the user's pre_request hook has seen it already."""
         if is_due():
             self._run(request, is_again=True)
         else:
@@ -697,11 +699,11 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _call(self, environ: Environ, is_again: bool) -> tuple[str, Headers, list[Buffer], int]:
         """Call the application; return status, headers, the parts of the body and their size."""
-        answer: list[Any] = []
+        response: list[Any] = []
 
         def start_response(status: str, headers: Headers, exc_info: Any = None) -> Any:
-            answer[:] = status, headers, []
-            return answer[2].append
+            response[:] = status, headers, []
+            return response[2].append
 
         try:
             if self._observed and not is_again:
@@ -712,18 +714,18 @@ class Worker(BaseWorker):  # type: ignore[misc]
             finally:
                 if hasattr(result, "close"):
                     result.close()
-            status, headers, written = answer
+            status, headers, written = response
         except TryLaterError:
             raise
         except Exception:
             request_id, method, target = (environ[key] for key in ("HTTP_X_REQUEST_ID", "REQUEST_METHOD", "RAW_URI"))
-            log.exception("error while answering request %s, %s %s", request_id, method, target)
+            log.exception("error while running request %s, %s %s", request_id, method, target)
             body = encode_error("internal error; the reason is in the log of the server")
             return "500 Internal Server Error", [("Content-Type", "application/json"), *self._cors], [body], len(body)
         if written:
             parts = written + parts
         size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
-        if size > SMALL_ANSWER and self._context.held + size > self._context.max_held:
+        if size > SMALL_RESPONSE and self._context.held + size > self._context.max_held:
             refusal = Refusal(503, describe_lack("a response", size, self.find_room()), _RETRY)
             status, headers, body = encode_refusal(refusal)
             return status, headers + self._cors, [body], len(body)
@@ -739,8 +741,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
             lines += "Connection: close\r\n"
         elif environ["SERVER_PROTOCOL"] == "HTTP/1.0":
             lines += "Connection: keep-alive\r\n"
-        answer = (status, lines, size, headers)
-        if answer != self._last_answer:  # mostly it is the same
+        response = (status, lines, size, headers)
+        if response != self._last_response:  # mostly it is the same
             has_none = status.startswith("204") or _has_field(headers, "content-length")  # RFC 9110 section 8.6
             length = [] if has_none else [("Content-Length", str(size))]
             try:
@@ -749,14 +751,14 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 log.exception("the response to request %s cannot be sent", environ["HTTP_X_REQUEST_ID"])
                 connection.close()
                 return 0
-            self._last_answer = (status, lines, size, headers.copy())  # a list may be changed and come again
+            self._last_response = (status, lines, size, headers.copy())  # the list may be changed and passed again
             self._last_has_id = _has_field(headers, "x-request-id")
         end = "\r\n" if self._last_has_id else f"X-Request-ID: {environ['HTTP_X_REQUEST_ID']}\r\n\r\n"
         head = self._last_head + end.encode()
         if environ["REQUEST_METHOD"] == "HEAD":
             parts, size = [], 0
         total = len(head) + size
-        if total <= SMALL_ANSWER:
+        if total <= SMALL_RESPONSE:
             connection.send([b"".join([head, *parts])], total)
         else:
             connection.send([head, *parts], total)
@@ -773,7 +775,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         return not connection.has_more()
 
     def _observe(self, environ: Environ, status: str, headers: Headers, size: int, seconds: float) -> None:
-        """Tell gunicorn's hooks and access log of a request, for those who asked for it."""
+        """Report a request to gunicorn's hooks and access log."""
         request, response = _Observed(environ), _ObservedResponse(status, headers, size)
         self.log.access(response, request, environ, timedelta(seconds=seconds))
         try:
@@ -796,17 +798,17 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     @staticmethod
     def check_config(cfg: Any, logger: Any) -> None:
-        """Refuse what this worker does not do, before anything is started."""
+        """End the process for settings that this worker does not support, before anything is started."""
         for name, allowed in (("proxy_protocol", "off"), ("http_protocols", ["h1"])):
             if getattr(cfg, name) != allowed:
-                logger.error("gunicorn's setting %s is not supported, only %r is", name, allowed)
+                logger.error("gunicorn's setting %s is not supported, it must be %r", name, allowed)
                 sys.exit(1)
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep memory of the size of bodies for the next ones, instead of asking for new pages.
+    """Make the C library reuse memory of the size of bodies instead of asking for new pages.
 
-    New pages cost more than a tensor of a few hundred kilobytes costs otherwise (see tests/benchmarks/README.md).
+    New pages cost more than everything else about a tensor of a few hundred kilobytes (see tests/benchmarks/README.md).
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc's
@@ -823,7 +825,7 @@ def _read_terms(request: Request) -> Terms:
 
 
 def _has_connection(listener: socket.socket) -> bool:
-    """Tell whether a connection lies there to be accepted."""
+    """Return whether there is a connection to accept."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     return bool(poll.poll(0))
@@ -834,13 +836,13 @@ def _has_field(headers: Headers, name: str) -> bool:
 
 
 def _is_observed(cfg: Any, logger: Any) -> bool:
-    """Tell whether anybody looks at single requests: an access log, or hooks of the user's."""
+    """Return whether single requests are observed, by gunicorn's access log or a user's hooks."""
     hooks = (cfg.pre_request, PreRequest.default), (cfg.post_request, PostRequest.default)
     return logger.access_log_enabled or any(hook is not default for hook, default in hooks)
 
 
 class _Observed:
-    """A request as gunicorn's hooks and access log know it."""
+    """A request in the form of gunicorn's hooks and access log."""
 
     def __init__(self, environ: Environ) -> None:
         self.method: str = environ["REQUEST_METHOD"]
@@ -857,7 +859,7 @@ class _Observed:
 
 
 class _ObservedResponse:
-    """A response as gunicorn's hooks and access log know it."""
+    """A response in the form of gunicorn's hooks and access log."""
 
     def __init__(self, status: str, headers: Headers, size: int) -> None:
         self.status = status

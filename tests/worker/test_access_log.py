@@ -176,14 +176,14 @@ def test_a_file_that_cannot_be_reopened_stays_in_use(tmp_path, caplog):
     log.reopen()
     log.write(LIVE)
     assert (tmp_path / "moved" / "access").read_text().count("\n") == 1
-    assert told(caplog) == [f"the access log {directory / 'access'} cannot be opened: No such file or directory"]
+    assert told(caplog) == [f"cannot open the access log {directory / 'access'}: No such file or directory"]
 
 
 def test_a_file_that_cannot_be_opened_is_told_and_may_be_opened_later(tmp_path, caplog):
     path = tmp_path / "logs" / "access"
     log = AccessLog("json", str(path))
     log.write(LIVE)
-    assert told(caplog) == [f"the access log {path} cannot be opened: No such file or directory"]
+    assert told(caplog) == [f"cannot open the access log {path}: No such file or directory"]
     path.parent.mkdir()
     log.reopen()
     log.write(LIVE)

@@ -74,13 +74,13 @@ def test_a_chunk_beyond_the_limit_is_refused_at_its_size_line(before, size):
     decoder = ChunkDecoder(LIMITS, 100)
     if before:
         decoder.feed(chunk(b"x" * before))
-    with pytest.raises(Refusal, match=f"behind {before} bytes a chunk of {size} was announced") as caught:
+    with pytest.raises(Refusal, match=f"a chunk of {size} after {before} bytes") as caught:
         decoder.feed(b"%x\r\n" % size)
     assert caught.value.status == 413
 
 
 def test_small_chunks_together_beyond_the_limit_are_refused():
-    with pytest.raises(Refusal, match="behind 100 bytes a chunk of 1 was announced"):
+    with pytest.raises(Refusal, match="a chunk of 1 after 100 bytes"):
         decode(chunk(b"x") * 101, max_body=100)
     assert decode(chunk(b"x") * 100 + chunk(b""), max_body=100)[0].is_complete
 

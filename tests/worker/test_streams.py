@@ -241,7 +241,7 @@ def test_a_log_at_a_named_pipe_without_a_reader_is_not_waited_for(tmp_path, logg
     handler.close()
     handler.stream = handler._open()
     logger.error("instead")
-    told = f"the log file {path} cannot be opened: No such device or address\ninstead\n"
+    told = f"cannot open the log file {path}: No such device or address\ninstead\n"
     assert capfd.readouterr().err == told
 
 
@@ -274,7 +274,7 @@ def test_a_system_log_that_does_not_read_blocks_nobody(tmp_path, logger, install
         logger.error("there")
         assert daemon.recv(100) == b"<11>there\0"
     told = [record.getMessage() for record in caplog.records if record.name != logger.name]
-    assert told == [f"{1000 - received} lines of the system's log were lost: it has fallen behind"]
+    assert told == [f"{1000 - received} lines of the system log were lost: it has fallen behind"]
 
 
 # --- The service

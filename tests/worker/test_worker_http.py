@@ -688,8 +688,7 @@ def test_an_oversized_chunk_is_refused_at_its_size_line(server, before, size):
         (answer,) = parse(receive_rest(connection), "POST")
     assert refused(answer, 413)
     assert answer.json()["error"] == (
-        f"the body has more than {MAX_BODY} bytes, which are allowed: "
-        f"behind {before} bytes a chunk of {size} was announced"
+        f"the body is too large: a chunk of {size} after {before} bytes, at most {MAX_BODY} are allowed"
     )
 
 

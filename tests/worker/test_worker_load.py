@@ -1,4 +1,4 @@
-"""The worker under load: bodies and answers in memory, balance between workers, control first, overload."""
+"""Workers under load: balance between workers, requests that do not infer first, priorities, overload."""
 
 import contextlib
 import json
@@ -8,7 +8,6 @@ import re
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,14 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slow_models
-from gunicorn.config import Config
 from raw_http import (
     LIVE,
     RELU,
     RELU_PATH,
     Barrier,
     Load,
-    chunk,
     connected,
     exchange,
     head,
@@ -33,9 +30,6 @@ from raw_http import (
     receive,
 )
 from service import open_files, serve
-
-from ovms_rest.worker.connection import Connection, Context, Request, State, Times
-from ovms_rest.worker.http1 import HeadReader
 
 SLOW = infer("counting", slow_models.count(slow_models.SLOW))
 ENDLESS = infer("counting", slow_models.count(2**30))
@@ -102,162 +96,7 @@ def connected_to_idle(service):
         yield connection
 
 
-# --- In memory
-
-
-class Counting:
-    """A socket that counts what is sent at once."""
-
-    def __init__(self, connection):
-        self._connection, self.sent = connection, []
-
-    def sendmsg(self, parts):
-        count = self._connection.sendmsg(parts)
-        self.sent.append(count)
-        return count
-
-    def __getattr__(self, name):
-        return getattr(self._connection, name)
-
-
-@pytest.fixture
-def wired():
-    """A connection with its context, the socket that it counts, and the client's end."""
-    server, client = socket.socketpair()
-    with server, client:
-        server.setblocking(False)
-        arena = memoryview(bytearray(65536))
-        context = Context(HeadReader(Config()), Times(1, 1, 1, 1), 2**28, 2**30, arena, lambda connection: None)
-        counting = Counting(server)
-        yield Connection(context, counting, {"SCRIPT_NAME": ""}), context, counting, client
-
-
-@pytest.mark.parametrize("length", [0, 1, 63, 64, 100, 1000])
-@pytest.mark.parametrize("how", ["with the head", "behind it", "in chunks", "behind another request"])
-def test_the_first_tensor_is_on_a_boundary_of_64_bytes(wired, length, how):
-    connection, _, _, client = wired
-    body = bytes(range(256)) * 80  # smaller ones are copied anyway
-    field = f"Inference-Header-Content-Length: {length}"
-    data = [post(RELU_PATH, body, field)]
-    if how == "behind it":
-        data = [data[0][: -len(body)], body[:1000], body[1000:]]
-    elif how == "in chunks":
-        chunks = chunk(body[:1001]) + chunk(body[1001:]) + chunk(b"")
-        data = [head("POST", RELU_PATH, "Transfer-Encoding: chunked", field) + chunks]
-    elif how == "behind another request":
-        data = [post(RELU_PATH, b"x") + data[0]]
-    for piece in data:
-        client.sendall(piece)
-        request = connection.handle(select.EPOLLIN)
-    if how == "behind another request":
-        connection.send([b"answer"], 6)
-        request = connection.resume()
-    buffer = np.frombuffer(request.environ["wsgi.input"].buffer, np.uint8)
-    assert (buffer.ctypes.data + length) % 64 == 0
-    assert buffer.tobytes() == body
-    assert buffer.flags.writeable
-
-
-def test_a_whole_answer_is_one_sendmsg(wired):
-    connection, _, counting, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
-    parts = [b"head", b"json", memoryview(np.arange(1000, dtype=np.uint8)), memoryview(b"")]
-    connection.send(parts, 1008)
-    assert counting.sent == [1008]
-    assert client.recv(2000) == b"".join(parts)
-    assert connection.state is State.HEAD
-
-
-def test_an_answer_of_very_many_parts_is_sent(wired):
-    """The system takes 1024 at once (sendmsg(2), IOV_MAX)."""
-    connection, context, _, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
-    connection.send([b"x"] * 3000, 3000)
-    received = client.recv(5000)
-    while len(received) < 3000 and connection.state is not State.CLOSED:
-        connection.handle(select.EPOLLOUT)
-        received += client.recv(5000)
-    assert received == b"x" * 3000
-    assert (connection.state, context.held) == (State.HEAD, 0)
-
-
-def test_the_rest_of_a_partly_sent_answer_survives_the_next_inference(wired):
-    """Whose output takes the memory of that answer."""
-    connection, context, counting, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
-    output = np.random.default_rng(0).integers(0, 255, 3_000_000, np.uint8)
-    expected = b"head" + output.tobytes()
-    connection.send([b"head", output.data], len(expected))
-    assert 0 < counting.sent[0] < len(expected)
-    assert context.held == len(expected) - counting.sent[0]
-    output[:] = 0
-    received = bytearray()
-    while len(received) < len(expected):
-        received += client.recv(100_000)
-        connection.handle(select.EPOLLOUT)
-    assert received == expected
-    assert (connection.state, context.held) == (State.HEAD, 0)
-
-
-def test_an_encoded_response_is_kept_without_a_copy_and_counts_whole(wired):
-    connection, context, counting, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
-    body = np.random.default_rng(0).bytes(6_000_000)
-    references = sys.getrefcount(body)
-    connection.send([b"head", body], len(body) + 4)
-    assert 0 < counting.sent[0] < len(body)
-    assert sys.getrefcount(body) == references + 1
-    assert context.held == len(body)
-    received = bytearray()
-    while len(received) < len(body) + 4:
-        received += client.recv(100_000)
-        connection.handle(select.EPOLLOUT)
-    assert received == b"head" + body
-    assert (connection.state, context.held, sys.getrefcount(body)) == (State.HEAD, 0, references)
-
-
-def test_a_small_body_that_waits_and_what_came_behind_it_are_counted(wired):
-    connection, context, _, client = wired
-    behind = LIVE * 100
-    client.sendall(post(RELU_PATH, RELU) + behind)
-    connection.handle(select.EPOLLIN)
-    assert context.held == len(RELU) + len(behind)
-    connection.send([b"answer"], 6)
-    assert context.held == len(behind)
-    connection.hold_request(connection.resume())
-    assert context.held == len(behind) - len(LIVE)
-    connection.close()
-    assert context.held == 0
-
-
-def test_what_lies_behind_a_request_is_not_copied_for_each_of_many(wired):
-    """The time grows with the number of requests, not with its square."""
-    connection, _, _, client = wired
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
-    client.sendall(LIVE * 1000)
-    connection.handle(select.EPOLLIN)
-    pending = connection._pending
-    for _ in range(1, 1000):
-        connection.send([b"answer"], 6)
-        client.recv(100)
-        assert isinstance(connection.resume(), Request)
-        assert connection._pending is pending
-    assert not pending
-
-
-def test_a_body_that_never_fits_in_is_refused_at_its_head(wired):
-    connection, context, _, client = wired
-    context.max_held = 50_000
-    client.sendall(head("POST", RELU_PATH, "Content-Length: 50001"))
-    refusal = connection.handle(select.EPOLLIN).refusal
-    assert (refusal.status, str(refusal)) == (
-        503,
-        "no room for a body of 50001 bytes: OVMS_REST_MAX_HELD_BYTES allows 50000",
-    )
+# --- Balance
 
 
 def test_answers_are_whole_however_they_are_read_and_whoever_infers_meanwhile(pair):
@@ -283,9 +122,6 @@ def test_answers_are_whole_however_they_are_read_and_whoever_infers_meanwhile(pa
         for value, data in enumerate(received.values()):
             (answer,) = parse(b"".join(data), "POST")
             assert answer.body.endswith(np.full(size, value, np.float32).tobytes())
-
-
-# --- Balance
 
 
 def test_kept_connections_are_spread(pair):

@@ -194,7 +194,7 @@ def test_an_application_that_fails_is_a_500_with_its_reason_in_the_log(probe):
             assert "reason of" not in answer.json()["error"]
     probe.wait_for(lambda: "the reason of the late failure" in probe.log)
     assert parse(exchange(probe, head("GET", "/fail", "X-Request-ID: mine")))[0].headers["x-request-id"] == "mine"
-    probe.wait_for(lambda: "error while answering request mine, GET /fail" in probe.log)
+    probe.wait_for(lambda: "error while running request mine, GET /fail" in probe.log)
 
 
 def test_an_application_may_name_the_request_itself(probe):
