@@ -14,7 +14,7 @@ from ovms_rest.worker.http1 import HeadReader
 
 
 class Counting:
-    """A socket that counts what is sent at once."""
+    """A socket that counts the bytes of every `sendmsg`."""
 
     def __init__(self, connection):
         self._connection, self.sent = connection, []
@@ -42,9 +42,9 @@ def wired():
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 100, 1000])
 @pytest.mark.parametrize("how", ["with the head", "behind it", "in chunks", "behind another request"])
-def test_the_first_tensor_is_on_a_boundary_of_64_bytes(wired, length, how):
+def test_first_tensor_lies_on_a_64_byte_boundary(wired, length, how):
     connection, _, _, client = wired
-    body = bytes(range(256)) * 80  # smaller ones are copied anyway
+    body = bytes(range(256)) * 80  # smaller bodies are copied anyway
     field = f"Inference-Header-Content-Length: {length}"
     data = [post(RELU_PATH, body, field)]
     if how == "behind it":
@@ -66,7 +66,7 @@ def test_the_first_tensor_is_on_a_boundary_of_64_bytes(wired, length, how):
     assert buffer.flags.writeable
 
 
-def test_a_whole_answer_is_one_sendmsg(wired):
+def test_response_is_sent_by_one_sendmsg(wired):
     connection, _, counting, client = wired
     client.sendall(post(RELU_PATH, RELU))
     connection.handle(select.EPOLLIN)
@@ -77,8 +77,8 @@ def test_a_whole_answer_is_one_sendmsg(wired):
     assert connection.state is State.HEAD
 
 
-def test_an_answer_of_very_many_parts_is_sent(wired):
-    """The system takes 1024 at once (sendmsg(2), IOV_MAX)."""
+def test_response_of_very_many_parts_is_sent(wired):
+    """The system takes at most 1024 in one call (sendmsg(2), IOV_MAX)."""
     connection, context, _, client = wired
     client.sendall(post(RELU_PATH, RELU))
     connection.handle(select.EPOLLIN)
@@ -91,8 +91,8 @@ def test_an_answer_of_very_many_parts_is_sent(wired):
     assert (connection.state, context.held) == (State.HEAD, 0)
 
 
-def test_the_rest_of_a_partly_sent_answer_survives_the_next_inference(wired):
-    """Whose output takes the memory of that answer."""
+def test_unsent_rest_of_a_response_survives_the_next_inference(wired):
+    """The next output overwrites the memory of that response."""
     connection, context, counting, client = wired
     client.sendall(post(RELU_PATH, RELU))
     connection.handle(select.EPOLLIN)
@@ -110,7 +110,7 @@ def test_the_rest_of_a_partly_sent_answer_survives_the_next_inference(wired):
     assert (connection.state, context.held) == (State.HEAD, 0)
 
 
-def test_an_encoded_response_is_kept_without_a_copy_and_counts_whole(wired):
+def test_unsent_bytes_object_is_kept_without_a_copy_and_counts_whole(wired):
     connection, context, counting, client = wired
     client.sendall(post(RELU_PATH, RELU))
     connection.handle(select.EPOLLIN)
@@ -128,7 +128,7 @@ def test_an_encoded_response_is_kept_without_a_copy_and_counts_whole(wired):
     assert (connection.state, context.held, sys.getrefcount(body)) == (State.HEAD, 0, references)
 
 
-def test_a_small_body_that_waits_and_what_came_behind_it_are_counted(wired):
+def test_queued_small_body_and_the_bytes_after_it_are_counted(wired):
     connection, context, _, client = wired
     behind = LIVE * 100
     client.sendall(post(RELU_PATH, RELU) + behind)
@@ -142,7 +142,7 @@ def test_a_small_body_that_waits_and_what_came_behind_it_are_counted(wired):
     assert context.held == 0
 
 
-def test_what_lies_behind_a_request_is_not_copied_for_each_of_many(wired):
+def test_pipelined_requests_are_not_copied_for_each_of_many(wired):
     """The time grows with the number of requests, not with its square."""
     connection, _, _, client = wired
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
@@ -157,7 +157,7 @@ def test_what_lies_behind_a_request_is_not_copied_for_each_of_many(wired):
     assert not pending
 
 
-def test_a_body_that_never_fits_in_is_refused_at_its_head(wired):
+def test_body_larger_than_the_memory_limit_is_refused_at_its_head(wired):
     connection, context, _, client = wired
     context.max_held = 50_000
     client.sendall(head("POST", RELU_PATH, "Content-Length: 50001"))
