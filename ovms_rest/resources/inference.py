@@ -1,62 +1,27 @@
-"""POST /v2/models/{name}[/versions/{version}]/infer: the way of an inference through the service."""
+"""Inference: the way of a request from its bytes to those of its response."""
 
 import time
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import falcon
 
 from ovms_rest.errors import BusyError, DeadlineError, InferenceError, NoContentError, ServingError
+from ovms_rest.models.servable import InferenceCounters, Servable
 from ovms_rest.protocol.classification import classify
-from ovms_rest.protocol.decoding import decode_header_length, decode_raw_request, decode_request
+from ovms_rest.protocol.decoding import decode_raw_request, decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
+from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.protocol.json_memory import choose_budget
 from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requested
-from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor, batch_of
+from ovms_rest.protocol.tensors import InferenceRequest, InferenceResponse, ModelMetadata, batch_of
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.protocol.waiting_time import waits_since
 from ovms_rest.resources.body import read_body
 from ovms_rest.resources.compression import choose_encoding, compress
 from ovms_rest.settings import Settings
-from ovms_rest.shared_memory.statistics import FailureKind, InferenceRecord, Question
+from ovms_rest.shared_memory.statistics import InferenceRecord
 
-
-class InferenceCounters(Protocol):
-    """Where inferences of a version are counted; all times are nanoseconds."""
-
-    def begin(self) -> None:
-        """Note that an inference is under way."""
-
-    def record(
-        self,
-        queue_ns: int,
-        input_ns: int,
-        infer_ns: int,
-        output_ns: int,
-        batch: int = 1,
-        request_bytes: int = 0,
-        response_bytes: int = 0,
-    ) -> None:
-        """Count one that was answered."""
-
-    def fail(self, kind: FailureKind, total_ns: int) -> None:
-        """Count one that was not."""
-
-    def answer(self, question: Question) -> None:
-        """Count an answer about the model."""
-
-
-class Servable(Protocol):
-    """What can be inferred: a version of a model."""
-
-    counters: InferenceCounters
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What it takes and gives."""
-
-    def infer(self, arrays: Mapping[str, Array]) -> Mapping[str, Tensor]:
-        """Infer with an array for every input; return a tensor for every output, by name."""
+_HEADER_LENGTH = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
 
 
 class Registry(Protocol):
@@ -91,9 +56,9 @@ class Infer:
         record.queue_ns = started - record.received_ns
         servable.counters.begin()
         try:
-            header = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
-            body = read_body(environ, self._max_body_bytes, header)
-            request = self._decode(body, header, metadata)
+            header = environ.get("ovms_rest.header_length") or read_header_length(environ.get(_HEADER_LENGTH))
+            body = read_body(environ, self._max_body_bytes, header.length)
+            request = self._decode(body, header.check(len(body)), metadata)
             record.id, record.request_bytes = request.id, len(body)
             arrays = validate_inputs(request, metadata)
             requested = validate_outputs(request, metadata)
@@ -129,9 +94,8 @@ class Infer:
             record.response_bytes,
         )
 
-    def _decode(self, body: memoryview, header: str | None, metadata: ModelMetadata) -> InferenceRequest:
-        """Decode a body; `header` is the text of Inference-Header-Content-Length."""
-        header_length = decode_header_length(header, len(body))
+    def _decode(self, body: memoryview, header_length: int | None, metadata: ModelMetadata) -> InferenceRequest:
+        """Decode a body whose first `header_length` bytes are its JSON, None for all."""
         if header_length == 0:
             return decode_raw_request(body, metadata.inputs)
         return decode_request(body, header_length, model=metadata, json_memory=self._json_memory)

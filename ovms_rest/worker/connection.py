@@ -428,7 +428,7 @@ class Connection:
             self._check_room(received, length)
         except Refusal as refusal:
             return self._refuse(refusal)
-        self._body = allocate(length, request.head.tensors_begin or 0)
+        self._body = allocate(length, request.head.header_length.length)
         self._body[:received] = rest[:received]
         self._received = received
         self._keep_rest(source, rest, received)
@@ -479,7 +479,7 @@ class Connection:
         self._body = _EMPTY
         self._received = 0
         self._pending = bytearray()
-        self._decoder = decoder = ChunkDecoder(limits, max_body, request.head.tensors_begin or 0)
+        self._decoder = decoder = ChunkDecoder(limits, max_body, request.head.header_length.length)
         self._wait_for_body(request.head)
         return self._feed(request, decoder, rest) if self.state is State.BODY else None
 

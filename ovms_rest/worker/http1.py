@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import gunicorn_h1c
 from gunicorn_h1c import parse_request_fast
 
-from ovms_rest.protocol.buffers import tensors_begin
 from ovms_rest.protocol.encoding import encode_error
+from ovms_rest.protocol.header_length import HeaderLength, read_header_length
 from ovms_rest.protocol.routes import read_inference, read_path
 from ovms_rest.protocol.words import cut
 
@@ -67,7 +67,7 @@ class Head(NamedTuple):
     expects_continue: bool
     keep_alive: bool
     inference: tuple[str, str | None] | None  # the model and version of an inference, which may have to be queued
-    tensors_begin: int | None  # the offset in the body by Inference-Header-Content-Length, if there is one
+    header_length: HeaderLength
 
 
 # The head of a request that could not be read, for the access log.
@@ -78,7 +78,7 @@ UNREAD = Head(
     expects_continue=False,
     keep_alive=False,
     inference=None,
-    tensors_begin=None,
+    header_length=read_header_length(None),
 )
 
 
@@ -165,6 +165,7 @@ class HeadReader:
                 continue
             environ[key] = f"{environ[key]},{value.decode('latin-1')}" if key in environ else value.decode("latin-1")
         self._check_host(environ.get("HTTP_HOST"), minor)
+        environ["ovms_rest.header_length"] = header_length = read_header_length(environ.get(_HEADER_LENGTH))
         return Head(
             environ,
             request.consumed + skipped,
@@ -172,7 +173,7 @@ class HeadReader:
             "HTTP_EXPECT" in environ and _expects_continue(environ["HTTP_EXPECT"], minor),
             _keeps_alive(environ["HTTP_CONNECTION"], minor) if "HTTP_CONNECTION" in environ else minor == 1,
             read_inference(environ["REQUEST_METHOD"], environ["PATH_INFO"]),
-            tensors_begin(environ[_HEADER_LENGTH]) if _HEADER_LENGTH in environ else None,
+            header_length,
         )
 
     def _check_host(self, host: str | None, minor: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import orjson
 import simdjson
 
+from ovms_rest.protocol.header_length import HeaderLength
 from ovms_rest.protocol.waiting_time import waits_since
 
 NEVER = math.inf
@@ -123,12 +124,13 @@ class RequestQueue(Generic[T]):
         self.count = len(self._unread) + len(self._last) + len(self._first)
 
 
-def read_terms(environ: Environ, tensors_begin: int | None, received_ns: int) -> Terms:
+def read_terms(environ: Environ, received_ns: int) -> Terms:
     """Return the terms of a request received whole, none for invalid ones, which are refused when it is decoded.
 
-    `tensors_begin` is the size of the JSON in its body, None for all of it. A compressed body is not looked into.
+    Only the JSON of a body is parsed, and no compressed body.
     """
-    body: memoryview = environ["wsgi.input"].buffer[:tensors_begin]
+    header: HeaderLength = environ["ovms_rest.header_length"]
+    body: memoryview = environ["wsgi.input"].buffer[: None if header.text is None else header.length]
     if len(body) > LARGEST_JSON or "HTTP_CONTENT_ENCODING" in environ:
         return _NO_TERMS
     json = bytes(body)

@@ -109,9 +109,6 @@ class Worker(BaseWorker):  # type: ignore[misc]
     is_control: bool = False
     tls: ssl.SSLContext | None = None
     failure: FailureNote
-    # Set by a hook in the worker: what is called every so often, 0 for never, in one of the workers.
-    watch: Callable[[], None] | None = None
-    poll_seconds: int = 0
 
     _access_log: AccessLog | None = None
     _must_reopen_logs = False
@@ -135,6 +132,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _set_up(self) -> None:
         cfg, settings = self.cfg, read_settings(os.environ)
+        # The application's check of its files for changes, and how often to call it, 0 for never.
+        self.watch: Callable[[], None] | None = getattr(self.wsgi, "watch", None)
+        self.poll_seconds = settings.file_system_poll_wait_seconds
         self._script_name = read_script_name(os.environ.get("SCRIPT_NAME", ""))
         self._keeps_alive = cfg.keepalive > 0
         self._max_queued = settings.max_waiting
@@ -821,7 +821,7 @@ def _first(pair: tuple[float, Connection]) -> float:
 
 
 def _read_terms(request: Request) -> Terms:
-    return read_terms(request.environ, request.head.tensors_begin, request.received_ns)
+    return read_terms(request.environ, request.received_ns)
 
 
 def _has_connection(listener: socket.socket) -> bool:

@@ -8,6 +8,7 @@ from gunicorn.config import Config
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.worker.http1 import (
     Head,
     HeadReader,
@@ -83,6 +84,7 @@ def test_head_becomes_an_environ():
         "HTTP_X_REQUEST_START": "t=1.5",
         "HTTP_ACCEPT": "a,b",
         "HTTP_EMPTY": "",
+        "ovms_rest.header_length": read_header_length(None),
     }
     assert len(TEMPLATE) == 4, "the template is the connection's and stays as it is"
 
@@ -134,12 +136,10 @@ def test_inference_has_its_model_and_version(method, path, inference):
     assert read(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()).inference == inference
 
 
-@pytest.mark.parametrize(
-    ("field", "offset"),
-    [("A: b", None), *((f"Inference-Header-Content-Length: {text}", int(text)) for text in ("0", "17"))],
-)
-def test_head_has_the_offset_of_the_tensors(field, offset):
-    assert read(post("Content-Length: 20", field)).tensors_begin == offset
+@pytest.mark.parametrize("text", [None, "0", "17", "x"])
+def test_head_has_the_header_length(text):
+    head = read(post("Content-Length: 20", *([] if text is None else [f"Inference-Header-Content-Length: {text}"])))
+    assert head.header_length == head.environ["ovms_rest.header_length"] == read_header_length(text)
 
 
 @pytest.mark.parametrize("values", [("close", "keep-alive"), ("keep-alive", "close"), ("close, keep-alive",)])
@@ -461,7 +461,8 @@ def test_any_bytes_are_complete_or_incomplete_or_refused(data):
     elif found is not None:
         assert found.size <= len(data)
         assert found.length is None or found.length >= 0
-        assert all(isinstance(value, str) for key, value in found.environ.items())
+        assert found.environ.pop("ovms_rest.header_length") == found.header_length
+        assert all(isinstance(value, str) for value in found.environ.values())
 
 
 # --- Bodies

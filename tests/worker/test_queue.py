@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovms_rest.protocol.buffers import tensors_begin
+from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.worker.http1 import RequestBody
 from ovms_rest.worker.queue import LARGEST_JSON, NEVER, RequestQueue, Terms, read_terms
 
@@ -205,10 +205,10 @@ def request(body, received=0, **fields):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     environ = {
         "wsgi.input": RequestBody(memoryview(bytearray(data))),
+        "ovms_rest.header_length": read_header_length(fields.get("inference_header_content_length")),
         **{f"HTTP_{name.upper()}": value for name, value in fields.items()},
     }
-    length = fields.get("inference_header_content_length")
-    return environ, None if length is None else tensors_begin(length), received
+    return environ, received
 
 
 def with_parameters(**parameters):
