@@ -23,7 +23,6 @@ from ovms_rest.models.roots import find_roots
 from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
-from ovms_rest.protocol.routes import read_inference
 from ovms_rest.protocol.words import escape
 from ovms_rest.resources.arbiter_client import ArbiterClient
 from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
@@ -127,10 +126,10 @@ class App(falcon.App):  # type: ignore[type-arg]
         if is_control or not self.settings.control_bind:
             self.watch = FileWatch(self.reloading.wanted.stamps, self.reloading.mailbox).look
 
-    def count_refusal(self, path: str, kind: FailureKind, waited_ns: int) -> None:
-        """Count an inference refused before it reached the application; `path` is that of WSGI."""
+    def count_refusal(self, name: str, version: str | None, kind: FailureKind, waited_ns: int) -> None:
+        """Count an inference refused before it reached the application."""
         with contextlib.suppress(NotFoundError):
-            self.models.find(*read_inference(path)).counters.fail(kind, waited_ns)
+            self.models.find(name, version).counters.fail(kind, waited_ns)
 
 
 _MODEL_ROUTES = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")

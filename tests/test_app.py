@@ -30,6 +30,7 @@ from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.counters import Counters
+from ovms_rest.shared_memory.statistics import InferenceRecord
 
 ANY = Dim(0, None)
 ONE = Dim(1, 1)
@@ -621,7 +622,7 @@ ERRORS = [
             "POST",
             "/v2/models/m/infer",
             json.dumps(request(1, parameters={"timeout": 1})).encode(),
-            **{"ovms_rest.received": time.monotonic_ns() - 10**9},
+            **{"ovms_rest.inference": InferenceRecord(time.monotonic_ns() - 10**9)},
         ),
     ),
     ("bug", 500, lambda app: infer(app, request(1), target="/v2/models/buggy/infer")),
@@ -1000,7 +1001,7 @@ def test_classification_of_strings_is_a_400():
 def waited(ns, timeout_us, model=None, **environ):
     """Request an inference that arrived this long ago, with a timeout; return the response."""
     body = json.dumps(request(1, parameters={"timeout": timeout_us})).encode()
-    received = {"ovms_rest.received": time.monotonic_ns() - ns}
+    received = {"ovms_rest.inference": InferenceRecord(time.monotonic_ns() - ns)}
     return ask(make(model or doubler()), "POST", "/v2/models/m/infer", body, **{**received, **environ})
 
 
@@ -1040,7 +1041,7 @@ def test_request_without_a_start_time_was_not_queued():
 
 def test_invalid_request_is_reported_before_a_late_one():
     body = json.dumps(request(1, parameters={"timeout": 1}, outputs=[{"name": "z"}])).encode()
-    answer = ask(make(), "POST", "/v2/models/m/infer", body, **{"ovms_rest.received": 0})
+    answer = ask(make(), "POST", "/v2/models/m/infer", body, **{"ovms_rest.inference": InferenceRecord(0)})
     assert answer.status == 400
 
 
@@ -1073,20 +1074,19 @@ def test_proxy_time_does_not_make_a_request_without_timeout_late():
     assert waited(0, 0, HTTP_X_REQUEST_START=f"t={time.time() - 100:.3f}").status == 200
 
 
-# --- What the access log of the worker is told
+# --- The record of an inference
 
 
-def observe(model, body, observed=True):
+def observe(model, body):
     """Request an inference; return its record."""
-    environ = {"ovms_rest.received": time.monotonic_ns() - 10**6, "ovms_rest.observed": observed}
-    kept = {}
+    record = InferenceRecord(time.monotonic_ns() - 10**6)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    ask(make(model), "POST", "/v2/models/m/infer", data, **{"ovms_rest.inference": record})
+    return record
 
-    def app(environ, start_response):
-        kept["environ"] = environ
-        return make(model)(environ, start_response)
 
-    ask(app, "POST", "/v2/models/m/infer", body if isinstance(body, bytes) else json.dumps(body).encode(), **environ)
-    return kept["environ"].get("ovms_rest.served")
+def times_of(record):
+    return record.input_ns, record.infer_ns, record.output_ns
 
 
 def test_record_of_an_inference_has_model_times_and_id():
@@ -1099,28 +1099,39 @@ def test_record_of_an_inference_has_model_times_and_id():
 def test_recorded_times_equal_the_counted_ones():
     model = doubler()
     served, seen = observe(model, request(1)), model.counters.read()
-    assert served[2:6] == (seen.queue.ns, seen.compute_input.ns, seen.compute_infer.ns, seen.compute_output.ns)
+    assert (served.queue_ns, *times_of(served)) == (
+        seen.queue.ns,
+        seen.compute_input.ns,
+        seen.compute_infer.ns,
+        seen.compute_output.ns,
+    )
 
 
-def test_nothing_is_recorded_unless_observed():
-    assert observe(doubler(), request(1), observed=False) is None
+def test_recorded_sizes_equal_the_counted_ones():
+    model = doubler()
+    served, seen = observe(model, request(1, 2)), model.counters.read()
+    assert (served.batch, served.request_bytes, served.response_bytes) == (
+        seen.inference_count,
+        seen.request_bytes,
+        seen.response_bytes,
+    )
 
 
 def test_request_that_cannot_be_decoded_is_recorded_without_an_id():
     served = observe(doubler(), b"{")
     assert (served.model_name, served.model_version, served.id) == ("m", "1", "")
     assert served.queue_ns >= 10**6
-    assert served[3:6] == (0, 0, 0)
+    assert times_of(served) == (0, 0, 0)
 
 
 def test_request_that_does_not_fit_the_model_is_recorded_with_its_id():
     served = observe(doubler(), request(1, id="42", outputs=[{"name": "z"}]))
-    assert (served.id, served[3:6]) == ("42", (0, 0, 0))
+    assert (served.id, times_of(served)) == ("42", (0, 0, 0))
 
 
 def test_late_request_is_recorded_with_its_id():
     served = observe(doubler(), request(1, id="42", parameters={"timeout": 1}))
-    assert (served.id, served[3:6]) == ("42", (0, 0, 0))
+    assert (served.id, times_of(served)) == ("42", (0, 0, 0))
 
 
 def test_failed_inference_is_recorded_with_the_time_until_the_failure():
