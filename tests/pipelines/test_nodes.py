@@ -1,4 +1,4 @@
-"""The nodes that OVMS ships, against the formulas of their params, computed here pixel by pixel."""
+"""The nodes that OVMS ships, against the formulas of their params, computed pixel by pixel."""
 
 import math
 from pathlib import Path
@@ -27,21 +27,21 @@ def random_image(height, width, channels=3):
 
 
 def batch(picture, layout="NCHW"):
-    """Return the tensor of one picture, which cannot be written."""
+    """Return one picture as a read-only tensor."""
     array = np.ascontiguousarray((picture.transpose(2, 0, 1) if layout == "NCHW" else picture)[np.newaxis])
     array.flags.writeable = False
     return array
 
 
 def floats(values, *shape):
-    """Return a tensor, which cannot be written."""
+    """Return a read-only tensor."""
     array = np.array(values, np.float32).reshape(shape)
     array.flags.writeable = False
     return array
 
 
 def resized(picture, width, height):
-    """Interpolate between the four pixels next to where the middle of a pixel lies in the original."""
+    """Resize a picture bilinearly, with pixel centres aligned as in OpenCV."""
     rows, columns, channels = picture.shape
     result = np.empty((height, width, channels))
     for y in range(height):
@@ -59,12 +59,12 @@ def resized(picture, width, height):
 
 
 def gray(picture):
-    """Weigh blue, green and red."""
+    """Return the weighted sum of blue, green and red."""
     return (picture @ np.array([0.114, 0.587, 0.299]))[:, :, np.newaxis]
 
 
 def blurred(picture, box, kernel):
-    """Blur a box with a separable kernel; at the picture's edge it is mirrored, the edge itself once."""
+    """Blur a box with a separable kernel; the picture is mirrored at its edges, without repeating them."""
     x, y, width, height = box
     rows, columns, _ = picture.shape
     reach = len(kernel) // 2
@@ -82,7 +82,7 @@ def blurred(picture, box, kernel):
 
 
 def close(array, expected, tolerance=0.01):
-    """Tell whether a tensor is of float32 and all but equal."""
+    """Return whether a float32 tensor is almost equal to the expected one."""
     expected = np.asarray(expected)
     assert array.dtype == np.float32
     assert array.shape == expected.shape
@@ -111,13 +111,13 @@ def load(module, params):
 
 
 def refusal(function, *arguments):
-    """Return what is told of arguments."""
+    """Return the message of the ValueError for these arguments."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared
         function(*arguments)
     return str(caught.value)
 
 
-# --- What all have in common
+# --- All nodes
 
 SIZES = {
     "original_image_width": "16",
@@ -202,14 +202,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("node", "name", "text", "expected"), WRONG)
-def test_a_param_that_cannot_be_is_told_with_what_came_and_what_fits(node, name, text, expected):
+def test_an_invalid_param_is_reported_with_its_text_and_the_allowed_values(node, name, text, expected):
     module, params = NODES[node]
-    told = refusal(parse_params, module.Options, params | {name: text})
-    assert told == f'param {name}: {expected}, got "{text}"'
+    message = refusal(parse_params, module.Options, params | {name: text})
+    assert message == f'param {name}: {expected}, got "{text}"'
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_required_params_that_are_missing_are_told(node):
+def test_a_missing_param_is_reported(node):
     module, params = NODES[node]
     for name in params:
         others = {key: text for key, text in params.items() if key != name}
@@ -217,7 +217,7 @@ def test_required_params_that_are_missing_are_told(node):
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_an_unknown_param_is_told_with_the_nearest_known_one(node):
+def test_an_unknown_param_is_reported_with_the_nearest_known_one(node):
     module, params = NODES[node]
     near = {"add_one": "add_number"}.get(node, "target_image_width")
     assert refusal(parse_params, module.Options, params | {f"{near}s": "1"}) == (
@@ -225,7 +225,7 @@ def test_an_unknown_param_is_told_with_the_nearest_known_one(node):
     )
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_mistakes_are_reported_together():
     assert refusal(parse_params, add_one.Options, {"add_number": "a", "ad_number": "1", "sub_number": "b"}) == (
         f'unknown param ad_number; the nearest known one is add_number; param add_number: {FROM_0}, got "a"; '
         f'param sub_number: {FROM_0}, got "b"'
@@ -256,15 +256,15 @@ def test_all_mistakes_are_told_at_once():
         ("face_blur", "detection", (1, 1, 200, 6)),
     ],
 )
-def test_what_a_node_cannot_take_its_declared_inputs_keep_away(node, name, shape):
-    """It does not check again what the pipeline has checked."""
+def test_the_declared_inputs_exclude_shapes_that_a_node_cannot_compute(node, name, shape):
+    """The pipeline checks these, so the node does not."""
     declared = load(*NODES[node]).inputs[name]
     assert declared.datatype == "FP32"
     assert not declared.holds(shape)
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_a_pipeline_can_use_the_node(node):
+def test_every_node_loads_in_a_pipeline(node):
     module, params = NODES[node]
     loaded = load(module, params)
     assert list(loaded.inputs) == sorted(inputs(module, params))
@@ -291,7 +291,7 @@ NUMBERS = floats(range(10), 1, 10)
         ({"add_number": " +0 ", "sub_number": "2", "output_queue_size": "1", "info_queue_size": "1"}, -2),
     ],
 )
-def test_a_number_is_added_and_another_subtracted(params, added):
+def test_one_number_is_added_and_the_other_subtracted(params, added):
     found = execute(add_one, {"input_numbers": NUMBERS}, params)["output_numbers"]
     assert found.dtype == np.float32
     assert found.tolist() == [[number + added for number in range(10)]]
@@ -306,7 +306,7 @@ def test_add_one_describes_its_tensors():
 
 
 def transform(picture, layout="NHWC", **params):
-    """Return the transformed tensor; check that it is as described and the input unchanged."""
+    """Return the transformed tensor; check that it fits its form and that the input is unchanged."""
     image = batch(picture, layout)
     before = image.copy()
     texts = {"original_image_layout": layout} | params
@@ -393,12 +393,12 @@ def test_a_gray_image_is_resized():
     assert close(found, batch(resized(picture, 3, 4), "NHWC"))
 
 
-def test_the_target_has_the_originals_layout_unless_told():
+def test_the_target_has_the_originals_layout_by_default():
     assert transform(PICTURE, "NCHW").shape == (1, 3, 6, 8)
     assert transform(PICTURE, "NHWC").shape == (1, 6, 8, 3)
 
 
-def test_the_scale_is_applied_as_a_factor_of_fp32_as_opencv_does():
+def test_the_scale_is_applied_as_an_fp32_factor_as_in_opencv():
     found = transform(PICTURE, scale="57.12")
     assert np.array_equal(found[0], PICTURE * np.float32(1 / float(np.float32(57.12))))
 
@@ -413,11 +413,11 @@ def test_the_scale_is_applied_as_a_factor_of_fp32_as_opencv_does():
         ),
     ],
 )
-def test_values_for_other_channels_than_the_targets_are_told(params, expected):
+def test_a_wrong_number_of_values_for_the_channels_is_reported(params, expected):
     assert refusal(parse_params, image_transformation.Options, TRANSFORMATION | params) == expected
 
 
-def test_an_image_without_pixels_is_told():
+def test_an_image_without_pixels_is_rejected():
     image = np.zeros((1, 0, 4, 3), np.float32)
     assert refusal(execute, image_transformation, {"image": image}, TRANSFORMATION) == (
         "input image has the shape [1, 0, 4, 3], which has no pixels"
@@ -433,7 +433,7 @@ def test_an_image_without_pixels_is_told():
         ("NCHW", "GRAY", [1, 0, 3, 3], [1, 1, -1, -1]),
     ],
 )
-def test_an_image_of_other_channels_is_told(layout, order, shape, expected):
+def test_an_image_with_the_wrong_channels_is_rejected(layout, order, shape, expected):
     params = {"original_image_layout": layout, "original_image_color_order": order}
     assert refusal(execute, image_transformation, {"image": np.zeros(shape, np.float32)}, params) == (
         f"input image has the shape {shape}, expected {expected}"
@@ -458,13 +458,13 @@ SCENE = random_image(12, 16)
 
 
 def detection(*rows, count=None):
-    """Return rows of image, label, confidence, x1, y1, x2, y2 as a tensor; others are below any threshold."""
+    """Return a tensor of rows (image, label, confidence, x1, y1, x2, y2), filled up with rows of confidence 0."""
     filler = [(-1, 0, 0, 0, 0, 0, 0)] * ((count or len(rows)) - len(rows))
     return floats([*rows, *filler], 1, 1, -1, 7)
 
 
 def run(module, arrays, params):
-    """Return the outputs; check that they are as described and the inputs unchanged."""
+    """Return the outputs; check that they fit their forms and that the inputs are unchanged."""
     before = {name: array.copy() for name, array in arrays.items()}
     found = execute(module, arrays, params)
     assert all(np.array_equal(arrays[name], before[name], equal_nan=True) for name in arrays)
@@ -487,7 +487,7 @@ def detect(*rows, layout="NCHW", **params):
 
 
 def crop(x, y, width, height):
-    """Return a part of the scene in the target's size."""
+    """Return a part of the scene at the target's size."""
     return resized(SCENE[y : y + height, x : x + width], 5, 4)
 
 
@@ -498,7 +498,7 @@ def images(*pictures, layout="NCHW"):
 
 @pytest.mark.parametrize("source", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("target", ["NCHW", "NHWC"])
-def test_what_was_detected_is_cut_out_in_its_order(source, target):
+def test_detections_are_cut_out_in_their_order(source, target):
     found = detect(
         (0, 3, 0.6, 0.25, 0.25, 0.5, 0.75),
         (0, 1, 0.9, 0, 0, 1, 1),
@@ -514,7 +514,7 @@ def test_what_was_detected_is_cut_out_in_its_order(source, target):
 
 
 @pytest.mark.parametrize("target", ["NCHW", "NHWC"])
-def test_what_was_detected_can_be_gray(target):
+def test_crops_of_detections_can_be_gray(target):
     found = detect((0, 0, 1, 0.25, 0.25, 0.5, 0.75), convert_to_gray_scale="true", target_image_layout=target)
     assert close(found["images"], images(gray(crop(4, 3, 4, 6)), layout=target))
 
@@ -522,7 +522,7 @@ def test_what_was_detected_can_be_gray(target):
 @pytest.mark.parametrize(
     ("threshold", "kept"), [("0", [0, 1, 2, 3]), ("0.3", [1, 2, 3]), ("0.7", [2, 3]), ("0.8", [3]), ("1.0", [])]
 )
-def test_a_confidence_at_the_threshold_is_enough(threshold, kept):
+def test_a_confidence_equal_to_the_threshold_is_kept(threshold, kept):
     confidences = [0.1, 0.3, 0.7, 0.9]
     found = detect(
         *((0, label, sure, 0, 0, 1, 1) for label, sure in enumerate(confidences)), confidence_threshold=threshold
@@ -530,18 +530,18 @@ def test_a_confidence_at_the_threshold_is_enough(threshold, kept):
     assert found["label_ids"].ravel().tolist() == kept
 
 
-def test_what_is_of_another_image_or_of_no_confidence_is_left_out():
+def test_rows_of_other_images_or_with_a_nan_confidence_are_left_out():
     rows = [(image, label, 1, 0, 0, 1, 1) for label, image in enumerate((-1, 1, 0.5, -0.5, math.nan, 0))]
     assert detect(*rows, (0, 9, math.nan, 0, 0, 1, 1))["label_ids"].ravel().tolist() == [2, 3, 5]
 
 
 @pytest.mark.parametrize(("label", "kept"), [("-1", [7, 8, 7]), ("7", [7, 7]), ("8", [8]), ("9", [])])
-def test_one_label_can_be_asked_for(label, kept):
+def test_detections_can_be_filtered_by_label(label, kept):
     rows = [(0, found, 1, 0, 0, 1, 1) for found in (7, 8, 7)]
     assert detect(*rows, filter_label_id=label)["label_ids"].ravel().tolist() == kept
 
 
-def test_the_first_are_kept_when_too_many_are_found():
+def test_the_first_detections_are_kept_when_there_are_too_many():
     rows = [(0, label, 0.5 + label / 10, label / 16, 0, 1, 1) for label in range(4)]
     found = detect(*rows, max_output_batch="3")
     assert found["label_ids"].ravel().tolist() == [0, 1, 2]
@@ -550,7 +550,7 @@ def test_the_first_are_kept_when_too_many_are_found():
     assert close(found["images"], images(*(crop(label, 0, 16 - label, 12) for label in range(3))))
 
 
-def test_nothing_detected_is_arrays_of_none():
+def test_no_detections_are_empty_arrays():
     found = detect((0, 0, 0.1, 0, 0, 1, 1))
     assert {name: array.shape for name, array in found.items()} == {
         "images": (0, 1, 3, 4, 5),
@@ -572,7 +572,7 @@ def test_nothing_detected_is_arrays_of_none():
         ((-1, -1, 2, 2), (0, 0, 16, 12)),
     ],
 )
-def test_a_box_beyond_the_edge_is_brought_into_the_image(corners, box):
+def test_a_box_beyond_the_edge_is_moved_into_the_image(corners, box):
     found = detect((0, 0, 1, *corners))
     assert close(found["images"], images(crop(*box)))
     assert np.array_equal(found["coordinates"], floats(corners, 1, 1, 4))
@@ -587,7 +587,7 @@ def test_a_box_beyond_the_edge_is_brought_into_the_image(corners, box):
         ((0, 1.5, 1, 2), "x 0, y 18 of 16x6"),
     ],
 )
-def test_a_box_without_pixels_is_told(corners, box):
+def test_a_box_without_pixels_is_rejected(corners, box):
     arrays = {"image": batch(SCENE), "detection": detection((0, 0, 1, *corners))}
     assert refusal(execute, object_detection, arrays, DETECTION) == (
         f"the box at {box} pixels (width x height) has no pixels in the image of 16x12"
@@ -604,7 +604,7 @@ def test_a_box_without_pixels_is_told(corners, box):
         ((0, 3e9, 1, 0, 0, 1, 1), "3e+09"),
     ],
 )
-def test_a_detection_that_is_no_number_is_told(row, value):
+def test_a_detection_that_is_not_a_number_is_rejected(row, value):
     arrays = {"image": batch(SCENE), "detection": detection(row)}
     shown = "3000000000.0" if value == "3e+09" else "-12000000000.0" if value == "-1.2e+10" else value
     assert refusal(execute, object_detection, arrays, DETECTION) == (
@@ -612,7 +612,7 @@ def test_a_detection_that_is_no_number_is_told(row, value):
     )
 
 
-def test_a_detection_without_rows_is_told():
+def test_a_detection_without_rows_is_rejected():
     arrays = {"image": batch(SCENE), "detection": np.zeros((1, 1, 0, 7), np.float32)}
     assert refusal(execute, object_detection, arrays, DETECTION) == (
         "input detection has no rows; at least one is required"
@@ -666,13 +666,13 @@ def test_texts_can_be_gray():
     assert close(found["text_images"], images(gray(crop(1, 2, 5, 3))))
 
 
-def test_the_first_texts_are_kept_when_too_many_are_found():
+def test_the_first_texts_are_kept_when_there_are_too_many():
     rows = [(x, 0, 16, 12, 0.5 + x / 10) for x in range(4)]
     assert read_horizontal(*rows, max_output_batch="2")["text_coordinates"][:, 0, 0].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("rows", [(), ((0, 0, 16, 12, 0.4),), ((0, 0, 0, 0, 0.4),), ((0, 0, 16, 12, math.nan),)])
-def test_no_texts_are_arrays_of_none(rows):
+def test_no_texts_are_empty_arrays(rows):
     found = read_horizontal(*rows)
     assert {name: array.shape for name, array in found.items()} == {
         "text_images": (0, 1, 3, 4, 5),
@@ -681,7 +681,7 @@ def test_no_texts_are_arrays_of_none(rows):
     }
 
 
-def test_a_text_beyond_the_edge_is_brought_into_the_image_and_its_box_remains():
+def test_a_text_beyond_the_edge_is_moved_into_the_image_but_its_coordinates_are_kept():
     found = read_horizontal((-2, 6, 6, 20, 1))
     assert found["text_coordinates"].tolist() == [[[-2, 6, 8, 14]]]
     assert close(found["text_images"], images(crop(0, 6, 8, 6)))
@@ -704,7 +704,7 @@ def test_a_text_beyond_the_edge_is_brought_into_the_image_and_its_box_remains():
         ((-2e9, 0, 2e9, 1, 1), "input boxes: expected pixels or labels between -2**31 and 2**31, got 4000000000.0"),
     ],
 )
-def test_a_text_without_pixels_is_told(row, expected):
+def test_a_text_without_pixels_is_rejected(row, expected):
     arrays = {"image": batch(SCENE), "boxes": floats([(0, 0, 1, 1, 1), row], 2, 5)}
     assert refusal(execute, horizontal_ocr, arrays, SIZES) == expected
 
@@ -737,7 +737,7 @@ def test_a_face_is_blurred_with_the_pixels_around_it(layout, size):
     assert close(found, batch(blurred(SCENE, (4, 3, 4, 6), KERNELS[size]), layout))
 
 
-def test_a_large_kernel_has_the_sigma_of_opencv():
+def test_a_large_kernel_has_opencvs_sigma():
     sigma = 0.3 * ((11 - 1) * 0.5 - 1) + 0.8
     weights = np.exp([-(distance**2) / (2 * sigma**2) for distance in range(-5, 6)])
     found = blur((0, 0, 1, 0.25, 0.25, 0.5, 0.75), gaussian_blur_kernel_size="11")
@@ -750,14 +750,14 @@ def test_a_large_kernel_has_the_sigma_of_opencv():
         ((0, 0, 1, 1), (0, 0, 16, 12)),
         ((0, 0, 0.125, 0.25), (0, 0, 2, 3)),
         ((0.9375, 0.75, 1, 1), (15, 9, 1, 3)),
-        ((-0.5, -0.5, 0.25, 0.25), (0, 0, 4, 3)),  # what is in the image
+        ((-0.5, -0.5, 0.25, 0.25), (0, 0, 4, 3)),  # the part in the image
         ((0.5, 0.5, 1.5, 1.5), (8, 6, 8, 6)),
         ((-1, 0, -0.25, 1), (0, 0, 0, 0)),  # nothing is
         ((1.5, 0, 2, 1), (0, 0, 0, 0)),
         ((0.5, 0.5, 0.5, 1), (0, 0, 0, 0)),
     ],
 )
-def test_of_a_face_beyond_the_edge_the_part_in_the_image_is_blurred(corners, box):
+def test_only_the_part_of_a_face_inside_the_image_is_blurred(corners, box):
     found = blur((0, 0, 1, *corners), gaussian_blur_kernel_size="5")
     assert close(found, batch(blurred(SCENE, box, KERNELS["5"])))
 
@@ -768,14 +768,14 @@ def test_faces_are_blurred_one_after_the_other():
     assert close(found, batch(blurred(first, (4, 3, 12, 9), KERNELS["3"])))
 
 
-def test_what_is_not_sure_enough_is_not_blurred():
+def test_a_face_below_the_threshold_is_not_blurred():
     rows = [(0, 0, 0.4999, 0, 0, 1, 1), (1, 0, 1, 0, 0, 1, 1)]
     assert np.array_equal(blur(*rows), batch(SCENE))
 
 
 @pytest.mark.parametrize("source", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("target", ["NCHW", "NHWC"])
-def test_the_image_is_resized_when_it_is_blurred(source, target):
+def test_the_image_is_resized_after_blurring(source, target):
     found = blur(
         (0, 0, 1, 0, 0, 0.5, 0.5),
         layout=source,
@@ -800,7 +800,7 @@ EAST = SIZES | {"original_image_width": "48", "original_image_height": "40"}
 
 
 def maps(*texts):
-    """Return scores and geometry of texts, each a cell (x, y), a score, and up, right, down, left and angle."""
+    """Return scores and geometry of texts: cell (x, y), score, and up, right, down, left, angle."""
     scores = np.zeros((1, 10, 12, 1), np.float32)
     geometry = np.full((1, 10, 12, 5), math.nan, np.float32)  # where no score is, it is not looked at
     for (x, y), score, *shape in texts:
@@ -817,13 +817,13 @@ def read_east(*texts, page=PAGE, layout="NCHW", **params):
 
 
 def page_crop(x, y, width, height):
-    """Return a part of the page in the target's size."""
+    """Return a part of the page at the target's size."""
     return resized(PAGE[y : y + height, x : x + width], 5, 4)
 
 
 @pytest.mark.parametrize("source", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("target", ["NCHW", "NHWC"])
-def test_a_level_text_reaches_from_its_cell_as_far_as_the_geometry_says(source, target):
+def test_a_level_text_extends_from_its_cell_by_its_geometry(source, target):
     # Cell (5, 4) is at pixel (20, 16).
     found = read_east(
         ((5, 4), 0.5, 3, 10.9, 4, 6, 0), ((1, 1), 0.4999, 1, 1, 1, 1, 0), layout=source, target_image_layout=target
@@ -851,14 +851,14 @@ def test_a_text_beyond_the_edge_is_cut_off(shape, box):
     assert read_east(((5, 4), 1, *shape))["text_coordinates"].tolist() == [[list(box)]]
 
 
-def test_a_text_can_be_widened():
+def test_a_text_box_can_be_widened():
     # The box is from x 14 to 30 and from y 13 to 20.
     found = read_east(((5, 4), 1, 3, 10, 4, 6, 0), box_width_adjustment="0.25", box_height_adjustment="0.5")
     # 14 - 16 * 0.25 = 10, then 30 + 20 * 0.25 = 35; 13 - 7 * 0.5 = 9.5, then 20 + 11 * 0.5 = 25.5.
     assert found["text_coordinates"].tolist() == [[[10, 9, 25, 16]]]
 
 
-def test_a_text_is_widened_no_further_than_the_image():
+def test_a_text_box_is_not_widened_beyond_the_image():
     found = read_east(((5, 4), 1, 3, 10, 4, 6, 0), box_width_adjustment="3", box_height_adjustment="3")
     assert found["text_coordinates"].tolist() == [[[0, 0, 48, 40]]]
 
@@ -874,7 +874,7 @@ def test_a_text_is_widened_no_further_than_the_image():
         ((7, 3), "0", [9, 7]),  # side by side
     ],
 )
-def test_of_two_texts_that_overlap_more_than_allowed_the_surer_is_kept(second, overlap, kept):
+def test_the_more_confident_of_two_overlapping_texts_is_kept(second, overlap, kept):
     texts = [((3, 3), 0.9, 0, 12, 8, 4, 0), (second, 0.7, 0, 12, 8, 4, 0)]
     found = read_east(*texts, overlap_threshold=overlap)
     assert found["confidence_levels"].ravel().tolist() == [np.float32(score / 10) for score in kept]
@@ -887,14 +887,14 @@ def test_a_text_is_left_out_only_for_one_that_is_kept():
     assert found["text_coordinates"].tolist() == [[[8, 12, 16, 8]], [[24, 12, 16, 8]]]
 
 
-def test_texts_come_with_the_surest_first_and_of_equals_the_last():
+def test_texts_are_ordered_by_confidence_and_the_last_of_equals_first():
     texts = [((x, y), score, 0, 3, 3, 0, 0) for x, y, score in ((1, 1, 0.7), (5, 1, 0.9), (1, 5, 0.8), (5, 5, 0.8))]
     found = read_east(*texts)
     assert found["confidence_levels"].ravel().tolist() == [np.float32(score) for score in (0.9, 0.8, 0.8, 0.7)]
     assert found["text_coordinates"][:, 0, :2].tolist() == [[20, 4], [20, 20], [4, 20], [4, 4]]
 
 
-def test_the_surest_texts_are_kept_when_too_many_are_found():
+def test_the_most_confident_texts_are_kept_when_there_are_too_many():
     texts = [((x, 1), score, 0, 3, 3, 0, 0) for x, score in ((1, 0.7), (4, 0.9), (7, 0.8))]
     found = read_east(*texts, max_output_batch="2")
     assert found["confidence_levels"].ravel().tolist() == [np.float32(0.9), np.float32(0.8)]
@@ -903,7 +903,7 @@ def test_the_surest_texts_are_kept_when_too_many_are_found():
 
 
 def read_cell_by_cell(scores, geometry, width, height, threshold, overlap, adjust_x, adjust_y):
-    """Return boxes and scores as OVMS's loops make them, with its int and float."""
+    """Return the boxes and scores of OVMS's loops, in its int and float."""
     one = np.float32
     found = []
     for row, column in np.ndindex(scores.shape[1:3]):
@@ -934,7 +934,7 @@ def read_cell_by_cell(scores, geometry, width, height, threshold, overlap, adjus
 
 
 def overlap_of(one, other):
-    """Return what two boxes have in common of what either has."""
+    """Return the intersection over union of two boxes."""
     width = min(one[4], other[4]) - max(one[2], other[2])
     height = min(one[5], other[5]) - max(one[3], other[3])
     common = np.float32(width * height if width > 0 and height > 0 else 0)
@@ -944,7 +944,7 @@ def overlap_of(one, other):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("adjust_x", "adjust_y"), [(0, 0), (0.1, 0.35)])
-def test_many_texts_are_found_as_cell_by_cell(seed, adjust_x, adjust_y):
+def test_many_texts_match_the_cell_by_cell_reference(seed, adjust_x, adjust_y):
     random = np.random.default_rng(seed)
     scores = random.integers(0, 20, (1, 10, 12, 1)).astype(np.float32) / 20  # many are equal
     geometry = random.uniform(2, 9, (1, 10, 12, 5)).astype(np.float32)
@@ -962,7 +962,7 @@ def test_many_texts_are_found_as_cell_by_cell(seed, adjust_x, adjust_y):
     assert found["confidence_levels"].ravel().tolist() == expected[1]
 
 
-def test_no_texts_of_east_are_arrays_of_none():
+def test_no_texts_of_east_are_empty_arrays():
     found = read_east()
     assert {name: array.shape for name, array in found.items()} == {
         "text_images": (0, 1, 3, 4, 5),
@@ -972,7 +972,7 @@ def test_no_texts_of_east_are_arrays_of_none():
 
 
 def turned_box(cell, up, right, down, left, angle):
-    """Return the box around a turned text, each corner computed from the lower right one."""
+    """Return the box around a turned text, with each corner computed from the lower right one."""
     cos, sin = math.cos(angle), math.sin(angle)
     x2 = cell[0] * 4 + int(cos * right + sin * down)
     y2 = cell[1] * 4 + int(-sin * right + cos * down)
@@ -993,7 +993,7 @@ def test_a_turned_text_has_the_box_around_its_corners(degrees):
 
 
 def turned_back(picture, degrees, height):
-    """Return the rows of a picture that is turned about its middle, and where they came from well within it."""
+    """Return the rows of a picture rotated about its centre, and a mask of those from well inside it."""
     rows, columns, _ = picture.shape
     middle_x, middle_y = columns // 2, rows // 2
     first = int((rows - height) / 2)
@@ -1026,9 +1026,9 @@ def test_a_turned_text_is_turned_back_and_cut_to_its_height(degrees, adjustment)
     params = {"box_width_adjustment": adjustment, "box_height_adjustment": adjustment}
     ((x, y, width, height),) = read_east(text, page=page, **params)["text_coordinates"][0].tolist()
     text_height = (TURNED[0] + TURNED[2]) * (1 + float(adjustment))
-    # A text of a positive angle rises to the right: what is to the right of a pixel then was up there before.
+    # A text with a positive angle rises to the right: pixels to the right of another were above it before.
     expected, within = turned_back(page[y : y + height, x : x + width], degrees, text_height)
-    # With the target as large as what is cut out, nothing is resized.
+    # The target has the size of the crop, so nothing is resized.
     size = {"target_image_width": str(width), "target_image_height": str(int(text_height))}
     found = read_east(text, page=page, **params, **size)["text_images"][0, 0].transpose(1, 2, 0)
     assert within.mean() > 0.5
@@ -1038,14 +1038,14 @@ def test_a_turned_text_is_turned_back_and_cut_to_its_height(degrees, adjustment)
 @pytest.mark.parametrize(
     ("threshold", "turned"), [(None, True), ("20", True), ("24", True), ("25", False), ("90", False)]
 )
-def test_a_text_is_turned_back_when_its_angle_is_above_the_threshold(threshold, turned):
+def test_a_text_is_turned_back_above_the_threshold_angle(threshold, turned):
     params = {} if threshold is None else {"rotation_angle_threshold": threshold}
     found = read_east(((6, 5), 1, *TURNED, math.radians(24.5)), **params)
     (box,) = found["text_coordinates"][0].tolist()
     assert close(found["text_images"], images(page_crop(*box))) is not turned
 
 
-def test_a_text_is_not_turned_back_for_20_degrees_or_less():
+def test_a_text_is_not_turned_back_at_20_degrees_or_less_by_default():
     found = read_east(((6, 5), 1, *TURNED, math.radians(-19.9)))
     (box,) = found["text_coordinates"][0].tolist()
     assert close(found["text_images"], images(page_crop(*box)))
@@ -1083,7 +1083,7 @@ def test_a_text_is_not_turned_back_for_20_degrees_or_less():
         ),
     ],
 )
-def test_a_text_that_cannot_be_cut_out_is_told(text, expected):
+def test_a_text_that_cannot_be_cut_out_is_rejected(text, expected):
     assert refusal(execute, east_ocr, {"image": batch(PAGE), **maps(text)}, EAST) == expected
 
 
