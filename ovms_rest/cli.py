@@ -18,7 +18,8 @@ from ovms_rest.config import load_config
 from ovms_rest.errors import ConfigError, ShortageError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
 from ovms_rest.host.cores import usable_cores
-from ovms_rest.models.registry import Entry, ModelRegistry, load_models
+from ovms_rest.models.loading import load_models
+from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.repository import MODEL_SUFFIXES
 from ovms_rest.models.runtime import Model
 from ovms_rest.paths import PathError, find_models
@@ -232,7 +233,7 @@ def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
     versions = []
     for version, model in sorted(entry.versions.items()):
         assert isinstance(model, Model)
-        proof, compilation = entry.proofs[version], model.compilation
+        trial, compilation = entry.trials[version], model.compilation
         versions.append(
             {
                 "version": version,
@@ -243,9 +244,9 @@ def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
                 "properties": dict(compilation.properties),
                 "shared": compilation.shared,
                 "why": compilation.reason,
-                "notes": [*compilation.notes, *model.notes, *entry.notes, *filter(None, [proof.warning])],
-                "load_seconds": round(proof.seconds, 3),
-                "memory_bytes": proof.memory,
+                "notes": [*compilation.notes, *model.notes, *entry.notes, *filter(None, [trial.warning])],
+                "load_seconds": round(trial.seconds, 3),
+                "memory_bytes": trial.memory,
             }
         )
     return {"name": name, "versions": versions}

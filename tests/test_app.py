@@ -578,9 +578,9 @@ def test_every_other_version_is_a_404(versioned, version):
 @pytest.mark.parametrize(
     ("target", "error"),
     [
-        ("/v2/models/x", "model 'x' is unknown; configured are 'm', 'n'"),
-        ("/v2/models/x/ready", "model 'x' is unknown; configured are 'm', 'n'"),
-        ("/v2/models/M/ready", "model 'M' is unknown; configured are 'm', 'n'"),
+        ("/v2/models/x", "unknown model 'x'; configured: 'm', 'n'"),
+        ("/v2/models/x/ready", "unknown model 'x'; configured: 'm', 'n'"),
+        ("/v2/models/M/ready", "unknown model 'M'; configured: 'm', 'n'"),
         ("/v2/models/n", "model 'n' does not serve: no version in /srv/n"),
         ("/v2/models/n/ready", "model 'n' does not serve: no version in /srv/n"),
         ("/v2/models/n/versions/1/ready", "model 'n' does not serve: no version in /srv/n"),
@@ -654,7 +654,7 @@ def test_a_refused_encoding_is_told_with_those_that_are_allowed():
     answer = infer(make(), request(1), headers={"Content-Encoding": "br"})
     assert answer.status == 415
     assert answer.headers["accept-encoding"] == "gzip, deflate, identity"
-    assert answer.json() == {"error": "Content-Encoding is 'br', allowed are gzip, deflate and identity"}
+    assert answer.json() == {"error": "unsupported Content-Encoding 'br'; supported: gzip, deflate, identity"}
 
 
 def test_a_failed_inference_is_a_500_with_the_servables_words():
@@ -757,7 +757,7 @@ def test_a_string_that_json_cannot_hold_is_a_400():
         (
             {"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"},
             b"x" * 11,
-            "the body has more than 10 bytes, which are allowed",
+            "the body has more than the 10 bytes allowed",
         ),
         (
             {"HTTP_CONTENT_ENCODING": "deflate"},
@@ -774,7 +774,7 @@ def test_the_limit_of_a_body_counts_what_it_decompresses_to():
     body = gzip.compress(b" " * 101)
     answer = infer(make(max_body_bytes=100), body, headers={"Content-Encoding": "gzip"})
     assert answer.status == 413
-    assert answer.json() == {"error": "the body decompresses to more than 100 bytes, which are allowed"}
+    assert answer.json() == {"error": "the body decompresses to more than the 100 bytes allowed"}
 
 
 # --- Inference

@@ -416,8 +416,8 @@ ROOT_MISTAKES = [
     (
         root(monitoring={"metrics": {"enable": False, "metrics_list": ["ovms_foo", *["ovms_streams"] * 2]}}),
         [
-            "monitoring.metrics.metrics_list[0]: 'ovms_foo' is no metric; the nearest known one is 'ovms_responses'",
-            "monitoring.metrics.metrics_list[2]: 'ovms_streams' is there more than once",
+            "monitoring.metrics.metrics_list[0]: unknown metric 'ovms_foo'; the nearest known one is 'ovms_responses'",
+            "monitoring.metrics.metrics_list[2]: 'ovms_streams' is listed more than once",
         ],
     ),
     (

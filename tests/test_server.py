@@ -10,7 +10,7 @@ from conftest import ELEMENT_TYPES
 
 from ovms_rest import __version__
 from ovms_rest.protocol.datatypes import DATATYPES
-from ovms_rest.resources.inference import EXTENSIONS
+from ovms_rest.resources.metadata import EXTENSIONS
 
 RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
 
@@ -86,7 +86,7 @@ def test_head_is_get_without_the_body(service):
     ("method", "path", "status", "message"),
     [
         ("GET", "/v2/models/relu/foo", 404, "path '/v2/models/relu/foo' is unknown"),
-        ("GET", "/v2/models/x", 404, "model 'x' is unknown; configured are 'relu', 'add', 'types', "),
+        ("GET", "/v2/models/x", 404, "unknown model 'x'; configured: 'relu', 'add', 'types', "),
         ("GET", "/v2/models/x%20%C3%A9.y/ready", 404, "model 'x é.y' is unknown; "),
         ("GET", "/v2/models/relu%2Fready", 404, "model 'relu%2Fready' is unknown; "),
         ("GET", "/v2/models/relu/versions/2", 404, "version '2' of model 'relu' is not served; served: 1"),
@@ -306,7 +306,7 @@ def test_mistakes_are_400_with_their_place(service, model, request_, message):
 def test_unsupported_encodings_are_415(service):
     answer = service.infer("relu", b"x", Content_Encoding="br")
     assert (answer.status, answer.headers["accept-encoding"]) == (415, "gzip, deflate, identity")
-    assert answer.json()["error"] == "Content-Encoding is 'br', allowed are gzip, deflate and identity"
+    assert answer.json()["error"] == "unsupported Content-Encoding 'br'; supported: gzip, deflate, identity"
 
 
 def test_repeated_header_lengths_have_to_be_equal(service):

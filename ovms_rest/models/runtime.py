@@ -41,7 +41,7 @@ from ovms_rest.models.shapes import Guard, Shape, ShapeChecker, ShapeError
 from ovms_rest.models.signal_stack import use_ordinary_stack
 from ovms_rest.models.tiles import split_tiles
 from ovms_rest.models.trial_requests import read_trial
-from ovms_rest.models.trials import choose_shapes, choose_usual_shapes
+from ovms_rest.models.trial_shapes import choose_shapes, choose_usual_shapes
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray, from_matrix
 from ovms_rest.protocol.tensors import (

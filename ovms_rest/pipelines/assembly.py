@@ -8,7 +8,8 @@ from typing import NamedTuple
 from ovms_rest.errors import LoadError
 from ovms_rest.models.copies import ChangingError
 from ovms_rest.models.images import ImageReader, ShardedImageReader, take_images
-from ovms_rest.models.registry import Entry, Host
+from ovms_rest.models.loading import Host
+from ovms_rest.models.registry import Entry
 from ovms_rest.models.servable import Servable
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition
@@ -126,7 +127,7 @@ def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Servable |
     entry = models.get(node.model)
     if entry is None:
         known = list_names(models) or "none"
-        return Missing(f"model {node.model!r} is not configured; configured are {known}")
+        return Missing(f"model {node.model!r} is not configured; configured: {known}")
     if entry.ended:
         return Missing(f"model {node.model!r} was unloaded", is_unloaded=True)
     version = max(entry.versions, default=0) if node.version is None else node.version

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ovms_rest.errors import LoadError
-from ovms_rest.host.throwaway import Tell, start
+from ovms_rest.host.throwaway import Send, start
 from ovms_rest.pipelines import c_nodes, python_nodes
 
 
@@ -26,13 +26,13 @@ def probe(code: Code, timeout: float, stop: Callable[[], bool] = lambda: False, 
     """
     task = {**code._asdict(), "params": dict(code.params), "path": sys.path}
     with start(try_code, task, stop, descriptors) as process:
-        answer = process.answer(timeout)
+        answer = process.receive(timeout)
     if "reason" in answer:
         raise LoadError(answer["reason"])
     return answer["answer"]
 
 
-def try_code(task: dict[str, Any], report: Tell) -> None:
+def try_code(task: dict[str, Any], report: Send) -> None:
     """Run in the throwaway process: load a Code, given as JSON with its import `path`, and report the result."""
     sys.path[:] = task.pop("path")
     try:

@@ -1,22 +1,16 @@
-"""The resources of the KServe v2 REST API (protocol.md section 1)."""
+"""Inference: the way of a request from its bytes to those of its response."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import falcon
-import orjson
 
-from ovms_rest import __version__
-from ovms_rest.errors import BusyError, DeadlineError, EndingError, InferenceError, NoContentError, ServingError
-from ovms_rest.models.servable import Servable
+from ovms_rest.errors import BusyError, DeadlineError, InferenceError, NoContentError, ServingError
+from ovms_rest.models.servable import InferenceCounters, Servable
 from ovms_rest.protocol.classification import classify
-from ovms_rest.protocol.decoding import (
-    decode_header_length,
-    decode_raw_request,
-    decode_request,
-)
+from ovms_rest.protocol.decoding import decode_raw_request, decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
+from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.protocol.json_memory import choose_budget
 from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requested
 from ovms_rest.protocol.tensors import InferenceRequest, InferenceResponse, ModelMetadata, batch_of
@@ -26,18 +20,6 @@ from ovms_rest.resources.body import read_body
 from ovms_rest.resources.compression import choose_encoding, compress
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.statistics import Served
-
-# Exactly those that work.
-EXTENSIONS = (
-    "binary_tensor_data",
-    "classification",
-    "logging",
-    "model_configuration",
-    "model_repository",
-    "parameters",
-    "schedule_policy",
-    "statistics",
-)
 
 
 class Registry(Protocol):
@@ -53,142 +35,53 @@ class Registry(Protocol):
         """Raise NotReadyError unless everything configured serves."""
 
 
-class ServerDescription:
-    """GET /v2."""
-
-    def __init__(self, extensions: Sequence[str]) -> None:
-        """Take what works besides the protocol itself."""
-        self._body = orjson.dumps({"name": "ovms_rest", "version": __version__, "extensions": extensions})
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer name, version and the extensions that work."""
-        resp.data = self._body
-
-    on_head = on_get
-
-
-class Live:
-    """GET /v2/health/live."""
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer 200: whoever answers is alive."""
-
-    on_head = on_get
-
-
-class Ready:
-    """GET /v2/health/ready."""
-
-    def __init__(self, registry: Registry, is_ending: Callable[[], bool]) -> None:
-        """Take what is served, and what tells whether the service ends."""
-        self._registry = registry
-        self._is_ending = is_ending
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer 200 when everything that is configured serves, else 400 with what does not and why.
-
-        When the service ends it is not ready any more, though it answers what has come.
-        """
-        if self._is_ending():
-            raise EndingError("the service is shutting down")
-        self._registry.check_ready()
-
-    on_head = on_get
-
-
-class ModelDescription:
-    """GET /v2/models/{name}[/versions/{version}]."""
-
-    def __init__(self, registry: Registry) -> None:
-        """Take what is served."""
-        self._registry = registry
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
-        """Answer the names, datatypes and shapes of the model's tensors."""
-        servable = self._registry.find(name, version, explain=True)
-        servable.counters.answer("ModelMetadata")
-        resp.data = orjson.dumps(servable.metadata.to_json(self._registry.versions(name)))
-
-    on_head = on_get
-
-
-class ModelReady:
-    """GET /v2/models/{name}[/versions/{version}]/ready."""
-
-    def __init__(self, registry: Registry) -> None:
-        """Take what is served."""
-        self._registry = registry
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
-        """Answer 200 when the model serves, else 404 with the reason."""
-        self._registry.find(name, version, explain=True).counters.answer("ModelReady")
-
-    on_head = on_get
-
-
 class Infer:
     """POST /v2/models/{name}[/versions/{version}]/infer."""
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
-        """Take what is served, and the limits."""
         self._registry = registry
-        self._settings = settings
+        self._max_body_bytes = settings.max_body_bytes
         self._json_memory = choose_budget(settings.max_body_bytes)
+        self._may_compress = settings.response_compression
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
-        """Infer, and count it."""
+        """Infer, and count it: bytes -> request -> arrays -> tensors -> bytes."""
         servable = self._registry.find(name, version)
+        metadata, environ = servable.metadata, req.env
         started = time.monotonic_ns()
-        received = req.env.get("ovms_rest.received", started)
-        if req.env.get("ovms_rest.observed"):
-            metadata = servable.metadata
-            req.env["ovms_rest.served"] = Served(metadata.name, metadata.version, started - received, 0, 0, 0, "")
+        received = environ.get("ovms_rest.received", started)
+        is_observed = environ.get("ovms_rest.observed", False)
+        if is_observed:
+            environ["ovms_rest.served"] = Served(metadata.name, metadata.version, started - received, 0, 0, 0, "")
         servable.counters.begin()
         try:
-            self._infer(req, resp, servable, received, started)
-        except DeadlineError as error:
-            servable.counters.fail("timeout", error.waited_ns)
-            raise
-        except BusyError:
-            servable.counters.fail("overload", time.monotonic_ns() - started)
-            raise
-        except NoContentError:  # an answer too
-            servable.counters.record(started - received, 0, time.monotonic_ns() - started, 0)
-            raise
+            header = read_header_length(environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"))
+            body = read_body(environ, self._max_body_bytes, header.length)
+            request = self._decode(body, header.check(len(body)), metadata)
+            if is_observed:
+                _note(environ, id=request.id)
+            arrays = validate_inputs(request, metadata)
+            requested = validate_outputs(request, metadata)
+            if request.timeout_us:
+                _check_deadline(request.timeout_us, environ, received)
+            if metadata.static_elements > SMALL_OUTPUTS:
+                check_requested(requested, metadata, environ)
+            decoded = time.monotonic_ns()
+            if is_observed:
+                _note(environ, input_ns=decoded - started)
+            tensors = servable.infer(arrays)
+            inferred = time.monotonic_ns()
+            outputs = [
+                (classify(tensors[name], classification, metadata.labels) if classification else tensors[name], binary)
+                for name, binary, classification in requested
+            ]
+            if metadata.has_dynamic_outputs or metadata.static_elements > SMALL_OUTPUTS:
+                check_outputs(outputs, environ)
+            response = InferenceResponse(metadata.name, metadata.version, outputs, request.id)
+            size = self._respond(req, resp, *encode_response(response))
         except Exception as error:
-            is_refusal = isinstance(error, ServingError) and not isinstance(error, InferenceError)
-            servable.counters.fail("invalid" if is_refusal else "failed", time.monotonic_ns() - started)
+            _count_failure(servable.counters, error, received, started)
             raise
-
-    def _infer(
-        self, req: falcon.Request, resp: falcon.Response, servable: Servable, received: int, started: int
-    ) -> None:
-        """Infer: bytes -> request -> arrays -> tensors -> bytes."""
-        metadata, is_observed = servable.metadata, "ovms_rest.served" in req.env
-        body, request = self._read_request(req, metadata)
-        if is_observed:
-            _note(req, id=request.id)
-        arrays = validate_inputs(request, metadata)
-        requested = validate_outputs(request, metadata)
-        if request.timeout_us:
-            waited = time.monotonic_ns() - waits_since(req.env, received)
-            if waited > request.timeout_us * 1000:
-                raise DeadlineError(request.timeout_us, waited)
-        if metadata.static_elements > SMALL_OUTPUTS:
-            check_requested(requested, metadata, req.env)
-        decoded = time.monotonic_ns()
-        if is_observed:
-            _note(req, input_ns=decoded - started)
-        tensors = servable.infer(arrays)
-        inferred = time.monotonic_ns()
-        outputs = [
-            (classify(tensors[name], classification, metadata.labels) if classification else tensors[name], binary)
-            for name, binary, classification in requested
-        ]
-        if metadata.has_dynamic_outputs or metadata.static_elements > SMALL_OUTPUTS:
-            check_outputs(outputs, req.env)
-        response = InferenceResponse(metadata.name, metadata.version, outputs, request.id)
-        answered = self._answer(req, resp, *encode_response(response))
         output_ns = time.monotonic_ns() - inferred
         servable.counters.record(
             started - received,
@@ -196,43 +89,62 @@ class Infer:
             inferred - decoded,
             output_ns,
             batch_of(request.inputs[0].shape),
-            body,
-            answered,
+            len(body),
+            size,
         )
         if is_observed:
-            _note(req, infer_ns=inferred - decoded, output_ns=output_ns)
+            _note(environ, infer_ns=inferred - decoded, output_ns=output_ns)
 
-    def _read_request(self, req: falcon.Request, metadata: ModelMetadata) -> tuple[int, InferenceRequest]:
-        """Read the body; return its size, and the request."""
-        header = req.env.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
-        body = read_body(req.env, self._settings.max_body_bytes, header)
-        header_length = decode_header_length(header, len(body))
+    def _decode(self, body: memoryview, header_length: int | None, metadata: ModelMetadata) -> InferenceRequest:
+        """Decode a body whose first `header_length` bytes are its JSON, None for all."""
         if header_length == 0:
-            return len(body), decode_raw_request(body, metadata.inputs)
-        return len(body), decode_request(body, header_length, model=metadata, json_memory=self._json_memory)
+            return decode_raw_request(body, metadata.inputs)
+        return decode_request(body, header_length, model=metadata, json_memory=self._json_memory)
 
-    def _answer(self, req: falcon.Request, resp: falcon.Response, head: bytes, sections: list[Buffer]) -> int:
-        """Hand the answer to the server; return its size."""
+    def _respond(self, req: falcon.Request, resp: falcon.Response, head: bytes, sections: list[Buffer]) -> int:
+        """Hand a response to the server: its JSON, and the bytes of its binary outputs; return its size."""
         if sections:
             resp.content_type = "application/octet-stream"
             resp.set_header("Inference-Header-Content-Length", str(len(head)))
-        parts: list[Buffer] = [head, *sections]
-        if self._settings.response_compression:
+        buffers: list[Buffer] = [head, *sections]
+        if self._may_compress:
             resp.set_header("Vary", "Accept-Encoding")
             if encoding := choose_encoding(req.env.get("HTTP_ACCEPT_ENCODING", "")):
                 resp.set_header("Content-Encoding", encoding)
-                parts = [compress(parts, encoding)]
-        size = sum(map(len, parts))
-        if len(parts) == 1:
-            resp.data = parts[0]  # type: ignore[assignment]
+                buffers = [compress(buffers, encoding)]
+        size = sum(map(len, buffers))
+        if len(buffers) == 1:
+            resp.data = buffers[0]  # type: ignore[assignment]
         elif "ovms_rest.buffers" in req.env:  # our own worker sends views on tensors as they are
-            resp.stream = parts  # type: ignore[assignment]
+            resp.stream = buffers  # type: ignore[assignment]
             resp.content_length = size
         else:
-            resp.data = b"".join(parts)
+            resp.data = b"".join(buffers)
         return size
 
 
-def _note(req: falcon.Request, **known: int | str) -> None:
-    """Add to what the worker's access log is told of this inference."""
-    req.env["ovms_rest.served"] = req.env["ovms_rest.served"]._replace(**known)
+def _check_deadline(timeout_us: int, environ: dict[str, Any], received: int) -> None:
+    waited = time.monotonic_ns() - waits_since(environ, received)
+    if waited > timeout_us * 1000:
+        raise DeadlineError(timeout_us, waited)
+
+
+def _count_failure(counters: InferenceCounters, error: Exception, received: int, started: int) -> None:
+    """Count an inference that raised an error. NoContentError is a success: its response is empty."""
+    elapsed = time.monotonic_ns() - started
+    match error:
+        case DeadlineError():
+            counters.fail("timeout", error.waited_ns)
+        case BusyError():
+            counters.fail("overload", elapsed)
+        case NoContentError():
+            counters.record(started - received, 0, elapsed, 0)
+        case ServingError() if not isinstance(error, InferenceError):
+            counters.fail("invalid", elapsed)
+        case _:
+            counters.fail("failed", elapsed)
+
+
+def _note(environ: dict[str, Any], **known: int | str) -> None:
+    """Add what is known of this inference to the record that the worker's access log reads."""
+    environ["ovms_rest.served"] = environ["ovms_rest.served"]._replace(**known)

@@ -97,11 +97,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
     is_control: bool = False
     tls: ssl.SSLContext | None = None
     failure: FailureNote
-    # Set by a hook in the worker: what is called every so often, 0 for never, in one of the workers.
-    watch: Callable[[], None] | None = None
-    poll_seconds: int = 0
 
     _access_log: AccessLog | None = None
+    _must_reopen_logs = False
 
     def init_process(self) -> None:
         """Become ready and serve: what gunicorn calls in the forked process, in which it returns at the end."""
@@ -122,6 +120,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _set_up(self) -> None:
         cfg, settings = self.cfg, read_settings(os.environ)
+        # The application's check of its files for changes, and how often to call it, 0 for never.
+        self.watch: Callable[[], None] | None = getattr(self.wsgi, "watch", None)
+        self.poll_seconds = settings.file_system_poll_wait_seconds
         self._script_name = read_script_name(os.environ.get("SCRIPT_NAME", ""))
         self.heads = HeadReader(cfg, self._script_name)
         self.times = Times(
@@ -367,6 +368,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         if WAKE in os.read(self.PIPE[0], 4096):
             for listener in self._listeners:
                 self._accept(listener, asked=True)
+        if self._must_reopen_logs:
+            self._reopen_logs()
 
     def _tick(self) -> None:
         """Do what is due once in a second."""
@@ -767,9 +770,13 @@ class Worker(BaseWorker):  # type: ignore[misc]
             log.exception("exception in the post_request hook")
 
     def handle_usr1(self, sig: int, frame: Any) -> None:
-        """Reopen the logs."""
+        """Schedule reopening the logs: a signal handler may have interrupted a write to one of them."""
+        self._must_reopen_logs = True
+
+    def _reopen_logs(self) -> None:
+        self._must_reopen_logs = False
         try:
-            super().handle_usr1(sig, frame)
+            self.log.reopen_files()
         except OSError as error:  # with `capture_output`, a file that only the arbiter may open
             log.error("cannot reopen the log: %s", error)
         if self._access_log is not None:

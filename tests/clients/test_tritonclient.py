@@ -110,7 +110,7 @@ def test_errors_have_the_servers_message(client):
     assert error.value.message() == "input 'x': shape is [1,5], the model takes [-1,4]"
     with pytest.raises(InferenceServerException) as error:
         client.get_model_metadata("no such model")
-    assert error.value.message().startswith("model 'no such model' is unknown; configured are 'relu'")
+    assert error.value.message().startswith("unknown model 'no such model'; configured: 'relu'")
 
 
 def test_asynchronous_calls(client):
@@ -154,7 +154,7 @@ def test_the_settings_of_the_log(client):
     assert client.update_log_settings({"log_verbose_level": 0}) == client.get_log_settings() == before
     with pytest.raises(InferenceServerException) as error:
         client.update_log_settings({"log_info": None})
-    assert error.value.message() == "log_info is null, allowed is true or false"
+    assert error.value.message() == "log_info is null, expected true or false"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_the_asynchronous_client(request, service_name):
                 assert result.as_numpy("y").tolist() == [[1, 0, 2, 0]]
             with pytest.raises(InferenceServerException) as error:
                 await client.infer("none", [tensor("x", array, "FP32")])
-            assert error.value.message().startswith("model 'none' is unknown")
+            assert error.value.message().startswith("unknown model 'none'")
 
     asyncio.run(call())
 

@@ -1,8 +1,8 @@
 """What a piece of code costs in a process of its own, for the peak of this one is that of all tests."""
 
+import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 _PROGRAM = """
@@ -32,8 +32,9 @@ class Cost(NamedTuple):
 
 
 def measure_cost(preparation: str, code: str) -> Cost:
-    """Run code, one line, after its preparation, in the directory of the tests."""
+    """Run one line of code after its preparation; both can import the modules of the tests."""
     program = [sys.executable, "-c", _PROGRAM.format(preparation=preparation, code=code)]
-    output = subprocess.run(program, cwd=Path(__file__).parent, capture_output=True, check=True, text=True).stdout
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    output = subprocess.run(program, env=environ, capture_output=True, check=True, text=True).stdout
     seconds, mebibytes, error = output.strip("\n").split(" ", 2)
     return Cost(float(seconds), float(mebibytes), error)

@@ -13,7 +13,7 @@ PROGRAM = """
 import json, logging, os, sys
 from pathlib import Path
 from ovms_rest.config import ModelConfig
-from ovms_rest.models.registry import Host, load_models
+from ovms_rest.models.loading import Host, load_models
 messages = []
 class Handler(logging.Handler):
     def emit(self, record):

@@ -1,116 +1,115 @@
-"""The configured models: found, loaded, or remembered with the reason why not."""
+"""The registry of served models, with models that compute nothing."""
 
-import os
-from pathlib import Path
-
-import formats
-import model_zoo
-import numpy as np
 import pytest
 
-from ovms_rest.errors import NotFoundError, NotReadyError
-from ovms_rest.host.throwaway import STOPPED
-from ovms_rest.models.configuration import ModelConfig
-from ovms_rest.models.options import ModelOptions
-from ovms_rest.models.registry import Entry, Host, ModelRegistry, load_models
-from ovms_rest.models.repository import LATEST, VersionPolicy
-from ovms_rest.models.runtime import NO_OPTIONS
-from ovms_rest.settings import DEMO_CONFIG
+from ovms_rest.errors import LoadError, NotFoundError, NotReadyError
+from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.protocol.tensors import ModelMetadata
 
 
-def load(tmp_path, *names, timeout=60, policy=LATEST, options=NO_OPTIONS, begin=lambda *at: None, **plugin_config):
-    configs = [
-        ModelConfig(name, tmp_path / name, plugin_config=plugin_config, version_policy=policy, options=options)
-        for name in names
-    ]
-    return load_models(configs, Host(cores=2, load_timeout=timeout), begin)
+class FakeModel:
+    """A version that opens, or fails to for a reason; a pipeline if it has `parts`."""
+
+    def __init__(self, name="m", version=1, failure="", parts=()):
+        self.metadata = ModelMetadata(name, str(version), {}, {})
+        self.failure, self.parts = failure, parts
+        self.is_open = False
+
+    def open(self, retire):
+        if self.failure:
+            raise LoadError(self.failure)
+        self.is_open = True
+
+
+def serve(*versions):
+    return ModelRegistry({"m": Entry({version: FakeModel(version=version) for version in versions})})
 
 
 def open_all(models):
-    models.open(opening=lambda name: None, retire=lambda: None)
+    """Return the labels of the versions in the order in which they are opened."""
+    opened = []
+    models.open(opened.append, retire=lambda: None)
+    return opened
 
 
-def infer(model):
-    return model.infer({"x": np.array([[-1, 2, -3, 4]], np.float32)})["y"].array.tolist()
+# --- Finding a version
 
 
-def test_the_highest_version_serves(tmp_path):
-    for version in (2, 10, 9):
-        model_zoo.save(model_zoo.relu(), tmp_path / "m", version)
-    models = load(tmp_path, "m")
-    open_all(models)
-    assert models.versions("m") == ["10"]
+def test_highest_version_is_the_default():
+    models = serve(2, 10, 9)
+    assert models.versions("m") == ["2", "9", "10"]
+    assert models.find("m") is models.find("m", "10")
     assert models.find("m").metadata.version == "10"
-    assert models.find("m", "10") is models.find("m")
-    assert infer(models.find("m")) == [[0, 2, 0, 4]]
 
 
-def test_a_model_that_each_worker_compiles_is_compiled_when_opened(tmp_path):
-    model_zoo.save(model_zoo.relu(), tmp_path / "m")
-    models = load(tmp_path, "m", PERFORMANCE_HINT="LATENCY")
-    assert not models.find("m").compilation.shared
-    open_all(models)
-    assert infer(models.find("m")) == [[0, 2, 0, 4]]
-
-
-def test_unknown_names_are_told_with_the_known_ones():
+def test_unknown_name_is_reported_with_the_known_ones():
     models = ModelRegistry({f"m{index}": Entry(reason="why") for index in range(12)})
     with pytest.raises(NotFoundError) as error:
         models.find("x")
     assert str(error.value) == (
-        "model 'x' is unknown; configured are 'm0', 'm1', 'm2', 'm3', 'm4', 'm5', 'm6', 'm7', 'm8', 'm9', ..."
+        "unknown model 'x'; configured: 'm0', 'm1', 'm2', 'm3', 'm4', 'm5', 'm6', 'm7', 'm8', 'm9', ..."
     )
 
 
 @pytest.mark.parametrize("version", ["0", "01", "2", "x", "-1", "1.0", "", "9223372036854775808"])
-def test_versions_that_are_not_served_are_told_with_those_that_are(tmp_path, version):
-    model_zoo.save(model_zoo.relu(), tmp_path / "m")
+def test_unknown_version_is_reported_with_the_served_ones(version):
     with pytest.raises(NotFoundError) as error:
-        load(tmp_path, "m").find("m", version)
+        serve(1).find("m", version)
     assert str(error.value) == f"version {version!r} of model 'm' is not served; served: 1"
 
 
-def test_models_that_cannot_be_served_are_kept_with_their_reason_and_the_others_serve(tmp_path, caplog):
-    model_zoo.save(model_zoo.relu(), tmp_path / "good")
-    model_zoo.save_crashing(tmp_path / "crashing")
-    model_zoo.save(model_zoo.endless(), tmp_path / "hanging")
-    (tmp_path / "empty").mkdir()
-    models = load(tmp_path, "missing", "empty", "crashing", "good", "hanging", timeout=5)
-    open_all(models)
-    assert infer(models.find("good")) == [[0, 2, 0, 4]]
-    reasons = {
-        "missing": f"cannot read the model directory {tmp_path}/missing: No such file or directory",
-        "empty": f"no version in {tmp_path}/empty: expected a directory per version, named by a number from 1 on ",
-        "crashing": "version 1 ended the process that tried it with SIGSEGV while being read",
-        "hanging": "version 1 did not come up in 5 s; it was stopped while inferring for the first time",
-    }
-    with pytest.raises(NotReadyError) as error:
+def test_inference_is_refused_with_the_route_that_reports_the_reason():
+    """The reason may be OpenVINO's own text, which inference clients must not see (protocol/README.md section 1)."""
+    models = ModelRegistry({"m": Entry({1: FakeModel()}, {2: "is broken"}), "no such": Entry(reason="missing")})
+    with pytest.raises(NotFoundError) as error:
+        models.find("no such")
+    assert str(error.value) == "model 'no such' does not serve; GET /v2/models/no%20such/ready says why"
+    with pytest.raises(NotFoundError) as error:
+        models.find("m", "2")
+    assert str(error.value) == "version '2' of model 'm' does not serve; GET /v2/models/m/versions/2/ready says why"
+
+
+# --- Opening and readiness
+
+
+def test_registry_is_ready_when_a_version_of_every_model_serves():
+    models = serve(1, 2)
+    models.check_ready()
+    models.give_up("m/2", "broke")
+    models.check_ready()
+    models.give_up("m/1", "broke")
+    with pytest.raises(NotReadyError, match=r"^model 'm' does not serve: version 1 broke; version 2 broke$"):
         models.check_ready()
-    for name, why in reasons.items():
-        assert f"model {name!r} does not serve: {why}" in str(error.value)
-        assert why.removeprefix("version 1 ") in caplog.text
-        with pytest.raises(NotFoundError, match=f"^model '{name}' does not serve: "):
-            models.find(name, explain=True)
 
 
-def test_a_registry_of_models_that_serve_is_ready(tmp_path):
-    model_zoo.save(model_zoo.relu(), tmp_path / "m")
-    load(tmp_path, "m").check_ready()
+def test_opening_reports_each_version_before_it_is_opened():
+    models = ModelRegistry(
+        {
+            "a": Entry({1: FakeModel("a")}),
+            "b": Entry({2: FakeModel("b", 2), 1: FakeModel("b")}),
+        }
+    )
+    assert open_all(models) == ["a/1", "b/2", "b/1", ""]
+    assert all(model.is_open for entry in models.entries.values() for model in entry.versions.values())
 
 
-def test_opening_tells_each_version_before_it_is_begun(tmp_path):
-    for name in ("a", "b"):
-        model_zoo.save(model_zoo.relu(), tmp_path / name)
-    model_zoo.save(model_zoo.relu(), tmp_path / "b", 2)
-    told = []
-    load(tmp_path, "a", "b", policy=VersionPolicy()).open(told.append, retire=lambda: None)
-    assert told == ["a/1", "b/2", "b/1", ""]
+def test_model_that_fails_to_open_is_given_up_with_the_pipelines_that_need_it():
+    a, b = FakeModel("a", failure="lacks a device"), FakeModel("b")
+    pipelines = {"p": FakeModel("p", parts=(b, a)), "q": FakeModel("q", parts=(b,))}
+    models = ModelRegistry(
+        {"a": Entry({1: a}), "b": Entry({1: b})}
+        | {name: Entry({1: pipeline}, kind="pipeline") for name, pipeline in pipelines.items()}
+    )
+    open_all(models)
+    assert models.problems() == [
+        "model 'a' version 1 lacks a device",
+        "pipeline 'p' version 1 needs model 'a', which does not serve",
+    ]
+    assert (b.is_open, pipelines["q"].is_open) == (True, True)
 
 
-def test_a_version_that_is_given_up_serves_no_more(tmp_path, caplog):
-    for version in (1, 2):
-        model_zoo.save(model_zoo.relu(), tmp_path / "m", version)
-    models = load(tmp_path, "m", policy=VersionPolicy())
+def test_given_up_version_is_no_longer_served(caplog):
+    models = serve(1, 2)
     models.give_up("m/2", "broke down")
     assert models.find("m").metadata.version == "1"
     with pytest.raises(NotFoundError, match=r"^version '2' of model 'm' does not serve: broke down$"):
@@ -121,245 +120,41 @@ def test_a_version_that_is_given_up_serves_no_more(tmp_path, caplog):
     assert "version 2 of model 'm' is given up: broke down" in caplog.text
 
 
-# --- Versions
+# --- Status
 
 
-def save_versions(tmp_path, *good, broken=()):
-    for version in good:
-        model_zoo.save(model_zoo.relu(), tmp_path / "m", version)
-    for version in broken:
-        (tmp_path / "m" / str(version)).mkdir(parents=True)
-        (tmp_path / "m" / str(version) / "model.onnx").write_text("garbage")
-
-
-@pytest.mark.parametrize(
-    ("policy", "served"),
-    [
-        (LATEST, ["4"]),
-        (VersionPolicy(latest=2), ["3", "4"]),
-        (VersionPolicy(latest=9), ["1", "3", "4"]),
-        (VersionPolicy(), ["1", "3", "4"]),
-        (VersionPolicy(specific=frozenset({1, 2, 3})), ["1", "3"]),
-    ],
-)
-def test_the_policy_chooses_the_versions_and_the_highest_is_the_default(tmp_path, policy, served):
-    save_versions(tmp_path, 1, 3, 4)
-    models = load(tmp_path, "m", policy=policy)
-    assert models.versions("m") == served
-    assert models.find("m").metadata.version == served[-1]
-    assert models.find("m", served[0]).metadata.version == served[0]
-
-
-@pytest.mark.parametrize(
-    ("policy", "served"),
-    [
-        (LATEST, ["3"]),
-        (VersionPolicy(latest=2), ["1", "3"]),
-        (VersionPolicy(), ["1", "3"]),
-        (VersionPolicy(specific=frozenset({3, 4})), ["3"]),
-    ],
-)
-def test_the_next_lower_version_takes_the_place_of_a_broken_one(tmp_path, policy, served, caplog):
-    save_versions(tmp_path, 1, 3, broken=(4, 5))
-    models = load(tmp_path, "m", policy=policy)
-    open_all(models)
-    assert models.versions("m") == served
-    models.check_ready()
-    assert infer(models.find("m")) == [[0, 2, 0, 4]]
-    with pytest.raises(NotFoundError, match=r"^version '4' of model 'm' does not serve: cannot read "):
-        models.find("m", "4", explain=True)
-    assert "version 4 of model 'm' does not serve: cannot read " in caplog.text
-
-
-def test_a_policy_that_wants_no_version_is_a_reason(tmp_path):
-    save_versions(tmp_path, 1, 3)
-    models = load(tmp_path, "m", policy=VersionPolicy(specific=frozenset({2, 7})))
-    with pytest.raises(NotFoundError, match=r": model_version_policy selects none of the available versions: 1, 3$"):
-        models.find("m", explain=True)
-
-
-def test_what_is_being_proven_is_told(tmp_path):
-    save_versions(tmp_path, 1, broken=(2,))
-    told = []
-    load(tmp_path, "m", begin=lambda *at: told.append(at))
-    assert told == [("m", 2), ("m", 1)]
-
-
-# --- Options
-
-
-def test_a_wrong_option_fails_its_model_alone(tmp_path):
-    for name in ("a", "b"):
-        model_zoo.save(model_zoo.relu(), tmp_path / name)
-    configs = [
-        ModelConfig("a", tmp_path / "a", options=ModelOptions(shape="(1,x)")),
-        ModelConfig("b", tmp_path / "b", options=ModelOptions(shape="(3,4)")),
-        ModelConfig("c", tmp_path / "b", plugin_config={"INFERENCE_NUM_THREADS": "many"}),
+def test_status_names_the_state_of_each_version():
+    entry = Entry({1: FakeModel()}, {3: "is broken"})
+    assert [(each["version"], each["state"], each["status"]["error_message"]) for each in entry.status()] == [
+        ("1", "AVAILABLE", "OK"),
+        ("3", "LOADING", "is broken"),
     ]
-    models = load_models(configs, Host(cores=2))
-    assert models.find("b").metadata.inputs["x"].static_shape == (3, 4)
-    for name, reason in (("a", "shape"), ("c", "plugin_config.INFERENCE_NUM_THREADS")):
-        with pytest.raises(NotFoundError, match=f"^model '{name}' does not serve: .*{reason}: "):
-            models.find(name, explain=True)
+    assert entry.readiness() == {"1": True, "3": False}
+    assert entry.problems("m") == ["model 'm' version 3 is broken"]
 
 
-def test_all_that_is_wrong_with_a_model_is_told_once_and_before_it_is_tried(tmp_path, caplog):
-    save_versions(tmp_path, 1, 2, 3)
-    wrong = {"options": ModelOptions(shape="(1", layout="Q:"), "plugin_config": {"NUM_STREAMS": "many"}}
-    begun = []
-    models = load_models(
-        [
-            ModelConfig("m", tmp_path / "m", version_policy=VersionPolicy(), **wrong),
-            ModelConfig("absent", tmp_path / "absent", **wrong),
-        ],
-        Host(cores=2),
-        lambda *at: begun.append(at),
-    )
-    assert begun == []
-    for name in ("m", "absent"):
-        options, plugin_config, *missing = models.entries[name].problems(name)
-        assert options.startswith(f"model '{name}': layout: expected ")
-        assert "; shape: expected " in options
-        assert plugin_config.startswith(f"model '{name}': plugin_config.NUM_STREAMS: expected ")
-        assert models.entries[name].reason.count("shape: ") == 1
-        assert caplog.text.count(f"model '{name}' does not serve: layout: ") == 1
-        assert [line.startswith("model 'absent': cannot read ") for line in missing] == [True] * (name == "absent")
+def test_model_without_versions_has_the_reason_as_status_of_version_1():
+    entry = Entry(reason="a; b", details=("a", "b"))
+    assert [(each["version"], each["status"]["error_message"]) for each in entry.status()] == [("1", "a; b")]
+    assert entry.readiness() == {"1": False}
+    assert entry.problems("m") == ["model 'm': a", "model 'm': b"]
+
+
+def test_unloaded_model_has_ended_and_is_not_expected_to_be_ready():
+    entry = Entry({1: FakeModel(), 2: FakeModel(version=2)}).end()
+    assert [(each["version"], each["state"]) for each in entry.status()] == [("1", "END"), ("2", "END")]
+    assert (entry.readiness(), entry.problems("m")) == ({}, [])
+    models = ModelRegistry({"m": entry})
+    models.check_ready()
+    with pytest.raises(NotFoundError, match=r"it was unloaded; POST /v2/repository/models/m/load serves it again$"):
+        models.find("m")
 
 
 @pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (ModelConfig("a", Path("/x"), remote="s3://b/m"), "base_path: only local directories and files can be served"),
-        (ModelConfig("a", DEMO_CONFIG.parent / "digits", nireq=100_001), "nireq: expected at most 100000, got 100001"),
-        (ModelConfig("a", Path("/x" * 300)), "cannot read the model directory /x"),
-        (ModelConfig("a", Path("/" + "x" * 300)), "File name too long"),
-        (ModelConfig("a", Path("/" + "x" * 5000 + ".xml")), "File name too long"),
-        (ModelConfig("a", Path("/x\0y")), "embedded null byte"),
-    ],
+    "change", [{"failures": {2: "is broken"}}, {"reason": "why"}, {"versions": {}}, {"ended": (1,)}]
 )
-def test_a_wrong_value_fails_its_model_alone(tmp_path, config, reason):
-    model_zoo.save(model_zoo.relu(), tmp_path / "m")
-    models = load_models([config, ModelConfig("m", tmp_path / "m")], Host(cores=2))
-    assert models.versions("m") == ["1"]
-    (problem,) = models.problems()
-    assert problem.startswith("model 'a': ")
-    assert reason in problem
-
-
-def test_a_batch_size_beside_a_shape_is_told_to_be_ignored(tmp_path, caplog):
-    model_zoo.save(model_zoo.relu((2, 4)), tmp_path / "m")
-    load(tmp_path, "m", options=ModelOptions(shape="(3,4)", batch_size=7))
-    told = "Both shape and batch size have been defined. Batch size parameter will be ignored."
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [f"model 'm': {told}"]
-
-
-def test_keys_without_effect_are_told(tmp_path, caplog):
-    caplog.set_level("INFO")
-    model_zoo.save(model_zoo.relu(), tmp_path / "m")
-    models = load_models([ModelConfig("m", tmp_path / "m", nireq=8, allow_cache=True)], Host(cores=2))
-    nireq, allow_cache = models.entries["m"].notes
-    assert nireq.startswith("nireq=8 is ignored: each worker runs one inference at a time; ")
-    assert allow_cache.startswith("allow_cache=true is ignored: ")
-    for note in (nireq, allow_cache):
-        assert f"model 'm': {note}" in caplog.text
-
-
-def test_nothing_is_compiled_any_more_when_the_service_ends(tmp_path):
-    """It does while the second version is tried."""
-    save_versions(tmp_path, 1, 2)
-    tried = []
-    config, host = ModelConfig("m", tmp_path / "m", version_policy=VersionPolicy()), Host(cores=2, load_timeout=60)
-    models = load_models([config], host, lambda *at: tried.append(at), stop=lambda: len(tried) == 2)
-    assert (models.entries["m"].versions, models.entries["m"].failures) == ({}, {1: STOPPED, 2: STOPPED})
-
-
-@pytest.mark.parametrize("options", [ModelOptions(shape="auto"), ModelOptions(batch_size="AUTO")])
-def test_auto_is_told_to_be_deprecated(tmp_path, options, caplog):
-    model_zoo.save(model_zoo.relu((2, 4)), tmp_path / "m")
-    assert load(tmp_path, "m", options=options).find("m").metadata.inputs["x"].holds((7, 4))
-    assert "model 'm': \"auto\" is deprecated" in caplog.text
-
-
-def test_a_model_that_does_not_open_is_given_up_and_the_others_are_opened(tmp_path):
-    """A device that was there for the proof and is gone for the worker, say; here a key that it does not know."""
-    for name in ("a", "b"):
-        model_zoo.save(model_zoo.relu(), tmp_path / name)
-    models = load(tmp_path, "a", "b", PERFORMANCE_HINT="LATENCY")
-    models.find("a").compilation.properties["NO_SUCH_KEY"] = 1
-    open_all(models)
-    with pytest.raises(
-        NotFoundError, match=r"version 1 cannot be compiled for CPU: .*Unsupported property NO_SUCH_KEY"
-    ):
-        models.find("a", explain=True)
-
-
-def test_requests_to_infer_are_told_where_the_reason_is(tmp_path):
-    """It may be OpenVINO's own text, which is not for those who infer (protocol.md section 1)."""
-    save_versions(tmp_path, 1, broken=(2,))
-    models = load(tmp_path, "m", "no such")
-    with pytest.raises(NotFoundError) as error:
-        models.find("no such")
-    assert str(error.value) == "model 'no such' does not serve; GET /v2/models/no%20such/ready tells why"
-    with pytest.raises(NotFoundError) as error:
-        models.find("m", "2")
-    assert str(error.value) == "version '2' of model 'm' does not serve; GET /v2/models/m/versions/2/ready tells why"
-
-
-# --- Files that are being written
-
-
-def load_version_two(tmp_path, previous=None):
-    config = ModelConfig("m", tmp_path / "m")
-    return load_models([config], Host(cores=2), previous=previous)
-
-
-def test_a_version_that_is_being_written_goes_on_as_it_was_and_no_lower_one_replaces_it(tmp_path, caplog):
-    for version in (1, 2):
-        model_zoo.save(model_zoo.product(), tmp_path / "m", version)
-    before = load_version_two(tmp_path)
-    file = tmp_path / "m" / "2" / "model.xml"
-    with file.open("r+b"):
-        os.utime(file)
-        meanwhile = load_version_two(tmp_path, before)
-    entry = meanwhile.entries["m"]
-    assert entry.versions == before.entries["m"].versions
-    assert list(entry.versions) == [2]
-    assert entry.failures == {2: f"{file} is open for writing in another process"}
-    assert entry.is_changing
-    assert "version 2 of model 'm' goes on as it was" in caplog.messages
-    (status,) = entry.status()
-    assert (status["state"], status["status"]["error_message"]) == ("AVAILABLE", entry.failures[2])
-
-    after = load_version_two(tmp_path, meanwhile).entries["m"]
-    assert (list(after.versions), after.failures, after.is_changing) == ([2], {}, False)
-    assert after.versions[2] is not entry.versions[2]
-
-
-def test_a_version_that_is_being_written_at_the_start_gives_way_to_a_lower_one(tmp_path):
-    for version in (1, 2):
-        model_zoo.save(model_zoo.product(), tmp_path / "m", version)
-    with (tmp_path / "m" / "2" / "model.xml").open("r+b"):
-        entry = load_version_two(tmp_path).entries["m"]
-    assert (list(entry.versions), list(entry.failures), entry.is_changing) == ([1], [2], True)
-
-
-def test_many_models_are_tried_in_batches(tmp_path, monkeypatch):
-    """Each holds two open files while it is being loaded."""
-    monkeypatch.setattr("ovms_rest.models.registry._BATCH", 2)
-    tried = []
-    configs = [ModelConfig(f"m{index}", tmp_path / f"m{index}") for index in range(5)]
-    for config in configs:
-        model_zoo.save(model_zoo.product(), config.base_path)
-    models = load_models(configs, Host(cores=2), lambda *at: tried.append(at))
-    assert tried == [(config.name, 1) for config in configs]
-    assert [list(entry.versions) for entry in models.entries.values()] == [[1]] * 5
-
-
-def test_a_model_that_is_read_in_place_is_told(tmp_path, monkeypatch, caplog):
-    formats.write_onnx(tmp_path / "m" / "1")
-    monkeypatch.setattr("ovms_rest.models.copies._find_temporary_directories", lambda: iter(()))
-    load_models([ModelConfig("m", tmp_path / "m")], Host(cores=2))
-    assert (
-        "version 1 of model 'm' was read in place, without a private copy: no temporary directory can be written"
-        in caplog.messages
-    )
+def test_entry_differs_when_its_versions_or_reasons_do(change):
+    versions = {1: FakeModel()}
+    entry = Entry(versions)
+    assert not entry.differs(Entry(dict(versions), notes=("another note",)))
+    assert entry.differs(Entry(**{"versions": dict(versions)} | change))

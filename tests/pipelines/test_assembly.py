@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ovms_rest.errors import NotReadyError
-from ovms_rest.models.registry import Entry, Host, ModelRegistry
+from ovms_rest.models.loading import Host
+from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition, Source
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
@@ -48,8 +49,8 @@ def test_a_pipeline_uses_the_highest_version_or_the_one_it_names():
 @pytest.mark.parametrize(
     ("models", "version", "why"),
     [
-        ({"a": Entry(), "b": Entry()}, None, "model 'm' is not configured; configured are 'a', 'b'"),
-        ({}, None, "model 'm' is not configured; configured are none"),
+        ({"a": Entry(), "b": Entry()}, None, "model 'm' is not configured; configured: 'a', 'b'"),
+        ({}, None, "model 'm' is not configured; configured: none"),
         ({"m": Entry(ended=(1,))}, None, "model 'm' was unloaded"),
         ({"m": Entry(reason="has no versions")}, None, "model 'm' does not serve: has no versions"),
         ({"m": Entry(failures={1: "is broken"})}, 1, "model 'm' does not serve: version 1 is broken"),

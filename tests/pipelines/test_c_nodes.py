@@ -276,9 +276,9 @@ def test_a_forked_child_runs_a_node_that_its_parent_loaded(directory):
 
 UNFIT = {
     "initialize fails": "initialize returned 3, expected 0",
-    "crash in initialize": "ended the process that tried it with SIGABRT while in initialize",
-    "exit in initialize": "ended the process that tried it with exit code 0 while in initialize",
-    "info: crash": "ended the process that tried it with SIGSEGV while in getOutputsInfo",
+    "crash in initialize": "ended its trial process with SIGABRT while in initialize",
+    "exit in initialize": "ended its trial process with exit code 0 while in initialize",
+    "info: crash": "ended its trial process with SIGSEGV while in getOutputsInfo",
     "info: fails": "getOutputsInfo returned 4, expected 0",
     "info: null": "getOutputsInfo returned NULL as the array",
     "info: none": "getOutputsInfo returned 0 tensors, expected 1 to 1024",
@@ -308,7 +308,7 @@ def test_a_library_that_fails_to_load_is_reported(directory, mode):
 def test_a_library_that_hangs_is_stopped(directory):
     with pytest.raises(LoadError) as caught:
         load(directory, "hang in initialize", timeout=1)
-    assert str(caught.value) == (f"{directory}/node.so: did not come up in 1 s; it was stopped while in initialize")
+    assert str(caught.value) == (f"{directory}/node.so: timed out after 1 s while in initialize")
 
 
 def test_a_missing_function_is_named(tmp_path):

@@ -46,7 +46,7 @@ def children() -> list[str]:
 )
 def test_code_that_ends_its_process_is_reported(tmp_path, text, end):
     (tmp_path / "node.py").write_text(text)
-    assert reason_of(tmp_path) == (f"ended the process that tried it with {end} while being imported")
+    assert reason_of(tmp_path) == (f"ended its trial process with {end} while being imported")
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_code_that_ends_its_process_is_reported(tmp_path, text, end):
 def test_code_that_hangs_is_stopped(tmp_path, text):
     (tmp_path / "node.py").write_text(text)
     before = children()  # those of other tests' fixtures
-    assert reason_of(tmp_path, timeout=1) == ("did not come up in 1 s; it was stopped while being imported")
+    assert reason_of(tmp_path, timeout=1) == ("timed out after 1 s while being imported")
     assert children() == before
 
 
 def test_a_trial_ends_with_the_service(tmp_path):
     (tmp_path / "node.py").write_text("import time; time.sleep(60)")
     started = time.monotonic()
-    assert reason_of(tmp_path, stop=lambda: True) == ("was not tried to the end, as the service ends")
+    assert reason_of(tmp_path, stop=lambda: True) == ("was not tried, because the service is shutting down")
     assert time.monotonic() - started < 10
 
 
@@ -77,7 +77,7 @@ def test_processes_forked_by_the_code_end_with_its_trial(tmp_path):
         f"import os, time\nif not os.fork():\n    print(os.getpid(), file=open({str(pids)!r}, 'w'))\n"
         f"    time.sleep(60)\ntime.sleep(0.5)\nos._exit(1)"
     )
-    assert reason_of(tmp_path) == ("ended the process that tried it with exit code 1 while being imported")
+    assert reason_of(tmp_path) == ("ended its trial process with exit code 1 while being imported")
     pid = int(pids.read_text())
     wait_for_end(pid)
 
@@ -85,7 +85,7 @@ def test_processes_forked_by_the_code_end_with_its_trial(tmp_path):
 def test_a_process_that_cannot_start_is_reported(tmp_path, monkeypatch):
     (tmp_path / "node.py").write_text(NODE)
     monkeypatch.setattr("sys.executable", "/bin/false")
-    assert reason_of(tmp_path) == ("ended the process that tried it with exit code 1 while starting")
+    assert reason_of(tmp_path) == ("ended its trial process with exit code 1 while starting")
 
 
 def test_a_process_that_does_not_read_its_params_is_stopped(tmp_path, monkeypatch):
@@ -93,6 +93,4 @@ def test_a_process_that_does_not_read_its_params_is_stopped(tmp_path, monkeypatc
     (tmp_path / "deaf").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "deaf").chmod(0o755)
     monkeypatch.setattr("sys.executable", str(tmp_path / "deaf"))
-    assert reason_of(tmp_path, timeout=1, large="x" * 2**20) == (
-        "did not come up in 1 s; it was stopped while starting"
-    )
+    assert reason_of(tmp_path, timeout=1, large="x" * 2**20) == ("timed out after 1 s while starting")

@@ -1,4 +1,4 @@
-"""Compression of answers: what the client accepts, and the stream it gets."""
+"""Compression of responses: the choice of an encoding, and the compressed stream."""
 
 import gzip
 import zlib
@@ -12,7 +12,7 @@ from ovms_rest.resources.compression import choose_encoding, compress
 @pytest.mark.parametrize(
     ("accept_encoding", "encoding"),
     [
-        # what is named is wished for
+        # named encodings
         ("gzip", "gzip"),
         ("deflate", "deflate"),
         ("gzip, deflate", "gzip"),
@@ -32,13 +32,13 @@ from ovms_rest.resources.compression import choose_encoding, compress
         ("gzip;q=1.000", "gzip"),
         ("gzip;q=1.", "gzip"),
         ("br;q=1, deflate;q=0.2, gzip;q=0.1", "deflate"),
-        # 0 is a refusal
+        # 0 refuses an encoding
         ("gzip;q=0", None),
         ("gzip;q=0.000", None),
         ("gzip;q=0, deflate", "deflate"),
         ("gzip;q=0, deflate;q=0", None),
         ("gzip;q=0, deflate;q=0.001", "deflate"),
-        # identity is chosen where it is preferred
+        # identity when preferred
         ("identity", None),
         ("identity, gzip;q=0.5", None),
         ("gzip;q=0.5, deflate;q=0.4, identity;q=0.6", None),
@@ -46,7 +46,7 @@ from ovms_rest.resources.compression import choose_encoding, compress
         ("gzip;q=0.5, identity;q=0.4", "gzip"),
         ("gzip, identity;q=0", "gzip"),
         ("identity;q=0", None),
-        # * names nothing
+        # * does not ask for compression
         ("*", None),
         ("*;q=1", None),
         ("gzip;q=0, *", None),
@@ -62,7 +62,7 @@ from ovms_rest.resources.compression import choose_encoding, compress
         (",", None),
     ],
 )
-def test_the_encoding_is_chosen_by_weight(accept_encoding, encoding):
+def test_encoding_is_chosen_by_weight(accept_encoding, encoding):
     assert choose_encoding(accept_encoding) == encoding
 
 
@@ -74,13 +74,13 @@ def test_the_encoding_is_chosen_by_weight(accept_encoding, encoding):
     ],
 )
 @pytest.mark.parametrize(("others", "encoding"), [("", None), (", deflate;q=0.1", "deflate")])
-def test_what_is_malformed_counts_as_not_being_there(item, others, encoding):
+def test_malformed_items_are_ignored(item, others, encoding):
     """RFC 9110, 12.4.2: a weight is 0 or 1, with up to three decimals; a coding has no other parameter."""
     assert choose_encoding(item + others) == encoding
 
 
 @pytest.mark.parametrize(
-    "parts",
+    "buffers",
     [
         [],
         [b""],
@@ -91,11 +91,11 @@ def test_what_is_malformed_counts_as_not_being_there(item, others, encoding):
     ],
 )
 @pytest.mark.parametrize(("encoding", "decompress"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])
-def test_the_parts_are_compressed_as_one_stream(encoding, decompress, parts):
-    assert decompress(compress(parts, encoding)) == b"".join(parts)
+def test_buffers_are_compressed_as_one_stream(encoding, decompress, buffers):
+    assert decompress(compress(buffers, encoding)) == b"".join(buffers)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_numbers_as_text_become_less_than_half(encoding):
+def test_numbers_as_text_shrink_to_less_than_half(encoding):
     text = b",".join(b"%.8f" % value for value in np.random.default_rng(0).random(5000))
     assert len(compress([text], encoding)) < len(text) / 2

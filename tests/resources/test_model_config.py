@@ -135,7 +135,7 @@ def test_head_is_answered_as_get_is(service):
 @pytest.mark.parametrize(
     ("path", "beginning"),
     [
-        ("/v2/models/none/config", "model 'none' is unknown; configured are "),
+        ("/v2/models/none/config", "unknown model 'none'; configured: "),
         ("/v2/models/relu/versions/2/config", "version '2' of model 'relu' is not served; served: 1"),
         ("/v2/models/relu/versions/01/config", "version '01' of model 'relu' is not served; served: 1"),
     ],

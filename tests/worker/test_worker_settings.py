@@ -13,6 +13,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -65,18 +66,33 @@ def replaced(service, before):
 
 PROBE = '''
 import json
+import os
+from dataclasses import replace
 from types import SimpleNamespace
+
+from ovms_rest.settings import read_settings
+from ovms_rest.shared_memory.table import SLOTS, WorkerTable
 
 
 class App:
     """What the hooks need of the service's own application, and nothing to load."""
 
-    settings = SimpleNamespace(load_timeout_seconds=5, file_system_poll_wait_seconds=0, control_bind="")
-    models = SimpleNamespace(open=lambda note, retire: None, entries={})
-    telemetry = SimpleNamespace(counters=SimpleNamespace(claim=id, release=lambda slot: []), forget_gone=int)
+    settings = replace(read_settings(os.environ), load_timeout_seconds=5)
+    table = WorkerTable(SLOTS, 1)
     log_levels = SimpleNamespace(install=lambda: None)
-    permission = SimpleNamespace(describe=lambda: "nowhere")
-    reloads = SimpleNamespace(watch=None, is_due=lambda: False)
+    reloading = SimpleNamespace(is_due=lambda: False)
+
+    def describe(self):
+        return "an application"
+
+    def describe_permission(self):
+        return "nowhere"
+
+    def open(self, slot, is_control, opening, retire):
+        pass
+
+    def release(self, slot):
+        return []
 
     def __call__(self, environ, start_response):
         return getattr(self, environ["PATH_INFO"].strip("/") or "environ")(environ, start_response)
@@ -604,6 +620,23 @@ def test_logs_are_reopened_by_sigusr1(tmp_path, models):
         assert works(service)
         service.wait_for(lambda: RELU_PATH in path.read_text())
         assert service.workers() == before
+
+
+def test_sigusr1_during_writes_to_the_log_loses_no_line(tmp_path, models):
+    path = tmp_path / "access"
+    with serve(tmp_path, "-w", "1", "--access-logfile", str(path), config=models) as service:
+        service.wait_for_workers(1)
+        (worker,) = service.workers()
+        sent = [threading.Thread(target=lambda: [works(service) for _ in range(100)]) for _ in range(2)]
+        for thread in sent:
+            thread.start()
+        while any(thread.is_alive() for thread in sent):
+            os.kill(worker, signal.SIGUSR1)
+            time.sleep(0.0005)
+        for thread in sent:
+            thread.join()
+        service.wait_for(lambda: path.read_text().count(RELU_PATH) == 200)
+        assert "Logging error" not in service.log
 
 
 @pytest.fixture
