@@ -1,7 +1,6 @@
 """The WSGI application, wired: settings, config, models, resources."""
 
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from ovms_rest.arbiter.reloading import Reloading
 from ovms_rest.config import read_config
 from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageError, TryLaterError
 from ovms_rest.host.cores import usable_cores
+from ovms_rest.log import log
 from ovms_rest.models.configuration import ModelConfig
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.loading import Host, load_models
@@ -44,8 +44,6 @@ from ovms_rest.shared_memory.statistics import FailureKind
 from ovms_rest.shared_memory.table import SLOTS, WorkerTable
 from ovms_rest.telemetry import ServedStatistics, Telemetry
 from ovms_rest.worker.file_watch import FileWatch
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 
 class App(falcon.App):  # type: ignore[type-arg]

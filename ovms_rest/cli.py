@@ -18,6 +18,7 @@ from ovms_rest.config import load_config, read_config
 from ovms_rest.errors import ConfigError, ShortageError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
 from ovms_rest.host.cores import usable_cores
+from ovms_rest.log import log
 from ovms_rest.models.loading import load_models
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.repository import MODEL_SUFFIXES
@@ -28,8 +29,6 @@ from ovms_rest.protocol.tensors import TensorMetadata
 from ovms_rest.protocol.words import escape
 from ovms_rest.settings import read_settings
 from ovms_rest.worker import log_escaping
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 _EX_PATH = 2  # the exit code of ls and others for a missing file
 

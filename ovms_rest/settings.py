@@ -1,15 +1,13 @@
 """The settings of the service, from environment variables; the fields of `Settings` are the list of them."""
 
 import difflib
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ovms_rest.errors import ConfigError
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
+from ovms_rest.log import log
 
 PREFIX = "OVMS_REST_"
 DEMO_CONFIG = Path(__file__).parent / "demo" / "config.json"

@@ -12,9 +12,8 @@ from typing import Any
 
 from gunicorn.glogging import loggers
 
+from ovms_rest.log import log
 from ovms_rest.shared_memory.failure_note import describe
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # Signals whose handling may fail without ending the service; `control` is the message of workers.
 _GUARDED = ("chld", "cld", "control", "hup", "ttin", "ttou", "usr1", "usr2", "winch")

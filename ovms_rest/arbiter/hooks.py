@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import logging
 import mmap
 import os
 import signal
@@ -25,6 +24,7 @@ from ovms_rest.arbiter.spawning import ENDING, Spawning, is_shutdown_requested, 
 from ovms_rest.arbiter.tls import TlsError, load_tls
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.host.priority import begin_to_serve, end_quietly, lowered, restore
+from ovms_rest.log import log
 from ovms_rest.models.registry import ModelRegistry
 from ovms_rest.settings import PREFIX, Settings, read_settings
 from ovms_rest.shared_memory.log_levels import LogLevels
@@ -34,8 +34,6 @@ from ovms_rest.shared_memory.table import WorkerTable
 from ovms_rest.worker import streams
 from ovms_rest.worker.access_log import provide_file
 from ovms_rest.worker.worker import Worker
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # A model is given up when this many workers have died while they opened it.
 MAX_DEATHS = 3

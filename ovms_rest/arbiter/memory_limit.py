@@ -5,15 +5,13 @@ that a worker with dynamic shapes grows. Only a new process is small again.
 """
 
 import contextlib
-import logging
 import mmap
 import time
 from collections.abc import Iterable
 from typing import Any
 
 from ovms_rest.host.process_memory import anonymous_bytes, own_bytes
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
+from ovms_rest.log import log
 
 SETTING = "OVMS_REST_MAX_WORKER_MEMORY_BYTES"
 

@@ -4,14 +4,13 @@ gunicorn itself reports READY=1 before it has forked a worker. Here the arbiter 
 environment before that, so that gunicorn sends nothing, and neither do workers or the nodes of pipelines.
 """
 
-import logging
 import os
 import socket
 import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-log = logging.getLogger("gunicorn.error.ovms_rest")
+from ovms_rest.log import log
 
 # systemd reads notifications immediately unless it hangs; a queue that stays full must not stop the arbiter.
 _SEND_SECONDS = 1.0

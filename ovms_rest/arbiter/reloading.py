@@ -4,7 +4,6 @@ Workers ask for changes over the mailbox (`resources.arbiter_client`, `worker.fi
 """
 
 import itertools
-import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from ovms_rest.errors import (
     ShortageError,
     UnavailableError,
 )
+from ovms_rest.log import log
 from ovms_rest.models.configuration import ModelConfig
 from ovms_rest.models.registry import ModelRegistry
 from ovms_rest.models.roots import Roots, find_roots
@@ -41,8 +41,6 @@ from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.protocol.words import quote
 from ovms_rest.shared_memory.mailbox import Mailbox
 from ovms_rest.shared_memory.messages import Change, Outcome
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # The number of outcomes kept for callers that have not looked yet, and the bytes of each text; the log has all of it.
 _KEPT_OUTCOMES = 256

@@ -6,7 +6,6 @@ While no worker becomes ready it starts one at a time, with growing pauses, and 
 only if no worker becomes ready at its start.
 """
 
-import logging
 import os
 import signal
 import time
@@ -17,11 +16,10 @@ from gunicorn.errors import HaltServer
 from ovms_rest.arbiter.memory_limit import FreshSize, MemoryLimit
 from ovms_rest.arbiter.pauses import Pauses
 from ovms_rest.host import throwaway
+from ovms_rest.log import log
 from ovms_rest.shared_memory.failure_note import BOOT_ERROR, FailureNote, describe
 from ovms_rest.shared_memory.table import WorkerTable
 from ovms_rest.worker.worker import DRAIN_SECONDS, TICK_SECONDS
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 

@@ -11,7 +11,6 @@ A copy is consistent: none of the files is open for writing, and none changes wh
 import contextlib
 import ctypes
 import fcntl
-import logging
 import os
 import shutil
 import signal
@@ -25,10 +24,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ovms_rest.errors import LoadError
+from ovms_rest.log import log
 from ovms_rest.models.repository import find_model_file, find_weights, list_model_files
 from ovms_rest.models.watching import Stamp, stamp_file
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # How long to wait for a writer to finish; then the load fails, and is repeated later.
 _PATIENCE_SECONDS = 2.0

@@ -1,6 +1,5 @@
 """Loading models: finding versions on disk, trying them, and compiling those that pass."""
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from ovms_rest.errors import LoadError
 from ovms_rest.host.priority import run_lowered
 from ovms_rest.host.throwaway import STOPPED
+from ovms_rest.log import log
 from ovms_rest.models.compilation import Compilation, plan_compilation
 from ovms_rest.models.configuration import ModelConfig, check_values_of
 from ovms_rest.models.copies import ChangingError, Source, open_places, seal
@@ -21,8 +21,6 @@ from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
 from ovms_rest.models.trials import Task, run_trials
 from ovms_rest.models.watching import stamp
 from ovms_rest.protocol.tensors import TensorMetadata
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # How many versions are tried in one process; their copies are kept until all are done, with two open files each.
 _BATCH = 64

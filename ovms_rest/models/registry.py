@@ -1,18 +1,16 @@
 """The registry of configured models and pipelines: the versions that serve, and the reasons why others do not."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote as quote_path
 
 from ovms_rest.errors import LoadError, NotFoundError, NotReadyError
+from ovms_rest.log import log
 from ovms_rest.models.repository import LATEST, VersionPolicy, parse_version
 from ovms_rest.models.servable import Servable
 from ovms_rest.models.trials import TrialResult
 from ovms_rest.protocol.words import list_names, quote
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 
 @dataclass(slots=True)

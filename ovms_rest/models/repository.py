@@ -5,7 +5,6 @@ Whatever is wrong with what lies there, or cannot be read, is a LoadError.
 
 import functools
 import itertools
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,9 +13,8 @@ from typing import Any, NamedTuple
 
 from ovms_rest.checking import read_json
 from ovms_rest.errors import LoadError
+from ovms_rest.log import log
 from ovms_rest.protocol.words import list_names, quote, show
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # Digits without leading zeros, as in a URL; 1 to 2**63-1.
 VERSION = re.compile(r"[1-9][0-9]{0,18}")

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import functools
 import itertools
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from openvino import opset15
 
 from ovms_rest.errors import BusyError, InvalidRequestError, LoadError
+from ovms_rest.log import log
 from ovms_rest.models.compilation import ONE_THREAD, Compilation, PluginValue, check_properties
 from ovms_rest.models.copies import Source, read_in_place
 from ovms_rest.models.extensions import ADVICE, extend, find_tokenizers, lacks_operations
@@ -53,8 +53,6 @@ from ovms_rest.protocol.tensors import (
     TensorMetadata,
     copy_array,
 )
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 _LABELS_FILE = "labels.txt"
 MAX_LABELS_BYTES = 2**20

@@ -1,11 +1,11 @@
 """From definitions to pipelines that serve: finds the models and code of their nodes and plans them."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from ovms_rest.errors import LoadError
+from ovms_rest.log import log
 from ovms_rest.models.copies import ChangingError
 from ovms_rest.models.images import ImageReader, ShardedImageReader, take_images
 from ovms_rest.models.loading import Host
@@ -18,8 +18,6 @@ from ovms_rest.pipelines.libraries import is_there, load_node
 from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Plan
 from ovms_rest.pipelines.planning import Missing, Part, PipelineError, plan_pipeline
 from ovms_rest.protocol.words import list_names
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 VERSION = 1  # the only version of a pipeline
 

@@ -10,7 +10,6 @@ The library keeps the names, and everything that a call allocated before it retu
 """
 
 import ctypes
-import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InferenceError, LoadError
+from ovms_rest.log import log
 from ovms_rest.models.copies import FileCopy, copy_file
 from ovms_rest.protocol.datatypes import DATATYPES
 from ovms_rest.protocol.tensors import MAX_DIM, Dim, TensorMetadata
 from ovms_rest.protocol.words import join
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # "inputs" and "outputs": the datatype and dims of each tensor by name, 0 for any size.
 Description = dict[str, dict[str, tuple[str, list[int]]]]

@@ -1,6 +1,5 @@
 """Finding the code of a custom node by the `base_path` of its library."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -10,14 +9,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InferenceError, LoadError
+from ovms_rest.log import log
 from ovms_rest.pipelines.c_nodes import CNode, copy_library
 from ovms_rest.pipelines.definition import Library
 from ovms_rest.pipelines.nodes.params import parse_params
 from ovms_rest.pipelines.plan import CustomNode
 from ovms_rest.pipelines.probing import Code, probe
 from ovms_rest.pipelines.python_nodes import Params, PythonNode, import_code, load_file, load_name
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # The libraries in OVMS's image and the built-in modules that replace them.
 OVMS_LIBRARIES = {

@@ -8,16 +8,14 @@ import collections
 import dataclasses
 import functools
 import itertools
-import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar, cast
 
+from ovms_rest.log import log
 from ovms_rest.models.servable import Servable
 from ovms_rest.pipelines.definition import DYNAMIC, REQUEST, RESPONSE, NodeDefinition, PipelineDefinition, Source
 from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Step, Wire
 from ovms_rest.protocol.tensors import Dim, ImageDecoder, ModelMetadata, TensorMetadata
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 
 class Missing(NamedTuple):

@@ -20,7 +20,6 @@ is given by name is imported once and stays as it is until the service ends.
 
 import importlib
 import itertools
-import logging
 import sys
 import traceback
 import uuid
@@ -37,12 +36,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InferenceError, LoadError, ServingError
+from ovms_rest.log import log
 from ovms_rest.protocol.datatypes import BYTES, DATATYPE_NAMES, DATATYPES
 from ovms_rest.protocol.strings import MAX_BYTES, BytesArray
 from ovms_rest.protocol.tensors import MAX_DIM, Array, Dim, TensorMetadata
 from ovms_rest.protocol.words import cut, join
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 Params = Mapping[str, str]
 # The result of `inputs` and `outputs`: the datatype and dims of every tensor.

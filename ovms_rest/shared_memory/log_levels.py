@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from ovms_rest.log import log
 from ovms_rest.shared_memory.log_settings import LOG_FORMATS, Changes, LogSettings
 
 # gunicorn's logger and ours, its child.
 _LOGGER = logging.getLogger("gunicorn.error")
-_LOGGERS = (_LOGGER, logging.getLogger("gunicorn.error.ovms_rest"))
+_LOGGERS = (_LOGGER, log)
 
 _INFO, _WARNING, _ERROR, _VERBOSE, _FORMAT = range(5)
 _COLUMNS = {

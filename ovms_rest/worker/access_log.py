@@ -6,7 +6,6 @@ cannot be written or its reader has fallen behind; requests are not affected.
 
 import contextlib
 import json
-import logging
 import os
 import re
 import select
@@ -17,10 +16,9 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
+from ovms_rest.log import log
 from ovms_rest.shared_memory.statistics import InferenceRecord
 from ovms_rest.worker.streams import unblocked_stdout
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 STDOUT = "-"
 

@@ -7,7 +7,6 @@ return an `Event`, mostly a complete request, or None; the connection reads on o
 
 import contextlib
 import fcntl
-import logging
 import socket
 import ssl
 import struct
@@ -20,12 +19,11 @@ from enum import Enum, auto
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from typing import NamedTuple, cast
 
+from ovms_rest.log import log
 from ovms_rest.protocol.buffers import allocate
 from ovms_rest.protocol.room import Room, describe_lack
 from ovms_rest.worker.chunks import ChunkDecoder
 from ovms_rest.worker.http1 import CONTINUE, UNREAD, Environ, Head, HeadReader, Refusal, RequestBody
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 

@@ -1,18 +1,16 @@
 """Watching the config file, models and libraries: one worker asks for a reload when they change."""
 
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from ovms_rest.errors import BusyError
+from ovms_rest.log import log
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.shared_memory.mailbox import Mailbox
 from ovms_rest.shared_memory.messages import Change
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # The stamp of files that were being written while they were loaded: it equals no other, so that a reload follows.
 CHANGING: Stamp = (("", 0, 0, 0, 0),)

@@ -3,7 +3,6 @@
 gunicorn writes them as HTML pages from one method of its base worker, which has no setting; `install` replaces it.
 """
 
-import logging
 import socket
 import ssl
 from http import HTTPStatus
@@ -12,9 +11,8 @@ from typing import Any
 from gunicorn.http import errors
 from gunicorn.workers.base import Worker
 
+from ovms_rest.log import log
 from ovms_rest.protocol.encoding import encode_error
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 
 class OutsideError(errors.ParseException):  # type: ignore[misc]

@@ -6,9 +6,10 @@ only records logged to that logger itself, so each has it.
 
 import logging
 
+from ovms_rest.log import log
 from ovms_rest.protocol.words import escape, escape_lines
 
-_LOGGERS = ("gunicorn.error", "gunicorn.error.ovms_rest", "gunicorn.access")
+_LOGGERS = ("gunicorn.error", log.name, "gunicorn.access")
 
 # The beginnings of gunicorn's own messages of several lines, which contain no input of clients.
 _IN_LINES = ("Current configuration:\n", "Exception during worker exit:\n")

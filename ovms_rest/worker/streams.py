@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TextIO
 
-log = logging.getLogger("gunicorn.error.ovms_rest")
+from ovms_rest.log import log
 
 # How long a write waits for a slow reader. After a wait in vain, writes do not wait until there is room again.
 WAIT_SECONDS = 0.02

@@ -10,7 +10,6 @@ tiny chunks, continues a little in every turn, beside the others and not before 
 
 import ctypes
 import itertools
-import logging
 import math
 import os
 import select
@@ -28,6 +27,7 @@ from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.workers.base import Worker as BaseWorker
 
 from ovms_rest.errors import DeadlineError, TryLaterError
+from ovms_rest.log import log
 from ovms_rest.protocol.encoding import encode_error
 from ovms_rest.protocol.room import Room, describe_lack
 from ovms_rest.protocol.routes import read_script_name
@@ -60,8 +60,6 @@ from ovms_rest.worker.http1 import (
     is_request_id,
 )
 from ovms_rest.worker.queue import NEVER, RequestQueue, Terms, read_terms
-
-log = logging.getLogger("gunicorn.error.ovms_rest")
 
 # A receive of this size takes a head with a small body in one call.
 ARENA_BYTES = 64 * 1024
