@@ -61,7 +61,7 @@ class State(Enum):
 
     HEAD = auto()  # awaits a request, or has a part of its head
     BODY = auto()
-    WAITING = auto()  # has a whole request, which is queued, deferred or run
+    COMPLETE = auto()  # has a complete request, which is queued, deferred or run
     SENDING = auto()  # has a response of which a part is still to be sent
     LINGERING = auto()  # has sent its last response and waits for the client to close
     CLOSED = auto()
@@ -192,7 +192,7 @@ class Connection:
         """Receive and send as far as epoll reports that it is possible."""
         if events & (EPOLLERR | EPOLLHUP):
             if events & EPOLLERR or self.state not in RECEIVING:
-                request = self.request if self.state is State.WAITING else None
+                request = self.request if self.state is State.COMPLETE else None
                 self.close()
                 return request and Cancelled(request, is_gone=True)
             self.is_gone = True  # closed a unix socket, from which its last request may still be read
@@ -200,7 +200,7 @@ class Connection:
             self._readable = True
         if events & EPOLLRDHUP:  # also after bytes that are not read yet
             self.is_half_closed = True
-            if self.state is State.WAITING:
+            if self.state is State.COMPLETE:
                 return self.request and Cancelled(self.request, is_gone=False)
         if self._unsent:
             self._send_rest()
@@ -500,7 +500,7 @@ class Connection:
         return None
 
     def _complete(self, request: Request) -> Request:
-        self.state = State.WAITING
+        self.state = State.COMPLETE
         self._is_slow = False
         self.deadline = _NEVER
         request.environ["wsgi.input"] = RequestBody(self._body)
@@ -513,7 +513,7 @@ class Connection:
 
     def _refuse(self, refusal: Refusal) -> Refused:
         """Read no further, since it is unknown where the next request begins; the response closes the connection."""
-        self.state = State.WAITING
+        self.state = State.COMPLETE
         self.keep_alive = False
         self._linger = True
         self._is_slow = False

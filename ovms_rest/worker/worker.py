@@ -620,7 +620,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         connection = request.connection
         if mask := self._backlog.pop(connection, 0):
             self._guard(connection, connection.handle, mask)
-        if connection.state is not State.WAITING:
+        if connection.state is not State.COMPLETE:
             return True
         if (
             connection.is_half_closed

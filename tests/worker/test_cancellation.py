@@ -19,7 +19,7 @@ from service import free_port, serve
 SLOW = infer("counting", slow_models.count(2 * slow_models.SLOW))
 # Takes so long that a test hangs visibly if it is run.
 ENDLESS = infer("counting", slow_models.count(200 * slow_models.SLOW))
-WAITING = 800
+CROWD = 800
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def service(tmp_path_factory, models):
     directory = tmp_path_factory.mktemp("service")
     path = directory / "socket"
     bind = ("-b", "127.0.0.1:0", "-b", f"unix:{path}")
-    variables = {"OVMS_REST_METRICS_ENABLE": "1", "OVMS_REST_MAX_WAITING": str(2 * WAITING)}
+    variables = {"OVMS_REST_METRICS_ENABLE": "1", "OVMS_REST_MAX_WAITING": str(2 * CROWD)}
     with serve(directory, "-w", "1", config=models, bind=bind, **variables) as running:
         running.path = path
         running.wait_for_workers(1)
@@ -264,7 +264,7 @@ def test_all_requests_of_a_disconnecting_crowd_are_cancelled(service):
     """The crowd is larger than the worker can handle between two inferences."""
     answered, canceled = counts(service)
     with contextlib.ExitStack() as stack:
-        first, second, *crowd = (stack.enter_context(service.connect()) for _ in range(2 + WAITING))
+        first, second, *crowd = (stack.enter_context(service.connect()) for _ in range(2 + CROWD))
         for connection in (first, second, *crowd):
             connection.sendall(LIVE)
             receive(connection)
@@ -277,8 +277,8 @@ def test_all_requests_of_a_disconnecting_crowd_are_cancelled(service):
         for connection in crowd:
             connection.close()
         assert receive(second, "POST").status == 200
-        service.wait_for(lambda: sum(counts(service)) >= answered + canceled + 2 + WAITING)
-    assert counts(service) == (answered + 2, canceled + WAITING)
+        service.wait_for(lambda: sum(counts(service)) >= answered + canceled + 2 + CROWD)
+    assert counts(service) == (answered + 2, canceled + CROWD)
 
 
 RELU_INPUTS = [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]

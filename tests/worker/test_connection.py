@@ -228,7 +228,7 @@ def test_truncated_body_is_refused_with_its_request(wired):
 @pytest.mark.parametrize(
     ("events", "is_gone", "state"),
     [
-        (select.EPOLLIN | select.EPOLLRDHUP, False, State.WAITING),
+        (select.EPOLLIN | select.EPOLLRDHUP, False, State.COMPLETE),
         (select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP, True, State.CLOSED),
         (select.EPOLLERR, True, State.CLOSED),
     ],
