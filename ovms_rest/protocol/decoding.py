@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.body_forms import explain_body, explain_image, explain_prefix, name_image
-from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype, round_to_bfloat16
+from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype
 from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choose_budget
 from ovms_rest.protocol.numbers import NumberArray, UnsuitedError, looks_numeric, parse_numeric, to_array
 from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, count_of, unpack
@@ -529,13 +529,10 @@ def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: o
         return np.array(elements, datatype.dtype)
     values = f"{datatype.name} takes {datatype.json_values}"
     if not types <= datatype.json_types:
-        _refuse_element(elements, datatype.json_types, values, f"{datatype.name} takes {_kind(datatype)}", label)
+        _refuse_element(elements, datatype.json_types, values, f"{datatype.name} takes {datatype.json_kind}", label)
     try:
         with np.errstate(over="ignore"):
-            if datatype.name == "BF16":
-                array = round_to_bfloat16(np.array(elements, np.float64))
-            else:
-                array = np.array(elements, datatype.dtype)
+            array = datatype.read(elements)
     except OverflowError as error:  # numpy's refusal of an integer out of range
         limits = np.iinfo(datatype.dtype)
         index = next(index for index, element in enumerate(elements) if not limits.min <= element <= limits.max)
@@ -544,11 +541,6 @@ def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: o
         index = int(np.isfinite(array).argmin())
         raise InvalidRequestError(f"{label}: data[{index}] is {show(elements[index])}, {values}")
     return array
-
-
-def _kind(datatype: Datatype) -> str:
-    """Name the JSON values of a datatype without their range."""
-    return "numbers" if float in datatype.json_types else "true or false" if datatype.name == BOOL else "integers"
 
 
 def _refuse_element(

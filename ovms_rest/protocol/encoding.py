@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 
 from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.datatypes import DATATYPES
 from ovms_rest.protocol.strings import BytesArray, pack
 from ovms_rest.protocol.tensors import InferenceResponse, Tensor
 
@@ -48,7 +49,7 @@ def _encode_json(tensor: Tensor) -> Any:
     if isinstance(tensor.array, BytesArray):
         return _encode_strings(tensor.name, tensor.array)
     flat = np.ascontiguousarray(tensor.array).reshape(-1)
-    return flat.astype(np.float32) if tensor.datatype == "BF16" else flat
+    return DATATYPES[tensor.datatype].widen(flat)
 
 
 def _encode_strings(name: str, array: BytesArray) -> list[str]:

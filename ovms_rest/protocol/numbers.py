@@ -12,7 +12,7 @@ import numpy as np
 import simdjson
 from numpy.typing import NDArray
 
-from ovms_rest.protocol.datatypes import BOOL, DATATYPES, Datatype, round_to_bfloat16
+from ovms_rest.protocol.datatypes import DATATYPES, Datatype
 
 # An array of JSON as simdjson holds it. While one lives, its parser parses nothing else.
 NumberArray = simdjson.Array
@@ -35,14 +35,8 @@ _BLOCK = 3 * 2**15
 # Whose brackets are held at a time: an array of one digit has as many bytes of places as 16 times its own.
 _PIECE = 10 * _BLOCK
 
-# As what simdjson gives the elements: FP64, INT64 or UINT64.
-_Kind = Literal["d", "i", "u"]
-_KINDS: dict[str, _Kind] = {
-    name: "d" if float in row.json_types else "u" if row.dtype.kind == "u" else "i"
-    for name, row in DATATYPES.items()
-    if name != BOOL
-}
-_DTYPES: dict[_Kind, np.dtype[Any]] = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
+# simdjson's names for FP64, INT64 and UINT64.
+_WIDE_TYPES: dict[str, Literal["d", "i", "u"]] = {"f": "d", "i": "i", "u": "u"}
 
 
 class UnsuitedError(Exception):
@@ -76,21 +70,21 @@ def to_array(numbers: NumberArray, datatype: str, shape: tuple[int, ...]) -> NDA
     Raises UnsuitedError for BOOL and BYTES, for elements that do not fit the datatype, and where the shape means
     another count.
     """
-    kind = _KINDS.get(datatype)
-    if kind is None:
+    row = DATATYPES.get(datatype)
+    if row is None or row.wide_dtype.kind not in _WIDE_TYPES:
         raise UnsuitedError
     try:
-        values = np.frombuffer(numbers.as_buffer(of_type=kind), _DTYPES[kind])
+        values = np.frombuffer(numbers.as_buffer(of_type=_WIDE_TYPES[row.wide_dtype.kind]), row.wide_dtype)
     except (TypeError, ValueError, MemoryError) as error:  # of another type; beyond the kind's range
         raise UnsuitedError from error
     if len(values) != math.prod(shape):
         raise UnsuitedError
-    return _narrow(values, DATATYPES[datatype]).reshape(shape)
+    return _narrow(values, row).reshape(shape)
 
 
 def _narrow(values: NDArray[Any], datatype: Datatype) -> NDArray[Any]:
     with np.errstate(over="ignore"):
-        array = round_to_bfloat16(values) if datatype.name == "BF16" else values.astype(datatype.dtype, copy=False)
+        array = datatype.narrow(values)
     fits = np.isfinite(array) if float in datatype.json_types else array == values
     if not fits.all():
         raise UnsuitedError
