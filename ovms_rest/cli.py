@@ -21,6 +21,7 @@ from ovms_rest.host.cores import usable_cores
 from ovms_rest.models.loading import load_models
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.repository import MODEL_SUFFIXES
+from ovms_rest.models.runtime import Model
 from ovms_rest.paths import PathError, find_models
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.protocol.tensors import TensorMetadata
@@ -224,15 +225,15 @@ def _describe_pipeline(name: str, entry: Entry) -> dict[str, Any]:
     for pipeline in entry.versions.values():
         described["inputs"] = _describe_tensors(pipeline.metadata.inputs, {})
         described["outputs"] = _describe_tensors(pipeline.metadata.outputs, {})
-        described["models"] = sorted({part.metadata.name for part in pipeline.parts})
+        described["models"] = sorted({model.metadata.name for model in pipeline.dependencies})
     return described
 
 
 def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
     versions = []
     for version, model in sorted(entry.versions.items()):
-        proof, compilation = entry.proofs[version], model.compilation
-        assert compilation is not None
+        assert isinstance(model, Model)
+        trial, compilation = entry.trials[version], model.compilation
         versions.append(
             {
                 "version": version,
@@ -243,9 +244,9 @@ def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
                 "properties": dict(compilation.properties),
                 "shared": compilation.shared,
                 "why": compilation.reason,
-                "notes": [*compilation.notes, *model.notes, *entry.notes, *filter(None, [proof.warning])],
-                "load_seconds": round(proof.seconds, 3),
-                "memory_bytes": proof.memory,
+                "notes": [*compilation.notes, *model.notes, *entry.notes, *filter(None, [trial.warning])],
+                "load_seconds": round(trial.seconds, 3),
+                "memory_bytes": trial.memory,
             }
         )
     return {"name": name, "versions": versions}

@@ -470,8 +470,8 @@ def write_metrics(directory, *names, enable=True):
 
 
 METRICS_FAULTS = [
-    (("ovms_foo",), True, {}, "monitoring.metrics.metrics_list[0]: 'ovms_foo' is no metric; "),
-    (("ovms_foo",), False, {}, "monitoring.metrics.metrics_list[0]: 'ovms_foo' is no metric; "),
+    (("ovms_foo",), True, {}, "monitoring.metrics.metrics_list[0]: unknown metric 'ovms_foo'; "),
+    (("ovms_foo",), False, {}, "monitoring.metrics.metrics_list[0]: unknown metric 'ovms_foo'; "),
     (
         ("ovms_streams",),
         True,
@@ -488,7 +488,7 @@ METRICS_FAULTS = [
         (),
         False,
         {"OVMS_REST_METRICS_ENABLE": "true", "OVMS_REST_METRICS_LIST": "ovms_streams, ovms_foo"},
-        "OVMS_REST_METRICS_LIST: 'ovms_foo' is no metric; ",
+        "OVMS_REST_METRICS_LIST: unknown metric 'ovms_foo'; ",
     ),
 ]
 

@@ -416,8 +416,8 @@ ROOT_MISTAKES = [
     (
         root(monitoring={"metrics": {"enable": False, "metrics_list": ["ovms_foo", *["ovms_streams"] * 2]}}),
         [
-            "monitoring.metrics.metrics_list[0]: 'ovms_foo' is no metric; the nearest known one is 'ovms_responses'",
-            "monitoring.metrics.metrics_list[2]: 'ovms_streams' is there more than once",
+            "monitoring.metrics.metrics_list[0]: unknown metric 'ovms_foo'; the nearest known one is 'ovms_responses'",
+            "monitoring.metrics.metrics_list[2]: 'ovms_streams' is listed more than once",
         ],
     ),
     (
@@ -789,7 +789,7 @@ def test_models_and_pipelines_without_names_do_not_share_them(problems):
 
 def test_names_of_pipelines_are_their_own(problems):
     assert problems(root(pipeline_config_list=[PIPELINE, PIPELINE])) == [
-        "pipeline_config_list[1].name: 'p' is the name of pipeline_config_list[0] already"
+        "pipeline_config_list[1].name: 'p' is already the name of pipeline_config_list[0]"
     ]
 
 

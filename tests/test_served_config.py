@@ -153,7 +153,7 @@ def test_a_device_that_is_not_there_fails_its_model_and_its_reason_is_not_for_th
     asked = devices.get("/v2/models/gone/ready")
     assert (asked.status, "cannot be compiled for GPU.7: " in asked.json()["error"]) == (404, True)
     inferred = infer(devices, "gone", [tensor("x", "FP32", np.zeros((1, 4), np.float32))])
-    expected = {"error": "model 'gone' does not serve; GET /v2/models/gone/ready tells why"}
+    expected = {"error": "model 'gone' does not serve; GET /v2/models/gone/ready says why"}
     assert (inferred.status, inferred.json()) == (404, expected)
 
 

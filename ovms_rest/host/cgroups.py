@@ -1,4 +1,4 @@
-"""The control groups of this process (cgroups(7)), of both versions."""
+"""The control groups of this process, v1 and v2 (cgroups(7))."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def list_directories(controller: str, proc: Path = PROC, cgroups: Path = CGROUPS) -> list[Path]:
-    """List the directories that may hold limits of a controller: those of the process's groups and their parents."""
+    """List the directories that may have limits of a controller: those of the process's groups and their parents."""
     directories = [cgroups, cgroups / controller]  # in a container the group may be mounted as the root itself
     for line in read_file(proc).splitlines():
         _, controllers, path = line.split(":", 2)
@@ -23,7 +23,7 @@ def list_directories(controller: str, proc: Path = PROC, cgroups: Path = CGROUPS
 
 
 def read_file(file: Path) -> str:
-    """Read a file of a control group; "" where it does not exist or may not be read."""
+    """Return the content of a file, "" if it is missing or unreadable."""
     try:
         return file.read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""How many cores the service may use."""
+"""The number of cores that the service may use."""
 
 import math
 import os
@@ -8,9 +8,9 @@ from ovms_rest.host.cgroups import CGROUPS, PROC, list_directories, read_file
 
 
 def usable_cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Count the cores of the process's affinity, or fewer when a cgroup has a CPU quota (rounded up); at least 1.
+    """Return the number of cores in the process's affinity, or fewer under a CPU quota (rounded up); at least 1.
 
-    Quotas of control groups v2 (cpu.max) and v1 (cpu.cfs_quota_us) count, those of parent groups too.
+    Quotas of control groups v2 (cpu.max) and v1 (cpu.cfs_quota_us) count, including those of parent groups.
     """
     cores = len(os.sched_getaffinity(0))
     quotas = [quota for directory in list_directories("cpu", proc, cgroups) if (quota := _read_quota(directory))]
@@ -18,7 +18,7 @@ def usable_cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
 
 
 def _read_quota(directory: Path) -> float | None:
-    """Read how many cores' time a cgroup may use; None for no limit."""
+    """Return the cores' worth of time that a control group may use; None for no limit."""
     quota, _, period = read_file(directory / "cpu.max").strip().partition(" ")
     if not quota:
         quota, period = (

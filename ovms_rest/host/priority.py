@@ -1,8 +1,8 @@
-"""Scheduling priority of loading while workers serve, so that inferences come first.
+"""Scheduling priority of loads, which give way to inferences while workers serve.
 
-No right is needed to lower a priority (sched(7)), but without CAP_SYS_NICE or RLIMIT_NICE nothing raises it again:
-neither a nice value nor SCHED_IDLE. So what lowers its priority here is a process or a thread that ends with its work,
-or one that has that right.
+Any process may lower its priority, but only one with CAP_SYS_NICE or RLIMIT_NICE can raise it again (sched(7)); this
+holds for nice values and SCHED_IDLE. So only processes and threads that end with their work, or that have the right,
+lower their priority here.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 _LOWEST = 19
-# For what others wait for: the arbiter replaces no workers while it loads, and a reload is over when the new workers
-# serve. On cores that are all busy for good, a thread with this nice value still gets a tenth of one, with 19 a
-# seventieth, and with SCHED_IDLE a 340th. So such work is idle only at first.
+# For work that delays others: the arbiter replaces no workers while it loads, and a reload ends when the new workers
+# serve. If all cores are always busy, a thread with this nice value still gets a tenth of one, with 19 a seventieth,
+# and with SCHED_IDLE a 340th. So such work is idle only at first.
 _MODERATE = 10
 _PATIENCE_SECONDS = 4.0
 _CAP_SYS_NICE = 23
-_RLIMIT_NICE = 13  # which the module `resource` does not name
+_RLIMIT_NICE = 13  # missing in the module `resource`
 
 Result = TypeVar("Result")
 
@@ -29,7 +29,7 @@ _state = {"is_serving": 0, "nice": 0}
 
 
 def begin_to_serve() -> None:
-    """Have loads give way to workers from now on. Before that, at the start, there is nothing to disturb."""
+    """Have loads give way to workers from now on; before that there are no workers."""
     _state.update(is_serving=1, nice=os.getpriority(os.PRIO_PROCESS, 0))
 
 
@@ -39,10 +39,10 @@ def gives_way() -> bool:
 
 
 def yield_to_others() -> None:
-    """Have this thread, and those that it will start, run only where no other process wants to, for good.
+    """Run this thread, and threads that it will start, only on cores that no other process wants, for good.
 
-    Linux then gives it the idle class of disk access too (ioprio_set(2)). What the system forbids, such as a filter of
-    system calls, is passed over: the work is the same at any priority.
+    Linux then gives them the idle class of disk access too (ioprio_set(2)). Errors are ignored, such as those of a
+    filter of system calls.
     """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)
@@ -51,9 +51,9 @@ def yield_to_others() -> None:
 
 
 def run_lowered(work: Callable[[], Result]) -> Result:
-    """Do work in a thread of lower priority, wait for it, and return its result or raise its exception.
+    """Do work in a thread of lower priority; return its result or raise its exception.
 
-    The caller keeps its priority, and so does what it forks. Before workers serve, the caller does the work itself.
+    The caller and its forks keep their priority. Before workers serve, the caller does the work itself.
     """
     if not gives_way():
         return work()
@@ -85,17 +85,17 @@ def run_lowered(work: Callable[[], Result]) -> Result:
 
 @contextlib.contextmanager
 def lowered() -> Iterator[None]:
-    """Run the caller's work only where no other process wants to run; afterwards go back to the usual priority.
+    """Run the block only on cores that no other process wants; afterwards restore the usual priority.
 
-    Threads that the work has started go back as well; processes that it forks have to `restore` their priority. Without
-    the right to go back the work keeps its priority.
+    Threads that the block started are restored as well; processes that it forks have to `restore` theirs. A process
+    that may not raise its priority keeps it.
     """
     if not _can_rise():
         yield
         return
     timer = threading.Timer(_PATIENCE_SECONDS, _set_priority, (threading.get_native_id(), _MODERATE))
     timer.daemon = True
-    timer.start()  # before this thread is lowered, for a thread inherits that
+    timer.start()  # before this thread is lowered, as threads inherit the priority
     yield_to_others()
     try:
         yield
@@ -106,16 +106,16 @@ def lowered() -> Iterator[None]:
 
 
 def restore() -> None:
-    """Give all threads of this process the usual priority of the service."""
+    """Restore the usual priority of the service for all threads of this process."""
     threads = [threading.get_native_id()]
-    with contextlib.suppress(OSError):  # there may be no descriptors left
+    with contextlib.suppress(OSError):  # the process may be out of descriptors
         threads += map(int, os.listdir("/proc/self/task"))
     for thread in threads:
         _set_priority(thread, _state["nice"])
 
 
 def end_quietly() -> None:
-    """Have the rest of this process, which is about to exit, give way to others."""
+    """Lower the priority of this process, which is about to exit."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)
 
@@ -127,21 +127,21 @@ def _can_rise() -> bool:
         return True
     try:
         status = Path("/proc/self/status").read_text()
-    except OSError:  # there are no descriptors left, which is for the load to find
+    except OSError:  # out of descriptors; the load will report it
         return False
     capabilities = re.search(r"^CapEff:\s*(\w+)$", status, re.MULTILINE)
     return capabilities is not None and bool(int(capabilities[1], 16) >> _CAP_SYS_NICE & 1)
 
 
 def _set_priority(thread: int, nice: int) -> None:
-    """Give a thread the usual policy and a nice value."""
-    with contextlib.suppress(OSError):  # a thread that is gone, or what a filter of system calls forbids
+    """Give a thread the usual policy and this nice value."""
+    with contextlib.suppress(OSError):  # the thread has ended, or a filter forbids the system call
         os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, thread, nice)
 
 
 def core_seconds(pid: int) -> float:
-    """Return the CPU time of a process and all its threads that run; 0 when the process is gone."""
+    """Return the CPU seconds of a process's running threads; 0 when the process has ended."""
     spent = 0
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -150,7 +150,7 @@ def core_seconds(pid: int) -> float:
 
 
 def wants_core(pid: int) -> bool:
-    """Return whether a thread of a process runs, or would if it had a core."""
+    """Return whether a thread of a process is running, or waiting for a core."""
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             if (task / "stat").read_bytes().rpartition(b") ")[2].startswith(b"R"):

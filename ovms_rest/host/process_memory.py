@@ -1,4 +1,4 @@
-"""How much memory a process has."""
+"""The memory of a process."""
 
 import os
 import re
@@ -9,24 +9,24 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def resident_bytes(pid: int | str = "self") -> int:
-    """Return the bytes of memory that a process has resident (proc(5)). Raises OSError when the process is gone."""
+    """Return the resident bytes of a process (proc(5)). Raises OSError when the process has ended."""
     return _read_statm(pid)[1] * _PAGE
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:
-    """Return the resident bytes of a process that no file has, those that it shares with its parent included.
+    """Return the resident bytes of a process without those of files, but with those shared with its parent.
 
-    Raises OSError when the process is gone.
+    Raises OSError when the process has ended.
     """
     _, resident, shared, *_ = _read_statm(pid)
     return (resident - shared) * _PAGE
 
 
 def own_bytes(pid: int | str = "self") -> int:
-    """Return the bytes that a process has written and shares with no other; what it inherited by fork is shared.
+    """Return the bytes that a process has written and shares with no other process; forks share inherited pages.
 
-    The kernel walks through all pages for it, which takes some milliseconds for a gigabyte. Raises OSError when the
-    process is gone or another user's.
+    The kernel walks through all pages, which takes some milliseconds per gigabyte. Raises OSError when the process has
+    ended or belongs to another user.
     """
     found = _PRIVATE.search(Path(f"/proc/{pid}/smaps_rollup").read_text())
     if found is None:

@@ -1,8 +1,8 @@
-"""Work in a throwaway process, so that what crashes or hangs there does not take the arbiter with it.
+"""Work in a throwaway process, so that a crash or hang does not harm the arbiter.
 
-The process is started anew and not forked: what OpenVINO has in the arbiter is nothing to try a model on. It reads its
-task as one JSON document and writes a line of JSON for each answer, and one at every step before, so that it is known
-what it was at when it dies or falls silent. While workers serve, it runs only on cores that no other process wants.
+The process is a new one and not a fork, because an inherited OpenVINO may hang. It reads its task as one JSON document
+and writes a line of JSON for each result, and for each step before it, so that the step is known when it dies or
+hangs. While workers serve, it runs only on cores that no other process wants.
 """
 
 import contextlib
@@ -24,34 +24,34 @@ import orjson
 from ovms_rest.errors import LoadError, ShortageError
 from ovms_rest.host.priority import core_seconds, gives_way, wants_core
 
-# Writes a line: tell(step="being compiled"), or an answer, which has any other names.
-Tell = Callable[..., None]
-# A function of a module, which gets the task as it came out of JSON.
-Work = Callable[[Any, Tell], None]
+# Writes a line: send(step="being compiled"), or a result, which has any other names.
+Send = Callable[..., None]
+# A function at the top of a module; it gets the task as read from JSON.
+Work = Callable[[Any, Send], None]
 
-STOPPED = "was not tried to the end, as the service ends"
+STOPPED = "was not tried, because the service is shutting down"
 
-# The processes that run: whoever reaps all children leaves these to `start`, which needs to know how they ended.
+# Running processes: code that reaps all children leaves these to `start`, which needs their exit status.
 running: set[int] = set()
 
 _PR_SET_PDEATHSIG = 1
-# What the process runs, the first at a low priority from its first import on.
+# The program; `_LOWER` comes first so that the imports run at low priority too.
 _LOWER = "from ovms_rest.host.priority import yield_to_others; yield_to_others(); "
 _RUN = "from ovms_rest.host.throwaway import main; main()"
 _POLL_SECONDS = 0.2
-# A process that gets no core may take so many times its timeout.
+# A process that gets no core may take this many times its timeout.
 _MOST_TIMEOUTS = 4
 
 
 class EndedError(LoadError):
-    """The process ended by itself, without the answer that was waited for."""
+    """The process ended by itself before it sent the expected result."""
 
 
 class Throwaway:
-    """A throwaway process as the arbiter sees it; `start` makes one."""
+    """A running throwaway process; `start` makes one."""
 
     def __init__(self, process: subprocess.Popen[bytes], task: bytes, stop: Callable[[], bool]) -> None:
-        """Take a process that was started, and what it is to read."""
+
         assert process.stdin is not None
         assert process.stdout is not None
         self._process = process
@@ -61,20 +61,20 @@ class Throwaway:
         self._rest = b""
         self._lines: deque[bytes] = deque()
         self._is_silent = False
-        # It may not read its task, and need not: that goes out piece by piece while an answer is waited for.
+        # The process may be slow to read its task, so the task is written in pieces while waiting for results.
         os.set_blocking(self._input.fileno(), False)
         self._ready = select.poll()
         self._ready.register(self._input, select.POLLOUT)
         self._ready.register(self._output, select.POLLIN)
 
-    def answer(self, timeout: float) -> dict[str, Any]:
-        """Wait `timeout` seconds at most for the next answer, and return it.
+    def receive(self, timeout: float) -> dict[str, Any]:
+        """Wait at most `timeout` seconds for the next result, and return it.
 
-        Of a process that gives way to workers, the time in which it wants a core and gets none does not count, up to
-        three times the timeout.
+        While the process gives way to workers, time in which it wants a core and gets none does not count, up to three
+        times the timeout.
 
-        Raises LoadError, which says at which step it was: EndedError when the process ended, and else when the time is
-        over. When `stop` said so meanwhile it has the text STOPPED.
+        Raises LoadError, which names the step: EndedError when the process ended, LoadError itself after the timeout.
+        Once `stop` returns True, the text is STOPPED.
         """
         step, deadline = "starting", _Deadline(self._process.pid, timeout)
         try:
@@ -82,16 +82,16 @@ class Throwaway:
                 if "step" not in message:
                     return message
                 step = message["step"]
-            raise EndedError(f"ended the process that tried it with {self._wait(deadline)} while {step}")
+            raise EndedError(f"ended its trial process with {self._wait(deadline)} while {step}")
         except TimeoutError:
-            raise LoadError(f"did not come up in {timeout:g} s; it was stopped while {step}") from None
+            raise LoadError(f"timed out after {timeout:g} s while {step}") from None
 
     def _receive(self, deadline: "_Deadline") -> dict[str, Any] | None:
-        """Return the next line, None when no more will come. Raises LoadError and TimeoutError."""
+        """Return the next line, None after the last. Raises LoadError and TimeoutError."""
         while not self._lines:
             has_ended = self._process.poll() is not None
             if not self._exchange(deadline.pause()):
-                if has_ended:  # and what it forked keeps its output open
+                if has_ended:  # while a fork of it keeps its output open
                     return None
                 self._check_stop()
             elif self._is_silent:
@@ -100,7 +100,7 @@ class Throwaway:
         return message
 
     def _exchange(self, seconds: float) -> bool:
-        """Write and read what is possible now or will be in that time; tell whether anything was."""
+        """Write and read as far as possible within that time; return whether anything was written or read."""
         ready = self._ready.poll(seconds * 1000)
         for descriptor, _ in ready:
             if descriptor == self._output.fileno():
@@ -121,13 +121,13 @@ class Throwaway:
         try:
             self._unsent = self._unsent[os.write(self._input.fileno(), self._unsent) :]
         except BrokenPipeError:
-            self._unsent = self._unsent[:0]  # it reads no more; if it is dead, the end of its output tells
+            self._unsent = self._unsent[:0]  # it reads no more; if it died, its output ends
         if not self._unsent:
             self._ready.unregister(self._input)
             self._input.close()
 
     def _wait(self, deadline: "_Deadline") -> str:
-        """Wait for the end and describe it. Raises LoadError, and TimeoutError when it only closed its output."""
+        """Wait for the end and describe it. Raises LoadError, and TimeoutError if only the output was closed."""
         while True:
             try:
                 returncode = self._process.wait(deadline.pause())
@@ -142,10 +142,10 @@ class Throwaway:
 
 
 class _Deadline:
-    """The end of the time that a process has; while it gives way to workers, that of the time on a core."""
+    """The deadline of a process; while it gives way to workers, only its time on a core counts."""
 
     def __init__(self, pid: int, seconds: float) -> None:
-        """Start to count."""
+
         self._pid = pid
         self._seconds = seconds
         self._end = time.monotonic() + seconds
@@ -166,11 +166,11 @@ class _Deadline:
 def start(
     work: Work, task: Any, stop: Callable[[], bool] = lambda: False, descriptors: Sequence[int] = ()
 ) -> Iterator[Throwaway]:
-    """Start a throwaway process that does some work, and end it in the end, with all that it forked into its group.
+    """Start a throwaway process that does some work; kill it on exit, with all processes that it forked in its group.
 
-    `task` goes to `work` by JSON, in which what JSON does not know is a string. When `stop` says so, answers are no
-    longer waited for. The process has the `descriptors` under the same numbers. Raises ShortageError when the system
-    has no process, memory or descriptor left for it.
+    `task` goes to `work` as JSON, with values of other types as strings. Once `stop` returns True, `receive` waits no
+    longer. The process inherits the `descriptors` under the same numbers. Raises ShortageError when the system has no
+    process, memory or descriptor left for it.
     """
     written = orjson.dumps(task, default=str)
     code = _LOWER + _RUN if gives_way() else _RUN
@@ -188,10 +188,10 @@ def start(
 
 def _start(command: list[str], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
     try:
-        # One thread for linear algebra: NumPy starts one for each core else, and its import takes three times the CPU.
+        # One thread for linear algebra: by default NumPy starts one per core, and its import takes three times the CPU.
         environ = {"OPENBLAS_NUM_THREADS": "1", **os.environ}
-        # In a process group of its own, so that what the work may fork ends with it. In a session of its own it would
-        # get as much of the cores as all workers together, whatever its priority (autogroup, sched(7)).
+        # A process group of its own, so that forks of the work end with it. In a session of its own it would get as
+        # much CPU time as all workers together, whatever its priority (autogroup, sched(7)).
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -201,21 +201,21 @@ def _start(command: list[str], descriptors: Sequence[int]) -> subprocess.Popen[b
             env=environ,
         )
     except OSError as error:
-        raise ShortageError(f"cannot start a process to try models and nodes in: {error.strerror}") from error
+        raise ShortageError(f"cannot start a process to try models and nodes: {error.strerror}") from error
 
 
 def main() -> None:
-    """Be the throwaway process: do the work whose module and name are the arguments."""
-    # Not to outlive an arbiter that is killed.
+    """Do the work whose module and name are the arguments; the main function of the throwaway process."""
+    # The process must not outlive a killed arbiter.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a terminal set to `tostop` would stop it at its first line
-    answers = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever the work prints is no answer
+    results = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keeps what the work prints out of the results
     _, module, name = sys.argv
     work: Work = getattr(importlib.import_module(module), name)
 
-    def tell(**message: Any) -> None:
-        os.write(answers, orjson.dumps(message) + b"\n")
+    def send(**message: Any) -> None:
+        os.write(results, orjson.dumps(message) + b"\n")
 
-    work(orjson.loads(sys.stdin.buffer.read()), tell)
-    os._exit(0)  # nothing is left to do, and OpenVINO takes a while to tear down
+    work(orjson.loads(sys.stdin.buffer.read()), send)
+    os._exit(0)  # OpenVINO's teardown takes a while and serves no purpose

@@ -1,11 +1,11 @@
-"""Private copies of a model's files: whatever happens to the files later, the model stays the one that was tried.
+"""Private copies of a model's files, so that later changes of the files do not change the model that was tried.
 
 OpenVINO maps weights into memory rather than reading them. When such a file is truncated, every process that touches
 the map dies of SIGBUS; when it is overwritten, the served weights change with it. So the throwaway process copies the
-files first, and both it and the arbiter load the copies: memory files that are sealed, which all workers share, or
-files in a private directory that is removed after the load.
+files first, and both it and the arbiter load the copies: sealed memory files, which all workers share, or files in a
+private directory that is removed after the load.
 
-A copy is made of one state of the files: none of them is open for writing, and none changes in the meantime.
+A copy is consistent: none of the files is open for writing, and none changes while they are copied.
 """
 
 import contextlib
@@ -26,23 +26,24 @@ from typing import TypeVar
 
 from ovms_rest.errors import LoadError
 from ovms_rest.models.repository import find_model_file, find_weights, list_model_files
+from ovms_rest.models.watching import Stamp, stamp_file
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-# A writer gets so many seconds to finish; then the load fails, and is repeated later.
+# How long to wait for a writer to finish; then the load fails, and is repeated later.
 _PATIENCE_SECONDS = 2.0
 _PAUSE_SECONDS = 0.02
 # Kernels before 6.13 count the time of a change in ticks, of 10 ms at most: a file that changed within the last tick
 # may change again and keep its stamp.
 _TICK_SECONDS = 0.02
 _CHUNK = 2**24
-_STATFS_BYTES = 256  # more than a struct statfs has
+_STATFS_BYTES = 256  # larger than a struct statfs
 
 _PREFIX = "ovms_rest_copies-"
-_MEMORY_DIRECTORY = "/dev/shm"  # noqa: S108  what is made in it is made by mkdtemp
+_MEMORY_DIRECTORY = "/dev/shm"  # noqa: S108  used with mkdtemp
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
-# File systems (statfs(2)) on which a refused lease means that the file is open for writing; on NFS and SMB it may mean
+# File systems (statfs(2)) where a refused lease means that the file is open for writing; on NFS and SMB it may mean
 # that the server granted no delegation.
 _FILE_SYSTEMS_WITH_LEASES = frozenset(
     {
@@ -55,52 +56,52 @@ _FILE_SYSTEMS_WITH_LEASES = frozenset(
     }
 )
 
-# Path, inode, size and the times of the last changes of content and status, in ns.
-State = tuple[tuple[str, int, int, int, int], ...]
-
-
 Result = TypeVar("Result")
 
 
 class ChangingError(LoadError):
-    """The files of a model changed while they were being loaded, or are being written; a later try may succeed."""
+    """The files of a model changed during the load, or are being written; a later load may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the files of one version can be copied to.
+    """The place for copies of the files of one version.
 
-    `descriptors` are two empty memory files, which have the same numbers in the throwaway process; `directory` is for
-    formats that OpenVINO reads by the names of their files, None if there is none.
+    `descriptors` are two empty memory files, with the same numbers in the throwaway process; `directory` is for formats
+    that OpenVINO reads by the names of their files, "" where no temporary directory can be written.
     """
 
-    descriptors: tuple[int, int]
-    directory: str | None
+    descriptors: tuple[int, ...]
+    directory: str
+
+
+# For a system without memory files: models are read in place.
+NO_PLACE = Place((), "")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What OpenVINO reads for a model.
+    """The files that OpenVINO reads for a model.
 
     `file` is the model's own file or directory; `model` and `weights` are the paths to read, which may be copies. Only
-    a source that `may_map` is mapped into memory. `state` is that of the files if they are read in place, without map,
-    and `note` why.
+    a source that `may_map` is mapped into memory. Files that are read in place, unmapped, have their `stamp` here, and
+    a `note` that says why they were not copied.
     """
 
     file: str
     model: str
     weights: str | None
     may_map: bool
-    state: State = ()
+    stamp: Stamp = ()
     note: str = ""
 
     def check(self) -> None:
-        """Raise ChangingError if files that are read in place have changed since they were tried."""
-        if self.state and _look([Path(path) for path, *_ in self.state]) != self.state:
+        """Raise ChangingError if files that are read in place have changed since their trial."""
+        if self.stamp and _stamp_at_rest([Path(path) for path, *_ in self.stamp]) != self.stamp:
             raise ChangingError(f"{self.file} changed while it was being loaded")
 
     def clean(self, text: str) -> str:
-        """Return a text of OpenVINO's with the names of the user's files instead of those of their copies."""
+        """Replace the names of copies in OpenVINO's text by those of the user's files."""
         if self.model == self.file:
             return text
         text = text.replace(self.model, self.file)
@@ -113,26 +114,26 @@ class Source:
 
 
 @contextlib.contextmanager
-def open_places(count: int) -> Iterator[list[Place | None]]:
-    """Make places for the files of so many versions; what was copied there lasts as long as a model maps it.
+def open_places(count: int) -> Iterator[list[Place]]:
+    """Make places for the files of `count` versions; copies in them live on as long as a model maps them.
 
-    A place is None where the system refuses memory files, which the log tells.
+    Where the system refuses memory files, the log says so and the places are NO_PLACE.
     """
     owner = os.getpid()
-    places: list[Place | None] = []
+    places: list[Place] = []
     with contextlib.ExitStack() as stack:
         root = _make_root(stack)
         try:
             for index in range(count):
                 first, second = (_make_memory_file("model", stack) for _ in range(2))
-                places.append(Place((first, second), f"{root}/{index}" if root else None))
+                places.append(Place((first, second), root and f"{root}/{index}"))
         except OSError as error:
-            log.warning("no private copies of models can be made, which are read in place: %s", error.strerror)
-            places += [None] * (count - len(places))
+            log.warning("models are read in place, as no private copies can be made: %s", error.strerror)
+            places += [NO_PLACE] * (count - len(places))
         try:
             yield places
         finally:
-            if os.getpid() != owner:  # a worker that was forked meanwhile closed its own, and the rest is the arbiter's
+            if os.getpid() != owner:  # a worker forked meanwhile has closed its copies; the arbiter cleans up the rest
                 stack.pop_all()
 
 
@@ -143,20 +144,20 @@ def _make_memory_file(name: str, stack: contextlib.ExitStack) -> int:
     return descriptor
 
 
-def _make_root(stack: contextlib.ExitStack) -> str | None:
-    """Make a directory that nobody else can enter; return None where no temporary directory can be written."""
+def _make_root(stack: contextlib.ExitStack) -> str:
+    """Make a private directory; return "" where no temporary directory can be written."""
     for parent in _find_temporary_directories():
         with contextlib.suppress(OSError):
             _remove_abandoned(parent)
             root = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
             stack.callback(shutil.rmtree, root, ignore_errors=True)
-            # As long as the lock is held, no other service takes the directory for abandoned.
+            # The lock shows other services that the directory is in use.
             descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             _inherited.add(descriptor)
             stack.callback(_close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return root
-    return None
+    return ""
 
 
 def _find_temporary_directories() -> Iterator[str]:
@@ -166,7 +167,7 @@ def _find_temporary_directories() -> Iterator[str]:
 
 
 def _remove_abandoned(parent: str) -> None:
-    """Remove what a service left behind that was killed while it loaded models."""
+    """Remove the directories of services that were killed while they loaded models."""
     for path in Path(parent).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -178,7 +179,7 @@ def _remove_abandoned(parent: str) -> None:
                 os.close(descriptor)
 
 
-# A worker that is forked while models are loaded would keep the memory files, and what is in them, for all its life.
+# A worker that is forked during a load closes these; otherwise it would keep the copies in memory for all its life.
 _inherited: set[int] = set()
 
 
@@ -196,7 +197,7 @@ os.register_at_fork(after_in_child=_close_inherited)
 
 
 def seal(place: Place) -> None:
-    """Keep the copies from being changed by any process, this one included, from then on."""
+    """Make the copies immutable for all processes, this one included."""
     for descriptor in place.descriptors:
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
 
@@ -204,53 +205,53 @@ def seal(place: Place) -> None:
 # --- In the throwaway process
 
 
-def copy_model(path: Path, place: Place | None, may_map: bool = False) -> Source:
-    """Copy the model of a version, its directory or single file, to a place; return what to read.
+def copy_model(path: Path, place: Place, may_map: bool = False) -> Source:
+    """Copy the model of a version, its directory or single file, to a place; return the source to read.
 
-    Without a place, or where there is no room, that is the files themselves, which are then not mapped; with `may_map`
-    they are, as the user wants it. Raises LoadError, and ChangingError when the files do not come to rest.
+    Without a place or enough room the source is the files themselves, unmapped; with `may_map`, which the user has to
+    set, the files themselves, mapped. Raises LoadError, and ChangingError when the files keep changing.
     """
     file = find_model_file(path)
     return _read_in_place(file, may_map=True) if may_map else _wait_for_rest(lambda: _copy_model(file, place))
 
 
 def read_in_place(path: Path) -> Source:
-    """Return a source for the files of a version themselves, which are not mapped. Raises LoadError."""
+    """Return a source that is the files of a version themselves, unmapped. Raises LoadError."""
     return _read_in_place(find_model_file(path), may_map=False)
 
 
-def _read_in_place(file: Path, may_map: bool, state: State = (), note: str = "") -> Source:
+def _read_in_place(file: Path, may_map: bool, stamp: Stamp = (), note: str = "") -> Source:
     weights = find_weights(file)
-    return Source(str(file), str(file), str(weights) if weights else None, may_map, state, note)
+    return Source(str(file), str(file), str(weights) if weights else None, may_map, stamp, note)
 
 
-def _copy_model(file: Path, place: Place | None) -> Source:
+def _copy_model(file: Path, place: Place) -> Source:
     files = list_model_files(file)
-    state = _look(files)
+    stamp = _stamp_at_rest(files)
     try:
-        source = _fill(place, file, files, state) if place else None
+        source = _read_in_place(file, False, stamp) if place == NO_PLACE else _fill(place, file, files, stamp)
     except OSError as error:
-        source = _read_in_place(file, False, state, f"read in place, without a private copy: {error}")
-    if list_model_files(file) != files or _look(files) != state:
+        source = _read_in_place(file, False, stamp, f"read in place, without a private copy: {error}")
+    if list_model_files(file) != files or _stamp_at_rest(files) != stamp:
         raise ChangingError(f"{file} changed while it was being copied")
-    return source or _read_in_place(file, False, state)
+    return source
 
 
-def _fill(place: Place, file: Path, files: Sequence[Path], state: State) -> Source:
-    """Copy files to a place; return what to read. Raises OSError when they cannot be copied there."""
-    sizes = [size for _, _, size, *_ in state]
+def _fill(place: Place, file: Path, files: Sequence[Path], stamp: Stamp) -> Source:
+    """Copy files to a place; return the source to read. Raises OSError when they cannot be copied there."""
+    sizes = [size for _, size, *_ in stamp]
     if file.suffix == ".xml" and len(files) <= len(place.descriptors):
         paths = [_copy_to_memory(*each) for each in zip(files, place.descriptors, sizes, strict=False)]
-        weights = paths[1] if len(paths) > 1 and sizes[1] else None  # OpenVINO takes no empty file for weights
+        weights = paths[1] if len(paths) > 1 and sizes[1] else None  # OpenVINO refuses an empty file of weights
         return Source(str(file), paths[0], weights, may_map=True)
-    if place.directory is None:
+    if not place.directory:
         raise _NoRoomError("no temporary directory can be written")
     base = file if file.is_dir() else file.parent
     outside = [each for each in files if ".." in each.parts or not each.is_relative_to(base)]
     if outside:
-        raise _NoRoomError(f"{outside[0]} lies outside of {base}")
+        raise _NoRoomError(f"{outside[0]} is outside {base}")
     directory = Path(place.directory)
-    shutil.rmtree(directory, ignore_errors=True)  # a try that failed may have left it
+    shutil.rmtree(directory, ignore_errors=True)  # a failed attempt may have left it
     directory.mkdir()
     if len(files) == 1:
         os.symlink(_copy_to_memory(files[0], place.descriptors[0], sizes[0]), directory / files[0].name)
@@ -265,18 +266,18 @@ def _fill(place: Place, file: Path, files: Sequence[Path], state: State) -> Sour
 
 
 def _copy_to_memory(file: Path, descriptor: int, size: int) -> str:
-    """Copy a file to a memory file; return the path that stands for it."""
-    os.ftruncate(descriptor, 0)  # a try that failed may have left something
+    """Copy a file to a memory file; return the path of the copy."""
+    os.ftruncate(descriptor, 0)  # a failed attempt may have left bytes
     os.lseek(descriptor, 0, os.SEEK_SET)
     _copy(file, descriptor, size)
     return f"/proc/self/fd/{descriptor}"
 
 
 def _copy(file: Path, target: int, size: int) -> None:
-    """Copy as many bytes as the file had, and no more: it may be growing. Raises OSError for the target only."""
+    """Copy the first `size` bytes of a file, which may be growing. Raises OSError for the target only."""
     with _reading(file), file.open("rb", buffering=0) as source:
         done = 0
-        with contextlib.suppress(OSError):  # which is not clear about the side that failed
+        with contextlib.suppress(OSError):  # sendfile does not say which side failed; the loop below does
             while count := os.sendfile(target, source.fileno(), done, min(size - done, _CHUNK)):
                 done += count
         source.seek(done)
@@ -300,7 +301,7 @@ def _write(target: int, data: bytes) -> int:
 
 
 class FileCopy:
-    """A sealed copy of a file in memory, which can be opened under its `path` as long as this object lives."""
+    """A sealed copy of a file in memory, at `path` as long as this object lives."""
 
     def __init__(self, file: Path, size: int) -> None:
         """Copy the file. Raises OSError if the system has no memory files."""
@@ -310,33 +311,34 @@ class FileCopy:
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
 
 
-_copies: weakref.WeakValueDictionary[State, FileCopy] = weakref.WeakValueDictionary()
+_copies: weakref.WeakValueDictionary[Stamp, FileCopy] = weakref.WeakValueDictionary()
 
 
 def copy_file(file: Path) -> FileCopy:
-    """Return a copy of a file; the same one for the same state of the file.
+    """Return a copy of a file; the same one as long as the file does not change.
 
-    Raises LoadError, ChangingError if the file does not come to rest, and OSError if the system has no memory files.
+    Raises LoadError, ChangingError if the file keeps changing, and OSError if the system has no memory files.
     """
 
     def copy() -> FileCopy:
-        state = _look([file])
-        copied = _copies.get(state)
+        stamp = _stamp_at_rest([file])
+        copied = _copies.get(stamp)
         if copied is None:
-            copied = FileCopy(file, state[0][2])
-            if _look([file]) != state:
+            ((_, size, *_),) = stamp
+            copied = FileCopy(file, size)
+            if _stamp_at_rest([file]) != stamp:
                 raise ChangingError(f"{file} changed while it was being copied")
-            _copies[state] = copied
+            _copies[stamp] = copied
         return copied
 
     return _wait_for_rest(copy)
 
 
-# --- The state of files
+# --- Stamps of files at rest
 
 
 def _wait_for_rest(work: Callable[[], Result]) -> Result:
-    """Do some work, again while it raises ChangingError, for a bounded time."""
+    """Do some work, and repeat it for a while as long as it raises ChangingError."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
@@ -347,9 +349,9 @@ def _wait_for_rest(work: Callable[[], Result]) -> Result:
         time.sleep(_PAUSE_SECONDS)
 
 
-def _look(files: Sequence[Path]) -> State:
-    """Return the state of files that are at rest. Raises ChangingError for those that are not, and LoadError."""
-    state = []
+def _stamp_at_rest(files: Sequence[Path]) -> Stamp:
+    """Return the stamp of files that are at rest. Raises LoadError, and ChangingError for files that are not."""
+    stamps = []
     for file in files:
         with _reading(file), file.open("rb", buffering=0) as stream:
             if _is_being_written(stream.fileno()):
@@ -357,19 +359,19 @@ def _look(files: Sequence[Path]) -> State:
             status = os.fstat(stream.fileno())
             if 0 <= time.time() - status.st_ctime < _TICK_SECONDS:
                 raise ChangingError(f"{file} is being changed")
-            state.append((str(file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-    return tuple(state)
+            stamps.append(stamp_file(file, status))
+    return tuple(stamps)
 
 
 def _is_being_written(descriptor: int) -> bool:
-    """Return whether another process has a file open for writing, False where the system does not let us know.
+    """Return whether another process has a file open for writing; False where the system does not say.
 
-    A read lease is granted only on a file that nobody has open for writing, and only to its owner and to root
+    A read lease is granted only on a file that no process has open for writing, and only to its owner and to root
     (fcntl(2), "Leases").
     """
     try:
-        # A process that opens the file before the lease is given back waits those microseconds. We get the signal
-        # then, of which the default is to be ignored; that of SIGIO would end the process.
+        # A process that opens the file before the lease is returned waits those microseconds, and we get a signal:
+        # SIGURG, which is ignored by default, where SIGIO would end the process.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)

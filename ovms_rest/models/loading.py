@@ -15,10 +15,10 @@ from ovms_rest.models.compilation import Compilation, plan_compilation
 from ovms_rest.models.configuration import ModelConfig, check_values_of
 from ovms_rest.models.copies import ChangingError, Source, open_places, seal
 from ovms_rest.models.images import ImageLimits
-from ovms_rest.models.proving import Task, prove
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.repository import find_model_file, find_versions
 from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
+from ovms_rest.models.trials import Task, run_trials
 from ovms_rest.models.watching import stamp
 from ovms_rest.protocol.tensors import TensorMetadata
 
@@ -27,11 +27,14 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 # How many versions are tried in one process; their copies are kept until all are done, with two open files each.
 _BATCH = 64
 
+# The plan of a model without versions to compile.
+_NO_PLAN = Compilation("", {}, shared=False, reason="")
+
 
 class Host(NamedTuple):
-    """What models are loaded for: usable cores, seconds to try one, OpenVINO's cache, limits of images.
+    """Limits and defaults of all models: usable cores, seconds per trial, OpenVINO's cache, limits of images.
 
-    `cpu_extension` is the library with operations for models that name none of their own.
+    `cpu_extension` is the library of operations for models whose configuration has none.
     """
 
     cores: int
@@ -50,7 +53,7 @@ class _Candidate:
         self.previous = previous
         self.entry = Entry(policy=config.version_policy, notes=_find_ignored(config))
         self.paths: dict[int, Path] = {}
-        self.plan: Compilation | None = None
+        self.plan = _NO_PLAN
         problems = check_values_of(config)
         if not config.remote:
             try:
@@ -58,58 +61,59 @@ class _Candidate:
             except LoadError as error:
                 problems.append(str(error))
         if problems:
+            self.paths = {}
             self.fail(problems)
         else:
             self.plan = plan_compilation(config.target_device, config.plugin_config, host.cores, host.cache_dir)
 
     def fail(self, problems: Sequence[str]) -> None:
-        """Keep why there are no versions at all."""
+        """Set the reasons why the model has no versions at all."""
         self.entry.reason, self.entry.details = "; ".join(problems), tuple(problems)
 
     def wanted(self) -> list[int]:
-        """Choose, of the versions that have not failed, those that the policy wants; highest first."""
-        if self.plan is None:
-            return []
+        """Return the versions that the policy selects among those that have not failed, highest first."""
         failed = self.entry.failures.keys() - self.entry.versions.keys()
         return self.config.version_policy.choose(self.paths.keys() - failed)
 
     def task(self, version: int) -> Task:
-        """Describe a version."""
-        assert self.plan is not None
+        """Describe the trial of a version."""
         options = self.config.options
         options = replace(options, cpu_extension=options.cpu_extension or self.host.cpu_extension or None)
         return Task(self.paths[version], self.plan, options, self.host.limits)
 
     def postpone(self, version: int, reason: str) -> None:
-        """Fail a version whose files are being written; one that serves goes on as it was, and no other replaces it."""
+        """Fail a version whose files are being written; if it serves already, keep serving it as it was."""
         self.entry.failures[version] = reason
         self.entry.is_changing = True
         if version in self.previous.versions:
-            log.warning("version %d of model %r goes on as it was", version, self.config.name)
-            self.entry.versions[version] = self.previous.versions[version]
-            self.entry.proofs[version] = self.previous.proofs[version]
+            log.warning("model %r keeps serving version %d as it was", self.config.name, version)
+            self.keep(version)
             self.entry.sources[version] = self.previous.sources.get(version)
 
+    def keep(self, version: int) -> None:
+        """Take over a version from the previous registry."""
+        self.entry.versions[version] = self.previous.versions[version]
+        self.entry.trials[version] = self.previous.trials[version]
+
     def reuse(self, version: int) -> bool:
-        """Take over a version that serves already and has not changed since; tell whether there is such a one."""
+        """Keep a version that serves already and has not changed since; return whether it was kept."""
         source = (self.task(version), stamp(self.paths[version]))
         self.entry.sources[version] = source
-        if version not in self.previous.versions or self.previous.sources.get(version) != source:
-            return False
-        self.entry.versions[version] = self.previous.versions[version]
-        self.entry.proofs[version] = self.previous.proofs[version]
-        return True
+        is_unchanged = version in self.previous.versions and self.previous.sources.get(version) == source
+        if is_unchanged:
+            self.keep(version)
+        return is_unchanged
 
     def load(self, version: int, source: Source | None) -> None:
-        """Load a version that was proven, of the same source."""
+        """Load a version from the source that passed its trial."""
         task = self.task(version)
-        with suppress(LoadError):  # which may have gone meanwhile, and is looked for only to log what else lies there
+        with suppress(LoadError):  # called only for its log lines about further models; the file may be gone by now
             find_model_file(task.path)
         try:
             model = Model(self.config.name, version, task.path, task.compilation, task.options, task.limits, source)
             if task.compilation.shared:
-                # The first inference lays out the weights of some models anew, which is then shared too: ResNet-50
-                # with a dynamic batch takes 7 MB in each worker, and 60 without.
+                # The first inference rearranges the weights of some models; done here, workers share the result:
+                # ResNet-50 with a dynamic batch takes 7 MB in each worker, and 60 MB without.
                 model.open(lambda: None)
         except ChangingError as error:
             self.postpone(version, str(error))
@@ -121,36 +125,36 @@ class _Candidate:
                 log.warning("version %d of model %r was %s", version, self.config.name, source.note)
 
     def finish(self) -> Entry:
-        """Tell in the log what became of the model; it goes on as it was when nothing of it can be served now."""
+        """Log the outcome and return the entry; keep serving the previous versions if none of the new ones loaded."""
         name, entry = self.config.name, self.entry
-        if self.plan is not None and not entry.versions and not entry.failures:
+        if self.paths and not entry.versions and not entry.failures:
             found = ", ".join(map(str, self.paths))
             self.fail([f"model_version_policy selects none of the available versions: {found}"])
         for reason in entry.details:
             log.error("model %r does not serve: %s", name, reason)
         for version, reason in sorted(entry.failures.items()):
             log.error("version %d of model %r does not serve: %s", version, name, reason)
-        for note in (*(self.plan.notes if self.plan else ()), *entry.notes):
+        for note in (*self.plan.notes, *entry.notes):
             log.info("model %r: %s", name, note)
         if self.config.options.shape is not None and self.config.options.batch_size is not None:
             both = "Both shape and batch size have been defined. Batch size parameter will be ignored."
             log.warning("model %r: %s", name, both)
         if _asks_for_auto(self.config):
-            log.warning('model %r: "auto" is deprecated; any size is taken, as "-1" says', name)
+            log.warning('model %r: "auto" is deprecated and accepts any size, as "-1" does', name)
         if not entry.versions and self.previous.versions:
-            log.warning("model %r goes on as it was: version %s", name, ", ".join(map(str, self.previous.versions)))
-            entry.versions, entry.proofs = self.previous.versions, self.previous.proofs
+            log.warning("model %r keeps serving version %s", name, ", ".join(map(str, self.previous.versions)))
+            entry.versions, entry.trials = self.previous.versions, self.previous.trials
             entry.sources = self.previous.sources
             return entry
         for version, model in sorted(entry.versions.items()):
             if model is self.previous.versions.get(version):
                 continue
             assert isinstance(model, Model)
-            seconds = entry.proofs[version].seconds
+            trial = entry.trials[version]
             line = "model %r version %d serves from %s: %s, ready after %.2f s"
-            log.info(line, name, version, model.file, describe(model), seconds)
-            if warning := entry.proofs[version].warning:
-                log.warning("model %r version %d: %s", name, version, warning)
+            log.info(line, name, version, model.file, describe(model), trial.seconds)
+            if trial.warning:
+                log.warning("model %r version %d: %s", name, version, trial.warning)
         return entry
 
 
@@ -161,12 +165,11 @@ def load_models(
     previous: ModelRegistry | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> ModelRegistry:
-    """Find, prove and compile the versions that every model's policy wants.
+    """Find, try and compile the versions that every model's policy selects; return them as a registry.
 
-    A version that fails is remembered with its reason, and another takes its place where the policy allows. What a
-    `previous` registry serves already, unchanged, is taken over, and what it served goes on where nothing new can take
-    its place. `begin` is called with name and version when the turn of one comes to be proven. When `stop` says
-    so, no more are tried.
+    A version that fails is listed with its reason, and the next one that the policy allows takes its place. Versions of
+    the `previous` registry that have not changed are kept, and so are those of a model that cannot be loaded now.
+    `begin` is called with name and version before each trial. Once `stop` returns True, nothing more is tried.
     """
     served = previous.entries if previous else {}
     candidates = [_Candidate(config, host, served.get(config.name, Entry())) for config in configs]
@@ -187,34 +190,33 @@ def _load_batch(
     begin: Callable[[str, int], None],
     stop: Callable[[], bool],
 ) -> None:
-    """Prove versions and load those that pass."""
+    """Try versions and load those that pass."""
     with open_places(len(versions)) as places:
         tasks = [
             replace(candidate.task(version), place=place)
             for (candidate, version), place in zip(versions, places, strict=True)
         ]
-        proofs = prove(
+        results = run_trials(
             tasks,
             host.load_timeout,
             lambda index: begin(versions[index][0].config.name, versions[index][1]),
             stop,
         )
-        for (candidate, version), place, proof in zip(versions, places, proofs, strict=True):
-            candidate.entry.proofs[version] = proof
-            if proof.is_changing:
-                candidate.postpone(version, proof.reason or "")
-            elif proof.reason is not None:
-                candidate.entry.failures[version] = proof.reason
-            elif stop():  # asked for each, for it also looks after the workers, which a compilation keeps waiting
+        for (candidate, version), place, trial in zip(versions, places, results, strict=True):
+            candidate.entry.trials[version] = trial
+            if trial.is_changing:
+                candidate.postpone(version, trial.reason)
+            elif trial.reason:
+                candidate.entry.failures[version] = trial.reason
+            elif stop():  # called before each compilation, because it also looks after the workers
                 candidate.entry.failures[version] = STOPPED
             else:
-                if place:
-                    seal(place)
-                run_lowered(partial(candidate.load, version, proof.source))
+                seal(place)
+                run_lowered(partial(candidate.load, version, trial.source))
 
 
 def describe(model: Model) -> str:
-    """Tell in a line what a model takes and gives and how it is compiled."""
+    """Return a line with a model's inputs and outputs and how it is compiled."""
     inputs, outputs = model.metadata.inputs, model.metadata.outputs
     how = "compiled once for all workers" if model.compilation.shared else "compiled by each worker"
     state = "; its state is reset before each inference" if model.has_state else ""
@@ -233,7 +235,7 @@ def _find_ignored(config: ModelConfig) -> tuple[str, ...]:
             "as many run at once as there are workers"
         )
     if config.allow_cache:
-        notes.append("allow_cache=true is ignored: whatever is compiled may be cached")
+        notes.append("allow_cache=true is ignored: every compiled model may be cached")
     return tuple(notes)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ovms_rest.models.shapes import Shape, ShapeError
-from ovms_rest.models.trials import choose_other_shapes
+from ovms_rest.models.trial_shapes import choose_other_shapes
 from ovms_rest.protocol.datatypes import BYTES, DATATYPES
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Array, Tensor, TensorMetadata, copy_array, memory_of, size_of

@@ -1,139 +1,125 @@
-"""Shapes to try a model with, before it has seen a request and after one has failed."""
+"""Trials of models in a throwaway process, so that a crashing or hanging model does not harm the arbiter."""
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ovms_rest.protocol.tensors import Dim, TensorMetadata
+from ovms_rest.errors import LoadError
+from ovms_rest.host.process_memory import resident_bytes
+from ovms_rest.host.throwaway import STOPPED, EndedError, Send, start
+from ovms_rest.models.compilation import Compilation, maps_files
+from ovms_rest.models.copies import NO_PLACE, ChangingError, Place, Source, copy_model
+from ovms_rest.models.images import ImageLimits
+from ovms_rest.models.options import ModelOptions
+from ovms_rest.models.runtime import DEFAULT_LIMITS, NO_OPTIONS, Model
 
-# Those that can be halved several times, which detectors and encoder-decoders do.
-_USUAL_SIZES = (32, 64, 224, 640)
 
-Shape = tuple[int, ...]
-Sizes = tuple[int | None, ...]
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The trial of a version: its directory or file, how to load it, and the place for copies of its files."""
+
+    path: Path
+    compilation: Compilation
+    options: ModelOptions = NO_OPTIONS
+    limits: ImageLimits = DEFAULT_LIMITS
+    place: Place = NO_PLACE
 
 
-def choose_shapes(inputs: Sequence[TensorMetadata], sizes: Sequence[Sizes]) -> list[Mapping[str, Shape]]:
-    """Return shapes for all inputs by name, those that the model takes most likely first, none twice.
+class TrialResult(NamedTuple):
+    """The outcome of a trial: the reason of a failure, "" for a model that may serve; its seconds and bytes of memory.
 
-    `sizes` are those that the inputs had before the config made them dynamic, None where there is none. What is dynamic
-    gets them, so far as it allows, or else what other inputs have in the same dim, for they often have to agree: the
-    smallest size that all of them allow which are dynamic there, or that of one which is not. Further shapes have
-    another size in one of the dims, or in all that are dynamic.
+    `warning` says what the trial of a model that may serve could not show; `source` was tried. With `is_changing` the
+    reason is only that the files were being written.
     """
-    columns = itertools.zip_longest(*(port.dims or () for port in inputs))
-    fixed = tuple(max((dim.size or 0 for dim in column if dim is not None), default=0) or None for column in columns)
-    found: list[Mapping[str, Shape]] = []
-    for known in (sizes, [()] * len(inputs), [fixed] * len(inputs)):
-        base = _choose_base(inputs, known)
-        for axes in _choose_axes(inputs):
-            shapes = {
-                port.name: tuple(
-                    _other(size, dim) if axis in axes else size
-                    for axis, (size, dim) in enumerate(zip(shape, port.dims or (), strict=True))
-                )
-                for port, shape in zip(inputs, base, strict=True)
-            }
-            if shapes not in found:
-                found.append(shapes)
-    return found
+
+    reason: str = ""
+    seconds: float = 0.0
+    memory: int = 0
+    warning: str = ""
+    source: Source | None = None
+    is_changing: bool = False
 
 
-def choose_usual_shapes(inputs: Sequence[TensorMetadata]) -> Iterator[Mapping[str, Shape]]:
-    """Yield shapes for all inputs by name in which dims after the first have sizes that many image models take."""
-    for size in _USUAL_SIZES:
-        yield {
-            port.name: tuple(
-                _clamp(size if axis else 1, dim) if dim.size is None else dim.size
-                for axis, dim in enumerate(port.dims or ())
-            )
-            for port in inputs
-        }
+def run_trials(
+    tasks: Sequence[Task],
+    timeout: float,
+    begin: Callable[[int], None] = lambda index: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[TrialResult]:
+    """Read and compile every model in a throwaway process, and infer once with it; return a result for each.
 
-
-# Of a dim that is not the first. Halves and doubles come before their neighbours, for a division hides those.
-_CHANGES: tuple[Callable[[int], int], ...] = (
-    lambda size: size // 2,
-    lambda size: size * 2,
-    lambda size: size + 32,
-    lambda size: size + 1,
-    lambda size: size - 1,
-    lambda size: size,
-)
-
-
-def choose_other_shapes(
-    inputs: Sequence[TensorMetadata], bases: Iterable[Mapping[str, Shape]], last: Mapping[str, Shape]
-) -> Iterator[Mapping[str, Shape]]:
-    """Yield shapes for all inputs by name that are like the `bases` and not those of `last`.
-
-    Every input that is in `last` has another shape than there. Those that differ in all of its dynamic dims come first.
+    Each model has `timeout` seconds; `begin` is called with its index before its trial. A model that ends the process
+    is tried again in a process of its own, as a model before it may have done the damage. Once `stop` returns True, the
+    rest is not tried.
     """
-    late: list[Mapping[str, Shape]] = []
-    seen: list[Mapping[str, Shape]] = []
-    for base in bases:
-        for shapes in _vary(inputs, base):
-            if shapes in seen or any(shapes[name] == shape for name, shape in last.items()):
-                continue
-            seen.append(shapes)
-            if all(_differs(port, shapes[port.name], last[port.name]) for port in inputs if port.name in last):
-                yield shapes
-            else:
-                late.append(shapes)
-    yield from late
+    results: list[TrialResult] = []
+    while len(results) < len(tasks):
+        if stop():
+            return results + [TrialResult(STOPPED)] * (len(tasks) - len(results))
+        done = len(results)
+
+        def begin_one(index: int, done: int = done) -> None:
+            begin(done + index)
+
+        results += _run_in_one_process(tasks[done:], timeout, begin_one, stop)
+    return results
 
 
-def _vary(inputs: Sequence[TensorMetadata], base: Mapping[str, Shape]) -> Iterator[Mapping[str, Shape]]:
-    yield base
-    for first in (lambda size: size + 1, lambda size: size):
-        for change in _CHANGES:
-            yield {port.name: _change(port, base[port.name], first, change) for port in inputs}
+def _run_in_one_process(
+    tasks: Sequence[Task], timeout: float, begin: Callable[[int], None], stop: Callable[[], bool]
+) -> list[TrialResult]:
+    """Try models in a new process until all are done or one ends or stalls it; return at least one result."""
+    results: list[TrialResult] = []
+    descriptors = [descriptor for task in tasks for descriptor in task.place.descriptors]
+    with start(try_models, tasks, stop, descriptors) as process:
+        for index in range(len(tasks)):
+            begin(index)
+            try:
+                results.append(_decode_result(process.receive(timeout)))
+            except LoadError as error:
+                if not (results and isinstance(error, EndedError)):
+                    results.append(TrialResult(str(error)))
+                break
+    return results
 
 
-def _change(port: TensorMetadata, shape: Shape, first: Callable[[int], int], change: Callable[[int], int]) -> Shape:
-    dims = port.dims or (Dim(0, None),) * len(shape)
-    changed = ((change if axis else first)(size) for axis, size in enumerate(shape))
-    return tuple(
-        size if dim.size is not None else _clamp(max(new, 1), dim)
-        for size, new, dim in zip(shape, changed, dims, strict=True)
+def try_models(tasks: Sequence[dict[str, Any]], send: Send) -> None:
+    """Try models one after the other, in the throwaway process; take Tasks and send TrialResults as JSON."""
+    for task in map(_decode_task, tasks):
+        started, before = time.monotonic(), resident_bytes()
+        try:
+            send(step="being copied")
+            source = copy_model(task.path, task.place, maps_files(task.compilation))
+            send(step="being read")
+            model = Model("", 1, task.path, task.compilation, task.options, task.limits, source)
+            send(step="being compiled")
+            model.compile()
+            send(step="inferring for the first time")
+            model.open(lambda: None)
+            source.check()
+            memory, warning = max(0, resident_bytes() - before), model.warning
+            del model
+        except LoadError as error:
+            send(reason=str(error), is_changing=isinstance(error, ChangingError))
+        else:
+            send(seconds=time.monotonic() - started, memory=memory, warning=warning, source=source)
+
+
+def _decode_result(result: dict[str, Any]) -> TrialResult:
+    source = result.pop("source", None)
+    if source is not None:
+        source = Source(**source | {"stamp": tuple(map(tuple, source["stamp"]))})
+    return TrialResult(**result, source=source)
+
+
+def _decode_task(task: dict[str, Any]) -> Task:
+    place = task["place"]
+    return Task(
+        Path(task["path"]),
+        Compilation(**task["compilation"]),
+        ModelOptions(**task["options"]),
+        ImageLimits(**task["limits"]),
+        Place(tuple(place["descriptors"]), place["directory"]),
     )
-
-
-def _differs(port: TensorMetadata, one: Shape, other: Shape) -> bool:
-    dims = port.dims or (Dim(0, None),) * len(one)
-    return len(one) == len(other) and all(
-        mine != its for mine, its, dim in zip(one, other, dims, strict=True) if dim.size is None
-    )
-
-
-def _choose_base(inputs: Sequence[TensorMetadata], sizes: Sequence[Sizes]) -> list[Shape]:
-    dims = [port.dims or () for port in inputs]
-    smallest = [
-        max((max(dim.low, 1) for dim in column if dim is not None and dim.size is None), default=1)
-        for column in itertools.zip_longest(*dims)
-    ]
-    return [
-        tuple(
-            _clamp(known or least, dim)
-            for dim, known, least in zip(row, (*own, *[None] * (len(row) - len(own))), smallest, strict=False)
-        )
-        for row, own in zip(dims, sizes, strict=True)
-    ]
-
-
-def _choose_axes(inputs: Sequence[TensorMetadata]) -> Iterator[frozenset[int]]:
-    """Yield the dims to be varied: none, each that is dynamic somewhere, all of those."""
-    dynamic = {axis for port in inputs for axis, dim in enumerate(port.dims or ()) if dim.size is None}
-    yield frozenset()
-    yield from (frozenset((axis,)) for axis in sorted(dynamic))
-    yield frozenset(dynamic)
-
-
-def _clamp(size: int, dim: Dim) -> int:
-    size = max(size, dim.low)
-    return size if dim.high is None else min(size, dim.high)
-
-
-def _other(size: int, dim: Dim) -> int:
-    """Return the next size that a dim allows, or the one before where there is none."""
-    larger = _clamp(size + 1, dim)
-    return larger if larger != size else _clamp(size - 1, dim)

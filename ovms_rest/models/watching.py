@@ -1,4 +1,4 @@
-"""What of the disk a registry was made of, to tell when it has changed."""
+"""Stamps of files on disk, which differ once a file has changed."""
 
 import contextlib
 import os
@@ -8,31 +8,41 @@ from pathlib import Path
 from ovms_rest.errors import LoadError
 from ovms_rest.models.repository import SAVED_MODEL, list_model_files, walk_files
 
-# A file with more names no external data of its own, in practice, and is not searched for it by a worker.
+# Larger ONNX files have no external data in practice, and are not searched for it by a worker.
 _MAX_SEARCHED_BYTES = 2**24
 _MAX_NODES = 10_000
 
-Stamp = tuple[tuple[str, int, int, int, int], ...]
+# Path, size, inode, and the times of the last changes of content and status in ns; only the last cannot be set back, as
+# `cp -p` does with the one before.
+FileStamp = tuple[str, int, int, int, int]
+Stamp = tuple[FileStamp, ...]
 
 
 def stamp(path: Path) -> Stamp:
-    """Describe a file, or all that is below a directory, behind symbolic links too.
+    """Return the stamps of a file and those read with it, or of all files below a directory; follow symbolic links.
 
-    That is each path with the times of the last changes of content and status (of which only the second cannot be set
-    back, as `cp -p` does with the first) in nanoseconds, the size and the inode. What cannot be read, or is missing, is
-    left out.
+    Files that are missing or unreadable are left out.
     """
     if "\0" in str(path):
         return ()
-    return tuple(filter(None, map(_describe, _list_files(path))))
+    stamps = []
+    for file in _list_files(path):
+        with contextlib.suppress(OSError):
+            stamps.append(stamp_file(file, os.stat(file)))
+    return tuple(stamps)
+
+
+def stamp_file(file: Path, status: os.stat_result) -> FileStamp:
+    """Return the stamp of a file with this status."""
+    return str(file), status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _list_files(path: Path) -> Iterator[Path]:
-    if not os.path.isfile(path):  # which does not raise for what it may not look at
+    if not os.path.isfile(path):  # unlike Path.is_file, never raises
         yield from walk_files(path)
         return
     yield path
-    if path.suffix == ".py":  # a node, which may import what lies beside it
+    if path.suffix == ".py":  # a custom node, which may import the modules beside it
         with contextlib.suppress(OSError):
             yield from sorted(path.parent.glob("*.py"))[:_MAX_NODES]
         return
@@ -43,11 +53,3 @@ def _list_files(path: Path) -> Iterator[Path]:
             yield from list_model_files(path.parent)
         elif path.suffix != ".onnx" or path.stat().st_size <= _MAX_SEARCHED_BYTES:
             yield from list_model_files(path)
-
-
-def _describe(path: Path) -> tuple[str, int, int, int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return str(path), status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

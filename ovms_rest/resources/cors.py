@@ -1,4 +1,4 @@
-"""CORS as OVMS has it: its four options are sent with every response as they are."""
+"""CORS as in OVMS: the values of its four options are sent with every response."""
 
 import falcon
 
@@ -6,14 +6,13 @@ from ovms_rest.settings import Settings, cors_headers
 
 
 class Cors:
-    """Falcon middleware that adds the headers."""
+    """Falcon middleware that adds the headers to every response, errors included."""
 
     def __init__(self, settings: Settings) -> None:
-        """Prepare the headers from the settings."""
         self._headers = cors_headers(settings)
 
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
     ) -> None:
-        """Add the headers, to errors too."""
+        """Add the headers."""
         resp.set_headers(self._headers)

@@ -1,4 +1,4 @@
-"""Where to begin: GET / lists the routes, GET /v2/models the models; and where clients of other servers find theirs."""
+"""Entry points: GET / lists the routes, GET /v2/models the models; and hints for the paths of other servers."""
 
 import re
 from typing import Any, Protocol
@@ -20,33 +20,33 @@ _ROUTES = {
     "metrics": "GET /metrics",
 }
 
-_PREDICT = "POST /v2/models/{name}/infer takes the requests of KServe v2"
-# Paths of other servers, and what is served in their place.
+_PREDICT = "use POST /v2/models/{name}/infer with requests of KServe v2"
+# Paths of other servers, and the routes to use instead.
 _HINTS = tuple(
     (re.compile(pattern), hint)
     for pattern, hint in (
         (r"/v1/models/[^:]+:\w+", f"TensorFlow Serving's API is not served; {_PREDICT}"),
-        (r"/v1/models/[^/]+(/versions/[^/]+|/labels/[^/]+)?/metadata", "GET /v2/models/{name} has the metadata"),
-        (r"/v1/models(/.*)?", "GET /v2/models lists the models, and GET /v2/models/{name}/ready answers for one"),
+        (r"/v1/models/[^/]+(/versions/[^/]+|/labels/[^/]+)?/metadata", "GET /v2/models/{name} returns the metadata"),
+        (r"/v1/models(/.*)?", "GET /v2/models lists the models, GET /v2/models/{name}/ready is the readiness of one"),
         (r"/v3(/.*)?", f"OVMS's generative API is not served; {_PREDICT}"),
         (r"/(docs|redoc|swagger.*|openapi\.(json|ya?ml)|api)", "GET / lists the routes"),
-        (r"/(v2/)?(health|healthz|livez?|ping|status)", "GET /v2/health/live answers while the service lives"),
+        (r"/(v2/)?(health|healthz|livez?|ping|status)", "GET /v2/health/live is the liveness probe"),
         (r"/(readyz?|v2/(ready|live))", "GET /v2/health/ready and GET /v2/health/live are the probes"),
         (r"/v2/models/[^/]+(/versions/[^/]+)?([:/](predict|inference|explain|generate))", _PREDICT),
         (r"/(predict|invocations|predictions/.*|infer|v2/infer)", _PREDICT),
         (r"/v2/repository/models(/[^/]+)?", "POST /v2/repository/index lists the models"),
-        (r"/v1/config/.*|/config", "GET /v1/config has the status of all models"),
+        (r"/v1/config/.*|/config", "GET /v1/config returns the status of all models"),
     )
 )
 
 
 def find_hint(path: str) -> str:
-    """Return which route to use instead of a path of another server, "" for a path that is not known from any."""
+    """Return a hint to the route that replaces a path of another server, "" for any other path."""
     return next((hint for pattern, hint in _HINTS if pattern.fullmatch(path)), "")
 
 
 class Statuses(Protocol):
-    """The models that are served."""
+    """The served models and pipelines."""
 
     def status(self) -> dict[str, Any]:
         """Return the status of all versions in OVMS's form."""
@@ -56,11 +56,10 @@ class EntryPoints:
     """GET /."""
 
     def __init__(self) -> None:
-        """Write the answer once."""
         self._body = orjson.dumps({"name": "ovms_rest", "version": __version__, "routes": _ROUTES})
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer the routes with what they are for."""
+        """Respond with the routes and their purposes."""
         resp.data = self._body
 
     on_head = on_get
@@ -70,11 +69,10 @@ class Models:
     """GET /v2/models."""
 
     def __init__(self, models: Statuses) -> None:
-        """List these models."""
         self._models = models
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer the names of all models and pipelines, each with its versions and their states."""
+        """Respond with all models and pipelines, each with its versions and their states."""
         models = [
             {
                 "name": name,

@@ -1,4 +1,4 @@
-"""The one way out for errors: the table from errors to statuses, and their form, `{"error": "<message>"}`."""
+"""Error responses: the table from errors to HTTP statuses, and their JSON form, `{"error": "<message>"}`."""
 
 from typing import Any
 
@@ -11,12 +11,15 @@ from ovms_rest.errors import (
     EndingError,
     ForbiddenError,
     InferenceError,
+    InvalidConfigError,
     InvalidRequestError,
+    LoadFailedError,
     NoContentError,
     NotFoundError,
     NotReadyError,
     ReloadError,
     ServingError,
+    UnavailableError,
     UnsupportedEncodingError,
 )
 from ovms_rest.protocol.encoding import encode_error
@@ -31,13 +34,17 @@ STATUSES: dict[type[ServingError], int] = {
     BodyTooLargeError: 413,
     UnsupportedEncodingError: 415,
     NotReadyError: 400,
+    InvalidConfigError: 400,
+    LoadFailedError: 412,
+    UnavailableError: 503,
+    ReloadError: 500,
     BusyError: 503,
     EndingError: 503,
     InferenceError: 500,
     DeadlineError: 503,
 }
 
-# What a client could not read from the status and the message alone.
+# Headers that go with an error.
 _HEADERS: dict[type[ServingError], dict[str, str]] = {
     BusyError: {"Retry-After": "1"},
     DeadlineError: {"Retry-After": "1"},
@@ -46,9 +53,9 @@ _HEADERS: dict[type[ServingError], dict[str, str]] = {
 
 
 def handle_serving_error(req: falcon.Request, resp: falcon.Response, error: ServingError, params: Any) -> None:
-    """Answer an error of ours."""
-    resp.status = error.status if isinstance(error, ReloadError) else STATUSES[type(error)]
-    if resp.status == 204:  # which has neither body nor Content-Type
+    """Respond with the status and the message of an error."""
+    resp.status = STATUSES[type(error)]
+    if resp.status == 204:  # without body and Content-Type
         return
     resp.set_headers(_HEADERS.get(type(error), {}))
     resp.content_type = falcon.MEDIA_JSON
@@ -56,21 +63,19 @@ def handle_serving_error(req: falcon.Request, resp: falcon.Response, error: Serv
 
 
 def hand_on(req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:
-    """Leave an error to the worker, as it is."""
+    """Pass an error on to the worker."""
     raise error
 
 
 def serialize_falcon_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
-    """Write the errors that Falcon finds: unknown paths, wrong methods, and the 500 that a bug becomes."""
+    """Write Falcon's own errors: an unknown path, a wrong method, and the 500 that an unexpected exception becomes."""
     if isinstance(error, falcon.HTTPRouteNotFound):
         if req.path == OUTSIDE:
-            message = f"the path is not below {req.env['SCRIPT_NAME']!r}, where the service is mounted by SCRIPT_NAME"
+            message = f"the path is not below {req.env['SCRIPT_NAME']!r}, where SCRIPT_NAME mounts the service"
         else:
-            hint = find_hint(req.path)
-            message = f"path {req.path!r} is unknown{hint and '; '}{hint}"
+            message = "; ".join(filter(None, (f"path {req.path!r} is unknown", find_hint(req.path))))
     elif isinstance(error, falcon.HTTPMethodNotAllowed):
-        allowed = (error.headers or {}).get("Allow") if isinstance(error.headers, dict) else None
-        message = f"method {req.method} is not allowed for {req.path!r}, allowed: {allowed}"
+        message = f"method {req.method} is not allowed for {req.path!r}, allowed: {dict(error.headers or {})['Allow']}"
     elif error.status_code == 500:
         message = "internal error; the reason is in the log of the server"
     else:

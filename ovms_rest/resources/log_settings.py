@@ -1,4 +1,4 @@
-"""Triton's logging extension: which lines the log has, told and set while the service runs."""
+"""Triton's logging extension: the log's settings are read and changed while the service runs."""
 
 from typing import Any, Protocol
 
@@ -18,46 +18,42 @@ class LogControl(Protocol):
     """The log of all processes."""
 
     def read(self) -> LogSettings:
-        """Return the settings as they are."""
+        """Return the current settings."""
 
     def change(self, changes: Changes) -> None:
-        """Change some settings, by name; the values are allowed ones."""
+        """Change some settings, by name; the values have been checked."""
 
 
 class Logging:
     """GET and POST /v2/logging."""
 
     def __init__(self, control: LogControl, permission: Permission, max_body_bytes: int) -> None:
-        """Take the log, and from where it may be set."""
         self._control = control
         self._permission = permission
         self._max_body_bytes = max_body_bytes
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer the settings."""
+        """Respond with the settings."""
         resp.data = orjson.dumps(self._control.read())
 
     on_head = on_get
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Change the settings that are given, and answer all as they are then; the body may be empty."""
+        """Change the settings in the body, which may be empty, and respond with all settings."""
         self._permission.check(req)
         self._control.change(_choose_changes(read_object(req, self._max_body_bytes)))
         self.on_get(req, resp)
 
 
 def _choose_changes(root: dict[str, Any]) -> Changes:
-    """Choose the settings of a request; other keys are ignored, as everywhere in the protocol.
-
-    Raises InvalidRequestError, so that nothing is changed when one is wrong.
-    """
+    """Return the settings in a request, without unknown keys. Raises InvalidRequestError if any of them is invalid."""
     if "log_file" in root:
         raise InvalidRequestError(
-            "log_file cannot be set by call; the start sets it, by --log_path or gunicorn's --error-logfile"
+            "log_file cannot be changed while the service runs; --log_path or gunicorn's --error-logfile set it"
         )
     for key, (is_allowed, allowed) in _ALLOWED.items():
         if key in root and not is_allowed(root[key]):
-            raise InvalidRequestError(f"{key} is {show(root[key])}, allowed is {allowed}")
+            raise InvalidRequestError(f"{key} is {show(root[key])}, expected {allowed}")
     return {key: root[key] for key in _ALLOWED if key in root}
 
 

@@ -1,4 +1,4 @@
-"""GET /metrics: OVMS's families with their names, labels, texts and buckets (ovms_config.md section 8), and our own."""
+"""GET /metrics: OVMS's families with their names, labels, texts and buckets (OVMS's docs/metrics.md), and our own."""
 
 import difflib
 import re
@@ -22,7 +22,7 @@ from ovms_rest.shared_memory.statistics import BOUNDS, Histogram, ModelStatistic
 
 Label = tuple[str, str]
 
-# prometheus-client adds `_total` to the name of a counter above its samples; OVMS's names, and so ours, have none.
+# prometheus-client adds `_total` to the name of a counter above its samples; OVMS does not, and neither do we.
 _COUNTER_HEAD = re.compile(rb"^(# (?:HELP|TYPE) \S+)_total ", re.MULTILINE)
 
 # Written as OVMS does: le="10", not le="10.0".
@@ -30,29 +30,29 @@ _LE = (*map(str, BOUNDS), "+Inf")
 
 
 class MetricsSource(StatisticsSource, Protocol):
-    """Where the metrics come from."""
+    """The counters and the state of all workers."""
 
     def process_state(self) -> ProcessState:
-        """Return what is known of the processes."""
+        """Return the state of the processes."""
 
     def readiness(self) -> Sequence[Readiness]:
         """Return every version that should serve."""
 
 
 class _Values(NamedTuple):
-    """All that is told in one answer."""
+    """All values of one scrape."""
 
     models: Sequence[ModelStatistics]
     processes: ProcessState
     readiness: Sequence[Readiness]
 
 
-# The lines of a family that have samples, by its name and all that is told.
+# The sample lines of a family, from its name and all values.
 _Lines = Callable[[str, _Values], Iterator[str]]
 
 
 class _Family(NamedTuple):
-    """A family: its type and text, where its lines come from, whether it is told when no list is given."""
+    """A family: its type, its help text, its sample lines, and whether it is among the default metrics."""
 
     type: str
     text: str
@@ -60,9 +60,9 @@ class _Family(NamedTuple):
     default: bool = True
 
 
-# --- Lines: 100 for a version of a model, 36 in each histogram, so that what is in them at every scrape is kept
+# --- Lines: 100 for each version of a model, 36 for each histogram, so their constant text is cached
 
-# Enough for the lines of 2000 versions, and for their histograms.
+# Enough for 2000 versions.
 _KEPT_STARTS, _KEPT_HISTOGRAMS = 2**15, 6000
 
 _write: Callable[[float], str] = lru_cache(2**14)(floatToGoString)
@@ -70,7 +70,7 @@ _write: Callable[[float], str] = lru_cache(2**14)(floatToGoString)
 
 @lru_cache(_KEPT_STARTS)
 def _start(name: str, *labels: tuple[str, str]) -> str:
-    """Return a line up to its value."""
+    """Return a line without its value."""
     text = ",".join(f'{label}="{_escape(value)}"' for label, value in sorted(labels))
     return f"{name}{{{text}}} " if labels else f"{name} "
 
@@ -99,7 +99,7 @@ def _labels_of(model: ModelStatistics) -> tuple[Label, Label]:
 
 
 def _of_models(value: Callable[[ModelStatistics], int | None], pipelines: bool = False) -> _Lines:
-    """Tell a number of every model that has it, and of pipelines when asked to."""
+    """Make the lines of a value of every model, and of every pipeline if `pipelines` is true; None has no line."""
 
     def lines(name: str, values: _Values) -> Iterator[str]:
         for model in values.models:
@@ -110,7 +110,7 @@ def _of_models(value: Callable[[ModelStatistics], int | None], pipelines: bool =
 
 
 def _times(histogram: Callable[[ModelStatistics], Histogram], pipelines: bool = False, *labels: Label) -> _Lines:
-    """Tell a histogram of every model, and of pipelines when asked to, in microseconds."""
+    """Make the lines of a histogram of every model, and of every pipeline if `pipelines` is true, in microseconds."""
 
     def lines(name: str, values: _Values) -> Iterator[str]:
         for model in values.models:
@@ -123,7 +123,7 @@ def _times(histogram: Callable[[ModelStatistics], Histogram], pipelines: bool = 
 
 
 def _requests(inferences: Callable[[ModelStatistics], int], questions: Callable[[int], int]) -> _Lines:
-    """Tell how many requests there were by method. Those for readiness have no version, as in OVMS."""
+    """Make the lines of the number of requests by method. Requests for readiness have no version, as in OVMS."""
     interface = ("api", "KServe"), ("interface", "REST")
 
     def lines(name: str, values: _Values) -> Iterator[str]:
@@ -178,7 +178,7 @@ _FAMILIES: Mapping[str, _Family] = {
     "ovms_requests_fail": _Family(
         "counter",
         "Number of failed requests to a model or a DAG.",
-        # A model that is there is always told of; a question about another is none of a model's.
+        # Requests for metadata and readiness of a known model never fail; others belong to no model.
         _requests(lambda model: model.fail.count, lambda answered: 0),
     ),
     "ovms_current_requests": _Family(
@@ -240,7 +240,7 @@ _FAMILIES: Mapping[str, _Family] = {
     ),
     "ovms_rest_worker_busy": _Family(
         "gauge",
-        "1 while a worker has inferences to make, else 0; absent for the worker of the control address.",
+        "1 while a worker has inferences to run, else 0; absent for the control worker.",
         _of_workers(lambda worker: worker.busy),
     ),
     "ovms_rest_worker_connections": _Family(
@@ -250,7 +250,7 @@ _FAMILIES: Mapping[str, _Family] = {
     ),
     "ovms_rest_worker_resident_bytes": _Family(
         "gauge",
-        "Resident memory of a worker, what it shares included.",
+        "Resident memory of a worker, including the memory that it shares.",
         _of_workers(lambda worker: worker.resident_bytes),
     ),
     "ovms_rest_worker_cpu_seconds": _Family(
@@ -265,27 +265,27 @@ _FAMILIES: Mapping[str, _Family] = {
     ),
     "ovms_rest_worker_memory_replacements": _Family(
         "counter",
-        "Number of workers that were replaced because they had more memory than OVMS_REST_MAX_WORKER_MEMORY_BYTES.",
+        "Number of workers that were replaced because their memory exceeded OVMS_REST_MAX_WORKER_MEMORY_BYTES.",
         _of_service(lambda processes: processes.outgrown),
     ),
     "ovms_rest_generation": _Family(
         "gauge",
-        "Number of the generation of models that serves.",
+        "Number of the current generation of workers.",
         _of_service(lambda processes: processes.generation),
     ),
     "ovms_rest_memory_limit_bytes": _Family(
         "gauge",
-        "Memory that the service may use: that of the host, or less where a control group limits it.",
+        "Memory that the service may use: that of the host, or the limit of its control group.",
         _of_service(lambda processes: processes.memory_limit_bytes),
     ),
     "ovms_rest_memory_available_bytes": _Family(
         "gauge",
-        "Memory that the service may still take before the host or a control group has none left.",
+        "Memory that the service can still use before the host or a control group runs out.",
         _of_service(lambda processes: processes.memory_available_bytes),
     ),
 }
 
-# OVMS's families of MediaPipe graphs, which are not served here: a list may have them, there is nothing to tell.
+# OVMS's families of MediaPipe graphs: a list may name them, but there are no such graphs here.
 _OF_GRAPHS = (
     "ovms_current_graphs",
     "ovms_requests_accepted",
@@ -295,20 +295,20 @@ _OF_GRAPHS = (
     "ovms_graph_processing_time_us",
 )
 
-# What is told when there is no `metrics_list`.
+# The metrics served without a `metrics_list`.
 DEFAULT_METRICS = tuple(name for name, family in _FAMILIES.items() if family.default)
 
 
 def check_metrics_list(names: Sequence[str]) -> dict[int, str]:
-    """Tell of every name of a `metrics_list` that is no family, or that was there before, by its index."""
+    """Return the problems of a `metrics_list`, unknown and repeated names, by index."""
     known = (*_FAMILIES, *_OF_GRAPHS)
     problems = {}
     for index, name in enumerate(names):
         if name not in known:
             (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
-            problems[index] = f"{quote(name)} is no metric; the nearest known one is {near!r}"
+            problems[index] = f"unknown metric {quote(name)}; the nearest known one is {near!r}"
         elif name in names[:index]:
-            problems[index] = f"{name!r} is there more than once"
+            problems[index] = f"{name!r} is listed more than once"
     return problems
 
 
@@ -316,7 +316,7 @@ def check_metrics_list(names: Sequence[str]) -> dict[int, str]:
 
 
 class _Head(Collector):
-    """A family without samples, of which prometheus-client writes the head."""
+    """A family without samples, for which prometheus-client writes the HELP and TYPE lines."""
 
     def __init__(self, name: str, family: _Family) -> None:
         self._metric = Metric(name, family.text, family.type)
@@ -334,16 +334,16 @@ class Metrics:
     """GET /metrics."""
 
     def __init__(self, source: MetricsSource | None, names: Iterable[str] = DEFAULT_METRICS) -> None:
-        """Take where the metrics come from, None while they are disabled, and which to tell: a checked list."""
+        """Serve the metrics of a checked list; a `source` of None disables them."""
         self._source = source
         self._heads = {name: _write_head(name) for name in names if name in _FAMILIES}
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer the text that Prometheus reads, summed over all workers. Raises NotFoundError while disabled."""
+        """Respond with Prometheus's text format, summed over all workers. Raises NotFoundError if disabled."""
         if self._source is None:
             raise NotFoundError(
-                "metrics are disabled; enable them by --metrics_enable, OVMS_REST_METRICS_ENABLE=true, or in the "
-                'config file by "monitoring": {"metrics": {"enable": true}}'
+                "metrics are disabled; enable them with --metrics_enable, OVMS_REST_METRICS_ENABLE=true, or "
+                '"monitoring": {"metrics": {"enable": true}} in the config file'
             )
         values = _Values(self._source.statistics(), self._source.process_state(), self._source.readiness())
         resp.content_type = CONTENT_TYPE_LATEST

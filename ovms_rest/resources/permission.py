@@ -1,8 +1,8 @@
-"""From where the service may be changed over HTTP: models loaded and unloaded, the log's settings changed."""
+"""Permission to change the service over HTTP: to load and unload models, and to change the log's settings."""
 
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import falcon
@@ -11,9 +11,9 @@ from ovms_rest.errors import ForbiddenError
 from ovms_rest.protocol.routes import read_authority
 from ovms_rest.settings import Settings
 
-# Headers that a proxy adds: the request came from this host, but its client need not have.
-_OF_PROXIES = ("HTTP_FORWARDED", "HTTP_X_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
-# Values of Sec-Fetch-Site for a page of the service itself, and for a user who typed the URL.
+# Headers that a proxy adds: the proxy may be on this host while its client is not.
+_PROXY_HEADERS = ("HTTP_FORWARDED", "HTTP_X_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+# Values of Sec-Fetch-Site for a page of the service itself, and for a URL typed by the user.
 _OWN_SITES = ("same-origin", "none")
 _PORTS = {"http": "80", "https": "443"}
 
@@ -21,18 +21,17 @@ Environ = Mapping[str, Any]
 
 
 class Permission:
-    """Decides whether a request may change the service, by where it comes from."""
+    """Decides by the origin of a request whether it may change the service."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Read the settings; a hook sets `is_control_address` in the worker that serves that address."""
-        self.is_control_address = False
+    def __init__(self, settings: Settings, is_control: Callable[[], bool] = lambda: False) -> None:
+        self._is_control = is_control  # whether this process is the control worker
         self._allowed = settings.model_control
         self._control_bind = settings.control_bind
 
     def describe(self) -> str:
-        """Return in words from where the service may be changed."""
+        """Return words for the log: from where the service may be changed."""
         if self._allowed == "all":
-            return "from everywhere"
+            return "from anywhere"
         where = [f"on the control address {self._control_bind}"] if self._control_bind else []
         if self._allowed == "local":
             return " and ".join(["from this host", *where])
@@ -50,15 +49,15 @@ class Permission:
             return None
         if self._allowed == "none":
             return "is not allowed over HTTP; OVMS_REST_MODEL_CONTROL is 'none'"
-        if self.is_control_address:
-            # A browser beside it reaches an address that others cannot. Tools and proxies may call it by any name.
+        if self._is_control():
+            # A browser on this host can reach the control address. Tools and proxies may use any name for it.
             problem = _is_from_page(environ) and (_find_foreign_page(environ) or self._find_foreign_host(environ))
-            return f"is not allowed to web pages of other sites: {problem}" if problem else None
+            return f"is not allowed for web pages of other sites: {problem}" if problem else None
         if self._allowed == "local":
             problem = self._find_foreign(environ)
             return problem and (
                 "is allowed from this host only, not through a proxy or from a web page of another site: "
-                f"{problem}; OVMS_REST_MODEL_CONTROL is 'local', 'all' would allow it from everywhere"
+                f"{problem}; OVMS_REST_MODEL_CONTROL is 'local', 'all' would allow it from anywhere"
             )
         if self._control_bind:
             return (
@@ -66,22 +65,22 @@ class Permission:
                 "'local' would allow it from this host too"
             )
         return (
-            "is allowed on a control address only, and there is none; OVMS_REST_CONTROL_BIND sets one, "
+            "is allowed on a control address only, and none is configured; OVMS_REST_CONTROL_BIND sets one, "
             "OVMS_REST_MODEL_CONTROL=local would allow it from this host"
         )
 
     def _find_foreign(self, environ: Environ) -> str | None:
-        """Return what shows that a request comes from elsewhere than this host, None if nothing does."""
+        """Return the evidence that a request does not come from this host, None if there is none."""
         address = environ["REMOTE_ADDR"]
         if not _is_loopback(address or "127.0.0.1"):  # a client on a Unix socket has no address
             return f"the request comes from {address}"
         for key in environ:
-            if key.startswith(_OF_PROXIES):
+            if key.startswith(_PROXY_HEADERS):
                 return f"the request has the header {key.removeprefix('HTTP_').replace('_', '-').title()}"
         return _find_foreign_page(environ, behind_proxy=False) or self._find_foreign_host(environ)
 
     def _find_foreign_host(self, environ: Environ) -> str | None:
-        """Return how a request names another host than this one, as it does after DNS rebinding."""
+        """Return the evidence that a request is addressed to another host, as after DNS rebinding, None if not."""
         names = {"localhost", socket.gethostname().lower()}
         if self._control_bind and not self._control_bind.startswith("unix:"):
             names.add(_split_port(self._control_bind)[0])
@@ -95,14 +94,14 @@ class Permission:
 
 
 def _is_from_page(environ: Environ) -> bool:
-    """Return whether a browser may have sent a request for a page; it puts one of these headers into every POST."""
+    """Return whether a request may come from a web page: browsers put one of these headers into every POST."""
     return "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ
 
 
 def _find_foreign_page(environ: Environ, behind_proxy: bool = True) -> str | None:
-    """Return which header shows that a page of another origin sent a request, None if none does.
+    """Return the header that shows that a page of another origin sent a request, None if there is none.
 
-    A proxy changes Host, but not what the browser says of the site as it sees it.
+    A proxy may change Host, but not Sec-Fetch-Site.
     """
     site, origin = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_ORIGIN")
     if site is not None and site not in _OWN_SITES:
@@ -132,7 +131,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _is_own_address(host: str) -> bool:
-    """Return whether this is an IP address of this host: one that a socket can be bound to."""
+    """Return whether a socket can be bound to this IP address, which makes it one of this host."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

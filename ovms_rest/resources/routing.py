@@ -1,4 +1,4 @@
-"""From the target of a request to a responder, where Falcon's own ways differ from protocol.md section 1."""
+"""From the target of a request to its responder, where protocol/README.md section 1 differs from Falcon."""
 
 from typing import Any
 
@@ -8,38 +8,42 @@ from falcon.routing import DefaultRouter, set_default_responders
 from ovms_rest.protocol.routes import OUTSIDE, drop_slash, read_path, read_script_name
 from ovms_rest.protocol.words import escape, escape_lines
 
-# Of so many paths, of no more characters, the responders are remembered.
+# The router remembers the responders of this many paths, of this many characters at most.
 _REMEMBERED = 256
 _REMEMBERED_LENGTH = 256
-# Falcon's: resource, responders by method, what the path names, and the template.
+# Falcon's result: resource, responders by method, parameters of the path, and the template.
 _Found = tuple[object, dict[str, Any], dict[str, Any], str | None]
 
 
 class Request(falcon.Request):
-    """A request whose path is that of `read_path`, which our worker has called already."""
+    """A request whose path comes from `read_path`: our worker has called it; for other servers it is called here."""
 
     __slots__ = ()
 
     def __init__(self, env: dict[str, Any], options: falcon.RequestOptions | None = None) -> None:
-        """Read the path from the raw target where the server hands it on, as gunicorn does."""
-        target = env.get("RAW_URI", "")
         if "ovms_rest.path_is_read" not in env:
-            script_name = read_script_name(env.get("SCRIPT_NAME", ""))
-            env["PATH_INFO"] = read_path(target, script_name) if target else drop_slash(env["PATH_INFO"])
+            env["PATH_INFO"] = _read_path(env)
         super().__init__(env, options)
-        if target and env["PATH_INFO"] == OUTSIDE:
-            self.path = OUTSIDE  # which Falcon takes for the path "/"
+        if env["PATH_INFO"] == OUTSIDE and env.get("RAW_URI"):
+            self.path = OUTSIDE  # Falcon has made it "/"
         if self.method == "WEBSOCKET":
-            self.method = "websocket"  # which Falcon keeps for itself in capitals
+            self.method = "websocket"  # Falcon uses the upper-case name itself
 
     def log_error(self, message: str) -> None:
-        """Write to WSGI's error stream; Falcon would write the decoded path with its line breaks."""
+        """Write to WSGI's error stream with line breaks escaped, which Falcon would write as they are."""
         line = f"[ERROR] {self.method} {self.path} failed"
         self._wsgierrors.write(f"{escape(line)}\n  {escape_lines(message.rstrip())}\n")
 
 
+def _read_path(environ: dict[str, Any]) -> str:
+    """Return the path of a request, from the raw target if the server hands it on, as gunicorn does."""
+    if target := environ.get("RAW_URI"):
+        return read_path(target, read_script_name(environ.get("SCRIPT_NAME", "")))
+    return drop_slash(environ["PATH_INFO"])
+
+
 class _Methods(dict[str, Any]):
-    """The responders of a path by method; a method that nobody knows is one more that is not allowed."""
+    """The responders of a path by method; an unknown method is answered 405 like CONNECT."""
 
     def __missing__(self, method: str) -> Any:
         return self["CONNECT"]
@@ -49,18 +53,17 @@ class _AnyPath:
     """OPTIONS *."""
 
     def on_options(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer the methods that some path allows."""
+        """Respond with the methods that at least one path allows."""
         resp.set_header("Allow", "GET, HEAD, OPTIONS, POST")
 
 
 class Router(DefaultRouter):
-    """Falcon's router, with `OPTIONS *`, 405 for methods unknown to it, and one slash at the beginning of a path.
+    """Falcon's router, with `OPTIONS *`, 405 for unknown methods, and exactly one slash at the beginning of a path.
 
-    Falcon would ignore further ones, and find routes without any.
+    Falcon would find routes for paths with several slashes there, or without any.
     """
 
     def __init__(self) -> None:
-        """Prepare the one path that is none."""
         super().__init__()
         resource = _AnyPath()
         methods = self.map_http_methods(resource)
@@ -69,7 +72,7 @@ class Router(DefaultRouter):
         self._remembered: dict[str, _Found] = {}
 
     def find(self, uri: str, req: falcon.Request | None = None) -> Any:
-        """Find the responders of a path."""
+        """Return the responders of a path, None for an unknown path."""
         if remembered := self._remembered.get(uri):
             resource, methods, parameters, template = remembered
             return resource, methods, parameters.copy(), template
@@ -86,10 +89,10 @@ class Router(DefaultRouter):
         return found
 
     def add_route(self, *arguments: Any, **keywords: Any) -> None:
-        """Add a route; what was found without it does not count any more."""
+        """Add a route, and forget the remembered paths, which it may match."""
         self._remembered.clear()
         super().add_route(*arguments, **keywords)
 
     def map_http_methods(self, resource: object, **kwargs: Any) -> dict[str, Any]:
-        """Map the methods of a resource."""
+        """Return the responders of a resource by method."""
         return _Methods(super().map_http_methods(resource, **kwargs))

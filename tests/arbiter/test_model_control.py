@@ -414,7 +414,7 @@ def test_where_there_is_a_control_address_only_that_may(tmp_path):
         page = {"Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}
         with InferenceServerClient(address, network_timeout=60) as client:
             for headers in (page, {"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
-                with pytest.raises(InferenceServerException, match="is not allowed to web pages of other sites"):
+                with pytest.raises(InferenceServerException, match="is not allowed for web pages of other sites"):
                     client.unload_model("m", headers=headers)
             assert result(service) == ("1", 1.0)
             client.unload_model("m", headers={"X-Forwarded-For": "10.0.0.1", "Host": "ovms.example"})

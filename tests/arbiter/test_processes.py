@@ -14,6 +14,8 @@ from service import PATIENCE, ROOT, receive, run_to_end, serve, write_config
 from ovms_rest.arbiter import hooks
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.settings import Settings
+from ovms_rest.shared_memory.table import WorkerTable
 
 RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
 
@@ -190,8 +192,8 @@ def test_bad_models_leave_the_others_served_and_are_told(tmp_path):
         answer = service.get("/v2/health/ready")
         assert answer.status == 400
         for name, reason in (
-            ("crashing", "version 1 ended the process that tried it with SIGSEGV while being read"),
-            ("hanging", "version 1 did not come up in 4 s; it was stopped while inferring for the first time"),
+            ("crashing", "version 1 ended its trial process with SIGSEGV while being read"),
+            ("hanging", "version 1 timed out after 4 s while inferring for the first time"),
             ("corrupt", f"version 1 cannot read {tmp_path}/corrupt/1/model.onnx: "),
             ("missing", f"cannot read the model directory {tmp_path}/missing: No such file or directory"),
         ):
@@ -320,9 +322,10 @@ def test_readiness_does_not_fall_with_a_generation_whose_place_another_takes(tmp
 
 def make_arbiter(models):
     """Make what the hooks need of an arbiter and its application."""
-    counters = types.SimpleNamespace(release=lambda slot: [])
-    app = types.SimpleNamespace(models=models, telemetry=types.SimpleNamespace(counters=counters))
-    return types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], tls=None, WORKERS={})
+    app = types.SimpleNamespace(models=models, table=WorkerTable(8, 1), release=lambda slot: [])
+    return types.SimpleNamespace(
+        app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], settings=Settings(), tls=None, WORKERS={}
+    )
 
 
 def test_a_model_at_which_workers_die_is_given_up(caplog):

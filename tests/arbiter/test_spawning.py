@@ -151,7 +151,7 @@ def test_an_arbiter_out_of_processes_keeps_what_runs_and_retries():
                     answer = service.request("POST", "/v1/config/reload", b"")
                     assert (answer.status, answer.json()["error"]) == (
                         503,
-                        "cannot start a process to try models and nodes in: Resource temporarily unavailable",
+                        "cannot start a process to try models and nodes: Resource temporarily unavailable",
                     )
                 assert len(service.workers()) == 1
                 assert service.log.count(line) == 1
@@ -490,5 +490,5 @@ def test_throwaway_processes_are_not_reaped_by_the_arbiter(tmp_path, relu):
         for _ in range(3):
             service.signal(signal.SIGHUP)
             assert works(service)
-        assert "ended the process that tried it with SIGSEGV while being read" in service.log
+        assert "ended its trial process with SIGSEGV while being read" in service.log
         assert "exit code 0" not in service.log

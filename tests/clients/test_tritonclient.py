@@ -154,7 +154,7 @@ def test_the_settings_of_the_log(client):
     assert client.update_log_settings({"log_verbose_level": 0}) == client.get_log_settings() == before
     with pytest.raises(InferenceServerException) as error:
         client.update_log_settings({"log_info": None})
-    assert error.value.message() == "log_info is null, allowed is true or false"
+    assert error.value.message() == "log_info is null, expected true or false"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How many cores the service may use: affinity and quotas of control groups."""
+"""The number of usable cores: affinity and quotas of control groups."""
 
 import os
 
@@ -12,13 +12,13 @@ HYBRID = "4:memory:/\n3:cpuset:/\n2:cpu,cpuacct:/\n1:name=systemd:/\n0::/\n"
 
 @pytest.fixture
 def sixteen_cores(monkeypatch):
-    """A process that may run on 16 cores, however many this machine has."""
+    """Let this process run on 16 cores, whatever the machine has."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
 
 
 @pytest.fixture
 def count(tmp_path):
-    """Count the cores with this content of /proc/self/cgroup and these files below /sys/fs/cgroup."""
+    """Return a function that counts cores, given the content of /proc/self/cgroup and of files in /sys/fs/cgroup."""
 
     def count(proc, files):
         cgroups = tmp_path / "cgroups"
@@ -56,7 +56,7 @@ def count(tmp_path):
         ("garbage\n", 16),
     ],
 )
-def test_the_quota_of_v2_rounded_up_is_the_most(count, cpu_max, cores):
+def test_quota_of_v2_rounded_up_limits_the_cores(count, cpu_max, cores):
     assert count(V2, {"cpu.max": cpu_max}) == cores
 
 
@@ -75,7 +75,7 @@ def test_the_quota_of_v2_rounded_up_is_the_most(count, cpu_max, cores):
         ("\n", "\n", 16),
     ],
 )
-def test_the_quota_of_v1_rounded_up_is_the_most(count, quota, period, cores):
+def test_quota_of_v1_rounded_up_limits_the_cores(count, quota, period, cores):
     assert count("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": quota, "cpu/cpu.cfs_period_us": period}) == cores
 
 
@@ -90,13 +90,13 @@ def test_the_quota_of_v1_rounded_up_is_the_most(count, quota, period, cores):
         ("max 100000", "max 100000", "max 100000", 16),
     ],
 )
-def test_the_tightest_of_nested_groups_of_v2_counts(count, own, parent, grandparent, cores):
+def test_tightest_of_nested_groups_of_v2_counts(count, own, parent, grandparent, cores):
     files = {"pods/pod1/c1/cpu.max": own, "pods/pod1/cpu.max": parent, "pods/cpu.max": grandparent}
     assert count("0::/pods/pod1/c1\n", files) == cores
 
 
 @pytest.mark.usefixtures("sixteen_cores")
-def test_the_tightest_of_nested_groups_of_v1_counts(count):
+def test_tightest_of_nested_groups_of_v1_counts(count):
     files = {
         "cpu/docker/c1/cpu.cfs_quota_us": "500000",
         "cpu/docker/c1/cpu.cfs_period_us": "100000",
@@ -109,13 +109,13 @@ def test_the_tightest_of_nested_groups_of_v1_counts(count):
 
 
 @pytest.mark.usefixtures("sixteen_cores")
-def test_the_group_of_another_process_does_not_count(count):
+def test_group_of_another_process_is_ignored(count):
     assert count("0::/mine\n", {"mine/cpu.max": "500000 100000", "other/cpu.max": "100000 100000"}) == 5
 
 
 @pytest.mark.usefixtures("sixteen_cores")
 @pytest.mark.parametrize("line", ["3:cpuset:/tight\n", "2:cpuacct:/tight\n", "1:name=systemd:/tight\n"])
-def test_a_group_of_another_controller_does_not_count(count, line):
+def test_group_of_another_controller_is_ignored(count, line):
     files = {"cpu/tight/cpu.cfs_quota_us": "100000", "cpu/tight/cpu.cfs_period_us": "100000"}
     assert count(line, files) == 16
 
@@ -132,7 +132,7 @@ def test_a_group_of_another_controller_does_not_count(count, line):
         ),
     ],
 )
-def test_in_a_container_the_group_may_be_mounted_as_the_root(count, proc, files):
+def test_group_may_be_mounted_as_the_root_in_a_container(count, proc, files):
     assert count(proc, files) == 3
 
 
@@ -149,7 +149,7 @@ def test_without_quota_files_the_affinity_counts(count, proc):
 
 
 @pytest.mark.usefixtures("sixteen_cores")
-def test_a_group_with_a_colon_in_its_name_counts(count):
+def test_group_with_a_colon_in_its_name_counts(count):
     assert count("0::/with:colon\n", {"with:colon/cpu.max": "300000 100000"}) == 3
 
 
@@ -158,8 +158,8 @@ def test_without_control_groups_the_affinity_counts(tmp_path):
     assert usable_cores(tmp_path / "none", tmp_path / "none") == 16
 
 
-def test_the_affinity_of_the_process_counts(tmp_path):
-    """Here the affinity is the kernel's."""
+def test_affinity_of_the_process_counts(tmp_path):
+    """The kernel, not a fixture, sets the affinity."""
     affinity = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(affinity)})

@@ -1,4 +1,4 @@
-"""How much memory the service may use and has left: of the host, and of control groups of both versions."""
+"""The memory that the service may use and has left: of the host, and of control groups of both versions."""
 
 import os
 
@@ -15,7 +15,7 @@ NO_LIMIT = str(2**63 - 4096)
 
 @pytest.fixture
 def read(tmp_path):
-    """Read the memory with this content of /proc/self/cgroup and these files below /sys/fs/cgroup, in GiB."""
+    """Return a function that reads the memory in GiB, given /proc/self/cgroup and files in /sys/fs/cgroup."""
 
     def read(proc, files):
         cgroups = tmp_path / "cgroups"
@@ -68,7 +68,7 @@ SERVICE = "system.slice/ovms_rest.service"
         ),
     ],
 )
-def test_the_tightest_of_host_and_groups_counts(read, proc, files, memory):
+def test_tightest_of_host_and_groups_counts(read, proc, files, memory):
     assert read(proc, files) == memory
 
 

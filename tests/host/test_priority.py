@@ -1,4 +1,4 @@
-"""The priority of the work of a load: low, and nobody else's."""
+"""Loads run at a low priority, and only they do."""
 
 import ast
 import contextlib
@@ -18,20 +18,20 @@ from ovms_rest.host.throwaway import start
 
 
 @pytest.fixture(autouse=True)
-def _find_the_work_below(monkeypatch):
+def _make_this_module_importable(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
 
 @pytest.fixture
 def _serving(monkeypatch):
-    """Be a process whose workers serve."""
+    """Make this a process whose workers serve."""
     monkeypatch.setitem(priority._state, "is_serving", True)
 
 
 NODE = """
 import os
-with open(os.environ["TOLD"], "a") as told:
-    print(os.sched_getscheduler(0), file=told)
+with open(os.environ["POLICIES"], "a") as policies:
+    print(os.sched_getscheduler(0), file=policies)
 def inputs(params): return {"x": ("FP32", [-1, 4])}
 def outputs(params): return {"x": ("FP32", [-1, 4])}
 def execute(inputs, params): return {"x": inputs["x"]}
@@ -52,39 +52,39 @@ PIPELINE = {
 }
 
 
-def describe_priority(task, tell):
-    """In a throwaway process: its policy and nice value, those of a thread, and whose session it belongs to."""
+def describe_priority(task, send):
+    """Send the policy and nice value of a throwaway process, the policy of a thread, and the session."""
     found = []
     thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(threading.get_native_id())))
     thread.start()
     thread.join()
-    tell(policies=[os.sched_getscheduler(0), *found], nice=os.getpriority(os.PRIO_PROCESS, 0), session=os.getsid(0))
+    send(policies=[os.sched_getscheduler(0), *found], nice=os.getpriority(os.PRIO_PROCESS, 0), session=os.getsid(0))
 
 
-def spin(task, tell):
-    """In a throwaway process: compute for so many seconds of CPU time on one core that others use, too."""
+def spin(task, send):
+    """Compute for some seconds of CPU time on one core, in a throwaway process."""
     os.sched_setaffinity(0, {task["core"]})
-    tell(ready=True)
+    send(ready=True)
     while time.process_time() < task["seconds"]:
         pass
-    tell(done=True)
+    send(done=True)
 
 
-def test_before_the_service_serves_priorities_are_left_alone():
+def test_priorities_stay_the_same_until_the_service_serves():
     own, policy = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
     with start(describe_priority, None) as process:
-        answer = process.answer(60)
-    assert answer == {"policies": [policy, policy], "nice": own, "session": os.getsid(0)}
+        result = process.receive(60)
+    assert result == {"policies": [policy, policy], "nice": own, "session": os.getsid(0)}
     assert run_lowered(threading.get_ident) == threading.get_ident()
 
 
 @pytest.mark.usefixtures("_serving")
-def test_a_throwaway_process_beside_workers_runs_on_idle_cores_only():
+def test_throwaway_process_beside_workers_runs_on_idle_cores_only():
     policy = os.sched_getscheduler(0)
     with start(describe_priority, None) as process:
-        answer = process.answer(60)
+        result = process.receive(60)
     assert os.sched_getscheduler(0) == policy
-    assert answer == {"policies": [os.SCHED_IDLE, os.SCHED_IDLE], "nice": 19, "session": os.getsid(0)}
+    assert result == {"policies": [os.SCHED_IDLE, os.SCHED_IDLE], "nice": 19, "session": os.getsid(0)}
 
 
 def describe_thread():
@@ -95,7 +95,7 @@ def describe_thread():
 
 @pytest.mark.usefixtures("_serving")
 @pytest.mark.parametrize(("can_rise", "expected"), [(True, (os.SCHED_IDLE, 19)), (False, (os.SCHED_OTHER, 10))])
-def test_lowered_work_runs_in_a_thread_and_leaves_the_caller_alone(monkeypatch, can_rise, expected):
+def test_lowered_work_runs_in_a_thread_and_the_caller_keeps_its_priority(monkeypatch, can_rise, expected):
     monkeypatch.setattr(priority, "_can_rise", lambda: can_rise)
     own = describe_thread()
     assert run_lowered(describe_thread) == expected
@@ -105,8 +105,8 @@ def test_lowered_work_runs_in_a_thread_and_leaves_the_caller_alone(monkeypatch, 
 @pytest.mark.usefixtures("_serving")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
 @pytest.mark.parametrize("run", [run_lowered, lambda work: _run_within_lowered(work)])
-def test_work_that_takes_long_runs_beside_others_after_a_while(monkeypatch, run):
-    """So that it ends on cores that are busy all the time."""
+def test_long_work_is_no_longer_idle_after_a_while(monkeypatch, run):
+    """So it finishes even on cores that are always busy."""
     monkeypatch.setattr(priority, "_PATIENCE_SECONDS", 0.2)
 
     def work():
@@ -119,7 +119,7 @@ def test_work_that_takes_long_runs_beside_others_after_a_while(monkeypatch, run)
 
 
 def _run_within_lowered(work):
-    """Do work in a thread that lowers itself: the test keeps its own priority whatever happens."""
+    """Do work in a thread that lowers itself; the test keeps its own priority in any case."""
     results = []
 
     def run():
@@ -133,20 +133,20 @@ def _run_within_lowered(work):
 
 
 @pytest.mark.usefixtures("_serving")
-def test_an_exception_of_lowered_work_reaches_the_caller():
+def test_exception_of_lowered_work_reaches_the_caller():
     with pytest.raises(LoadError, match="why"):
         run_lowered(lambda: (_ for _ in ()).throw(LoadError("why")))
 
 
-def fall_silent(task, tell):
-    """In a throwaway process."""
-    tell(ready=True)
+def hang(task, send):
+    """Wait without using a core, in a throwaway process."""
+    send(ready=True)
     time.sleep(60)
 
 
 @contextlib.contextmanager
 def busy_core():
-    """Have a process use one core, all the time; return the core."""
+    """Keep one core busy with another process; return the core."""
     core = min(os.sched_getaffinity(0))
     pid = os.fork()
     if not pid:
@@ -161,30 +161,30 @@ def busy_core():
 
 
 @pytest.mark.usefixtures("_serving")
-def test_time_without_a_core_is_not_counted_as_time_of_a_load():
-    """It may take four times its timeout, when another process uses the only core that it has."""
+def test_time_without_a_core_does_not_count_towards_the_timeout():
+    """The process may take up to four times its timeout while another process uses its only core."""
     task = {"core": min(os.sched_getaffinity(0)), "seconds": 3600}
     with start(spin, task) as process:
-        process.answer(60)
+        process.receive(60)
         with busy_core() as core:
             assert core == task["core"]
             started = time.monotonic()
-            with pytest.raises(LoadError, match=r"did not come up in 0\.5 s"):
-                process.answer(0.5)
+            with pytest.raises(LoadError, match=r"timed out after 0\.5 s"):
+                process.receive(0.5)
             assert 0.7 <= time.monotonic() - started < 5
 
 
 @pytest.mark.usefixtures("_serving")
-def test_a_load_that_waits_for_something_else_has_its_timeout():
-    with start(fall_silent, None) as process:
-        process.answer(60)
+def test_load_that_does_not_want_a_core_has_its_usual_timeout():
+    with start(hang, None) as process:
+        process.receive(60)
         started = time.monotonic()
-        with pytest.raises(LoadError, match=r"did not come up in 0\.5 s"):
-            process.answer(0.5)
+        with pytest.raises(LoadError, match=r"timed out after 0\.5 s"):
+            process.receive(0.5)
         assert 0.5 <= time.monotonic() - started < 1.8
 
 
-def test_a_process_that_is_gone_wants_no_core():
+def test_ended_process_wants_no_core():
     pid = os.fork()
     if not pid:
         os._exit(0)
@@ -195,7 +195,7 @@ def test_a_process_that_is_gone_wants_no_core():
 
 
 def describe_forked(loses_rights=False):
-    """Return policy and nice value of a forked process within `lowered`, and afterwards those of all its threads."""
+    """Return policy and nice value of a forked process within `lowered`, and then those of all its threads."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         if loses_rights:  # neither CAP_SYS_NICE nor a limit that allows it
@@ -216,7 +216,7 @@ def describe_forked(loses_rights=False):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise its priority")
-def test_a_process_that_may_raise_its_priority_lowers_it_for_a_while_with_all_its_threads(monkeypatch):
+def test_process_that_may_raise_its_priority_lowers_and_restores_all_threads(monkeypatch):
     usual = describe_thread()
     monkeypatch.setitem(priority._state, "nice", usual[1])
     assert describe_forked() == [(os.SCHED_IDLE, 19), usual, usual]
@@ -243,14 +243,14 @@ def test_forked_process_restores_the_usual_priority(monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
-def test_a_process_that_may_not_raise_its_priority_keeps_it(monkeypatch):
+def test_process_that_may_not_raise_its_priority_keeps_it(monkeypatch):
     usual = describe_thread()
     monkeypatch.setitem(priority._state, "nice", usual[1])
     assert describe_forked(loses_rights=True) == [usual, usual, usual]
 
 
 def test_workers_and_arbiter_keep_their_priority_through_a_reload_that_gives_way(tmp_path):
-    """The process that tries a model tells its policy by what it leaves in a file."""
+    """The process that tries a node appends its scheduling policy to a file."""
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
     (tmp_path / "node.py").write_text(NODE)
     config = write_config(
@@ -259,18 +259,18 @@ def test_workers_and_arbiter_keep_their_priority_through_a_reload_that_gives_way
         custom_node_library_config_list=[{"name": "node", "base_path": "node.py"}],
         pipeline_config_list=[PIPELINE],
     )
-    with serve(tmp_path, "-w", "1", config=config, TOLD=str(tmp_path / "told")) as service:
+    with serve(tmp_path, "-w", "1", config=config, POLICIES=str(tmp_path / "policies")) as service:
         service.wait_for_workers(1)
         assert service.get("/v2/models/p/ready").status == 200
         before = service.workers()
-        at_start = (tmp_path / "told").read_text().splitlines()
+        at_start = (tmp_path / "policies").read_text().splitlines()
         (tmp_path / "node.py").write_text(f"{NODE}\n")
         os.utime(tmp_path / "m" / "1" / "model.xml")
         assert service.request("POST", "/v1/config/reload").status == 201
         service.wait_for(lambda: set(before).isdisjoint(service.workers()))  # which end at a low priority
-        told = (tmp_path / "told").read_text().splitlines()
+        policies = (tmp_path / "policies").read_text().splitlines()
         assert str(os.SCHED_IDLE) not in at_start
-        assert told[len(at_start) :][0] == str(os.SCHED_IDLE)
+        assert policies[len(at_start) :][0] == str(os.SCHED_IDLE)
         own = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
         for pid in (service.process.pid, *service.workers()):
             service.wait_for(lambda pid=pid: (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == own)

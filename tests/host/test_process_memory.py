@@ -10,18 +10,18 @@ import pytest
 from ovms_rest.host.process_memory import anonymous_bytes, own_bytes, resident_bytes
 
 
-def test_memory_that_is_written_is_resident():
+def test_written_memory_is_resident():
     size = 64 * 2**20
     before = resident_bytes()
     with mmap.mmap(-1, size) as memory:
         reserved = resident_bytes()
         memory.write(b"x" * size)
-        # The bytes that are written are an object as large, which is gone again.
+        # The bytes object that is written is as large, and freed by now.
         assert size * 0.9 < resident_bytes() - before < size * 1.5
     assert reserved - before < size * 0.1
 
 
-def test_another_process_is_asked_by_its_id():
+def test_memory_of_another_process_is_read_by_its_id():
     assert resident_bytes(os.getpid()) == pytest.approx(resident_bytes(), rel=0.1)
     with subprocess.Popen(["sleep", "60"]) as other:
         try:
@@ -30,7 +30,7 @@ def test_another_process_is_asked_by_its_id():
             other.kill()
 
 
-def test_a_process_that_is_gone_has_no_memory_to_tell():
+def test_ended_process_has_no_resident_memory():
     with subprocess.Popen(["true"]) as gone:
         pass
     with pytest.raises(OSError, match=f"/proc/{gone.pid}/statm"):
@@ -52,9 +52,9 @@ os.wait()
 """
 
 
-def test_memory_that_was_inherited_is_ones_own_once_it_is_written():
-    told = subprocess.run([sys.executable, "-c", INHERITING], capture_output=True, text=True, check=True).stdout
-    before, anonymous, after = map(int, told.split())
+def test_inherited_memory_becomes_private_once_written():
+    output = subprocess.run([sys.executable, "-c", INHERITING], capture_output=True, text=True, check=True).stdout
+    before, anonymous, after = map(int, output.split())
     size = 64 * 2**20
     assert before < size * 0.1
     assert anonymous > size
@@ -62,7 +62,7 @@ def test_memory_that_was_inherited_is_ones_own_once_it_is_written():
 
 
 @pytest.mark.parametrize("function", [own_bytes, anonymous_bytes])
-def test_a_process_that_is_gone_has_no_memory_of_its_own(function):
+def test_ended_process_has_no_private_memory(function):
     with subprocess.Popen(["true"]) as gone:
         pass
     with pytest.raises(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Throwaway processes: what they answer, how their end is told, and that none can hold up who waits for it."""
+"""Throwaway processes: their results, reports of how they ended, and limits on how long the arbiter waits."""
 
 import contextlib
 import os
@@ -15,183 +15,183 @@ from service import is_running, wait_for_end
 from ovms_rest.errors import LoadError
 from ovms_rest.host.throwaway import STOPPED, EndedError, start
 
-# More than a pipe holds.
+# Larger than the buffer of a pipe.
 LARGE = "x" * 2**20
 
 
 @pytest.fixture(autouse=True)
-def _find_the_work_below(monkeypatch):
+def _make_this_module_importable(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
 
-def answer_each(task, tell):
+def send_each(task, send):
     for item in task:
-        tell(step="at an item")
-        tell(answer=item)
+        send(step="at an item")
+        send(result=item)
 
 
-def print_and_answer(task, tell):
-    print('{"answer": "printed"}', flush=True)
-    os.system('echo \'{"answer": "echoed"}\'')
-    tell(answer=task)
+def print_and_send(task, send):
+    print('{"result": "printed"}', flush=True)
+    os.system('echo \'{"result": "echoed"}\'')
+    send(result=task)
 
 
-def fall_silent(task, tell):
-    tell(step="falling silent")
+def hang(task, send):
+    send(step="hanging")
     time.sleep(60)
 
 
-def close_the_output(task, tell):
-    tell(step="closing its output")
+def close_output(task, send):
+    send(step="closing its output")
     os.closerange(0, 99)
     time.sleep(60)
 
 
-def step_for_ever(task, tell):
+def step_forever(task, send):
     while True:
-        tell(step="stepping")
+        send(step="stepping")
 
 
-def die(task, tell):
-    tell(step="dying")
+def die(task, send):
+    send(step="dying")
     os.kill(os.getpid(), task)
 
 
-def fail(task, tell):
+def fail(task, send):
     raise ValueError(task)
 
 
-def fork(task, tell):
-    """Leave a process behind that keeps the output."""
+def fork(task, send):
+    """Leave a process that keeps the output open."""
     if pid := os.fork():
-        tell(pid=pid)
+        send(pid=pid)
     else:
         time.sleep(60)
 
 
 def reason_of(work, task=None, timeout=60.0, stop=lambda: False):
     with pytest.raises(LoadError) as caught, start(work, task, stop) as process:
-        process.answer(timeout)
+        process.receive(timeout)
     return str(caught.value)
 
 
 @pytest.fixture
 def deaf(tmp_path, monkeypatch):
-    """Have a process started that reads nothing and says nothing."""
+    """Start a process that neither reads nor writes."""
     program = tmp_path / "deaf"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(program))
 
 
-# --- Answers
+# --- Results
 
 
-def test_answers_come_in_their_order_without_the_steps():
-    with start(answer_each, [1, "two", None]) as process:
-        assert [process.answer(60) for _ in range(3)] == [{"answer": 1}, {"answer": "two"}, {"answer": None}]
+def test_results_are_received_in_order_without_the_steps():
+    with start(send_each, [1, "two", None]) as process:
+        assert [process.receive(60) for _ in range(3)] == [{"result": 1}, {"result": "two"}, {"result": None}]
 
 
-def test_a_task_and_an_answer_may_be_larger_than_a_pipe():
-    with start(answer_each, [LARGE]) as process:
-        assert process.answer(60) == {"answer": LARGE}
+def test_task_and_result_may_be_larger_than_a_pipe():
+    with start(send_each, [LARGE]) as process:
+        assert process.receive(60) == {"result": LARGE}
 
 
-def test_what_json_does_not_know_comes_as_a_string():
-    with start(answer_each, [Path("/a/b")]) as process:
-        assert process.answer(60) == {"answer": "/a/b"}
+def test_values_unknown_to_json_are_sent_as_strings():
+    with start(send_each, [Path("/a/b")]) as process:
+        assert process.receive(60) == {"result": "/a/b"}
 
 
-def test_what_the_work_prints_is_no_answer():
-    with start(print_and_answer, "told") as process:
-        assert process.answer(60) == {"answer": "told"}
+def test_output_of_the_work_is_not_a_result():
+    with start(print_and_send, "sent") as process:
+        assert process.receive(60) == {"result": "sent"}
 
 
-# --- Its end
+# --- The end of the process
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_a_signal_that_ends_the_process_is_told_with_the_step(number):
-    assert reason_of(die, number) == f"ended the process that tried it with {number.name} while dying"
+def test_signal_that_ends_the_process_is_reported_with_the_step(number):
+    assert reason_of(die, number) == f"ended its trial process with {number.name} while dying"
 
 
-def test_an_exception_ends_the_process():
-    assert reason_of(fail) == "ended the process that tried it with exit code 1 while starting"
+def test_exception_ends_the_process():
+    assert reason_of(fail) == "ended its trial process with exit code 1 while starting"
 
 
-def test_an_end_is_told_apart_from_what_else_goes_wrong():
-    with start(answer_each, ["one"]) as process:
-        process.answer(60)
+def test_ended_process_is_distinguished_from_a_timeout():
+    with start(send_each, ["one"]) as process:
+        process.receive(60)
         with pytest.raises(EndedError, match="with exit code 0 while starting"):
-            process.answer(60)
-    with start(fall_silent, None) as process, pytest.raises(LoadError) as caught:
-        process.answer(0.5)
+            process.receive(60)
+    with start(hang, None) as process, pytest.raises(LoadError) as caught:
+        process.receive(0.5)
     assert not isinstance(caught.value, EndedError)
 
 
-def test_an_end_is_told_though_another_process_keeps_the_output():
+def test_end_is_reported_while_a_fork_keeps_the_output_open():
     with start(fork, None) as process:
-        process.answer(60)
+        process.receive(60)
         with pytest.raises(EndedError, match="exit code 0"):
-            process.answer(60)
+            process.receive(60)
 
 
-def test_nothing_of_it_is_left_in_the_end():
+def test_forks_of_the_process_end_with_it():
     with start(fork, None) as process:
-        pid = process.answer(60)["pid"]
+        pid = process.receive(60)["pid"]
         assert is_running(pid)
     wait_for_end(pid)
 
 
-# --- Waiting for it
+# --- Waiting for a result
 
 
 @pytest.mark.parametrize(
     ("work", "step"),
-    [(fall_silent, "falling silent"), (close_the_output, "closing its output"), (step_for_ever, "stepping")],
+    [(hang, "hanging"), (close_output, "closing its output"), (step_forever, "stepping")],
 )
-def test_it_is_waited_for_as_long_as_allowed(work, step):
+def test_process_is_stopped_after_the_timeout(work, step):
     started = time.monotonic()
-    assert reason_of(work, timeout=3) == f"did not come up in 3 s; it was stopped while {step}"
+    assert reason_of(work, timeout=3) == f"timed out after 3 s while {step}"
     assert 3 <= time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize("work", [fall_silent, close_the_output])
-def test_it_is_not_waited_for_when_the_service_ends(work):
+@pytest.mark.parametrize("work", [hang, close_output])
+def test_process_is_stopped_when_the_service_shuts_down(work):
     started = time.monotonic()
     assert reason_of(work, stop=lambda: time.monotonic() > started + 2) == STOPPED
     assert time.monotonic() - started < 10
 
 
 @pytest.mark.usefixtures("deaf")
-def test_a_task_that_is_not_read_is_given_up_when_the_time_is_over():
+def test_unread_task_is_given_up_after_the_timeout():
     started = time.monotonic()
-    assert reason_of(answer_each, [LARGE], timeout=1) == "did not come up in 1 s; it was stopped while starting"
+    assert reason_of(send_each, [LARGE], timeout=1) == "timed out after 1 s while starting"
     assert time.monotonic() - started < 10
 
 
 @pytest.mark.usefixtures("deaf")
-def test_a_task_that_is_not_read_is_given_up_when_the_service_ends():
+def test_unread_task_is_given_up_when_the_service_shuts_down():
     started = time.monotonic()
-    assert reason_of(answer_each, [LARGE], stop=lambda: True) == STOPPED
+    assert reason_of(send_each, [LARGE], stop=lambda: True) == STOPPED
     assert time.monotonic() - started < 10
 
 
-def test_a_process_that_dies_before_it_reads_its_task_is_told(monkeypatch):
+def test_process_that_dies_before_it_reads_its_task_is_reported(monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
-    assert reason_of(answer_each, [LARGE]) == "ended the process that tried it with exit code 1 while starting"
+    assert reason_of(send_each, [LARGE]) == "ended its trial process with exit code 1 while starting"
 
 
-def test_a_terminal_that_stops_background_output_does_not_stop_it():
-    """As `stty tostop` sets it; the process is not in the foreground's process group."""
+def test_terminal_set_to_tostop_does_not_stop_the_process():
+    """`stty tostop` stops processes outside the foreground process group at their first output."""
     pid, terminal = pty.fork()
     if not pid:
         try:
             settings = termios.tcgetattr(2)
             settings[3] |= termios.TOSTOP
             termios.tcsetattr(2, termios.TCSANOW, settings)
-            with start(print_and_answer, "done") as process:
-                os._exit(0 if process.answer(20) == {"answer": "done"} else 2)
+            with start(print_and_send, "done") as process:
+                os._exit(0 if process.receive(20) == {"result": "done"} else 2)
         finally:
             os._exit(1)
     with os.fdopen(terminal, "rb", buffering=0) as stream, contextlib.suppress(OSError):  # EIO at its end

@@ -18,7 +18,7 @@ from openvino import opset15
 from ovms_rest.errors import LoadError
 from ovms_rest.models import copies
 from ovms_rest.models.compilation import plan_compilation
-from ovms_rest.models.copies import ChangingError, copy_model, open_places, seal
+from ovms_rest.models.copies import NO_PLACE, ChangingError, copy_model, open_places, seal
 from ovms_rest.models.runtime import Model
 
 X = np.float32([[-1.5, 2.0, -3.0, 4.25]])
@@ -64,7 +64,7 @@ def test_every_format_is_loaded_from_its_copy_alone(tmp_path, name, hint):
 @pytest.mark.parametrize("name", formats.FORMATS)
 def test_without_a_place_every_format_is_read_and_not_mapped(tmp_path, name):
     written = formats.FORMATS[name](tmp_path / "1")
-    source = copy_model(tmp_path / "1", None)
+    source = copy_model(tmp_path / "1", NO_PLACE)
     assert (source.model, source.may_map) == (str(written.model), False)
     model = load(tmp_path / "1", source)
     assert infer(model, written) == Y
@@ -73,7 +73,7 @@ def test_without_a_place_every_format_is_read_and_not_mapped(tmp_path, name):
 
 def test_files_are_mapped_where_the_user_wants_that(tmp_path):
     file = save_constant(tmp_path)
-    source = copy_model(tmp_path / "1", None, may_map=True)
+    source = copy_model(tmp_path / "1", NO_PLACE, may_map=True)
     model = load(tmp_path / "1", source)
     model.open(lambda: None)
     assert mapped(file)
@@ -84,7 +84,7 @@ def test_a_model_from_the_cache_is_mapped_only_where_the_user_wants_that(tmp_pat
     save_constant(tmp_path)
     cache = tmp_path / "cache"
     for _ in range(2):
-        model = load(tmp_path / "1", copy_model(tmp_path / "1", None), CACHE_DIR=str(cache), **config)
+        model = load(tmp_path / "1", copy_model(tmp_path / "1", NO_PLACE), CACHE_DIR=str(cache), **config)
         model.compile()
     assert model._compiled.get_property("LOADED_FROM_CACHE")
     assert bool(mapped(cache)) == is_mapped
@@ -163,7 +163,7 @@ def test_the_end_of_a_forked_process_leaves_the_places_of_its_parent():
 @pytest.mark.parametrize(
     ("directory", "note"),
     [
-        (None, "read in place, without a private copy: no temporary directory can be written"),
+        ("", "read in place, without a private copy: no temporary directory can be written"),
         ("/dev/full/x", "read in place, without a private copy: [Errno 20] Not a directory: '/dev/full/x'"),
     ],
 )
@@ -195,12 +195,12 @@ def test_external_data_outside_of_the_directory_is_read_in_place(tmp_path):
     (tmp_path / "1" / "relu.weights").rename(tmp_path / "r.weights")
     with open_places(1) as (place,):
         source = copy_model(tmp_path / "1", place)
-    assert source.note.endswith(f"{tmp_path}/1/../r.weights lies outside of {tmp_path}/1")
+    assert source.note.endswith(f"{tmp_path}/1/../r.weights is outside {tmp_path}/1")
 
 
 def test_files_that_changed_after_they_were_tried_in_place_are_refused(tmp_path):
     file = save_constant(tmp_path)
-    source = copy_model(tmp_path / "1", None)
+    source = copy_model(tmp_path / "1", NO_PLACE)
     file.write_bytes(file.read_bytes())
     time.sleep(0.05)
     with pytest.raises(ChangingError, match="changed while it was being loaded"):
@@ -245,7 +245,7 @@ def test_a_writer_is_waited_for(tmp_path):
 
 def test_a_file_that_vanishes_after_it_was_found_is_told(tmp_path):
     file = save_constant(tmp_path)
-    source = copy_model(tmp_path / "1", None)
+    source = copy_model(tmp_path / "1", NO_PLACE)
     file.unlink()
     with pytest.raises(ChangingError, match=f"{file} vanished while it was being loaded"):
         source.check()

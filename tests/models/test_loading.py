@@ -64,8 +64,8 @@ def test_models_that_cannot_be_served_are_kept_with_their_reason_and_the_others_
     reasons = {
         "missing": f"cannot read the model directory {tmp_path}/missing: No such file or directory",
         "empty": f"no version in {tmp_path}/empty: expected a directory per version, named by a number from 1 on ",
-        "crashing": "version 1 ended the process that tried it with SIGSEGV while being read",
-        "hanging": "version 1 did not come up in 5 s; it was stopped while inferring for the first time",
+        "crashing": "version 1 ended its trial process with SIGSEGV while being read",
+        "hanging": "version 1 timed out after 5 s while inferring for the first time",
     }
     with pytest.raises(NotReadyError) as error:
         models.check_ready()
@@ -270,7 +270,7 @@ def test_a_version_that_is_being_written_goes_on_as_it_was_and_no_lower_one_repl
     assert list(entry.versions) == [2]
     assert entry.failures == {2: f"{file} is open for writing in another process"}
     assert entry.is_changing
-    assert "version 2 of model 'm' goes on as it was" in caplog.messages
+    assert "model 'm' keeps serving version 2 as it was" in caplog.messages
     (status,) = entry.status()
     assert (status["state"], status["status"]["error_message"]) == ("AVAILABLE", entry.failures[2])
 

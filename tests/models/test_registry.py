@@ -63,10 +63,10 @@ def test_inference_is_refused_with_the_route_that_reports_the_reason():
     models = ModelRegistry({"m": Entry({1: FakeModel()}, {2: "is broken"}), "no such": Entry(reason="missing")})
     with pytest.raises(NotFoundError) as error:
         models.find("no such")
-    assert str(error.value) == "model 'no such' does not serve; GET /v2/models/no%20such/ready tells why"
+    assert str(error.value) == "model 'no such' does not serve; GET /v2/models/no%20such/ready says why"
     with pytest.raises(NotFoundError) as error:
         models.find("m", "2")
-    assert str(error.value) == "version '2' of model 'm' does not serve; GET /v2/models/m/versions/2/ready tells why"
+    assert str(error.value) == "version '2' of model 'm' does not serve; GET /v2/models/m/versions/2/ready says why"
 
 
 # --- Opening and readiness

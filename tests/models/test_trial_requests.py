@@ -11,9 +11,9 @@ from service import serve, write_config
 from ovms_rest.errors import LoadError
 from ovms_rest.models.compilation import plan_compilation
 from ovms_rest.models.options import ModelOptions, parse_options
-from ovms_rest.models.proving import Task, prove
 from ovms_rest.models.runtime import Model
 from ovms_rest.models.trial_requests import read_trial
+from ovms_rest.models.trials import Task, run_trials
 
 EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
 X = {"name": "x", "shape": [6], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}
@@ -58,15 +58,15 @@ def test_a_model_that_computes_an_invented_input_opens_without_a_warning(tmp_pat
 
 
 def test_proof_has_the_warning_of_the_model(tmp_path):
-    (proof,) = prove([Task(save_split(tmp_path) / "1", EXACT)], timeout=60)
-    assert proof.reason is None
-    assert "Total length of splits" in proof.warning
+    (result,) = run_trials([Task(save_split(tmp_path) / "1", EXACT)], timeout=60)
+    assert result.reason == ""
+    assert "Total length of splits" in result.warning
 
 
 def test_without_a_trial_nothing_is_inferred(tmp_path):
     endless = Task(model_zoo.save(model_zoo.endless(), tmp_path / "a") / "1", EXACT, ModelOptions(trial=False))
     split = Task(save_split(tmp_path / "b") / "1", EXACT, ModelOptions(trial=False))
-    assert [(proof.reason, proof.warning) for proof in prove([endless, split], timeout=60)] == [(None, "")] * 2
+    assert [(result.reason, result.warning) for result in run_trials([endless, split], timeout=60)] == [("", "")] * 2
 
 
 # --- A request of its own

@@ -1,60 +1,72 @@
-"""Which shapes a model is tried with."""
+"""Models tried in a throwaway process: what is wrong with one is told and harms no other."""
 
-import pytest
+import model_zoo
 
-from ovms_rest.models.trials import choose_shapes
-from ovms_rest.protocol.tensors import Dim, TensorMetadata
-
-ANY = Dim(0, None)
+from ovms_rest.models.compilation import plan_compilation
+from ovms_rest.models.trials import Task, run_trials
 
 
-def choose(*inputs, sizes=None):
-    """Choose for inputs x0, x1, ..., each a tuple of sizes, pairs of bounds and Dims; leave the names out."""
-    described = [
-        TensorMetadata(f"x{number}", "FP32", tuple(Dim(d, d) if type(d) is int else Dim(*d) for d in dims))
-        for number, dims in enumerate(inputs)
+def task(base_path, **plugin_config):
+    return Task(base_path / "1" / "model.xml", plan_compilation("CPU", plugin_config, cores=2))
+
+
+def reasons_of(tasks, timeout=60):
+    return [result.reason for result in run_trials(tasks, timeout)]
+
+
+def test_good_models_have_no_reason_against_them(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path / "a")
+    model_zoo.save(model_zoo.strings(), tmp_path / "b")
+    latency = task(tmp_path / "a", PERFORMANCE_HINT="LATENCY")
+    assert reasons_of([task(tmp_path / "a"), task(tmp_path / "b"), latency]) == ["", "", ""]
+
+
+def test_nothing_is_proven_without_models():
+    assert run_trials([], timeout=60) == []
+
+
+def test_a_model_that_crashes_is_named_and_the_others_are_tried(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path / "good")
+    model_zoo.save_crashing(tmp_path / "bad")
+    tasks = [task(tmp_path / name) for name in ("good", "bad", "good", "bad")]
+    crash = "ended its trial process with SIGSEGV while being read"
+    assert reasons_of(tasks) == ["", crash, "", crash]
+
+
+def test_a_model_that_hangs_is_stopped_and_the_others_are_tried(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path / "good")
+    model_zoo.save(model_zoo.endless(), tmp_path / "bad")
+    reasons = reasons_of([task(tmp_path / name) for name in ("good", "bad", "good")], timeout=5)
+    assert reasons == ["", "timed out after 5 s while inferring for the first time", ""]
+
+
+def test_a_model_that_openvino_refuses_is_told_with_the_reason(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path / "good")
+    (tmp_path / "bad" / "1").mkdir(parents=True)
+    (tmp_path / "bad" / "1" / "model.xml").write_text("<net garbage")
+    reasons = reasons_of([task(tmp_path / "bad"), task(tmp_path / "good", NO_SUCH_KEY=1)])
+    assert reasons[0].startswith(f"cannot read {tmp_path}/bad/1/model.xml: Unable to read the model")
+    assert "NO_SUCH_KEY" in reasons[1]
+
+
+def test_a_process_that_cannot_start_blames_every_model_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    assert reasons_of([task(tmp_path / "a")] * 2) == [
+        "ended its trial process with exit code 1 while starting",
+        "ended its trial process with exit code 1 while starting",
     ]
-    found = choose_shapes(described, [()] * len(inputs) if sizes is None else sizes)
-    return [tuple(shapes.values()) for shapes in found]
 
 
-def test_a_static_model_has_one_choice():
-    assert choose((1, 3), ()) == [((1, 3), ())]
+def test_what_a_model_takes_is_measured(tmp_path):
+    model_zoo.save(model_zoo.resnet50(), tmp_path / "a")
+    (result,) = run_trials([task(tmp_path / "a")], timeout=60)
+    assert 0 < result.seconds < 60
+    assert 50 * 2**20 < result.memory < 2**30
 
 
-def test_what_is_dynamic_is_as_small_as_it_may_be_and_then_one_more():
-    assert choose((ANY, 3)) == [((1, 3),), ((2, 3),)]
-    assert choose(((4, 9), 3)) == [((4, 3),), ((5, 3),)]
-
-
-def test_a_size_at_its_bound_is_varied_downwards():
-    assert choose(((0, 1), 3)) == [((1, 3),), ((0, 3),)]
-
-
-def test_dims_of_several_inputs_agree_where_they_can():
-    """An attention mask has the length of the ids, whatever the config says of either."""
-    assert choose((1, ANY), (1, (16, 512))) == [((1, 16), (1, 16)), ((1, 17), (1, 17))]
-
-
-def test_every_dim_is_varied_alone_and_all_are_together():
-    assert choose((ANY, ANY)) == [((1, 1),), ((2, 1),), ((1, 2),), ((2, 2),)]
-
-
-def test_what_is_dynamic_may_have_to_be_as_what_is_not():
-    assert choose((ANY, ANY), (2, 3))[-4:] == [((2, 3), (2, 3)), ((3, 3), (2, 3)), ((2, 4), (2, 3)), ((3, 4), (2, 3))]
-
-
-def test_the_sizes_before_a_reshape_come_first():
-    found = choose((ANY, ANY, ANY, ANY), sizes=[(1, 8, 8, 3)])
-    assert found[:3] == [((1, 8, 8, 3),), ((2, 8, 8, 3),), ((1, 9, 8, 3),)]
-    assert ((1, 1, 1, 1),) in found
-    assert len(set(found)) == len(found)
-
-
-@pytest.mark.parametrize(("bounds", "size"), [((1, 4), 4), ((9, 12), 9), (ANY, 8)])
-def test_the_sizes_before_a_reshape_are_cut_off_at_the_bounds(bounds, size):
-    assert choose((bounds, 3), sizes=[(8, 3)])[0] == ((size, 3),)
-
-
-def test_an_unknown_size_and_an_unknown_rank_are_no_sizes():
-    assert choose((ANY, ANY), (ANY,), sizes=[(None, 5), ()])[0] == ((1, 5), (1,))
+def test_each_turn_is_told(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path / "good")
+    model_zoo.save_crashing(tmp_path / "bad")
+    told = []
+    run_trials([task(tmp_path / name) for name in ("good", "bad", "good")], 60, told.append)
+    assert [turn for index, turn in enumerate(told) if turn not in told[:index]] == [0, 1, 2]

@@ -89,7 +89,7 @@ def test_a_library_of_ovms_that_is_not_there_is_one_of_ours(tmp_path, caplog):
     assert np.array_equal(node.execute({"input_numbers": given})["output_numbers"], given + 1)
     assert caplog.messages == [
         "library 'lib': there is no file /ovms/lib/custom_nodes/libcustom_node_add_one.so; "
-        "the module ovms_rest.pipelines.nodes.add_one stands in for it"
+        "the built-in module ovms_rest.pipelines.nodes.add_one replaces it"
     ]
 
 
@@ -104,7 +104,7 @@ def test_what_one_of_ours_cannot_do_is_told_to_the_client_too(tmp_path, caplog):
     with pytest.raises(InferenceError) as caught:
         node.execute({"image": np.zeros((1, 2, 2, 4), np.float32)})
     assert str(caught.value) == (
-        "pipeline node code 'lib' failed: input image has the shape [1, 2, 2, 4], it has to be [1, -1, -1, 3]"
+        "custom node library 'lib' failed: input image has the shape [1, 2, 2, 4], expected [1, -1, -1, 3]"
     )
     assert caplog.messages == [str(caught.value)]
 
@@ -121,8 +121,8 @@ def test_every_library_of_ovms_has_one_of_ours(name):
 )
 def test_what_stands_for_nothing_is_told_with_what_was_looked_for(tmp_path, base_path):
     assert reason_of(tmp_path, base_path) == (
-        f"there is no file {tmp_path / base_path}, and {base_path!r} is neither the name of a Python "
-        "module, as 'package.module' or 'package.module:object', nor one of libcustom_node_add_one.so, "
+        f"there is no file {tmp_path / base_path}, and {base_path!r} is neither a Python module "
+        "('package.module' or 'package.module:object') nor one of libcustom_node_add_one.so, "
         "libcustom_node_east_ocr.so, libcustom_node_face_blur.so, libcustom_node_horizontal_ocr.so, "
         "libcustom_node_image_transformation.so, libcustom_node_model_zoo_intel_object_detection.so"
     )
@@ -174,9 +174,7 @@ def test_code_that_fails_where_it_is_tried_is_not_loaded(tmp_path):
 )
 def test_code_that_ends_its_process_is_told(tmp_path, text, end):
     (tmp_path / "node.py").write_text(text)
-    assert reason_of(tmp_path) == (
-        f"{tmp_path}/node.py: ended the process that tried it with {end} while being imported"
-    )
+    assert reason_of(tmp_path) == (f"{tmp_path}/node.py: ended its trial process with {end} while being imported")
 
 
 @pytest.mark.parametrize(
@@ -185,9 +183,7 @@ def test_code_that_ends_its_process_is_told(tmp_path, text, end):
 def test_code_that_hangs_is_stopped(tmp_path, text):
     (tmp_path / "node.py").write_text(text)
     before = children()  # those of other tests' fixtures
-    assert reason_of(tmp_path, timeout=1) == (
-        f"{tmp_path}/node.py: did not come up in 1 s; it was stopped while being imported"
-    )
+    assert reason_of(tmp_path, timeout=1) == (f"{tmp_path}/node.py: timed out after 1 s while being imported")
     assert children() == before
 
 
@@ -195,7 +191,7 @@ def test_a_try_is_given_up_when_the_service_ends(tmp_path):
     (tmp_path / "node.py").write_text("import time; time.sleep(60)")
     started = time.monotonic()
     assert reason_of(tmp_path, stop=lambda: True) == (
-        f"{tmp_path}/node.py: was not tried to the end, as the service ends"
+        f"{tmp_path}/node.py: was not tried, because the service is shutting down"
     )
     assert time.monotonic() - started < 10
 
@@ -211,9 +207,7 @@ def test_processes_that_the_code_forks_end_with_the_try(tmp_path):
         f"import os, time\nif not os.fork():\n    print(os.getpid(), file=open({str(pids)!r}, 'w'))\n"
         f"    time.sleep(60)\ntime.sleep(0.5)\nos._exit(1)"
     )
-    assert reason_of(tmp_path) == (
-        f"{tmp_path}/node.py: ended the process that tried it with exit code 1 while being imported"
-    )
+    assert reason_of(tmp_path) == (f"{tmp_path}/node.py: ended its trial process with exit code 1 while being imported")
     pid = int(pids.read_text())
     wait_for_end(pid)
 
@@ -221,9 +215,7 @@ def test_processes_that_the_code_forks_end_with_the_try(tmp_path):
 def test_a_process_that_cannot_start_is_told(tmp_path, monkeypatch):
     (tmp_path / "node.py").write_text(NODE)
     monkeypatch.setattr("sys.executable", "/bin/false")
-    assert reason_of(tmp_path) == (
-        f"{tmp_path}/node.py: ended the process that tried it with exit code 1 while starting"
-    )
+    assert reason_of(tmp_path) == (f"{tmp_path}/node.py: ended its trial process with exit code 1 while starting")
 
 
 def test_a_process_that_does_not_read_its_params_is_stopped(tmp_path, monkeypatch):
@@ -232,5 +224,5 @@ def test_a_process_that_does_not_read_its_params_is_stopped(tmp_path, monkeypatc
     (tmp_path / "deaf").chmod(0o755)
     monkeypatch.setattr("sys.executable", str(tmp_path / "deaf"))
     assert reason_of(tmp_path, timeout=1, large="x" * 2**20) == (
-        f"{tmp_path}/node.py: did not come up in 1 s; it was stopped while starting"
+        f"{tmp_path}/node.py: timed out after 1 s while starting"
     )

@@ -1,11 +1,11 @@
-"""Where a newcomer begins, and where clients of other servers are sent."""
+"""Entry points of the API, and hints for clients of other servers."""
 
 import pytest
 
 from ovms_rest.resources.entry_points import find_hint
 
 
-def test_the_root_lists_routes_that_exist(service):
+def test_root_lists_existing_routes(service):
     answer = service.get("/")
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     body = answer.json()
@@ -18,7 +18,7 @@ def test_the_root_lists_routes_that_exist(service):
         assert found.status in ((200, 404) if path == "/metrics" else (400,) if method == "POST" else (200,))
 
 
-def test_all_models_are_listed_with_their_versions_and_states(service):
+def test_models_are_listed_with_their_versions_and_states(service):
     for path in ("/v2/models", "/v2/models/"):
         answer = service.get(path)
         assert answer.status == 200
@@ -28,7 +28,7 @@ def test_all_models_are_listed_with_their_versions_and_states(service):
 
 
 @pytest.mark.parametrize("path", ["/", "/v2/models"])
-def test_entry_points_answer_head_and_no_other_method(service, path):
+def test_entry_points_allow_get_and_head_only(service, path):
     assert service.request("HEAD", path).status == 200
     answer = service.request("POST", path, b"")
     assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
@@ -59,5 +59,5 @@ def test_paths_of_other_servers_name_the_route_to_use(service, path, named):
         assert named in answer.json()["error"]
 
 
-def test_any_other_path_is_plainly_unknown():
+def test_other_paths_have_no_hint():
     assert find_hint("/unknown") == ""

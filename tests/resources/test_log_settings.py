@@ -1,4 +1,4 @@
-"""Triton's logging extension: the call, what it does to gunicorn's log, and that it does so in all processes."""
+"""Triton's logging extension: its requests, and their effect on gunicorn's log in all processes."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ AT_INFO = {
 
 @pytest.fixture
 def logger(tmp_path):
-    """Make gunicorn's logger at the level info into a file; what it was before comes back."""
+    """Make gunicorn's logger write to a file from level info on; restore the loggers afterwards."""
     loggers = [logging.getLogger(name) for name in (*NAMES, "gunicorn.access")]
     before = [(log, log.level, log.propagate, log.handlers[:]) for log in loggers]
     yield Logger(config(tmp_path, "info"))
@@ -48,7 +48,7 @@ def logger(tmp_path):
 
 
 def config(directory, level):
-    """Make gunicorn's config with this level and a file for the log."""
+    """Return gunicorn's config with this level and a log file."""
     made = Config()
     made.set("errorlog", str(directory / "log"))
     made.set("loglevel", level)
@@ -72,16 +72,16 @@ def post(client, body, address="127.0.0.1"):
     return client.simulate_post("/v2/logging", body=body, remote_addr=address, host="localhost")
 
 
-# --- The call
+# --- Requests
 
 
-def test_the_settings_are_told(client):
+def test_get_returns_the_settings(client):
     answer = client.simulate_get("/v2/logging")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     assert answer.json == AT_INFO
 
 
-def test_head_is_answered_as_get_is(client):
+def test_head_works_where_get_does(client):
     assert client.simulate_head("/v2/logging").status_code == 200
 
 
@@ -95,14 +95,14 @@ def test_head_is_answered_as_get_is(client):
         ("log_format", "ISO8601"),
     ],
 )
-def test_one_setting_is_changed_and_all_are_answered(client, key, value):
+def test_changing_one_setting_returns_all(client, key, value):
     answer = post(client, json.dumps({key: value}))
     assert (answer.status_code, answer.json) == (200, {**AT_INFO, key: value})
     assert client.simulate_get("/v2/logging").json == {**AT_INFO, key: value}
 
 
 @pytest.mark.parametrize("body", [b"", b" \n", b"{}", b'{"unknown": null}'])
-def test_a_call_that_changes_nothing_is_answered_with_the_settings(client, body):
+def test_request_without_changes_returns_the_settings(client, body):
     answer = post(client, body)
     assert (answer.status_code, answer.json) == (200, AT_INFO)
 
@@ -110,53 +110,53 @@ def test_a_call_that_changes_nothing_is_answered_with_the_settings(client, body)
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ('{"log_info": null}', "log_info is null, allowed is true or false"),
-        ('{"log_warning": 1}', "log_warning is 1, allowed is true or false"),
-        ('{"log_error": "true"}', 'log_error is "true", allowed is true or false'),
-        ('{"log_verbose_level": -1}', "log_verbose_level is -1, allowed is an integer from 0 to 2147483647"),
-        ('{"log_verbose_level": 1.0}', "log_verbose_level is 1.0, allowed is an integer from 0 to 2147483647"),
+        ('{"log_info": null}', "log_info is null, expected true or false"),
+        ('{"log_warning": 1}', "log_warning is 1, expected true or false"),
+        ('{"log_error": "true"}', 'log_error is "true", expected true or false'),
+        ('{"log_verbose_level": -1}', "log_verbose_level is -1, expected an integer from 0 to 2147483647"),
+        ('{"log_verbose_level": 1.0}', "log_verbose_level is 1.0, expected an integer from 0 to 2147483647"),
         (
             '{"log_verbose_level": 2147483648}',
-            "log_verbose_level is 2147483648, allowed is an integer from 0 to 2147483647",
+            "log_verbose_level is 2147483648, expected an integer from 0 to 2147483647",
         ),
-        ('{"log_verbose_level": true}', "log_verbose_level is true, allowed is an integer from 0 to 2147483647"),
-        ('{"log_format": "iso8601"}', 'log_format is "iso8601", allowed is "default" or "ISO8601"'),
-        ('{"log_format": ["default"]}', 'log_format is ["default"], allowed is "default" or "ISO8601"'),
-        ('{"log_format": null}', 'log_format is null, allowed is "default" or "ISO8601"'),
+        ('{"log_verbose_level": true}', "log_verbose_level is true, expected an integer from 0 to 2147483647"),
+        ('{"log_format": "iso8601"}', 'log_format is "iso8601", expected "default" or "ISO8601"'),
+        ('{"log_format": ["default"]}', 'log_format is ["default"], expected "default" or "ISO8601"'),
+        ('{"log_format": null}', 'log_format is null, expected "default" or "ISO8601"'),
         (
             '{"log_file": "/tmp/log"}',
-            "log_file cannot be set by call; the start sets it, by --log_path or gunicorn's --error-logfile",
+            "log_file cannot be changed while the service runs; --log_path or gunicorn's --error-logfile set it",
         ),
         ("[]", "the request is an array, expected an object or nothing"),
         ("null", "the request is null, expected an object or nothing"),
     ],
 )
-def test_what_cannot_be_is_refused(client, body, message):
+def test_invalid_settings_are_refused(client, body, message):
     answer = post(client, body)
     assert (answer.status_code, answer.json) == (400, {"error": message})
 
 
-def test_a_body_that_is_no_json_is_refused(client):
+def test_invalid_json_is_refused(client):
     answer = post(client, "{log_info}")
     assert answer.status_code == 400
     assert answer.json["error"].startswith("the request is not valid JSON: ")
 
 
-def test_one_wrong_setting_leaves_the_others_as_they_were(client):
+def test_invalid_setting_leaves_the_others_unchanged(client):
     assert post(client, '{"log_info": false, "log_verbose_level": "high"}').status_code == 400
     assert client.simulate_get("/v2/logging").json == AT_INFO
 
 
-def test_a_body_over_the_limit_is_refused(client):
+def test_body_over_the_limit_is_refused(client):
     assert post(client, b" " * 1001).status_code == 413
 
 
-def test_only_who_may_change_the_service_may_set_the_log(client):
+def test_changes_need_permission(client):
     assert post(client, '{"log_info": false}', address="10.0.0.1").status_code == 403
     assert client.simulate_get("/v2/logging", remote_addr="10.0.0.1").json == AT_INFO
 
 
-def test_nobody_may_where_changes_are_turned_off(logger):
+def test_changes_are_refused_where_model_control_is_none(logger):
     answer = post(make_client(Settings(model_control="none")), "{}")
     message = "POST /v2/logging is not allowed over HTTP; OVMS_REST_MODEL_CONTROL is 'none'"
     assert (answer.status_code, answer.json) == (403, {"error": message})
@@ -166,7 +166,7 @@ def test_nobody_may_where_changes_are_turned_off(logger):
 
 
 def log_all(name):
-    """Log a line at every level, which says the level."""
+    """Log a line at every level, with the level in it."""
     for level in ("debug", "info", "warning", "error", "critical"):
         getattr(logging.getLogger(name), level)("%s of %s", level, name)
 
@@ -176,7 +176,7 @@ def lines(directory):
 
 
 def levels(directory):
-    """Return the levels of the lines so far."""
+    """Return the levels of the logged lines."""
     return [line.split("] ")[-1].split(" of ")[0] for line in lines(directory)]
 
 
@@ -190,7 +190,7 @@ def levels(directory):
         ("critical", set()),
     ],
 )
-def test_the_settings_begin_as_gunicorns_level(logger, tmp_path, level, on):
+def test_initial_settings_follow_gunicorns_level(logger, tmp_path, level, on):
     logger.setup(config(tmp_path, level))
     log_levels = LogLevels()
     log_levels.install()
@@ -209,7 +209,7 @@ def test_the_settings_begin_as_gunicorns_level(logger, tmp_path, level, on):
         ("log_error", False, ["info", "warning", "critical"]),
     ],
 )
-def test_each_setting_is_of_its_own_lines(logger, tmp_path, name, key, value, left):
+def test_each_setting_affects_its_own_level(logger, tmp_path, name, key, value, left):
     log_levels = LogLevels()
     log_levels.install()
     log_levels.change({key: value})
@@ -217,7 +217,7 @@ def test_each_setting_is_of_its_own_lines(logger, tmp_path, name, key, value, le
     assert levels(tmp_path) == left
 
 
-def test_times_are_written_as_asked(logger, tmp_path):
+def test_log_format_sets_the_format_of_times(logger, tmp_path):
     log_levels = LogLevels()
     log_levels.install()
     for log_format in ("default", "ISO8601", "default"):
@@ -228,7 +228,7 @@ def test_times_are_written_as_asked(logger, tmp_path):
         assert re.fullmatch(rf"{form} \[\d+\] \[INFO\] written", line)
 
 
-def test_iso_times_are_of_greenwich(logger, tmp_path):
+def test_iso_times_are_utc(logger, tmp_path):
     log_levels = LogLevels()
     log_levels.install()
     log_levels.change({"log_format": "ISO8601"})
@@ -238,7 +238,7 @@ def test_iso_times_are_of_greenwich(logger, tmp_path):
     assert lines(tmp_path)[0].startswith("2027-01-15T08:00:00Z ")
 
 
-def test_what_was_set_goes_on_when_gunicorn_sets_up_its_log_anew(logger, tmp_path):
+def test_settings_survive_a_new_setup_of_gunicorns_log(logger, tmp_path):
     log_levels = LogLevels()
     log_levels.install()
     log_levels.change({"log_info": False, "log_verbose_level": 1, "log_format": "ISO8601"})
@@ -249,8 +249,8 @@ def test_what_was_set_goes_on_when_gunicorn_sets_up_its_log_anew(logger, tmp_pat
     assert lines(tmp_path)[0][10] == "T"
 
 
-def test_another_level_of_gunicorns_counts(logger, tmp_path):
-    """Who changes it in the config and reloads wants it so."""
+def test_changed_gunicorn_level_replaces_the_settings(logger, tmp_path):
+    """A user who changes it in gunicorn's config and reloads wants it."""
     log_levels = LogLevels()
     log_levels.install()
     log_levels.change({"log_verbose_level": 1})
@@ -261,7 +261,7 @@ def test_another_level_of_gunicorns_counts(logger, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_record_is_made_of_a_line_that_is_turned_off(logger, name):
+def test_disabled_level_makes_no_record(logger, name):
     log_levels = LogLevels()
     log_levels.install()
     for verbose in (0, 1):
@@ -269,8 +269,8 @@ def test_no_record_is_made_of_a_line_that_is_turned_off(logger, name):
         assert logging.getLogger(name).isEnabledFor(logging.DEBUG) == bool(verbose)
 
 
-def test_a_handler_that_outlives_a_reload_is_changed_once(logger, tmp_path):
-    """As that of --log_path does."""
+def test_handler_that_survives_a_reload_is_changed_once(logger, tmp_path):
+    """The handler of --log_path does."""
     handler = logging.FileHandler(tmp_path / "other")
     handler.setFormatter(logging.Formatter(Logger.error_fmt, Logger.datefmt))
     logging.getLogger(NAMES[0]).addHandler(handler)
@@ -281,7 +281,7 @@ def test_a_handler_that_outlives_a_reload_is_changed_once(logger, tmp_path):
     assert handler.formatter.formatTime is once
 
 
-def test_the_lines_of_others_are_left_alone(logger, tmp_path):
+def test_other_loggers_are_left_alone(logger, tmp_path):
     log_levels = LogLevels()
     log_levels.install()
     for name in ("gunicorn.access", ""):
@@ -294,7 +294,7 @@ def test_the_lines_of_others_are_left_alone(logger, tmp_path):
 @pytest.fixture
 def service(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
-    # Appended to, as the log of `serve` is: gunicorn opens the file anew at SIGUSR1.
+    # The log of `serve`: gunicorn appends to it, and reopens it at SIGUSR1.
     arguments = ("-w", "2", "--error-logfile", str(tmp_path / "service.log"))
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
     with serve(tmp_path, *arguments, config=config, OVMS_REST_MODEL_CONTROL="local") as running:
@@ -309,12 +309,12 @@ def set_log(service, **settings):
 
 
 def refuse_in_every_worker(service, log):
-    """Send malformed requests, each on a connection of its own, until every worker has logged that it refused one."""
+    """Send malformed requests on new connections until every worker has logged a refusal."""
     workers = set(service.workers())
     with contextlib.ExitStack() as held:
 
         def all_have():
-            connection = held.enter_context(service.connect())  # held, so that others get the next
+            connection = held.enter_context(service.connect())  # held, so that other workers accept the next ones
             connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(1000).startswith(b"HTTP/1.1 200")
             assert service.raw(MALFORMED).status == 505
@@ -324,24 +324,24 @@ def refuse_in_every_worker(service, log):
 
 
 def refusals(text):
-    """Return the workers that have logged refusals."""
+    """Return the process ids of the workers that have logged a refusal."""
     return {int(pid) for pid in re.findall(r"\[(\d+)\] \[DEBUG\] refused a request", text)}
 
 
-def test_a_call_holds_in_every_worker_at_once(service):
+def test_change_applies_to_every_worker_immediately(service):
     assert set_log(service, log_verbose_level=1) == {**AT_INFO, "log_verbose_level": 1}
     refuse_in_every_worker(service, lambda: service.log)
     answers = [service.get("/v2/logging").json()["log_verbose_level"] for _ in range(10)]
     assert answers == [1] * 10
 
 
-def test_without_it_there_are_no_debugging_lines(service):
+def test_default_level_writes_no_debug_lines(service):
     for _ in range(10):
         assert service.raw(MALFORMED).status == 505
     assert "[DEBUG]" not in service.log
 
 
-def test_a_call_holds_in_the_arbiter_and_is_kept_over_a_reload(service):
+def test_change_applies_to_the_arbiter_and_survives_a_reload(service):
     set_log(service, log_info=False, log_verbose_level=1)
     length, old = len(service.log), set(service.workers())
     service.signal(signal.SIGHUP)
@@ -354,7 +354,7 @@ def test_a_call_holds_in_the_arbiter_and_is_kept_over_a_reload(service):
     service.wait_for(lambda: f"[{service.process.pid}] [INFO] Handling signal: hup" in service.log[length:])
 
 
-def test_a_call_holds_for_the_files_that_are_opened_anew(service, tmp_path):
+def test_change_applies_to_reopened_files(service, tmp_path):
     set_log(service, log_format="ISO8601", log_verbose_level=1)
     (tmp_path / "service.log").rename(tmp_path / "old.log")
     service.signal(signal.SIGUSR1)

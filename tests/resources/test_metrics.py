@@ -1,4 +1,4 @@
-"""The text of /metrics, as Prometheus's own parser reads it, against OVMS's families (ovms_config.md section 8)."""
+"""The text of /metrics, read by Prometheus's own parser, against OVMS's families (OVMS's docs/metrics.md)."""
 
 import time
 import types
@@ -19,7 +19,7 @@ from ovms_rest.shared_memory.statistics import BOUNDS
 INTERFACE = {"api": "KServe", "interface": "REST"}
 M1 = {"name": "m", "version": "1"}
 
-# Type, labels and text of OVMS's families (section 8.2).
+# Type, labels and text of OVMS's families.
 OVMS_FAMILIES = {
     "ovms_requests_success": (
         "counter",
@@ -101,21 +101,20 @@ SERVING = (Readiness("m", "1", True),)
 
 
 class Source:
-    """Counters with what else there is to tell of models and processes."""
+    """Counters, the state of the processes and the readiness of models."""
 
     def __init__(self, counters, processes=FULL, versions=SERVING, **loaded):
-        """Take it."""
         self.counters = counters
         self.processes = processes
         self.versions = versions
         self.loaded = loaded
 
     def statistics(self, name=None, version=None):
-        """Return the statistics with what is set where models are loaded."""
+        """Return the statistics with the values of loaded models."""
         return [replace(model, **self.loaded) for model in self.counters.statistics(name, version)]
 
     def process_state(self):
-        """Return the processes."""
+        """Return the state of the processes."""
         return self.processes
 
     def readiness(self):
@@ -124,7 +123,7 @@ class Source:
 
 
 def make(*versions):
-    """Make counters of these names and versions, or of m 1."""
+    """Return counters of these names and versions, by default of version 1 of m."""
     counters = Counters(4)
     for name, version in versions or [("m", "1")]:
         counters.of(name, version)
@@ -132,29 +131,29 @@ def make(*versions):
 
 
 def ask(*arguments, method="GET"):
-    """Ask a resource made with these arguments."""
+    """Send a request to a resource made with these arguments."""
     app = falcon.App()
     app.add_error_handler(ServingError, handle_serving_error)
     app.add_route("/metrics", Metrics(*arguments))
     return falcon.testing.TestClient(app).simulate_request(method, "/metrics")
 
 
-def tell(source, *names):
-    """Return the families that are told, by name."""
+def scrape(source, *names):
+    """Return the families of a scrape by name."""
     answer = ask(source, *([names] if names else []))
     assert answer.status_code == 200
     return {family.name: family for family in text_string_to_metric_families(answer.text)}
 
 
 def samples(source, name, suffix=""):
-    """Return what is told in a family: pairs of labels and value. The parser adds `_total` to the names of counters."""
-    family = tell(source, name)[name]
+    """Return the labels and the value of each sample of a family. The parser adds `_total` to the names of counters."""
+    family = scrape(source, name)[name]
     names = {name + suffix, f"{name}_total"}
     return [(sample.labels, sample.value) for sample in family.samples if sample.name in names]
 
 
 def value(source, name, suffix="", /, **labels):
-    """Return the one value with these labels, and perhaps others."""
+    """Return the value of the only sample that has these labels."""
     (found,) = (number for given, number in samples(source, name, suffix) if labels.items() <= given.items())
     return found
 
@@ -167,13 +166,13 @@ EVERYTHING = Source(make(), streams=2, queue_size=64)
 @pytest.mark.parametrize("name", OVMS_FAMILIES)
 def test_families_of_ovms_have_its_type_text_and_labels(name):
     kind, labels, text = OVMS_FAMILIES[name]
-    family = tell(EVERYTHING, name)[name]
+    family = scrape(EVERYTHING, name)[name]
     assert (family.type, family.documentation) == (kind, text)
     assert set().union(*(sample.labels for sample in family.samples)) - {"le"} == labels
 
 
 @pytest.mark.parametrize("name", OVMS_FAMILIES)
-def test_the_lines_of_ovms_are_written_with_its_names(name):
+def test_lines_of_ovms_families_have_its_names(name):
     lines = ask(EVERYTHING, [name]).text.splitlines()
     assert lines[:2] == [f"# HELP {name} {OVMS_FAMILIES[name][2]}", f"# TYPE {name} {OVMS_FAMILIES[name][0]}"]
     suffixes = ("_bucket", "_count", "_sum") if OVMS_FAMILIES[name][0] == "histogram" else ("",)
@@ -181,50 +180,50 @@ def test_the_lines_of_ovms_are_written_with_its_names(name):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_families_of_ours_have_their_type_and_labels(name):
-    family = tell(EVERYTHING, name)[name]
+def test_our_families_have_their_type_and_labels(name):
+    family = scrape(EVERYTHING, name)[name]
     assert (family.type, set().union(*(sample.labels for sample in family.samples))) == OURS[name]
     assert family.documentation.endswith(".")
 
 
-def test_without_a_list_the_default_ones_of_ovms_and_ours_are_told():
-    assert set(tell(EVERYTHING)) == set(DEFAULT_METRICS) == OVMS_FAMILIES.keys() - NOT_DEFAULT | OURS.keys()
+def test_default_families_are_served_without_a_list():
+    assert set(scrape(EVERYTHING)) == set(DEFAULT_METRICS) == OVMS_FAMILIES.keys() - NOT_DEFAULT | OURS.keys()
 
 
-def test_a_list_replaces_the_default_ones():
+def test_list_replaces_the_default_families():
     names = ["ovms_infer_req_active", "ovms_requests_success"]
-    assert list(tell(EVERYTHING, *names)) == names
+    assert list(scrape(EVERYTHING, *names)) == names
 
 
-def test_an_empty_list_tells_nothing():
+def test_empty_list_serves_nothing():
     assert ask(EVERYTHING, []).text == ""
 
 
-def test_families_of_graphs_may_be_listed_but_are_not_told():
-    assert list(tell(EVERYTHING, *OF_GRAPHS, "ovms_streams")) == ["ovms_streams"]
+def test_families_of_graphs_may_be_listed_but_have_no_lines():
+    assert list(scrape(EVERYTHING, *OF_GRAPHS, "ovms_streams")) == ["ovms_streams"]
 
 
-def test_what_the_source_does_not_know_is_not_told():
+def test_unknown_values_have_no_lines():
     unknown = {"ovms_streams", "ovms_infer_req_queue_size", "ovms_rest_model_ready", *OF_PROCESSES}
-    told = tell(Source(make(), ProcessState([WorkerState("0")]), ()))
-    assert set(told) == set(DEFAULT_METRICS) - unknown
+    families = scrape(Source(make(), ProcessState([WorkerState("0")]), ()))
+    assert set(families) == set(DEFAULT_METRICS) - unknown
 
 
-def test_what_is_known_of_some_workers_is_told_of_them():
+def test_values_known_of_some_workers_have_lines_for_them():
     processes = ProcessState([WorkerState("0", connections=0), WorkerState("1", busy=False)])
     source = Source(make(), processes)
     assert samples(source, "ovms_rest_worker_connections") == [({"worker": "0"}, 0)]
     assert samples(source, "ovms_rest_worker_busy") == [({"worker": "1"}, 0)]
 
 
-def test_without_models_there_are_the_processes():
-    assert set(tell(Source(Counters(1), versions=()))) == OF_PROCESSES
+def test_families_of_processes_are_served_without_models():
+    assert set(scrape(Source(Counters(1), versions=()))) == OF_PROCESSES
 
 
 # --- Values
 
 
-def test_all_labels_are_there_before_the_first_request():
+def test_all_labels_exist_before_the_first_request():
     assert samples(EVERYTHING, "ovms_requests_success") == [
         ({**INTERFACE, **M1, "method": "ModelInfer"}, 0),
         ({**INTERFACE, **M1, "method": "ModelMetadata"}, 0),
@@ -232,7 +231,7 @@ def test_all_labels_are_there_before_the_first_request():
     ]
 
 
-def test_successes_and_failures_are_told_by_method():
+def test_successes_and_failures_are_counted_by_method():
     counters = make()
     model = counters.of("m", "1")
     model.record(0, 0, 0, 0)
@@ -248,8 +247,8 @@ def test_successes_and_failures_are_told_by_method():
     assert [value(source, "ovms_requests_fail", method=method) for method in methods] == [3, 0, 0]
 
 
-def test_readiness_is_told_of_all_versions_together():
-    """OVMS tells it without a version."""
+def test_readiness_requests_are_summed_over_versions():
+    """OVMS has no version label for them."""
     counters = make(("b", "1"), ("a", "1"), ("b", "2"))
     for version in ("1", "2"):
         counters.of("b", version).answer("ModelReady")
@@ -261,14 +260,14 @@ def test_readiness_is_told_of_all_versions_together():
     assert ready == [("a", 0), ("b", 2)]
 
 
-def test_refusals_are_told_by_kind():
+def test_refusals_are_counted_by_kind():
     counters = make()
     counters.of("m", "1").fail("overload", 5)
-    told = {labels["kind"]: number for labels, number in samples(Source(counters), "ovms_rest_requests_refused")}
-    assert told == {"invalid": 0, "failed": 0, "overload": 1, "timeout": 0, "canceled": 0}
+    refused = {labels["kind"]: number for labels, number in samples(Source(counters), "ovms_rest_requests_refused")}
+    assert refused == {"invalid": 0, "failed": 0, "overload": 1, "timeout": 0, "canceled": 0}
 
 
-def test_bytes_are_told():
+def test_bytes_of_bodies_are_counted():
     counters = make()
     counters.of("m", "1").record(0, 0, 0, 0, 1, 602_112, 4000)
     assert value(Source(counters), "ovms_rest_request_bytes", **M1) == 602_112
@@ -276,18 +275,18 @@ def test_bytes_are_told():
 
 
 @pytest.mark.parametrize("name", ["ovms_current_requests", "ovms_infer_req_active"])
-def test_inferences_under_way_are_told(name):
+def test_inferences_under_way_are_counted(name):
     counters = make()
     counters.of("m", "1").begin()
     assert value(Source(counters), name, **M1) == 1
 
 
-def test_streams_and_queue_size_are_told():
+def test_streams_and_queue_size_are_served():
     assert value(EVERYTHING, "ovms_streams", **M1) == 2
     assert value(EVERYTHING, "ovms_infer_req_queue_size", **M1) == 64
 
 
-def test_the_processes_are_told():
+def test_state_of_the_processes_is_served():
     assert samples(EVERYTHING, "ovms_rest_worker_busy") == [({"worker": "0"}, 1), ({"worker": "1"}, 0)]
     assert samples(EVERYTHING, "ovms_rest_worker_connections") == [({"worker": "0"}, 3), ({"worker": "1"}, 0)]
     resident = samples(EVERYTHING, "ovms_rest_worker_resident_bytes")
@@ -309,13 +308,13 @@ def test_readiness_is_1_for_a_version_that_serves_and_0_for_one_that_does_not():
     ]
 
 
-def test_a_pipeline_has_only_requests_and_their_time_of_its_own():
-    told = {
+def test_pipeline_has_only_requests_and_their_time():
+    names = {
         name
-        for name, family in tell(Source(make(), is_pipeline=True), *OVMS_FAMILIES).items()
+        for name, family in scrape(Source(make(), is_pipeline=True), *OVMS_FAMILIES).items()
         if any("name" in sample.labels for sample in family.samples)
     }
-    assert told == {"ovms_requests_success", "ovms_requests_fail", "ovms_request_time_us"}
+    assert names == {"ovms_requests_success", "ovms_requests_fail", "ovms_request_time_us"}
 
 
 # --- Histograms
@@ -329,7 +328,7 @@ def test_histograms_have_ovms_buckets_written_as_integers(name):
 
 
 @pytest.mark.parametrize(("name", "time"), [*zip(HISTOGRAMS, (60_000, 30_500, 10_000), strict=True)])
-def test_histograms_tell_microseconds_and_how_many_took_no_longer_than_a_bound(name, time):
+def test_histograms_count_microseconds_up_to_each_bound(name, time):
     counters = make()
     counters.of("m", "1").record(10_000, 9_000, 30_500, 10_500)
     counters.of("m", "1").record(10**15, 0, 10**15, 0)
@@ -341,7 +340,7 @@ def test_histograms_tell_microseconds_and_how_many_took_no_longer_than_a_bound(n
     assert value(source, name, "_sum", **M1) == (time + 10**15 * (1 + (name == HISTOGRAMS[0]))) / 1000
 
 
-def test_the_time_of_requests_counts_the_successes():
+def test_time_of_requests_counts_successes():
     counters = make()
     counters.of("m", "1").record(0, 0, 0, 0)
     counters.of("m", "1").fail("failed", 10)
@@ -352,23 +351,23 @@ def test_the_time_of_requests_counts_the_successes():
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "{a}", "größe", "# HELP x_total "])
-def test_any_name_of_a_model_is_read_as_it_was(name):
+def test_any_model_name_survives_escaping(name):
     labels, _ = samples(Source(make((name, "1"))), "ovms_current_requests")[0]
     assert labels["name"] == name
 
 
-def test_a_name_that_looks_like_a_counter_is_left_alone():
+def test_model_name_like_a_counter_is_left_alone():
     assert 'name="ovms_requests_success_total "' in ask(Source(make(("ovms_requests_success_total ", "1")))).text
 
 
 def rewrite(text):
-    """Return the text that prometheus-client writes of what its parser reads; OVMS's counters have no `_total`."""
+    """Return a text as prometheus-client writes it after parsing it; OVMS's counters have no `_total`."""
     families = types.SimpleNamespace(collect=lambda: text_string_to_metric_families(text))
     return prometheus_client.generate_latest(families).decode().replace("_total{", "{").replace("_total ", " ")
 
 
 @pytest.mark.parametrize("name", ["m", 'a"b\\c\nd', "50%s %%", "größe"])
-def test_the_text_is_the_one_that_prometheus_client_writes(name):
+def test_text_is_that_of_prometheus_client(name):
     counters = make((name, "1"), (name, "12"), ("other", "1"))
     for nanoseconds in (0, 1, 999_999, 10**6, 10**9 + 1, 123_456_789_012, 10**17):
         for _ in range(3):
@@ -380,8 +379,8 @@ def test_the_text_is_the_one_that_prometheus_client_writes(name):
     assert "e+15" in text
 
 
-def test_a_scrape_of_200_models_is_cheap():
-    """It took 145 ms, so that 60 of them held a worker for 8.7 s."""
+def test_scrape_of_200_models_is_cheap():
+    """A scrape once took 145 ms, so 60 of them held a worker for 8.7 s."""
     counters = make(*((f"model {index}", "1") for index in range(200)))
     resource, resp = Metrics(Source(counters, streams=2)), types.SimpleNamespace()
     seconds = []
@@ -393,12 +392,12 @@ def test_a_scrape_of_200_models_is_cheap():
     assert min(seconds) < 0.05
 
 
-def test_the_content_type_is_that_of_prometheus_client():
+def test_content_type_is_that_of_prometheus_client():
     assert ask(EVERYTHING).headers["content-type"] == prometheus_client.CONTENT_TYPE_LATEST
 
 
-def test_nothing_comes_from_prometheus_clients_own_registry():
-    assert all(name.startswith("ovms_") for name in tell(EVERYTHING))
+def test_prometheus_clients_own_registry_is_not_served():
+    assert all(name.startswith("ovms_") for name in scrape(EVERYTHING))
 
 
 def test_head_works_where_get_does():
@@ -406,11 +405,11 @@ def test_head_works_where_get_does():
     assert (answer.status_code, answer.content) == (200, b"")
 
 
-def test_metrics_that_are_disabled_are_404_with_how_to_enable_them():
+def test_disabled_metrics_are_404_with_the_ways_to_enable_them():
     answer = ask(None)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
-    for means in ("--metrics_enable", "OVMS_REST_METRICS_ENABLE=true", "monitoring"):
-        assert means in answer.json["error"]
+    for way in ("--metrics_enable", "OVMS_REST_METRICS_ENABLE=true", "monitoring"):
+        assert way in answer.json["error"]
     assert '"monitoring": {"metrics": {"enable": true}}' in answer.json["error"]
 
 
@@ -418,7 +417,7 @@ def test_metrics_that_are_disabled_are_404_with_how_to_enable_them():
 
 
 @pytest.mark.parametrize("names", [[], [*OVMS_FAMILIES, *OURS, *OF_GRAPHS], DEFAULT_METRICS])
-def test_a_list_of_known_names_is_in_order(names):
+def test_known_names_are_valid(names):
     assert check_metrics_list(names) == {}
 
 
@@ -427,24 +426,24 @@ def test_a_list_of_known_names_is_in_order(names):
     [
         (
             ["ovms_request_success"],
-            {0: "'ovms_request_success' is no metric; the nearest known one is 'ovms_requests_success'"},
+            {0: "unknown metric 'ovms_request_success'; the nearest known one is 'ovms_requests_success'"},
         ),
-        (["ovms_streams", "ovms_streams"], {1: "'ovms_streams' is there more than once"}),
+        (["ovms_streams", "ovms_streams"], {1: "'ovms_streams' is listed more than once"}),
         (
             ["ovms_stream", "ovms_responses", "ovms_infer_req_activ"],
             {
-                0: "'ovms_stream' is no metric; the nearest known one is 'ovms_streams'",
-                2: "'ovms_infer_req_activ' is no metric; the nearest known one is 'ovms_infer_req_active'",
+                0: "unknown metric 'ovms_stream'; the nearest known one is 'ovms_streams'",
+                2: "unknown metric 'ovms_infer_req_activ'; the nearest known one is 'ovms_infer_req_active'",
             },
         ),
     ],
 )
-def test_every_fault_of_a_list_is_told(names, problems):
+def test_every_problem_of_a_list_is_reported(names, problems):
     assert check_metrics_list(names) == problems
 
 
 @pytest.mark.parametrize("name", ["", "x" * 10_000, "ovms_graph_request_latency_us"])
-def test_names_of_any_kind_are_refused_in_a_short_line(name):
-    """OVMS knows ovms_graph_request_latency_us, but has it in neither of its sets, so that no list may name it."""
+def test_unknown_names_are_refused_with_a_short_message(name):
+    """OVMS knows ovms_graph_request_latency_us, but allows it in no list."""
     (problem,) = check_metrics_list([name]).values()
     assert len(problem) < 200

@@ -1,4 +1,4 @@
-"""From where the service may be changed."""
+"""Permission to change the service, by the origin of a request."""
 
 import socket
 
@@ -42,7 +42,7 @@ FOREIGN_NAMES = (
 
 
 def check(permission, address="127.0.0.1", target=PATH, **headers):
-    """Return why a request from that address is refused, None when it is not."""
+    """Return the message that refuses a request, None if it is allowed."""
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     environ = testing.create_environ(PATH, method="POST", headers={"Host": "127.0.0.1:8000", **headers})
     try:
@@ -53,31 +53,28 @@ def check(permission, address="127.0.0.1", target=PATH, **headers):
 
 
 def on_control_address(**settings):
-    permission = Permission(Settings(control_bind="127.0.0.1:9000", **settings))
-    permission.is_control_address = True
-    return permission
+    return Permission(Settings(control_bind="127.0.0.1:9000", **settings), lambda: True)
 
 
 # --- The default
 
 
-def test_by_default_nobody_may_without_a_control_address():
+def test_default_refuses_everyone_without_a_control_address():
     message = (
-        f"POST {PATH} is allowed on a control address only, and there is none; OVMS_REST_CONTROL_BIND sets one, "
+        f"POST {PATH} is allowed on a control address only, and none is configured; OVMS_REST_CONTROL_BIND sets one, "
         "OVMS_REST_MODEL_CONTROL=local would allow it from this host"
     )
     assert check(Permission(Settings())) == message
 
 
-def test_by_default_the_control_address_is_the_only_one_that_allows_it():
+def test_default_allows_the_control_address_only():
     permission = Permission(Settings(control_bind="127.0.0.1:9000"))
     message = (
         "is allowed on the control address only, 127.0.0.1:9000; OVMS_REST_MODEL_CONTROL is 'auto', 'local' would "
         "allow it from this host too"
     )
     assert check(permission) == f"POST {PATH} {message}"
-    permission.is_control_address = True
-    assert check(permission, "10.0.0.1") is None
+    assert check(on_control_address(), "10.0.0.1") is None
 
 
 # --- local
@@ -90,9 +87,9 @@ def test_local_allows_this_host(address):
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "::ffff:10.0.0.1", "fe80::1%eth0", "2001:db8::1", "nonsense"])
-def test_local_refuses_others_and_names_the_setting(address):
+def test_local_refuses_other_hosts_and_names_the_setting(address):
     message = (
-        f"the request comes from {address}; OVMS_REST_MODEL_CONTROL is 'local', 'all' would allow it from everywhere"
+        f"the request comes from {address}; OVMS_REST_MODEL_CONTROL is 'local', 'all' would allow it from anywhere"
     )
     assert check(LOCAL, address) == ONLY_LOCAL + message
     assert check(Permission(Settings(model_control="all")), address) is None
@@ -103,27 +100,27 @@ def test_local_refuses_others_and_names_the_setting(address):
     ["X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Any", "Forwarded", "X-Real-IP", "Via"],
 )
 @pytest.mark.parametrize("value", ["10.0.0.1", "127.0.0.1", ""])
-def test_local_refuses_what_came_through_a_proxy(header, value):
+def test_local_refuses_requests_through_a_proxy(header, value):
     refusal = check(LOCAL, **{header: value})
     assert refusal.lower().startswith(f"{ONLY_LOCAL}the request has the header {header}; ".lower())
 
 
 @pytest.mark.parametrize("host", NAMES)
-def test_local_takes_a_host_that_is_this_one(host):
+def test_local_accepts_names_of_this_host(host):
     assert check(LOCAL, Host=host) is None
     assert check(LOCAL, Host=host, Origin=f"http://{host}", Sec_Fetch_Site="same-origin") is None
 
 
 @pytest.mark.parametrize("host", FOREIGN_NAMES)
-def test_local_refuses_a_host_that_is_not_this_one(host):
-    """As that of a page whose name was bound to this host's address after it was loaded."""
+def test_local_refuses_names_of_other_hosts(host):
+    """A page can have its name bound to this host's address after it was loaded (DNS rebinding)."""
     assert f": {host!r} is not a name or address of this host; " in check(LOCAL, Host=host)
     if host:
         assert check(LOCAL, Host=host, Origin=f"http://{host}", Sec_Fetch_Site="same-origin") is not None
 
 
 def test_local_refuses_a_foreign_authority_in_the_target():
-    """RFC 9112 section 3.2.2: it counts instead of Host."""
+    """RFC 9112 section 3.2.2: it replaces Host."""
     assert "'evil.example:80' is not a name" in check(LOCAL, target=f"http://evil.example:80{PATH}")
     assert check(LOCAL, target=f"http://localhost:8000{PATH}") is None
 
@@ -148,7 +145,7 @@ FOREIGN_PAGES = [
 def test_pages_of_other_sites_are_refused(headers):
     assert check(LOCAL, **headers).startswith((f"{ONLY_LOCAL}Origin is ", f"{ONLY_LOCAL}Sec-Fetch-Site is "))
     refusal = check(on_control_address(), **headers)
-    assert refusal.startswith(f"POST {PATH} is not allowed to web pages of other sites: ")
+    assert refusal.startswith(f"POST {PATH} is not allowed for web pages of other sites: ")
     assert check(on_control_address(model_control="local"), **headers) == refusal
 
 
@@ -162,32 +159,31 @@ def test_pages_of_the_service_itself_are_allowed(headers):
 
 
 @pytest.mark.parametrize("host", FOREIGN_NAMES)
-def test_a_page_under_a_foreign_name_is_refused_on_the_control_address(host):
-    """DNS rebinding reaches it too. A browser puts Origin into every POST."""
+def test_control_address_refuses_pages_under_a_foreign_name(host):
+    """DNS rebinding reaches it too. Browsers put Origin into every POST."""
     for headers in ({"Origin": f"http://{host}"}, {"Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}):
         assert check(on_control_address(), Host=host, **headers) is not None
 
 
-def test_tools_and_proxies_may_call_the_control_address_by_any_name():
+def test_tools_and_proxies_may_use_any_name_for_the_control_address():
     assert check(on_control_address(), "10.0.0.1", Host="ovms.svc.cluster.local", Via="1.1 proxy") is None
     assert check(on_control_address(), Host="ovms.example", X_Forwarded_For="10.0.0.1") is None
 
 
-def test_a_page_may_come_through_a_proxy_that_changes_host():
+def test_page_may_come_through_a_proxy_that_changes_host():
     assert check(on_control_address(), Origin="https://ovms.example", Sec_Fetch_Site="same-origin") is None
     assert "Origin is " in check(LOCAL, Origin="https://ovms.example", Sec_Fetch_Site="same-origin")
 
 
-def test_the_control_address_may_be_bound_by_name():
-    permission = Permission(Settings(control_bind="ovms.example:9000"))
-    permission.is_control_address = True
+def test_control_address_may_be_bound_by_name():
+    permission = Permission(Settings(control_bind="ovms.example:9000"), lambda: True)
     assert check(permission, Host="ovms.example:9000", Origin="http://ovms.example:9000") is None
 
 
 # --- none and all
 
 
-def test_none_allows_nobody_on_the_control_address_either():
+def test_none_refuses_the_control_address_too():
     permission = on_control_address(model_control="none")
     assert check(permission) == f"POST {PATH} is not allowed over HTTP; OVMS_REST_MODEL_CONTROL is 'none'"
 
@@ -202,9 +198,9 @@ def test_none_allows_nobody_on_the_control_address_either():
             Settings(model_control="local", control_bind="127.0.0.1:9000"),
             "from this host and on the control address 127.0.0.1:9000",
         ),
-        (Settings(model_control="all"), "from everywhere"),
+        (Settings(model_control="all"), "from anywhere"),
         (Settings(model_control="none", control_bind="127.0.0.1:9000"), "from nowhere"),
     ],
 )
-def test_from_where_it_may_be_is_described(settings, words):
+def test_permission_describes_itself(settings, words):
     assert Permission(settings).describe() == words

@@ -1,4 +1,4 @@
-"""From the target of a request to its path, and to the queue of inferences, whatever the spelling."""
+"""From the target of a request to its path and its responder, in every spelling."""
 
 import json
 import re
@@ -40,7 +40,7 @@ from ovms_rest.settings import Settings
         *((target, OUTSIDE) for target in ("http://x", "http://api/v2", "http:/api/v2", "x", "/API/v2")),
     ],
 )
-def test_a_path_is_below_script_name_by_whole_segments(target, path):
+def test_script_name_matches_whole_segments(target, path):
     assert read_path(target, "/api") == path
 
 
@@ -80,7 +80,7 @@ APP = create_app(Nothing(), Settings())
 @example(["v2", "models", "m", "infer"], "")
 @example(["v2", "models", "", "infer"], "/")
 @example(["v2", "models", "m", "versions", "", "infer", ""], "/")
-def test_the_worker_sees_an_inference_exactly_where_falcon_routes_to_one(segments, start):
+def test_worker_recognizes_an_inference_exactly_where_falcon_routes_to_one(segments, start):
     path = read_path(start + "/".join(segments))
     found = APP._router.find(path.encode("latin-1").decode("utf-8", "replace"))
     assert is_inference("POST", path) == (found is not None and isinstance(found[0], Infer))
@@ -91,20 +91,20 @@ class Echo:
         """Never called."""
 
 
-def test_responders_that_are_remembered_have_parameters_of_their_own():
+def test_remembered_responders_have_their_own_parameters():
     router = Router()
     router.add_route("/{name}", Echo())
     first, second = router.find("/a"), router.find("/a")
     assert first == second
     assert first[2] == {"name": "a"}
-    second[2]["name"] = "changed by the one who got it"
+    second[2]["name"] = "changed by the caller"
     assert router.find("/a")[2] == {"name": "a"}
-    for number in range(1000):  # far more than are remembered
+    for number in range(1000):  # more than are remembered
         assert router.find(f"/{number}")[2] == {"name": str(number)}
     assert router.find("/a") == first
 
 
-def test_a_route_that_is_added_counts_for_paths_that_were_asked_for_before():
+def test_added_route_applies_to_remembered_paths():
     router, later = Router(), Echo()
     router.add_route("/{name}", Echo())
     assert router.find("/later")[0] is not later
@@ -118,7 +118,7 @@ PATHS = ("/v2/models/relu/infer", "/v2/models/relu/versions/1/infer")
 
 
 def spell(mount):
-    """Return targets that infer when the service is mounted there."""
+    """Return targets of an inference when the service is mounted at `mount`."""
     spellings = [f"{mount}{path}{end}" for path in PATHS for end in ("", "/", "?", "?%2", "/?a=%2F")]
     base = mount + PATHS[0]
     spellings += [
@@ -131,7 +131,7 @@ def spell(mount):
 
 
 def misspell(mount):
-    """Return targets that resemble an inference and are none."""
+    """Return targets that resemble an inference without being one."""
     base = mount + PATHS[0]
     return [
         f"{base}//",
@@ -154,7 +154,7 @@ def misspell(mount):
 
 @pytest.fixture(scope="module", params=["", "/api"])
 def mounted(request, tmp_path_factory):
-    """A worker and a control worker, mounted at a path."""
+    """A service with a worker and a control worker, mounted at a path."""
     directory = tmp_path_factory.mktemp("mounted")
     variables = {"OVMS_REST_CONTROL_BIND": "127.0.0.1:0", "OVMS_REST_ACCESS_LOG": "json"}
     if request.param:
@@ -173,7 +173,7 @@ def ask_control(service, data) -> Answer:
         return receive(connection, "POST")
 
 
-def test_no_spelling_infers_on_the_control_address(mounted):
+def test_control_address_refuses_an_inference_in_every_spelling(mounted):
     for target in spell(mounted.mount):
         answer = ask_control(mounted, post(target, RELU))
         assert (answer.status, answer.json()) == (404, {"error": "inferences are not served on the control address"})
@@ -181,7 +181,7 @@ def test_no_spelling_infers_on_the_control_address(mounted):
         assert ask_control(mounted, post(target, RELU)).status in (400, 404, 405), target
 
 
-def test_every_spelling_infers_on_the_data_address(mounted):
+def test_listen_address_infers_in_every_spelling(mounted):
     for target in spell(mounted.mount):
         (answer,) = parse(exchange(mounted, post(target, RELU)), "POST")
         assert answer.status == 200, (target, answer)
@@ -193,35 +193,35 @@ def test_every_spelling_infers_on_the_data_address(mounted):
 
 
 def access_of(service, target):
-    """Infer with a target; return the line of the access log."""
+    """Send an inference to a target; return its line of the access log."""
     name = f"id-{secrets.token_hex(8)}"
     exchange(service, post(target, RELU, f"X-Request-ID: {name}"))
     pattern = re.compile(rf'^{{.*"request_id":"{name}".*}}$', re.MULTILINE)
     return json.loads(service.wait_for(lambda: pattern.search(service.log))[0])
 
 
-def test_every_spelling_waits_in_the_queue(mounted):
-    """The access log shows no time in the queue for what is answered at once."""
+def test_inference_is_queued_in_every_spelling(mounted):
+    """The access log shows no queue time for other requests."""
     for target in spell(mounted.mount):
         access = access_of(mounted, target)
         assert (access["status"], access["queue_us"] > 0) == (200, True), target
 
 
-def test_a_request_outside_of_script_name_is_404_and_keeps_its_connection(mounted):
+def test_request_outside_script_name_is_404_and_keeps_its_connection(mounted):
     if not mounted.mount:
-        pytest.skip("nothing is outside")
+        pytest.skip("no path is outside")
     with connected(mounted) as connection:
         for path in ("/v2", "/apiv2", "/apiv2/v2?%2"):
             connection.sendall(head("GET", path))
             answer = receive(connection)
-            reason = "the path is not below '/api', where the service is mounted by SCRIPT_NAME"
+            reason = "the path is not below '/api', where SCRIPT_NAME mounts the service"
             assert (answer.status, answer.json()) == (404, {"error": reason})
         connection.sendall(head("GET", "/api/v2/"))
         assert receive(connection).status == 200
 
 
 @pytest.mark.parametrize("path", ["/v2/health/live", "/apiv2/health/live?%2"])
-def test_gunicorns_own_workers_answer_404_outside_of_script_name(tmp_path, path):
+def test_gunicorns_own_workers_respond_404_outside_script_name(tmp_path, path):
     with serve(tmp_path, "-w", "1", "-k", "sync", config=slow_models.save(tmp_path), SCRIPT_NAME="/api") as service:
         assert service.get(path).status == 404
         assert service.get("/api/v2/health/live/").status == 200

@@ -1,4 +1,4 @@
-"""The statistics extension, as Falcon answers it and as Triton's client reads it."""
+"""The statistics extension, through Falcon and through Triton's client."""
 
 import threading
 import time
@@ -19,15 +19,15 @@ NOTHING = {"count": 0, "ns": 0}
 
 
 class Model:
-    """A resource of the routes beside."""
+    """The resource of a neighbouring route."""
 
     def on_get(self, req, resp, name):
-        """Answer the name."""
+        """Respond with the name."""
         resp.text = name
 
 
 def make(*versions):
-    """Make counters of these names and versions, and an application that tells them."""
+    """Return counters of these names and versions, and an application that serves them."""
     counters = Counters(4)
     for name, version in versions:
         counters.of(name, version)
@@ -48,15 +48,15 @@ def get(app, path):
 
 
 def names(answer):
-    """Return which models and versions an answer is of."""
+    """Return the models and versions in a response."""
     assert answer.status_code == 200
     return [(model["name"], model["version"]) for model in answer.json["model_stats"]]
 
 
-# --- What is told
+# --- Values
 
 
-def test_a_model_that_nobody_asked_has_zeros():
+def test_unused_model_has_zeros():
     _, app = make(("m", "1"))
     assert get(app, "/v2/models/m/stats").json == {
         "model_stats": [
@@ -82,7 +82,7 @@ def test_a_model_that_nobody_asked_has_zeros():
     }
 
 
-def test_what_was_counted_is_told():
+def test_counts_are_returned():
     counters, app = make(("m", "1"))
     before = time.time_ns() // 1_000_000
     model = counters.of("m", "1")
@@ -91,9 +91,9 @@ def test_what_was_counted_is_told():
     model.record(1, 20, 300, 4000, 1)
     model.fail("invalid", 7)
     model.fail("overload", 8)
-    (told,) = get(app, "/v2/models/m/stats").json["model_stats"]
-    assert before <= told.pop("last_inference") <= time.time() * 1000
-    assert told == {
+    (shown,) = get(app, "/v2/models/m/stats").json["model_stats"]
+    assert before <= shown.pop("last_inference") <= time.time() * 1000
+    assert shown == {
         "name": "m",
         "version": "1",
         "inference_count": 17,
@@ -125,17 +125,17 @@ def test_what_was_counted_is_told():
     }
 
 
-def test_the_counts_that_perf_analyzer_compares_are_equal_with_more_batch_sizes_than_are_told_apart():
+def test_counts_compared_by_perf_analyzer_are_equal_with_many_batch_sizes():
     counters, app = make(("m", "1"))
     for size in range(BATCH_SIZES + 5):
         counters.of("m", "1").record(0, 1, 1, 1, size)
-    (told,) = get(app, "/v2/models/m/stats").json["model_stats"]
-    parts = ("success", "queue", "compute_input", "compute_infer", "compute_output")
-    assert {told["inference_stats"][part]["count"] for part in parts} == {BATCH_SIZES + 5}
-    assert len(told["batch_stats"]) == BATCH_SIZES
+    (shown,) = get(app, "/v2/models/m/stats").json["model_stats"]
+    keys = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    assert {shown["inference_stats"][key]["count"] for key in keys} == {BATCH_SIZES + 5}
+    assert len(shown["batch_stats"]) == BATCH_SIZES
 
 
-# --- Of which models
+# --- Selection of models
 
 
 @pytest.mark.parametrize(
@@ -147,24 +147,24 @@ def test_the_counts_that_perf_analyzer_compares_are_equal_with_more_batch_sizes_
         ("/v2/models/a/versions/2/stats/", [("a", "2")]),
     ],
 )
-def test_the_path_names_models(path, which):
+def test_path_selects_models(path, which):
     _, app = make(("a", "1"), ("a", "2"), ("b", "1"))
     assert names(get(app, path)) == which
 
 
-def test_without_models_the_list_is_empty():
+def test_list_is_empty_without_models():
     assert get(make()[1], "/v2/models/stats").json == {"model_stats": []}
 
 
 @pytest.mark.parametrize("path", ["/v2/models/x/stats", "/v2/models/a/versions/3/stats"])
-def test_what_is_unknown_is_404_with_a_reason(path):
+def test_unknown_model_or_version_is_404_with_a_reason(path):
     answer = get(make(("a", "1"))[1], path)
     assert answer.status_code == 404
     assert "has no statistics" in answer.json["error"]
 
 
-def test_a_model_may_be_called_stats():
-    """Only its metadata without a version is out of reach, as with Triton."""
+def test_model_may_be_called_stats():
+    """Only its metadata without a version cannot be reached, as with Triton."""
     _, app = make(("stats", "1"), ("a", "1"))
     assert names(get(app, "/v2/models/stats/stats")) == [("stats", "1")]
     assert names(get(app, "/v2/models/stats/versions/1/stats")) == [("stats", "1")]
@@ -180,7 +180,7 @@ def test_head_works_where_get_does():
 
 
 class Quiet(WSGIRequestHandler):
-    """Writes no log."""
+    """A handler without log."""
 
     def log_message(self, *args):
         """Write nothing."""
@@ -188,7 +188,7 @@ class Quiet(WSGIRequestHandler):
 
 @pytest.fixture
 def triton():
-    """Counters of a version of m, one of n, and a client that reads them."""
+    """Counters of one version of m and one of n, and a client that reads them."""
     counters, app = make(("m", "1"), ("n", "3"))
     with make_server("127.0.0.1", 0, app, handler_class=Quiet) as server:
         thread = threading.Thread(target=server.serve_forever)

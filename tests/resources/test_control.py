@@ -1,4 +1,4 @@
-"""Bodies of the control routes: small ones are read, and none keeps the control worker from its probes."""
+"""Bodies of the control routes: small ones are read, and none keeps the control worker from answering probes."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ MESSAGE = f"at most {MAX_BODY_BYTES} are allowed"
 
 @pytest.fixture(scope="module")
 def control(tmp_path_factory):
-    """A service with a control address; its requests go there."""
+    """A service whose requests go to its control address."""
     directory, port = tmp_path_factory.mktemp("control"), free_port()
     model_zoo.save(model_zoo.relu(), directory / "relu")
     config = write_config(directory, {"name": "relu", "base_path": "relu"})
@@ -30,7 +30,7 @@ def control(tmp_path_factory):
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_few_bytes_that_become_many_are_refused_at_once(control, route):
+def test_decompression_bomb_is_refused_quickly(control, route):
     """59 KB blocked the probes for 3.7 s."""
     bomb = gzip.compress(b'{"junk":[' + b"{}," * 20_000_000 + b"{}]}")
     assert len(bomb) < 60_000
@@ -45,13 +45,13 @@ def test_a_few_bytes_that_become_many_are_refused_at_once(control, route):
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_large_body_is_refused_with_what_is_allowed(control, route):
+def test_large_body_is_refused_with_the_limit(control, route):
     body = b" " * MAX_BODY_BYTES + b"{}"
     answer = control.request("POST", f"/v2/{route}", body)
     assert (answer.status, answer.json()["error"]) == (413, f"the body has {len(body)} bytes, {MESSAGE}")
 
 
-def test_a_compressed_body_within_the_limit_is_read(control):
+def test_compressed_body_within_the_limit_is_read(control):
     body = gzip.compress(b" " * (MAX_BODY_BYTES - 2) + b"{}")
     answer = control.request("POST", "/v2/repository/index", body, GZIP)
     assert (answer.status, [entry["name"] for entry in answer.json()]) == (200, ["relu"])
@@ -66,8 +66,8 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_a_config_of_many_mistakes_is_refused_in_a_short_text(control, config):
-    """Looking for what each unknown key may have meant kept the arbiter busy for seconds."""
+def test_config_with_many_mistakes_is_refused_with_a_short_message(control, config):
+    """Searching for the nearest known key of each kept the arbiter busy for seconds."""
     before = cpu_seconds(control.process.pid)
     body = {"parameters": {"config": json.dumps(config)}}
     answer = control.request("POST", "/v2/repository/models/relu/load", body)
@@ -77,6 +77,6 @@ def test_a_config_of_many_mistakes_is_refused_in_a_short_text(control, config):
 
 
 def cpu_seconds(pid):
-    """Return the seconds of a core that a process has used, without its children."""
+    """Return the CPU seconds of a process, without its children."""
     with open(f"/proc/{pid}/schedstat") as schedstat:
         return int(schedstat.read().split()[0]) / 1e9
