@@ -36,7 +36,7 @@ def refusal(body, length=None, model=STRINGS):
 @pytest.mark.parametrize("name", FILES)
 def test_an_image_as_the_body_is_recognized(name, model):
     message = refusal(FILES[name], model=model)
-    assert message.startswith(f"the request is not valid JSON: it is {name}; an image follows a JSON ")
+    assert message.startswith(f"the request is not valid JSON: it is {name}; send JSON, the length of the image ")
     assert "Inference-Header-Content-Length" in message
 
 
@@ -54,7 +54,7 @@ def test_a_form_of_curl_is_recognized():
     body = (
         b'--------------------------d74496d6\r\nContent-Disposition: form-data; name="f"\r\n\r\n' + FILES["a PNG file"]
     )
-    assert ": it is multipart/form-data, as `curl -F` sends it; an image follows a JSON " in refusal(body)
+    assert ": it is multipart/form-data, as `curl -F` sends it; send JSON, the length of the image " in refusal(body)
 
 
 def test_a_model_without_images_is_not_said_to_take_one():
@@ -65,9 +65,9 @@ def test_a_model_without_images_is_not_said_to_take_one():
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"\x00\x00\x80\x3f", "it is binary data, beginning with the bytes 00 00 80 3f; "),
-        (b"\xfe\xdc" * 500, "it is binary data, beginning with the bytes fe dc fe dc fe dc fe dc; "),
-        (b"\x1f\x8b\x08\x00", "it is compressed by gzip, "),
+        (b"\x00\x00\x80\x3f", "it is binary data that begins with the bytes 00 00 80 3f; "),
+        (b"\xfe\xdc" * 500, "it is binary data that begins with the bytes fe dc fe dc fe dc fe dc; "),
+        (b"\x1f\x8b\x08\x00", "it is compressed by gzip; "),
         (b"\xef\xbb\xbf" + HEAD, "it begins with a byte order mark, "),
         (b"image=cat.jpg", "it looks like the fields of a form, "),
     ],
@@ -84,8 +84,8 @@ def test_bad_json_is_described_by_its_parser(body):
 
 def test_a_forgotten_header_length_is_named_with_its_value():
     assert refusal(HEAD + b"\x02\0\0\0ab\xff") == (
-        "the request is not valid JSON: the JSON ends after 56 bytes and 7 bytes more follow; data after the JSON need "
-        "the header 'Inference-Header-Content-Length: 56'"
+        "the request is not valid JSON: the JSON ends after 56 bytes and 7 bytes more follow; data after the JSON "
+        "needs the header 'Inference-Header-Content-Length: 56'"
     )
 
 
@@ -106,8 +106,8 @@ def test_an_image_without_its_length_is_named_with_the_length(name):
     file = FILES[name]
     message = refusal(HEAD + file, len(HEAD))
     assert message.endswith(
-        f"; the data begin like {name}, but each element is preceded by its length as 4 little-endian bytes, here "
-        f"{len(file).to_bytes(4, 'little').hex(' ')}, which binary_data_size counts too"
+        f"; the data begin like {name}, but each element must be preceded by its length as 4 little-endian bytes, here "
+        f"{len(file).to_bytes(4, 'little').hex(' ')}, and binary_data_size includes them"
     )
 
 

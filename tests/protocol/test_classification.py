@@ -207,7 +207,7 @@ def test_strings_have_no_classes():
 def test_more_strings_than_a_tensor_may_hold_are_refused(count, label, message):
     with pytest.raises(InvalidRequestError) as caught:
         classify(Tensor("y", "BOOL", np.zeros(count, np.bool_)), 2**40, ("x" * label,))
-    assert str(caught.value) == f"output 'y': parameters.classification means {message}"
+    assert str(caught.value) == f"output 'y': parameters.classification asks for {message}"
 
 
 def test_the_longest_text_is_what_the_limit_reckons_with():

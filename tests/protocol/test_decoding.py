@@ -940,7 +940,7 @@ def test_binary_inputs_of_no_element_need_no_binary_part(binary):
     assert (first.shape, second.shape) == ((0,), (0,))
 
 
-TELLS = "(Inference-Header-Content-Length tells where the JSON ends)"
+TELLS = "(Inference-Header-Content-Length says where the JSON ends)"
 
 
 @pytest.mark.parametrize(
@@ -1204,15 +1204,15 @@ def test_a_raw_request_asks_for_all_outputs_in_binary():
             "FP32",
             (ANY, ANY, ANY),
             24,
-            "input 'x': shape [-1,-1,-1] leaves 2 dims open besides dim 0, which the size of a raw body does not "
-            "settle; send a JSON header that gives the shape",
+            "input 'x': shape [-1,-1,-1] has 2 open dims besides dim 0, which the size of a raw body does not "
+            "determine; send JSON that gives the shape",
         ),
         (
             "FP32",
             (Dim(2, 2), ANY, Dim(1, 8)),
             24,
-            "input 'x': shape [2,-1,1:8] leaves 2 dims open besides dim 0, which the size of a raw body does not "
-            "settle; send a JSON header that gives the shape",
+            "input 'x': shape [2,-1,1:8] has 2 open dims besides dim 0, which the size of a raw body does not "
+            "determine; send JSON that gives the shape",
         ),
         ("BYTES", (Dim(2, 2),), 3, "input 'x': a raw body is one string, but the model's shape is [2]"),
         ("BYTES", (Dim(0, 0),), 3, "input 'x': a raw body is one string, but the model's shape is [0]"),

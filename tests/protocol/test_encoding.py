@@ -254,7 +254,7 @@ def test_an_array_that_does_not_lie_together_becomes_row_major_binary(layout, da
 @pytest.mark.parametrize("element", [b"\xff", b"abc\x80", b"\xc3", b"\xed\xa0\x80", b"\xc0\x80"])
 def test_a_string_that_is_not_utf8_is_refused_in_json(element):
     assert refusal(Tensor("y", "BYTES", BytesArray.of([b"ok", element], (2,)))) == (
-        "output 'y': string 1 is not valid UTF-8 and cannot be answered in JSON; ask for binary by "
+        "output 'y': string 1 is not valid UTF-8 and cannot be returned in JSON; ask for binary by "
         "parameters.binary_data of the output or parameters.binary_data_output of the request"
     )
 
