@@ -38,7 +38,7 @@ def written(tensor):
 
 @pytest.mark.parametrize("values", ["extremes", "zeros"])
 @pytest.mark.parametrize("datatype", list(DATATYPES))
-def test_numbers_in_json_fit_in_exactly_where_there_is_room_for_them(datatype, values):
+def test_numbers_in_json_are_measured_exactly(datatype, values):
     array = extremes(datatype) if values == "extremes" else np.zeros(COUNT, DATATYPES[datatype].dtype)
     outputs = [(Tensor("y", datatype, array.reshape(2, -1)), False)]
     size = written(outputs[0][0])
@@ -52,7 +52,7 @@ def test_numbers_in_json_fit_in_exactly_where_there_is_room_for_them(datatype, v
 
 
 @pytest.mark.parametrize("datatype", list(DATATYPES))
-def test_binary_outputs_take_their_bytes(datatype):
+def test_binary_outputs_count_their_bytes(datatype):
     array = np.zeros(COUNT, DATATYPES[datatype].dtype)
     outputs = [(Tensor("y", datatype, array), True), (Tensor("z", datatype, array), True)]
     check_outputs(outputs, room(2 * array.nbytes))
@@ -60,7 +60,7 @@ def test_binary_outputs_take_their_bytes(datatype):
         check_outputs(outputs, room(2 * array.nbytes - 1))
 
 
-def test_strings_take_their_bytes_and_in_json_the_objects_made_of_them():
+def test_strings_count_their_bytes_and_in_json_their_python_objects():
     array = BytesArray.of([b"abc"] * COUNT, (COUNT,))
     check_outputs([(Tensor("y", "BYTES", array), True)], room(7 * COUNT))
     with pytest.raises(BusyError):
@@ -70,7 +70,7 @@ def test_strings_take_their_bytes_and_in_json_the_objects_made_of_them():
     check_outputs([(Tensor("y", "BYTES", array), False)], room(150 * COUNT))
 
 
-def test_few_strings_may_be_large():
+def test_few_large_strings_are_measured():
     array = BytesArray.of([b"x" * 1_000_000], (1,))
     with pytest.raises(BusyError):
         check_outputs([(Tensor("y", "BYTES", array), True)], room(1_000_000))
@@ -91,7 +91,7 @@ def test_small_outputs_are_not_measured():
         (RequestedOutput("strings", True), 400_000),
     ],
 )
-def test_before_the_inference_static_shapes_alone_count(output, size):
+def test_only_static_shapes_count_before_the_inference(output, size):
     shapes = {"static": ("FP32", 1_000_000), "dynamic": ("FP32", None), "strings": ("BYTES", 100_000)}
     outputs = {name: TensorMetadata(name, datatype, (Dim(dim or 0, dim),)) for name, (datatype, dim) in shapes.items()}
     metadata = ModelMetadata("m", "1", {}, outputs)
@@ -102,12 +102,12 @@ def test_before_the_inference_static_shapes_alone_count(output, size):
             check_requested([output], metadata, Room(0, size - 1))
 
 
-def test_other_servers_have_no_limit():
+def test_room_is_unlimited_under_other_servers():
     outputs = [(Tensor("y", "FP32", np.zeros(COUNT, np.float32)), False)]
     check_outputs(outputs, unlimited)
 
 
-def test_what_never_fits_names_the_setting_and_what_might_does_not():
+def test_only_a_size_beyond_the_limit_names_the_setting():
     assert (
         describe_lack("a body", 11, Room(0, 10)) == "no room for a body of 11 bytes: OVMS_REST_MAX_HELD_BYTES allows 10"
     )
