@@ -7,7 +7,6 @@ A `label` names the place in the request for a message: `inputs[0] 'image'`.
 
 import gc
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -56,23 +55,6 @@ _ELEMENTS = {str: "the string ", bool: "the boolean "}
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
 _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
-# Seconds with a fraction, milliseconds, or microseconds: of 13 and 16 digits from the year 2001 to 2286.
-_REQUEST_START = re.compile(r"(?:t=)?(?:([0-9]{1,10})\.([0-9]{1,9})|([0-9]{13})|([0-9]{16}))")
-
-
-def decode_request_start(value: str) -> int | None:
-    """Return the time in `X-Request-Start`, when a proxy took the request, in nanoseconds since 1970; None if invalid.
-
-    No standard defines it. nginx and others send "t=" and seconds with a fraction, or milliseconds or microseconds
-    without one; the "t=" may be left out.
-    """
-    match = _REQUEST_START.fullmatch(value)
-    if match is None:
-        return None
-    seconds, fraction, milliseconds, microseconds = match.groups()
-    if seconds:
-        return int(seconds) * 1_000_000_000 + int(fraction.ljust(9, "0"))
-    return int(milliseconds) * 1_000_000 if milliseconds else int(microseconds) * 1000
 
 
 def decode_request(

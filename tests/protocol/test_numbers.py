@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+from decoded_requests import INTEGERS, VALID, nested, written
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_decoding import INTEGERS, NO_JSON, OVERFLOWS, PLACES, VALID, nested, written
+from test_datatypes import OVERFLOWS
+from test_decoding import NO_JSON, PLACES
 from test_protocol_properties import anything, complete_requests, keys, mutated, names, outcome, parameters, requests
 from wire_cases import CASES, DTYPES, fingerprint
 

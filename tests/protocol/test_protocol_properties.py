@@ -15,7 +15,6 @@ from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import (
     decode_raw_request,
     decode_request,
-    decode_request_start,
 )
 from ovms_rest.protocol.encoding import encode_response
 from ovms_rest.protocol.strings import BytesArray, from_matrix, pack, to_matrix, unpack
@@ -276,13 +275,6 @@ def test_any_section_is_rejected_or_filled_by_its_elements(section, count):
         elements = [section[begin:end] for begin, end in zip(*found, strict=True)]
         assert len(elements) == count
         assert joined(elements) == section
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.text(max_size=25) | st.text("0123456789.t=", max_size=25) | st.from_regex(r"(t=)?[0-9]+\.?[0-9]*"))
-def test_any_request_start_is_a_time_or_none(value):
-    start = decode_request_start(value)
-    assert start is None or 0 <= start < 10**19
 
 
 # --- Classes

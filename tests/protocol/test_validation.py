@@ -293,59 +293,7 @@ def test_classes_of_an_output_of_strings_are_rejected():
     )
 
 
-# --- Metadata
-
-
-@pytest.mark.parametrize(
-    ("dims", "shape"),
-    [
-        ((), []),
-        ((TWO, THREE), [2, 3]),
-        ((Dim(0, 0), ONE), [0, 1]),
-        ((ANY, THREE), [-1, 3]),
-        ((Dim(1, 8), Dim(2, None)), [-1, -1]),
-        (None, [-1]),
-    ],
-    ids=["scalar", "static", "zero", "dynamic", "ranged", "unknown rank"],
-)
-def test_dims_that_are_not_static_are_minus_one_in_metadata(dims, shape):
-    assert TensorMetadata("x", "FP32", dims).to_json() == {"name": "x", "datatype": "FP32", "shape": shape}
-
-
-@pytest.mark.parametrize(
-    ("dims", "text"),
-    [
-        ((), "[]"),
-        ((ONE, THREE, Dim(200, 500), ANY), "[1,3,200:500,-1]"),
-        ((Dim(2, None), Dim(0, 4), Dim(0, 0)), "[2:,0:4,0]"),
-        (None, "[...]"),
-    ],
-)
-def test_shape_is_described_as_in_the_configuration(dims, text):
-    assert TensorMetadata("x", "FP32", dims).describe_shape() == text
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
-def test_unknown_rank_fits_every_shape(shape):
-    assert TensorMetadata("y", "FP32", None).holds(shape)
-
-
-def test_model_metadata_has_tensors_and_versions():
-    metadata = ModelMetadata(
-        "m", "2", {"x": takes("FP32", ANY, TWO)}, {"y": TensorMetadata("y", "INT64", ())}, {"model_info": {"a": "b"}}
-    )
-    assert metadata.to_json(["1", "2"]) == {
-        "name": "m",
-        "versions": ["1", "2"],
-        "platform": "OpenVINO",
-        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
-        "outputs": [{"name": "y", "datatype": "INT64", "shape": []}],
-        "rt_info": {"model_info": {"a": "b"}},
-    }
-
-
-def test_model_metadata_has_rt_info_only_if_the_model_does():
-    assert "rt_info" not in model(takes("FP32")).to_json(["1"])
+# --- Hints at the configuration
 
 
 def test_convertible_datatype_is_rejected_with_the_setting():
