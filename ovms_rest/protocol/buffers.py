@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from ovms_rest.protocol.header_length import read_header_length
-
 # A cache line; OpenVINO aligns its own tensors to it too.
 ALIGNMENT = 64
 
@@ -13,8 +11,3 @@ def allocate(size: int, aligned: int = 0) -> memoryview:
     room = np.empty(size + ALIGNMENT, np.uint8)
     start = -(room.__array_interface__["data"][0] + aligned) % ALIGNMENT
     return room[start : start + size].data
-
-
-def tensors_begin(header_length: str | None) -> int:
-    """Return where in the body the tensors begin, 0 when the header is missing or invalid."""
-    return read_header_length(header_length).length

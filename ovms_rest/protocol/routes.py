@@ -50,13 +50,9 @@ def drop_slash(path: str) -> str:
     return path[:-1] if path.endswith("/") and len(path) > 1 else path
 
 
-def is_inference(method: str, path: str) -> bool:
-    """Return whether a request is an inference, which may be queued; `path` comes from `read_path`."""
-    return method == "POST" and path.endswith("/infer") and _INFERENCE.fullmatch(path) is not None
-
-
-def read_inference(path: str) -> tuple[str, str | None]:
-    """Return model and version (or None) in the path of an inference."""
-    found = _INFERENCE.fullmatch(path.encode("latin-1").decode("utf-8", "replace"))
-    assert found is not None
-    return found[1], found[2]
+def read_inference(method: str, path: str) -> tuple[str, str | None] | None:
+    """Return model and version (or None) of an inference, None for any other request; `path` is from `read_path`."""
+    if method != "POST" or not path.endswith("/infer") or (found := _INFERENCE.fullmatch(path)) is None:
+        return None
+    name, version = (part and part.encode("latin-1").decode("utf-8", "replace") for part in found.groups())
+    return name, version

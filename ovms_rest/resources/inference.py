@@ -19,7 +19,9 @@ from ovms_rest.protocol.waiting_time import waits_since
 from ovms_rest.resources.body import read_body
 from ovms_rest.resources.compression import choose_encoding, compress
 from ovms_rest.settings import Settings
-from ovms_rest.shared_memory.statistics import Served
+from ovms_rest.shared_memory.statistics import InferenceRecord
+
+_HEADER_LENGTH = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
 
 
 class Registry(Protocol):
@@ -49,28 +51,26 @@ class Infer:
         servable = self._registry.find(name, version)
         metadata, environ = servable.metadata, req.env
         started = time.monotonic_ns()
-        received = environ.get("ovms_rest.received", started)
-        is_observed = environ.get("ovms_rest.observed", False)
-        if is_observed:
-            environ["ovms_rest.served"] = Served(metadata.name, metadata.version, started - received, 0, 0, 0, "")
+        record: InferenceRecord = environ.get("ovms_rest.inference") or InferenceRecord(started)
+        record.model_name, record.model_version = metadata.name, metadata.version
+        record.queue_ns = started - record.received_ns
         servable.counters.begin()
         try:
-            header = read_header_length(environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"))
+            header = environ.get("ovms_rest.header_length") or read_header_length(environ.get(_HEADER_LENGTH))
             body = read_body(environ, self._max_body_bytes, header.length)
             request = self._decode(body, header.check(len(body)), metadata)
-            if is_observed:
-                _note(environ, id=request.id)
+            record.id, record.request_bytes = request.id, len(body)
             arrays = validate_inputs(request, metadata)
             requested = validate_outputs(request, metadata)
             if request.timeout_us:
-                _check_deadline(request.timeout_us, environ, received)
+                _check_deadline(request.timeout_us, environ, record.received_ns)
             if metadata.static_elements > SMALL_OUTPUTS:
                 check_requested(requested, metadata, environ.get("ovms_rest.room", unlimited)())
             decoded = time.monotonic_ns()
-            if is_observed:
-                _note(environ, input_ns=decoded - started)
+            record.input_ns = decoded - started
             tensors = servable.infer(arrays)
             inferred = time.monotonic_ns()
+            record.infer_ns = inferred - decoded
             outputs = [
                 (classify(tensors[name], classification, metadata.labels) if classification else tensors[name], binary)
                 for name, binary, classification in requested
@@ -78,22 +78,21 @@ class Infer:
             if metadata.has_dynamic_outputs or metadata.static_elements > SMALL_OUTPUTS:
                 check_outputs(outputs, environ.get("ovms_rest.room", unlimited))
             response = InferenceResponse(metadata.name, metadata.version, outputs, request.id)
-            size = self._respond(req, resp, *encode_response(response))
+            record.response_bytes = self._respond(req, resp, *encode_response(response))
         except Exception as error:
-            _count_failure(servable.counters, error, received, started)
+            _count_failure(servable.counters, error, record.queue_ns, started)
             raise
-        output_ns = time.monotonic_ns() - inferred
+        record.output_ns = time.monotonic_ns() - inferred
+        record.batch = batch_of(request.inputs[0].shape)
         servable.counters.record(
-            started - received,
-            decoded - started,
-            inferred - decoded,
-            output_ns,
-            batch_of(request.inputs[0].shape),
-            len(body),
-            size,
+            record.queue_ns,
+            record.input_ns,
+            record.infer_ns,
+            record.output_ns,
+            record.batch,
+            record.request_bytes,
+            record.response_bytes,
         )
-        if is_observed:
-            _note(environ, infer_ns=inferred - decoded, output_ns=output_ns)
 
     def _decode(self, body: memoryview, header_length: int | None, metadata: ModelMetadata) -> InferenceRequest:
         """Decode a body whose first `header_length` bytes are its JSON, None for all."""
@@ -129,7 +128,7 @@ def _check_deadline(timeout_us: int, environ: dict[str, Any], received: int) -> 
         raise DeadlineError(timeout_us, waited)
 
 
-def _count_failure(counters: InferenceCounters, error: Exception, received: int, started: int) -> None:
+def _count_failure(counters: InferenceCounters, error: Exception, queue_ns: int, started: int) -> None:
     """Count an inference that raised an error. NoContentError is a success: its response is empty."""
     elapsed = time.monotonic_ns() - started
     match error:
@@ -138,13 +137,8 @@ def _count_failure(counters: InferenceCounters, error: Exception, received: int,
         case BusyError():
             counters.fail("overload", elapsed)
         case NoContentError():
-            counters.record(started - received, 0, elapsed, 0)
+            counters.record(queue_ns, 0, elapsed, 0)
         case ServingError() if not isinstance(error, InferenceError):
             counters.fail("invalid", elapsed)
         case _:
             counters.fail("failed", elapsed)
-
-
-def _note(environ: dict[str, Any], **known: int | str) -> None:
-    """Add what is known of this inference to the record that the worker's access log reads."""
-    environ["ovms_rest.served"] = environ["ovms_rest.served"]._replace(**known)

@@ -18,16 +18,24 @@ QUESTIONS: tuple[Question, ...] = get_args(Question)
 BOUNDS = tuple(int(10 * 1.8**exponent) for exponent in range(33))
 
 
-class Served(NamedTuple):
-    """The record of one inference when its response is sent; times of steps that it did not reach are 0."""
+@dataclass(slots=True)
+class InferenceRecord:
+    """The record of one inference, filled in on its way: `ovms_rest.inference` in the environ.
 
-    model_name: str
-    model_version: str
-    queue_ns: int
-    input_ns: int
-    infer_ns: int
-    output_ns: int
-    id: str
+    All times are nanoseconds, 0 for a stage that was not reached; `received_ns` is by the monotonic clock.
+    """
+
+    received_ns: int
+    model_name: str = ""
+    model_version: str = ""
+    id: str = ""
+    queue_ns: int = 0
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
+    batch: int = 1
+    request_bytes: int = 0
+    response_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The access log of the service: one line per request, JSON or `key=value`, to the standard output or a file.
 
-A line is one write of at most PIPE_BUF bytes, so that those of several workers never mix. A log that cannot be written,
-or whose reader has fallen behind, costs its lines and no request.
+A line is one write of at most PIPE_BUF bytes, so that lines of several workers never mix. Lines are lost when the file
+cannot be written or its reader has fallen behind; requests are not affected.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from ovms_rest.shared_memory.statistics import Served
+from ovms_rest.shared_memory.statistics import InferenceRecord
 from ovms_rest.worker.streams import unblocked_stdout
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
 STDOUT = "-"
 
-# How much of a client's value a line repeats: so much that no line of escaped values is longer than PIPE_BUF.
+# How many characters of a client's value a line repeats, so that no line of escaped values is longer than PIPE_BUF.
 _SHOWN = {"path": 256}
 _SHOWN_OTHERWISE = 128
 
@@ -37,10 +37,10 @@ _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a line tells of a request; None is what is not known.
+    """The content of a line; None stands for an unknown value.
 
-    `bytes_in` and `bytes_out` are of the bodies. `total_us` is from when the request was whole until its answer was
-    sent, of which it waited `queue_us` and the model took `inference_us`.
+    `bytes_in` and `bytes_out` are the sizes of the bodies. `total_us` is the time from when the request was received
+    whole until its response was sent; it was queued for `queue_us`, and the model took `inference_us`.
     """
 
     client: str
@@ -58,17 +58,17 @@ class Access:
     inference_us: int | None = None
 
 
-def access_of(environ: dict[str, Any], status: str, size: int, started_ns: int) -> Access:
-    """Gather what is known of a request that was answered; it began at `started_ns` unless it had to wait."""
-    served: Served | None = environ.get("ovms_rest.served")
+def access_of(environ: dict[str, Any], status: str, size: int, received_ns: int) -> Access:
+    """Describe a request, received at `received_ns` by the monotonic clock, and its response of `size` bytes."""
+    inference: InferenceRecord | None = environ.get("ovms_rest.inference")
     known: dict[str, Any] = {}
-    if served is not None:
+    if inference is not None and inference.model_name:  # else it was not started
         known = {
-            "model": served.model_name,
-            "version": served.model_version,
-            "id": served.id or None,
-            "queue_us": served.queue_ns // 1000,
-            "inference_us": served.infer_ns // 1000,
+            "model": inference.model_name,
+            "version": inference.model_version,
+            "id": inference.id or None,
+            "queue_us": inference.queue_ns // 1000,
+            "inference_us": inference.infer_ns // 1000,
         }
     return Access(
         client=environ["REMOTE_ADDR"],
@@ -78,7 +78,7 @@ def access_of(environ: dict[str, Any], status: str, size: int, started_ns: int) 
         status=int(status.split()[0]),
         bytes_in=len(environ["wsgi.input"].buffer) if "wsgi.input" in environ else None,
         bytes_out=size,
-        total_us=(time.monotonic_ns() - environ.get("ovms_rest.received", started_ns)) // 1000,
+        total_us=(time.monotonic_ns() - received_ns) // 1000,
         **known,
     )
 
@@ -87,13 +87,13 @@ _KEYS = tuple(field.name for field in fields(Access))
 
 
 def encode_json(access: Access, seconds: float) -> bytes:
-    """Write a line of JSON with all keys, at a time in seconds since 1970."""
+    """Return a line of JSON with all keys; `seconds` since 1970."""
     values = {key: _cut(key, getattr(access, key)) for key in _KEYS}
     return f"{_to_json({'time': _format_time(seconds), **values})}\n".encode("ascii")
 
 
 def encode_text(access: Access, seconds: float) -> bytes:
-    """Write a line of `key=value`, quoted as in JSON where it has to be, and nothing for what is not known."""
+    """Return a line of `key=value`, quoted as in JSON where necessary, without the unknown values."""
     pairs = [("time", _format_time(seconds))]
     pairs += [(key, _quote(_cut(key, value))) for key in _KEYS if (value := getattr(access, key)) is not None]
     return " ".join([f"{key}={value}" for key, value in pairs]).encode("ascii") + b"\n"
@@ -116,9 +116,9 @@ def _quote(value: str | int | None) -> str:
 
 
 def provide_file(path: str, uid: int, gid: int) -> None:
-    """Make the file of the log for workers of another user (--user), who may not be allowed to; in the arbiter.
+    """Create the file of the log for workers of another user (--user), who may not be allowed to; in the arbiter.
 
-    Whatever is wrong with the path is for the workers to say, which open it anyway.
+    Errors are left to the workers, which open the file anyway and log them.
     """
     if path == STDOUT or (uid, gid) == (os.geteuid(), os.getegid()):
         return
@@ -130,24 +130,23 @@ def provide_file(path: str, uid: int, gid: int) -> None:
 
 
 class AccessLog:
-    """The log of a worker; `kind` is one of ENCODERS, `path` of a file, or STDOUT."""
+    """The log of a worker; `kind` is a key of ENCODERS, `path` that of a file, or STDOUT.
+
+    A path that cannot be opened is logged, and tried again by `reopen`.
+    """
 
     def __init__(self, kind: str, path: str) -> None:
-        """Open it; a path that cannot be opened is told in the log, and tried again by `reopen`."""
         self._encode = ENCODERS[kind]
         self._path = path
         self._poll = select.poll()
         self._file: int | None = None
         self._start = b""
-        self._is_told = False
+        self._has_warned = False
         self.reopen()
 
     def reopen(self) -> None:
-        """Open the path anew, when the file has been moved away; what cannot be opened leaves things as they were.
-
-        The descriptor keeps its number: this runs in the handler of a signal, perhaps between two steps of `write`.
-        """
-        self._is_told = False
+        """Open the path again after the file has been moved away; keep the old file if that fails."""
+        self._has_warned = False
         if self._path == STDOUT:
             self._take(unblocked_stdout())
             return
@@ -156,7 +155,7 @@ class AccessLog:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
             file = os.open(self._path, flags, 0o640)
         except OSError as error:
-            log.error("the access log %s cannot be opened: %s", self._path, error.strerror)
+            log.error("cannot open the access log %s: %s", self._path, error.strerror)
             return
         if self._file is None:
             self._take(file)
@@ -174,20 +173,20 @@ class AccessLog:
             return
         line = self._start + self._encode(access, time.time())
         try:
-            # A standard output that cannot be opened anew blocks once it is full.
+            # A standard output that cannot be opened again blocks once it is full.
             written = os.write(self._file, line) if self._poll.poll(0) else 0
         except BlockingIOError:  # another worker was faster
             written = 0
         except OSError as error:
-            self._tell(os.strerror(error.errno or 0))
+            self._warn(os.strerror(error.errno or 0))
             return
         if not written:
-            self._tell("its reader has fallen behind")
+            self._warn("its reader has fallen behind")
             return
-        self._start = b"" if written == len(line) else b"\n"  # behind a part of a line, on a disk that is full
+        self._start = b"" if written == len(line) else b"\n"  # after a part of a line, on a full disk
 
-    def _tell(self, reason: str) -> None:
-        """Tell once, not for every line."""
-        if not self._is_told:
-            self._is_told = True
+    def _warn(self, reason: str) -> None:
+        """Log once, not for every line, that lines are lost."""
+        if not self._has_warned:
+            self._has_warned = True
             log.error("lines of the access log %s are lost: %s", self._path, reason)

@@ -1,4 +1,4 @@
-"""The chunked transfer coding of bodies (RFC 9112 section 7.1), undone as it comes; no I/O."""
+"""Decoding of chunked bodies (RFC 9112 section 7.1) piece by piece; no I/O."""
 
 import re
 from enum import Enum, auto
@@ -6,28 +6,30 @@ from enum import Enum, auto
 from ovms_rest.protocol.buffers import allocate
 from ovms_rest.worker.http1 import Limits, Refusal
 
-# A size in hexadecimal, and extensions, which are passed over.
+# A size in hexadecimal, and extensions, which are ignored.
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
-# RFC 9110 section 6.5.1: what frames, routes or authenticates a message must not come behind it.
+# RFC 9110 section 6.5.1: fields that frame, route or authenticate a message must not be trailers.
 _FORBIDDEN = frozenset({b"content-length", b"transfer-encoding", b"host", b"trailer", b"authorization", b"te"})
-# What a line that is not whole cannot have. RFC 9112 section 2.2 lets a bare LF end the lines of a head, not of chunks.
+# Not allowed in an incomplete line. RFC 9112 section 2.2 lets a bare LF end the lines of a head, but not of chunks.
 _BARE = re.compile(rb"\n|\r(?s:.)")
 _MAX_SIZE_LINE = 1024
-# The size lines of chunks below 256 bytes, as nearly all clients write them.
+# The sizes of chunks below 256 bytes, as nearly all clients write them.
 _SMALL_SIZES = {text % size: size for text in (b"%x", b"%X") for size in range(1, 256)}
 
-# One call of `feed` decodes so many small chunks, which takes a few tenths of a millisecond.
+# One call of `feed` decodes at most this many small chunks, which takes a few tenths of a millisecond.
 CHUNKS_PER_CALL = 256
-# A chunk that is read line by line, such as one with extensions, takes the time of so many small ones.
+# A chunk that is read line by line, such as one with extensions, takes the time of this many small ones.
 _SLOW_CHUNK = 8
-# The buffer of a body grows by this factor, so that copying adds little to the time and to the memory. Its pages take
-# memory only once something is written to them.
+# The buffer of a body grows by this factor, so that copying adds little time and memory. Its pages take memory only
+# once something is written to them.
 _FIRST_CAPACITY = 64 * 1024
 _GROWTH = 16
 
 
-class _Part(Enum):
+class _Expected(Enum):
+    """The next element of the body."""
+
     SIZE = auto()
     DATA = auto()
     DATA_END = auto()
@@ -36,16 +38,13 @@ class _Part(Enum):
 
 
 class ChunkDecoder:
-    """Decodes one body: what is fed comes out as `data`, until `is_complete`; then `rest` is what came behind it.
+    """Decodes one body from the pieces fed to `data`, until `is_complete`; then `rest` is what follows the body.
 
-    `rest` is also what is not decoded yet: a part of a line or, when `has_more`, whole chunks for the next call.
+    Before that `rest` is not decoded yet: a part of a line or, when `has_more`, whole chunks for the next call.
+    The limits of trailers are those of a head. The offset `aligned` of the body lies on a 64-byte boundary.
     """
 
     def __init__(self, limits: Limits, max_body: int, aligned: int = 0) -> None:
-        """Take the limits of trailers, which are those of a head, and of the body in bytes.
-
-        The offset `aligned` of the body lies on a 64-byte boundary.
-        """
         self.rest = b""
         self.has_more = False
         self.size = 0  # bytes of the body so far
@@ -53,13 +52,13 @@ class ChunkDecoder:
         self._max_body = max_body
         self._aligned = aligned
         self._buffer = allocate(min(_FIRST_CAPACITY, max_body), aligned)
-        # How long a line may be, and what it is.
+        # The maximum length of a line, and its name in errors.
         self._lines = {
-            _Part.SIZE: (_MAX_SIZE_LINE, "the size of a chunk"),
-            _Part.DATA_END: (0, "the end of a chunk"),
-            _Part.TRAILERS: (limits.field_size, "a field behind the body"),
+            _Expected.SIZE: (_MAX_SIZE_LINE, "the size of a chunk"),
+            _Expected.DATA_END: (0, "the end of a chunk"),
+            _Expected.TRAILERS: (limits.field_size, "a trailer field"),
         }
-        self._part = _Part.SIZE
+        self._expected = _Expected.SIZE
         self._missing = 0  # bytes of the chunk
         self._trailers = 0
 
@@ -70,27 +69,27 @@ class ChunkDecoder:
 
     @property
     def is_complete(self) -> bool:
-        """Tell whether the whole body was fed."""
-        return self._part is _Part.NOTHING
+        """Return whether the whole body was fed."""
+        return self._expected is _Expected.NOTHING
 
     def feed(self, piece: bytes) -> None:
-        """Decode a piece, at the most `CHUNKS_PER_CALL` chunks of it; when `has_more`, the next piece is b"".
+        """Decode a piece, but no more than `CHUNKS_PER_CALL` chunks; when `has_more`, the next piece is b"".
 
-        Raises Refusal for what is malformed or too large.
+        Raises Refusal for a malformed or too large body.
         """
         buffer, at = self.rest + piece if self.rest else piece, 0
         left = CHUNKS_PER_CALL
-        while self._part is not _Part.NOTHING and left > 0:
-            if self._part is _Part.DATA:
+        while self._expected is not _Expected.NOTHING and left > 0:
+            if self._expected is _Expected.DATA:
                 end = min(at + self._missing, len(buffer))
                 self._append(memoryview(buffer)[at:end])
                 self._missing -= end - at
                 at = end
                 if self._missing:
                     break
-                self._part = _Part.DATA_END
+                self._expected = _Expected.DATA_END
                 continue
-            if self._part is _Part.SIZE:
+            if self._expected is _Expected.SIZE:
                 at, count = self._decode_small(buffer, at, left)
                 left -= count + _SLOW_CHUNK
                 if left <= 0:
@@ -102,12 +101,12 @@ class ChunkDecoder:
             self._read(buffer[at:end])
             at = end + 2
         self.rest = buffer[at:]
-        self.has_more = left <= 0 and bool(self.rest) and self._part is not _Part.NOTHING
+        self.has_more = left <= 0 and bool(self.rest) and self._expected is not _Expected.NOTHING
 
     def _decode_small(self, buffer: bytes, at: int, limit: int) -> tuple[int, int]:
-        """Decode small chunks that came whole, so many at the most; return where they end, and their number.
+        """Decode at most `limit` small, complete chunks; return where they end, and their number.
 
-        Whatever is out of the ordinary is left where it is.
+        Stops at the first chunk of any other kind.
         """
         chunks: list[bytes] = []
         room = self._max_body - self.size
@@ -137,36 +136,36 @@ class ChunkDecoder:
         self.size = end
 
     def _check_line(self, buffer: bytes, at: int, end: int) -> None:
-        """Refuse a line that is too long for what it is, or has come in part and can be none any more."""
-        limit, what = self._lines[self._part]
+        """Refuse a line that is too long, or that is incomplete and already invalid."""
+        limit, what = self._lines[self._expected]
         if end < 0 and _BARE.search(buffer, at):
-            raise Refusal(400, f"malformed body: a CR or LF alone where {what} is due, lines end with CR LF")
+            raise Refusal(400, f"malformed body: expected {what} ended by CR LF, got a bare CR or LF")
         # Without its end the last byte may be the CR of it.
         length = end - at if end >= 0 else len(buffer) - at - buffer.endswith(b"\r", at)
         if length > limit:
-            raise Refusal(400, f"malformed body: a line of more than {limit} bytes where {what} is due")
+            raise Refusal(400, f"malformed body: expected {what}, got a line of more than {limit} bytes")
 
     def _read(self, line: bytes) -> None:
-        if self._part is _Part.DATA_END:  # empty, or it would have been too long
-            self._part = _Part.SIZE
-        elif self._part is _Part.SIZE:
+        if self._expected is _Expected.DATA_END:  # empty, or it would be too long
+            self._expected = _Expected.SIZE
+        elif self._expected is _Expected.SIZE:
             found = _SIZE.fullmatch(line)
             if not found:
-                raise Refusal(400, f"malformed body: {line[:40]!r} is not the size of a chunk in hexadecimal")
+                raise Refusal(400, f"malformed body: {line[:40]!r} is not a chunk size in hexadecimal")
             self._missing = int(found[1], 16)
             if self.size + self._missing > self._max_body:
-                came = f"behind {self.size} bytes a chunk of {self._missing} was announced"
-                raise Refusal(413, f"the body has more than {self._max_body} bytes, which are allowed: {came}")
-            self._part = _Part.DATA if self._missing else _Part.TRAILERS
+                what = f"a chunk of {self._missing} after {self.size} bytes"
+                raise Refusal(413, f"the body is too large: {what}, at most {self._max_body} are allowed")
+            self._expected = _Expected.DATA if self._missing else _Expected.TRAILERS
         elif line:
             self._check_trailer(line)
         else:
-            self._part = _Part.NOTHING
+            self._expected = _Expected.NOTHING
 
     def _check_trailer(self, line: bytes) -> None:
         found = _FIELD.fullmatch(line)
         if not found or found[1].lower() in _FORBIDDEN:
-            raise Refusal(400, f"malformed body: {line[:40]!r} is no field that may come behind a body")
+            raise Refusal(400, f"malformed body: {line[:40]!r} is not allowed as a trailer field")
         self._trailers += 1
         if self._trailers > self._limits.fields:
-            raise Refusal(431, f"more than {self._limits.fields} fields behind the body")
+            raise Refusal(431, f"more than {self._limits.fields} trailer fields")

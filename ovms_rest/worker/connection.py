@@ -1,8 +1,8 @@
-"""A client's connection to a worker: receives requests, one at a time, and sends the answers.
+"""A client's connection to a worker: receives requests, one at a time, and sends the responses.
 
 Reading and writing never block. The socket is registered once, edge-triggered, so that no request costs a system call
-for it: `readable` remembers that an edge came until a read has drained the socket. A request that came whole is handed
-to the worker; the connection reads on when that has been answered.
+for it: `_readable` remembers that an edge came until a read has drained the socket. `handle`, `resume` and `expire`
+return an `Event`, mostly a complete request, or None; the connection reads on once the response has been sent.
 """
 
 import contextlib
@@ -13,39 +13,40 @@ import ssl
 import struct
 import termios
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
-from ovms_rest.protocol.buffers import allocate, tensors_begin
+from ovms_rest.protocol.buffers import allocate
 from ovms_rest.protocol.room import Room, describe_lack
 from ovms_rest.worker.chunks import ChunkDecoder
-from ovms_rest.worker.http1 import CONTINUE, Environ, Head, HeadReader, Refusal, RequestBody
+from ovms_rest.worker.http1 import CONTINUE, UNREAD, Environ, Head, HeadReader, Refusal, RequestBody
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
 EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 
-# How long a client that was refused may go on sending before the connection is cut: closed at once, the answer would be
-# lost to it.
+# How long a refused client may continue sending before the connection is cut: an immediate close would lose the
+# response.
 LINGER_SECONDS = 2.0
-# Bytes that give a body, or an answer, another second.
+# Bytes of progress that give a body, or a response, another second.
 SLOWEST = 100_000
 # More is left for the next turn, so that one fast client does not keep the others waiting.
 BYTES_PER_TURN = 4 * 2**20
 
-# The system takes 1024 at once.
+# The system takes at most 1024 in one call (sendmsg(2), IOV_MAX).
 MAX_PARTS = 512
 
-# A body so small gains nothing by lying where tensors should: arrays of its size are copied before the inference.
+# A body up to this size gains nothing from alignment: arrays of its size are copied before the inference.
 _SMALL_BODY = 16_384
 
 # The largest head that a connection remembers.
 _REMEMBERED_HEAD = 2048
 
 _BLOCKED = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_HEADER_LENGTH = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
 _EMPTY = memoryview(b"")
 _NEVER = float("inf")
 _QUEUED = struct.Struct("i")
@@ -58,22 +59,22 @@ Buffer = bytes | memoryview
 
 
 class State(Enum):
-    """What a connection is at."""
+    """The state of a connection."""
 
-    HEAD = auto()  # waits for a request, or has a part of its head
+    HEAD = auto()  # awaits a request, or has a part of its head
     BODY = auto()
-    WAITING = auto()  # has a whole request, which waits or is being answered
-    SENDING = auto()  # has an answer of which a part is still to be sent
-    LINGERING = auto()  # has sent its last answer and waits for the client to close
+    WAITING = auto()  # has a whole request, which is queued, deferred or run
+    SENDING = auto()  # has a response of which a part is still to be sent
+    LINGERING = auto()  # has sent its last response and waits for the client to close
     CLOSED = auto()
 
 
-# In which more may come.
+# The states in which more of a request may be received.
 RECEIVING = (State.HEAD, State.BODY)
 
 
 class Times(NamedTuple):
-    """The time limits in seconds: of a head, of a body or an answer without progress, between requests."""
+    """Time limits in seconds: for a head, for a body or a response without progress, and between requests."""
 
     head: float
     body: float
@@ -81,31 +82,51 @@ class Times(NamedTuple):
     idle: float
 
 
-class Host(Protocol):
-    """What a connection needs of its worker."""
+class Request:
+    """A request received whole: a head that may be shared with other requests, and an environ of its own.
+
+    `received_ns` is when the last byte was read, by the monotonic clock; the worker sets it.
+    """
+
+    __slots__ = ("connection", "environ", "head", "received_ns")
+
+    def __init__(self, connection: "Connection", head: Head, environ: Environ) -> None:
+        self.connection = connection
+        self.head = head
+        self.environ = environ
+        self.received_ns = 0
+
+
+class Refused(NamedTuple):
+    """A request that could not be read: the application does not see it, and its connection closes after a response."""
+
+    request: Request
+    refusal: Refusal
+
+
+class Cancelled(NamedTuple):
+    """The client closed its side of the connection while its request was queued; `is_gone` if it cannot read either."""
+
+    request: Request
+    is_gone: bool
+
+
+Event = Request | Refused | Cancelled
+
+
+@dataclass(slots=True)
+class Context:
+    """What the connections of a worker share: limits, a clock, and the account of the memory that they hold."""
 
     heads: HeadReader
     times: Times
-    now: float
-    arena: memoryview
-    held: int
-    max_held: int
     max_body: int
-
-    def submit(self, connection: "Connection") -> None:
-        """Take a request that came whole."""
-
-    def resume_later(self, connection: "Connection") -> None:
-        """Call `resume` in the next turn."""
-
-    def refuse(self, connection: "Connection", refusal: Refusal) -> None:
-        """Answer a request that the application does not see, and close."""
-
-    def cancel(self, connection: "Connection", is_gone: bool = False) -> None:
-        """Give up a request that waits for its inference: its client sends no more, or does not even read."""
-
-    def forget(self, connection: "Connection") -> None:
-        """Drop a connection that is closed."""
+    max_held: int
+    arena: memoryview
+    on_close: Callable[["Connection"], None]
+    now: float = 0.0
+    held: int = 0
+    resuming: deque["Connection"] = field(default_factory=deque)  # those that continue in the next turn
 
 
 class Connection:
@@ -113,10 +134,10 @@ class Connection:
 
     __slots__ = (
         "_body",
+        "_context",
         "_counted",
         "_decoder",
         "_held",
-        "_host",
         "_is_slow",
         "_last_bytes",
         "_last_head",
@@ -128,34 +149,34 @@ class Connection:
         "_sent",
         "_unsent",
         "deadline",
-        "head",
         "idle_since",
         "is_gone",
         "is_half_closed",
         "is_resuming",
         "keep_alive",
+        "request",
         "socket",
         "state",
         "template",
     )
 
-    def __init__(self, host: Host, sock: socket.socket, template: Environ) -> None:
-        """Take a connected, non-blocking socket and the environ that its requests have in common."""
-        self._host = host
+    def __init__(self, context: Context, sock: socket.socket, template: Environ) -> None:
+        """Serve a connected, non-blocking socket; `template` is the common part of the environs of its requests."""
+        self._context = context
         self.socket = sock
         self.template = template
         self.state = State.HEAD
-        self.deadline = host.now + host.times.head
-        self.head: Head | None = None
+        self.deadline = context.now + context.times.head
+        self.request: Request | None = None  # being received, queued or run
         self.keep_alive = True
-        self.idle_since = host.now
-        self.is_gone = False  # the client reads no answer
+        self.idle_since = context.now
+        self.is_gone = False  # the client does not read responses any more
         self.is_half_closed = False  # the client has sent its last byte, and may be gone
-        self.is_resuming = False  # for the host, which calls `resume` some time
-        self._is_slow = False  # takes so much that it goes on by `resume` alone, until its body is whole
+        self.is_resuming = False  # in `Context.resuming`, so that `resume` will be called
+        self._is_slow = False  # takes so much time that only `resume` continues it, until its body is whole
         self._readable = False
         self._linger = False
-        self._pending = bytearray()  # a part of a head, or what came behind a request
+        self._pending = bytearray()  # a part of a head, or bytes after a request
         self._seen = 0
         self._last_bytes = b""
         self._last_head: Head | None = None
@@ -169,90 +190,94 @@ class Connection:
 
     # --- Events
 
-    def handle(self, events: int) -> None:
-        """Do what epoll says can be done."""
+    def handle(self, events: int) -> Event | None:
+        """Receive and send as far as epoll reports that it is possible."""
         if events & (EPOLLERR | EPOLLHUP):
             if events & EPOLLERR or self.state not in RECEIVING:
-                if self.state is State.WAITING:
-                    self._host.cancel(self, is_gone=True)
+                request = self.request if self.state is State.WAITING else None
                 self.close()
-                return
+                return request and Cancelled(request, is_gone=True)
             self.is_gone = True  # closed a unix socket, from which its last request may still be read
-        if events & EPOLLRDHUP:  # also behind bytes that are not read yet
-            self.is_half_closed = True
-            if self.state is State.WAITING:
-                self._host.cancel(self)
         if events & (EPOLLIN | EPOLLRDHUP):
             self._readable = True
+        if events & EPOLLRDHUP:  # also after bytes that are not read yet
+            self.is_half_closed = True
+            if self.state is State.WAITING:
+                return self.request and Cancelled(self.request, is_gone=False)
         if self._unsent:
             self._send_rest()
         if self._readable:
-            if self._is_slow:
-                self._host.resume_later(self)
-            else:
-                self._receive()
+            if not self._is_slow:
+                return self._receive()
+            self._resume_later()
+        return None
 
-    def resume(self) -> None:
-        """Go on where the last turn ended: with a request that came behind another, or more to be read."""
-        if self._decoder is not None and self._decoder.has_more:
-            self._feed(b"")
-            if self._decoder is None or self._decoder.has_more:
-                return
+    def resume(self) -> Event | None:
+        """Continue where the last turn ended: with a pipelined request, or more to be read."""
+        if self._decoder is not None and self._decoder.has_more and self.request is not None:
+            event = self._feed(self.request, self._decoder, b"")
+            if event is not None or self._decoder.has_more:
+                return event
         if self.state is State.HEAD and self._pending:
-            self._read_head(self._pending)
-            if self.state is State.HEAD and not self._seen:
-                return  # answered: what comes behind is for the next turn again
-        if self._readable:
-            self._receive()
+            event = self._read_head(self._pending)
+            if event is not None:
+                return event
+        return self._receive() if self._readable else None
 
-    def expire(self) -> None:
+    def _resume_later(self) -> None:
+        if not self.is_resuming:
+            self.is_resuming = True
+            self._context.resuming.append(self)
+
+    def expire(self) -> Event | None:
         """End a connection whose deadline has passed, unless it has made progress since that was set.
 
         Every `SLOWEST` bytes received or sent give another second, but never more than the time limit from now on.
         """
         if self.state is State.BODY:
-            done, limit = self._received, self._host.times.body
+            done, limit = self._received, self._context.times.body
         elif self.state is State.SENDING:
-            done, limit = self._sent - self._count_queued(), self._host.times.send
+            done, limit = self._sent - self._count_queued(), self._context.times.send
         else:
             done, limit = self._counted, 0.0
         earned, self._counted = max(done - self._counted, 0) / SLOWEST, done
-        self.deadline = min(self.deadline + earned, self._host.now + limit)
-        if self.deadline > self._host.now:
-            return
+        self.deadline = min(self.deadline + earned, self._context.now + limit)
+        if self.deadline > self._context.now:
+            return None
         if self.state is State.BODY:
-            self._refuse(Refusal(408, f"the body did not come in time, {self._received} bytes of it did"))
-        elif self.state is State.HEAD and self._pending:
-            self._refuse_head(self._pending, Refusal(408, "the head of the request did not come in time"))
-        else:
-            if self.state is State.SENDING:  # what the system has of the response is not kept for the client either
-                with contextlib.suppress(OSError):
-                    self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self.close()
+            return self._refuse(Refusal(408, f"timed out reading the body after {self._received} bytes"))
+        if self.state is State.HEAD and self._pending:
+            message = f"timed out reading the head of the request after {len(self._pending)} bytes"
+            return self._refuse_head(self._pending, Refusal(408, message))
+        if self.state is State.SENDING:  # what the system has of the response is not kept for the client either
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.close()
+        return None
 
     def _count_queued(self) -> int:
-        """Return how many bytes the system has of what was sent and the client has not acknowledged."""
+        """Return how many sent bytes the client has not acknowledged."""
         try:
             return int(_QUEUED.unpack(fcntl.ioctl(self.socket, termios.TIOCOUTQ, _QUEUED.pack(0)))[0])
-        except OSError:  # no socket that counts them
+        except OSError:  # a socket that does not count them
             return 0
 
     def is_idle(self) -> bool:
-        """Return whether the connection waits for a request of which nothing has come, not even to the socket."""
+        """Return whether no byte of a next request has arrived, not even at the socket."""
         if self.state is not State.HEAD or self._pending or self._readable:
             return False
         try:
-            return not socket.socket.recv(self.socket, 1, socket.MSG_PEEK)  # TLS: of what is still encrypted
+            return not socket.socket.recv(self.socket, 1, socket.MSG_PEEK)  # with TLS, of the encrypted bytes
         except BlockingIOError:
             return True
         except OSError:  # reset by the client
             return True
 
     def received_by(self) -> float:
-        """Return a time (monotonic seconds) before which the last bytes came; infinity where the system does not say.
+        """Return a time (monotonic seconds) before which the last bytes arrived; infinity if the system does not know.
 
-        Bytes wait in the system's buffer while the worker infers, and this is how long they did. The system counts in
-        its own ticks, so that the time is up to `_TICKS` too late.
+        They may have arrived in the system's buffer during an inference. The system counts in its own ticks, so the
+        time is up to `_TICKS` too late.
         """
         try:
             info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED.size)
@@ -262,171 +287,159 @@ class Connection:
         return time.monotonic() - milliseconds / 1000 + _TICKS
 
     def drain(self, deadline: float) -> None:
-        """Answer at the most one more request, which has to come by then."""
+        """Accept at most one more request, which has to arrive by the deadline."""
         if self.state is State.HEAD and not self._pending:
             self.deadline = min(self.deadline, deadline)
 
     def close(self) -> None:
-        """Close at once."""
+        """Close immediately."""
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
-        self.head = None
         self._body = _EMPTY
         self._decoder = None
         self._pending = bytearray()
         self._unsent = []
         self._hold(0)
-        self._host.forget(self)
+        self._context.on_close(self)
+        self.request = None
         self.socket.close()
 
     # --- Receiving
 
-    def _receive(self) -> None:
-        host, left = self._host, BYTES_PER_TURN
+    def _receive(self) -> Event | None:
+        context, left = self._context, BYTES_PER_TURN
         while self._readable:
-            state = self.state
+            state, request, decoder = self.state, self.request, self._decoder
             if state is State.HEAD and self._pending and not self._seen:
-                return  # the next request is here already, and waits for its turn
-            if state is State.BODY and self._decoder is None:
+                return None  # the next request has been received, and is read in the next turn
+            if state is State.BODY and decoder is None:
                 target = self._body[self._received :]
             elif state is State.HEAD or state is State.BODY or state is State.LINGERING:
-                target = host.arena
+                target = context.arena
             else:
-                return
+                return None
             try:
                 count = self.socket.recv_into(target)
             except _BLOCKED:
                 self._readable = False
-                return
-            except OSError:  # reset by the client, or no TLS
+                return None
+            except OSError:  # reset by the client, or not TLS
                 self.close()
-                return
+                return None
             if not count:
-                self._end()
-                return
+                return self._end()
             if count < len(target):
                 self._note_drained()
-            self._take(state, target, count)
-            if self.state is State.HEAD and not self._seen:
-                return  # a request was answered; the next one is for the next turn, so that others come in between
+            event: Event | None = None
+            if state is State.HEAD:
+                if self._pending:
+                    self._pending += target[:count]
+                    event = self._read_head(self._pending)
+                else:
+                    event = self._read_head(target[:count])
+            elif request is not None and decoder is not None:
+                event = self._feed(request, decoder, bytes(target[:count]))
+            elif request is not None:
+                event = self._take_body(request, count)
+            if event is not None:
+                return event
             if self._decoder is not None and self._decoder.has_more:
-                return  # decoded in the next turns
+                return None  # decoded in the next turns
             left -= count
             if left <= 0 and self._readable:
-                self._is_slow = self.state is not State.WAITING
-                host.resume_later(self)
-                return
+                self._is_slow = True
+                self._resume_later()
+                return None
+        return None
 
     def _note_drained(self) -> None:
-        """A short read has emptied the socket; but the end of the stream, already told, has to be read yet."""
+        """Note that a short read has emptied the socket, except for an end of stream that epoll has reported."""
         self._readable = self.is_half_closed
 
-    def _take(self, state: State, target: memoryview, count: int) -> None:
-        if state is State.HEAD:
-            if self._pending:
-                self._pending += target[:count]
-                self._read_head(self._pending)
-            else:
-                self._read_head(target[:count])
-        elif state is State.BODY:
-            if self._decoder is not None:
-                self._feed(bytes(target[:count]))
-                return
-            self._take_body(count)
-
-    def _take_body(self, count: int) -> None:
+    def _take_body(self, request: Request, count: int) -> Event | None:
         self._received += count
         try:
             self._check_room(self._received, len(self._body))
         except Refusal as refusal:
-            self._refuse(refusal)
-            return
+            return self._refuse(refusal)
         self._hold(self._received + len(self._pending))
-        if self._received == len(self._body):
-            self._complete()
+        return self._complete(request) if self._received == len(self._body) else None
 
-    def _end(self) -> None:
-        """The client sends no more."""
+    def _end(self) -> Event | None:
+        """Handle the end of the stream: the client sends no more."""
         self._readable = False
         if self.state is State.BODY and self._decoder is None:
-            self._refuse(Refusal(400, f"the body ended after {self._received} of {len(self._body)} bytes"))
-        elif self.state is State.BODY:
-            self._refuse(Refusal(400, "the body ended before its last chunk"))
-        elif self.state is State.HEAD and self._pending.strip(b"\r\n"):  # an empty line alone is no request
+            return self._refuse(Refusal(400, f"the body ended after {self._received} of {len(self._body)} bytes"))
+        if self.state is State.BODY:
+            return self._refuse(Refusal(400, "the body ended before its last chunk"))
+        if self.state is State.HEAD and self._pending.strip(b"\r\n"):  # an empty line alone is not a request
             message = f"the head of the request ended after {len(self._pending)} bytes, before its empty line"
-            self._refuse_head(self._pending, Refusal(400, message))
-        else:
-            self.close()
+            return self._refuse_head(self._pending, Refusal(400, message))
+        self.close()
+        return None
 
-    def _read_head(self, source: bytearray | memoryview) -> None:
-        try:
-            head = self._parse_head(source)
-        except Refusal as refusal:
-            self._refuse_head(source, refusal)
-            return
-        if head is None:
-            self._keep_part_of_head(source)
-            return
+    def _read_head(self, source: bytearray | memoryview) -> Event | None:
+        last = self._last_head
+        # Mostly it is the same as the last one on a connection that is kept alive.
+        if last is not None and bytes(source[: last.size]) == self._last_bytes:
+            head = last
+        else:
+            try:
+                found = self._context.heads.read(source, self._seen, self.template)
+            except Refusal as refusal:
+                return self._refuse_head(source, refusal)
+            if found is None:
+                return self._keep_part_of_head(source)
+            head = found
+            if head.size <= _REMEMBERED_HEAD:
+                self._last_bytes, self._last_head = bytes(source[: head.size]), head
         self._seen = 0
-        self.head = head
+        self.request = request = Request(self, head, head.environ.copy())
         self.keep_alive = head.keep_alive
         if head.length is None:
-            self._begin_chunks(head, bytes(source[head.size :]))
-        else:
-            self._begin_body(head, source)
+            return self._begin_chunks(request, bytes(source[head.size :]))
+        return self._begin_body(request, head.length, source)
 
-    def _parse_head(self, source: bytearray | memoryview) -> Head | None:
-        """Parse a head, unless it is the same as the last one, as it mostly is on a connection that is kept alive."""
-        last = self._last_head
-        if last is not None and bytes(source[: last.size]) == self._last_bytes:
-            return last.copy()
-        head = self._host.heads.read(source, self._seen, self.template)
-        if head is not None and head.size <= _REMEMBERED_HEAD:
-            self._last_bytes = bytes(source[: head.size])
-            self._last_head = head.copy()
-        return head
-
-    def _keep_part_of_head(self, source: bytearray | memoryview) -> None:
+    def _keep_part_of_head(self, source: bytearray | memoryview) -> Event | None:
+        context = self._context
         if source is not self._pending:
             self._pending += source
-            self.deadline = self._host.now + self._host.times.head
+            self.deadline = context.now + context.times.head
         self._seen = len(self._pending)
         self._hold(self._seen)
-        limit = self._host.heads.limits.head
+        limit = context.heads.limits.head
         if self._seen > limit:
-            self._refuse_head(source, Refusal(431, f"the head of the request is larger than {limit} bytes"))
-        elif self._host.held > self._host.max_held:
-            self._refuse_head(source, self._no_room("the head of a request", self._seen))
+            return self._refuse_head(source, Refusal(431, f"the head of the request is larger than {limit} bytes"))
+        if context.held > context.max_held:
+            return self._refuse_head(source, self._no_room("the head of a request", self._seen))
+        return None
 
-    def _begin_body(self, head: Head, source: bytearray | memoryview) -> None:
-        length = head.length or 0
-        rest = memoryview(source)[head.size :]
+    def _begin_body(self, request: Request, length: int, source: bytearray | memoryview) -> Event | None:
+        rest = memoryview(source)[request.head.size :]
         received = min(length, len(rest))
         if received == length <= _SMALL_BODY and (not length or self._has_room(length)):
             self._body = memoryview(bytearray(rest[:length]))  # writable, as OpenVINO wants the memory of a tensor
             if len(rest) > length or self._pending:
-                self._keep_behind(source, rest, length)
+                self._keep_rest(source, rest, length)
                 self._hold(length + len(self._pending))
-            self._complete()
-            return
+            return self._complete(request)
         try:
             self._check_room(received, length)
         except Refusal as refusal:
-            self._refuse(refusal)
-            return
-        self._body = allocate(length, tensors_begin(head.environ.get(_HEADER_LENGTH)))
+            return self._refuse(refusal)
+        self._body = allocate(length, request.head.header_length.length)
         self._body[:received] = rest[:received]
         self._received = received
-        self._keep_behind(source, rest, received)
+        self._keep_rest(source, rest, received)
         self._hold(received + len(self._pending))
         if received == length:
-            self._complete()
-        else:
-            self._wait_for_body(head)
+            return self._complete(request)
+        self._wait_for_body(request.head)
+        return None
 
-    def _keep_behind(self, source: bytearray | memoryview, rest: memoryview, size: int) -> None:
-        """Keep what came behind a request of which so many bytes lie in `rest`, without copying it every time."""
+    def _keep_rest(self, source: bytearray | memoryview, rest: memoryview, size: int) -> None:
+        """Keep what came after the `size` bytes of a request in `rest`, without copying it every time."""
         if source is self._pending:
             used = len(source) - len(rest) + size
             rest.release()
@@ -436,76 +449,72 @@ class Connection:
 
     def _wait_for_body(self, head: Head) -> None:
         self.state = State.BODY
-        self.deadline = self._host.now + self._host.times.body
+        self.deadline = self._context.now + self._context.times.body
         self._counted = 0
         if head.expects_continue and not self._received:
             self._send_now(CONTINUE)
 
     def _check_room(self, received: int, announced: int = 0) -> None:
-        """Refuse a body that is too large, or has come so far that there is no room for more.
+        """Refuse a body that is too large, or for which there is no room left after the bytes received so far.
 
-        The memory of what is announced only is not taken yet, and would be kept from others by who sends no more.
+        A body that is only announced reserves no memory: a client that sends no more would keep it from others.
         """
-        host = self._host
-        if max(received, announced) > host.max_body:
-            what = f"{announced}" if announced else f"more than {host.max_body}"
-            raise Refusal(413, f"the body has {what} bytes, at most {host.max_body} are allowed")
-        if host.held - self._held + received > host.max_held or announced > host.max_held:
+        context = self._context
+        if max(received, announced) > context.max_body:
+            what = f"{announced}" if announced else f"more than {context.max_body}"
+            raise Refusal(413, f"the body has {what} bytes, at most {context.max_body} are allowed")
+        if context.held - self._held + received > context.max_held or announced > context.max_held:
             raise self._no_room("a body", max(received, announced))
 
     def _has_room(self, length: int) -> bool:
-        host = self._host
-        return length <= host.max_body and host.held - self._held + length <= host.max_held
+        context = self._context
+        return length <= context.max_body and context.held - self._held + length <= context.max_held
 
     def _no_room(self, what: str, size: int) -> Refusal:
-        room = Room(self._host.held - self._held, self._host.max_held)
+        room = Room(self._context.held - self._held, self._context.max_held)
         return Refusal(503, describe_lack(what, size, room), {"Retry-After": "1"})
 
-    def _begin_chunks(self, head: Head, rest: bytes) -> None:
-        aligned = tensors_begin(head.environ.get(_HEADER_LENGTH))
+    def _begin_chunks(self, request: Request, rest: bytes) -> Event | None:
+        limits, max_body = self._context.heads.limits, self._context.max_body
         self._body = _EMPTY
         self._received = 0
         self._pending = bytearray()
-        self._decoder = ChunkDecoder(self._host.heads.limits, self._host.max_body, aligned)
-        self._wait_for_body(head)
-        if self.state is State.BODY:
-            self._feed(rest)
+        self._decoder = decoder = ChunkDecoder(limits, max_body, request.head.header_length.length)
+        self._wait_for_body(request.head)
+        return self._feed(request, decoder, rest) if self.state is State.BODY else None
 
-    def _feed(self, data: bytes) -> None:
-        decoder = self._decoder
-        assert decoder is not None
+    def _feed(self, request: Request, decoder: ChunkDecoder, data: bytes) -> Event | None:
         try:
             decoder.feed(data)
             self._check_room(decoder.size)
         except Refusal as refusal:
-            self._refuse(refusal)
-            return
+            return self._refuse(refusal)
         self._received = decoder.size
         self._hold(self._received + len(decoder.rest))
         if decoder.is_complete:
             self._pending = bytearray(decoder.rest)
             self._body = decoder.data
             self._decoder = None
-            self._complete()
-        elif decoder.has_more:
+            return self._complete(request)
+        if decoder.has_more:
             self._is_slow = True
-            self._host.resume_later(self)
+            self._resume_later()
+        return None
 
-    def _complete(self) -> None:
+    def _complete(self, request: Request) -> Request:
         self.state = State.WAITING
         self._is_slow = False
         self.deadline = _NEVER
-        assert self.head is not None
-        self.head.environ["wsgi.input"] = RequestBody(self._body)
+        request.environ["wsgi.input"] = RequestBody(self._body)
         self._body = _EMPTY
-        self._host.submit(self)
+        return request
 
-    def _refuse_head(self, source: bytearray | memoryview, refusal: Refusal) -> None:
+    def _refuse_head(self, source: bytearray | memoryview, refusal: Refusal) -> Refused:
         refusal.is_of_head = bytes(memoryview(source)[:5]) == b"HEAD "
-        self._refuse(refusal)
+        return self._refuse(refusal)
 
-    def _refuse(self, refusal: Refusal) -> None:
-        """Answer what is wrong and close: where the next request begins is not known any more."""
+    def _refuse(self, refusal: Refusal) -> Refused:
+        """Read no further, since it is unknown where the next request begins; the response closes the connection."""
         self.state = State.WAITING
         self.keep_alive = False
         self._linger = True
@@ -513,12 +522,14 @@ class Connection:
         self._decoder = None
         self._body = _EMPTY
         self._pending = bytearray()
-        self._host.refuse(self, refusal)
+        if self.request is None:
+            self.request = Request(self, UNREAD, {**UNREAD.environ, **self.template})
+        return Refused(self.request, refusal)
 
     # --- Sending
 
     def send(self, parts: Sequence[Buffer], size: int) -> None:
-        """Send an answer of so many bytes; what the socket does not take at once is copied and sent later."""
+        """Send a response of `size` bytes; the part that the socket does not take now is copied and sent later."""
         try:
             sent = self._send_parts(parts)
         except OSError:
@@ -528,13 +539,13 @@ class Connection:
             self._finish()
             return
         self.state = State.SENDING
-        self.head = None  # with the body
-        self.deadline = self._host.now + self._host.times.send
+        self.request = None  # with the body
+        self.deadline = self._context.now + self._context.times.send
         self._sent, self._counted = sent, 0
         self._unsent = list(map(_keep, _skip(parts, sent)))
         self._hold_unsent()
-        if self._host.held > self._host.max_held:  # only small answers come so far
-            log.debug("no room for %d bytes of an answer that is not read, whose connection is closed", size - sent)
+        if self._context.held > self._context.max_held:  # only small responses get here
+            log.debug("closed a connection: no room for %d bytes of a response that is not read", size - sent)
             self.close()
 
     def _send_parts(self, parts: Sequence[Buffer]) -> int:
@@ -546,7 +557,7 @@ class Connection:
             return 0
 
     def _send_now(self, data: bytes) -> None:
-        """Send an interim response. A socket that does not take these few bytes has a client that does not read."""
+        """Send an interim response. If the socket does not take these few bytes, its client does not read: close."""
         try:
             if self._send_parts([data]) != len(data):
                 self.close()
@@ -571,15 +582,17 @@ class Connection:
         self._hold(sum(len(cast(bytes, part.obj)) for part in self._unsent) + len(self._pending))
 
     def _finish(self) -> None:
-        """An answer was sent whole."""
-        self.head = None
+        """Await the next request, or close, after a response was sent whole."""
+        self.request = None
         self._hold(len(self._pending))
         if self.keep_alive:
             self.state = State.HEAD
-            self.idle_since = self._host.now
-            self.deadline = self._host.now + (self._host.times.head if self._pending else self._host.times.idle)
+            self.idle_since = self._context.now
+            self.deadline = self._context.now + (
+                self._context.times.head if self._pending else self._context.times.idle
+            )
             if self._pending or self._readable:
-                self._host.resume_later(self)
+                self._resume_later()
         elif self._linger or self._pending or self._readable:
             self._begin_lingering()
         else:
@@ -592,16 +605,16 @@ class Connection:
             self.close()
             return
         self.state = State.LINGERING
-        self.deadline = self._host.now + LINGER_SECONDS
+        self.deadline = self._context.now + LINGER_SECONDS
         self._pending = bytearray()
         self._readable = True
-        self._host.resume_later(self)
+        self._resume_later()
 
     def _shut_down(self) -> None:
         self.socket.shutdown(socket.SHUT_WR)
 
     def has_more(self) -> bool:
-        """Tell whether another request, or a part of one, was received already."""
+        """Return whether another request, or a part of one, has been received."""
         if self._pending or not self._readable:
             return bool(self._pending)
         try:
@@ -613,45 +626,44 @@ class Connection:
             return False
 
     def linger(self) -> None:
-        """Close after this answer though the client did not ask for it, and so may be sending another request."""
+        """Close after this response although the client, which may be sending another request, did not ask for it."""
         self.keep_alive = False
         self._linger = True
 
-    def hold_request(self) -> None:
-        """Account for a request that came whole and has to wait."""
-        assert self.head is not None
-        self._hold(len(self.head.environ["wsgi.input"].buffer) + len(self._pending))
+    def hold_request(self, request: Request) -> None:
+        """Account for a request that was received whole and has to wait."""
+        self._hold(len(request.environ["wsgi.input"].buffer) + len(self._pending))
 
     def _hold(self, size: int) -> None:
         """Account for the memory that this connection keeps."""
-        self._host.held += size - self._held
+        self._context.held += size - self._held
         self._held = size
 
 
 class TlsConnection(Connection):
-    """A connection over TLS; the handshake goes on inside of reads and writes."""
+    """A connection over TLS; reads and writes do the handshake."""
 
     __slots__ = ()
 
     def _note_drained(self) -> None:
-        """A short read means nothing here: a record has its own size, and more may be decrypted already."""
+        """Keep reading after a short read: a record has its own size, and more may be decrypted already."""
 
     def _shut_down(self) -> None:
-        self._say_goodbye()
+        self._send_alert()
         super()._shut_down()
 
     def close(self) -> None:
-        """Close at once, but not without the alert that RFC 9112 section 9.8 asks for."""
+        """Close immediately, after sending the alert that RFC 9112 section 9.8 asks for."""
         if self.state is not State.CLOSED and self.state is not State.LINGERING:
-            self._say_goodbye()
+            self._send_alert()
         super().close()
 
-    def _say_goodbye(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the client is not waited for, and may be gone
+    def _send_alert(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # without waiting for the client, which may be gone
             self.socket.unwrap()  # type: ignore[attr-defined]
 
     def has_more(self) -> bool:
-        """Tell whether another request, or a part of one, was received already; what is encrypted does not count."""
+        """Return whether another request, or a part of one, has been received and decrypted."""
         return bool(self._pending)
 
     def _send_parts(self, parts: Sequence[Buffer]) -> int:
@@ -669,12 +681,12 @@ class TlsConnection(Connection):
 
 
 def _keep(part: memoryview) -> memoryview:
-    """Return a view of memory that stays as it is: other than bytes it may be a model's, for its next inference."""
+    """Return a view of memory that will not change: a model reuses the memory of its outputs for the next inference."""
     return part if isinstance(part.obj, bytes) else memoryview(bytes(part))
 
 
 def _skip(parts: Sequence[Buffer], size: int) -> Sequence[memoryview]:
-    """Return what is behind so many bytes of the parts."""
+    """Return the parts without their first `size` bytes."""
     rest = []
     for part in parts:
         if size < len(part):

@@ -1,6 +1,6 @@
 """Heartbeats of workers, kept in memory.
 
-gunicorn keeps each in a temporary file, for which a read-only file system has no place.
+gunicorn keeps each in a temporary file, which needs a writable file system.
 """
 
 import os
@@ -11,10 +11,9 @@ from gunicorn.workers import base
 
 
 class Heartbeat:
-    """The time of a worker's last report; it has the interface of gunicorn's `WorkerTmp`, in whose place it is used."""
+    """The time of a worker's last report, with the interface of gunicorn's `WorkerTmp`, which it replaces."""
 
     def __init__(self, cfg: Any) -> None:
-        """Create it, in the arbiter. Raises OSError when the process may open no more files."""
         # A file object, which may be closed twice: gunicorn does in places.
         self._file = os.fdopen(os.memfd_create("heartbeat"), "r+b", 0)
         if (cfg.uid, cfg.gid) != (os.geteuid(), os.getegid()):
@@ -22,7 +21,7 @@ class Heartbeat:
         self.notify()
 
     def notify(self) -> None:
-        """Report, in the worker."""
+        """Report that the worker is alive."""
         now = time.monotonic()
         os.utime(self.fileno(), (now, now))
 
@@ -40,5 +39,5 @@ class Heartbeat:
 
 
 def install() -> None:
-    """Have every worker class use it; gunicorn has no setting for that."""
+    """Make every worker class use it; gunicorn has no setting for that."""
     base.WorkerTmp = Heartbeat

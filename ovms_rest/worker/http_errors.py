@@ -1,4 +1,4 @@
-"""gunicorn's own refusals in the form of all other errors: JSON, with the status that RFC 9110 and 9112 name.
+"""gunicorn's own error responses in the form of all others: JSON, with the status of RFC 9110 and 9112.
 
 gunicorn writes them as HTML pages from one method of its base worker, which has no setting; `install` replaces it.
 """
@@ -18,10 +18,10 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 
 
 class OutsideError(errors.ParseException):  # type: ignore[misc]
-    """A path outside of SCRIPT_NAME, for which gunicorn raises ConfigurationProblem."""
+    """The path is outside of SCRIPT_NAME, for which gunicorn raises ConfigurationProblem."""
 
 
-# The first class that fits counts.
+# The first matching class counts.
 STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (errors.LimitRequestLine, 414),
     (errors.LimitRequestHeaders, 431),
@@ -32,7 +32,7 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (errors.ConfigurationProblem, 500),
     (OutsideError, 404),
     (errors.ParseException, 400),
-    # These are no ParseExceptions: a body that breaks off or is framed wrongly, and a handshake that fails.
+    # These are not ParseExceptions: a truncated or wrongly framed body, and a failed handshake.
     (errors.NoMoreData, 400),
     (errors.InvalidChunkSize, 400),
     (errors.InvalidChunkExtension, 400),
@@ -42,7 +42,7 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
 
 
 def encode_refusal(error: BaseException) -> tuple[int, bytes]:
-    """Return the status and the whole response to a request that gunicorn could not read, or failed at."""
+    """Return the status and the whole response to a request that gunicorn could not read, or that failed."""
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
     text = "internal error; the reason is in the log of the server" if status == 500 else f"malformed request: {error}"
     body = encode_error(text)
@@ -64,7 +64,7 @@ def _handle_error(self: Worker, req: Any, client: socket.socket, addr: Any, erro
     try:
         client.sendall(response)
     except OSError:
-        log.debug("the client of a refused request is gone")
+        log.debug("the client of a refused request has disconnected")
 
 
 def install() -> None:

@@ -1,7 +1,7 @@
-"""Escapes control characters in the log, so that no client begins a line of it or commands a terminal.
+"""Escaping of control characters in the log, so that no client can forge a line of it or control a terminal.
 
-That hangs on the loggers, whose handlers gunicorn makes anew at a reload. A filter of a logger sees only what is logged
-to that logger itself, so each has it.
+The filter is attached to the loggers, because gunicorn replaces their handlers at a reload. A filter of a logger sees
+only records logged to that logger itself, so each has it.
 """
 
 import logging
@@ -10,7 +10,7 @@ from ovms_rest.protocol.words import escape, escape_lines
 
 _LOGGERS = ("gunicorn.error", "gunicorn.error.ovms_rest", "gunicorn.access")
 
-# How messages of gunicorn's arbiter begin that have several lines, none of them a client's.
+# The beginnings of gunicorn's own messages of several lines, which contain no input of clients.
 _IN_LINES = ("Current configuration:\n", "Exception during worker exit:\n")
 
 
@@ -30,7 +30,7 @@ class _Escaping(logging.Filter):
         if escaped != message:
             record.msg, record.args = escaped, ()
         if record.exc_info and not record.exc_text:
-            # The message of an exception may be a client's, line breaks included: no line of it looks like another's.
+            # An exception's message may repeat a client's line breaks; indented, no line of it looks like a record.
             record.exc_text = f"  {escape_lines(self._formatter.formatException(record.exc_info))}"
         return True
 
@@ -39,6 +39,6 @@ _ESCAPING = _Escaping()
 
 
 def install() -> None:
-    """Have the loggers of gunicorn and the service escape from now on, in this process and those forked from it."""
+    """Make the loggers of gunicorn and the service escape, in this process and those forked from it."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_ESCAPING)

@@ -1,8 +1,8 @@
-"""The requests that wait for their inference: who is next, and whose time is over (Triton's schedule policy).
+"""The queue of requests for inference, by priority and with timeouts (Triton's schedule policy extension).
 
-Triton's `priority` is 1 for the first, then 2, and so on; 0, or none, comes last. Equals come in their order. `timeout`
-is how many microseconds a request may wait for its start. Who asks for neither pays for neither: a request is looked at
-when another waits as well.
+Triton's `priority` is 1 for the first, then 2, and so on; 0, or none, comes last. Equal ones keep their order.
+`timeout` is how many microseconds a request may be queued. Both cost time only when there is a choice: a request is
+parsed for them when another is queued as well.
 """
 
 import itertools
@@ -15,13 +15,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import orjson
 import simdjson
 
-from ovms_rest.protocol.buffers import tensors_begin
+from ovms_rest.protocol.header_length import HeaderLength
 from ovms_rest.protocol.waiting_time import waits_since
 
 NEVER = math.inf
 
-# JSON that is larger is not looked into, which could take as long as an inference; its priority is the last. Its
-# timeout is found when its turn comes.
+# Larger JSON is not parsed for its terms, which could take as long as an inference: it has the lowest priority, and its
+# timeout is checked when it is decoded.
 LARGEST_JSON = 2**20
 # Beyond this simdjson finds the parameters without an object for everything else, which takes eight times as long.
 _LONG_JSON = 2**14
@@ -32,9 +32,9 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Terms(NamedTuple):
-    """What a request says of its waiting; 0 is for no priority and no timeout.
+    """The priority and timeout of a request, 0 for none.
 
-    `since_ns` is when it began to wait, by the monotonic clock; it is there for who has a timeout.
+    `since_ns` is when it began to wait, by the monotonic clock; it is set for requests with a timeout.
     """
 
     priority: int = 0
@@ -43,25 +43,24 @@ class Terms(NamedTuple):
 
     @property
     def deadline_ns(self) -> int:
-        """When its time is over, by the monotonic clock."""
+        """When the timeout passes, by the monotonic clock."""
         return self.since_ns + self.timeout_us * 1000
 
 
 _NO_TERMS = Terms()
 
 
-class WaitingQueue(Generic[T]):
-    """A queue by priority; `read_terms` tells the terms of an item, and is asked when there is a choice.
+class RequestQueue(Generic[T]):
+    """A queue by priority; `read_terms` returns the terms of an item, and is called when there is a choice.
 
-    `count` is how many wait. Before `next_deadline`, by the monotonic clock in nanoseconds, nobody's time is over.
+    `count` is the number of items. No timeout passes before `next_deadline`, in nanoseconds of the monotonic clock.
     """
 
     __slots__ = ("_first", "_last", "_limited", "_numbers", "_read_terms", "_unread", "count", "next_deadline")
 
     def __init__(self, read_terms: Callable[[T], Terms]) -> None:
-        """Begin with none."""
         self._read_terms = read_terms
-        self._unread: deque[T] = deque()  # came last, and nobody knows their terms
+        self._unread: deque[T] = deque()  # the newest ones, whose terms have not been read
         self._last: deque[T] = deque()  # have no priority
         self._first: list[tuple[int, int, T]] = []  # a heap by priority and number
         self._numbers = itertools.count()
@@ -70,12 +69,12 @@ class WaitingQueue(Generic[T]):
         self.next_deadline: float = NEVER
 
     def push(self, item: T) -> None:
-        """Let an item wait."""
+        """Add an item."""
         self._unread.append(item)
         self.count += 1
 
     def pop(self) -> T:
-        """Take the one whose turn it is."""
+        """Remove and return the next item."""
         self.count -= 1
         if not self.count and self._unread:
             return self._unread.popleft()
@@ -86,12 +85,12 @@ class WaitingQueue(Generic[T]):
         return item
 
     def remove(self, item: T) -> None:
-        """Take out one that waits no longer, if it is there."""
+        """Remove an item if it is queued."""
         if self.count:
             self._drop((item,))
 
     def expire(self, now_ns: int) -> list[tuple[T, Terms]]:
-        """Take out those whose time is over; one that waits alone has its turn anyway, and is not looked at."""
+        """Remove and return the items whose timeout has passed; a single item is next anyway, and not looked at."""
         if self.count > 1:
             self._read()
         if now_ns < self.next_deadline:
@@ -103,7 +102,7 @@ class WaitingQueue(Generic[T]):
         return over
 
     def _read(self) -> None:
-        """Put where they belong those of whom it is not known."""
+        """Sort new items into the heap or the FIFO."""
         while self._unread:
             item = self._unread.popleft()
             terms = self._read_terms(item)
@@ -125,14 +124,13 @@ class WaitingQueue(Generic[T]):
         self.count = len(self._unread) + len(self._last) + len(self._first)
 
 
-def read_terms(environ: Environ) -> Terms:
-    """Read the terms of a request that was received whole; what is wrong with them its answer tells.
+def read_terms(environ: Environ, received_ns: int) -> Terms:
+    """Return the terms of a request received whole, none for invalid ones, which are refused when it is decoded.
 
-    A compressed body is not looked into.
+    Only the JSON of a body is parsed, and no compressed body.
     """
-    body: memoryview = environ["wsgi.input"].buffer
-    if "HTTP_INFERENCE_HEADER_CONTENT_LENGTH" in environ:
-        body = body[: tensors_begin(environ["HTTP_INFERENCE_HEADER_CONTENT_LENGTH"])]
+    header: HeaderLength = environ["ovms_rest.header_length"]
+    body: memoryview = environ["wsgi.input"].buffer[: None if header.text is None else header.length]
     if len(body) > LARGEST_JSON or "HTTP_CONTENT_ENCODING" in environ:
         return _NO_TERMS
     json = bytes(body)
@@ -140,11 +138,8 @@ def read_terms(environ: Environ) -> Terms:
         return _NO_TERMS
     parameters = _read_parameters(json)
     timeout = _positive(parameters.get("timeout"))
-    return Terms(
-        _positive(parameters.get("priority")),
-        timeout,
-        waits_since(environ, environ["ovms_rest.received"]) if timeout else 0,
-    )
+    since_ns = waits_since(environ, received_ns) if timeout else 0
+    return Terms(_positive(parameters.get("priority")), timeout, since_ns)
 
 
 def _read_parameters(json: bytes) -> dict[str, Any]:
@@ -159,7 +154,7 @@ def _read_parameters(json: bytes) -> dict[str, Any]:
 
 
 def _find_parameters(json: bytes) -> dict[str, Any]:
-    """Find the parameters in a long JSON; where keys are repeated, of which the last counts, none are found."""
+    """Find the parameters in a long JSON; none when keys are repeated, of which the last would count."""
     try:
         root: Any = simdjson.Parser().parse(json)
         if type(root) is not simdjson.Object or len(root) > _MOST_MEMBERS or len(set(root)) < len(root):
@@ -169,7 +164,7 @@ def _find_parameters(json: bytes) -> dict[str, Any]:
             return {}
         found: dict[str, Any] = parameters.as_dict()
         return found
-    except (ValueError, RuntimeError, MemoryError):  # what is wrong with it the answer tells
+    except (ValueError, RuntimeError, MemoryError):  # reported when the request is decoded
         return {}
 
 

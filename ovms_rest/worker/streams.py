@@ -1,10 +1,11 @@
-"""Standard output, standard error and log files as streams that never block a process, whoever reads them.
+"""Standard output, standard error and log files as streams that never block a process, whatever their reader does.
 
 A pipe whose reader has stopped, as in `gunicorn 2>&1 | stuck`, takes 64 KiB and then blocks its writer: the arbiter
-would no longer replace workers, and a worker no longer answer, for the sake of a log line. Here a line that does not go
-out within WAIT_SECONDS is dropped, and the log says how many were as soon as there is room again.
+would no longer replace workers, and a worker no longer respond, because of a log line. Here a line that cannot be
+written within WAIT_SECONDS is dropped, and the log says how many were as soon as there is room again.
 
-O_NONBLOCK is not set on what was inherited: it would hold for everyone who shares that open file, the shell for one.
+O_NONBLOCK is not set on inherited descriptors: it would apply to every process that shares the open file, such as the
+shell.
 """
 
 import contextlib
@@ -23,17 +24,19 @@ from typing import Any, TextIO
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-# How long a write waits for a reader that is only slow; not at all once it has waited in vain, until there is room.
+# How long a write waits for a slow reader. After a wait in vain, writes do not wait until there is room again.
 WAIT_SECONDS = 0.02
 
 _Write = Callable[[memoryview], int]
 
 
 class Stream(io.RawIOBase):
-    """A descriptor to write to; what it does not take is dropped and counted."""
+    """A descriptor to write to, which is closed with the stream unless it is a standard one.
+
+    Lines that it does not take are dropped and counted. `name` is for the log.
+    """
 
     def __init__(self, descriptor: int, name: str, is_standard: bool = False) -> None:
-        """Take a descriptor, to be closed with this unless it is a standard one, and its name for the log."""
         super().__init__()
         self.name = name
         self._descriptor = descriptor
@@ -50,7 +53,7 @@ class Stream(io.RawIOBase):
         self.attach()
 
     def attach(self) -> None:
-        """Look at what the descriptor is now: gunicorn's `capture_output` puts a file in its place."""
+        """Look at what the descriptor is now: gunicorn's `capture_output` replaces it by a file."""
         self._detach()
         kind = os.fstat(self._descriptor).st_mode
         if stat.S_ISSOCK(kind):  # of systemd's journal
@@ -77,7 +80,7 @@ class Stream(io.RawIOBase):
             self._own = None
 
     def close(self) -> None:
-        """Close it."""
+        """Close the stream."""
         if not self.closed:
             self._detach()
             if not self._is_standard:
@@ -85,14 +88,14 @@ class Stream(io.RawIOBase):
         super().close()
 
     def unblocked(self) -> int:
-        """Return a descriptor of the same pipe or terminal that does not block, if there is one, else the usual one."""
+        """Return a non-blocking descriptor of the pipe or terminal if there is one, else the usual one."""
         return self._own.fileno() if isinstance(self._own, io.FileIO) else self._descriptor
 
     def _write_plainly(self, data: memoryview) -> int:
         return os.write(self._descriptor, data)
 
     def _write_after_poll(self, data: memoryview) -> int:
-        """Write no more than fits into a pipe that has room. Linux before 6.4 waits if others take it meanwhile."""
+        """Write no more than a pipe has room for. Linux before 6.4 waits if others take that room meanwhile."""
         if not self._poll.poll(0):
             raise BlockingIOError
         data = data[: select.PIPE_BUF]
@@ -108,7 +111,7 @@ class Stream(io.RawIOBase):
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Return whether it is a terminal."""
+        """Return whether the descriptor is a terminal."""
         return os.isatty(self._descriptor)
 
     def writable(self) -> bool:
@@ -141,7 +144,7 @@ class Stream(io.RawIOBase):
             self._is_cut = False
             self._waits = True
             if self._lost:
-                self._tell()
+                self._log_lost()
         return len(view)
 
     def _wait(self, deadline: float) -> bool:
@@ -150,18 +153,18 @@ class Stream(io.RawIOBase):
         return left > 0 and bool(self._poll.poll(left * 1000))
 
     def _count_own(self) -> None:
-        """Count from 0 in a process that was forked: what was lost before is for the other one to say."""
+        """Count from 0 in a forked process: lines lost before the fork are logged by the other process."""
         if self._pid != os.getpid():
             self._pid, self._lost = os.getpid(), 0
 
-    def _tell(self) -> None:
-        """Say how many lines were lost, now that there is room."""
+    def _log_lost(self) -> None:
+        """Log how many lines were lost, now that there is room."""
         self._count_own()
         lost, self._lost = self._lost, 0
         if not lost:
             return
         log.warning("%d lines of %s were lost: %s", lost, self.name, self._reason)
-        if self._lost:  # that line, too
+        if self._lost:  # the line just logged was lost, too
             self._lost += lost - 1
 
 
@@ -169,16 +172,16 @@ class _Standard(io.TextIOWrapper):
     """A standard stream."""
 
     def __init__(self, stream: Stream, like: TextIO) -> None:
-        """Encode as another stream does, and write whole lines."""
+        """Write whole lines, encoded as by the stream `like`."""
         super().__init__(stream, like.encoding, like.errors, line_buffering=True)
         self.stream = stream
 
 
 def install(uid: int, gid: int) -> None:
-    """Have this process, and those forked from it, write to the log without ever being blocked by its reader.
+    """Make this process, and those forked from it, write to the log without ever being blocked by its reader.
 
-    Called in the arbiter whenever gunicorn has set up its logger. Log files that workers have to open anew, after they
-    were rotated, are given to their user and group.
+    Called in the arbiter whenever gunicorn has set up its logger. Log files, which workers open again after a rotation,
+    are given to their user and group.
     """
     for name, number in (("stdout", 1), ("stderr", 2)):
         _replace(name, number)
@@ -198,13 +201,13 @@ def _loggers() -> list[logging.Logger]:
 
 
 def _replace(name: str, number: int) -> None:
-    """Put an unblocked stream in the place of a standard one, unless it was put there before."""
+    """Replace a standard stream by an unblocked one, unless that has been done before."""
     standard: TextIO | None = getattr(sys, name)
     if isinstance(standard, _Standard):
         standard.stream.attach()
         return
     try:
-        if standard is None or standard.fileno() != number:  # closed, or somebody's own
+        if standard is None or standard.fileno() != number:  # closed, or replaced by another stream
             return
     except (OSError, ValueError):
         return
@@ -214,7 +217,7 @@ def _replace(name: str, number: int) -> None:
 
 
 def unblocked_stdout() -> int:
-    """Return a descriptor of the standard output that does not block, where there is one."""
+    """Return a non-blocking descriptor of the standard output if there is one, else the usual one."""
     return sys.stdout.stream.unblocked() if isinstance(sys.stdout, _Standard) else 1
 
 
@@ -226,7 +229,7 @@ def _unblock_stream(handler: "logging.StreamHandler[TextIO]") -> None:
 
 
 def _unblock_file(handler: Any, uid: int, gid: int) -> None:
-    """Unblock a log file, which may be a named pipe or /dev/stderr, now and whenever it is opened anew."""
+    """Unblock a log file, which may be a named pipe or /dev/stderr, now and whenever it is opened again."""
     if "_open" not in vars(handler):
         handler._open = partial(_open_file, handler, handler._open, uid, gid)
         if handler.stream is not None:
@@ -234,14 +237,14 @@ def _unblock_file(handler: Any, uid: int, gid: int) -> None:
 
 
 def _open_file(handler: logging.FileHandler, opening: Callable[[], TextIO], uid: int, gid: int) -> TextIO:
-    """Open a log file; a process that may not writes to the standard error from then on, and says so."""
+    """Open a log file; write to the standard error instead, and say so, when it cannot be opened."""
     try:
         with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISFIFO(os.stat(handler.baseFilename).st_mode):  # which would be waited for without a reader
+            if stat.S_ISFIFO(os.stat(handler.baseFilename).st_mode):  # opening it to write would wait for a reader
                 os.close(os.open(handler.baseFilename, os.O_WRONLY | os.O_NONBLOCK))
         file = opening()
     except OSError as error:
-        print(f"the log file {handler.baseFilename} cannot be opened: {error.strerror}", file=sys.stderr)
+        print(f"cannot open the log file {handler.baseFilename}: {error.strerror}", file=sys.stderr)
         return _unblock_text(os.fdopen(os.dup(2), "w"))
     if uid and os.geteuid() == 0 and _is_regular(file):
         with contextlib.suppress(OSError):  # on a file system without owners, say
@@ -250,7 +253,7 @@ def _open_file(handler: logging.FileHandler, opening: Callable[[], TextIO], uid:
 
 
 def _unblock_text(file: TextIO) -> TextIO:
-    """Return a text file as one that never blocks; what cannot block stays as it is."""
+    """Return a text file as one that never blocks; a regular file stays as it is."""
     if _is_regular(file):
         return file
     stream = Stream(os.dup(file.fileno()), file.name)
@@ -264,7 +267,7 @@ def _is_regular(file: TextIO) -> bool:
 
 
 class _UnblockedSyslog:
-    """Drops what the daemon of a handler has no room for."""
+    """Drops records for which the daemon of a handler has no room."""
 
     def __init__(self, handler: Any) -> None:
         self._handler = handler
@@ -280,7 +283,7 @@ class _UnblockedSyslog:
         self._send(record)
         if self._lost:
             lost, self._lost = self._lost, 0
-            log.warning("%d lines of the system's log were lost: it has fallen behind", lost)
+            log.warning("%d lines of the system log were lost: it has fallen behind", lost)
 
 
 def _unblock_syslog(handler: logging.handlers.SysLogHandler) -> None:

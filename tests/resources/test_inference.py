@@ -21,6 +21,7 @@ from ovms_rest.protocol.tensors import Dim, ModelMetadata, Tensor, TensorMetadat
 from ovms_rest.resources.inference import Infer
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.counters import Counters
+from ovms_rest.shared_memory.statistics import InferenceRecord
 
 ANY = (Dim(0, None),)
 METADATA = ModelMetadata("m", "1", {"x": TensorMetadata("x", "FP32", ANY)}, {"y": TensorMetadata("y", "FP32", ANY)})
@@ -79,7 +80,7 @@ def failures_of(servable):
 
 def test_an_inference_is_counted_with_its_times_batch_and_sizes():
     servable, body = FakeServable(), body_of([1, 2, 3])
-    received = {"ovms_rest.received": time.monotonic_ns() - 10**9}
+    received = {"ovms_rest.inference": InferenceRecord(time.monotonic_ns() - 10**9)}
     response = infer(servable, body, **received)
     counted = servable.counters.read()
     assert (counted.success.count, failures_of(servable)) == (1, {})
@@ -118,7 +119,7 @@ def test_a_request_that_cannot_be_decoded_is_counted_as_invalid():
 
 def test_a_request_past_its_deadline_is_counted_as_a_timeout():
     servable = FakeServable()
-    received = {"ovms_rest.received": time.monotonic_ns() - 10**9}
+    received = {"ovms_rest.inference": InferenceRecord(time.monotonic_ns() - 10**9)}
     with pytest.raises(DeadlineError):
         infer(servable, body_of([1], parameters={"timeout": 1}), **received)
     assert failures_of(servable) == {"timeout": 1}

@@ -13,7 +13,7 @@ from raw_http import RELU, connected, exchange, head, parse, post, receive
 from service import Answer, serve
 
 from ovms_rest.app import create_app
-from ovms_rest.protocol.routes import OUTSIDE, is_inference, read_path, read_script_name
+from ovms_rest.protocol.routes import OUTSIDE, read_inference, read_path, read_script_name
 from ovms_rest.resources.inference import Infer
 from ovms_rest.resources.routing import Router
 from ovms_rest.settings import Settings
@@ -83,7 +83,7 @@ APP = create_app(Nothing(), Settings())
 def test_worker_recognizes_an_inference_exactly_where_falcon_routes_to_one(segments, start):
     path = read_path(start + "/".join(segments))
     found = APP._router.find(path.encode("latin-1").decode("utf-8", "replace"))
-    assert is_inference("POST", path) == (found is not None and isinstance(found[0], Infer))
+    assert (read_inference("POST", path) is not None) == (found is not None and isinstance(found[0], Infer))
 
 
 class Echo:

@@ -1,4 +1,4 @@
-"""The access log: what a line tells and how, and what becomes of lines that cannot be written."""
+"""The access log: the content and format of lines, and the loss of lines that cannot be written."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovms_rest.shared_memory.statistics import Served
+from ovms_rest.shared_memory.statistics import InferenceRecord
 from ovms_rest.worker.access_log import ENCODERS, Access, AccessLog, access_of, encode_json, encode_text
 from ovms_rest.worker.http1 import RequestBody
 
@@ -34,7 +34,7 @@ LIVE = Access("127.0.0.1", "5e1f-2", "GET", "/v2/health/live", 200, 0, 0, 30)
 # --- Lines
 
 
-def test_a_line_of_json_has_all_keys():
+def test_json_line_has_all_keys():
     assert encode_json(INFERRED, 784111777.25) == (
         b'{"time":"1994-11-06T08:49:37.250Z","client":"127.0.0.1","request_id":"5e1f-1","method":"POST",'
         b'"path":"/v2/models/relu/infer","status":200,"bytes_in":110,"bytes_out":123,"total_us":300,'
@@ -44,7 +44,7 @@ def test_a_line_of_json_has_all_keys():
     assert [key for key, value in json.loads(encode_json(LIVE, 0)).items() if value is None] == list(unknown)
 
 
-def test_a_line_of_text_leaves_out_what_is_not_known():
+def test_text_line_leaves_out_unknown_values():
     assert encode_text(LIVE, 784111777.0) == (
         b"time=1994-11-06T08:49:37.000Z client=127.0.0.1 request_id=5e1f-2 method=GET path=/v2/health/live status=200 "
         b"bytes_in=0 bytes_out=0 total_us=30\n"
@@ -64,18 +64,18 @@ def test_a_line_of_text_leaves_out_what_is_not_known():
         ("\xe9\u2028", rb'"\u00e9\u2028"'),
     ],
 )
-def test_what_could_be_taken_for_something_else_is_quoted_in_text(value, written):
+def test_ambiguous_values_are_quoted_in_text(value, written):
     assert b" id=" + written + b"\n" in encode_text(Access("", "", "", "", 0, 0, 0, 0, id=value), 0)
 
 
 def described_as(text):
-    """Fill in everything that a client can choose."""
+    """Set every value that a client can choose."""
     return Access(text, text, text, text, 400, 0, 0, 0, "m" * 300, "1", text, 0, 0)
 
 
 @pytest.mark.parametrize("encode", ENCODERS.values())
 @given(text=st.text())
-def test_whatever_a_client_sends_a_line_is_one_line_of_printable_ascii(encode, text):
+def test_every_line_is_one_line_of_printable_ascii(encode, text):
     line = encode(described_as(text), 0)
     assert line[-1:] == b"\n"
     assert line[:-1].isascii()
@@ -83,21 +83,21 @@ def test_whatever_a_client_sends_a_line_is_one_line_of_printable_ascii(encode, t
 
 
 @given(text=st.text(max_size=128))
-def test_json_keeps_values_as_they_are(text):
+def test_json_keeps_values_unchanged(text):
     assert json.loads(encode_json(described_as(text), 0))["id"] == text
 
 
 @pytest.mark.parametrize("encode", ENCODERS.values())
 @pytest.mark.parametrize("character", ["\0", "\xff", '"'])
-def test_no_line_is_too_long_to_be_written_at_once(encode, character):
-    """What a head has is of one byte per character, and a client's own id, in JSON, of any."""
+def test_longest_line_fits_into_one_write(encode, character):
+    """Values of a head have one byte per character; a client's own id, in JSON, may have any characters."""
     access = Access(
         "::1", "~" * 128, character * 20, character * 8000, 400, 1, 1, 1, "m" * 300, "1", "\U0001f600" * 8000
     )
     assert len(encode(access, 0)) <= select.PIPE_BUF
 
 
-# --- What is known of a request
+# --- Access
 
 
 def environ_of(**more):
@@ -110,10 +110,10 @@ def environ_of(**more):
     }
 
 
-def test_an_inference_is_described_by_what_the_application_noted():
-    served = Served("m n", "3", 2_000, 1_000, 70_999, 1_000, "mine")
+def test_access_has_the_record_of_the_inference():
+    record = InferenceRecord(0, "m n", "3", "mine", 2_000, 1_000, 70_999, 1_000)
     body = RequestBody(memoryview(b"12345"))
-    environ = environ_of(**{"wsgi.input": body, "ovms_rest.received": 0, "ovms_rest.served": served})
+    environ = environ_of(**{"wsgi.input": body, "ovms_rest.inference": record})
     access = access_of(environ, "200 OK", 7, 0)
     assert access.total_us > 0
     assert access == Access(
@@ -121,14 +121,19 @@ def test_an_inference_is_described_by_what_the_application_noted():
     )
 
 
-def test_a_request_whose_body_was_not_read_is_described_as_far_as_it_is_known():
+def test_access_of_an_unread_request_has_unknown_values():
     access = access_of(environ_of(), "413 Content Too Large", 7, 10**18)
     assert (access.status, access.bytes_in, access.model, access.id) == (413, None, None, None)
 
 
-def test_no_id_of_a_request_is_none():
-    served = Served("m", "3", 0, 0, 0, 0, "")
-    assert access_of(environ_of(**{"ovms_rest.served": served}), "200 OK", 7, 0).id is None
+def test_empty_id_is_unknown():
+    record = InferenceRecord(0, "m", "3")
+    assert access_of(environ_of(**{"ovms_rest.inference": record}), "200 OK", 7, 0).id is None
+
+
+def test_inference_that_was_not_started_has_no_model():
+    access = access_of(environ_of(**{"ovms_rest.inference": InferenceRecord(0)}), "503 Service Unavailable", 7, 0)
+    assert (access.model, access.version, access.queue_us) == (None, None, None)
 
 
 # --- Files
@@ -138,7 +143,7 @@ def told(caplog):
     return [record.getMessage() for record in caplog.records]
 
 
-def test_lines_go_behind_what_a_file_has(tmp_path, caplog):
+def test_lines_are_appended_to_the_file(tmp_path, caplog):
     path = tmp_path / "access"
     path.write_text("before\n")
     log, other = AccessLog("text", str(path)), AccessLog("json", str(path))
@@ -150,7 +155,7 @@ def test_lines_go_behind_what_a_file_has(tmp_path, caplog):
     assert told(caplog) == []
 
 
-def test_a_file_that_was_moved_is_begun_anew_when_it_is_reopened(tmp_path):
+def test_moved_file_is_created_again_by_reopen(tmp_path):
     path, moved = tmp_path / "access", tmp_path / "access.1"
     log = AccessLog("json", str(path))
     log.write(LIVE)
@@ -163,7 +168,7 @@ def test_a_file_that_was_moved_is_begun_anew_when_it_is_reopened(tmp_path):
     assert json.loads(path.read_text())["model"] == "relu"
 
 
-def test_a_file_that_cannot_be_reopened_stays_in_use(tmp_path, caplog):
+def test_file_that_cannot_be_reopened_stays_in_use(tmp_path, caplog):
     directory = tmp_path / "logs"
     directory.mkdir()
     log = AccessLog("json", str(directory / "access"))
@@ -171,21 +176,21 @@ def test_a_file_that_cannot_be_reopened_stays_in_use(tmp_path, caplog):
     log.reopen()
     log.write(LIVE)
     assert (tmp_path / "moved" / "access").read_text().count("\n") == 1
-    assert told(caplog) == [f"the access log {directory / 'access'} cannot be opened: No such file or directory"]
+    assert told(caplog) == [f"cannot open the access log {directory / 'access'}: No such file or directory"]
 
 
-def test_a_file_that_cannot_be_opened_is_told_and_may_be_opened_later(tmp_path, caplog):
+def test_file_that_cannot_be_opened_is_logged_and_may_be_opened_later(tmp_path, caplog):
     path = tmp_path / "logs" / "access"
     log = AccessLog("json", str(path))
     log.write(LIVE)
-    assert told(caplog) == [f"the access log {path} cannot be opened: No such file or directory"]
+    assert told(caplog) == [f"cannot open the access log {path}: No such file or directory"]
     path.parent.mkdir()
     log.reopen()
     log.write(LIVE)
     assert path.read_text().count("\n") == 1
 
 
-def test_a_full_disk_costs_its_lines_and_is_told_once(caplog):
+def test_full_disk_loses_lines_and_is_logged_once(caplog):
     log = AccessLog("json", "/dev/full")
     for _ in range(3):
         log.write(LIVE)
@@ -194,7 +199,7 @@ def test_a_full_disk_costs_its_lines_and_is_told_once(caplog):
 
 @pytest.fixture
 def pipe(tmp_path):
-    """A named pipe with a reader that does not wait."""
+    """A named pipe with a non-blocking reader."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -202,7 +207,7 @@ def pipe(tmp_path):
     os.close(reader)
 
 
-def test_a_reader_that_is_gone_costs_lines_until_there_is_another(pipe, caplog):
+def test_lines_without_a_reader_are_lost_until_there_is_another(pipe, caplog):
     path, reader = pipe
     log = AccessLog("json", path)
     other = os.open("/dev/null", os.O_RDONLY)
@@ -217,7 +222,7 @@ def test_a_reader_that_is_gone_costs_lines_until_there_is_another(pipe, caplog):
     os.close(other)
 
 
-def test_a_reader_that_has_fallen_behind_is_not_waited_for(pipe, caplog):
+def test_writer_does_not_wait_for_a_reader_that_has_fallen_behind(pipe, caplog):
     path, reader = pipe
     log = AccessLog("json", path)
     for _ in range(1000):
@@ -230,8 +235,8 @@ def test_a_reader_that_has_fallen_behind_is_not_waited_for(pipe, caplog):
     assert os.read(reader, 2**20).count(b"\n") == 1
 
 
-def test_a_standard_output_that_blocks_is_not_waited_for(caplog):
-    """It is shared with others, so that it stays as it is."""
+def test_writer_does_not_wait_for_a_blocked_standard_output(caplog):
+    """It is shared with other processes, so its flags stay unchanged."""
     reader, writer = os.pipe()
     kept = os.dup(1)
     os.dup2(writer, 1)
@@ -249,8 +254,8 @@ def test_a_standard_output_that_blocks_is_not_waited_for(caplog):
         os.close(file)
 
 
-def test_a_part_of_a_line_spoils_no_other(tmp_path, caplog):
-    """Of the last line on a disk that becomes full only a part is written, as it is here by a limit of the process."""
+def test_truncated_line_does_not_spoil_the_next(tmp_path, caplog):
+    """A disk that becomes full takes a part of the last line, as a file size limit does here."""
     path = tmp_path / "access"
     log = AccessLog("json", str(path))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

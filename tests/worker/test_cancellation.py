@@ -1,4 +1,4 @@
-"""A client that closes its connection while its request waits for its inference is not inferred for, and is counted."""
+"""A request whose client closes its connection while it is queued is cancelled and counted."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from raw_http import LIVE, RELU, RELU_PATH, connected, exchange, head, infer, pa
 from service import free_port, serve
 
 SLOW = infer("counting", slow_models.count(2 * slow_models.SLOW))
-# Takes so long that a test which is inferred for it is seen to hang.
+# Takes so long that a test hangs visibly if it is run.
 ENDLESS = infer("counting", slow_models.count(200 * slow_models.SLOW))
 WAITING = 800
 
@@ -71,7 +71,7 @@ def connect_by_tls(service):
 
 
 def counts(service, connecting=connect):
-    """Return how many inferences of all models were answered, and how many were canceled."""
+    """Return how many inferences of all models succeeded, and how many were canceled."""
     with connecting(service) as connection:
         connection.sendall(head("GET", "/metrics"))
         text = receive(connection).body.decode()
@@ -81,7 +81,7 @@ def counts(service, connecting=connect):
 
 
 def wait_until_inferring(service):
-    """Wait until the only worker has worked for longer than a request takes that does not infer."""
+    """Wait until the only worker has worked for longer than any request that does not infer."""
     (pid,) = service.workers()
     path = Path(f"/proc/{pid}/schedstat")
     before = int(path.read_text().split()[0])
@@ -103,7 +103,7 @@ def reset(connection):
 
 @contextlib.contextmanager
 def behind_two(service, connecting, data):
-    """Yield a connection whose request has been read, and waits behind an inference that goes on."""
+    """Yield a connection whose request has been read, and is queued during an inference."""
     with contextlib.ExitStack() as stack:
         first, second, third, last = (stack.enter_context(connecting(service)) for _ in range(4))
         for connection in (first, second, third, last):
@@ -113,7 +113,7 @@ def behind_two(service, connecting, data):
         wait_until_inferring(service)
         second.sendall(SLOW)
         third.sendall(data)
-        last.sendall(LIVE)  # which is read last, and answered before the second inference
+        last.sendall(LIVE)  # read last, and run before the second inference
         assert receive(first, "POST").status == 200
         receive(last)
         yield third
@@ -139,7 +139,7 @@ PIPELINED = ENDLESS + LIVE + ENDLESS
         (connect_by_path, PIPELINED, close_sending_side),
     ],
 )
-def test_a_client_that_goes_while_its_request_waits_is_not_inferred_for(service, connecting, data, end):
+def test_queued_request_of_a_disconnected_client_is_cancelled(service, connecting, data, end):
     answered, canceled = counts(service)
     with behind_two(service, connecting, data) as connection:
         end(connection)
@@ -147,7 +147,7 @@ def test_a_client_that_goes_while_its_request_waits_is_not_inferred_for(service,
 
 
 @pytest.mark.parametrize("end", [close, reset])
-def test_a_client_of_tls_that_goes_while_its_request_waits_is_not_inferred_for(tls, end):
+def test_queued_request_of_a_disconnected_tls_client_is_cancelled(tls, end):
     answered, canceled = counts(tls, connect_by_tls)
     with behind_two(tls, connect_by_tls, ENDLESS) as connection:
         end(connection)
@@ -158,8 +158,8 @@ def test_a_client_of_tls_that_goes_while_its_request_waits_is_not_inferred_for(t
 @pytest.mark.parametrize(
     ("connecting", "end"), [(connect, close), (connect, close_sending_side), (connect_by_path, close)]
 )
-def test_a_client_that_goes_before_its_request_is_read_is_not_inferred_for(service, connecting, end, kept_alive):
-    """While the worker infers, requests and what follows them lie in the system's buffers."""
+def test_unread_request_of_a_disconnected_client_is_cancelled(service, connecting, end, kept_alive):
+    """During an inference, requests and the bytes after them lie in the system's buffers."""
     answered, canceled = counts(service)
     with connected(service) as first, contextlib.ExitStack() as stack:
         gone = [connecting(service) for _ in range(2)]
@@ -195,7 +195,7 @@ http {{
 
 @pytest.fixture
 def front(service, tmp_path):
-    """Run nginx before the unix socket; return its port."""
+    """Run nginx in front of the unix socket; return its port."""
     if (program := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")) is None:
         pytest.skip("nginx is not installed")
     port, path = free_port(), tmp_path / "nginx.conf"
@@ -214,7 +214,7 @@ def is_open(port):
     return False
 
 
-def test_a_client_of_nginx_that_goes_is_not_inferred_for(service, front):
+def test_queued_request_of_a_disconnected_client_of_nginx_is_cancelled(service, front):
     def connect_by_nginx(_):
         return socket.create_connection(("127.0.0.1", front), timeout=60)
 
@@ -224,7 +224,7 @@ def test_a_client_of_nginx_that_goes_is_not_inferred_for(service, front):
     service.wait_for(lambda: counts(service) == (answered + 2, canceled + 1))
 
 
-def test_a_client_that_closes_its_sending_side_while_it_waits_is_told_so(service):
+def test_half_closed_client_with_a_queued_request_gets_503(service):
     with behind_two(service, connect, ENDLESS) as connection:
         connection.shutdown(socket.SHUT_WR)
         answer = receive(connection, "POST")
@@ -233,15 +233,15 @@ def test_a_client_that_closes_its_sending_side_while_it_waits_is_told_so(service
         assert answer.json() == {"error": message}
 
 
-def test_an_idle_worker_answers_a_client_that_has_closed_its_sending_side(service):
+def test_half_closed_client_of_an_idle_worker_gets_its_response(service):
     for _ in range(5):
         assert [answer.status for answer in parse(exchange(service, post(RELU_PATH, RELU) * 3), *["POST"] * 3)] == [
             200
         ] * 3
 
 
-def test_a_request_that_a_more_urgent_one_overtakes_has_waited(service):
-    """Of two that come at the same moment to an idle worker."""
+def test_request_overtaken_by_a_higher_priority_counts_as_queued(service):
+    """Two requests reach an idle worker at the same moment."""
     answered, canceled = counts(service)
     urgent = infer("relu", {"inputs": RELU_INPUTS, "parameters": {"priority": 1}})
     (pid,) = service.workers()
@@ -260,8 +260,8 @@ def test_a_request_that_a_more_urgent_one_overtakes_has_waited(service):
     assert counts(service) == (answered + 1, canceled + 1)
 
 
-def test_no_request_of_a_crowd_that_goes_is_inferred(service):
-    """They are more than the worker looks at between two inferences."""
+def test_all_requests_of_a_disconnecting_crowd_are_cancelled(service):
+    """The crowd is larger than the worker can handle between two inferences."""
     answered, canceled = counts(service)
     with contextlib.ExitStack() as stack:
         first, second, *crowd = (stack.enter_context(service.connect()) for _ in range(2 + WAITING))

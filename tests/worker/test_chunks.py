@@ -1,4 +1,4 @@
-"""The decoder of chunked bodies: linear, a little at a time, and no further than the limit."""
+"""The decoder of chunked bodies: linear time, little work per call, and limits."""
 
 import itertools
 import random
@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 def decode(data, pieces=(), max_body=64 * MIB, aligned=0):
-    """Decode the pieces that data is cut into; return the decoder, and the size of the body after every call."""
+    """Decode data cut into pieces; return the decoder, and the size of the body after every call."""
     decoder, sizes = ChunkDecoder(LIMITS, max_body, aligned), []
     places = [0, *sorted(pieces), len(data)]
     for start, end in itertools.pairwise(places):
@@ -37,7 +37,7 @@ def decode(data, pieces=(), max_body=64 * MIB, aligned=0):
     st.lists(st.integers(0, 3000), max_size=20),
     st.binary(max_size=20),
 )
-def test_pieces_make_no_difference(chunks, pieces, behind):
+def test_body_in_any_pieces_is_the_same(chunks, pieces, behind):
     data = b"".join(chunk(body, extension) for body, extension in chunks) + b"0\r\n\r\n" + behind
     decoder, _ = decode(data, [min(piece, len(data)) for piece in pieces])
     assert decoder.is_complete
@@ -47,7 +47,7 @@ def test_pieces_make_no_difference(chunks, pieces, behind):
 
 @pytest.mark.parametrize("size", [1, 15, 16, 255, 256, 70_000])
 @pytest.mark.parametrize("form", ["%x", "%X", "0%x"])
-def test_chunks_of_every_size(size, form):
+def test_chunks_of_every_size_are_decoded(size, form):
     body = random.Random(size).randbytes(size)
     data = (form.encode() % size + b"\r\n" + body + b"\r\n") * 30 + b"0\r\n\r\n"
     decoder, _ = decode(data)
@@ -55,39 +55,39 @@ def test_chunks_of_every_size(size, form):
 
 
 @pytest.mark.parametrize("extension", [b"", b";a"])
-def test_a_call_decodes_few_of_many_tiny_chunks(extension):
-    """So that a connection that sends them keeps nobody waiting."""
+def test_one_call_decodes_a_limited_number_of_tiny_chunks(extension):
+    """A connection that sends them must not delay others."""
     count = 20_000
     decoder, sizes = decode(chunk(b"x", extension) * count + chunk(b""))
     assert (decoder.is_complete, decoder.size) == (True, count)
     assert max(after - before for before, after in zip([0, *sizes], sizes, strict=False)) <= CHUNKS_PER_CALL
 
 
-def test_the_end_of_a_body_at_the_limit_of_a_call():
+def test_body_may_end_at_the_limit_of_a_call():
     for count in range(CHUNKS_PER_CALL - 20, CHUNKS_PER_CALL + 20):
         decoder, _ = decode(chunk(b"x") * count + chunk(b"") + b"GET")
         assert (decoder.is_complete, decoder.size, decoder.rest) == (True, count, b"GET")
 
 
 @pytest.mark.parametrize(("before", "size"), [(0, 101), (1, 100), (100, 1), (60, 2**40)])
-def test_a_chunk_beyond_the_limit_is_refused_at_its_size_line(before, size):
+def test_oversized_chunk_is_refused_at_its_size_line(before, size):
     decoder = ChunkDecoder(LIMITS, 100)
     if before:
         decoder.feed(chunk(b"x" * before))
-    with pytest.raises(Refusal, match=f"behind {before} bytes a chunk of {size} was announced") as caught:
+    with pytest.raises(Refusal, match=f"a chunk of {size} after {before} bytes") as caught:
         decoder.feed(b"%x\r\n" % size)
     assert caught.value.status == 413
 
 
-def test_small_chunks_together_beyond_the_limit_are_refused():
-    with pytest.raises(Refusal, match="behind 100 bytes a chunk of 1 was announced"):
+def test_small_chunks_are_refused_at_the_limit_of_the_body():
+    with pytest.raises(Refusal, match="a chunk of 1 after 100 bytes"):
         decode(chunk(b"x") * 101, max_body=100)
     assert decode(chunk(b"x") * 100 + chunk(b""), max_body=100)[0].is_complete
 
 
 @pytest.mark.parametrize("aligned", [0, 1, 100])
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 3 * MIB])
-def test_the_body_is_writable_and_aligned_whatever_its_size(aligned, size):
+def test_body_of_any_size_is_writable_and_aligned(aligned, size):
     body = random.Random(0).randbytes(size)
     decoder, _ = decode((chunk(body) if body else b"") + chunk(b""), range(1000, size, 100_000), aligned=aligned)
     data = np.frombuffer(decoder.data, np.uint8)

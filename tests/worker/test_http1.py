@@ -1,4 +1,4 @@
-"""Heads of requests and responses as values: what is read, what is refused, what is written."""
+"""Heads of requests and responses as values: reading, refusing and writing them."""
 
 import email.utils
 import json
@@ -8,6 +8,7 @@ from gunicorn.config import Config
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.worker.http1 import (
     Head,
     HeadReader,
@@ -56,10 +57,10 @@ def refused(data, **settings):
     return caught.value
 
 
-# --- What a head says
+# --- Valid heads
 
 
-def test_a_head_becomes_an_environ():
+def test_head_becomes_an_environ():
     data = lines(
         "POST /v2/models/a%20b/infer?c=d&e HTTP/1.1",
         "Host: example.org:8000",
@@ -83,6 +84,7 @@ def test_a_head_becomes_an_environ():
         "HTTP_X_REQUEST_START": "t=1.5",
         "HTTP_ACCEPT": "a,b",
         "HTTP_EMPTY": "",
+        "ovms_rest.header_length": read_header_length(None),
     }
     assert len(TEMPLATE) == 4, "the template is the connection's and stays as it is"
 
@@ -115,24 +117,29 @@ def test_a_head_becomes_an_environ():
         (get("Connection: close", version="1.0"), 0, False, False),
     ],
 )
-def test_framing_and_connection(data, length, expects_continue, keep_alive):
+def test_head_has_framing_and_connection(data, length, expects_continue, keep_alive):
     found = read(data + b"what follows")
     assert found[1:5] == (len(data), length, expects_continue, keep_alive)
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "is_inference"),
+    ("method", "path", "inference"),
     [
-        ("POST", "/v2/models/m/infer", True),
-        ("POST", "/v2/models/m/versions/2/infer?a=b", True),
-        ("GET", "/v2/models/m/infer", False),
-        ("POST", "/v2/models/m/load", False),
+        ("POST", "/v2/models/m/infer", ("m", None)),
+        ("POST", "/v2/models/m/versions/2/infer?a=b", ("m", "2")),
+        ("POST", "/v2/models/%C3%A4/infer", ("ä", None)),
+        ("GET", "/v2/models/m/infer", None),
+        ("POST", "/v2/models/m/load", None),
     ],
 )
-def test_an_inference_is_told_from_other_requests(method, path, is_inference):
-    head = read(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    assert head.is_inference is is_inference
-    assert head.copy().is_inference is is_inference
+def test_inference_has_its_model_and_version(method, path, inference):
+    assert read(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()).inference == inference
+
+
+@pytest.mark.parametrize("text", [None, "0", "17", "x"])
+def test_head_has_the_header_length(text):
+    head = read(post("Content-Length: 20", *([] if text is None else [f"Inference-Header-Content-Length: {text}"])))
+    assert head.header_length == head.environ["ovms_rest.header_length"] == read_header_length(text)
 
 
 @pytest.mark.parametrize("values", [("close", "keep-alive"), ("keep-alive", "close"), ("close, keep-alive",)])
@@ -142,7 +149,7 @@ def test_close_wins_over_keep_alive(values):
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_the_version_is_told(version):
+def test_environ_has_the_http_version(version):
     assert read(get(version=version)).environ["SERVER_PROTOCOL"] == f"HTTP/{version}"
 
 
@@ -171,18 +178,18 @@ def test_http_1_0_needs_no_host():
         ("/v2/http://x", "/v2/http://x", ""),
     ],
 )
-def test_the_target_becomes_path_and_query(target, path, query):
+def test_target_becomes_path_and_query(target, path, query):
     """PATH_INFO holds bytes as latin-1 characters (PEP 3333); percent-encoding is decoded except that of a slash."""
     environ = read(get(target=target)).environ
     assert (environ["PATH_INFO"], environ["QUERY_STRING"], environ["RAW_URI"]) == (path, query, target)
 
 
-def test_the_asterisk_is_for_options():
+def test_asterisk_is_a_target():
     assert read(lines("OPTIONS * HTTP/1.1", "Host: x")).environ["PATH_INFO"] == "*"
     assert refused(get(target="*")).status == 400
 
 
-def test_names_with_underscores_do_not_pass_for_those_with_dashes():
+def test_field_names_with_underscores_do_not_pass_for_dashes():
     data = get("X_Forwarded_For: evil", "X-Forwarded-For: good", "Content_Length: 5", "Transfer_Encoding: chunked")
     found = read(data)
     assert (found.environ["HTTP_X_FORWARDED_FOR"], found.length) == ("good", 0)
@@ -190,12 +197,12 @@ def test_names_with_underscores_do_not_pass_for_those_with_dashes():
     assert refused(data, header_map="refuse").status == 400
 
 
-def test_names_with_underscores_are_for_who_asks_for_them():
+def test_field_names_with_underscores_need_header_map_dangerous():
     assert read(get("A_B: c"), header_map="dangerous").environ["HTTP_A_B"] == "c"
 
 
-def test_what_is_remembered_of_names_is_bounded():
-    """Clients may send any names; those that come later are read like the first ones."""
+def test_remembered_field_names_are_bounded():
+    """Clients may send any names; later ones are read like the first ones."""
     heads = reader()
     for index in range(2000):
         heads.read(get(f"Name-{index}: value"), 0, TEMPLATE)
@@ -204,7 +211,7 @@ def test_what_is_remembered_of_names_is_bounded():
     assert len(heads._keys) < 1000
 
 
-# --- What is refused
+# --- Refused heads
 
 REFUSED = [
     # the request line
@@ -304,12 +311,12 @@ def test_malformed_heads_are_refused(data, status, message):
 
 
 @pytest.mark.parametrize("data", [b"GET /v2 HTTP/1.1\nHost: x\n\n", b"\x16\x03\x01\r\n\r\n"])
-def test_what_comes_behind_a_malformed_head_is_not_counted_as_fields(data):
+def test_bytes_after_a_malformed_head_are_not_counted_as_fields(data):
     assert refused(data + b"\n" * 300).status == 400
 
 
 @pytest.mark.parametrize("host", ["a b", "a/b", "a@b", "a?b", "a#b", "a:b", "[::1", "http://a"])
-def test_an_invalid_host_is_refused(host):
+def test_invalid_host_is_refused(host):
     """RFC 9112 section 3.2: a server MUST answer 400 to a Host field with an invalid field value."""
     assert refused(lines("GET /v2 HTTP/1.1", f"Host: {host}")).status == 400
 
@@ -318,11 +325,11 @@ def test_an_invalid_host_is_refused(host):
     "host",
     ["", "a", "a:", "a:80", "127.0.0.1:8000", "[::1]", "[::1]:80", "a_b", "a-b.c", "a%20b", "a,b", "x!$&'()*+;=~"],
 )
-def test_a_valid_host_is_accepted(host):
+def test_valid_host_is_accepted(host):
     assert read(lines("GET /v2 HTTP/1.1", f"Host: {host}")).environ["HTTP_HOST"] == host
 
 
-def test_methods_and_versions_out_of_the_ordinary_are_for_who_asks_for_them():
+def test_unconventional_methods_and_versions_need_their_settings():
     data = lines("get /v2 HTTP/1.1", "Host: x")
     assert read(data, permit_unconventional_http_method=True).environ["REQUEST_METHOD"] == "get"
     data = lines("GET /v2 HTTP/1.2", "Host: x")
@@ -332,7 +339,7 @@ def test_methods_and_versions_out_of_the_ordinary_are_for_who_asks_for_them():
 # --- Limits
 
 
-def test_the_request_line_has_a_limit():
+def test_request_line_has_a_limit():
     target = "/" + "a" * 82
     data = get(target=target)
     size = len(data.split(b"\r\n", 1)[0])
@@ -341,23 +348,23 @@ def test_the_request_line_has_a_limit():
     assert (refusal.status, str(size) in str(refusal)) == (414, True)
 
 
-def test_an_empty_line_in_front_does_not_lift_the_limit_of_the_request_line():
+def test_leading_empty_line_does_not_lift_the_limit_of_the_request_line():
     assert refused(b"\r\n" + get(target="/" + "a" * 5000)).status == 414
 
 
-def test_no_limit_of_the_request_line():
+def test_limit_of_the_request_line_may_be_off():
     target = "/" + "a" * 100_000
     assert read(get(target=target), limit_request_line=0).environ["PATH_INFO"] == target
 
 
-def test_the_number_of_fields_has_a_limit():
+def test_number_of_fields_has_a_limit():
     data = get(*(f"A{index}: b" for index in range(9)))
     assert read(data, limit_request_fields=10).environ["HTTP_A8"] == "b"
     assert refused(data, limit_request_fields=9).status == 431
 
 
 @pytest.mark.parametrize("limit", [0, 257, 32768])
-def test_the_number_of_fields_is_never_unlimited(limit):
+def test_number_of_fields_is_never_unlimited(limit):
     fields = [f"A{index}: b" for index in range(255)]
     assert read(get(*fields), limit_request_fields=limit).environ["HTTP_A254"] == "b"
     assert refused(get(*fields, "B: c", "C: d"), limit_request_fields=limit).status == 431
@@ -366,25 +373,25 @@ def test_the_number_of_fields_is_never_unlimited(limit):
 @pytest.mark.parametrize(
     ("count", "end"), [(120, b""), (255, b""), (256, b""), (300, b""), (300, b"body\r\n"), (5000, b"")]
 )
-def test_too_many_fields_are_counted_for_the_client(count, end):
-    """Behind the 256th the parser only says that it is no request."""
+def test_refusal_of_too_many_fields_has_their_number(count, end):
+    """After the 256th field the parser only reports a malformed request."""
     refusal = refused(get(*["A: b"] * (count - 1)) + end)
     assert refusal.status == 431
     assert str(refusal) == f"malformed request: Number of headers ({count}) exceeds limit (100)"
 
 
-def test_too_many_fields_are_refused_before_their_end_has_come():
+def test_too_many_fields_are_refused_before_the_end_of_the_head():
     refusal = refused(get(*["A: b"] * 299)[:-2])
     assert (refusal.status, str(refusal)) == (431, "malformed request: Number of headers (300) exceeds limit (100)")
 
 
-def test_the_size_of_a_field_has_a_limit():
+def test_size_of_a_field_has_a_limit():
     field = "A: " + "b" * 95
     assert read(get(field), limit_request_field_size=len(field) + 2).environ["HTTP_A"] == "b" * 95
     assert refused(get(field), limit_request_field_size=len(field) + 1).status == 431
 
 
-def test_the_limit_of_a_whole_head_is_that_of_its_parts():
+def test_limit_of_a_head_follows_from_its_parts():
     assert reader(limit_request_line=100, limit_request_fields=10, limit_request_field_size=50).limits == (100, 10, 50)
     assert reader(limit_request_line=100, limit_request_fields=10, limit_request_field_size=50).limits.head == 624
 
@@ -401,7 +408,7 @@ WHOLE = [
 
 
 @pytest.mark.parametrize("data", WHOLE)
-def test_a_head_is_whole_with_its_last_byte_and_not_before(data):
+def test_head_is_complete_at_its_last_byte_and_not_before(data):
     for size in range(len(data)):
         for seen in {0, size // 2, size}:
             assert READER.read(data[:size], seen, TEMPLATE) is None
@@ -412,7 +419,7 @@ def test_a_head_is_whole_with_its_last_byte_and_not_before(data):
 
 
 def feed(data, places):
-    """Read a head that comes in pieces cut at these places, as a connection does."""
+    """Read a head in pieces cut at these places, as a connection does."""
     buffer, seen = bytearray(), 0
     for start, end in zip([0, *places], [*places, len(data)], strict=True):
         buffer += data[start:end]
@@ -427,7 +434,7 @@ def feed(data, places):
 
 
 @given(st.sampled_from([*WHOLE, *(data for data, _, _ in REFUSED)]), st.data())
-def test_pieces_make_no_difference(data, draw):
+def test_head_in_any_pieces_is_the_same(data, draw):
     places = draw.draw(st.lists(st.integers(0, len(data)), max_size=8).map(sorted))
     assert feed(data, places) == feed(data, [])
 
@@ -443,7 +450,7 @@ fragments = st.sampled_from(
 
 @given(st.lists(fragments | st.binary(max_size=3), max_size=30).map(b"".join))
 @example(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-def test_any_bytes_are_a_head_or_a_part_of_one_or_refused(data):
+def test_any_bytes_are_complete_or_incomplete_or_refused(data):
     try:
         found = READER.read(data, 0, TEMPLATE)
     except Refusal as refusal:
@@ -454,7 +461,8 @@ def test_any_bytes_are_a_head_or_a_part_of_one_or_refused(data):
     elif found is not None:
         assert found.size <= len(data)
         assert found.length is None or found.length >= 0
-        assert all(isinstance(value, str) for key, value in found.environ.items())
+        assert found.environ.pop("ovms_rest.header_length") == found.header_length
+        assert all(isinstance(value, str) for value in found.environ.values())
 
 
 # --- Bodies
@@ -464,7 +472,7 @@ def body(data=b"one\ntwo\nthree"):
     return RequestBody(memoryview(data))
 
 
-def test_a_body_is_read_as_a_file():
+def test_body_is_read_like_a_file():
     assert (body().read(), body().read(5), body().read(None), body().read(0)) == (
         b"one\ntwo\nthree",
         b"one\nt",
@@ -479,7 +487,7 @@ def test_a_body_is_read_as_a_file():
     assert body(b"").read() == b""
 
 
-def test_a_body_is_there_without_a_copy():
+def test_body_is_not_copied():
     data = memoryview(bytearray(b"abc"))
     stream = RequestBody(data)
     data[0] = ord("x")
@@ -489,7 +497,7 @@ def test_a_body_is_there_without_a_copy():
 # --- Responses
 
 
-def test_the_head_of_a_response():
+def test_response_head_has_status_and_headers():
     written = encode_head("200 OK", [("Content-Type", "a/b"), ("Content-Length", "3")], "S: x\r\nConnection: close\r\n")
     assert written == b"HTTP/1.1 200 OK\r\nS: x\r\nConnection: close\r\nContent-Type: a/b\r\nContent-Length: 3\r\n"
     assert encode_head("200 OK", [], "") == b"HTTP/1.1 200 OK\r\n"
@@ -497,7 +505,7 @@ def test_the_head_of_a_response():
 
 
 @pytest.mark.parametrize("text", ["a\r\nB: c", "a\nB: c", "a\r\n\r\n<html>", "a\n", "a\rB: c", "\u20ac"])
-def test_what_would_break_the_head_of_a_response_is_an_error(text):
+def test_line_break_in_a_response_header_is_an_error(text):
     with pytest.raises(ValueError):  # noqa: PT011  any will do
         encode_head("200 OK", [("A", text)], "")
     with pytest.raises(ValueError):  # noqa: PT011
@@ -507,16 +515,16 @@ def test_what_would_break_the_head_of_a_response_is_an_error(text):
 
 
 @pytest.mark.parametrize("text", ["a", "!", "~", "0b6f-1/=,;", "a" * 128])
-def test_a_request_id_of_visible_characters_is_repeated(text):
+def test_request_id_of_visible_characters_is_accepted(text):
     assert is_request_id(text)
 
 
 @pytest.mark.parametrize("text", ["", "a" * 129, "a b", "a\t", "\x7f", "\xe9", "a\n", "a\r\nB: c", "\x00", "\x1b[2J"])
-def test_any_other_request_id_is_not(text):
+def test_any_other_request_id_is_rejected(text):
     assert not is_request_id(text)
 
 
-def test_every_response_of_a_second_has_its_date():
+def test_server_lines_have_the_date():
     server, date, end = encode_server_lines(784111777.9).split("\r\n")
     assert (server, end) == ("Server: ovms_rest", "")
     assert date == "Date: Sun, 06 Nov 1994 08:49:37 GMT"
@@ -524,7 +532,7 @@ def test_every_response_of_a_second_has_its_date():
 
 
 @pytest.mark.parametrize("status", [400, 404, 408, 413, 414, 417, 431, 501, 503, 505])
-def test_a_refusal_is_answered_in_json(status):
+def test_refusal_is_encoded_as_json(status):
     line, headers, written = encode_refusal(Refusal(status, 'the "reason"\n\xe9', {"Retry-After": "1"}))
     assert line.startswith(f"{status} ")
     assert json.loads(written) == {"error": 'the "reason"\n\xe9'}

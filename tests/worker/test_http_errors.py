@@ -1,4 +1,4 @@
-"""gunicorn's refusals, answered as all other errors are."""
+"""gunicorn's own error responses in the form of all others."""
 
 import inspect
 import json
@@ -28,7 +28,7 @@ REFUSALS = [
     (errors.InvalidH2CPreface(b"x"), 400, "Expected HTTP/2 connection preface, got b'x'"),
     (errors.ParseException("ä"), 400, "ä"),
 ]
-# Of bodies; gunicorn's own workers do not hand them on.
+# Errors of bodies, for which gunicorn's own workers do not call this.
 BODY_REFUSALS = [
     (errors.NoMoreData(b"x"), 400, "No more data after: b'x'"),
     (errors.InvalidChunkSize(b"x"), 400, "Invalid chunk size: b'x'"),
@@ -55,14 +55,14 @@ PHRASES = {
 
 
 def parse(response):
-    """Take a response apart; return its status line, its headers and its body."""
+    """Return the status line, headers and body of a response."""
     head, _, body = response.partition(b"\r\n\r\n")
     status_line, *lines = head.decode().split("\r\n")
     return status_line, dict(line.split(": ", 1) for line in lines), body
 
 
 @pytest.mark.parametrize(("error", "status", "text"), REFUSALS)
-def test_a_refusal_tells_its_status_and_reason(error, status, text):
+def test_refusal_has_its_status_and_reason(error, status, text):
     found, response = encode_refusal(error)
     status_line, _, body = parse(response)
     assert (found, json.loads(body)) == (status, {"error": f"malformed request: {text}"})
@@ -70,19 +70,19 @@ def test_a_refusal_tells_its_status_and_reason(error, status, text):
 
 
 @pytest.mark.parametrize(("error", "status", "text"), BODY_REFUSALS)
-def test_a_malformed_body_is_the_clients_mistake(error, status, text):
+def test_malformed_body_is_a_client_error(error, status, text):
     found, response = encode_refusal(error)
     assert (found, json.loads(parse(response)[2])) == (status, {"error": f"malformed request: {text}"})
 
 
-def test_a_failed_tls_handshake_is_the_clients_mistake():
-    """What comes of plain HTTP to a port with TLS, gunicorn hands on."""
+def test_failed_tls_handshake_is_a_client_error():
+    """The error of plain HTTP on a port with TLS comes from gunicorn."""
     status, _ = encode_refusal(ssl.SSLError(1, "[SSL: HTTP_REQUEST] http request (_ssl.c:1006)"))
     assert 400 <= status < 500
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
-def test_a_failure_of_the_server_is_a_500_that_keeps_its_reason_to_itself(error):
+def test_server_error_is_a_500_without_its_reason(error):
     status, response = encode_refusal(error)
     assert status == 500
     assert parse(response)[2] == b'{"error":"internal error; the reason is in the log of the server"}'
@@ -91,7 +91,7 @@ def test_a_failure_of_the_server_is_a_500_that_keeps_its_reason_to_itself(error)
 @pytest.mark.parametrize(
     "error", [*(error for error, *_ in REFUSALS), *FAILURES], ids=lambda error: type(error).__name__
 )
-def test_every_refusal_is_a_whole_response_that_closes_the_connection(error):
+def test_every_refusal_is_a_complete_response_that_closes_the_connection(error):
     status, response = encode_refusal(error)
     status_line, headers, body = parse(response)
     assert status_line.removeprefix(f"HTTP/1.1 {status} ") in PHRASES[status]
@@ -102,7 +102,7 @@ def test_every_refusal_is_a_whole_response_that_closes_the_connection(error):
     }
 
 
-def test_every_error_of_gunicorn_is_in_these_tables():
+def test_tables_have_every_error_of_gunicorn():
     known = {type(error) for error, *_ in (*REFUSALS, *BODY_REFUSALS)} | {type(error) for error in FAILURES}
     all_errors = {kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__}
     assert all_errors - known == set()

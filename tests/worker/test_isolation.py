@@ -1,4 +1,4 @@
-"""No answer depends on another request (protocol.md section 9): many clients at once, every answer checked.
+"""No response depends on another request (protocol/README.md section 9): many clients, every response checked.
 
 What a client gets is compared with what this process computes, while others fail, vanish, read slowly and have files
 replaced.
@@ -30,7 +30,7 @@ WIDTH = 4096  # values of a row of the model whose file is replaced
 
 
 def scaled(factor):
-    """A model whose weights tell which file they came from: x FP32 [-1,4096] -> y = factor * x."""
+    """A model whose weights identify its file: x FP32 [-1,4096] -> y = factor * x."""
     x = model_zoo.parameter("x", (-1, WIDTH), Type.f32)
     return model_zoo.model_of(
         {"y": opset15.multiply(x, opset15.constant(np.full((1, WIDTH), factor, np.float32)))}, [x]
@@ -38,7 +38,7 @@ def scaled(factor):
 
 
 def highest():
-    """The highest value of every row: x FP32 [-1,-1] -> y [n,1]; OpenVINO leaves it unwritten for rows of nothing."""
+    """The highest value of every row: x FP32 [-1,-1] -> y [n,1]; OpenVINO leaves it unwritten for empty rows."""
     x = model_zoo.parameter("x", (-1, -1), Type.f32)
     y = opset15.topk(x, opset15.constant(1), 1, "max", "value").output(0)
     y.set_names({"y"})
@@ -46,7 +46,7 @@ def highest():
 
 
 class Files:
-    """The weights of a served model, replaced again and again in every way in which people copy files."""
+    """The weights of a served model, replaced repeatedly in every way in which people copy files."""
 
     def __init__(self, base_path: Path, spare: Path) -> None:
         model_zoo.save(scaled(1), base_path)
@@ -82,7 +82,7 @@ def _pieces(data, size=4000):
 
 
 class Client:
-    """One of the clients: makes requests of many kinds, and checks each answer."""
+    """A client that makes requests of many kinds, and checks each response."""
 
     def __init__(self, service, files: Files, seed: int) -> None:
         self._service = service
@@ -165,7 +165,7 @@ class Client:
         assert (status, "dimension" in error) == (400, True)
 
     def values(self):
-        """Values that fit, and some that do not."""
+        """Valid values, and some invalid ones."""
         rows, columns = self._random.randrange(2, 9), self._random.randrange(1, 9)  # never the trial's single value
         x, dims = np.abs(self._numbers(rows * columns)), [rows, columns + self._random.choice([0, 0, 1])]
         body = {
@@ -202,7 +202,7 @@ class Client:
         assert (answer.status, _outputs(answer)) == (200, [x.tobytes()])
 
     def vanish(self):
-        """A client that closes or resets while it sends, waits or reads."""
+        """A client that closes or resets its connection while it sends, waits or reads."""
         x = self._numbers(100_000)
         body, length = _request([x], ["x"], True)
         data = _head("through", len(body), length) + body
@@ -282,7 +282,7 @@ def make_config(directory):
     )
 
 
-def test_no_answer_depends_on_another_request_or_on_files(tmp_path, files):
+def test_no_response_depends_on_another_request_or_on_files(tmp_path, files):
     config = make_config(tmp_path)
     with serve(tmp_path, "-w", "2", config=config, OVMS_REST_METRICS_ENABLE="true") as service:
         until = time.monotonic() + SECONDS
@@ -305,7 +305,7 @@ def test_no_answer_depends_on_another_request_or_on_files(tmp_path, files):
 
 
 def replace_files(service, files, until):
-    """Replace the file of a served model, and reload at times beside what the service notices itself."""
+    """Replace the file of a served model, and sometimes reload in addition to the service's own polling."""
     choices = random.Random(0)
     while time.monotonic() < until:
         files.replace(choices.choice(sorted(files.factors)), choices.randrange(5))

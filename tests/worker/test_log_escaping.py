@@ -1,4 +1,4 @@
-"""No client begins a line of the log, or sends a control character to whoever reads it."""
+"""No client can begin a line of the log, or send control characters to its readers."""
 
 import base64
 import contextlib
@@ -29,11 +29,11 @@ CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")  # all but the
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=ascii)
-def test_a_control_character_is_written_as_python_writes_it(control):
+def test_control_character_is_escaped_like_in_python(control):
     assert escape(f"a{control}b") == ascii(f"a{control}b")[1:-1]
 
 
-def test_other_characters_are_left_alone():
+def test_other_characters_are_unchanged():
     text = "modèle 模型 \U0001f600 \\n %s ~ \xa0"
     assert escape(text) == escape_lines(text) == text
 
@@ -47,7 +47,7 @@ def test_lines_are_kept_and_indented():
 
 @pytest.fixture(params=NAMES)
 def logger(request, tmp_path):
-    """A logger as gunicorn has it after it has set it up, which writes to a file."""
+    """A logger set up as by gunicorn, which writes to a file."""
     log_escaping.install()
     log_escaping.install()
     found = logging.getLogger(request.param)
@@ -64,7 +64,7 @@ def logger(request, tmp_path):
     del found.read
 
 
-def test_messages_and_their_arguments_stay_in_a_line(logger):
+def test_message_and_its_arguments_stay_in_one_line(logger):
     logger.error("a\n%s %r %d", "b\nc", "d\n", 1)
     logger.error("50%\r\nb")
     logger.error(ValueError("a\u2028b"))
@@ -77,7 +77,7 @@ def test_messages_and_their_arguments_stay_in_a_line(logger):
     ]
 
 
-def test_a_traceback_keeps_its_lines_and_none_looks_like_a_line_of_the_log(logger):
+def test_traceback_keeps_its_lines_and_none_looks_like_a_record(logger):
     try:
         raise ValueError("a\nERROR forged\x1b[2J")
     except ValueError:
@@ -89,7 +89,7 @@ def test_a_traceback_keeps_its_lines_and_none_looks_like_a_line_of_the_log(logge
     assert all(line.startswith("  ") for line in lines)
 
 
-def test_a_message_that_does_not_fit_its_arguments_is_left_to_the_handlers(logger):
+def test_message_with_wrong_arguments_is_left_to_the_handlers(logger):
     record = logging.LogRecord(logger.name, logging.ERROR, __file__, 1, "%d", ("x",), None)
     assert logger.filter(record)
     assert (record.msg, record.args) == ("%d", ("x",))
@@ -101,10 +101,10 @@ def test_gunicorns_configuration_keeps_its_lines(logger):
     assert logger.read() == "DEBUG Current configuration:\n  b\\x1b\n  [c\n"
 
 
-# --- A service, with everything that a client controls
+# --- A service, with every text that a client controls
 
 FORGED = "[2026-11-24 12:00:00 +0000] [1] [CRITICAL] forged"
-# Those that HTTP lets through in a header, in latin-1, and those that it does not.
+# Those that HTTP allows in a header, in latin-1, and those that it does not.
 RAW = ["\t", "\x80", "\x85", "\x9b31m", "\x00", "\r", "\n", "\x0b", "\x1b[31m", "\x7f"]
 DECODED = ["\n", "\r", "\x1b[31m", "\x00", "\x7f", "\x85", "\u2028", "\u2029", "\x9b31m"]
 FORMAT = '%(h)s %(l)s %(u)s "%(r)s" %(s)s %(U)s %(q)s "%(f)s" "%(a)s" %({x-any}i)s %({X-Request-ID}o)s'
@@ -112,7 +112,7 @@ FORMAT = '%(h)s %(l)s %(u)s "%(r)s" %(s)s %(U)s %(q)s "%(f)s" "%(a)s" %({x-any}i
 
 @pytest.fixture(scope="module", params=["ovms_rest.worker.worker.Worker", "sync"])
 def service(request, tmp_path_factory):
-    """A service that logs all that it can."""
+    """A service that logs everything at its most verbose level."""
     directory = tmp_path_factory.mktemp("logging")
     model_zoo.save(model_zoo.relu(), directory / "m")
     broken = directory / "broken" / "1"
@@ -126,7 +126,7 @@ def service(request, tmp_path_factory):
 
 
 def lines_of_clients(service):
-    """Return the log without what gunicorn writes of itself in lines at the start; check that it is clean."""
+    """Return the log without gunicorn's own multi-line message at the start; check that it is clean."""
     text = service._log.read_bytes().decode()
     assert not CONTROL.search(text), ascii(CONTROL.search(text))
     assert not [line for line in text.split("\n") if line.startswith(("forged", FORGED))]
@@ -134,7 +134,7 @@ def lines_of_clients(service):
 
 
 def requests(text):
-    """Yield requests with a text that is decoded, wherever a client may put it."""
+    """Yield requests with a decoded text in every place that a client controls."""
     path = quote(text.encode(errors="surrogatepass"), safe="")
     for place in (path, f"/{path}", f"v2/{path}", f"v2/models/{path}", f"v2/models/m/versions/{path}/ready"):
         yield head("GET", f"/{place}")
@@ -171,7 +171,7 @@ def requests(text):
     yield post("/v2/repository/index", json.dumps({"ready": text, text: text}).encode())
 
 
-def test_what_is_decoded_begins_no_line(service):
+def test_decoded_control_character_begins_no_line(service):
     for control in DECODED:
         for data in requests(f"a{control}{FORGED}"):
             assert exchange(service, data).startswith(b"HTTP/1.1 "), data
@@ -180,7 +180,7 @@ def test_what_is_decoded_begins_no_line(service):
     assert re.search(r"^\[.*\[DEBUG\] Current configuration:\n(    \w+: .*\n)+", text, re.MULTILINE)
 
 
-def test_what_is_sent_as_it_is_begins_no_line(service):
+def test_raw_control_character_begins_no_line(service):
     for control in RAW:
         text = f"a{control}{FORGED}"
         for data in (
@@ -201,7 +201,7 @@ def test_what_is_sent_as_it_is_begins_no_line(service):
 
 
 @pytest.mark.parametrize("control", ["\n", "\x00", "\x7f", "\x85"])
-def test_a_name_with_control_characters_is_refused(service, control):
+def test_field_name_with_control_characters_is_refused(service, control):
     name = quote(f"a{control}b")
     body = json.dumps({"parameters": {"config": '{"base_path": "m"}'}}).encode()
     answer = service.request("POST", f"/v2/repository/models/{name}/load", body)
@@ -215,7 +215,7 @@ def test_a_name_with_control_characters_is_refused(service, control):
     assert sorted(service.get("/v1/config").json()) == ["broken", "m"]
 
 
-def test_a_bug_met_by_a_forged_path_begins_no_line():
+def test_forged_path_begins_no_line_in_a_traceback():
     """Falcon writes the decoded path of a request at which the application failed."""
 
     class BuggyRegistry:

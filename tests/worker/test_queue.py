@@ -1,4 +1,4 @@
-"""The queue of waiting requests: order, time limits, and what a request says of both."""
+"""The queue of requests: order, timeouts, and the terms of a request."""
 
 import gzip
 import itertools
@@ -10,28 +10,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.worker.http1 import RequestBody
-from ovms_rest.worker.queue import LARGEST_JSON, NEVER, Terms, WaitingQueue, read_terms
+from ovms_rest.worker.queue import LARGEST_JSON, NEVER, RequestQueue, Terms, read_terms
 
 # --- The queue, of items that are numbers
 
 
 def queue_of(*terms):
-    """Fill a queue with the numbers from 0, that have these terms; return it and which were looked at."""
+    """Fill a queue with the numbers from 0, which have these terms; return it and the numbers whose terms were read."""
     looked_at = []
 
     def read(item):
         looked_at.append(item)
         return terms[item]
 
-    queue = WaitingQueue(read)
+    queue = RequestQueue(read)
     for item in range(len(terms)):
         queue.push(item)
     return queue, looked_at
 
 
 def drain(queue):
-    """Take all out; return them in their order."""
+    """Pop all items; return them in their order."""
     return [queue.pop() for _ in range(queue.count)]
 
 
@@ -40,28 +41,28 @@ def of(priority):
 
 
 def until(microseconds, priority=0):
-    """Return the terms of what waits since 0."""
+    """Return the terms of an item that has waited since 0."""
     return Terms(priority, microseconds, 0)
 
 
-def test_equals_come_in_their_order():
+def test_equal_priorities_keep_their_order():
     assert drain(queue_of(of(0), of(0), of(0))[0]) == [0, 1, 2]
     assert drain(queue_of(of(3), of(3), of(3))[0]) == [0, 1, 2]
 
 
-def test_one_is_first_then_two_and_so_on_and_none_is_last():
+def test_priority_1_is_first_and_none_is_last():
     queue, _ = queue_of(of(0), of(2), of(1), of(2**64 - 1), of(1), of(0), of(2))
     assert drain(queue) == [2, 4, 1, 6, 3, 0, 5]
 
 
-def test_what_comes_later_and_ranks_higher_goes_before():
+def test_later_item_of_a_higher_priority_overtakes():
     queue, _ = queue_of(of(0), of(0), of(1), of(0))
     assert queue.pop() == 2
     queue.push(2)
     assert drain(queue) == [2, 0, 1, 3]
 
 
-def test_who_waits_alone_is_not_looked_at():
+def test_terms_of_a_single_item_are_not_read():
     queue, looked_at = queue_of(until(1, 1), of(1))
     queue.remove(1)
     assert queue.expire(10**9) == []
@@ -69,14 +70,14 @@ def test_who_waits_alone_is_not_looked_at():
     assert looked_at == []
 
 
-def test_everyone_is_looked_at_once():
+def test_terms_of_every_item_are_read_once():
     queue, looked_at = queue_of(*[of(0)] * 5)
     queue.expire(0)
     drain(queue)
     assert looked_at == [0, 1, 2, 3, 4]
 
 
-def test_those_whose_time_is_over_are_taken_out():
+def test_items_past_their_timeout_are_removed():
     queue, _ = queue_of(until(3), until(1, 1), of(0), until(2), until(3))
     assert queue.expire(999) == []
     assert queue.next_deadline == 1000
@@ -87,20 +88,20 @@ def test_those_whose_time_is_over_are_taken_out():
     assert (drain(queue), queue.next_deadline) == ([2], NEVER)
 
 
-def test_time_counts_from_when_the_waiting_began():
+def test_timeout_counts_from_the_begin_of_waiting():
     queue, _ = queue_of(Terms(0, 5, 7000), of(0))
     assert queue.expire(11_999) == []
     assert queue.expire(12_000) == [(0, Terms(0, 5, 7000))]
 
 
-def test_the_last_one_is_over_as_well_once_it_was_looked_at():
+def test_last_item_expires_once_its_terms_were_read():
     queue, _ = queue_of(of(0), until(1))
     assert queue.pop() == 0
     assert queue.expire(1000) == [(1, until(1))]
     assert queue.count == 0
 
 
-def test_what_was_taken_is_not_over_later():
+def test_popped_item_does_not_expire():
     queue, _ = queue_of(until(1, 1), until(2))
     assert queue.pop() == 0
     assert queue.expire(1000) == []
@@ -108,8 +109,8 @@ def test_what_was_taken_is_not_over_later():
 
 
 @pytest.mark.parametrize("item", range(4))
-def test_what_was_removed_neither_comes_nor_is_over(item):
-    """One of each place: looked at, with and without a priority, and not looked at."""
+def test_removed_item_is_neither_popped_nor_expires(item):
+    """One item of each place: read, with and without a priority, and unread."""
     queue, _ = queue_of(until(1), until(1, 1), until(1, 2), until(1))
     queue.remove(3)
     queue.expire(0)
@@ -120,7 +121,7 @@ def test_what_was_removed_neither_comes_nor_is_over(item):
     assert sorted(over for over, _ in queue.expire(1000)) == sorted({0, 1, 2, 3} - {item})
 
 
-def test_to_remove_what_is_not_there_changes_nothing():
+def test_removal_of_an_unknown_item_changes_nothing():
     queue, _ = queue_of()
     queue.remove(0)
     assert queue.count == 0
@@ -130,7 +131,7 @@ def test_to_remove_what_is_not_there_changes_nothing():
 
 
 class Model:
-    """The queue as it is meant: a list of what waits, in the order in which it came."""
+    """A simple model of the queue: a list of its items in the order of their arrival."""
 
     def __init__(self):
         self.waiting = []
@@ -174,9 +175,9 @@ STEPS = st.one_of(
 
 @settings(max_examples=300)
 @given(st.lists(STEPS, max_size=40))
-def test_whatever_happens_the_queue_does_what_is_meant(steps):
+def test_queue_agrees_with_a_simple_model(steps):
     terms, numbers, now = {}, itertools.count(), 0
-    queue, model = WaitingQueue(terms.__getitem__), Model()
+    queue, model = RequestQueue(terms.__getitem__), Model()
     for step, argument in steps:
         if step == "push":
             item = next(numbers)
@@ -196,27 +197,28 @@ def test_whatever_happens_the_queue_does_what_is_meant(steps):
     assert drain(queue) == [model.pop() for _ in range(len(model.waiting))]
 
 
-# --- What a request says
+# --- The terms of a request
 
 
 def request(body, received=0, **fields):
-    """Make the environ of a request that was received whole."""
+    """Return the arguments of `read_terms` for a request that was received whole."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return {
-        "ovms_rest.received": received,
+    environ = {
         "wsgi.input": RequestBody(memoryview(bytearray(data))),
+        "ovms_rest.header_length": read_header_length(fields.get("inference_header_content_length")),
         **{f"HTTP_{name.upper()}": value for name, value in fields.items()},
     }
+    return environ, received
 
 
 def with_parameters(**parameters):
     return request({"inputs": [], "parameters": parameters}, 123)
 
 
-def test_a_request_says_its_priority_and_timeout():
-    assert read_terms(with_parameters(priority=3, timeout=1000)) == Terms(3, 1000, 123)
-    assert read_terms(with_parameters(priority=2**64 - 1)) == Terms(2**64 - 1)
-    assert read_terms(with_parameters(timeout=5)).deadline_ns == 5123
+def test_terms_have_priority_and_timeout():
+    assert read_terms(*with_parameters(priority=3, timeout=1000)) == Terms(3, 1000, 123)
+    assert read_terms(*with_parameters(priority=2**64 - 1)) == Terms(2**64 - 1)
+    assert read_terms(*with_parameters(timeout=5)).deadline_ns == 5123
 
 
 @pytest.mark.parametrize(
@@ -242,32 +244,32 @@ def test_a_request_says_its_priority_and_timeout():
         b"[" * 100_000 + b'"timeout"',
     ],
 )
-def test_what_says_neither_or_is_wrong_has_no_terms(body):
-    """What is wrong the answer tells, when the request has its turn."""
-    assert read_terms(request(body)) == Terms()
+def test_missing_or_invalid_parameters_are_no_terms(body):
+    """They are refused when the request is decoded."""
+    assert read_terms(*request(body)) == Terms()
 
 
-def test_only_the_json_of_a_binary_request_is_looked_into():
+def test_only_the_json_of_a_binary_request_is_parsed():
     text = b'{"parameters": {"priority": 1}}'
     body = text + b"\xff" * 100
-    assert read_terms(request(body, inference_header_content_length=str(len(text)))).priority == 1
+    assert read_terms(*request(body, inference_header_content_length=str(len(text)))).priority == 1
     for length in ("0", "10", "999", "x", ""):
-        assert read_terms(request(body, inference_header_content_length=length)) == Terms()
-    assert read_terms(request(text, inference_header_content_length="0")) == Terms(), "this has no JSON"
+        assert read_terms(*request(body, inference_header_content_length=length)) == Terms()
+    assert read_terms(*request(text, inference_header_content_length="0")) == Terms(), "this has no JSON"
 
 
-def test_a_compressed_body_is_not_looked_into():
+def test_compressed_body_is_not_parsed():
     body = json.dumps({"parameters": {"priority": 1}}).encode()
-    assert read_terms(request(gzip.compress(body), content_encoding="gzip")) == Terms()
-    assert read_terms(request(body, content_encoding="gzip")) == Terms()
+    assert read_terms(*request(gzip.compress(body), content_encoding="gzip")) == Terms()
+    assert read_terms(*request(body, content_encoding="gzip")) == Terms()
 
 
-def test_json_is_looked_into_up_to_a_size():
+def test_json_is_parsed_up_to_a_size():
     text = b'{"parameters": {"priority": 1}}'
-    assert read_terms(request(text.ljust(LARGEST_JSON))).priority == 1
-    assert read_terms(request(text.ljust(LARGEST_JSON + 1))) == Terms()
+    assert read_terms(*request(text.ljust(LARGEST_JSON))).priority == 1
+    assert read_terms(*request(text.ljust(LARGEST_JSON + 1))) == Terms()
     length = str(len(text))
-    assert read_terms(request(text.ljust(2 * LARGEST_JSON), inference_header_content_length=length)).priority == 1
+    assert read_terms(*request(text.ljust(2 * LARGEST_JSON), inference_header_content_length=length)).priority == 1
 
 
 @pytest.mark.parametrize("size", [0, 20_000, 500_000])
@@ -288,18 +290,18 @@ def test_json_is_looked_into_up_to_a_size():
 )
 def test_terms_are_found_in_json_of_any_length(text, priority, size):
     body = (text % ("0, " * (size // 3) + "0")).encode("latin-1")
-    assert read_terms(request(body)).priority == priority
+    assert read_terms(*request(body)).priority == priority
 
 
-def test_terms_in_the_longest_json_are_found_in_a_fraction_of_the_time_that_parsing_takes():
-    """A turn of the worker reads the terms of all requests that have come."""
+def test_terms_in_the_longest_json_take_less_than_half_the_time_of_parsing():
+    """A turn of the worker reads the terms of all queued requests."""
     body = b'{"parameters": {"priority": 1}, "x": [' + b"{}," * (LARGEST_JSON // 3 - 20) + b"{}]}"
-    assert read_terms(request(body)).priority == 1
-    assert 2 * shortest(lambda: read_terms(request(body))) < shortest(lambda: orjson.loads(body))
+    assert read_terms(*request(body)).priority == 1
+    assert 2 * shortest(lambda: read_terms(*request(body))) < shortest(lambda: orjson.loads(body))
 
 
 def shortest(call):
-    """Return the shortest of five times that a call takes, in seconds."""
+    """Return the shortest duration of five calls, in seconds."""
     times = []
     for _ in range(5):
         began = time.perf_counter()
@@ -309,21 +311,21 @@ def shortest(call):
 
 
 def waited_since(began_ns):
-    """Tell how long a request has waited that was received now, and by a proxy at a time since 1970."""
+    """Return how long a request received now has waited, if a proxy received it at `began_ns` since 1970."""
     received = time.monotonic_ns()
-    terms = read_terms(request({"parameters": {"timeout": 1}}, received, x_request_start=f"t={began_ns / 1e9:.6f}"))
+    terms = read_terms(*request({"parameters": {"timeout": 1}}, received, x_request_start=f"t={began_ns / 1e9:.6f}"))
     return (received - terms.since_ns) / 1e9
 
 
 @pytest.mark.parametrize("seconds", [0.5, 60, 3599])
-def test_waiting_begins_where_the_proxy_got_the_request(seconds):
+def test_waiting_begins_when_the_proxy_got_the_request(seconds):
     assert waited_since(time.time_ns() - seconds * 10**9) == pytest.approx(seconds, abs=0.1)
 
 
 @pytest.mark.parametrize("seconds", [-3600, -1, 3601, 10**9])
-def test_what_a_proxy_tells_of_the_future_or_long_ago_does_not_count(seconds):
+def test_start_in_the_future_or_long_ago_is_ignored(seconds):
     assert waited_since(time.time_ns() - seconds * 10**9) == 0
 
 
-def test_a_start_that_cannot_be_read_does_not_count():
-    assert read_terms(request({"parameters": {"timeout": 1}}, 7, x_request_start="yesterday")).since_ns == 7
+def test_invalid_start_is_ignored():
+    assert read_terms(*request({"parameters": {"timeout": 1}}, 7, x_request_start="yesterday")).since_ns == 7

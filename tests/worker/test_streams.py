@@ -1,4 +1,4 @@
-"""Logs whose reader has stopped reading: lines are lost and counted, and nothing waits for it."""
+"""Logs whose reader has stopped reading: lines are lost and counted, and no process waits."""
 
 import contextlib
 import logging
@@ -31,13 +31,13 @@ class Pipe:
         self.stream = Stream(self.writing, "the test")
 
     def fill(self):
-        """Fill it up, as all do who write into it."""
+        """Fill the pipe."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.pwritev(self.writing, [b"." * 4096], -1, os.RWF_NOWAIT)
 
     def read(self):
-        """Read all that is there."""
+        """Read all available bytes."""
         os.set_blocking(self.reading, False)
         data = b""
         with contextlib.suppress(BlockingIOError):
@@ -55,13 +55,13 @@ def pipe():
     os.close(made.reading)
 
 
-def test_lines_come_out_in_order_and_others_find_the_pipe_as_it_was(pipe):
+def test_lines_keep_their_order_and_the_pipe_stays_blocking_for_others(pipe):
     assert [pipe.stream.write(b"one\n"), pipe.stream.write(b"two\n")] == [4, 4]
     assert pipe.read() == b"one\ntwo\n"
     assert os.get_blocking(pipe.writing)
 
 
-def test_lines_for_which_there_is_no_room_are_counted(pipe, caplog):
+def test_lines_without_room_are_counted(pipe, caplog):
     pipe.fill()
     for _ in range(1000):
         assert pipe.stream.write(b"lost\n") == 5
@@ -75,7 +75,7 @@ def test_lines_for_which_there_is_no_room_are_counted(pipe, caplog):
     assert caplog.messages == [f"1002 {LOST}"]
 
 
-def test_a_stuck_reader_is_waited_for_once(pipe):
+def test_writer_waits_once_for_a_stuck_reader(pipe):
     pipe.fill()
     started = time.monotonic()
     pipe.stream.write(b"waited\n")
@@ -87,7 +87,7 @@ def test_a_stuck_reader_is_waited_for_once(pipe):
     assert time.monotonic() - started < 1000 * streams.WAIT_SECONDS / 10
 
 
-def test_a_slow_reader_gets_every_line(pipe, monkeypatch):
+def test_slow_reader_gets_every_line(pipe, monkeypatch):
     monkeypatch.setattr(streams, "WAIT_SECONDS", 30)
     lines = b"".join(b"%d\n" % number for number in range(100_000))
     received = []
@@ -104,7 +104,7 @@ def test_a_slow_reader_gets_every_line(pipe, monkeypatch):
     assert b"".join(received) == lines
 
 
-def test_a_line_that_comes_out_in_part_ends_before_the_next(pipe, caplog):
+def test_truncated_line_ends_before_the_next(pipe, caplog):
     pipe.stream.write(b"x" * 100_000 + b"\n")
     assert pipe.read() == b"x" * 65_536
     pipe.stream.write(b"next\n")
@@ -112,7 +112,7 @@ def test_a_line_that_comes_out_in_part_ends_before_the_next(pipe, caplog):
     assert caplog.messages == [f"1 {LOST}"]
 
 
-def test_a_forked_process_counts_for_itself(pipe, caplog):
+def test_forked_process_counts_its_own_lines(pipe, caplog):
     pipe.fill()
     pipe.stream.write(b"of the parent\n")
     pipe.read()
@@ -126,8 +126,8 @@ def test_a_forked_process_counts_for_itself(pipe, caplog):
     assert caplog.messages == [f"1 {LOST}"]
 
 
-def test_a_pipe_of_another_user_blocks_nobody_either(pipe, caplog):
-    """It cannot be opened once more, as that of a container's log sometimes."""
+def test_pipe_of_another_user_does_not_block(pipe, caplog):
+    """It cannot be opened again, like the pipe of a container's log sometimes."""
     pipe.stream._detach()
     pipe.stream._write = pipe.stream._write_after_poll
     pipe.stream.write(b"x" * 10_000 + b"\n")
@@ -140,7 +140,7 @@ def test_a_pipe_of_another_user_blocks_nobody_either(pipe, caplog):
     assert caplog.messages == [f"1 {LOST}"]
 
 
-def test_a_reader_that_is_gone_costs_the_lines(caplog):
+def test_lines_without_a_reader_are_lost(caplog):
     made = Pipe()
     os.close(made.reading)
     assert made.stream.write(b"lost\n") == 5
@@ -152,8 +152,8 @@ def test_a_reader_that_is_gone_costs_the_lines(caplog):
     assert caplog.messages == ["1 lines of the test were lost: Broken pipe"]
 
 
-def test_a_journal_that_does_not_read_blocks_nobody(caplog):
-    """Its socket cannot be opened once more, and stays a blocking one for others."""
+def test_journal_that_does_not_read_does_not_block(caplog):
+    """Its socket cannot be opened again, and stays blocking for other processes."""
     ours, journal = socket.socketpair()
     with journal:
         stream = Stream(ours.detach(), "the test")
@@ -171,8 +171,8 @@ def test_a_journal_that_does_not_read_blocks_nobody(caplog):
     assert caplog.messages[0].endswith(LOST)
 
 
-def test_a_terminal_that_is_stopped_blocks_nobody(caplog):
-    """By Ctrl-S."""
+def test_stopped_terminal_does_not_block(caplog):
+    """Ctrl-S stops it."""
     master, slave = pty.openpty()
     stream = Stream(slave, "the test")
     os.write(master, b"\x13")
@@ -198,7 +198,7 @@ def has_room(descriptor):
 
 @pytest.fixture
 def logger():
-    """A logger of its own, with whose handlers `install` deals as with any other's."""
+    """A logger of its own, whose handlers `install` treats like all others."""
     made = logging.getLogger("test_streams")
     made.propagate = False
     yield made
@@ -209,13 +209,13 @@ def logger():
 
 @pytest.fixture
 def install(monkeypatch):
-    """Install the streams, and put the standard ones back."""
+    """Install the streams; afterwards restore the standard ones."""
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     return lambda uid=0: streams.install(uid, uid)
 
 
-def test_a_log_at_a_named_pipe_blocks_nobody_before_and_after_it_is_reopened(tmp_path, logger, install):
+def test_log_at_a_named_pipe_does_not_block_before_or_after_reopening(tmp_path, logger, install):
     path = tmp_path / "log"
     os.mkfifo(path)
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -225,12 +225,12 @@ def test_a_log_at_a_named_pipe_blocks_nobody_before_and_after_it_is_reopened(tmp
     for _ in range(2):
         for _ in range(100):
             logger.error("x" * 10_000)
-        handler.close()  # as gunicorn does at SIGUSR1
+        handler.close()  # like gunicorn at SIGUSR1
         handler.stream = handler._open()
     os.close(reading)
 
 
-def test_a_log_at_a_named_pipe_without_a_reader_is_not_waited_for(tmp_path, logger, install, capfd):
+def test_log_at_a_named_pipe_without_a_reader_does_not_block(tmp_path, logger, install, capfd):
     path = tmp_path / "log"
     os.mkfifo(path)
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -241,11 +241,11 @@ def test_a_log_at_a_named_pipe_without_a_reader_is_not_waited_for(tmp_path, logg
     handler.close()
     handler.stream = handler._open()
     logger.error("instead")
-    told = f"the log file {path} cannot be opened: No such device or address\ninstead\n"
+    told = f"cannot open the log file {path}: No such device or address\ninstead\n"
     assert capfd.readouterr().err == told
 
 
-def test_a_log_file_on_a_disk_is_written_and_reopened_as_ever(tmp_path, logger, install):
+def test_log_file_on_a_disk_is_written_and_reopened(tmp_path, logger, install):
     path = tmp_path / "log"
     handler = logging.FileHandler(path)
     logger.addHandler(handler)
@@ -259,7 +259,7 @@ def test_a_log_file_on_a_disk_is_written_and_reopened_as_ever(tmp_path, logger, 
     assert path.read_text() == "two\n"
 
 
-def test_a_system_log_that_does_not_read_blocks_nobody(tmp_path, logger, install, caplog):
+def test_system_log_that_does_not_read_does_not_block(tmp_path, logger, install, caplog):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
         daemon.bind(str(tmp_path / "syslog"))
         logger.addHandler(logging.handlers.SysLogHandler(str(tmp_path / "syslog")))
@@ -274,7 +274,7 @@ def test_a_system_log_that_does_not_read_blocks_nobody(tmp_path, logger, install
         logger.error("there")
         assert daemon.recv(100) == b"<11>there\0"
     told = [record.getMessage() for record in caplog.records if record.name != logger.name]
-    assert told == [f"{1000 - received} lines of the system's log were lost: it has fallen behind"]
+    assert told == [f"{1000 - received} lines of the system log were lost: it has fallen behind"]
 
 
 # --- The service
@@ -288,7 +288,7 @@ def relu(tmp_path):
 
 @contextlib.contextmanager
 def stuck(directory, config, *arguments, **variables):
-    """A service whose output goes into a full pipe that nobody reads; yield it and the pipe."""
+    """A service whose output is a full pipe without a reader; yield it and the pipe."""
     pipe = Pipe()
     pipe.fill()
     process = subprocess.Popen(
@@ -322,8 +322,8 @@ def answers(service):
 
 
 @pytest.mark.parametrize("options", [(), ("--access-logfile", "-", "--error-logfile", "/dev/stderr")])
-def test_nothing_waits_for_a_reader_of_the_standard_error(tmp_path, relu, options):
-    """From the start on, workers are replaced, answers come, reloads are made; the log goes on when it is read."""
+def test_service_does_not_wait_for_a_reader_of_standard_error(tmp_path, relu, options):
+    """Workers are replaced, requests succeed and models reload; the log continues when it is read."""
     with stuck(tmp_path, relu, *options, OVMS_REST_ACCESS_LOG="json") as (service, pipe):
         before = service.workers()
         for pid in before:

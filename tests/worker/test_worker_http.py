@@ -37,7 +37,7 @@ from service import serve
 
 MAX_BODY = 4 * 2**20
 RELU_DATA = [1, 0, 3, 0]
-# What must not be answered when it stands behind a request that is refused.
+# This must not get a response after a request that is refused.
 SMUGGLED = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -61,7 +61,7 @@ def inferred(answer):
 
 
 def refused(answer, status=None):
-    """Tell whether a response is an error as all are, and the last of its connection."""
+    """Return whether a response is an error in the usual form, and the last of its connection."""
     return (
         answer.status >= 400
         and status in (None, answer.status)
@@ -77,7 +77,7 @@ def final(answers):
 
 
 def stable(answer):
-    """Return what is the same for the same request at any time."""
+    """Return the part of a response that is the same for equal requests at any time."""
     return answer.status, {**answer.headers, "date": None, "x-request-id": None}, answer.body
 
 
@@ -106,7 +106,7 @@ METHODS = [method for _, method, _ in CONVERSATION]
 STATUSES = [status for _, _, status in CONVERSATION]
 
 
-def test_a_connection_is_kept_alive(server):
+def test_connection_is_kept_alive(server):
     with connected(server) as connection:
         for _ in range(20):
             for data, method, status in CONVERSATION:
@@ -116,7 +116,7 @@ def test_a_connection_is_kept_alive(server):
                 assert "connection" not in answer.headers
 
 
-def test_pipelined_requests_are_answered_in_order(server):
+def test_pipelined_responses_come_in_order(server):
     answers = final(parse(exchange(server, BYTES * 5), *METHODS * 5))
     assert [answer.status for answer in answers] == STATUSES * 5
     for (data, _, status), answer in zip(CONVERSATION * 5, answers, strict=True):
@@ -124,7 +124,7 @@ def test_pipelined_requests_are_answered_in_order(server):
             assert inferred(answer)
 
 
-def test_requests_are_answered_in_order_behind_a_slow_one(server):
+def test_pipelined_responses_come_in_order_after_a_slow_one(server):
     slow = infer("counting", slow_models.count(slow_models.SLOW))
     answers = parse(exchange(server, slow + LIVE + slow + head("GET", "/v2/models/relu") + LIVE), "POST", "GET", "POST")
     assert [answer.status for answer in answers] == [200] * 5
@@ -132,8 +132,8 @@ def test_requests_are_answered_in_order_behind_a_slow_one(server):
     assert names == ["counting", "counting", "relu"]
 
 
-def test_many_pipelined_requests(server):
-    """More than go into one receive, and more answers than the client has room for."""
+def test_many_pipelined_requests_get_their_responses(server):
+    """More requests than fit into one receive, and more responses than the client has room for."""
     count = 5000
     with connected(server) as connection:
         connection.settimeout(60)
@@ -154,7 +154,7 @@ def test_many_pipelined_requests(server):
 SHORT = post(RELU_PATH, RELU) + TRAILED + LIVE
 
 
-def test_a_stream_may_be_split_at_any_byte(server, barrier):
+def test_stream_may_be_split_at_any_byte(server, barrier):
     for place in range(1, len(SHORT)):
         with connected(server) as connection:
             send_pieces(connection, cut(SHORT, [place]), barrier)
@@ -163,7 +163,7 @@ def test_a_stream_may_be_split_at_any_byte(server, barrier):
             assert answers[2].status == 200, place
 
 
-def test_a_stream_may_be_split_at_every_byte(server, barrier):
+def test_stream_may_be_split_at_every_byte(server, barrier):
     with connected(server) as connection:
         send_pieces(connection, cut(BYTES, list(range(1, len(BYTES)))), barrier)
         connection.shutdown(socket.SHUT_WR)
@@ -173,12 +173,12 @@ def test_a_stream_may_be_split_at_every_byte(server, barrier):
 
 @pytest.fixture(scope="module")
 def whole(server):
-    """The answers to the conversation when it comes at once."""
+    """The responses to the conversation when it is sent in one piece."""
     return [stable(answer) for answer in final(parse_with_interim(exchange(server, BYTES)))]
 
 
 def parse_with_interim(data):
-    """Take apart the responses to the conversation, before one of which there may be an interim one."""
+    """Parse the responses to the conversation, before one of which there may be an interim one."""
     interim, count = b"HTTP/1.1 100 Continue\r\n\r\n", data.count(b"HTTP/1.1 100 ")
     assert count <= 1
     return parse(data.replace(interim, b""), *METHODS)
@@ -186,7 +186,7 @@ def parse_with_interim(data):
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(1, len(BYTES) - 1), max_size=12))
-def test_pieces_make_no_difference(server, barrier, whole, places):
+def test_stream_in_any_pieces_gets_the_same_responses(server, barrier, whole, places):
     with connected(server) as connection:
         send_pieces(connection, cut(BYTES, places), barrier)
         connection.shutdown(socket.SHUT_WR)
@@ -198,7 +198,7 @@ def test_pieces_make_no_difference(server, barrier, whole, places):
 
 
 def matrix(size):
-    """Make a binary request of so many bytes; return body, header and what is to come back."""
+    """Make a binary request of `size` bytes; return its body, header and the expected response."""
     rows = (size - 200) // 16
     array = np.random.default_rng(size).standard_normal((rows, 4), np.float32)
     tensor = {"name": "x", "datatype": "FP32", "shape": [rows, 4], "parameters": {"binary_data_size": array.nbytes}}
@@ -211,20 +211,20 @@ def section(answer):
     return answer.body[int(answer.headers["inference-header-content-length"]) :]
 
 
-ARENA = 64 * 1024  # what the worker receives at once
+ARENA = 64 * 1024  # the worker receives at most this many bytes in one call
 SIZES = [1000, *range(ARENA - 2, ARENA + 3), 2 * ARENA, 300_001, MAX_BODY]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_bodies_of_any_size(server, size):
-    """Twice on a connection, the head of the second behind the body of the first."""
+def test_bodies_of_any_size_are_read(server, size):
+    """Twice on a connection, the head of the second after the body of the first."""
     body, field, expected = matrix(size)
     answers = parse(exchange(server, post(RELU_PATH, body, field) * 2 + LIVE), "POST", "POST")
     assert [answer.status for answer in answers] == [200] * 3
     assert [section(answer) == expected for answer in answers[:2]] == [True, True]
 
 
-def test_what_is_received_at_once_may_end_anywhere_in_the_next_request(server):
+def test_receive_may_end_anywhere_in_the_next_request(server):
     body, field, expected = matrix(1000)
     request = post(RELU_PATH, body, field)
     size = len(request) - len(body)
@@ -236,8 +236,8 @@ def test_what_is_received_at_once_may_end_anywhere_in_the_next_request(server):
         assert section(answers[1]) == expected
 
 
-def test_an_empty_body_is_a_tensor_without_elements(server):
-    """A body that has no memory is as good as one that has."""
+def test_empty_body_is_a_tensor_without_elements(server):
+    """An empty body needs no memory."""
     field = "Inference-Header-Content-Length: 0"
     requests = post(RELU_PATH, b"", field) + post_chunked(RELU_PATH, fields=(field,)) + head("POST", RELU_PATH, field)
     answers = parse(exchange(server, requests), "POST", "POST", "POST")
@@ -249,7 +249,7 @@ def test_an_empty_body_is_a_tensor_without_elements(server):
 
 
 @pytest.mark.parametrize("sizes", [[1], [1000, 1, 70_000], [ARENA - 1, ARENA, ARENA + 1], [10**6]])
-def test_chunks_of_any_size(server, sizes):
+def test_chunks_of_any_size_are_decoded(server, sizes):
     body, field, expected = matrix(300_001)
     chunks, start = [], 0
     while start < len(body):
@@ -340,8 +340,8 @@ def test_malformed_chunks_are_refused(server, data):
         b"0\r\nA: b\rC",
     ],
 )
-def test_a_line_of_chunks_that_does_not_end_with_cr_lf_is_refused_at_once(server, data):
-    """Not when the time for a body is over. RFC 9112 section 2.2 lets a bare LF end the lines of heads only."""
+def test_chunk_line_with_a_bare_cr_or_lf_is_refused_immediately(server, data):
+    """Not only when the time limit passes. RFC 9112 section 2.2 lets a bare LF end the lines of heads only."""
     with connected(server, CHUNKED + data) as connection:
         assert refused(receive(connection, "POST"), 400)
 
@@ -350,7 +350,7 @@ def test_a_line_of_chunks_that_does_not_end_with_cr_lf_is_refused_at_once(server
     "trailer", [b"no colon", b": b", b"A : b", b" A: b", b"A: b\r\n folded", b"A(: b", b"A: b\0", b"GET / HTTP/1.1"]
 )
 def test_malformed_trailers_are_refused(server, trailer):
-    """RFC 9112 section 7.1.2: a trailer section is of field lines."""
+    """RFC 9112 section 7.1.2: a trailer section consists of field lines."""
     data = CHUNKED + SIZE + b"\r\n" + RELU + b"\r\n0\r\n" + trailer + b"\r\n\r\n" + SMUGGLED
     (answer,) = parse(exchange(server, data), "POST")
     assert refused(answer, 400)
@@ -367,7 +367,7 @@ def test_malformed_trailers_are_refused(server, trailer):
         (CHUNKED + SIZE + b"\r\n" + RELU + b"\r\n0\r\nA: b\r\n", "the body ended before its last chunk"),
     ],
 )
-def test_a_body_that_ends_early_is_refused(server, data, message):
+def test_truncated_body_is_refused(server, data, message):
     (answer,) = parse(exchange(server, data), "POST")
     assert refused(answer, 400)
     assert answer.json()["error"] == message
@@ -383,7 +383,7 @@ def test_a_body_that_ends_early_is_refused(server, data, message):
         CHUNKED[:-2] + b"Expect: 100-CONTINUE\r\n\r\n" + SIZE + b"\r\n" + RELU + END,
     ],
 )
-def test_a_body_that_waits_for_100_continue_is_asked_for(server, data):
+def test_expectation_gets_100_continue(server, data):
     size = data.index(b"\r\n\r\n") + 4
     with connected(server) as connection:
         for _ in range(2):
@@ -394,7 +394,7 @@ def test_a_body_that_waits_for_100_continue_is_asked_for(server, data):
             assert inferred(receive(connection, "POST"))
 
 
-def test_a_body_of_http_1_0_is_not_asked_for(server, barrier):
+def test_http_1_0_gets_no_100_continue(server, barrier):
     data = post(RELU_PATH, RELU, "Expect: 100-continue", version="1.0")
     size = data.index(b"\r\n\r\n") + 4
     with connected(server) as connection:
@@ -411,13 +411,13 @@ def test_a_body_of_http_1_0_is_not_asked_for(server, barrier):
         (("Content-Length: 5", "Transfer-Encoding: chunked", "Expect: 100-continue"), 400),
     ],
 )
-def test_a_body_that_would_be_refused_is_not_asked_for(server, fields, status):
+def test_refused_body_gets_no_100_continue(server, fields, status):
     with connected(server, head("POST", RELU_PATH, *fields)) as connection:
         (answer,) = parse(receive_rest(connection), "POST")
     assert refused(answer, status)
 
 
-def test_an_expectation_behind_a_slow_request_is_met_when_its_turn_comes(server):
+def test_pipelined_expectation_gets_100_continue_in_its_turn(server):
     data = post(RELU_PATH, RELU, "Expect: 100-continue")
     size = data.index(b"\r\n\r\n") + 4
     with connected(server, infer("counting", slow_models.count(slow_models.SLOW)) + data[:size]) as connection:
@@ -440,22 +440,22 @@ def test_http_1_0_closes_unless_asked_to_keep_alive(server):
         assert is_closed(connection)
 
 
-def test_the_client_closes(server):
+def test_connection_close_is_obeyed(server):
     for data in (head("GET", "/v2", "Connection: close"), head("GET", "/v2", "Connection: x, close", version="1.0")):
         with connected(server, data) as connection:
             assert receive(connection).headers["connection"] == "close"
             assert is_closed(connection)
 
 
-def test_nothing_is_answered_behind_connection_close(server):
+def test_requests_after_connection_close_get_no_response(server):
     data = post(RELU_PATH, RELU, "Connection: close")
     for chunks in ([data + SMUGGLED], [data, SMUGGLED]):
         (answer,) = parse(exchange(server, *chunks), "POST")
         assert inferred(answer)
 
 
-def test_an_answer_is_whole_though_the_client_sent_more_than_its_request(server, barrier):
-    """Old clients send a line break behind a body; closed with that unread, the connection is reset."""
+def test_response_is_complete_although_the_client_sent_more_than_its_request(server, barrier):
+    """Old clients send a line break after a body; closing with unread bytes would reset the connection."""
     data = infer("filling", slow_models.fill(2.5, 500_000), "Connection: close")
     size = data.index(b"\r\n\r\n") + 4
     with socket.socket() as connection:
@@ -466,13 +466,13 @@ def test_an_answer_is_whole_though_the_client_sent_more_than_its_request(server,
     assert section(answer) == np.full(500_000, 2.5, np.float32).tobytes()
 
 
-def test_requests_are_answered_after_the_client_ended_its_sending(server):
+def test_half_closed_client_gets_its_responses(server):
     answers = parse(exchange(server, LIVE + post(RELU_PATH, RELU) + LIVE), "GET", "POST")
     assert [answer.status for answer in answers] == [200] * 3
 
 
-def test_the_end_may_come_while_requests_that_were_received_are_yet_to_be_answered(server):
-    """The first of them are answered before a slow inference of another client, and the end comes meanwhile."""
+def test_half_close_may_arrive_before_responses_to_received_requests(server):
+    """The first ones run before a slow inference of another client, and the half-close arrives meanwhile."""
     slow = infer("counting", slow_models.count(slow_models.SLOW))
     with connected(server, LIVE) as connection, connected(server) as one, connected(server) as two:
         receive(connection)
@@ -486,8 +486,8 @@ def test_the_end_may_come_while_requests_that_were_received_are_yet_to_be_answer
     assert [answer.status for answer in answers] == [200] * 5
 
 
-def test_the_end_cancels_an_inference_that_waits_behind_another(server, barrier):
-    """As for nginx and Go: whether such a client still reads cannot be known. One that does gets the reason."""
+def test_half_close_cancels_a_queued_inference(server, barrier):
+    """As in nginx and Go: whether such a client still reads is unknown. If it does, it gets the reason."""
     slow = infer("counting", slow_models.count(slow_models.SLOW))
     with connected(server, slow) as first, connected(server, post(RELU_PATH, RELU) + LIVE) as second:
         second.shutdown(socket.SHUT_WR)
@@ -497,7 +497,7 @@ def test_the_end_cancels_an_inference_that_waits_behind_another(server, barrier)
         assert receive(first, "POST").status == 200
 
 
-def test_the_end_cancels_nothing_behind_requests_of_the_same_connection(server):
+def test_half_close_does_not_cancel_pipelined_requests(server):
     slow = infer("counting", slow_models.count(slow_models.SLOW))
     answers = parse(exchange(server, slow + post(RELU_PATH, RELU) + slow + LIVE), *["POST"] * 3)
     assert [answer.status for answer in answers] == [200] * 4
@@ -505,7 +505,7 @@ def test_the_end_cancels_nothing_behind_requests_of_the_same_connection(server):
 
 @pytest.mark.parametrize("before", [b"", LIVE, b"\r\n"])
 @pytest.mark.parametrize("size", [1, 10, len(LIVE) - 1])
-def test_a_head_that_ends_early_is_refused(server, before, size):
+def test_truncated_head_is_refused(server, before, size):
     *answers, last = parse(exchange(server, before + LIVE[:size]))
     assert [answer.status for answer in answers] == [200] * (before == LIVE)
     assert refused(last, 400)
@@ -513,19 +513,19 @@ def test_a_head_that_ends_early_is_refused(server, before, size):
     assert last.json()["error"] == f"the head of the request ended after {size} bytes, before its empty line"
 
 
-def test_an_empty_line_and_the_end_is_no_request(server):
+def test_empty_line_before_the_end_of_the_stream_is_ignored(server):
     for data in (b"\r", b"\r\n"):
         assert exchange(server, data) == b""
         assert [answer.status for answer in parse(exchange(server, LIVE + data))] == [200]
 
 
 def reset(connection):
-    """Have the closing of a connection reset it."""
+    """Make closing a connection reset it."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
-def test_clients_that_vanish_at_any_moment_leave_the_others_served(server, barrier):
+def test_clients_that_vanish_at_any_moment_do_not_affect_others(server, barrier):
     slow = infer("counting", slow_models.count(slow_models.SLOW))
     large = infer("filling", slow_models.fill(1, 3_000_000))
     before, mistakes = server.workers(), server.log.count("Traceback")
@@ -537,10 +537,10 @@ def test_clients_that_vanish_at_any_moment_leave_the_others_served(server, barri
                     end(stack.enter_context(connection))
         with connected(server, slow) as first, connected(server, slow) as second, connected(server, large) as third:
             barrier.wait()
-            end(second)  # while it waits
+            end(second)  # while its request is queued
             assert receive(first, "POST").status == 200
             third.recv(10)
-            end(third)  # while its answer is being sent
+            end(third)  # while its response is being sent
         barrier.wait()
     assert inferred(parse(exchange(server, post(RELU_PATH, RELU)), "POST")[0])
     assert server.workers() == before
@@ -559,7 +559,7 @@ def test_clients_that_vanish_at_any_moment_leave_the_others_served(server, barri
         head("POST", "/v2", "Content-Length: 0", "Content-Length: 5") + b"12345",
         head("POST", "/v2", "Content-Length: 5, 5") + b"12345",
         head("GET", "/v2", "Content-Length: 0", "content-length: 41"),
-        # lengths that others may read
+        # lengths that other servers may accept
         head("POST", "/v2", "Content-Length: +5") + b"12345",
         head("POST", "/v2", "Content-Length: 0x5") + b"12345",
         head("POST", "/v2", "Content-Length: 5 5") + b"12345",
@@ -568,7 +568,7 @@ def test_clients_that_vanish_at_any_moment_leave_the_others_served(server, barri
         head("POST", "/v2", "Content-Length : 5") + b"12345",
         head("POST", "/v2", "Content-Length\t: 5") + b"12345",
         head("POST", "/v2", " Content-Length: 5") + b"12345",
-        # codings that others may read
+        # codings that other servers may accept
         head("POST", "/v2", "Transfer-Encoding : chunked") + b"0\r\n\r\n",
         head("POST", "/v2", " Transfer-Encoding: chunked") + b"0\r\n\r\n",
         head("POST", "/v2", "A: b", " Transfer-Encoding: chunked") + b"0\r\n\r\n",
@@ -579,7 +579,7 @@ def test_clients_that_vanish_at_any_moment_leave_the_others_served(server, barri
         head("POST", "/v2", "Transfer-Encoding: identity", "Content-Length: 5") + b"12345",
         head("POST", "/v2", "Transfer-Encoding: chunked", "Transfer-Encoding: x") + b"0\r\n\r\n",
         head("POST", "/v2", "Transfer-Encoding: chunked", version="1.0") + b"0\r\n\r\n",
-        # line ends that others may read
+        # line ends that other servers may accept
         b"GET /v2 HTTP/1.1\nHost: x\n\n",
         b"GET /v2 HTTP/1.1\r\nHost: x\r\nA: b\nContent-Length: 5\r\n\r\n12345",
         b"GET /v2 HTTP/1.1\r\nHost: x\rContent-Length: 5\r\n\r\n12345",
@@ -594,19 +594,19 @@ def test_clients_that_vanish_at_any_moment_leave_the_others_served(server, barri
         b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2\r\n" + head("GET", "/v2"),
     ],
 )
-def test_what_could_be_read_in_two_ways_is_refused_and_nothing_behind_it_read(server, data):
+def test_ambiguous_request_is_refused_and_nothing_after_it_read(server, data):
     (answer,) = parse(exchange(server, data + SMUGGLED))
     assert refused(answer)
     assert answer.status in (400, 501, 505)
 
 
-def test_what_came_before_a_refused_request_is_answered(server):
+def test_requests_before_a_refused_one_get_their_responses(server):
     answers = parse(exchange(server, LIVE + post(RELU_PATH, RELU) + b"GET\r\n\r\n" + SMUGGLED), "GET", "POST")
     assert [answer.status for answer in answers] == [200, 200, 400]
 
 
-def test_a_refusal_reaches_a_client_that_sends_on(server):
-    """Who only reads when everything is sent must not find the connection reset."""
+def test_refusal_reaches_a_client_that_continues_sending(server):
+    """A client that reads only after sending everything must not find the connection reset."""
     with connected(server, b"BROKEN\r\n\r\n") as connection:
         for _ in range(30):
             connection.sendall(b"x" * 100_000)
@@ -615,7 +615,7 @@ def test_a_refusal_reaches_a_client_that_sends_on(server):
     assert refused(answer, 400)
 
 
-def test_a_refusal_of_head_has_no_body(server):
+def test_refusal_of_head_has_no_body(server):
     """RFC 9110 section 9.3.2, whatever the status."""
     for data in (
         b"HEAD /v2 HTTP/1.1\r\n\r\n",
@@ -651,8 +651,8 @@ def test_heads_have_gunicorns_limits(server, data, status):
 @pytest.mark.parametrize(
     ("start", "more"), [(b"GET /", b"a"), (b"GET /v2 HTTP/1.1\r\nA: ", b"b"), (b"GET /v2 HTTP/1.1\r\n", b"A: b\r\n")]
 )
-def test_a_head_without_an_end_is_refused_when_it_is_too_large(server, start, more):
-    """It is not received for ever, and not kept whole: gunicorn's limits come to 823 KB."""
+def test_endless_head_is_refused_at_the_limit(server, start, more):
+    """It is not received without end, and not kept whole: gunicorn's limits amount to 823 KB."""
     with connected(server, start) as connection:
         connection.settimeout(60)
         with contextlib.suppress(ConnectionError):
@@ -664,14 +664,14 @@ def test_a_head_without_an_end_is_refused_when_it_is_too_large(server, start, mo
 
 
 @pytest.mark.parametrize("size", [MAX_BODY + 1, 2**40, 2**63 - 1])
-def test_a_body_over_the_limit_is_refused_before_it_is_read(server, size):
+def test_body_over_the_limit_is_refused_before_it_is_read(server, size):
     with connected(server, head("POST", RELU_PATH, f"Content-Length: {size}")) as connection:
         (answer,) = parse(receive_rest(connection), "POST")
     assert refused(answer, 413)
     assert answer.json()["error"] == f"the body has {size} bytes, at most {MAX_BODY} are allowed"
 
 
-def test_a_chunked_body_over_the_limit_is_refused_when_it_is(server):
+def test_chunked_body_is_refused_at_the_limit(server):
     chunks = [b"x" * 2**20] * 4
     whole = post_chunked(RELU_PATH, *chunks)
     assert parse(exchange(server, whole), "POST")[0].status == 400  # no JSON
@@ -683,18 +683,17 @@ def test_a_chunked_body_over_the_limit_is_refused_when_it_is(server):
 @pytest.mark.parametrize(
     ("before", "size"), [(0, MAX_BODY + 1), (0, 2**59), (1, MAX_BODY), (100, MAX_BODY - 99), (300_000, MAX_BODY)]
 )
-def test_an_oversized_chunk_is_refused_at_its_size_line(server, before, size):
+def test_oversized_chunk_is_refused_at_its_size_line(server, before, size):
     with connected(server, CHUNKED + (chunk(b"x" * before) if before else b"") + b"%x\r\n" % size) as connection:
         (answer,) = parse(receive_rest(connection), "POST")
     assert refused(answer, 413)
     assert answer.json()["error"] == (
-        f"the body has more than {MAX_BODY} bytes, which are allowed: "
-        f"behind {before} bytes a chunk of {size} was announced"
+        f"the body is too large: a chunk of {size} after {before} bytes, at most {MAX_BODY} are allowed"
     )
 
 
-def test_a_client_that_sends_a_body_over_the_limit_gets_the_answer(server):
-    """As client libraries do: they send everything, then look."""
+def test_client_that_sends_a_body_over_the_limit_gets_the_response(server):
+    """Client libraries send everything, then read."""
     body = b"x" * (3 * MAX_BODY)
     for data in (post(RELU_PATH, body), post_chunked(RELU_PATH, *[body[:100_000]] * 125)):
         with connected(server) as connection:
@@ -702,7 +701,7 @@ def test_a_client_that_sends_a_body_over_the_limit_gets_the_answer(server):
             assert refused(receive(connection, "POST"), 413)
 
 
-def test_nothing_is_left_of_what_was_refused(server):
+def test_refused_requests_leave_no_memory_held(server):
     body, field, expected = matrix(MAX_BODY)
     for _ in range(3):
         exchange(server, head("POST", RELU_PATH, f"Content-Length: {MAX_BODY}") + b"x" * 1000)
@@ -724,7 +723,7 @@ def test_nothing_is_left_of_what_was_refused(server):
         (b"CONNECT example.org:80 HTTP/1.1\r\nHost: x\r\n\r\n", 404),
     ],
 )
-def test_every_form_of_a_target(server, data, status):
+def test_every_form_of_a_target_is_accepted_or_refused(server, data, status):
     (answer,) = parse(exchange(server, data))
     assert answer.status == status
 
@@ -737,7 +736,7 @@ MADE = re.compile(r"[0-9a-f]{12}-[0-9]+")
 @pytest.mark.parametrize(
     "request_id", ["a", "0b6f6c1e-0d1e-4d3c-8f5e-3d1c9b7a2f10", "!#$%&'()*+,-./:;<=>?@[]^_`{|}~", "x" * 128]
 )
-def test_the_id_of_a_request_is_on_its_answer(server, request_id):
+def test_request_id_is_repeated_in_the_response(server, request_id):
     field = f"X-Request-ID: {request_id}"
     requests = [
         head("GET", "/v2/health/live", field),
@@ -753,7 +752,7 @@ def test_the_id_of_a_request_is_on_its_answer(server, request_id):
     assert [answer.headers["x-request-id"] for answer in answers] == [request_id] * 7
 
 
-def test_a_request_without_an_id_is_given_one(server):
+def test_request_without_an_id_gets_one(server):
     answers = parse(
         exchange(server, LIVE * 3, post(RELU_PATH, RELU) * 3, b"BROKEN\r\n\r\n"), *["GET"] * 3, *["POST"] * 3
     )
@@ -764,18 +763,18 @@ def test_a_request_without_an_id_is_given_one(server):
 
 
 @pytest.mark.parametrize("request_id", ["", "x" * 129, "a b", "a\tb", "\xe9", "a\x1b[2Jb", "a\x7f", "a\x00b", "a\x0b"])
-def test_an_id_that_fits_into_no_log_is_replaced(server, request_id):
+def test_request_id_unfit_for_logs_is_replaced(server, request_id):
     (answer,) = parse(exchange(server, head("GET", "/v2/health/live", f"X-Request-ID: {request_id}")))
     assert answer.status in (200, 400)
     assert MADE.fullmatch(answer.headers["x-request-id"])
 
 
-def test_an_id_that_is_given_twice_is_one(server):
+def test_repeated_request_id_is_joined(server):
     (answer,) = parse(exchange(server, head("GET", "/v2", "X-Request-ID: a", "X-Request-ID: b")))
     assert answer.headers["x-request-id"] == "a,b"
 
 
-def test_ids_do_not_stay_on_a_connection(server):
+def test_request_ids_do_not_stay_on_a_connection(server):
     with connected(server) as connection:
         for field, expected in (("X-Request-ID: a", "a"), ("A: b", None), ("X-Request-ID: c", "c"), ("A: b", None)):
             connection.sendall(head("GET", "/v2", field))
@@ -783,7 +782,7 @@ def test_ids_do_not_stay_on_a_connection(server):
             assert found == expected or (expected is None and MADE.fullmatch(found))
 
 
-def test_every_response_tells_the_server_and_the_time(server):
+def test_every_response_has_server_and_date(server):
     for data in (LIVE, b"BROKEN\r\n\r\n"):
         (answer,) = parse(exchange(server, data))
         assert answer.headers["server"] == "ovms_rest"

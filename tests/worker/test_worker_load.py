@@ -1,4 +1,4 @@
-"""The worker under load: bodies and answers in memory, balance between workers, control first, overload."""
+"""Workers under load: balance between workers, requests that do not infer first, priorities, overload."""
 
 import contextlib
 import json
@@ -8,7 +8,6 @@ import re
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,14 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slow_models
-from gunicorn.config import Config
 from raw_http import (
     LIVE,
     RELU,
     RELU_PATH,
     Barrier,
     Load,
-    chunk,
     connected,
     exchange,
     head,
@@ -33,9 +30,6 @@ from raw_http import (
     receive,
 )
 from service import open_files, serve
-
-from ovms_rest.worker.connection import Connection, State, Times
-from ovms_rest.worker.http1 import HeadReader
 
 SLOW = infer("counting", slow_models.count(slow_models.SLOW))
 ENDLESS = infer("counting", slow_models.count(2**30))
@@ -49,8 +43,9 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, models):
-    """One worker, in which three inferences may wait."""
+    """One worker that queues at most three inferences."""
     with serve(tmp_path_factory.mktemp("alone"), "-w", "1", config=models, OVMS_REST_MAX_WAITING="3") as running:
+        running.wait_for_workers(1)
         yield running
 
 
@@ -66,7 +61,7 @@ def inferred(answer):
     return answer.status == 200 and answer.json()["outputs"][0]["data"] == [1, 0, 3, 0]
 
 
-# --- What is known of workers
+# --- The state of workers
 
 
 def spent(pid):
@@ -75,7 +70,7 @@ def spent(pid):
 
 
 def wait_until_inferring(service):
-    """Wait until the only worker has worked for longer than a request takes that does not infer."""
+    """Wait until the only worker has worked for longer than any request that does not infer."""
     (pid,) = service.workers()
     before = spent(pid)
     service.wait_for(lambda: spent(pid) > before + 0.05)
@@ -101,186 +96,11 @@ def connected_to_idle(service):
         yield connection
 
 
-# --- In memory
+# --- Balance
 
 
-class Host:
-    """What a connection needs of a worker, by which it is seen what it does."""
-
-    def __init__(self):
-        self.heads = HeadReader(Config())
-        self.times = Times(1, 1, 1, 1)
-        self.now = 0.0
-        self.arena = memoryview(bytearray(65536))
-        self.held, self.max_held, self.max_body = 0, 2**30, 2**28
-        self.submitted = []
-
-    def submit(self, connection):
-        self.submitted.append(connection.head.environ["wsgi.input"].buffer)
-
-    def resume_later(self, connection):
-        pass
-
-    def forget(self, connection):
-        pass
-
-
-class Counting:
-    """A socket that counts what is sent at once."""
-
-    def __init__(self, connection):
-        self._connection, self.sent = connection, []
-
-    def sendmsg(self, parts):
-        count = self._connection.sendmsg(parts)
-        self.sent.append(count)
-        return count
-
-    def __getattr__(self, name):
-        return getattr(self._connection, name)
-
-
-@pytest.fixture
-def wired():
-    """A connection with its host, the socket that it counts, and the client's end."""
-    server, client = socket.socketpair()
-    with server, client:
-        server.setblocking(False)
-        host, counting = Host(), Counting(server)
-        yield Connection(host, counting, {"SCRIPT_NAME": ""}), host, counting, client
-
-
-@pytest.mark.parametrize("length", [0, 1, 63, 64, 100, 1000])
-@pytest.mark.parametrize("how", ["with the head", "behind it", "in chunks", "behind another request"])
-def test_the_first_tensor_is_on_a_boundary_of_64_bytes(wired, length, how):
-    connection, host, _, client = wired
-    body = bytes(range(256)) * 80  # smaller ones are copied anyway
-    field = f"Inference-Header-Content-Length: {length}"
-    data = [post(RELU_PATH, body, field)]
-    if how == "behind it":
-        data = [data[0][: -len(body)], body[:1000], body[1000:]]
-    elif how == "in chunks":
-        chunks = chunk(body[:1001]) + chunk(body[1001:]) + chunk(b"")
-        data = [head("POST", RELU_PATH, "Transfer-Encoding: chunked", field) + chunks]
-    elif how == "behind another request":
-        data = [post(RELU_PATH, b"x") + data[0]]
-    for piece in data:
-        client.sendall(piece)
-        connection.handle(select.EPOLLIN)
-    if how == "behind another request":
-        connection.send([b"answer"], 6)
-        connection.resume()
-    buffer = np.frombuffer(host.submitted[-1], np.uint8)
-    assert (buffer.ctypes.data + length) % 64 == 0
-    assert buffer.tobytes() == body
-    assert buffer.flags.writeable
-
-
-def test_a_whole_answer_is_one_sendmsg(wired):
-    connection, _, counting, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
-    parts = [b"head", b"json", memoryview(np.arange(1000, dtype=np.uint8)), memoryview(b"")]
-    connection.send(parts, 1008)
-    assert counting.sent == [1008]
-    assert client.recv(2000) == b"".join(parts)
-    assert connection.state is State.HEAD
-
-
-def test_an_answer_of_very_many_parts_is_sent(wired):
-    """The system takes 1024 at once (sendmsg(2), IOV_MAX)."""
-    connection, host, _, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
-    connection.send([b"x"] * 3000, 3000)
-    received = client.recv(5000)
-    while len(received) < 3000 and connection.state is not State.CLOSED:
-        connection.handle(select.EPOLLOUT)
-        received += client.recv(5000)
-    assert received == b"x" * 3000
-    assert (connection.state, host.held) == (State.HEAD, 0)
-
-
-def test_the_rest_of_a_partly_sent_answer_survives_the_next_inference(wired):
-    """Whose output takes the memory of that answer."""
-    connection, host, counting, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
-    output = np.random.default_rng(0).integers(0, 255, 3_000_000, np.uint8)
-    expected = b"head" + output.tobytes()
-    connection.send([b"head", output.data], len(expected))
-    assert 0 < counting.sent[0] < len(expected)
-    assert host.held == len(expected) - counting.sent[0]
-    output[:] = 0
-    received = bytearray()
-    while len(received) < len(expected):
-        received += client.recv(100_000)
-        connection.handle(select.EPOLLOUT)
-    assert received == expected
-    assert (connection.state, host.held) == (State.HEAD, 0)
-
-
-def test_an_encoded_response_is_kept_without_a_copy_and_counts_whole(wired):
-    connection, host, counting, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
-    body = np.random.default_rng(0).bytes(6_000_000)
-    references = sys.getrefcount(body)
-    connection.send([b"head", body], len(body) + 4)
-    assert 0 < counting.sent[0] < len(body)
-    assert sys.getrefcount(body) == references + 1
-    assert host.held == len(body)
-    received = bytearray()
-    while len(received) < len(body) + 4:
-        received += client.recv(100_000)
-        connection.handle(select.EPOLLOUT)
-    assert received == b"head" + body
-    assert (connection.state, host.held, sys.getrefcount(body)) == (State.HEAD, 0, references)
-
-
-def test_a_small_body_that_waits_and_what_came_behind_it_are_counted(wired):
-    connection, host, _, client = wired
-    behind = LIVE * 100
-    client.sendall(post(RELU_PATH, RELU) + behind)
-    connection.handle(select.EPOLLIN)
-    assert host.held == len(RELU) + len(behind)
-    connection.send([b"answer"], 6)
-    assert host.held == len(behind)
-    connection.resume()
-    connection.hold_request()
-    assert host.held == len(behind) - len(LIVE)
-    connection.close()
-    assert host.held == 0
-
-
-def test_what_lies_behind_a_request_is_not_copied_for_each_of_many(wired):
-    """The time grows with the number of requests, not with its square."""
-    connection, host, _, client = wired
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
-    client.sendall(LIVE * 1000)
-    connection.handle(select.EPOLLIN)
-    pending = connection._pending
-    for count in range(1, 1000):
-        connection.send([b"answer"], 6)
-        client.recv(100)
-        connection.resume()
-        assert len(host.submitted) == count + 1
-        assert connection._pending is pending
-    assert not pending
-
-
-def test_a_body_that_never_fits_in_is_refused_at_its_head(wired):
-    connection, host, _, client = wired
-    host.max_held = 50_000
-    refusals = []
-    host.refuse = lambda connection, refusal: refusals.append((refusal.status, str(refusal)))
-    client.sendall(head("POST", RELU_PATH, "Content-Length: 50001"))
-    connection.handle(select.EPOLLIN)
-    assert refusals == [(503, "no room for a body of 50001 bytes: OVMS_REST_MAX_HELD_BYTES allows 50000")]
-
-
-def test_answers_are_whole_however_they_are_read_and_whoever_infers_meanwhile(pair):
-    """Clients read large answers in pieces of any size, with others that infer in between."""
+def test_responses_are_complete_at_any_reading_pace_while_others_infer(pair):
+    """Clients read large responses in pieces of any size, while others infer."""
     generator = random.Random(0)
     size = 2_500_000
     with contextlib.ExitStack() as stack:
@@ -304,18 +124,15 @@ def test_answers_are_whole_however_they_are_read_and_whoever_infers_meanwhile(pa
             assert answer.body.endswith(np.full(size, value, np.float32).tobytes())
 
 
-# --- Balance
-
-
-def test_kept_connections_are_spread(pair):
-    """Opened one after the other, answered or not, the workers have the same number of them."""
+def test_kept_alive_connections_are_spread_evenly(pair):
+    """Opened one after another, with and without requests, every worker gets the same number."""
     with contextlib.ExitStack() as stack:
         owners = [owner(pair, stack.enter_context(connected_to_idle(pair))) for _ in range(8)]
     assert sorted(map(owners.count, pair.workers())) == [4, 4]
 
 
-def test_no_request_waits_behind_another_while_a_worker_is_idle(pair):
-    """Two clients that come at once, 20 times: both workers have to be at it, as their CPU time shows."""
+def test_no_request_is_queued_while_another_worker_is_idle(pair):
+    """Two clients together, 20 times: the CPU time shows that both workers infer."""
     together = 0
     for _ in range(20):
         pair.wait_until_idle()
@@ -327,8 +144,8 @@ def test_no_request_waits_behind_another_while_a_worker_is_idle(pair):
     assert together <= 1
 
 
-def test_a_short_request_does_not_wait_behind_a_long_one_while_a_worker_is_idle(pair):
-    """Here the next round begins when the workers have just ended the last, and may not have told each other yet."""
+def test_short_request_is_not_queued_after_a_long_one_while_a_worker_is_idle(pair):
+    """Each round begins when the workers have just finished, and may not have published that they are idle."""
     request = infer("counting", slow_models.count(2 * slow_models.SLOW))
     waited = 0
     for _ in range(20):
@@ -341,8 +158,8 @@ def test_a_short_request_does_not_wait_behind_a_long_one_while_a_worker_is_idle(
     assert waited < 10
 
 
-def test_no_two_requests_have_the_same_id(pair):
-    """Of both workers, on connections of their own and on one."""
+def test_request_ids_are_unique(pair):
+    """On both workers, on several connections and on one."""
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connected_to_idle(pair)) for _ in range(4)]
         assert len({owner(pair, connection) for connection in connections}) == 2
@@ -355,8 +172,8 @@ def test_no_two_requests_have_the_same_id(pair):
     assert len({found.partition("-")[0] for found in ids}) == 2
 
 
-def test_clients_that_keep_their_connections_busy_all_workers(pair):
-    """Four clients, two workers: each does its half, by CPU time."""
+def test_kept_alive_clients_keep_all_workers_busy(pair):
+    """Four clients, two workers: each takes half of the CPU time."""
     pair.wait_until_idle()
     before = {pid: spent(pid) for pid in pair.workers()}
     threads = [threading.Thread(target=infer_slowly, args=(pair, 6)) for _ in range(4)]
@@ -369,7 +186,7 @@ def test_clients_that_keep_their_connections_busy_all_workers(pair):
 
 
 def infer_slowly(service, count):
-    """Infer so often, on a connection kept as long as the server keeps it."""
+    """Infer `count` times, on a connection that is kept as long as the server keeps it."""
     while count:
         with connected(service) as connection:
             closing = False
@@ -382,7 +199,7 @@ def infer_slowly(service, count):
 
 
 def crowd(service, stack):
-    """Open two connections to one worker, and leave the other without any; return them."""
+    """Open two connections to the same worker, and none to the other; return them."""
     connections = [stack.enter_context(connected_to_idle(service)) for _ in range(4)]
     owners = [owner(service, connection) for connection in connections]
     crowded = [connection for connection, pid in zip(connections, owners, strict=True) if pid == owners[0]]
@@ -395,7 +212,7 @@ def crowd(service, stack):
 
 
 @pytest.mark.parametrize("size", [0, 300_000], ids=["a small body", "a large body"])
-def test_a_worker_that_has_too_much_gives_a_client_away(pair, size):
+def test_overloaded_worker_gives_a_client_away(pair, size):
     body = json.dumps(slow_models.count(slow_models.SLOW)).encode().ljust(size)
     request = post("/v2/models/counting/infer", body)
     with contextlib.ExitStack() as stack:
@@ -411,8 +228,8 @@ def test_a_worker_that_has_too_much_gives_a_client_away(pair, size):
         assert closed
 
 
-def test_a_client_is_not_given_away_with_requests_that_were_received(pair):
-    """They would be lost: a client must not send them again by itself (RFC 9110 section 9.2.2)."""
+def test_client_with_received_requests_is_not_given_away(pair):
+    """The requests would be lost: a client must not retry them by itself (RFC 9110 section 9.2.2)."""
     for _ in range(3):
         with contextlib.ExitStack() as stack:
             pipelining, other = crowd(pair, stack)
@@ -423,18 +240,18 @@ def test_a_client_is_not_given_away_with_requests_that_were_received(pair):
         assert [answer.status for answer in answers] == [200] * 4
 
 
-def test_a_connection_wakes_no_herd(tmp_path, models):
+def test_connection_wakes_one_worker(tmp_path, models):
     with serve(tmp_path, "-w", "8", config=models) as service:
         service.wait_for_workers(8)
         before = sum(map(switches, service.workers()))
         for _ in range(50):
             assert exchange(service, head("GET", "/v2/health/live", "Connection: close")).startswith(b"HTTP/1.1 200")
-        # Every worker looks at its clients' time limits once in a second; woken by each connection, it would be 400.
+        # Every worker checks the time limits of clients once a second; woken by each connection, it would be 400 times.
         assert sum(map(switches, service.workers())) - before < 250
 
 
-def test_nobody_is_woken_for_a_connection_that_is_not_there(tmp_path, models):
-    """Workers that have nothing to do look at their clients' time limits once in a second, and at nothing else."""
+def test_no_worker_is_woken_without_a_connection(tmp_path, models):
+    """Idle workers check the time limits of clients once a second, and do nothing else."""
     with serve(tmp_path, "-w", "4", config=models) as service, contextlib.ExitStack() as stack:
         service.wait_for_workers(4)
         for _ in range(4):
@@ -445,11 +262,11 @@ def test_nobody_is_woken_for_a_connection_that_is_not_there(tmp_path, models):
 
 
 def switches(pid):
-    """Return how often a process has waited for something."""
+    """Return the number of voluntary context switches of a process."""
     return int(re.search(r"\nvoluntary_ctxt_switches:\t(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
 
 
-def test_a_connection_left_to_a_worker_that_does_not_come_is_taken_after_all(tmp_path, models):
+def test_connection_left_to_a_stopped_worker_is_accepted_after_all(tmp_path, models):
     with serve(tmp_path, "-w", "2", config=models) as service, contextlib.ExitStack() as stack:
         service.wait_for_workers(2)
         first = stack.enter_context(connected_to_idle(service))
@@ -464,7 +281,7 @@ def test_a_connection_left_to_a_worker_that_does_not_come_is_taken_after_all(tmp
             os.kill(other, signal.SIGCONT)
 
 
-# --- Control first
+# --- Requests that do not infer come first
 
 CONTROL = [
     LIVE,
@@ -479,8 +296,8 @@ CONTROL = [
 ]
 
 
-def test_what_does_not_infer_is_answered_before_waiting_inferences(alone):
-    """By a client that is there and by a new one, with three inferences waiting behind one under way."""
+def test_requests_that_do_not_infer_run_before_queued_inferences(alone):
+    """On an existing connection and on a new one, with three inferences queued during another."""
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(connected(alone, LIVE)) for _ in CONTROL]
         for connection in kept:
@@ -513,7 +330,7 @@ def controlled(tmp_path_factory, models):
 
 
 class Control:
-    """The control address as a service of its own."""
+    """The control address as a service."""
 
     def __init__(self, port):
         self.port = port
@@ -530,7 +347,7 @@ def control_of(service):
 
 
 def statuses(service, *requests):
-    """Ask on one connection."""
+    """Return the statuses of requests on one connection."""
     with connected(service) as connection:
         found = []
         for data in requests:
@@ -539,12 +356,12 @@ def statuses(service, *requests):
         return found
 
 
-def test_there_is_no_control_address_unless_one_is_set(alone):
+def test_control_address_is_off_by_default(alone):
     assert "control address" not in alone.log
     assert len(alone.workers()) == 1
 
 
-def test_the_control_address_serves_all_but_inferences(controlled):
+def test_control_address_serves_everything_except_inferences(controlled):
     assert len(controlled.workers()) == 2
     with connected(controlled.control) as connection:
         for data, status in (*zip(CONTROL[:-1], (200, 200, 200, 200, 200, 405, 404, 405), strict=True), (SLOW, 404)):
@@ -556,8 +373,8 @@ def test_the_control_address_serves_all_but_inferences(controlled):
     assert inferred(answers[0])
 
 
-def test_the_control_address_serves_many_clients_at_once(controlled):
-    """Kept connections of monitors and probes, while the other worker has none and is idle."""
+def test_control_address_serves_many_clients_together(controlled):
+    """Kept-alive connections of monitors and probes, while the other worker has none and is idle."""
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connected(controlled.control, LIVE)) for _ in range(10)]
         assert [receive(connection).status for connection in connections] == [200] * 10
@@ -566,15 +383,15 @@ def test_the_control_address_serves_many_clients_at_once(controlled):
         assert [receive(connection).status for connection in connections] == [200] * 10
 
 
-def test_connections_to_the_control_address_one_after_the_other(controlled):
+def test_control_address_serves_connections_one_after_another(controlled):
     with contextlib.ExitStack() as stack:
         for _ in range(5):
             connection = stack.enter_context(connected(controlled.control, LIVE))
             assert receive(connection).status == 200
 
 
-def test_the_control_address_waits_for_no_inference(tmp_path, models):
-    """The other worker is at one that does not end."""
+def test_control_address_waits_for_no_inference(tmp_path, models):
+    """The other worker runs an inference that does not end."""
     with serve(tmp_path, "-w", "1", config=models, OVMS_REST_CONTROL_BIND="127.0.0.1:0") as service:
         control = control_of(service)
         with connected(service, ENDLESS):
@@ -582,12 +399,12 @@ def test_the_control_address_waits_for_no_inference(tmp_path, models):
             assert statuses(control, LIVE, *CONTROL[1:4]) == [200] * 4
             assert statuses(control, LIVE) == [200]
         service.signal(signal.SIGQUIT)
-        for pid in service.workers():  # it does not hear signals
+        for pid in service.workers():  # the busy worker does not handle signals
             os.kill(pid, signal.SIGKILL)
         service.process.wait(60)
 
 
-def test_the_control_worker_is_there_whatever_comes_and_goes(tmp_path, models):
+def test_control_worker_survives_changes_of_the_number_of_workers(tmp_path, models):
     with serve(tmp_path, "-w", "2", config=models, OVMS_REST_CONTROL_BIND="127.0.0.1:0") as service:
         control = control_of(service)
         service.wait_for_workers(3)
@@ -613,7 +430,7 @@ def test_the_control_worker_is_there_whatever_comes_and_goes(tmp_path, models):
         assert serves()
 
 
-def test_a_control_address_by_path(tmp_path, models):
+def test_control_address_may_be_a_unix_socket(tmp_path, models):
     path = tmp_path / "control"
     with serve(tmp_path, "-w", "1", config=models, OVMS_REST_CONTROL_BIND=f"unix:{path}") as service:
         service.wait_for(path.exists)
@@ -628,7 +445,7 @@ def test_a_control_address_by_path(tmp_path, models):
 
 @pytest.fixture(scope="module")
 def scheduling(tmp_path_factory, models):
-    """One worker, whose access log tells in which order it answered."""
+    """One worker, whose access log shows the order of its responses."""
     directory = tmp_path_factory.mktemp("scheduling")
     path = directory / "access"
     variables = {"OVMS_REST_ACCESS_LOG": "json", "OVMS_REST_ACCESS_LOG_FILE": str(path)}
@@ -638,12 +455,12 @@ def scheduling(tmp_path_factory, models):
 
 
 def counting(name, *fields, steps=slow_models.SLOW, **parameters):
-    """Write an inference with an id and parameters."""
+    """Encode an inference request with an id and parameters."""
     return infer("counting", {**slow_models.count(steps), "id": name, "parameters": parameters}, *fields)
 
 
 def infer_behind_another(service, *requests):
-    """Send requests, in this order, while another is inferred; return their answers, and in which order those came."""
+    """Send requests in this order during another inference; return their responses, and the order of those."""
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connected(service, LIVE)) for _ in range(len(requests) + 1)]
         for connection in connections:
@@ -654,7 +471,7 @@ def infer_behind_another(service, *requests):
         for connection, request in zip(connections[1:], requests, strict=True):
             connection.sendall(request)
         answers = [receive(connection, "POST") for connection in connections]
-        for connection in connections:  # which are as good as before
+        for connection in connections:  # the connections still work
             connection.sendall(post(RELU_PATH, RELU))
             assert inferred(receive(connection, "POST"))
     assert answers[0].status == 200
@@ -667,12 +484,12 @@ def infer_behind_another(service, *requests):
 
 
 def failures(service):
-    """Return how many inferences of the slow model the statistics have as failed."""
+    """Return the number of failed inferences of the slow model in the statistics."""
     (model,) = service.get("/v2/models/counting/stats").json()["model_stats"]
     return model["inference_stats"]["fail"]["count"]
 
 
-def test_requests_are_inferred_by_their_priority(scheduling):
+def test_requests_run_by_priority(scheduling):
     answers, order = infer_behind_another(
         scheduling, counting("default"), counting("second", priority=2), counting("first", priority=1)
     )
@@ -680,13 +497,13 @@ def test_requests_are_inferred_by_their_priority(scheduling):
     assert order == [2, 1, 0]
 
 
-def test_equal_priorities_are_inferred_in_their_order(scheduling):
+def test_requests_of_equal_priority_run_in_order(scheduling):
     requests = [counting(str(number), priority=number % 2) for number in range(4)]
     assert infer_behind_another(scheduling, *requests)[1] == [1, 3, 0, 2]
 
 
-def test_a_request_that_could_not_start_in_time_is_refused_when_its_time_is_over(scheduling):
-    """That is before its turn would come, and counts as a failure of its model."""
+def test_request_is_refused_when_its_timeout_passes(scheduling):
+    """It is refused before its turn, and counts as a failure of its model."""
     before = failures(scheduling)
     answers, order = infer_behind_another(
         scheduling,
@@ -707,8 +524,8 @@ def test_a_request_that_could_not_start_in_time_is_refused_when_its_time_is_over
     assert failures(scheduling) == before + 1
 
 
-def test_the_time_before_a_proxy_hands_a_request_on_counts(scheduling):
-    """It has come to the proxy two minutes ago, and may wait for one."""
+def test_timeout_includes_the_time_at_a_proxy(scheduling):
+    """It reached the proxy two minutes ago, and has a timeout of one minute."""
     field = f"X-Request-Start: t={time.time() - 120:.3f}"
     answers, order = infer_behind_another(
         scheduling,
@@ -720,7 +537,7 @@ def test_the_time_before_a_proxy_hands_a_request_on_counts(scheduling):
     assert order == [1, 0, 2]
 
 
-def test_a_client_that_is_gone_is_neither_inferred_nor_refused(scheduling):
+def test_request_of_a_disconnected_client_is_neither_run_nor_refused(scheduling):
     """With a priority and a timeout of its own."""
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(connected(scheduling, counting("running", steps=5 * slow_models.SLOW)))
@@ -741,8 +558,8 @@ def test_a_client_that_is_gone_is_neither_inferred_nor_refused(scheduling):
 # --- Overload
 
 
-def test_beyond_the_limit_of_waiting_requests_the_answer_is_503(alone):
-    """One is under way and three wait; all others are told to come again, and may do so on the same connection."""
+def test_request_beyond_the_queue_limit_is_503(alone):
+    """One runs and three are queued; all others get a Retry-After, and may retry on the same connection."""
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connected(alone, LIVE)) for _ in range(12)]
         for connection in connections:
@@ -764,7 +581,7 @@ def test_beyond_the_limit_of_waiting_requests_the_answer_is_503(alone):
             assert inferred(receive(connection, "POST"))
 
 
-def test_control_requests_are_answered_in_overload(alone):
+def test_control_requests_succeed_in_overload(alone):
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connected(alone, SLOW * 3 + LIVE)) for _ in range(10)]
         assert statuses(alone, *CONTROL[:4]) == [200] * 4
@@ -774,7 +591,7 @@ def test_control_requests_are_answered_in_overload(alone):
             assert receive(connection).status == 200
 
 
-def test_the_service_recovers_from_overload(alone):
+def test_service_recovers_from_overload(alone):
     with contextlib.ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(connected(alone, SLOW * 5))
@@ -784,15 +601,15 @@ def test_the_service_recovers_from_overload(alone):
 
 
 def stack_free(service, data):
-    """Open a connection that the caller closes, and send."""
+    """Open a connection that the caller closes, and send data."""
     connection = service.connect()
     connection.sendall(data)
     return connection
 
 
-def test_the_json_of_an_overload_tells_what_is_the_matter(alone):
+def test_overload_message_names_the_queue_limit(alone):
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connected(alone, SLOW)) for _ in range(10)]
         answers = [receive(connection, "POST") for connection in connections]
     message = next(json.loads(answer.body)["error"] for answer in answers if answer.status == 503)
-    assert message == "overloaded: 3 requests wait already, which is the limit of a worker"
+    assert message == "overloaded: 3 requests are already queued, the limit per worker"

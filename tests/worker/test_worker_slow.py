@@ -1,4 +1,4 @@
-"""Slow and hostile clients: nobody waits for them, they get their time and no more, and hold bounded memory."""
+"""Slow and hostile clients: they delay no one, are limited in time, and hold bounded memory."""
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def patient(tmp_path_factory, models):
-    """Run a worker with the limits that there are unless set otherwise."""
+    """Run a worker with the default limits."""
     with serve(tmp_path_factory.mktemp("patient"), "-w", "1", config=models) as running:
         yield running
 
@@ -65,7 +65,7 @@ def small(tmp_path_factory, models):
 
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory, models):
-    """Run a worker that may hold 8 MiB, for large responses: the heap that they leave is not the next test's."""
+    """Run a worker that may hold 8 MiB, for large responses, whose heap does not affect other tests."""
     with serve(tmp_path_factory.mktemp("crowded"), "-w", "1", config=models, **SMALL) as running:
         yield running
 
@@ -81,10 +81,10 @@ def works(service):
 
 @contextlib.contextmanager
 def growing_at_the_most_by(service, size):
-    """Check that the only worker has at no moment so much more memory than it had at the beginning."""
+    """Check that the memory of the only worker never grows by more than `size`."""
     assert works(service)
     (pid,) = service.workers()
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): sets the peak back
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): resets the peak
     before = memory(pid, "VmRSS")
     yield
     grown = memory(pid, "VmHWM") - before
@@ -96,11 +96,11 @@ def memory(pid, kind):
     return int(re.search(rf"^{kind}:\s+(\d+) kB$", text, re.MULTILINE)[1]) * 1024
 
 
-# --- Nobody waits for them
+# --- They delay no one
 
 
-def test_500_idle_and_dribbling_connections_keep_nobody_waiting(patient):
-    """All of them get their answers in the end."""
+def test_idle_and_dribbling_connections_delay_no_one(patient):
+    """All of them get their responses in the end."""
     data = {
         "idle": (b"", LIVE, "GET"),
         "answered": (b"", LIVE, "GET"),
@@ -127,7 +127,7 @@ def test_500_idle_and_dribbling_connections_keep_nobody_waiting(patient):
             assert receive(connection, method).status == 200
 
 
-def test_a_large_answer_to_a_slow_reader_keeps_nobody_waiting_and_stays_whole(patient):
+def test_large_response_to_a_slow_reader_delays_no_one_and_stays_intact(patient):
     size = 6_000_000
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -143,7 +143,7 @@ def test_a_large_answer_to_a_slow_reader_keeps_nobody_waiting_and_stays_whole(pa
     assert answer.body.endswith(np.full(size, 2.5, np.float32).tobytes())
 
 
-def test_a_large_body_that_comes_slowly_keeps_nobody_waiting(patient):
+def test_slow_upload_delays_no_one(patient):
     array = np.random.default_rng(0).standard_normal((500_000, 4), np.float32)
     tensor = {"name": "x", "datatype": "FP32", "shape": list(array.shape)}
     text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
@@ -156,8 +156,8 @@ def test_a_large_body_that_comes_slowly_keeps_nobody_waiting(patient):
 
 
 @pytest.mark.parametrize("kind", ["chunks", "extensions", "requests"])
-def test_tiny_chunks_and_requests_of_many_keep_nobody_waiting(patient, kind):
-    """What lies in the sockets of 40 connections takes the worker seconds."""
+def test_tiny_chunks_and_requests_delay_no_one(patient, kind):
+    """The bytes in the sockets of 40 connections take the worker seconds."""
     assert works(patient)
     workers = patient.workers()
     data = {
@@ -184,13 +184,13 @@ def test_tiny_chunks_and_requests_of_many_keep_nobody_waiting(patient, kind):
     assert patient.workers() == workers
 
 
-# --- They get their time and no more
+# --- They are limited in time
 
 SMALL_BODY = post(RELU_PATH, RELU)
 
 
 class Slow:
-    """A connection that is sent something, and then one byte after the other as long as the server takes them."""
+    """A connection on which data is sent, and then single bytes as long as the server takes them."""
 
     def __init__(self, connection, data, more=b""):
         self.connection, self.more, self.received, self.closed = connection, more, b"", False
@@ -198,7 +198,7 @@ class Slow:
         connection.setblocking(False)
 
     def step(self):
-        """Send a byte and receive what there is."""
+        """Send a byte and receive the available bytes."""
         with contextlib.suppress(BlockingIOError):
             try:
                 while data := self.connection.recv(100_000):
@@ -211,36 +211,40 @@ class Slow:
                     self.connection.send(self.more[:1])
 
 
-def test_whoever_takes_too_long_is_answered_408_or_closed(strict):
-    """At once, so that the test need not wait for each; going on with single bytes does not help."""
+def test_late_requests_get_408_and_idle_connections_are_closed(strict):
+    """All together, so that the test waits once; single bytes do not extend the time."""
     kinds = {
         "silent": (b"", b"", None),
-        "head": (LIVE[:20], b"", "the head of the request did not come in time"),
-        "head, dribbling": (LIVE[:20], b"A", "the head of the request did not come in time"),
-        "second head": (LIVE + LIVE[:20], b"A", "the head of the request did not come in time"),
-        "body": (SMALL_BODY[:-5], b"", f"the body did not come in time, {len(RELU) - 5} bytes of it did"),
-        "no body": (head("POST", RELU_PATH, "Content-Length: 5000"), b"", "the body did not come in time, 0 bytes"),
-        "body, dribbling": (head("POST", RELU_PATH, "Content-Length: 5000"), b"x", "the body did not come in time, "),
-        "chunks": (CHUNKED + b"5\r\nab", b"", "the body did not come in time, 2 bytes of it did"),
-        "chunks, dribbling": (CHUNKED + b"fff\r\n", b"x", "the body did not come in time, "),
-        "chunk size": (CHUNKED + b"5", b"", "the body did not come in time, 0 bytes of it did"),
-        "extension, dribbling": (CHUNKED + b"5;", b"a", "the body did not come in time, 0 bytes of it did"),
-        "trailers, dribbling": (CHUNKED + b"0\r\nA", b"a", "the body did not come in time, 0 bytes of it did"),
-        "expecting": (head("POST", RELU_PATH, "Content-Length: 5", "Expect: 100-continue"), b"", "the body did not "),
+        "head": (LIVE[:20], b"", "timed out reading the head of the request after "),
+        "head, dribbling": (LIVE[:20], b"A", "timed out reading the head of the request after "),
+        "second head": (LIVE + LIVE[:20], b"A", "timed out reading the head of the request after "),
+        "body": (SMALL_BODY[:-5], b"", f"timed out reading the body after {len(RELU) - 5} bytes"),
+        "no body": (head("POST", RELU_PATH, "Content-Length: 5000"), b"", "timed out reading the body after 0 bytes"),
+        "body, dribbling": (head("POST", RELU_PATH, "Content-Length: 5000"), b"x", "timed out reading the body after "),
+        "chunks": (CHUNKED + b"5\r\nab", b"", "timed out reading the body after 2 bytes"),
+        "chunks, dribbling": (CHUNKED + b"fff\r\n", b"x", "timed out reading the body after "),
+        "chunk size": (CHUNKED + b"5", b"", "timed out reading the body after 0 bytes"),
+        "extension, dribbling": (CHUNKED + b"5;", b"a", "timed out reading the body after 0 bytes"),
+        "trailers, dribbling": (CHUNKED + b"0\r\nA", b"a", "timed out reading the body after 0 bytes"),
+        "expecting": (
+            head("POST", RELU_PATH, "Content-Length: 5", "Expect: 100-continue"),
+            b"",
+            "timed out reading the body after 0 bytes",
+        ),
         "large body, dribbling": (
             head("POST", RELU_PATH, "Content-Length: 200000000"),
             b"x",
-            "the body did not come in ",
+            "timed out reading the body after ",
         ),
         "large body, stopping": (
             head("POST", RELU_PATH, "Content-Length: 200000000") + b" " * 5_000_000,
             b"",
-            "the body did not come in time, 5000000 bytes of it did",
+            "timed out reading the body after 5000000 bytes",
         ),
         "chunks, stopping": (
             CHUNKED + chunk(b" " * 5_000_000),
             b"",
-            "the body did not come in time, 5000000 bytes of it did",
+            "timed out reading the body after 5000000 bytes",
         ),
         "idle": (LIVE, b"", None),
     }
@@ -268,14 +272,14 @@ def test_whoever_takes_too_long_is_answered_408_or_closed(strict):
 
 
 class Flood:
-    """A connection that is sent requests without an end, and not read from."""
+    """A connection on which requests are sent without end, and no response is read."""
 
     def __init__(self, connection):
         self._connection, self._left = connection, b""
         connection.setblocking(False)
 
     def send(self):
-        """Send what goes; return how many bytes went."""
+        """Send as many bytes as the socket takes; return their number."""
         sent = 0
         with contextlib.suppress(BlockingIOError):
             while sent < MIB:
@@ -286,8 +290,8 @@ class Flood:
         return sent
 
 
-def test_a_client_that_does_not_read_is_closed_in_time(strict):
-    """What it pipelined is not read any more as long as its answers stand in a queue."""
+def test_client_that_does_not_read_is_closed_in_time(strict):
+    """Its pipelined requests are not read while its responses are unsent."""
     with connected(strict) as connection:
         flood, sent = Flood(connection), 0
         deadline = time.monotonic() + 30
@@ -299,8 +303,8 @@ def test_a_client_that_does_not_read_is_closed_in_time(strict):
     assert works(strict)
 
 
-def test_a_client_that_stops_reading_a_large_response_is_closed_in_time(strict):
-    """Its size gives it no more time: 40 MB would be 400 seconds."""
+def test_client_that_stops_reading_a_large_response_is_closed_in_time(strict):
+    """Its size alone gives it no more time: 40 MB would be 400 seconds."""
     with connected_with_small_buffer(strict, infer("filling", slow_models.fill(1, 10_000_000))) as connection:
         received = len(connection.recv(MIB))
         poll = select.poll()
@@ -311,8 +315,8 @@ def test_a_client_that_stops_reading_a_large_response_is_closed_in_time(strict):
     assert works(strict)
 
 
-def test_a_client_that_reads_at_the_slowest_pace_gets_its_response(strict):
-    """Whatever the system takes at once, it is what the client has received that counts."""
+def test_client_that_reads_at_the_slowest_pace_gets_its_response(strict):
+    """The bytes that the client has received count, not those that the system has taken."""
     size = 2_000_000
     with connected_with_small_buffer(strict, infer("filling", slow_models.fill(2.5, size))) as connection:
         received, began = [connection.recv(1000)], time.monotonic()
@@ -330,7 +334,7 @@ def test_a_client_that_reads_at_the_slowest_pace_gets_its_response(strict):
 
 @contextlib.contextmanager
 def connected_with_small_buffer(service, data):
-    """Open a connection of which the client's system takes little, and send bytes."""
+    """Open a connection with a small receive buffer, and send bytes."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", service.port))
@@ -338,7 +342,7 @@ def connected_with_small_buffer(service, data):
         yield connection
 
 
-def test_a_refused_client_that_goes_on_sending_is_cut_off(strict):
+def test_refused_client_that_continues_sending_is_cut_off(strict):
     with connected(strict, b"BROKEN\r\n\r\n") as connection:
         assert receive(connection).status == 400
         deadline = time.monotonic() + 30
@@ -348,8 +352,8 @@ def test_a_refused_client_that_goes_on_sending_is_cut_off(strict):
                 time.sleep(0.01)
 
 
-def test_the_time_for_a_body_grows_with_its_size(strict):
-    """A second for every 100,000 bytes: what comes at that pace comes through, limits of a second or not."""
+def test_time_limit_of_a_body_grows_with_its_size(strict):
+    """A second for every 100,000 bytes: a body at that pace is read despite a limit of a second."""
     body = RELU.ljust(300_000)
     with connected(strict, post(RELU_PATH, body)[:-200_000]) as connection:
         for end in (200_000, 300_000):
@@ -360,8 +364,8 @@ def test_the_time_for_a_body_grows_with_its_size(strict):
         assert inferred(receive(connection, "POST"))
 
 
-def test_time_in_the_queue_is_no_time_of_the_client(strict):
-    """The limits are for clients: who waits for inferences of others, or has slow ones, is not cut off."""
+def test_time_in_the_queue_does_not_count_against_the_client(strict):
+    """A client whose request is queued, or whose inference is slow, is not cut off."""
     request = infer("counting", slow_models.count(8 * slow_models.SLOW))
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connected(strict, request + LIVE)) for _ in range(4)]
@@ -369,11 +373,11 @@ def test_time_in_the_queue_is_no_time_of_the_client(strict):
             assert [receive(connection, "POST").status, receive(connection).status] == [200, 200]
 
 
-def test_a_connection_is_not_idle_while_its_request_is_inferred(strict):
-    """Its time begins with the answer, also when the inference took longer than a connection may be idle."""
+def test_connection_is_not_idle_during_its_inference(strict):
+    """Its idle time begins with the response, even if the inference took longer than that."""
     with connected(strict, infer("counting", slow_models.count(50 * slow_models.SLOW))) as connection:
         assert receive(connection, "POST").status == 200
-        for _ in range(3):  # turns of the worker in which it looks for those whose time is over
+        for _ in range(3):  # turns of the worker in which it checks the time limits
             with contextlib.closing(Barrier(strict)):
                 connection.sendall(LIVE)
                 assert receive(connection).status == 200
@@ -383,7 +387,7 @@ def test_a_connection_is_not_idle_while_its_request_is_inferred(strict):
 
 
 def refuses(service, size=MIB):
-    """Tell whether a request with a body of that size is refused for want of room."""
+    """Return whether a request with a body of that size is refused for lack of room."""
     with connected(service) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(post(RELU_PATH, b" " * size))
@@ -398,7 +402,7 @@ def wait_until_free(service):
     service.wait_for(lambda: not refuses(service, 4 * MIB))
 
 
-def test_parts_of_heads_are_bounded(small):
+def test_memory_of_incomplete_heads_is_bounded(small):
     part = LIVE[:-2] + b"".join(b"A%d: %s\r\n" % (index, b"b" * 8000) for index in range(60))
     with growing_at_the_most_by(small, 24 * MIB), contextlib.ExitStack() as stack:
         statuses = []
@@ -417,7 +421,7 @@ def test_parts_of_heads_are_bounded(small):
 
 
 @pytest.mark.parametrize("kind", ["fixed", "chunked"])
-def test_parts_of_bodies_are_bounded(small, kind):
+def test_memory_of_incomplete_bodies_is_bounded(small, kind):
     body = RELU.ljust(4 * MIB)
     data = post(RELU_PATH, body) if kind == "fixed" else post_chunked(RELU_PATH, *[body[:MIB]] + [b" " * MIB] * 3)
     with (
@@ -444,8 +448,8 @@ def test_parts_of_bodies_are_bounded(small, kind):
     wait_until_free(small)
 
 
-def test_responses_that_are_not_read_are_bounded(crowded):
-    """Those who do not read leave no room for further responses and requests, until they do or are gone."""
+def test_memory_of_unread_responses_is_bounded(crowded):
+    """Clients that do not read leave no room for further responses and requests until they read or disconnect."""
     size = 1_000_000
     with growing_at_the_most_by(crowded, 20 * MIB), contextlib.ExitStack() as stack:
         connections = [
@@ -474,7 +478,7 @@ def test_responses_that_are_not_read_are_bounded(crowded):
 
 
 @pytest.mark.parametrize("kind", ["shape known", "shape unknown", "JSON"])
-def test_a_response_over_the_limit_is_refused_and_the_setting_named(crowded, kind):
+def test_response_over_the_limit_is_refused_with_the_setting(crowded, kind):
     if kind == "shape known":
         request, size, model = slow_models.fill(1.5, 1), 4 * slow_models.WIDE, "wide"
         request["inputs"].pop()
@@ -498,15 +502,15 @@ def inferences(service, model):
     return service.get(f"/v2/models/{model}/stats").json()["model_stats"][0]["inference_count"]
 
 
-def test_a_response_in_json_is_measured_as_it_is_written(crowded):
-    """A million numbers take from two to many more million bytes."""
+def test_json_response_is_measured_while_it_is_written(crowded):
+    """A million numbers take from two to many million bytes."""
     request = slow_models.fill(1.5, 1_000_000) | {"parameters": {}}
     answer = crowded.infer("filling", request)
     assert answer.json()["outputs"][0]["data"] == [1.5] * 1_000_000
 
 
-def test_the_body_of_a_request_is_let_go_before_its_answer_is_read(patient):
-    """The memory of bodies counts, and theirs would not any more."""
+def test_body_is_freed_before_its_response_is_read(patient):
+    """The memory of bodies counts until it is freed."""
     size, count = 100 * MIB, 3
     assert works(patient)
     (pid,) = patient.workers()
@@ -529,7 +533,7 @@ def test_small_chunks_take_no_more_memory_than_large_ones(small):
         assert receive(connection, "POST").status == 400  # no JSON
 
 
-def test_pipelined_requests_whose_answers_are_not_read_are_bounded(small):
+def test_memory_of_pipelined_requests_with_unread_responses_is_bounded(small):
     with growing_at_the_most_by(small, 8 * MIB), connected(small) as connection:
         flood, stopped = Flood(connection), 0
         while stopped < 20:
@@ -540,8 +544,8 @@ def test_pipelined_requests_whose_answers_are_not_read_are_bounded(small):
     wait_until_free(small)
 
 
-def test_pipelined_requests_behind_a_slow_one_are_bounded(tmp_path, models):
-    """As are those that nobody looks at because an inference is under way.
+def test_memory_of_pipelined_requests_after_a_slow_one_is_bounded(tmp_path, models):
+    """Also those that are not read because of an inference.
 
     In a heap that earlier tests have left in pieces OpenVINO's loop takes up to 30 MB; so the worker is a new one.
     """
@@ -559,16 +563,16 @@ def test_pipelined_requests_behind_a_slow_one_are_bounded(tmp_path, models):
             assert receive(connection, "POST").status == 200
 
 
-def test_bodies_that_are_announced_and_do_not_come_keep_nobody_out(patient):
-    """Four heads that announce the largest body would take all the room for 45 minutes, if announced was taken."""
+def test_announced_bodies_reserve_no_memory(patient):
+    """Four heads that announce the largest body would take all the room for 45 minutes if they reserved it."""
     with contextlib.ExitStack() as stack:
         for _ in range(8):
             stack.enter_context(connected(patient, head("POST", RELU_PATH, f"Content-Length: {256 * MIB}") + b"{"))
         assert works(patient)
 
 
-def test_nothing_is_held_when_everybody_is_gone(small):
-    """However they went: what is held comes down to nothing, or the room would be used up some day."""
+def test_no_memory_is_held_after_all_clients_left(small):
+    """However they left: otherwise the room would be used up some day."""
     for _ in range(5):
         with contextlib.ExitStack() as stack:
             for data in (LIVE[:9], LIVE + LIVE[:9], post(RELU_PATH, b" " * MIB)[:-1], CHUNKED + chunk(b" " * MIB)):
@@ -581,7 +585,7 @@ def test_nothing_is_held_when_everybody_is_gone(small):
         exchange(small, head("POST", RELU_PATH, "Content-Length: 99999999999"))
     wait_until_free(small)
     with contextlib.ExitStack() as stack:
-        for _ in range(2):  # exactly all there is
+        for _ in range(2):  # exactly all the room
             connection = stack.enter_context(connected(small, post(RELU_PATH, RELU.ljust(4 * MIB))[:-1]))
             with contextlib.closing(Barrier(small)) as barrier:
                 barrier.wait()

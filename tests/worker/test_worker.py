@@ -57,12 +57,12 @@ def works(service):
 
 
 def replaced(service, before):
-    """Tell whether none of these workers is left, and others are."""
+    """Return whether all of these workers have been replaced."""
     now = service.workers()
     return bool(now) and not set(now) & set(before)
 
 
-# --- An application that shows what it was called with
+# --- An application that shows its environ
 
 PROBE = '''
 import json
@@ -75,7 +75,7 @@ from ovms_rest.shared_memory.table import SLOTS, WorkerTable
 
 
 class App:
-    """What the hooks need of the service's own application, and nothing to load."""
+    """The part of the service's own application that the hooks need, without models."""
 
     settings = replace(read_settings(os.environ), load_timeout_seconds=5)
     table = WorkerTable(SLOTS, 1)
@@ -145,7 +145,7 @@ app = App()
 
 
 def write_settings(directory, text=""):
-    """Write settings for gunicorn that take ours and change something."""
+    """Write settings for gunicorn that import ours and add some."""
     path = directory / "settings.py"
     path.write_text(f"from ovms_rest.arbiter.gunicorn_settings import *\n\n{text}")
     return str(path)
@@ -167,7 +167,7 @@ def probe(tmp_path_factory):
         yield running
 
 
-def test_the_application_is_called_as_wsgi_says(probe):
+def test_application_is_called_by_the_rules_of_wsgi(probe):
     environ = probe.request("POST", "/?a=b", b"body", {"X-A": "b"}).json()
     host = f"127.0.0.1:{probe.port}"
     assert environ == {
@@ -193,14 +193,14 @@ def test_the_application_is_called_as_wsgi_says(probe):
     probe.wait_for(lambda: "noted" in probe.log)
 
 
-def test_every_way_of_an_application_to_answer(probe):
+def test_every_form_of_wsgi_response_is_sent(probe):
     for path, status, body in (("write", 201, b"one two"), ("generate", 200, b"one two"), ("closing", 200, b"one")):
         answer = probe.get(f"/{path}")
         assert (answer.status, answer.body, answer.headers["content-length"]) == (status, body, str(len(body)))
     probe.wait_for(lambda: "the parts were closed" in probe.log)
 
 
-def test_an_application_that_fails_is_a_500_with_its_reason_in_the_log(probe):
+def test_failing_application_is_a_500_with_its_reason_in_the_log(probe):
     with connected(probe) as connection:
         for path in ("fail", "fail_late"):
             connection.sendall(head("GET", f"/{path}"))
@@ -209,11 +209,11 @@ def test_an_application_that_fails_is_a_500_with_its_reason_in_the_log(probe):
             assert "reason of" not in answer.json()["error"]
     probe.wait_for(lambda: "the reason of the late failure" in probe.log)
     assert parse(exchange(probe, head("GET", "/fail", "X-Request-ID: mine")))[0].headers["x-request-id"] == "mine"
-    probe.wait_for(lambda: "error while answering request mine, GET /fail" in probe.log)
+    probe.wait_for(lambda: "error while running request mine, GET /fail" in probe.log)
 
 
-def test_an_application_may_name_the_request_itself(probe):
-    """What comes behind is named again."""
+def test_application_may_set_the_request_id(probe):
+    """The next request gets an id of the worker again."""
     with connected(probe) as connection:
         for path, expected in (("identify", "of the application"), ("identify", "of the application"), ("write", "b")):
             connection.sendall(head("GET", f"/{path}", "X-Request-ID: b"))
@@ -223,13 +223,13 @@ def test_an_application_may_name_the_request_itself(probe):
     assert exchange(probe, head("GET", "/identify")).lower().count(b"x-request-id") == 1
 
 
-def test_an_application_cannot_split_its_response(probe):
+def test_application_cannot_split_its_response(probe):
     assert b"C: d" not in exchange(probe, head("GET", "/split"))
     probe.wait_for(lambda: "line break" in probe.log)
     assert probe.get("/").status == 200
 
 
-def test_a_unix_socket(probe):
+def test_unix_socket_is_served(probe):
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(probe.path)
         for _ in range(3):
@@ -241,7 +241,7 @@ def test_a_unix_socket(probe):
         assert receive_rest(connection)[:12] in (b"", b"HTTP/1.1 400")
 
 
-def test_large_bodies_over_a_unix_socket(tmp_path, models):
+def test_large_bodies_pass_a_unix_socket(tmp_path, models):
     path = tmp_path / "socket"
     with serve(tmp_path, "-b", f"unix:{path}", "-w", "1", config=models) as service:
         with socket.socket(socket.AF_UNIX) as connection:
@@ -255,7 +255,7 @@ def test_large_bodies_over_a_unix_socket(tmp_path, models):
         assert works(service), "the other address works as well"
 
 
-def test_script_name(tmp_path):
+def test_script_name_is_the_mount_path(tmp_path):
     """Where the service is mounted below a path: gunicorn's documentation of SCRIPT_NAME (WSGI's, PEP 3333)."""
     with serve(tmp_path, "-w", "1", "-c", write_probe(tmp_path), SCRIPT_NAME="/prefix") as service:
         environ = service.get("/prefix/environ?a").json()
@@ -282,7 +282,7 @@ def test_gunicorns_limits_are_flags(tmp_path, models):
             assert status < 410 or list(answer.json()) == ["error"]
 
 
-def test_a_body_may_have_256_mib_unless_set_otherwise(tmp_path, models):
+def test_default_body_limit_is_256_mib(tmp_path, models):
     with serve(tmp_path, "-w", "1", config=models) as service:
         field = "Expect: 100-continue"
         with connected(service, head("POST", RELU_PATH, f"Content-Length: {256 * 2**20}", field)) as connection:
@@ -298,7 +298,7 @@ def test_a_body_may_have_256_mib_unless_set_otherwise(tmp_path, models):
         (("--http-protocols", "h2,h1"), "http_protocols is not supported"),
     ],
 )
-def test_what_the_worker_does_not_do_ends_the_start(tmp_path, models, arguments, message):
+def test_unsupported_setting_ends_the_start(tmp_path, models, arguments, message):
     ended = subprocess.run(
         ["gunicorn", "-b", "127.0.0.1:0", *arguments],
         cwd=ROOT,
@@ -315,7 +315,7 @@ def test_what_the_worker_does_not_do_ends_the_start(tmp_path, models, arguments,
 # --- Time limits
 
 
-def test_a_worker_that_hangs_is_replaced_after_gunicorns_timeout(tmp_path, models):
+def test_hanging_worker_is_replaced_after_gunicorns_timeout(tmp_path, models):
     with serve(tmp_path, "-w", "2", "--timeout", "2", config=models) as service:
         service.wait_for_workers(2)
         before = service.workers()
@@ -332,14 +332,14 @@ def test_a_worker_that_hangs_is_replaced_after_gunicorns_timeout(tmp_path, model
 
 @contextlib.contextmanager
 def connected_to_idle(service):
-    """Open a connection while all workers are idle, so that it goes to one of those with the fewest."""
+    """Open a connection while all workers are idle, so that it goes to one with the fewest connections."""
     service.wait_until_idle()
     with connected(service, LIVE) as connection:
         receive(connection)
         yield connection
 
 
-def test_a_long_queue_is_no_hanging(tmp_path, models):
+def test_long_queue_does_not_count_as_hanging(tmp_path, models):
     """A worker that is busy for longer than gunicorn's `timeout` reports between inferences."""
     request = infer("counting", slow_models.count(6 * slow_models.SLOW))
     with serve(tmp_path, "-w", "1", "--timeout", "2", config=models) as service:
@@ -350,7 +350,7 @@ def test_a_long_queue_is_no_hanging(tmp_path, models):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_what_was_begun_is_answered_before_a_worker_ends(tmp_path, models, number):
+def test_worker_finishes_its_requests_before_it_ends(tmp_path, models, number):
     with serve(tmp_path, "-w", "1", config=models) as service:
         service.wait_for_workers(1)
         before = service.workers()
@@ -377,8 +377,8 @@ def test_what_was_begun_is_answered_before_a_worker_ends(tmp_path, models, numbe
         assert "SIGKILL" not in service.log
 
 
-def test_a_client_may_send_once_more_after_an_inference_during_which_the_end_was_told(tmp_path, models):
-    """It cannot know yet, and has a second for it that begins when the worker does."""
+def test_client_may_send_one_more_request_after_the_inference_during_shutdown(tmp_path, models):
+    """The client cannot know yet, and has a second from when the worker begins to drain."""
     with serve(tmp_path, "-w", "1", config=models) as service:
         with connected(service, LIVE) as kept, connected(service, LIVE) as slow:
             receive(kept)
@@ -396,8 +396,8 @@ def test_a_client_may_send_once_more_after_an_inference_during_which_the_end_was
         assert service.process.wait(60) == 0
 
 
-def test_what_could_not_be_answered_before_a_worker_ends_is_refused(tmp_path, models):
-    """The worker ends after its first answer, and has two seconds for what has come by then."""
+def test_requests_left_at_the_end_of_the_drain_are_refused(tmp_path, models):
+    """The worker ends after its first response, and has two seconds for the requests received by then."""
     request = infer("counting", slow_models.count(5 * slow_models.SLOW))
     arguments = ("-w", "1", "--graceful-timeout", "2", "--max-requests", "1")
     with serve(tmp_path, *arguments, config=models) as service, contextlib.ExitStack() as stack:
@@ -415,8 +415,8 @@ def test_what_could_not_be_answered_before_a_worker_ends_is_refused(tmp_path, mo
         service.wait_for(lambda: pid not in service.workers())
 
 
-def test_a_client_that_never_stops_keeps_no_worker_from_ending(tmp_path, models):
-    """What it has sent ahead is answered, but for no longer than gunicorn's graceful_timeout."""
+def test_busy_client_does_not_keep_a_worker_from_ending(tmp_path, models):
+    """Its pipelined requests get responses, but for no longer than gunicorn's graceful_timeout."""
     arguments = ("-w", "1", "--graceful-timeout", "1", "--max-requests", "1")
     with serve(tmp_path, *arguments, config=models) as service:
         service.wait_for_workers(1)
@@ -430,7 +430,7 @@ def test_a_client_that_never_stops_keeps_no_worker_from_ending(tmp_path, models)
 
 @pytest.fixture
 def reaper():
-    """Have orphans handed to this process, which reaps them: gunicorn does not wait for what it has killed."""
+    """Adopt orphans in this process, which reaps them: gunicorn does not wait for workers that it has killed."""
     set_subreaper(True)
     yield
     with contextlib.suppress(ChildProcessError):
@@ -443,7 +443,7 @@ def set_subreaper(on):
     assert ctypes.CDLL(None).prctl(36, int(on), 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
 
 
-def test_a_worker_that_does_not_end_is_killed_after_the_graceful_timeout(tmp_path, models, reaper):
+def test_worker_that_does_not_end_is_killed_after_the_graceful_timeout(tmp_path, models, reaper):
     with serve(tmp_path, "-w", "1", "--graceful-timeout", "1", config=models) as service:
         service.wait_for_workers(1)
         (pid,) = service.workers()
@@ -462,8 +462,8 @@ def cpu_seconds(pid):
 
 
 @pytest.mark.parametrize("reason", ["max_requests", "SIGHUP"])
-def test_a_slow_client_keeps_no_worker_from_ending(tmp_path, models, reason):
-    """It gets gunicorn's graceful_timeout and no more, also where the arbiter does not wait for the worker."""
+def test_slow_client_does_not_keep_a_worker_from_ending(tmp_path, models, reason):
+    """It gets no more than gunicorn's graceful_timeout, even if the arbiter does not wait for the worker."""
     limit = ("--max-requests", "4") if reason == "max_requests" else ()
     with serve(tmp_path, "-w", "1", "--graceful-timeout", "1", *limit, config=models) as service:
         service.wait_for_workers(1)
@@ -480,14 +480,14 @@ def test_a_slow_client_keeps_no_worker_from_ending(tmp_path, models, reason):
 
 
 def wait_until_gone(service, workers):
-    """Wait until the workers are gone, not nearly as long as the time limits of clients allow."""
+    """Wait until the workers are gone, for much less time than the time limits of clients."""
     deadline = time.monotonic() + 12
     while left := set(workers) & set(service.workers()):
         assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.05)
 
 
-def test_an_idle_connection_is_closed_after_keepalive(tmp_path, models):
+def test_idle_connection_is_closed_after_keepalive(tmp_path, models):
     with serve(tmp_path, "-w", "1", "--keep-alive", "1", config=models) as service:
         with connected(service, LIVE) as connection:
             assert "connection" not in receive(connection).headers
@@ -496,7 +496,7 @@ def test_an_idle_connection_is_closed_after_keepalive(tmp_path, models):
             assert [receive(connection, "POST").status, receive(connection).status] == [200, 200]
 
 
-def test_no_keepalive(tmp_path, models):
+def test_keepalive_of_0_closes_every_connection(tmp_path, models):
     with serve(tmp_path, "-w", "1", "--keep-alive", "0", config=models) as service:
         with connected(service, LIVE) as connection:
             assert receive(connection).headers["connection"] == "close"
@@ -506,7 +506,7 @@ def test_no_keepalive(tmp_path, models):
             assert is_closed(connection)
 
 
-# --- Workers that come and go under load
+# --- Workers that start and end under load
 
 
 def test_no_request_is_lost_when_workers_end_after_max_requests(tmp_path, models):
@@ -542,8 +542,8 @@ def test_no_request_is_lost_when_workers_are_replaced_or_their_number_changes(tm
         assert "SIGKILL" not in service.log
 
 
-def test_clients_that_go_on_sending_lose_no_request_when_the_service_ends(tmp_path, models):
-    """Everyone gets an answer that says that the connection ends, and no end without that."""
+def test_clients_that_continue_sending_lose_no_request_when_the_service_ends(tmp_path, models):
+    """Every connection ends with a response that announces it."""
     with serve(tmp_path, "-w", "2", config=models) as service:
         service.wait_for_workers(2)
         with Load(service.connect, clients=8, reconnect=False) as load:
@@ -555,7 +555,7 @@ def test_clients_that_go_on_sending_lose_no_request_when_the_service_ends(tmp_pa
         assert "SIGKILL" not in service.log
 
 
-def test_the_quick_end_waits_for_nobody(tmp_path, models):
+def test_quick_shutdown_waits_for_no_client(tmp_path, models):
     with serve(tmp_path, "-w", "1", config=models) as service, connected(service, LIVE) as idle:
         receive(idle)
         with connected(service, post(RELU_PATH, RELU)[:-5]) as half, connected(service, LIVE) as other:
@@ -570,7 +570,7 @@ def test_the_quick_end_waits_for_nobody(tmp_path, models):
 # --- Logs and hooks
 
 
-def test_the_access_log(tmp_path, models):
+def test_gunicorns_access_log_has_a_line_per_request(tmp_path, models):
     layout = "%(h)s|%(m)s|%(U)s|%(q)s|%(H)s|%(s)s|%(B)s|%({x-a}i)s|%({content-type}o)s|%(r)s|%(a)s|"
     path = tmp_path / "access"
     arguments = ("--access-logfile", str(path), "--access-logformat", layout)
@@ -590,8 +590,8 @@ def test_the_access_log(tmp_path, models):
     assert written[3].startswith("127.0.0.1|POST|/v2/models/x/infer||HTTP/1.1|404|")
 
 
-def test_the_access_log_tells_of_refused_requests(tmp_path, models):
-    """Who looks for the reason of errors looks there first."""
+def test_gunicorns_access_log_has_refused_requests(tmp_path, models):
+    """The access log is where one looks first for the reason of errors."""
     arguments = ("--access-logfile", str(tmp_path / "access"))
     variables = {"OVMS_REST_MAX_WAITING": "1", "OVMS_REST_MAX_BODY_BYTES": "1000"}
     with serve(tmp_path, "-w", "1", *arguments, config=models, **variables) as service:
@@ -641,7 +641,7 @@ def test_sigusr1_during_writes_to_the_log_loses_no_line(tmp_path, models):
 
 @pytest.fixture
 def observed(tmp_path, models):
-    """One worker that writes a line of JSON for every request, and has room for one that waits."""
+    """One worker that writes a line of JSON for every request, and queues at most one."""
     path = tmp_path / "lines"
     variables = {
         "OVMS_REST_ACCESS_LOG": "json",
@@ -655,7 +655,7 @@ def observed(tmp_path, models):
 
 
 def lines_of(service, count):
-    """Wait for so many lines; return them parsed."""
+    """Wait for `count` lines; return them parsed."""
     return list(map(json.loads, service.wait_for(lambda: has_lines(service.lines, count))))
 
 
@@ -664,7 +664,7 @@ def has_lines(path, count):
     return lines if len(lines) == count else None
 
 
-def test_a_line_of_the_access_log_tells_of_an_inference(observed):
+def test_access_log_line_describes_an_inference(observed):
     body = json.dumps({"id": "mine", **json.loads(RELU)}).encode()
     (answer,) = parse(exchange(observed, post(RELU_PATH + "?key=secret", body, "X-Request-ID: a")), "POST")
     (line,) = lines_of(observed, 1)
@@ -687,7 +687,7 @@ def test_a_line_of_the_access_log_tells_of_an_inference(observed):
     assert "secret" not in observed.lines.read_text()
 
 
-def test_a_line_tells_how_long_an_inference_took_and_waited(observed):
+def test_access_log_line_has_the_times_of_an_inference(observed):
     with connected(observed, SLOW) as first, connected(observed, LIVE) as second:
         receive(second)
         second.sendall(SLOW * 2)
@@ -699,7 +699,7 @@ def test_a_line_tells_how_long_an_inference_took_and_waited(observed):
     assert all(line["queue_us"] + line["inference_us"] <= line["total_us"] for line in lines)
 
 
-def test_lines_tell_of_what_does_not_infer_and_of_what_was_refused(observed):
+def test_access_log_has_requests_that_do_not_infer_and_refused_ones(observed):
     requests = [
         (LIVE, "GET", 200),
         (head("HEAD", "/v2"), "HEAD", 200),
@@ -722,7 +722,7 @@ def test_lines_tell_of_what_does_not_infer_and_of_what_was_refused(observed):
     assert [line["model"] for line in lines[:4]] == [None] * 4
 
 
-def test_lines_tell_of_an_overload(observed):
+def test_access_log_has_overloads(observed):
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connected(observed, SLOW)) for _ in range(5)]
         statuses = [receive(connection, "POST").status for connection in connections]
@@ -730,7 +730,7 @@ def test_lines_tell_of_an_overload(observed):
     assert sorted(line["status"] for line in lines_of(observed, 5)) == sorted(statuses)
 
 
-def test_no_client_can_forge_a_line(observed):
+def test_client_cannot_forge_an_access_log_line(observed):
     forged = json.dumps({"id": 'x\n{"status":200}\x1b[2J', **json.loads(RELU)}).encode()
     exchange(observed, post(RELU_PATH, forged), head("GET", "/v2\xc2\x9b31m%0Astatus"))
     lines = lines_of(observed, 2)
@@ -738,7 +738,7 @@ def test_no_client_can_forge_a_line(observed):
     assert observed.lines.read_text().replace("\n", "").isprintable()
 
 
-def test_lines_of_text_go_to_the_standard_output(tmp_path, models):
+def test_text_access_log_goes_to_standard_output(tmp_path, models):
     with serve(tmp_path, "-w", "1", config=models, OVMS_REST_ACCESS_LOG="text") as service:
         assert works(service)
         found = service.wait_for(lambda: re.search(r"^time=.*\n", service.log, re.MULTILINE))[0]
@@ -747,7 +747,7 @@ def test_lines_of_text_go_to_the_standard_output(tmp_path, models):
     assert "id" not in pairs
 
 
-def test_lines_are_written_to_a_new_file_after_sigusr1(tmp_path, models):
+def test_access_log_is_reopened_by_sigusr1(tmp_path, models):
     path = tmp_path / "lines"
     variables = {"OVMS_REST_ACCESS_LOG": "json", "OVMS_REST_ACCESS_LOG_FILE": str(path)}
     with serve(tmp_path, "-w", "2", config=models, **variables) as service:
@@ -765,7 +765,7 @@ def test_lines_are_written_to_a_new_file_after_sigusr1(tmp_path, models):
 
 
 @pytest.mark.parametrize("path", ["/dev/full", "/nowhere/lines"])
-def test_lines_that_cannot_be_written_cost_no_request(tmp_path, models, path):
+def test_unwritable_access_log_costs_no_request(tmp_path, models, path):
     variables = {"OVMS_REST_ACCESS_LOG": "json", "OVMS_REST_ACCESS_LOG_FILE": path}
     with serve(tmp_path, "-w", "1", config=models, **variables) as service:
         assert all(works(service) for _ in range(3))
@@ -773,7 +773,7 @@ def test_lines_that_cannot_be_written_cost_no_request(tmp_path, models, path):
         assert service.log.count("access log") == 1
 
 
-def test_there_are_no_lines_unless_asked_for(tmp_path, models):
+def test_access_log_is_off_by_default(tmp_path, models):
     with serve(tmp_path, "-w", "1", config=models, OVMS_REST_ACCESS_LOG_FILE=str(tmp_path / "lines")) as service:
         assert works(service)
         assert not (tmp_path / "lines").exists()
@@ -802,7 +802,7 @@ def worker_int(worker):
 """
 
 
-def test_hooks_of_the_user(tmp_path, models):
+def test_users_hooks_see_every_request(tmp_path, models):
     with serve(tmp_path, "-w", "1", "-c", write_settings(tmp_path, HOOKS), config=models) as service:
         with connected(service) as connection:
             connection.sendall(head("GET", "/v2?a", "X-A: b") + post(RELU_PATH, RELU) + head("GET", "/v2?fail-after"))
@@ -819,6 +819,20 @@ def test_hooks_of_the_user(tmp_path, models):
         service.signal(signal.SIGINT)
         assert service.process.wait(20) == 0
         assert "hook worker_int" in service.log
+
+
+def test_users_hooks_see_a_deferred_call_once(tmp_path, models):
+    """A reload takes many times as long as the interval at which the worker polls its outcome."""
+    with serve(tmp_path, "-w", "1", "-c", write_settings(tmp_path, HOOKS), config=models) as service:
+        reload = head("POST", "/v1/config/reload", "Content-Length: 0", "X-A: b")
+        with connected(service, reload) as connection:
+            assert receive(connection, "POST").status == 200
+        for file in models.parent.rglob("*.xml"):
+            os.utime(file)
+        with connected(service, reload) as connection:
+            assert receive(connection, "POST").status == 201
+        service.wait_for(lambda: service.log.count("after /v1/config/reload") == 2)
+        assert service.log.count("before POST /v1/config/reload b") == 2
 
 
 # --- Connections and descriptors
@@ -839,8 +853,8 @@ def test_connections_beyond_worker_connections_wait_while_none_is_idle(tmp_path,
         assert [receive(connection).status for connection in waiting[1:]] == [200] * 3
 
 
-def test_the_longest_idle_connection_is_closed_for_a_new_one(tmp_path, models):
-    """Those that have a part of a request, or of a response yet to be sent, stay; so do those idle for less long."""
+def test_longest_idle_connection_is_closed_for_a_new_one(tmp_path, models):
+    """Connections with a part of a request, or of an unsent response, stay; so do those idle for less time."""
     arguments = ("-w", "1", "--worker-connections", "6")
     with serve(tmp_path, *arguments, config=models) as service, contextlib.ExitStack() as stack:
         service.wait_for_workers(1)
@@ -870,7 +884,7 @@ def test_the_longest_idle_connection_is_closed_for_a_new_one(tmp_path, models):
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_new_clients_are_served_while_others_keep_all_connections_idle(tmp_path, models, workers):
-    """However many; the control address too."""
+    """However many there are; also at the control address."""
     control = free_port()
     arguments = ("-w", workers, "--worker-connections", "20")
     variables = {"OVMS_REST_CONTROL_BIND": f"127.0.0.1:{control}"}
@@ -886,7 +900,7 @@ def readable(connections):
     return select.select(connections, [], [], 0)[0]
 
 
-def test_a_worker_without_descriptors_serves_whom_it_has_and_recovers(tmp_path, models):
+def test_worker_without_descriptors_serves_its_connections_and_recovers(tmp_path, models):
     with serve(tmp_path, "-w", "1", config=models) as service:
         assert works(service)
         (pid,) = service.workers()
@@ -933,7 +947,7 @@ def test_several_addresses_are_served_by_all_workers(tmp_path, models):
 
 
 def write_starter(directory, text):
-    """Put a `gunicorn` in front of the real one, which does something before it becomes that; return the PATH."""
+    """Write a `gunicorn` that does something before it executes the real one; return the PATH to find it."""
     starter = directory / "bin" / "gunicorn"
     starter.parent.mkdir()
     real = Path(sys.executable).parent
@@ -956,7 +970,7 @@ os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2")
 """
 
 
-def test_sockets_of_systemd(tmp_path, models):
+def test_sockets_of_systemd_are_served(tmp_path, models):
     """Activation by sd_listen_fds(3): the sockets are inherited from 3 on, and stay when the service ends."""
     with serve(tmp_path, "-w", "2", config=models, PATH=write_starter(tmp_path, ACTIVATION)) as service:
         service.wait_for_workers(2)
@@ -973,10 +987,10 @@ def test_sockets_of_systemd(tmp_path, models):
 
 @pytest.fixture
 def apart(tmp_path, models):
-    """Two workers with a socket each for the same address, and the control worker."""
+    """Two workers, each with a socket of its own for the same address, and the control worker."""
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as reserved:
         port = reserved.getsockname()[1]
-        # gunicorn does not tell the address in this case.
+        # gunicorn does not log the address in this case.
         text = f"arguments[1] = '127.0.0.1:{port}'\nprint('Listening at: http://127.0.0.1:{port}', flush=True)"
         variables = {"PATH": write_starter(tmp_path, text), "OVMS_REST_CONTROL_BIND": "127.0.0.1:0"}
         with serve(tmp_path, "-w", "2", "--reuse-port", config=models, **variables) as service:
@@ -985,8 +999,8 @@ def apart(tmp_path, models):
             yield service
 
 
-def test_workers_with_sockets_of_their_own_serve_all_that_comes_to_them(apart):
-    """From the socket of one no other can take a connection."""
+def test_workers_with_reuse_port_serve_all_their_connections(apart):
+    """No worker can accept a connection from the socket of another."""
     with contextlib.ExitStack() as stack:
         for _ in range(16):
             connection = stack.enter_context(connected(apart, LIVE))
@@ -996,7 +1010,7 @@ def test_workers_with_sockets_of_their_own_serve_all_that_comes_to_them(apart):
         assert works(apart)
 
 
-def test_the_control_worker_is_not_drawn_to_the_address_of_the_others(apart):
+def test_control_worker_does_not_listen_at_the_address_of_the_others(apart):
     port = int(re.search(r"control address: http://127\.0\.0\.1:(\d+)", apart.log)[1])
     assert sum(listens(apart.port, pid) for pid in apart.workers()) == 2
     assert sum(listens(port, pid) for pid in apart.workers()) >= 1
@@ -1006,7 +1020,7 @@ def test_the_control_worker_is_not_drawn_to_the_address_of_the_others(apart):
 
 
 def listens(port, pid):
-    """Tell whether a process has a socket that listens at a port."""
+    """Return whether a process has a socket that listens at a port."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port}
     return not listening.isdisjoint(open_files(pid))
@@ -1044,7 +1058,7 @@ def secured(service, certificate, own=False, **options):
     return context.wrap_socket(service.connect(), server_hostname="127.0.0.1", **options)
 
 
-def test_tls(tls, certificate):
+def test_tls_is_served(tls, certificate):
     with secured(tls, certificate) as connection:
         for _ in range(3):
             connection.sendall(LIVE + post(RELU_PATH, RELU))
@@ -1055,7 +1069,7 @@ def test_tls(tls, certificate):
         assert (answer.status, list(answer.json())) == (400, ["error"])
 
 
-def test_tls_in_pieces_and_in_bulk(tls, certificate):
+def test_tls_in_pieces_and_in_bulk_is_read(tls, certificate):
     with secured(tls, certificate) as connection:
         data = post(RELU_PATH, RELU) + post_chunked(RELU_PATH, RELU[:9], RELU[9:])
         for byte in data:
@@ -1067,8 +1081,8 @@ def test_tls_in_pieces_and_in_bulk(tls, certificate):
             assert receive(connection).status == 200
 
 
-def test_large_answers_over_tls_to_slow_readers(tls, certificate):
-    """What a record could not be sent of is sent on, while others infer."""
+def test_slow_readers_get_large_responses_over_tls(tls, certificate):
+    """The unsent part of a record is sent while others infer."""
     with contextlib.ExitStack() as stack:
         connections = {value: stack.enter_context(secured(tls, certificate)) for value in (1.5, 2.5, 3.5)}
         for value, connection in connections.items():
@@ -1083,7 +1097,7 @@ def test_large_answers_over_tls_to_slow_readers(tls, certificate):
             assert receive(connection).status == 200
 
 
-def test_a_closed_tls_connection_was_closed_by_the_server_not_cut(tls, certificate):
+def test_tls_connection_is_closed_with_an_alert(tls, certificate):
     """RFC 9112 section 9.8: servers MUST attempt to initiate an exchange of closure alerts before closing."""
     for data in (head("GET", "/v2", "Connection: close"), b"BROKEN\r\n\r\n"):
         with secured(tls, certificate, suppress_ragged_eofs=False) as connection:
@@ -1094,8 +1108,8 @@ def test_a_closed_tls_connection_was_closed_by_the_server_not_cut(tls, certifica
             assert len(parse(received)) == 1
 
 
-def test_what_is_no_tls_leaves_others_served(tls, certificate):
-    """Plain HTTP, nothing at all, a handshake that ends in the middle, a certificate that the client refuses."""
+def test_clients_without_tls_do_not_affect_others(tls, certificate):
+    """Plain HTTP, no bytes, a handshake that ends in the middle, and a certificate that the client refuses."""
     before = tls.workers()
     with contextlib.ExitStack() as stack:
         silent = stack.enter_context(connected(tls))
@@ -1112,8 +1126,8 @@ def test_what_is_no_tls_leaves_others_served(tls, certificate):
     assert tls.workers() == before
 
 
-def test_a_connection_that_is_reset_before_the_handshake_ends_no_worker(tls, certificate):
-    """It is still accepted then, and fails at the first thing done with it."""
+def test_connection_reset_before_the_handshake_ends_no_worker(tls, certificate):
+    """The worker accepts it, and its first operation fails."""
     (pid,) = tls.workers()
     for data in (b"", b"\x16\x03\x01"):
         os.kill(pid, signal.SIGSTOP)
@@ -1136,7 +1150,7 @@ def is_answered(connection):
         return receive(connection).status == 200
 
 
-def test_certificates_of_clients(tmp_path, certificate):
+def test_client_certificates_are_verified(tmp_path, certificate):
     cert, key = certificate
     settings = write_probe(tmp_path)
     flags = ("--certfile", cert, "--keyfile", key, "--ca-certs", cert, "--cert-reqs", "2", "-w", "1", "-c", settings)
@@ -1145,7 +1159,7 @@ def test_certificates_of_clients(tmp_path, certificate):
             connection.sendall(head("GET", "/"))
             environ = receive(connection).json()
             assert (environ["wsgi.url_scheme"], environ["REMOTE_ADDR"]) == ("https", "127.0.0.1")
-        with pytest.raises((ssl.SSLError, ConnectionError)):  # in TLS 1.3 the first read tells
+        with pytest.raises((ssl.SSLError, ConnectionError)):  # in TLS 1.3 the first read fails
             is_answered(secured(service, certificate))
 
 
@@ -1156,7 +1170,7 @@ CHUNKED = head("POST", RELU_PATH, "Transfer-Encoding: chunked")
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
-def test_the_service_runs_under_gunicorns_own_workers(tmp_path, kind):
+def test_service_runs_under_gunicorns_own_workers(tmp_path, kind):
     model_zoo.save(model_zoo.relu(), tmp_path / "relu")
     config = write_config(tmp_path, {"name": "relu", "base_path": "relu"})
     with serve(tmp_path, "-w", "2", "-k", kind, config=config, OVMS_REST_MAX_BODY_BYTES="100000") as service:

@@ -1,0 +1,76 @@
+"""The balance of connections between workers: who accepts one, and when a client is better off with another worker.
+
+A kept-alive connection belongs to the worker that accepted it, so a worker leaves new ones to idle workers with fewer
+connections, and closes those of its clients after a response when it has too much to do while another is idle. The
+workers know of each other by the worker table.
+"""
+
+import math
+import time
+from typing import NamedTuple, Protocol
+
+# A connection that was left to another worker is accepted after all when that one has not come for it.
+HANDOVER_SECONDS = 0.005
+# The same for a spare worker, one without connections because there are more workers than cores.
+SPARE_HANDOVER_SECONDS = 0.05
+# The same when this worker has no room, and for a process that has no file descriptor left.
+ACCEPT_PAUSE_SECONDS = 0.1
+# A worker that has been idle for so long gets clients of one that has requests queued.
+IDLE_NANOSECONDS = 5_000_000
+
+
+class Others(Protocol):
+    """A worker's view of the others, in the worker table."""
+
+    def find_freer(self, connections: float) -> int | None:
+        """Return the process id of the worker that a connection is better left to, None when that is this one."""
+
+    def is_room_elsewhere(self, limit: int) -> bool:
+        """Return whether another worker has fewer connections than the limit."""
+
+    def is_another_idle(self, until: int, connections: float = math.inf) -> bool:
+        """Return whether another worker with at most `connections` has been idle since `until`, and has a core."""
+
+
+class Leave(NamedTuple):
+    """Leave a connection to other workers, waking one by its process id; accept it if it is still there later."""
+
+    seconds: float
+    pid: int | None = None
+
+
+class Balance:
+    """The decisions of one worker, which holds at most `limit` connections."""
+
+    def __init__(self, others: Others, limit: int) -> None:
+        self._others = others
+        self._limit = limit
+
+    def choose(self, held: int, has_just_accepted: bool) -> Leave | None:
+        """Decide on a new connection while `held` are held; return None to accept it.
+
+        It is left to an idle worker with fewer connections. A worker that has just accepted one is about to be busy,
+        and leaves the next to any idle worker. A full worker leaves it to any that has room.
+        """
+        freer = self._others.find_freer(math.inf if has_just_accepted else held)
+        if freer is not None:
+            return Leave(HANDOVER_SECONDS if held else SPARE_HANDOVER_SECONDS, freer)
+        if self.is_full(held) and self._others.is_room_elsewhere(self._limit):
+            return Leave(ACCEPT_PAUSE_SECONDS)
+        return None
+
+    def is_full(self, held: int) -> bool:
+        """Return whether a connection has to be closed for a new one."""
+        return held >= self._limit
+
+    def is_another_better_off(self, queued: int, held: int, busy_seconds: float) -> bool:
+        """Return whether another worker has been idle while this one has too much to do.
+
+        Either requests are queued, or this one has been busy for `busy_seconds` with more connections than the other:
+        bodies larger than the system's buffers cannot be seen waiting during an inference.
+        """
+        if queued:
+            return self._others.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS)
+        if busy_seconds < IDLE_NANOSECONDS / 1e9:
+            return False
+        return self._others.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS, held - 2)

@@ -1,0 +1,265 @@
+"""A connection by itself, over a pair of sockets: the events that it returns, and the memory that it holds."""
+
+import select
+import socket
+import sys
+
+import numpy as np
+import pytest
+from gunicorn.config import Config
+from raw_http import LIVE, RELU, RELU_PATH, chunk, head, post
+
+from ovms_rest.worker.connection import Cancelled, Connection, Context, Refused, Request, State, Times
+from ovms_rest.worker.http1 import HeadReader
+
+
+class Counting:
+    """A socket that counts the bytes of every `sendmsg`."""
+
+    def __init__(self, connection):
+        self._connection, self.sent = connection, []
+
+    def sendmsg(self, parts):
+        count = self._connection.sendmsg(parts)
+        self.sent.append(count)
+        return count
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+
+@pytest.fixture
+def wired():
+    """A connection with its context, the socket that it counts, and the client's end."""
+    server, client = socket.socketpair()
+    with server, client:
+        server.setblocking(False)
+        arena = memoryview(bytearray(65536))
+        context = Context(HeadReader(Config()), Times(1, 1, 1, 1), 2**28, 2**30, arena, lambda connection: None)
+        counting = Counting(server)
+        yield Connection(context, counting, {"SCRIPT_NAME": ""}), context, counting, client
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 100, 1000])
+@pytest.mark.parametrize("how", ["with the head", "behind it", "in chunks", "behind another request"])
+def test_first_tensor_lies_on_a_64_byte_boundary(wired, length, how):
+    connection, _, _, client = wired
+    body = bytes(range(256)) * 80  # smaller bodies are copied anyway
+    field = f"Inference-Header-Content-Length: {length}"
+    data = [post(RELU_PATH, body, field)]
+    if how == "behind it":
+        data = [data[0][: -len(body)], body[:1000], body[1000:]]
+    elif how == "in chunks":
+        chunks = chunk(body[:1001]) + chunk(body[1001:]) + chunk(b"")
+        data = [head("POST", RELU_PATH, "Transfer-Encoding: chunked", field) + chunks]
+    elif how == "behind another request":
+        data = [post(RELU_PATH, b"x") + data[0]]
+    for piece in data:
+        client.sendall(piece)
+        request = connection.handle(select.EPOLLIN)
+    if how == "behind another request":
+        connection.send([b"answer"], 6)
+        request = connection.resume()
+    buffer = np.frombuffer(request.environ["wsgi.input"].buffer, np.uint8)
+    assert (buffer.ctypes.data + length) % 64 == 0
+    assert buffer.tobytes() == body
+    assert buffer.flags.writeable
+
+
+def test_response_is_sent_by_one_sendmsg(wired):
+    connection, _, counting, client = wired
+    client.sendall(post(RELU_PATH, RELU))
+    connection.handle(select.EPOLLIN)
+    parts = [b"head", b"json", memoryview(np.arange(1000, dtype=np.uint8)), memoryview(b"")]
+    connection.send(parts, 1008)
+    assert counting.sent == [1008]
+    assert client.recv(2000) == b"".join(parts)
+    assert connection.state is State.HEAD
+
+
+def test_response_of_very_many_parts_is_sent(wired):
+    """The system takes at most 1024 in one call (sendmsg(2), IOV_MAX)."""
+    connection, context, _, client = wired
+    client.sendall(post(RELU_PATH, RELU))
+    connection.handle(select.EPOLLIN)
+    connection.send([b"x"] * 3000, 3000)
+    received = client.recv(5000)
+    while len(received) < 3000 and connection.state is not State.CLOSED:
+        connection.handle(select.EPOLLOUT)
+        received += client.recv(5000)
+    assert received == b"x" * 3000
+    assert (connection.state, context.held) == (State.HEAD, 0)
+
+
+def test_unsent_rest_of_a_response_survives_the_next_inference(wired):
+    """The next output overwrites the memory of that response."""
+    connection, context, counting, client = wired
+    client.sendall(post(RELU_PATH, RELU))
+    connection.handle(select.EPOLLIN)
+    output = np.random.default_rng(0).integers(0, 255, 3_000_000, np.uint8)
+    expected = b"head" + output.tobytes()
+    connection.send([b"head", output.data], len(expected))
+    assert 0 < counting.sent[0] < len(expected)
+    assert context.held == len(expected) - counting.sent[0]
+    output[:] = 0
+    received = bytearray()
+    while len(received) < len(expected):
+        received += client.recv(100_000)
+        connection.handle(select.EPOLLOUT)
+    assert received == expected
+    assert (connection.state, context.held) == (State.HEAD, 0)
+
+
+def test_unsent_bytes_object_is_kept_without_a_copy_and_counts_whole(wired):
+    connection, context, counting, client = wired
+    client.sendall(post(RELU_PATH, RELU))
+    connection.handle(select.EPOLLIN)
+    body = np.random.default_rng(0).bytes(6_000_000)
+    references = sys.getrefcount(body)
+    connection.send([b"head", body], len(body) + 4)
+    assert 0 < counting.sent[0] < len(body)
+    assert sys.getrefcount(body) == references + 1
+    assert context.held == len(body)
+    received = bytearray()
+    while len(received) < len(body) + 4:
+        received += client.recv(100_000)
+        connection.handle(select.EPOLLOUT)
+    assert received == b"head" + body
+    assert (connection.state, context.held, sys.getrefcount(body)) == (State.HEAD, 0, references)
+
+
+def test_queued_small_body_and_the_bytes_after_it_are_counted(wired):
+    connection, context, _, client = wired
+    behind = LIVE * 100
+    client.sendall(post(RELU_PATH, RELU) + behind)
+    connection.handle(select.EPOLLIN)
+    assert context.held == len(RELU) + len(behind)
+    connection.send([b"answer"], 6)
+    assert context.held == len(behind)
+    connection.hold_request(connection.resume())
+    assert context.held == len(behind) - len(LIVE)
+    connection.close()
+    assert context.held == 0
+
+
+def test_pipelined_requests_are_not_copied_for_each_of_many(wired):
+    """The time grows with the number of requests, not with its square."""
+    connection, _, _, client = wired
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
+    client.sendall(LIVE * 1000)
+    connection.handle(select.EPOLLIN)
+    pending = connection._pending
+    for _ in range(1, 1000):
+        connection.send([b"answer"], 6)
+        client.recv(100)
+        assert isinstance(connection.resume(), Request)
+        assert connection._pending is pending
+    assert not pending
+
+
+def test_body_larger_than_the_memory_limit_is_refused_at_its_head(wired):
+    connection, context, _, client = wired
+    context.max_held = 50_000
+    client.sendall(head("POST", RELU_PATH, "Content-Length: 50001"))
+    refusal = connection.handle(select.EPOLLIN).refusal
+    assert (refusal.status, str(refusal)) == (
+        503,
+        "no room for a body of 50001 bytes: OVMS_REST_MAX_HELD_BYTES allows 50000",
+    )
+
+
+# --- Events
+
+
+def test_incomplete_request_is_no_event(wired):
+    connection, context, _, client = wired
+    data = post(RELU_PATH, RELU)
+    for piece, held in ((data[:20], 20), (data[20:-1], len(RELU) - 1)):
+        client.sendall(piece)
+        assert connection.handle(select.EPOLLIN) is None
+        assert context.held == held
+    client.sendall(data[-1:])
+    request = connection.handle(select.EPOLLIN)
+    assert bytes(request.environ["wsgi.input"].buffer) == RELU
+    assert request.head.inference == ("relu", None)
+
+
+def test_requests_on_a_connection_share_a_head_and_no_environ(wired):
+    connection, _, _, client = wired
+    client.sendall(LIVE)
+    first = connection.handle(select.EPOLLIN)
+    first.environ["X"] = "y"
+    connection.send([b"response"], 8)
+    client.sendall(LIVE)
+    second = connection.handle(select.EPOLLIN)
+    assert second.head is first.head
+    assert "X" not in second.environ
+
+
+def test_pipelined_request_is_returned_after_the_response(wired):
+    connection, context, _, client = wired
+    client.sendall(LIVE + post(RELU_PATH, RELU))
+    assert connection.handle(select.EPOLLIN).head.inference is None
+    assert connection.handle(select.EPOLLIN) is None
+    connection.send([b"response"], 8)
+    assert list(context.resuming) == [connection]
+    assert connection.resume().head.inference == ("relu", None)
+
+
+def test_malformed_head_is_refused_with_an_unread_request(wired):
+    connection, _, _, client = wired
+    client.sendall(b"nonsense\r\n\r\n")
+    event = connection.handle(select.EPOLLIN)
+    assert isinstance(event, Refused)
+    assert event.refusal.status == 400
+    assert (event.request.environ["REQUEST_METHOD"], event.request.environ["RAW_URI"]) == ("-", "-")
+    assert not connection.keep_alive
+
+
+def test_truncated_body_is_refused_with_its_request(wired):
+    connection, _, _, client = wired
+    client.sendall(post(RELU_PATH, RELU)[:-1])
+    client.shutdown(socket.SHUT_WR)
+    event = connection.handle(select.EPOLLIN | select.EPOLLRDHUP)
+    assert str(event.refusal) == f"the body ended after {len(RELU) - 1} of {len(RELU)} bytes"
+    assert event.request.environ["PATH_INFO"] == RELU_PATH
+
+
+@pytest.mark.parametrize(
+    ("events", "is_gone", "state"),
+    [
+        (select.EPOLLIN | select.EPOLLRDHUP, False, State.WAITING),
+        (select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP, True, State.CLOSED),
+        (select.EPOLLERR, True, State.CLOSED),
+    ],
+)
+def test_client_that_closes_cancels_its_queued_request(wired, events, is_gone, state):
+    connection, _, _, client = wired
+    client.sendall(post(RELU_PATH, RELU))
+    request = connection.handle(select.EPOLLIN)
+    assert connection.handle(events) == Cancelled(request, is_gone)
+    assert connection.state is state
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (LIVE[:20], "timed out reading the head of the request after 20 bytes"),
+        (post(RELU_PATH, RELU)[:-3], f"timed out reading the body after {len(RELU) - 3} bytes"),
+    ],
+)
+def test_late_request_is_refused(wired, data, message):
+    connection, context, _, client = wired
+    client.sendall(data)
+    assert connection.handle(select.EPOLLIN) is None
+    context.now += 2
+    refusal = connection.expire().refusal
+    assert (refusal.status, str(refusal)) == (408, message)
+
+
+def test_idle_connection_is_closed_after_its_time(wired):
+    connection, context, _, client = wired
+    context.now += 2
+    assert connection.expire() is None
+    assert connection.state is State.CLOSED
+    assert client.recv(1) == b""
