@@ -33,7 +33,7 @@ _SPACE = b" \t\r\n"
 
 
 def name_image(data: memoryview) -> str:
-    """Return the image format whose signature the data begin with, "" for other data."""
+    """Return the image format whose signature the data begins with, "" for other data."""
     start = bytes(data[:64])
     return next((name for signature, name in _IMAGES if signature.match(start)), "")
 
@@ -92,13 +92,13 @@ def explain_image(inputs: Mapping[str, TensorMetadata] | None, model: str = "MOD
 
 
 def explain_prefix(section: memoryview, count: int) -> str:
-    """Return what is missing if the data of `count` strings begin like an image, "" for other data."""
+    """Return what is missing if the data of `count` strings begins like an image, "" for other data."""
     image = name_image(section)
     if not image:
         return ""
     own = f", here {struct.pack('<I', len(section)).hex(' ')}" if count == 1 and len(section) < 2**32 else ""
     return (
-        f"; the data begin like {image}, but each element must be preceded by its length as 4 little-endian "
+        f"; the data begins like {image}, but each element must be preceded by its length as 4 little-endian "
         f"bytes{own}, and binary_data_size includes them"
     )
 

@@ -304,7 +304,7 @@ def _refuse_count(items: list[Any], key: str, model: ModelMetadata, tensors: Map
 
 
 def _check_names(items: Any, model: ModelMetadata) -> None:
-    """Refuse an unknown input, a better hint than what is wrong with its data."""
+    """Refuse an unknown input by its name, a better hint than an error in its data."""
     for item in items if type(items) is list else ():
         name = item.get("name") if type(item) is dict else None
         if type(name) is str and name not in model.inputs:

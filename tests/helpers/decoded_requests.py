@@ -27,7 +27,7 @@ INTEGERS = {
 
 
 def decode(root, binary=None):
-    """Decode a request, a value or JSON text; with `binary` behind the JSON if that is given."""
+    """Return a decoded request, given as a value or JSON text, and the `binary` part after the JSON."""
     head = root if isinstance(root, bytes) else json.dumps(root).encode()
     if binary is None:
         return decode_request(memoryview(head))
@@ -49,7 +49,7 @@ def refusal_of_input(item, binary=None):
 
 
 def written(datatype, shape, data):
-    """Write a request whose `data` is the given text."""
+    """Return a request with the given text as `data`."""
     return b'{"inputs":[{"name":"x","shape":%s,"datatype":"%s","data":%s}]}' % (
         json.dumps(shape).encode(),
         datatype.encode(),
@@ -58,7 +58,7 @@ def written(datatype, shape, data):
 
 
 def decode_numbers(datatype, text):
-    """Decode the numbers of a text, `1, 2`, as elements of a datatype."""
+    """Return the numbers of a text, `1, 2`, decoded as a datatype."""
     return decode(written(datatype, [text.count(",") + 1], f"[{text}]")).inputs[0].array
 
 
@@ -67,7 +67,7 @@ def without(item, key):
 
 
 def nested(levels, brackets=b"[]"):
-    """Write arrays, or objects with the key "k", nested in each other."""
+    """Return nested arrays, or nested objects with the key "k"."""
     if brackets == b"[]":
         return b"[" * levels + b"]" * levels
     return b'{"k":' * (levels - 1) + b"{}" + b"}" * (levels - 1)

@@ -1,4 +1,4 @@
-"""Bodies that are not inference requests: what they probably are, and how their content is sent."""
+"""Hints for bodies that are not inference requests: what they seem to be, and how to send their content."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def test_image_as_body_is_recognized(name, model):
 def test_image_is_recognized_without_the_bytes_that_curl_d_removes(name):
     body = FILES[name].translate(None, b"\r\n\0")
     message = refusal(body)
-    if name in ("a BMP file", "a PNM file"):  # of which too little is left
+    if name in ("a BMP file", "a PNM file"):  # too little of them is left
         assert message.startswith("the request is not valid JSON: ")
     else:
         assert f": it is {name}; " in message
@@ -106,8 +106,8 @@ def test_image_without_length_prefix_is_recognized_and_its_length_given(name):
     file = FILES[name]
     message = refusal(HEAD + file, len(HEAD))
     assert message.endswith(
-        f"; the data begin like {name}, but each element must be preceded by its length as 4 little-endian bytes, here "
-        f"{len(file).to_bytes(4, 'little').hex(' ')}, and binary_data_size includes them"
+        f"; the data begins like {name}, but each element must be preceded by its length as 4 little-endian bytes, "
+        f"here {len(file).to_bytes(4, 'little').hex(' ')}, and binary_data_size includes them"
     )
 
 
@@ -118,7 +118,7 @@ def test_image_as_raw_numeric_data_is_recognized():
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
 def test_command_in_the_message_sends_the_image(tmp_path, shell):
-    """It is pasted as it stands, for the demo's pipeline."""
+    """The command is run unchanged, for the pipeline of the demo."""
     picture = ROOT / "ovms_rest" / "demo" / "samples" / "number-65902.png"
     with serve(tmp_path) as service:
         url = f"http://127.0.0.1:{service.port}/v2/models/number/infer"

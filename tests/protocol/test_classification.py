@@ -1,4 +1,4 @@
-"""Classification: outputs as their highest values with indices and labels, from the array to NVIDIA's client."""
+"""Classification: outputs as their highest values with indices and labels, up to tritonclient."""
 
 import ctypes
 
@@ -18,7 +18,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def highest(values, k=100, datatype="FP32", labels=()):
-    """Classify an array; return the strings."""
+    """Return the strings of a classified array."""
     tensor = classify(Tensor("y", datatype, np.array(values, DTYPES[datatype])), k, labels)
     assert (tensor.name, tensor.datatype) == ("y", "BYTES")
     return [element.decode() for element in tensor.array.elements()]
@@ -66,7 +66,7 @@ def test_limits_of_floats_are_ordered(datatype):
 
 @pytest.mark.parametrize("k", [1, 2, 999, 39_998, 39_999, 40_000, 40_001])
 def test_long_rows_have_the_same_order_as_short_ones(k):
-    """They are sorted in another way, in which equal values and NaNs could get lost."""
+    """Long rows are sorted in another way, which could lose equal values and NaNs."""
     values = np.random.default_rng(0).integers(-9, 9, (2, 40_000)).astype(np.float32)
     values[:, ::7] = NAN
     expected = np.stack([np.argsort(-row, kind="stable")[:k] for row in values])
@@ -102,7 +102,7 @@ def test_floats_have_six_decimals(value, text):
 
 @pytest.mark.parametrize("value", [0.1, 1e-7, 5e-7, 2.5e-6, 1e22, 1 / 3, -1e300, 5e-324, INF, -INF])
 def test_floats_are_written_as_by_printf(value):
-    """Triton writes them by std::to_string, which is printf's %f."""
+    """Triton uses std::to_string, which is printf's %f."""
     buffer = ctypes.create_string_buffer(400)
     ctypes.CDLL(None).snprintf(buffer, ctypes.c_size_t(400), b"%f:0", ctypes.c_double(value))
     assert highest([value], datatype="FP64") == [buffer.value.decode()]
@@ -184,11 +184,11 @@ def test_classified_output_is_not_changed():
     assert array.tolist() == [1, 2, 3]
 
 
-# --- What is refused
+# --- Rejected outputs
 
 
 def test_output_of_strings_is_rejected():
-    """Some outputs are known to be strings only after the inference (protocol.md section 7)."""
+    """Some outputs become strings only after the inference (protocol/README.md section 7)."""
     with pytest.raises(InvalidRequestError) as caught:
         classify(Tensor("rows_string", "BYTES", BytesArray.of([b"a"], (1,))), 1, ())
     assert str(caught.value) == (
@@ -248,7 +248,7 @@ def test_tritonclient_gets_classes(client, binary, expected):
 
 @pytest.mark.parametrize("model", ["strings", "matrix"])
 def test_tritonclient_gets_an_error_for_an_output_of_strings(client, model):
-    """A model of strings, and one whose UINT8 matrix is answered as strings."""
+    """Serve a model of strings, and one whose UINT8 matrix is returned as strings."""
     name, output = {"strings": ("text", "text"), "matrix": ("rows", "rows_string")}[model]
     sent = InferInput(name, [1], "BYTES")
     sent.set_data_from_numpy(np.array(["a"], dtype=object))

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from ovms_rest.protocol.datatypes import round_to_bfloat16
 
-# Of each datatype: bits of the significand, exponent of the smallest normal number, exponent beyond the largest.
+# For each datatype: bits of the significand, exponent of the smallest normal number, exponent above the largest.
 FORMATS = {"FP16": (11, -14, 16), "BF16": (8, -126, 128), "FP32": (24, -126, 128)}
 
 
 def round_exactly(value, datatype):
-    """Round by rational arithmetic: to the nearest number of the datatype, ties to even; too large is an infinity."""
+    """Return a value rounded by rational arithmetic, ties to even; one that is too large becomes an infinity."""
     bits, smallest, beyond = FORMATS[datatype]
     magnitude = abs(Fraction(value))
     if magnitude == 0:

@@ -1,4 +1,4 @@
-"""Decoding: what the bytes of a request become, and in which words they are refused."""
+"""Decoding of requests, and the messages for invalid ones; binary data is in test_decoding_binary."""
 
 import json
 import math
@@ -407,7 +407,7 @@ def test_deepest_of_several_values_counts():
 )
 @pytest.mark.parametrize("brackets", [b"[]", b"{}"])
 def test_container_in_a_known_key_is_rejected_for_its_type(text, brackets):
-    """None of them takes an array or object, but for `data`, whose depth is told."""
+    """No known key takes an array or object except `data`, whose depth the message names."""
     assert "expected" in refusal(text % nested(300, brackets))
 
 
@@ -428,7 +428,7 @@ def test_too_deep_value_of_the_wrong_type_is_rejected(text, message):
 
 @pytest.mark.parametrize("datatype", ["BOOL", "INT8", "FP32", "BYTES"])
 def test_deep_object_among_the_elements_is_rejected(datatype):
-    """An object is no element, however deep it is, and is too deep for orjson to be repeated in a message."""
+    """An object is not an element at any depth; this one is too deep for orjson to repeat it in the message."""
     message = refusal(written(datatype, [1], "[" + nested(300, b"{}").decode() + "]"))
     assert message.startswith("inputs[0] 'x': data[0] is an object, ")
 
@@ -575,7 +575,7 @@ def test_minus_zero_is_the_integer_zero(datatype):
     assert decode_numbers(datatype, "-0").tolist() == [0]
 
 
-# --- Values that are no elements
+# --- Invalid elements
 
 
 @pytest.mark.parametrize(
@@ -633,7 +633,7 @@ def test_largest_allowed_number_of_strings_is_decoded():
     assert array.begins[-1] == array.ends[-1] == 2**25
 
 
-# --- What a model has
+# --- Limits by the model
 
 
 def takes(*names):
@@ -675,7 +675,7 @@ def test_all_inputs_and_outputs_of_the_model_are_decoded():
 
 
 def test_million_inputs_cost_no_more_than_their_json():
-    """They ended a worker by its timeout."""
+    """Such a request once took longer than gunicorn's timeout for a worker."""
     make = 'from test_decoding import *; item = b\'{"name":"x","shape":[0],"datatype":"FP32"},\'; '
     make += "body = memoryview(b'{\"inputs\":[' + (item * 1_000_000)[:-1] + b']}')"
     cost = measure_cost(make, "decode_request(body, model=ONE_AND_TWO)")
@@ -770,7 +770,7 @@ def test_classification_null_is_rejected():
     assert message == f"outputs[0] 'y': parameters.classification is null, {WRONG_PARAMETER}"
 
 
-# --- When it has to be answered
+# --- Timeout, priority and sequence parameters
 
 
 @pytest.mark.parametrize("timeout", [0, 1, 1000, 2**64 - 1])

@@ -247,7 +247,7 @@ def test_header_length_that_reaches_into_the_tensors_is_rejected():
 
 
 def aligned(head, binary, offset=0):
-    """Lay out a body whose binary part begins at an address that is `offset` beyond a multiple of 64."""
+    """Return a body whose binary part begins `offset` bytes after a multiple of 64."""
     body = np.zeros(len(head) + len(binary) + 128, np.uint8)
     start = (offset - body.ctypes.data - len(head)) % 64
     body = body[start : start + len(head) + len(binary)]
@@ -289,7 +289,7 @@ def raw(body, datatype, *dims):
 
 
 def refusal_of_raw(body, datatype, *dims):
-    """Take the message of the first step, decoding or validation, that refuses a raw body."""
+    """Return the message of the first step, decoding or validation, that rejects a raw body."""
     metadata = TensorMetadata("x", datatype, dims)
     with pytest.raises(InvalidRequestError) as caught:
         validate_inputs(

@@ -1,4 +1,4 @@
-"""Encoding: the bytes that a response becomes."""
+"""Encoding of responses to JSON and binary tensors."""
 
 import json
 
@@ -11,12 +11,12 @@ from ovms_rest.protocol.encoding import encode_response
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import InferenceResponse, Tensor
 
-# In JSON these have more than one number that rounds to the same value.
+# For these, several JSON numbers round to the same value.
 HALVES = {"FP16": np.float16, "BF16": BF16}
 
 
 def encode(*tensors, binary=False, request_id=""):
-    """Encode a response of these outputs; all binary or none, or `binary` for each."""
+    """Return an encoded response with these outputs; `binary` is for all, or a sequence for each."""
     flags = (binary,) * len(tensors) if isinstance(binary, bool) else binary
     return encode_response(InferenceResponse("m", "3", list(zip(tensors, flags, strict=True)), request_id))
 
@@ -44,7 +44,7 @@ def refusal(*tensors):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.datatype not in HALVES], ids=lambda case: case.name)
 def test_array_becomes_json_data(case):
-    """By their text, for which 1, 1.0 and true are different things and so are 0.0 and -0.0."""
+    """Compared as text, where 1, 1.0 and true differ, and 0.0 and -0.0 too."""
     head, sections = encode(Tensor("y", case.datatype, case.array))
     (output,) = json.loads(head)["outputs"]
     assert (output["datatype"], tuple(output["shape"]), sections) == (case.datatype, case.shape, [])
@@ -240,7 +240,7 @@ def test_non_contiguous_array_becomes_row_major_json(layout, datatype):
 @pytest.mark.parametrize("datatype", ["UINT8", "BF16", "FP32"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_non_contiguous_array_becomes_row_major_binary(layout, datatype):
-    """The section is one contiguous buffer, for so a socket sends it."""
+    """The section is one contiguous buffer, as sending by a socket needs it."""
     array = LAYOUTS[layout](DTYPES[datatype])
     head, (section,) = encode(Tensor("y", datatype, array), binary=True)
     assert memoryview(section).contiguous

@@ -1,4 +1,4 @@
-"""The memory that JSON takes once it is parsed: estimated high enough, and not so high that useful requests suffer."""
+"""The estimate of the memory of parsed JSON: high enough to hold, and low enough for useful requests."""
 
 import json
 
@@ -13,7 +13,7 @@ from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choos
 MIB = 2**20
 COMMA, ARRAY, OBJECT, COLON, QUOTE = map(OBJECTS.get, b',[{:"')
 
-# Values outside of the data of inputs are ignored, whatever they are.
+# Values of unknown keys are ignored.
 BOMB = """body = b'{{"inputs":[{{"name":"x","shape":[1],"datatype":"FP32","data":[1]}}],"junk":['
 body += b"{repeated}," * {count} + b"1]}}"
 """
@@ -22,7 +22,7 @@ IMPORT = "from ovms_rest.protocol.decoding import decode_request\n"
 
 
 def weigh(text, budget, weights=OBJECTS):
-    """Return the refusal of a text, "" when it is allowed."""
+    """Return the message for a rejected text, "" for an allowed one."""
     try:
         check_memory(memoryview(text), weights, budget)
     except BodyTooLargeError as error:
@@ -35,7 +35,7 @@ def bomb(repeated, count):
 
 
 def data(datatype, repeated, count):
-    """Measure a request with data of equal elements."""
+    """Return the cost of a request with data of equal elements."""
     head = f'{{"inputs":[{{"name":"x","shape":[{count}],"datatype":"{datatype}","data":['
     body = f"body = {head.encode()!r} + b','.join([{repeated.encode()!r}] * {count}) + b']}}]}}'"
     return measure_cost(IMPORT + body, DECODE)
@@ -91,7 +91,7 @@ def test_budget_is_five_times_the_limit_of_a_body_and_at_least_64_mib():
     assert [choose_budget(limit) for limit in (1, 2**23, 2**24, 2**28)] == [2**26, 2**26, 5 * 2**24, 5 * 2**28]
 
 
-# --- What counts
+# --- Counted characters
 
 
 def test_characters_in_strings_do_not_count():
@@ -108,7 +108,7 @@ def test_message_gives_the_limit_and_a_remedy():
 
 
 def reference(value):
-    """Weigh a value as JSON is read, not as it is written."""
+    """Return the weight of a parsed value."""
     commas = COMMA * max(0, len(value) - 1) if isinstance(value, list | dict) else 0
     if isinstance(value, dict):
         members = sum(COLON + reference(key) + reference(item) for key, item in value.items())
@@ -131,7 +131,7 @@ values = st.recursive(
 @given(value=values)
 @example(value=['\\"', "\\", '\\\\"'])
 def test_separators_are_counted_as_in_parsed_json(block, value):
-    """The estimate is refused at its own value less one and allowed at it, wherever blocks begin."""
+    """JSON is allowed with its estimate as the budget, and rejected with one byte less, wherever blocks begin."""
     text = json.dumps(value).encode()
     exact = reference(value)
     with pytest.MonkeyPatch.context() as patch:
@@ -144,7 +144,7 @@ def test_separators_are_counted_as_in_parsed_json(block, value):
 @pytest.mark.parametrize("weights", [OBJECTS, NUMBERS])
 @pytest.mark.parametrize("repeated", [b"{},", b"[],", b"1,", b'"",', b'{"":1},', b"[[]],", b'"":1,', b"[1],"])
 def test_no_text_exceeds_the_assumed_weight_per_byte(weights, repeated):
-    """Short texts are not looked at because of it."""
+    """That is why short texts need not be examined."""
     assert sum(repeated.count(character) * weight for character, weight in weights.items()) <= len(repeated) * (
         most_per_byte(weights)
     )

@@ -1,4 +1,4 @@
-"""Numbers: what simdjson reads of a request is what orjson would have read, and whatever else comes is orjson's."""
+"""Numeric requests: simdjson reads the same values as orjson, and leaves all other requests to orjson."""
 
 import json
 import os
@@ -36,17 +36,17 @@ NEVER = sys.maxsize
 
 
 def view(head):
-    """Return a request, a value or JSON text, as it is received."""
+    """Return a request, given as a value or JSON text, as a received body."""
     return memoryview(bytearray(head if isinstance(head, bytes) else json.dumps(head).encode()))
 
 
 def exactly(value):
-    """Return what tells a value from all others: 1, 1.0 and True, 0.0 and -0.0 differ."""
+    """Return values in a form in which 1, 1.0 and True differ, and 0.0 and -0.0 too."""
     return {name: repr(item) for name, item in value.items()}
 
 
 def facts(found):
-    """Return all that a client can tell of a decoded request, or of its refusal."""
+    """Return all observable facts of a decoded request, or the message of a rejected one."""
     if isinstance(found, InvalidRequestError):
         return str(found)
     arrays = [(tensor.name, tensor.datatype, fingerprint(tensor.array)) for tensor in found.inputs]
@@ -54,7 +54,7 @@ def facts(found):
 
 
 def is_numeric(head, binary=b""):
-    """Tell whether simdjson reads a request, after seeing that it makes no difference."""
+    """Return whether simdjson reads a request, after checking that this makes no difference."""
     head = view(head)
     body = memoryview(bytes(head) + binary)
     expected = facts(outcome(decode_request, body, len(head), NEVER))
@@ -67,7 +67,7 @@ def is_numeric(head, binary=b""):
 
 
 def called(function, *arguments):
-    """Return what a call calls: functions written in C, and the code of those in Python."""
+    """Return the callees of a call: functions written in C, and the code of those in Python."""
     functions = []
 
     def note(frame, event, argument):
@@ -82,11 +82,11 @@ def called(function, *arguments):
     return functions
 
 
-# --- Which way a request goes
+# --- The choice of the parser
 
 
 def many(datatype, shape):
-    """Return numbers of a datatype, nested as their shape is."""
+    """Return numbers of a datatype, nested by their shape."""
     if datatype in INTEGERS:
         low, high = INTEGERS[datatype]
         return np.random.default_rng(0).integers(low, high, shape, DTYPES[datatype], endpoint=True)
@@ -153,7 +153,7 @@ def test_invalid_large_request_gets_the_message_of_a_small_one():
     assert str(caught.value) == "inputs[0] 'x': data[10000] is null, INT8 takes integers"
 
 
-# --- The same tables as in test_decoding, both ways
+# --- The tables of test_decoding with both parsers
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -331,7 +331,7 @@ def test_any_bits_of_a_datatype_survive_json(datatype, data):
 
 @pytest.mark.parametrize("datatype", NUMERIC)
 def test_array_is_writable(datatype):
-    """As OpenVINO wants it of the memory of a tensor."""
+    """OpenVINO needs writable memory for a tensor."""
     request = decode_numeric(view(written(datatype, [2], "[1,2]")), memoryview(b""))
     assert request.inputs[0].array.flags.writeable
 
@@ -439,7 +439,7 @@ def test_brackets_in_strings_do_not_count_as_depth():
 
 
 def depth_of(value):
-    """Count the levels of arrays and objects."""
+    """Return the number of nested levels of arrays and objects."""
     if not isinstance(value, (list, dict)):
         return 0
     return 1 + max(map(depth_of, value.values() if isinstance(value, dict) else value), default=0)
@@ -478,7 +478,7 @@ def test_depth_counts_across_blocks(blanks):
 
 
 def test_refused_request_leaves_the_parser_free():
-    """Even while its exception, which holds frames, is alive."""
+    """Even while the exception, which refers to frames, is still alive."""
     kept = []
     for body in (*NO_JSON.values(), *WHOLE.values(), written("INT8", [2], "[1,1000]"), written("FP32", [3], "[1,2]")):
         with pytest.raises(InvalidRequestError) as caught:
@@ -528,7 +528,7 @@ def test_memory_beyond_the_kept_size_is_released():
     array = decode_numeric(body, body[:0]).inputs[0].array
     assert (array[:-1] == 1).all()
     assert array[-1] == 2
-    # A parser that were kept would hold 13 bytes for each of the body's.
+    # A kept parser would hold 13 bytes for each byte of the body.
     assert resident_bytes() - before < 6 * len(body)
     assert decode_numeric(small, body[:0]) is not None
 
@@ -540,7 +540,7 @@ def test_threads_decode_at_the_same_time():
     assert [request.inputs[0].array.tolist() for request in requests] == [[n] * 2000 for n in range(40)] * 5
 
 
-# --- Requests near to numeric ones
+# --- Mutated requests
 
 digits = st.integers(0, 10**25).map(str)
 integers = st.integers(-130, 300) | st.integers(-(2**63), 2**64 - 1) | st.sampled_from([0, -(2**31), 2**31, 2**32 - 1])

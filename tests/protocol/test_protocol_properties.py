@@ -1,4 +1,4 @@
-"""What holds of any bytes and of any tensor."""
+"""Properties of decoding and encoding for any bytes and any tensor."""
 
 import copy
 import json
@@ -24,18 +24,18 @@ DATATYPES = [*DTYPES, "BYTES"]
 
 
 def outcome(function, *arguments):
-    """Return the result or the refusal; let any other exception through."""
+    """Return the result or the InvalidRequestError of a call."""
     try:
         return function(*arguments)
     except InvalidRequestError as error:
         return error
 
 
-# --- JSON near to valid requests
+# --- Mutated requests
 
 
 def nest(value, levels, key):
-    """Put a value into so many arrays, or into objects under a key."""
+    """Return a value inside nested arrays, or nested objects with one key."""
     for _ in range(levels):
         value = [value] if key is None else {key: value}
     return value
@@ -88,14 +88,14 @@ header_lengths = st.none() | st.integers(0, 400)
 
 
 def places(value, path=()):
-    """List the paths to all values inside a JSON value."""
+    """Return the paths to all values inside a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(place for key, item in items for place in places(item, (*path, key)))]
 
 
 @st.composite
 def mutated(draw, valid):
-    """Draw a request with one of its values replaced, removed or joined by another."""
+    """Draw a request with one value replaced, removed or added."""
     request = copy.deepcopy(draw(valid))
     _, *inner = places(request)
     *path, last = draw(st.sampled_from(inner))
@@ -116,7 +116,7 @@ def mutated(draw, valid):
 
 @st.composite
 def complete_requests(draw):
-    """Draw a request that is valid, and the binary part that it needs."""
+    """Draw a valid request and its binary part."""
     items, binary = [], b""
     for name in draw(st.lists(names, min_size=1, max_size=3)):
         tensor = draw(tensors().filter(is_text))
@@ -131,7 +131,7 @@ def complete_requests(draw):
 
 
 def finite(array):
-    """Put zeros where JSON has no number."""
+    """Return an array with zeros where JSON has no number."""
     if isinstance(array, BytesArray) or array.dtype.kind in "biu":
         return array
     with np.errstate(invalid="ignore"):
@@ -162,18 +162,18 @@ def tensors(draw):
 
 
 def joined(elements):
-    """Write a binary BYTES tensor."""
+    """Return a binary BYTES tensor."""
     return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
 
 
 def written(tensor, binary):
-    """Write a tensor as an input: the output that it is encoded to, and the binary data."""
+    """Return a tensor as an input (the output that it is encoded to) and its binary data."""
     head, sections = encode_response(InferenceResponse("m", "1", [(tensor, binary)]))
     return json.loads(head)["outputs"][0], b"".join(sections)
 
 
 def sent_back(response):
-    """Make a request of a response: its JSON with the outputs as inputs, and the binary data."""
+    """Return a response as a request: its JSON with the outputs as inputs, and the binary data."""
     head, sections = encode_response(response)
     head = head.replace(b'"outputs":[', b'"inputs":[', 1)
     return decode_request(memoryview(head + b"".join(sections)), len(head))
@@ -281,7 +281,7 @@ def test_any_section_is_rejected_or_filled_by_its_elements(section, count):
 
 
 def classified(values, k):
-    """Find the highest values of a flat list, as slowly and plainly as can be."""
+    """Return the highest values of a flat list by the simplest possible algorithm."""
     numbers = [-value if value == value else float("inf") for value in values]
     order = sorted(range(len(values)), key=lambda index: (values[index] != values[index], numbers[index], index))
     form = "%f:%d" if any(isinstance(value, float) for value in values) else "%d:%d"

@@ -1,4 +1,4 @@
-"""The size of a response is known before it is made, and one that does not fit in is not made."""
+"""The size of a response is known before it is encoded, and one that does not fit is rejected."""
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +19,7 @@ def room(limit, held=0):
 
 
 def extremes(datatype):
-    """Make values that are as long, and as short, as they can be in JSON."""
+    """Return values with the longest and shortest texts in JSON."""
     dtype = DATATYPES[datatype].dtype
     generator = np.random.default_rng(0)
     if datatype == "BOOL":
@@ -31,7 +31,7 @@ def extremes(datatype):
 
 
 def written(tensor):
-    """Return the size of the numbers in JSON, each with a comma or the bracket behind the last."""
+    """Return the size of the numbers in JSON, each with a comma or the closing bracket."""
     _, _, numbers = encode_response(InferenceResponse("m", "1", [(tensor, False)]))[0].partition(b'"data":[')
     return len(numbers.partition(b"]")[0]) + 1
 
@@ -77,7 +77,7 @@ def test_few_large_strings_are_measured():
 
 
 def test_small_outputs_are_not_measured():
-    """Which the worker does, when they are encoded."""
+    """The worker measures them once they are encoded."""
     check_outputs([(Tensor("y", "UINT8", np.zeros(SMALL_OUTPUTS, np.uint8)), True)], room(0))
 
 

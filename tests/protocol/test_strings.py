@@ -144,7 +144,7 @@ def test_matrix_without_strings_has_no_rows():
 
 
 def test_matrix_of_more_than_1_gib_is_rejected():
-    """One long string makes the rows of all others as wide."""
+    """A single long string widens all rows."""
     message = refusal(to_matrix, BytesArray.of([b"x" * 32_768, *[b""] * 32_767], (32_768,)), "x")
     assert message == (
         "x: 32768 strings, the longest of 32768 bytes, make a matrix of 1073774592 bytes, "

@@ -1,4 +1,4 @@
-"""Validation: whether a request fits a model, and how a model's tensors are described."""
+"""Validation: whether a request fits a model, and the messages if it does not."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ ONE, TWO, THREE, FIVE = Dim(1, 1), Dim(2, 2), Dim(3, 3), Dim(5, 5)
 
 
 def model(*inputs, outputs=()):
-    """Make the metadata of a model "m" from its inputs and the names of its outputs."""
+    """Return the metadata of a model "m" from its inputs and the names of its outputs."""
     return ModelMetadata(
         "m",
         "1",

@@ -1,4 +1,4 @@
-"""Since when a request has been waiting: since a proxy received it, if X-Request-Start is valid and plausible."""
+"""The waiting time of a request begins when a proxy received it, if X-Request-Start is valid and plausible."""
 
 import time
 
