@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# A cache line, and what OpenVINO aligns its own tensors to.
+# A cache line; OpenVINO aligns its own tensors to it too.
 ALIGNMENT = 64
 
 

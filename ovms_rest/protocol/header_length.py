@@ -6,7 +6,7 @@ from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.strings import count_of
 from ovms_rest.protocol.words import show
 
-# Any number of so many digits is larger than a body.
+# A number with this many digits is larger than any body.
 _TOO_MANY_DIGITS = 19
 
 

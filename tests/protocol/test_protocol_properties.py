@@ -1,4 +1,4 @@
-"""What holds of any bytes and of any tensor."""
+"""Properties of decoding and encoding for any bytes and any tensor."""
 
 import copy
 import json
@@ -15,7 +15,6 @@ from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import (
     decode_raw_request,
     decode_request,
-    decode_request_start,
 )
 from ovms_rest.protocol.encoding import encode_response
 from ovms_rest.protocol.strings import BytesArray, from_matrix, pack, to_matrix, unpack
@@ -25,18 +24,18 @@ DATATYPES = [*DTYPES, "BYTES"]
 
 
 def outcome(function, *arguments):
-    """Return the result or the refusal; let any other exception through."""
+    """Return the result or the InvalidRequestError of a call."""
     try:
         return function(*arguments)
     except InvalidRequestError as error:
         return error
 
 
-# --- JSON near to valid requests
+# --- Mutated requests
 
 
 def nest(value, levels, key):
-    """Put a value into so many arrays, or into objects under a key."""
+    """Return a value inside nested arrays, or nested objects with one key."""
     for _ in range(levels):
         value = [value] if key is None else {key: value}
     return value
@@ -89,14 +88,14 @@ header_lengths = st.none() | st.integers(0, 400)
 
 
 def places(value, path=()):
-    """List the paths to all values inside a JSON value."""
+    """Return the paths to all values inside a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(place for key, item in items for place in places(item, (*path, key)))]
 
 
 @st.composite
 def mutated(draw, valid):
-    """Draw a request with one of its values replaced, removed or joined by another."""
+    """Draw a request with one value replaced, removed or added."""
     request = copy.deepcopy(draw(valid))
     _, *inner = places(request)
     *path, last = draw(st.sampled_from(inner))
@@ -117,7 +116,7 @@ def mutated(draw, valid):
 
 @st.composite
 def complete_requests(draw):
-    """Draw a request that is valid, and the binary part that it needs."""
+    """Draw a valid request and its binary part."""
     items, binary = [], b""
     for name in draw(st.lists(names, min_size=1, max_size=3)):
         tensor = draw(tensors().filter(is_text))
@@ -132,7 +131,7 @@ def complete_requests(draw):
 
 
 def finite(array):
-    """Put zeros where JSON has no number."""
+    """Return an array with zeros where JSON has no number."""
     if isinstance(array, BytesArray) or array.dtype.kind in "biu":
         return array
     with np.errstate(invalid="ignore"):
@@ -163,18 +162,18 @@ def tensors(draw):
 
 
 def joined(elements):
-    """Write a binary BYTES tensor."""
+    """Return a binary BYTES tensor."""
     return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
 
 
 def written(tensor, binary):
-    """Write a tensor as an input: the output that it is encoded to, and the binary data."""
+    """Return a tensor as an input (the output that it is encoded to) and its binary data."""
     head, sections = encode_response(InferenceResponse("m", "1", [(tensor, binary)]))
     return json.loads(head)["outputs"][0], b"".join(sections)
 
 
 def sent_back(response):
-    """Make a request of a response: its JSON with the outputs as inputs, and the binary data."""
+    """Return a response as a request: its JSON with the outputs as inputs, and the binary data."""
     head, sections = encode_response(response)
     head = head.replace(b'"outputs":[', b'"inputs":[', 1)
     return decode_request(memoryview(head + b"".join(sections)), len(head))
@@ -185,13 +184,13 @@ def sent_back(response):
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=200), header_lengths)
-def test_any_bytes_are_refused_or_decoded(body, header_length):
+def test_any_bytes_are_rejected_or_decoded(body, header_length):
     assert isinstance(outcome(decode_request, memoryview(body), header_length), (InferenceRequest, InvalidRequestError))
 
 
 @settings(deadline=None, max_examples=300)
 @given(anything, st.binary(max_size=20))
-def test_any_json_is_refused_or_decoded(root, binary):
+def test_any_json_is_rejected_or_decoded(root, binary):
     head = json.dumps(root).encode()
     for arguments in ((memoryview(head),), (memoryview(head + binary), len(head))):
         assert isinstance(outcome(decode_request, *arguments), (InferenceRequest, InvalidRequestError))
@@ -199,7 +198,7 @@ def test_any_json_is_refused_or_decoded(root, binary):
 
 @settings(deadline=None, max_examples=400)
 @given(st.sampled_from(DATATYPES), anything)
-def test_any_json_as_an_element_is_refused_or_decoded(datatype, element):
+def test_any_json_as_an_element_is_rejected_or_decoded(datatype, element):
     root = {"inputs": [{"name": "x", "shape": [1], "datatype": datatype, "data": [element]}]}
     request = outcome(decode_request, memoryview(json.dumps(root).encode()))
     assert isinstance(request, (InferenceRequest, InvalidRequestError))
@@ -207,7 +206,7 @@ def test_any_json_as_an_element_is_refused_or_decoded(datatype, element):
 
 @settings(deadline=None, max_examples=400)
 @given(keys, anything, st.sampled_from(["request", "input", "output"]))
-def test_any_json_as_a_key_of_a_valid_request_is_refused_or_decoded(key, value, level):
+def test_any_json_as_a_key_of_a_valid_request_is_rejected_or_decoded(key, value, level):
     item, output = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}, {"name": "y"}
     root = {"inputs": [item], "outputs": [output]}
     {"request": root, "input": item, "output": output}[level][key] = value
@@ -217,7 +216,7 @@ def test_any_json_as_a_key_of_a_valid_request_is_refused_or_decoded(key, value, 
 
 @settings(deadline=None, max_examples=600)
 @given(requests | mutated(requests), st.binary(max_size=40))
-def test_json_near_to_a_request_is_refused_or_decoded(root, binary):
+def test_mutated_request_is_rejected_or_decoded(root, binary):
     head = json.dumps(root).encode()
     for arguments in ((memoryview(head),), (memoryview(head + binary), len(head))):
         assert isinstance(outcome(decode_request, *arguments), (InferenceRequest, InvalidRequestError))
@@ -225,7 +224,7 @@ def test_json_near_to_a_request_is_refused_or_decoded(root, binary):
 
 @settings(deadline=None, max_examples=300)
 @given(complete_requests())
-def test_a_complete_request_is_decoded(complete):
+def test_complete_request_is_decoded(complete):
     root, binary = complete
     head = json.dumps(root).encode()
     request = decode_request(memoryview(head + binary), len(head))
@@ -234,7 +233,7 @@ def test_a_complete_request_is_decoded(complete):
 
 @settings(deadline=None, max_examples=300)
 @given(complete_requests(), st.integers(0, 2000), st.binary(max_size=4), header_lengths)
-def test_a_complete_request_with_bytes_exchanged_is_refused_or_decoded(complete, place, other, header_length):
+def test_complete_request_with_replaced_bytes_is_rejected_or_decoded(complete, place, other, header_length):
     root, binary = complete
     head = json.dumps(root).encode()
     body = head + binary
@@ -255,7 +254,7 @@ metadata = st.builds(TensorMetadata, st.just("t"), st.sampled_from(DATATYPES), s
 
 @settings(deadline=None, max_examples=500)
 @given(st.binary(max_size=64) | st.integers(0, 64).map(bytes), st.lists(metadata, min_size=1, max_size=2))
-def test_any_raw_body_is_refused_or_becomes_a_tensor_of_the_whole_body(body, inputs):
+def test_any_raw_body_is_rejected_or_becomes_one_tensor(body, inputs):
     by_name = {f"t{index}": tensor for index, tensor in enumerate(inputs)}
     request = outcome(decode_raw_request, memoryview(body), by_name)
     if not isinstance(request, InvalidRequestError):
@@ -270,7 +269,7 @@ def test_any_raw_body_is_refused_or_becomes_a_tensor_of_the_whole_body(body, inp
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=40) | st.lists(st.binary(max_size=3)).map(joined), st.integers(0, 12))
-def test_any_section_is_refused_or_filled_by_its_elements(section, count):
+def test_any_section_is_rejected_or_filled_by_its_elements(section, count):
     found = outcome(unpack, memoryview(section), count, "x")
     if not isinstance(found, InvalidRequestError):
         elements = [section[begin:end] for begin, end in zip(*found, strict=True)]
@@ -278,18 +277,11 @@ def test_any_section_is_refused_or_filled_by_its_elements(section, count):
         assert joined(elements) == section
 
 
-@settings(deadline=None, max_examples=300)
-@given(st.text(max_size=25) | st.text("0123456789.t=", max_size=25) | st.from_regex(r"(t=)?[0-9]+\.?[0-9]*"))
-def test_any_start_of_a_request_is_unreadable_or_a_time(value):
-    start = decode_request_start(value)
-    assert start is None or 0 <= start < 10**19
-
-
 # --- Classes
 
 
 def classified(values, k):
-    """Find the highest values of a flat list, as slowly and plainly as can be."""
+    """Return the highest values of a flat list by the simplest possible algorithm."""
     numbers = [-value if value == value else float("inf") for value in values]
     order = sorted(range(len(values)), key=lambda index: (values[index] != values[index], numbers[index], index))
     form = "%f:%d" if any(isinstance(value, float) for value in values) else "%d:%d"
@@ -298,7 +290,7 @@ def classified(values, k):
 
 @settings(deadline=None, max_examples=400)
 @given(tensors().filter(lambda tensor: tensor.datatype != "BYTES"), st.integers(1, 30))
-def test_the_classes_of_any_output_are_its_highest_values(tensor, k):
+def test_classes_of_any_output_are_its_highest_values(tensor, k):
     array = tensor.array
     rows = array if array.ndim >= 2 else array.reshape(1, -1)
     found = classify(tensor, k, ())
@@ -312,7 +304,7 @@ def test_the_classes_of_any_output_are_its_highest_values(tensor, k):
 
 @settings(deadline=None, max_examples=400)
 @given(tensors())
-def test_a_binary_tensor_comes_back_bit_for_bit(tensor):
+def test_binary_tensor_survives_a_round_trip(tensor):
     (returned,) = sent_back(InferenceResponse("m", "1", [(tensor, True)])).inputs
     assert (returned.name, returned.datatype) == (tensor.name, tensor.datatype)
     assert fingerprint(returned.array) == fingerprint(tensor.array)
@@ -320,7 +312,7 @@ def test_a_binary_tensor_comes_back_bit_for_bit(tensor):
 
 @settings(deadline=None, max_examples=400)
 @given(tensors().filter(is_text))
-def test_a_json_tensor_comes_back_bit_for_bit(tensor):
+def test_json_tensor_survives_a_round_trip(tensor):
     array = finite(tensor.array)
     (returned,) = sent_back(InferenceResponse("m", "1", [(Tensor("t", tensor.datatype, array), False)])).inputs
     assert (returned.name, returned.datatype) == (tensor.name, tensor.datatype)
@@ -329,7 +321,7 @@ def test_a_json_tensor_comes_back_bit_for_bit(tensor):
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(names, tensors().filter(is_text), st.booleans()), min_size=1, max_size=4), names)
-def test_several_tensors_come_back_in_their_order(items, request_id):
+def test_several_tensors_keep_their_order_in_a_round_trip(items, request_id):
     sent = [(Tensor(name, tensor.datatype, finite(tensor.array)), binary) for name, tensor, binary in items]
     request = sent_back(InferenceResponse("m", "1", sent, request_id))
     assert request.id == request_id
@@ -340,7 +332,7 @@ def test_several_tensors_come_back_in_their_order(items, request_id):
 
 @settings(deadline=None, max_examples=200)
 @given(tensors().filter(lambda tensor: tensor.datatype != "BYTES"))
-def test_a_raw_body_comes_back_bit_for_bit(tensor):
+def test_raw_body_survives_a_round_trip(tensor):
     static = TensorMetadata("t", tensor.datatype, tuple(Dim(size, size) for size in tensor.shape))
     (returned,) = decode_raw_request(memoryview(tensor.array.tobytes()), {"t": static}).inputs
     assert fingerprint(returned.array) == fingerprint(tensor.array)
@@ -348,7 +340,7 @@ def test_a_raw_body_comes_back_bit_for_bit(tensor):
 
 @settings(deadline=None, max_examples=200)
 @given(hnp.arrays(np.float32, st.integers(0, 20)))
-def test_fp32_are_written_with_no_digit_too_many(array):
+def test_fp32_is_written_without_superfluous_digits(array):
     head, _ = encode_response(InferenceResponse("m", "1", [(Tensor("t", "FP32", finite(array)), False)]))
     texts = json.loads(head, parse_float=str)["outputs"][0]["data"]
     digits = [text.lower().split("e")[0].replace(".", "").lstrip("-").strip("0") for text in texts]
@@ -358,7 +350,7 @@ def test_fp32_are_written_with_no_digit_too_many(array):
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.binary(max_size=10), max_size=10))
-def test_any_strings_come_back_from_their_binary_form(elements):
+def test_any_strings_survive_packing(elements):
     packed = pack(BytesArray.of(elements, (len(elements),)))
     assert packed == joined(elements)
     begins, ends = unpack(memoryview(packed), len(elements), "x")
@@ -367,5 +359,5 @@ def test_any_strings_come_back_from_their_binary_form(elements):
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.binary(max_size=10).map(lambda element: element.replace(b"\0", b"")), max_size=10))
-def test_any_strings_without_nul_come_back_from_a_matrix(elements):
+def test_any_strings_without_nul_survive_a_matrix(elements):
     assert from_matrix(to_matrix(BytesArray.of(elements, (len(elements),)), "x")).elements() == elements

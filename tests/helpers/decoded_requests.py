@@ -1,0 +1,73 @@
+"""Requests to decode, and the messages of those that are rejected."""
+
+import json
+
+import pytest
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.decoding import decode_request
+from ovms_rest.protocol.tensors import Dim
+
+VALID = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1.5]}
+BINARY = {"name": "x", "shape": [2], "datatype": "INT16"}
+STRINGS = {"name": "s", "shape": [1], "datatype": "BYTES"}
+HEADER = "Inference-Header-Content-Length"
+ANY = Dim(0, None)
+
+INTEGERS = {
+    "INT8": (-(2**7), 2**7 - 1),
+    "INT16": (-(2**15), 2**15 - 1),
+    "INT32": (-(2**31), 2**31 - 1),
+    "INT64": (-(2**63), 2**63 - 1),
+    "UINT8": (0, 2**8 - 1),
+    "UINT16": (0, 2**16 - 1),
+    "UINT32": (0, 2**32 - 1),
+    "UINT64": (0, 2**64 - 1),
+}
+
+
+def decode(root, binary=None):
+    """Return a decoded request, given as a value or JSON text, and the `binary` part after the JSON."""
+    head = root if isinstance(root, bytes) else json.dumps(root).encode()
+    if binary is None:
+        return decode_request(memoryview(head))
+    return decode_request(memoryview(head + binary), len(head))
+
+
+def decode_inputs(*items, binary=None):
+    return [tensor.array for tensor in decode({"inputs": items}, binary).inputs]
+
+
+def refusal(root, binary=None):
+    with pytest.raises(InvalidRequestError) as caught:
+        decode(root, binary)
+    return str(caught.value)
+
+
+def refusal_of_input(item, binary=None):
+    return refusal({"inputs": [item]}, binary)
+
+
+def written(datatype, shape, data):
+    """Return a request with the given text as `data`."""
+    return b'{"inputs":[{"name":"x","shape":%s,"datatype":"%s","data":%s}]}' % (
+        json.dumps(shape).encode(),
+        datatype.encode(),
+        data.encode(),
+    )
+
+
+def decode_numbers(datatype, text):
+    """Return the numbers of a text, `1, 2`, decoded as a datatype."""
+    return decode(written(datatype, [text.count(",") + 1], f"[{text}]")).inputs[0].array
+
+
+def without(item, key):
+    return {name: value for name, value in item.items() if name != key}
+
+
+def nested(levels, brackets=b"[]"):
+    """Return nested arrays, or nested objects with the key "k"."""
+    if brackets == b"[]":
+        return b"[" * levels + b"]" * levels
+    return b'{"k":' * (levels - 1) + b"{}" + b"}" * (levels - 1)

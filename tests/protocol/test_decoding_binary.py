@@ -1,0 +1,400 @@
+"""Decoding of binary tensors and raw bodies, and the messages for invalid ones."""
+
+import json
+
+import numpy as np
+import pytest
+from decoded_requests import (
+    ANY,
+    BINARY,
+    HEADER,
+    STRINGS,
+    VALID,
+    decode,
+    decode_inputs,
+    refusal,
+    refusal_of_input,
+)
+from test_decoding import WRONG_PARAMETER
+from wire_cases import CASES, DTYPES, fingerprint
+
+from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.decoding import (
+    decode_raw_request,
+    decode_request,
+)
+from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
+from ovms_rest.protocol.validation import validate_inputs
+
+# --- Binary tensors
+
+
+def test_binary_inputs_follow_each_other_in_the_order_of_the_inputs():
+    arrays = decode_inputs(
+        BINARY,
+        BINARY | {"name": "a", "shape": [1], "datatype": "FP32"},
+        BINARY | {"name": "m", "shape": [1], "datatype": "UINT8", "parameters": {"binary_data_size": 1}},
+        binary=bytes.fromhex("0100 0200  0000803f  ff"),
+    )
+    assert [array.tolist() for array in arrays] == [[1, 2], [1.0], [255]]
+
+
+def test_binary_and_json_inputs_mix():
+    arrays = decode_inputs(
+        VALID, BINARY, VALID | {"data": [2.5]}, BINARY | {"shape": [1]}, binary=bytes.fromhex("0100 0200  0300")
+    )
+    assert [array.tolist() for array in arrays] == [[1.5], [1, 2], [2.5], [3]]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [STRINGS],
+        [BINARY, STRINGS],
+        [STRINGS, VALID],
+        [BINARY, VALID, STRINGS, VALID],
+        [STRINGS | {"parameters": {"binary_data_size": 6}}, STRINGS],
+    ],
+    ids=["only", "last", "before JSON", "between JSON", "second of BYTES"],
+)
+def test_last_binary_input_of_bytes_may_omit_its_size(items):
+    before = {"INT16": b"\1\0\2\0", "BYTES": bytes.fromhex("02000000 6869")}
+    sent = [item for item in items if "data" not in item]
+    binary = b"".join(before[item["datatype"]] for item in sent[:-1]) + bytes.fromhex("03000000 616263")
+    request = decode({"inputs": items}, binary)
+    last = [tensor for tensor in request.inputs if tensor.name == "s"][-1]
+    assert last.array.elements() == [b"abc"]
+
+
+@pytest.mark.parametrize("after", [BINARY, STRINGS, BINARY | {"shape": [0]}])
+def test_earlier_binary_input_of_bytes_must_have_its_size(after):
+    message = refusal({"inputs": [STRINGS, after]}, bytes.fromhex("03000000 616263 00000000"))
+    assert message == (
+        "inputs[0] 's': parameters.binary_data_size is missing; a BYTES input may leave it out only when it is the "
+        "last binary one"
+    )
+
+
+@pytest.mark.parametrize("keys", [{}, {"parameters": {"binary_data_size": 0}}], ids=["no size", "size 0"])
+@pytest.mark.parametrize("shape", [[0], [3, 0]])
+@pytest.mark.parametrize("datatype", DTYPES)
+def test_binary_input_without_elements_takes_no_bytes(datatype, shape, keys):
+    empty, numbers = decode_inputs(
+        {"name": "e", "shape": shape, "datatype": datatype} | keys, BINARY, binary=b"\1\0\2\0"
+    )
+    assert (empty.shape, numbers.tolist()) == (tuple(shape), [1, 2])
+
+
+def test_binary_input_without_strings_takes_no_bytes():
+    item = STRINGS | {"shape": [3, 0], "parameters": {"binary_data_size": 0}}
+    empty, numbers = decode_inputs(item, BINARY, binary=b"\1\0\2\0")
+    assert (empty.shape, numbers.tolist()) == ((3, 0), [1, 2])
+
+
+@pytest.mark.parametrize("binary", [None, b""])
+def test_binary_inputs_without_elements_need_no_binary_part(binary):
+    first, second = decode_inputs(BINARY | {"shape": [0]}, STRINGS | {"shape": [0]}, binary=binary)
+    assert (first.shape, second.shape) == ((0,), (0,))
+
+
+TELLS = "(Inference-Header-Content-Length says where the JSON ends)"
+
+
+@pytest.mark.parametrize(
+    ("item", "binary", "message"),
+    [
+        (BINARY, None, f"inputs[0] 'x' needs 4 bytes of binary data, but the body has 0 left after the JSON {TELLS}"),
+        (
+            BINARY,
+            b"\1\0\2",
+            f"inputs[0] 'x' needs 4 bytes of binary data, but the body has 3 left after the JSON {TELLS}",
+        ),
+        (
+            BINARY | {"shape": [2**63 - 1]},
+            b"",
+            "inputs[0] 'x' needs 18446744073709551614 bytes of binary data, "
+            f"but the body has 0 left after the JSON {TELLS}",
+        ),
+        (
+            STRINGS | {"parameters": {"binary_data_size": 5}},
+            b"\0\0\0\0",
+            f"inputs[0] 's' needs 5 bytes of binary data, but the body has 4 left after the JSON {TELLS}",
+        ),
+    ],
+)
+def test_too_few_binary_bytes_are_rejected(item, binary, message):
+    assert refusal_of_input(item, binary) == message
+
+
+@pytest.mark.parametrize(
+    ("item", "binary", "message"),
+    [
+        (BINARY, b"123456", "the data after the JSON has 2 bytes more than the inputs take: 6 instead of 4"),
+        (
+            BINARY | {"shape": [0]},
+            b"1",
+            "the data after the JSON has 1 byte more than the inputs take: 1 instead of 0",
+        ),
+        (VALID, b"123", "the data after the JSON has 3 bytes more than the inputs take: 3 instead of 0"),
+        (
+            STRINGS | {"parameters": {"binary_data_size": 4}},
+            b"\0\0\0\0\0",
+            "the data after the JSON has 1 byte more than the inputs take: 5 instead of 4",
+        ),
+    ],
+)
+def test_extra_binary_bytes_are_rejected(item, binary, message):
+    assert refusal_of_input(item, binary) == message
+
+
+@pytest.mark.parametrize("size", [0, 2, 3, 5, 8, 2**64 - 1])
+def test_binary_size_other_than_the_shapes_is_rejected(size):
+    message = refusal_of_input(BINARY | {"parameters": {"binary_data_size": size}}, b"12345678")
+    assert message == f"inputs[0] 'x': parameters.binary_data_size is {size}, but INT16 of shape [2] takes 4 bytes"
+
+
+@pytest.mark.parametrize(
+    ("size", "found"),
+    [("-1", "-1"), ("4.0", "4.0"), ("0.4e1", "4.0"), ("4e0", "4.0"), ("true", "true"), ('"4"', '"4"')],
+)
+@pytest.mark.parametrize("datatype", ["UINT8", "BYTES"])
+def test_binary_size_other_than_an_integer_from_0_is_rejected(datatype, size, found):
+    text = b'{"inputs":[{"name":"x","shape":[4],"datatype":"%s","parameters":{"binary_data_size":%s}}]}'
+    message = refusal(text % (datatype.encode(), size.encode()), b"1234")
+    assert message == f"inputs[0] 'x': parameters.binary_data_size is {found}, expected an integer of at least 0"
+
+
+@pytest.mark.parametrize(("size", "found"), [(None, "null"), ([4], "an array"), ({}, "an object")])
+def test_binary_size_of_a_type_invalid_for_parameters_is_rejected(size, found):
+    message = refusal_of_input(BINARY | {"parameters": {"binary_data_size": size}}, b"1234")
+    assert message == f"inputs[0] 'x': parameters.binary_data_size is {found}, {WRONG_PARAMETER}"
+
+
+@pytest.mark.parametrize("size", [0, 4, -1, "4", True, 4.0])
+@pytest.mark.parametrize("data", [[], [1.5], None])
+def test_data_together_with_a_binary_size_is_rejected(data, size):
+    message = refusal_of_input(VALID | {"data": data, "parameters": {"binary_data_size": size}}, b"1234")
+    assert message == "inputs[0] 'x' has both data and parameters.binary_data_size, expected only one of them"
+
+
+@pytest.mark.parametrize("byte", [2, 127, 128, 255])
+def test_bool_byte_other_than_0_and_1_is_rejected(byte):
+    message = refusal_of_input({"name": "x", "shape": [2, 2], "datatype": "BOOL"}, bytes([0, 1, byte, 3]))
+    assert message == f"inputs[0] 'x': BOOL element 2 is the byte {byte}, expected 0 or 1"
+
+
+@pytest.mark.parametrize(
+    ("shape", "binary", "message"),
+    [
+        ([1], "0000", "inputs[0] 's': the data ends after 2 of the 4 bytes that give the length of string 0"),
+        (
+            [2],
+            "01000000 61 000000",
+            "inputs[0] 's': the data ends after 3 of the 4 bytes that give the length of string 1",
+        ),
+        ([1], "05000000 616263", "inputs[0] 's': the length of string 0 is 5 bytes, but the data has only 3 left"),
+        (
+            [1],
+            "ffffffff 616263",
+            "inputs[0] 's': the length of string 0 is 4294967295 bytes, but the data has only 3 left",
+        ),
+        ([2], "01000000 61", "inputs[0] 's': its shape needs 2 strings, but the data has 1"),
+        ([1], "", "inputs[0] 's': its shape needs 1 string, but the data has 0"),
+        ([], "", "inputs[0] 's': its shape needs 1 string, but the data has 0"),
+        (
+            [1],
+            "01000000 61 01000000 62",
+            "inputs[0] 's': its shape needs 1 string, which leaves 5 bytes of the data unused",
+        ),
+        ([1], "01000000 61 62", "inputs[0] 's': its shape needs 1 string, which leaves 1 byte of the data unused"),
+        ([0], "00000000", "inputs[0] 's': its shape needs 0 strings, which leaves 4 bytes of the data unused"),
+        ([8388609], "", "inputs[0] 's': the request has 8388609 strings up to here, at most 8388608 are allowed"),
+    ],
+)
+def test_binary_strings_that_do_not_fill_their_section_are_rejected(shape, binary, message):
+    section = bytes.fromhex(binary)
+    assert refusal_of_input(STRINGS | {"shape": shape}, section) == message
+    sized = STRINGS | {"shape": shape, "parameters": {"binary_data_size": len(section)}}
+    assert refusal_of_input(sized, section) == message
+
+
+def test_binary_strings_need_not_be_utf8():
+    (array,) = decode_inputs(STRINGS, binary=b"\3\0\0\0\xff\0\0")
+    assert array.elements() == [b"\xff\0\0"]
+
+
+def test_nans_and_infinities_are_kept_in_binary():
+    (array,) = decode_inputs(
+        {"name": "x", "shape": [3], "datatype": "FP32"}, binary=bytes.fromhex("0100c07f 0000807f 000080ff")
+    )
+    assert array.tobytes() == bytes.fromhex("0100c07f 0000807f 000080ff")
+    assert np.isnan(array).tolist() == [True, False, False]
+
+
+def test_header_length_that_cuts_the_json_is_rejected():
+    body = json.dumps({"inputs": [VALID]}).encode()
+    with pytest.raises(InvalidRequestError, match=r"^the request is not valid JSON: "):
+        decode_request(memoryview(body), len(body) - 1)
+
+
+def test_header_length_that_reaches_into_the_tensors_is_rejected():
+    body = json.dumps({"inputs": [BINARY]}).encode() + b"\1\0\2\0"
+    with pytest.raises(InvalidRequestError, match=r"^the request is not valid JSON: "):
+        decode_request(memoryview(body), len(body) - 3)
+
+
+# --- Views
+
+
+def aligned(head, binary, offset=0):
+    """Return a body whose binary part begins `offset` bytes after a multiple of 64."""
+    body = np.zeros(len(head) + len(binary) + 128, np.uint8)
+    start = (offset - body.ctypes.data - len(head)) % 64
+    body = body[start : start + len(head) + len(binary)]
+    body[:] = np.frombuffer(head + binary, np.uint8)
+    return body
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.binary], ids=lambda case: case.name)
+def test_binary_tensor_is_a_view_on_the_body(case):
+    head = json.dumps({"inputs": [{"name": "x", "shape": case.shape, "datatype": case.datatype}]}).encode()
+    body = aligned(head, case.binary)
+    array = decode_request(body.data, len(head)).inputs[0].array
+    assert np.shares_memory(array.symbols if case.datatype == "BYTES" else array, body)
+
+
+@pytest.mark.parametrize("datatype", DTYPES)
+def test_only_unaligned_binary_tensors_are_copied(datatype):
+    dtype = np.dtype(DTYPES[datatype])
+    head = json.dumps({"inputs": [{"name": "x", "shape": [3], "datatype": datatype}]}).encode()
+    for offset in range(1, 9):
+        body = aligned(head, bytes(3 * dtype.itemsize), offset)
+        array = decode_request(body.data, len(head)).inputs[0].array
+        assert np.shares_memory(array, body) == (offset % dtype.alignment == 0)
+        assert array.flags.aligned
+        assert array.tolist() == [0, 0, 0]
+
+
+def test_raw_tensor_is_a_view_on_the_body():
+    body = aligned(b"", bytes(8))
+    array = raw(body.data, "FP32", Dim(2, 2)).inputs[0].array
+    assert np.shares_memory(array, body)
+
+
+# --- Raw bodies
+
+
+def raw(body, datatype, *dims):
+    return decode_raw_request(memoryview(body), {"x": TensorMetadata("x", datatype, dims)})
+
+
+def refusal_of_raw(body, datatype, *dims):
+    """Return the message of the first step, decoding or validation, that rejects a raw body."""
+    metadata = TensorMetadata("x", datatype, dims)
+    with pytest.raises(InvalidRequestError) as caught:
+        validate_inputs(
+            decode_raw_request(memoryview(body), {"x": metadata}), ModelMetadata("m", "1", {"x": metadata}, {})
+        )
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dims", "size", "shape"),
+    [
+        ((), 4, ()),
+        ((Dim(2, 2), Dim(3, 3)), 24, (2, 3)),
+        ((Dim(0, 0), Dim(3, 3)), 0, (0, 3)),
+        ((ANY,), 12, (3,)),
+        ((ANY,), 0, (0,)),
+        ((ANY, Dim(3, 3)), 24, (2, 3)),
+        ((Dim(2, 2), ANY), 24, (2, 3)),
+        ((Dim(1, 1), ANY, Dim(3, 3)), 24, (1, 2, 3)),
+        ((Dim(1, 8), Dim(3, 3)), 24, (2, 3)),
+        ((Dim(2, 2), Dim(2, None)), 24, (2, 3)),
+        ((ANY, ANY), 12, (1, 3)),
+        ((ANY, Dim(2, 2), ANY), 24, (1, 2, 3)),
+        ((Dim(1, 4), Dim(1, 4)), 12, (1, 3)),
+        ((ANY, ANY), 0, (1, 0)),
+    ],
+)
+def test_raw_body_has_the_shape_of_the_model(dims, size, shape):
+    (tensor,) = raw(bytes(size), "FP32", *dims).inputs
+    assert (tensor.name, tensor.datatype, tensor.shape) == ("x", "FP32", shape)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.datatype != "BYTES" and case.binary], ids=lambda case: case.name
+)
+def test_raw_body_becomes_the_array(case):
+    (tensor,) = raw(case.binary, case.datatype, *(Dim(dim, dim) for dim in case.shape)).inputs
+    assert fingerprint(tensor.array) == fingerprint(case.array)
+
+
+@pytest.mark.parametrize(
+    "dims", [(), (Dim(1, 1),), (ANY,), (ANY, ANY), (Dim(0, 4), Dim(1, 1)), (Dim(1, None),)], ids=range(6)
+)
+@pytest.mark.parametrize("body", [b"", b"abc", b"\xff\0\0", b"\3\0\0\0abc"])
+def test_raw_body_of_bytes_is_one_string(dims, body):
+    (tensor,) = raw(body, "BYTES", *dims).inputs
+    assert (tensor.shape, tensor.array.elements()) == ((1,) * len(dims), [body])
+
+
+def test_raw_request_gets_all_outputs_in_binary():
+    request = raw(bytes(4), "FP32")
+    assert (request.outputs, request.binary_output, request.id) == ((), True, "")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "dims", "size", "message"),
+    [
+        ("FP32", (), 3, "input 'x': shape [] takes 4 bytes of FP32, the body has 3"),
+        ("FP32", (), 0, "input 'x': shape [] takes 4 bytes of FP32, the body has 0"),
+        ("FP32", (Dim(2, 2),), 12, "input 'x': shape [2] takes 8 bytes of FP32, the body has 12"),
+        ("INT8", (Dim(0, 0),), 1, "input 'x': shape [0] takes 0 bytes of INT8, the body has 1"),
+        ("FP32", (ANY, Dim(2, 2)), 12, "input 'x': shape [-1,2] takes a multiple of 8 bytes of FP32, the body has 12"),
+        ("FP32", (ANY, ANY), 6, "input 'x': shape [-1,-1] takes a multiple of 4 bytes of FP32, the body has 6"),
+        ("FP32", (Dim(1, 2),), 12, "input 'x': shape is [3], the model takes [1:2]"),
+        ("FP32", (Dim(4, None),), 12, "input 'x': shape is [3], the model takes [4:]"),
+        ("FP32", (ANY, Dim(1, 2)), 12, "input 'x': shape is [1,3], the model takes [-1,1:2]"),
+        ("FP32", (Dim(2, 4), ANY), 24, "input 'x': shape is [1,6], the model takes [2:4,-1]"),
+        (
+            "FP32",
+            (ANY, ANY, ANY),
+            24,
+            "input 'x': shape [-1,-1,-1] has 2 open dims besides dim 0, which the size of a raw body does not "
+            "determine; send JSON that gives the shape",
+        ),
+        (
+            "FP32",
+            (Dim(2, 2), ANY, Dim(1, 8)),
+            24,
+            "input 'x': shape [2,-1,1:8] has 2 open dims besides dim 0, which the size of a raw body does not "
+            "determine; send JSON that gives the shape",
+        ),
+        ("BYTES", (Dim(2, 2),), 3, "input 'x': a raw body is one string, but the model's shape is [2]"),
+        ("BYTES", (Dim(0, 0),), 3, "input 'x': a raw body is one string, but the model's shape is [0]"),
+        ("BYTES", (ANY, Dim(2, 3)), 3, "input 'x': a raw body is one string, but the model's shape is [-1,2:3]"),
+    ],
+)
+def test_raw_body_that_does_not_fit_the_model_is_rejected(datatype, dims, size, message):
+    assert refusal_of_raw(bytes(size), datatype, *dims) == message
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_raw_body_cannot_determine_a_dim_beside_one_of_size_0(size):
+    message = refusal_of_raw(bytes(size), "FP32", ANY, Dim(0, 0))
+    assert message.startswith("input 'x': shape [-1,0] takes ")
+    assert message.endswith(f" bytes of FP32, the body has {size}")
+
+
+def test_raw_bool_body_takes_only_0_and_1():
+    assert refusal_of_raw(b"\0\2", "BOOL", ANY) == "input 'x': BOOL element 1 is the byte 2, expected 0 or 1"
+
+
+def test_raw_body_for_a_model_with_two_inputs_is_rejected():
+    inputs = {name: TensorMetadata(name, "FP32", (Dim(1, 1),)) for name in ("a", "b")}
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_raw_request(memoryview(bytes(4)), inputs)
+    assert str(caught.value) == (
+        f"{HEADER} is 0, which makes the body the data of a model's only input, but this model has 2 inputs: [a,b]"
+    )

@@ -1,0 +1,64 @@
+"""Values of clients in messages: named, quoted, shortened, and without control characters."""
+
+import orjson
+import pytest
+
+from ovms_rest.protocol.words import ABSENT, cut, describe, escape, explain_json_error, join, list_names, quote, show
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (ABSENT, "missing"),
+        (None, "null"),
+        (True, "a boolean"),
+        ("a", "a string"),
+        ([], "an array"),
+        ({}, "an object"),
+        (-1.5, "the number -1.5"),
+    ],
+)
+def test_value_is_described_by_its_json_type(value, text):
+    assert describe(value) == text
+
+
+def test_value_is_shown_as_json_up_to_60_characters():
+    assert show({"a": [1, None]}) == '{"a":[1,null]}'
+    assert show("x" * 10**6) == f'"{"x" * 59}...'
+
+
+def test_value_too_deep_for_orjson_is_described():
+    value = 1
+    for _ in range(300):
+        value = [value]
+    assert show(value) == "an array"
+
+
+def test_text_of_more_than_60_characters_is_cut():
+    assert (cut("x" * 60), cut("x" * 61)) == ("x" * 60, f"{'x' * 60}...")
+
+
+def test_names_are_quoted_and_at_most_ten_listed():
+    assert quote("it's") == '"it\'s"'
+    assert list_names(["a", "b"]) == "'a', 'b'"
+    assert list_names(str(index) for index in range(11)).endswith("'9', ...")
+
+
+def test_shape_is_joined_without_spaces():
+    assert (join((1, 3, 224)), join(())) == ("[1,3,224]", "[]")
+
+
+def test_control_characters_are_escaped():
+    assert escape("a\r\n\x1b\u2028\x85\u00e9") == "a\\r\\n\\x1b\\u2028\\x85\u00e9"
+
+
+@pytest.mark.parametrize("sign", ["//", "/*", "#"])
+def test_comment_in_json_is_named(sign):
+    text = f'{{"a": 1 {sign} comment\n}}'
+    with pytest.raises(orjson.JSONDecodeError) as caught:
+        orjson.loads(text)
+    assert explain_json_error(text, caught.value).startswith(f"{sign} begins a comment, which JSON does not have: ")
+
+
+def test_other_json_error_is_the_parsers():
+    assert explain_json_error("{", ValueError("the reason")) == "the reason"

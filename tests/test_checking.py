@@ -1,0 +1,77 @@
+"""Checks of JSON files: each returns what is wrong in words, or None; the keys of the config are in test_config."""
+
+import codecs
+
+import pytest
+
+from ovms_rest.checking import as_json, check_keys, check_name, check_values, is_a, never, read_json
+
+IS_INTEGER = is_a("an integer", int)
+
+
+def test_check_of_a_type_takes_that_type_only():
+    assert IS_INTEGER(1) is None
+    assert [IS_INTEGER(value) for value in (True, 1.0, None)] == [
+        "expected an integer, got true",
+        "expected an integer, got 1.0",
+        "expected an integer, got null",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a", "a b", "é.1"])
+def test_name_may_have_any_characters_but_slashes_and_controls(name):
+    assert check_name(name) is None
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\n", "\x85", 1, None])
+def test_invalid_name_is_rejected(name):
+    assert check_name(name) == (f"expected a non-empty string without '/' and control characters, got {as_json(name)}")
+
+
+def test_invalid_values_are_listed_up_to_ten():
+    problem = check_values(dict.fromkeys(map(str, range(12)), 0), lambda value: value > 0, "positive")
+    assert problem.split("; ")[0] == "the value of 0 must be positive, got 0"
+    assert problem.split("; ")[10:] == ["2 more are invalid"]
+    assert check_values({"a": 1}, lambda value: value > 0, "positive") is None
+
+
+def test_required_known_and_unknown_keys_are_checked():
+    checks = {"name": check_name, "size": IS_INTEGER, "loader": never("there are no loaders")}
+    problems = check_keys({"size": "1", "sise": 1, "loader": 1, "Loaders": 1}, "model.", checks, ("name",))
+    assert list(problems) == [
+        "model.name: is missing",
+        'model.size: expected an integer, got "1"',
+        "model.sise: unknown key; the nearest known one is 'size'",
+        "model.loader: is not supported: there are no loaders",
+        "model.Loaders: is not supported: there are no loaders",
+    ]
+
+
+def test_long_value_is_cut_and_too_deep_one_described():
+    value = 1
+    for _ in range(300):
+        value = [value]
+    assert as_json("x" * 100) == f'"{"x" * 79}...'
+    assert as_json(value) == "a value nested too deeply to be shown"
+
+
+def test_duplicate_keys_are_reported_and_the_last_counts():
+    assert read_json(codecs.BOM_UTF8 + b'{"a": 1, "a": 2, "b": [{"c": 1, "c": 1}]}') == (
+        {"a": 2, "b": [{"c": 1}]},
+        ["a: duplicate key", "b[0].c: duplicate key"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff\xfe{", "is not valid JSON: it is UTF-16 by its first two bytes, expected UTF-8"),
+        (b'{\n"a\xff', "is not valid JSON: line 2 column 3: byte 0xff is not UTF-8"),
+        (b"{", "is not valid JSON: "),
+        (b"{} # end", "is not valid JSON: # begins a comment, which JSON does not have: "),
+    ],
+)
+def test_invalid_json_is_rejected_with_its_place(content, reason):
+    with pytest.raises(ValueError, match=r"^is not valid JSON: ") as caught:
+        read_json(content)
+    assert str(caught.value).startswith(reason)
