@@ -4,7 +4,7 @@ The message is written for the person who has to act on it: what was at fault, w
 status a ServingError becomes stands in `serving.error_handlers`, nowhere else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class ServingError(Exception):
@@ -67,7 +67,11 @@ class BusyError(ServingError):
 
 
 class TryLaterError(Exception):
-    """An answer is not there yet: the worker asks for it again."""
+    """A response is not ready yet. The request can be run again once `is_due()`, which is cheap, returns True."""
+
+    def __init__(self, is_due: Callable[[], bool]) -> None:
+        super().__init__()
+        self.is_due = is_due
 
 
 class InferenceError(ServingError):

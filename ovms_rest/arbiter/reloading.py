@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -445,19 +446,24 @@ class Reloads:
             # Process ids come again.
             ticket.update(id=f"{os.getpid()}-{time.monotonic_ns()}", writes=self._mailbox.writes())
             self._mailbox.send(change._replace(id=ticket["id"])._asdict())
-        writes = self._mailbox.writes()
-        told = None if writes == ticket["writes"] else self._mailbox.read()
-        if told is None:
-            raise TryLaterError
-        if ticket["id"] not in told["outcomes"]:
-            ticket["writes"] = writes
-            raise TryLaterError
+        if not self._is_made(ticket):
+            raise TryLaterError(partial(self._is_made, ticket))
+        told = ticket["published"]
         outcome = _Outcome(*told["outcomes"][ticket["id"]])
         if outcome.status == 404:
             raise NotFoundError(outcome.error)
         if outcome.error:
             raise ReloadError(outcome.error, outcome.status)
         return outcome, told["models"]
+
+    def _is_made(self, ticket: dict[str, Any]) -> bool:
+        """Return whether the arbiter has published the outcome of a change, and keep it in the ticket."""
+        writes = self._mailbox.writes()
+        if "published" not in ticket and writes != ticket["writes"] and (published := self._mailbox.read()) is not None:
+            ticket["writes"] = writes
+            if ticket["id"] in published["outcomes"]:
+                ticket["published"] = published
+        return "published" in ticket
 
     # --- Both
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ovms_rest.protocol.header_length import read_header_length
+
 # A cache line, and what OpenVINO aligns its own tensors to.
 ALIGNMENT = 64
 
@@ -14,8 +16,5 @@ def allocate(size: int, aligned: int = 0) -> memoryview:
 
 
 def tensors_begin(header_length: str | None) -> int:
-    """Tell where in the body the tensors begin, as far as Inference-Header-Content-Length can be trusted.
-
-    It is only a hint for `allocate`: what is wrong with the header the decoder tells.
-    """
-    return int(header_length) if header_length and header_length.isdecimal() and len(header_length) < 12 else 0
+    """Return where in the body the tensors begin, 0 when the header is missing or invalid."""
+    return read_header_length(header_length).length

@@ -59,27 +59,6 @@ _OUTPUT_KEYS = frozenset({"name", "parameters"})
 _REQUEST_START = re.compile(r"(?:t=)?(?:([0-9]{1,10})\.([0-9]{1,9})|([0-9]{13})|([0-9]{16}))")
 
 
-def decode_header_length(value: str | None, body_size: int) -> int | None:
-    """Read `Inference-Header-Content-Length`: how many bytes of the body are the JSON; None when there is no header.
-
-    A header that came several times has its values joined by commas, as WSGI does it.
-    """
-    if value is None:
-        return None
-    lengths = [item.strip(" \t") for item in value.split(",")]
-    significant = {item.lstrip("0") for item in lengths}
-    if len(significant) > 1 or not all(item.isascii() and item.isdigit() for item in lengths):
-        raise InvalidRequestError(
-            f"Inference-Header-Content-Length is {show(value)}, expected one integer from 0 to the body's length"
-        )
-    length = significant.pop() or "0"
-    if len(length) > 18 or int(length) > body_size:
-        raise InvalidRequestError(
-            f"Inference-Header-Content-Length is {show(value)}, but the body has only {count_of(body_size, 'byte')}"
-        )
-    return int(length)
-
-
 def decode_request_start(value: str) -> int | None:
     """Read `X-Request-Start`, when a proxy took the request: nanoseconds since 1970; None for what cannot be read.
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ovms_rest.errors import BodyTooLargeError, InvalidRequestError, ServingError, UnsupportedEncodingError
-from ovms_rest.protocol.buffers import allocate, tensors_begin
+from ovms_rest.protocol.buffers import allocate
 from ovms_rest.resources.compression import ENCODINGS, decompress
 
 _CHUNK = 2**20
@@ -23,12 +23,11 @@ def _receive(environ: Environ, buffer: memoryview) -> int:
     return received
 
 
-def read_body(environ: Environ, limit: int, header_length: str | None) -> memoryview:
+def read_body(environ: Environ, limit: int, aligned: int = 0) -> memoryview:
     """Return the body of a request, decompressed.
 
-    Its tensors, which begin where `header_length` (the text of Inference-Header-Content-Length) says, are aligned to 64
-    bytes. Raises BodyTooLargeError, UnsupportedEncodingError, and InvalidRequestError for a body that ends early or
-    cannot be decompressed.
+    The offset `aligned`, where its tensors begin, lies on a 64-byte boundary. Raises BodyTooLargeError,
+    UnsupportedEncodingError, and InvalidRequestError for a body that ends early or cannot be decompressed.
     """
     body: memoryview | None = getattr(environ["wsgi.input"], "buffer", None)  # of our own worker: complete and aligned
     if body is not None and len(body) > limit:  # the route's limit; the worker has applied that of the settings
@@ -39,7 +38,6 @@ def read_body(environ: Environ, limit: int, header_length: str | None) -> memory
     encoding = (coding or "identity").strip().lower()
     if encoding not in ENCODINGS and encoding not in ("identity", ""):
         raise UnsupportedEncodingError(f"unsupported Content-Encoding {encoding!r}; supported: gzip, deflate, identity")
-    aligned = tensors_begin(header_length)
     if body is None:
         body = _receive_body(environ, limit, aligned)
     return decompress(body, encoding, limit, aligned) if encoding in ENCODINGS else body

@@ -55,15 +55,16 @@ def wait_until_made(req: falcon.Request, ask: Callable[[Ticket], T]) -> T:
     while True:
         try:
             return ask(ticket)
-        except TryLaterError:
+        except TryLaterError as error:
             if "ovms_rest.buffers" in req.env:
                 raise
-            time.sleep(_PAUSE_SECONDS)
+            while not error.is_due():
+                time.sleep(_PAUSE_SECONDS)
 
 
 def read_object(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
     """Read the body of a request, an object as JSON; nothing is {}. Raises InvalidRequestError."""
-    body = bytes(read_body(req.env, max_body_bytes, None))
+    body = bytes(read_body(req.env, max_body_bytes))
     if not body.strip():
         return {}
     try:

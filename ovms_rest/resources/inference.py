@@ -8,8 +8,9 @@ import falcon
 
 from ovms_rest.errors import BusyError, DeadlineError, InferenceError, NoContentError, ServingError
 from ovms_rest.protocol.classification import classify
-from ovms_rest.protocol.decoding import decode_header_length, decode_raw_request, decode_request
+from ovms_rest.protocol.decoding import decode_raw_request, decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
+from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.protocol.json_memory import choose_budget
 from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requested
 from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor, batch_of
@@ -92,9 +93,9 @@ class Infer:
             environ["ovms_rest.served"] = Served(metadata.name, metadata.version, started - received, 0, 0, 0, "")
         servable.counters.begin()
         try:
-            header = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
-            body = read_body(environ, self._max_body_bytes, header)
-            request = self._decode(body, header, metadata)
+            header = read_header_length(environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"))
+            body = read_body(environ, self._max_body_bytes, header.length)
+            request = self._decode(body, header.check(len(body)), metadata)
             if is_observed:
                 _note(environ, id=request.id)
             arrays = validate_inputs(request, metadata)
@@ -132,9 +133,8 @@ class Infer:
         if is_observed:
             _note(environ, infer_ns=inferred - decoded, output_ns=output_ns)
 
-    def _decode(self, body: memoryview, header: str | None, metadata: ModelMetadata) -> InferenceRequest:
-        """Decode a body; `header` is the text of Inference-Header-Content-Length."""
-        header_length = decode_header_length(header, len(body))
+    def _decode(self, body: memoryview, header_length: int | None, metadata: ModelMetadata) -> InferenceRequest:
+        """Decode a body whose first `header_length` bytes are its JSON, None for all."""
         if header_length == 0:
             return decode_raw_request(body, metadata.inputs)
         return decode_request(body, header_length, model=metadata, json_memory=self._json_memory)

@@ -123,9 +123,11 @@ def test_the_outcome_is_what_serves_in_the_end(tmp_path):
     reloads = Reloads(config, models, lambda configs, previous, stop: ModelRegistry({"m": Entry({1: None})}))
     assert reloads.run([Change(id="7")], lambda: False)
     models.give_up("m/1", "died")
-    with pytest.raises(TryLaterError):
+    with pytest.raises(TryLaterError) as deferred:
         reloads.request(ticket)
+    assert not deferred.value.is_due()
     reloads.end()
+    assert deferred.value.is_due()
     with pytest.raises(ReloadError, match=r"^model 'm' version 1 died$") as caught:
         reloads.request(ticket)
     assert caught.value.status == 412

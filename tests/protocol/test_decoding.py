@@ -15,7 +15,6 @@ from wire_cases import CASES, DTYPES, fingerprint
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.datatypes import round_to_bfloat16
 from ovms_rest.protocol.decoding import (
-    decode_header_length,
     decode_raw_request,
     decode_request,
     decode_request_start,
@@ -1123,76 +1122,6 @@ def test_a_raw_tensor_is_a_view_on_the_body():
     body = aligned(b"", bytes(8))
     array = raw(body.data, "FP32", Dim(2, 2)).inputs[0].array
     assert np.shares_memory(array, body)
-
-
-# --- Inference-Header-Content-Length
-
-
-@pytest.mark.parametrize(
-    ("value", "length"),
-    [
-        (None, None),
-        ("0", 0),
-        ("5", 5),
-        ("10", 10),
-        (" 5\t", 5),
-        ("005", 5),
-        ("000", 0),
-        ("0" * 1000 + "7", 7),
-        ("5,5", 5),
-        ("5, 5 ,005", 5),
-        ("0,00", 0),
-    ],
-)
-def test_a_header_length_is_read(value, length):
-    assert decode_header_length(value, 10) == length
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "",
-        " ",
-        "-1",
-        "-0",
-        "+5",
-        "5.0",
-        "5e0",
-        "0x5",
-        "5_0",
-        "5 5",
-        "five",
-        "5a",
-        "5,6",
-        "5,",
-        ",",
-        ",5",
-        "5,5,6",
-        "5;5",
-        "\u0665",
-        "\u00b2",
-        "5\0",
-        "5\n",
-    ],
-)
-def test_a_header_length_that_is_no_integer_is_refused(value):
-    with pytest.raises(InvalidRequestError) as caught:
-        decode_header_length(value, 100)
-    assert str(caught.value) == (
-        f"{HEADER} is {json.dumps(value, ensure_ascii=False)}, expected one integer from 0 to the body's length"
-    )
-
-
-@pytest.mark.parametrize("value", ["11", "011", "11,11", str(2**63), "9" * 18, "9" * 19, "1" + "0" * 18])
-def test_a_header_length_beyond_the_body_is_refused(value):
-    with pytest.raises(InvalidRequestError) as caught:
-        decode_header_length(value, 10)
-    assert str(caught.value) == f'{HEADER} is "{value}", but the body has only 10 bytes'
-
-
-def test_a_header_length_of_very_many_digits_is_refused():
-    with pytest.raises(InvalidRequestError, match=r"but the body has only 10 bytes$"):
-        decode_header_length("9" * 10_000, 10)
 
 
 # --- Raw bodies

@@ -13,7 +13,6 @@ from wire_cases import DTYPES, fingerprint
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import (
-    decode_header_length,
     decode_raw_request,
     decode_request,
     decode_request_start,
@@ -243,15 +242,6 @@ def test_a_complete_request_with_bytes_exchanged_is_refused_or_decoded(complete,
     body = memoryview(body[:place] + other + body[place + len(other) :])
     for length in (header_length, len(head)):
         assert isinstance(outcome(decode_request, body, length), (InferenceRequest, InvalidRequestError))
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.text(max_size=12) | st.text("0123456789, \t+-._x", max_size=30), st.integers(0, 2**40))
-def test_any_header_length_is_refused_or_read(value, size):
-    length = outcome(decode_header_length, value, size)
-    if not isinstance(length, InvalidRequestError):
-        assert 0 <= length <= size
-        assert {int(item) for item in value.split(",")} == {length}
 
 
 @st.composite

@@ -14,6 +14,7 @@ from costs import measure_cost
 
 from ovms_rest.errors import BodyTooLargeError, InvalidRequestError, UnsupportedEncodingError
 from ovms_rest.protocol.buffers import allocate
+from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.resources.body import read_body
 
 DATA = b'{"inputs": []}' + bytes(range(256))
@@ -30,7 +31,7 @@ def chunked(body, **environ):
 
 
 def read(environ, limit=1000, header_length=None):
-    return read_body(environ, limit, header_length)
+    return read_body(environ, limit, read_header_length(header_length).length)
 
 
 def address(buffer):
@@ -396,6 +397,6 @@ def test_all_bytes_after_the_stream_are_counted():
 
 def test_route_limit_applies_to_bodies_from_our_worker():
     environ = {"wsgi.input": types.SimpleNamespace(buffer=memoryview(bytes(11)))}
-    assert bytes(read_body(environ, 11, None)) == bytes(11)
+    assert bytes(read_body(environ, 11)) == bytes(11)
     with pytest.raises(BodyTooLargeError, match=r"^the body has 11 bytes, at most 10 are allowed$"):
-        read_body(environ, 10, None)
+        read_body(environ, 10)
