@@ -5,11 +5,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import falcon
 
-from ovms_rest.arbiter.reloading import Reloads
+from ovms_rest.arbiter.changes import Housekeeping
+from ovms_rest.arbiter.reloading import Reloading
 from ovms_rest.config import Config, load_config
 from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageError, TryLaterError
 from ovms_rest.host.cores import usable_cores
@@ -17,10 +20,13 @@ from ovms_rest.models.configuration import ModelConfig
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.loading import Host, load_models
 from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.models.roots import find_roots
+from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.protocol.routes import read_inference
 from ovms_rest.protocol.words import escape
+from ovms_rest.resources.arbiter_client import ArbiterClient
 from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
 from ovms_rest.resources.cors import Cors
 from ovms_rest.resources.entry_points import EntryPoints, Models
@@ -37,30 +43,119 @@ from ovms_rest.resources.statistics import Statistics
 from ovms_rest.settings import Settings, read_settings
 from ovms_rest.shared_memory.log_levels import LogLevels
 from ovms_rest.shared_memory.statistics import FailureKind
+from ovms_rest.shared_memory.table import SLOTS, WorkerTable
 from ovms_rest.telemetry import ServedStatistics, Telemetry
+from ovms_rest.worker.file_watch import FileWatch
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
 
 class App(falcon.App):  # type: ignore[type-arg]
-    """The application with the models that it serves, which gunicorn's hooks open in every worker."""
+    """The application with its models; gunicorn's hooks call it in the arbiter and open it in every worker."""
 
-    log_levels: LogLevels
-    models: ModelRegistry
-    permission: Permission
-    reloads: Reloads
-    settings: Settings
-    telemetry: Telemetry
+    def __init__(
+        self,
+        settings: Settings,
+        models: ModelRegistry,
+        telemetry: Telemetry,
+        table: WorkerTable,
+        reloading: Reloading,
+        metrics: list[str] | None,
+    ) -> None:
+        """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them."""
+        super().__init__(**_falcon_arguments(settings))
+        self.settings, self.models, self.table, self.reloading = settings, models, table, reloading
+        self.log_levels = LogLevels()
+        self.watch: Callable[[], None] | None = None
+        self._telemetry = telemetry
+        self._is_control = False
+        self._permission = Permission(settings, lambda: self._is_control)
+        _add_protocol(self, models, settings, telemetry.is_ending)
+        self._add_operations(metrics)
+
+    def _add_operations(self, metrics: list[str] | None) -> None:
+        """Add the resources that describe or change the service."""
+        limit = min(self.settings.max_body_bytes, MAX_BODY_BYTES)
+        changes = ArbiterClient(self.reloading.mailbox, self.models)
+        self.add_error_handler(TryLaterError, hand_on)
+        self.add_route("/v2/models", Models(changes))
+        self.add_route("/v1/config", ConfigStatus(changes))
+        self.add_route("/v1/config/reload", ConfigReload(changes))
+        self.add_route("/v2/repository/index", RepositoryIndex(changes, limit))
+        control = ModelControl(changes, self._permission, limit)
+        for action in ("load", "unload"):
+            self.add_route(f"/v2/repository/models/{{name}}/{action}", control, suffix=action)
+        self.add_route("/v2/logging", Logging(self.log_levels, self._permission, limit))
+        model_config = ModelConfiguration(self.models, self._telemetry.streams)
+        statistics = Statistics(ServedStatistics(self._telemetry, self.models))
+        self.add_route("/v2/models/stats", statistics)
+        for model in _MODEL_ROUTES:
+            self.add_route(f"{model}/config", model_config)
+            self.add_route(f"{model}/stats", statistics)
+        self.add_route("/metrics", Metrics(None if metrics is None else self._telemetry, metrics or DEFAULT_METRICS))
+
+    # --- In the arbiter
+
+    def describe(self) -> str:
+        """Return how many models serve, for the log and systemd."""
+        entries = self.models.entries.values()
+        return f"{sum(1 for entry in entries if entry.versions)} of {len(entries)} models and pipelines serve"
+
+    def describe_permission(self) -> str:
+        """Return from where models may be loaded and unloaded by call, for the log."""
+        return self._permission.describe()
+
+    def begin_generation(self) -> None:
+        """Count a new generation of workers, before they are forked."""
+        self._telemetry.forget_gone()
+        self.table.count_generation()
+
+    def release(self, slot: int) -> list[str]:
+        """Release the counters of a worker that is gone; return the versions that it was inferring with."""
+        return self._telemetry.counters.release(slot)
+
+    # --- In a worker
+
+    def open(self, slot: int, is_control: bool, opening: Callable[[str], None], retire: Callable[[], None]) -> None:
+        """Open all models in a worker, given its slot of the worker table.
+
+        `opening` and `retire` are as in `ModelRegistry.open`. The control worker, if there is one, watches the files,
+        for no inference waits there.
+        """
+        self._telemetry.counters.claim(slot)
+        self.models.open(opening, retire)
+        self._is_control = is_control
+        if is_control or not self.settings.control_bind:
+            self.watch = FileWatch(self.reloading.wanted.stamps, self.reloading.mailbox).look
 
     def count_refusal(self, path: str, kind: FailureKind, waited_ns: int) -> None:
-        """Count an inference that was refused before the application saw it; `path` as WSGI has it."""
+        """Count an inference refused before it reached the application; `path` is that of WSGI."""
         with contextlib.suppress(NotFoundError):
             self.models.find(*read_inference(path)).counters.fail(kind, waited_ns)
 
 
-def create_app(registry: Registry, settings: Settings, is_ending: Callable[[], bool] = lambda: False) -> App:
-    """Wire the resources to what they serve; `is_ending` tells whether the service ends."""
-    app = App(router=Router(), request_type=Request, middleware=[Cors(settings)] if settings.allowed_origins else None)
+_MODEL_ROUTES = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+
+
+def create_app(registry: Registry, settings: Settings) -> falcon.App:  # type: ignore[type-arg]
+    """Return an application with the resources of the protocol alone."""
+    app = falcon.App(**_falcon_arguments(settings))
+    _add_protocol(app, registry, settings, lambda: False)
+    return app
+
+
+def _falcon_arguments(settings: Settings) -> dict[str, Any]:
+    middleware = [Cors(settings)] if settings.allowed_origins else None
+    return {"router": Router(), "request_type": Request, "middleware": middleware}
+
+
+def _add_protocol(
+    app: falcon.App,  # type: ignore[type-arg]
+    registry: Registry,
+    settings: Settings,
+    is_ending: Callable[[], bool],
+) -> None:
+    """Add the resources of the protocol; `is_ending` returns whether the service is shutting down."""
     app.add_error_handler(ServingError, handle_serving_error)
     app.set_error_serializer(serialize_falcon_error)
     extensions = [name for name in EXTENSIONS if name != "model_repository" or settings.model_control != "none"]
@@ -68,23 +163,25 @@ def create_app(registry: Registry, settings: Settings, is_ending: Callable[[], b
     app.add_route("/v2", ServerDescription(extensions))
     app.add_route("/v2/health/live", Live())
     app.add_route("/v2/health/ready", Ready(registry, is_ending))
-    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+    for model in _MODEL_ROUTES:
         app.add_route(model, ModelDescription(registry))
         app.add_route(f"{model}/ready", ModelReady(registry))
         app.add_route(f"{model}/infer", Infer(registry, settings))
-    return app
 
 
 def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
     settings = read_settings(environ)
-    _, metrics = read_config(settings.config, settings)
-    host, models, permission = host_of(settings), ModelRegistry({}), Permission(settings)
-    telemetry = Telemetry(models, settings.max_waiting)
+    now = stamp(settings.config)
+    config, metrics = read_config(settings.config, settings)
+    host, models, table = host_of(settings), ModelRegistry({}), WorkerTable(SLOTS, usable_cores())
+    telemetry = Telemetry(models, table, settings.max_waiting)
 
-    def load(configs: tuple[ModelConfig, ...], previous: ModelRegistry, stop: Callable[[], bool]) -> ModelRegistry:
-        loaded = load_models(configs, host, _tell_progress, previous, stop)
-        telemetry.count(loaded.entries)
+    def load(
+        configs: Sequence[ModelConfig], previous: Mapping[str, Entry], housekeep: Housekeeping
+    ) -> dict[str, Entry]:
+        loaded = load_models(configs, host, _log_progress, ModelRegistry(previous), housekeep).entries
+        telemetry.count(loaded)
         return loaded
 
     def assemble(
@@ -92,46 +189,22 @@ def load_app(environ: Mapping[str, str]) -> App:
         libraries: Mapping[str, Library],
         loaded: Mapping[str, Entry],
         previous: Mapping[str, Entry],
-        stop: Callable[[], bool],
+        housekeep: Housekeeping,
     ) -> dict[str, Entry]:
-        pipelines = assemble_pipelines(definitions, libraries, loaded, previous, host, stop)
+        pipelines = assemble_pipelines(definitions, libraries, loaded, previous, host, housekeep)
         telemetry.count(pipelines)
         return pipelines
 
-    reloads = Reloads(settings.config, models, load, assemble, settings.model_roots, settings.cache_dir)
-    reloads.load()
-    app = create_app(models, settings, telemetry.is_ending)
-    app.models, app.reloads, app.settings, app.telemetry = models, reloads, settings, telemetry
-    app.permission, app.log_levels = permission, LogLevels()
-    _add_operations(app, metrics)
-    return app
-
-
-def _add_operations(app: App, metrics: list[str] | None) -> None:
-    """Wire what tells of the service, and what changes it; `metrics` None is for none."""
-    models, telemetry, limit = app.models, app.telemetry, min(app.settings.max_body_bytes, MAX_BODY_BYTES)
-    app.add_error_handler(TryLaterError, hand_on)
-    app.add_route("/v2/models", Models(app.reloads))
-    app.add_route("/v1/config", ConfigStatus(app.reloads))
-    app.add_route("/v1/config/reload", ConfigReload(app.reloads))
-    app.add_route("/v2/repository/index", RepositoryIndex(app.reloads, limit))
-    control = ModelControl(app.reloads, app.permission, limit)
-    for what in ("load", "unload"):
-        app.add_route(f"/v2/repository/models/{{name}}/{what}", control, suffix=what)
-    app.add_route("/v2/logging", Logging(app.log_levels, app.permission, limit))
-    model_config = ModelConfiguration(models, telemetry.streams)
-    statistics = Statistics(ServedStatistics(telemetry, models))
-    app.add_route("/v2/models/stats", statistics)
-    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        app.add_route(f"{model}/config", model_config)
-        app.add_route(f"{model}/stats", statistics)
-    app.add_route("/metrics", Metrics(None if metrics is None else telemetry, metrics or DEFAULT_METRICS))
+    allowed = partial(find_roots, model_roots=settings.model_roots, cache_dir=settings.cache_dir)
+    reloading = Reloading(settings.config, models, load, assemble, allowed)
+    reloading.start(config, now)
+    return App(settings, models, telemetry, table, reloading, metrics)
 
 
 def read_config(path: Path, settings: Settings) -> tuple[Config, list[str] | None]:
-    """Read a config and choose which metrics are served: [] all, None none at all.
+    """Read a config; return it with the names of the metrics to serve: [] for all, None to disable them.
 
-    Raises ConfigError with all that is wrong with the file and with what the settings say of metrics.
+    Raises ConfigError with all problems of the file and of the settings of metrics.
     """
     names = [name.strip() for name in settings.metrics_list.split(",") if name.strip()]
     problems = [f"OVMS_REST_METRICS_LIST: {problem}" for problem in check_metrics_list(names).values()]
@@ -148,19 +221,19 @@ def read_config(path: Path, settings: Settings) -> tuple[Config, list[str] | Non
     return config, names if settings.metrics_enable else config.metrics
 
 
-def _tell_progress(name: str, version: int) -> None:
+def _log_progress(name: str, version: int) -> None:
     log.info("model %r version %d is being tried", name, version)
 
 
 def host_of(settings: Settings) -> Host:
-    """Describe what models are loaded for."""
+    """Return the properties of the host and the limits that models are loaded for."""
     limits = ImageLimits(settings.max_image_pixels, settings.max_request_pixels)
     extension = os.path.abspath(settings.cpu_extension) if settings.cpu_extension else ""
     return Host(usable_cores(), settings.load_timeout_seconds, settings.cache_dir, limits, extension)
 
 
 def get_app() -> App:
-    """Make the application from the environment, for gunicorn; a mistake there ends the process with its lines."""
+    """Make the application from the environment, for gunicorn; on an error, print its lines and exit."""
     try:
         return load_app(os.environ)
     except ConfigError as error:

@@ -21,6 +21,7 @@ from ovms_rest.host.cores import usable_cores
 from ovms_rest.models.loading import load_models
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.repository import MODEL_SUFFIXES
+from ovms_rest.models.runtime import Model
 from ovms_rest.paths import PathError, find_models
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.protocol.tensors import TensorMetadata
@@ -224,15 +225,15 @@ def _describe_pipeline(name: str, entry: Entry) -> dict[str, Any]:
     for pipeline in entry.versions.values():
         described["inputs"] = _describe_tensors(pipeline.metadata.inputs, {})
         described["outputs"] = _describe_tensors(pipeline.metadata.outputs, {})
-        described["models"] = sorted({part.metadata.name for part in pipeline.parts})
+        described["models"] = sorted({model.metadata.name for model in pipeline.dependencies})
     return described
 
 
 def _describe_entry(name: str, entry: Entry) -> dict[str, Any]:
     versions = []
     for version, model in sorted(entry.versions.items()):
+        assert isinstance(model, Model)
         trial, compilation = entry.trials[version], model.compilation
-        assert compilation is not None
         versions.append(
             {
                 "version": version,

@@ -32,19 +32,23 @@ class NotReadyError(ServingError):
 
 
 class ForbiddenError(ServingError):
-    """A change of the service that is not allowed over HTTP from where the request came."""
+    """A change of the service that is not allowed over HTTP from this client, or names a path that is not allowed."""
 
 
 class ReloadError(ServingError):
-    """A change that failed.
+    """A change of the registry that failed; of this class itself, because of a bug."""
 
-    `status` is 400 for an invalid config, 403 for forbidden paths, 412 for a failed load, 503 for want of resources.
-    """
 
-    def __init__(self, message: str, status: int) -> None:
-        """Keep the status."""
-        super().__init__(message)
-        self.status = status
+class InvalidConfigError(ReloadError):
+    """The configuration of a change is invalid, that in the config file or the one sent with a load."""
+
+
+class LoadFailedError(ReloadError):
+    """A model or pipeline does not serve after a change."""
+
+
+class UnavailableError(ReloadError):
+    """A change is impossible for now: the system lacks a resource, or new workers do not become ready."""
 
 
 class DeadlineError(ServingError):

@@ -1,4 +1,4 @@
-"""What is counted over all workers, as statistics and metrics ask for it."""
+"""Statistics over all workers and the state of the processes, for the statistics extension and the metrics."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -13,29 +13,31 @@ from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.shared_memory.counters import Counters
 from ovms_rest.shared_memory.process_state import ProcessState, Readiness, WorkerState
 from ovms_rest.shared_memory.statistics import ModelStatistics
-from ovms_rest.shared_memory.table import SLOTS, Seen, WorkerTable
+from ovms_rest.shared_memory.table import SLOTS, WorkerRow, WorkerTable
 
 T = TypeVar("T")
 
 
 class Telemetry:
-    """The counters of all models, and the state of the workers; made in the arbiter before it forks."""
+    """The counters of all models, and the state of the workers; made in the arbiter before it forks.
 
-    def __init__(self, models: ModelRegistry, max_waiting: int) -> None:
-        """Take what serves, and how many requests may wait in a worker."""
+    While no worker has a row in the table, as in an application that another WSGI server runs, their state is unknown.
+    """
+
+    def __init__(self, models: ModelRegistry, table: WorkerTable, max_waiting: int) -> None:
         self.counters = Counters(SLOTS)
-        self.table: WorkerTable | None = None  # set by a hook; without it nothing is known of the workers
         self._models = models
+        self._table = table
         self._max_waiting = max_waiting
 
     def count(self, entries: Mapping[str, Entry]) -> None:
-        """Give every model and pipeline its counters; in the arbiter."""
+        """Give every version its counters; in the arbiter."""
         for name, entry in entries.items():
             for version, model in entry.versions.items():
                 model.counters = self.counters.of(name, str(version))
 
     def forget_gone(self) -> None:
-        """Forget what was counted of versions that are not configured any more; in the arbiter."""
+        """Drop the counters of versions that are not configured any more; in the arbiter."""
         self.counters.keep(
             {
                 (name, str(version))
@@ -45,7 +47,7 @@ class Telemetry:
         )
 
     def statistics(self, name: str | None = None, version: str | None = None) -> list[ModelStatistics]:
-        """Return the sums over all workers, of all models or of what is asked for. Raises NotFoundError."""
+        """Return the sums over all workers, of all models, one model or one version. Raises NotFoundError."""
         workers = self.streams()
         pipelines = {name for name, entry in self._models.entries.items() if entry.kind == "pipeline"}
         return [
@@ -59,30 +61,30 @@ class Telemetry:
         ]
 
     def streams(self) -> int:
-        """Return how many inferences run at once."""
-        return 1 if self.table is None else self.table.streams()
+        """Return the number of inferences that run in parallel."""
+        return self._table.streams() if self._table.is_used() else 1
 
     def is_ending(self) -> bool:
-        """Tell whether the service ends."""
-        return self.table is not None and self.table.is_ending()
+        """Return whether the service is shutting down."""
+        return self._table.is_ending()
 
     def process_state(self) -> ProcessState:
         """Return the state of the workers."""
         limit, available = read_host_memory()
         state = ProcessState(memory_limit_bytes=limit, memory_available_bytes=available)
-        if self.table is None:
+        if not self._table.is_used():
             return state
-        workers = [_describe(worker, self.table.is_control(worker.row)) for worker in self.table.workers()]
+        workers = [_describe(worker, self._table.is_control(worker.row)) for worker in self._table.workers()]
         return replace(
             state,
             workers=workers,
-            restarts=self.table.deaths(),
-            generation=self.table.generation(),
-            outgrown=self.table.outgrown(),
+            restarts=self._table.deaths(),
+            generation=self._table.generation(),
+            outgrown=self._table.outgrown(),
         )
 
     def readiness(self) -> list[Readiness]:
-        """Return every version of a model or pipeline that should serve, and whether it does."""
+        """Return the versions that should serve, and whether each does."""
         return [
             Readiness(name, version, is_ready)
             for name, entry in self._models.entries.items()
@@ -94,12 +96,11 @@ class ServedStatistics:
     """The statistics of the versions that serve."""
 
     def __init__(self, telemetry: Telemetry, models: ModelRegistry) -> None:
-        """Take all that is counted, and what serves."""
         self._telemetry = telemetry
         self._models = models
 
     def statistics(self, name: str | None = None, version: str | None = None) -> list[ModelStatistics]:
-        """Return the sums over all workers. Raises NotFoundError for what does not serve."""
+        """Return the sums over all workers. Raises NotFoundError for a model or version that does not serve."""
         if name is not None:
             self._models.find(name, version, explain=True)
         return [item for item in self._telemetry.statistics(name, version) if self._serves(item)]
@@ -112,25 +113,25 @@ class ServedStatistics:
         return True
 
 
-def _describe(worker: Seen, is_control: bool) -> WorkerState:
-    """Describe a worker. The control worker never infers, and is never noted as idle, so that none is left to it."""
+def _describe(worker: WorkerRow, is_control: bool) -> WorkerState:
+    """Describe a worker. The control worker is never noted as idle, so that no connection is left to it: not busy."""
     return WorkerState(
         str(worker.row),
         None if is_control else not worker.idle_since,
         worker.connections,
-        _ask(resident_bytes, worker.pid),
-        _ask(_cpu_seconds, worker.pid),
+        _measure(resident_bytes, worker.pid),
+        _measure(_cpu_seconds, worker.pid),
     )
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Return the user and system time of a process (proc(5)). Raises OSError when it is gone."""
+    """Return the user and system time of a process (proc(5)). Raises OSError if the process is gone."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # without the id and the name
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _ask(measure: Callable[[int], T], pid: int) -> T | None:
-    """Measure a process; return None when it is gone."""
+def _measure(measure: Callable[[int], T], pid: int) -> T | None:
+    """Measure a process; return None if it is gone."""
     try:
         return measure(pid)
     except OSError:

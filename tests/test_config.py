@@ -789,7 +789,7 @@ def test_models_and_pipelines_without_names_do_not_share_them(problems):
 
 def test_names_of_pipelines_are_their_own(problems):
     assert problems(root(pipeline_config_list=[PIPELINE, PIPELINE])) == [
-        "pipeline_config_list[1].name: 'p' is the name of pipeline_config_list[0] already"
+        "pipeline_config_list[1].name: 'p' is already the name of pipeline_config_list[0]"
     ]
 
 

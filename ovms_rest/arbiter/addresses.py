@@ -1,4 +1,4 @@
-"""Addresses to listen on: those of gunicorn's `bind` are tried before any model is loaded.
+"""Listen addresses: those of gunicorn's `bind` are checked before any model is loaded.
 
 gunicorn itself binds them after that, and retries for five seconds with three lines each.
 """
@@ -16,18 +16,18 @@ from typing import Any
 from gunicorn import systemd
 from gunicorn.util import is_ipv6
 
-# An address may still be in use for a while: the workers of an arbiter that was killed notice it after a second.
+# Workers of a killed arbiter notice that after a second, and keep the address in use until then.
 PATIENCE_SECONDS = 3.0
 _RETRY_SECONDS = 0.1
 _MAX_PATH_BYTES = 107  # of `sun_path` in unix(7), without the null byte
 
 
 class AddressError(Exception):
-    """An address on which the service cannot listen; the message names it and the reason."""
+    """A listen address that cannot be used; the message names it and the reason."""
 
 
 def retry_in_use(bind: Callable[[], int]) -> int:
-    """Return the descriptor that `bind` returns. Raises its OSError; that of an address in use only after 3 s."""
+    """Return the result of `bind`. Raises its OSError; for an address in use only after 3 s of retries."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -39,10 +39,10 @@ def retry_in_use(bind: Callable[[], int]) -> int:
 
 
 def bind_port(address: tuple[str, int]) -> int:
-    """Return the descriptor of a socket that is bound as gunicorn binds, and does not listen. Raises OSError."""
+    """Return the descriptor of a socket bound as gunicorn binds it, not listening yet. Raises OSError."""
     with socket.socket(socket.AF_INET6 if is_ipv6(address[0]) else socket.AF_INET) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)  # fails while any other listens
+        sock.bind(address)  # fails while another socket listens
         return sock.detach()
 
 
@@ -67,7 +67,7 @@ def check_addresses(cfg: Any, environ: Mapping[str, str]) -> None:
 
 
 def _check_path(path: Path) -> None:
-    """Raise OSError where gunicorn could not bind a path. It replaces a socket that exists there."""
+    """Raise OSError if gunicorn could not bind a path. gunicorn replaces an existing socket."""
     if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
         raise FileExistsError(errno.EEXIST, "it exists and is not a socket")
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:

@@ -1,10 +1,10 @@
-"""The control address: opened before any model is loaded, by one service only, and handed over when that is upgraded.
+"""The control address: bound before any model is loaded, by one service only, and handed over at an upgrade.
 
-gunicorn's SIGUSR2 starts a second arbiter, which inherits its listeners by the numbers in GUNICORN_FD. The one of the
-control address goes the same way, by a variable of its own. So SO_REUSEPORT is not needed, with which any other service
-on the same address would take a part of the calls.
+gunicorn's SIGUSR2 starts a second arbiter, which inherits its listeners by the numbers in GUNICORN_FD. The listener of
+the control address is inherited likewise, by a variable of its own. SO_REUSEPORT, which would do without that, would
+give a part of the calls to any other service on the same address.
 
-A socket unit of systemd may have the control address among its own. gunicorn would serve it like the others.
+A socket unit of systemd may contain the control address. gunicorn would serve it like the others.
 """
 
 import contextlib
@@ -24,19 +24,18 @@ from gunicorn.util import chown
 
 from ovms_rest.arbiter.addresses import bind_port, retry_in_use
 
-# Of the process that SIGUSR2 starts: the descriptor, whether systemd opened it (0 or 1), and the address as the setting
-# has it.
+# For the process that SIGUSR2 starts: the descriptor, whether systemd opened it (0 or 1), and the setting's address.
 INHERITED = "_OVMS_REST_CONTROL_FD"
 
 
 class ControlAddress:
-    """The control address of this service; without one set there are no sockets."""
+    """The control address of this service; without the setting there are no sockets."""
 
     def __init__(self, address: str, cfg: Any, environ: MutableMapping[str, str], activated: int | None = None) -> None:
-        """Take over the socket that this process inherited, or bind a new one.
+        """Use the socket that this process inherited, or bind a new one.
 
         `activated` is the descriptor that `take_activated` returned. `cfg` has the umask, user and group of a path.
-        Raises OSError, and ValueError for what is not an address.
+        Raises OSError, and ValueError for an invalid address.
         """
         self.sockets: list[Any] = []
         self._address = address
@@ -52,17 +51,17 @@ class ControlAddress:
             self._descriptor = int(inherited)
             self._is_systemds = owner == "1"
         else:
-            if inherited:  # the setting is another one since
+            if inherited:  # the setting has changed
                 os.close(int(inherited))
             if address:
                 parsed = _parse(self._parsed)
-                # Binding it would not fail before gunicorn listens. Each socket of port 0 gets a port of its own.
+                # Binding would succeed, as gunicorn does not listen yet. Each socket of port 0 gets a port of its own.
                 if parsed in cfg.address and parsed[1] != 0:
                     raise ValueError("it is an address of --bind as well, and the control address needs its own")
                 self._bind(parsed, cfg)
 
     def _bind(self, address: tuple[str, int] | str, cfg: Any) -> None:
-        """Bind a socket. Raises OSError when the address is in use and stays so."""
+        """Bind a socket. Raises OSError if the address stays in use."""
         self._descriptor = retry_in_use(
             lambda: _bind_path(address, cfg) if isinstance(address, str) else bind_port(address)
         )
@@ -71,9 +70,9 @@ class ControlAddress:
             self._inode = self._path.stat().st_ino
 
     def listen(self, log: Any) -> None:
-        """Have clients connect from now on, as there will be a worker for them; before, they are refused.
+        """Accept connections from now on, when workers are about to start; until then they are refused.
 
-        Raises OSError when another service, which was started at the same time, was faster.
+        Raises OSError if another service that started at the same time was faster.
         """
         if self._path is not None and self._inode != self._path.stat().st_ino:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
@@ -81,29 +80,29 @@ class ControlAddress:
             self.sockets = create_sockets(self._parsed, log, [self._descriptor])
 
     def hand_over(self, environ: MutableMapping[str, str], least: int = 3) -> None:
-        """Name the socket, at a descriptor not below `least`, in the environment of a process that is to inherit it."""
+        """Name the socket, at a descriptor not below `least`, in the environment of a process that will inherit it."""
         environ.pop(INHERITED, None)
         for sock in self.sockets:
             environ[INHERITED] = f"{move(sock, least)} {self._is_systemds:d} {self._address}"
 
     def close(self, unlink: bool) -> None:
-        """Close it, and remove its path unless another arbiter, or systemd, goes on with it."""
-        with contextlib.suppress(FileNotFoundError):  # somebody has removed it
+        """Close the socket, and remove its path unless another arbiter, or systemd, uses it."""
+        with contextlib.suppress(FileNotFoundError):  # removed by another process
             close_sockets(self.sockets, unlink and not self._is_systemds)
         self.sockets = []
 
 
 def move(sock: Any, least: int) -> int:
-    """Return a descriptor, not below `least`, by which a socket is inherited instead of by its own."""
+    """Return a copy of a socket's descriptor, not below `least`, that is inherited in its place."""
     sock.set_inheritable(False)
     return fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD, least)
 
 
 def take_activated(address: str, environ: MutableMapping[str, str]) -> int | None:
-    """Take the socket of the control address out of those that systemd has opened (sd_listen_fds(3)), if it is there.
+    """Return the control address's socket, removed from those that systemd has opened (sd_listen_fds(3)), or None.
 
-    The others become the first ones without a gap, where gunicorn takes them. Raises ValueError for what is not an
-    address.
+    The others are moved to the first descriptors without a gap, where gunicorn expects them. Raises ValueError for an
+    invalid address.
     """
     if not address or environ.get("LISTEN_PID") != str(os.getpid()):
         return None
@@ -123,7 +122,7 @@ def take_activated(address: str, environ: MutableMapping[str, str]) -> int | Non
 
 
 def _name(descriptor: int) -> Any:
-    """Return the address of a socket, host and port without what IPv6 adds."""
+    """Return the address of a socket: a path, or host and port without the other fields of IPv6."""
     with socket.socket(fileno=os.dup(descriptor)) as sock:
         name = sock.getsockname()
     return name[:2] if isinstance(name, tuple) else name
@@ -137,7 +136,7 @@ def _parse(parsed: Config) -> tuple[str, int] | str:
     """Return host and port, or a path. Raises ValueError."""
     try:
         (address,) = parsed.address
-    except RuntimeError as error:  # gunicorn's, of the port
+    except RuntimeError as error:  # raised by gunicorn for a port
         raise ValueError(str(error)) from error
     if isinstance(address, tuple | str):
         return address
@@ -145,7 +144,7 @@ def _parse(parsed: Config) -> tuple[str, int] | str:
 
 
 def _bind_path(path: str, cfg: Any) -> int:
-    """Bind a path as gunicorn does, but not one on which another process listens."""
+    """Bind a path as gunicorn does, but not if another process listens on it."""
     _remove_unused(Path(path))
     with socket.socket(socket.AF_UNIX) as sock:
         umask = os.umask(cfg.umask)
@@ -158,7 +157,7 @@ def _bind_path(path: str, cfg: Any) -> int:
 
 
 def _remove_unused(path: Path) -> None:
-    """Remove the socket that a process which is gone has left. Raises OSError when somebody listens on it."""
+    """Remove the socket of a process that is gone. Raises OSError if a process listens on it."""
     try:
         if not stat.S_ISSOCK(path.stat().st_mode):
             raise FileExistsError(errno.EEXIST, "it exists and is not a socket", str(path))

@@ -1,7 +1,7 @@
-"""What keeps the arbiter running when a signal asks it for something that fails.
+"""Handlers of signals that log a failure and keep the arbiter running.
 
-gunicorn ends the service when its settings cannot be read anew, an address cannot be listened on or a log file cannot
-be reopened. Here each of these is logged, and everything goes on as it was.
+gunicorn ends the service when its settings cannot be read again, an address cannot be listened on or a log file cannot
+be reopened. Here each of these is logged, and the service continues unchanged.
 """
 
 import logging
@@ -16,13 +16,13 @@ from ovms_rest.shared_memory.failure_note import describe
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-# The signals, and the message of workers, whose handling may fail without ending the service.
+# Signals whose handling may fail without ending the service; `control` is the message of workers.
 _GUARDED = ("chld", "cld", "control", "hup", "ttin", "ttou", "usr1", "usr2", "winch")
 _SETTINGS = ("cfg", "worker_class", "address", "timeout", "proc_name", "num_workers", "tls")
 
 
 def guard(arbiter: Any) -> None:
-    """Replace the methods of the arbiter that handle these signals, and those that reload and reopen."""
+    """Replace the methods of the arbiter that handle these signals, reload, and reopen log files."""
     arbiter.reload = partial(_reload, arbiter, arbiter.reload)
     arbiter.log.reopen_files = partial(_reopen_files, arbiter.log.reopen_files)
     for name in _GUARDED:
@@ -40,14 +40,14 @@ def _handle(arbiter: Any, name: str, handle: Callable[[], None]) -> None:
 
 
 def commit(arbiter: Any) -> None:
-    """Take up the new settings for good, before anything is forked that would inherit sockets of the old ones."""
+    """Drop the previous settings, before workers are forked that would inherit their sockets."""
     for sock in arbiter.kept_sockets or ():
         sock.close()
     arbiter.kept_sockets = None
 
 
 def _reload(arbiter: Any, reload: Callable[[], None]) -> None:
-    """Reload; when the new settings cannot be used, go on with the old ones."""
+    """Reload; restore the previous settings if the new ones cannot be used."""
     before = {name: getattr(arbiter, name) for name in _SETTINGS}
     environ, listeners = dict(os.environ), list(arbiter.LISTENERS)
     arbiter.kept_sockets = []
@@ -59,7 +59,7 @@ def _reload(arbiter: Any, reload: Callable[[], None]) -> None:
         if os.getpid() != arbiter.pid:
             raise
         reason = describe(error) if isinstance(error, Exception) else "the lines above have the reason"
-        if arbiter.kept_sockets is None:  # only what comes last has failed: writing the pid file
+        if arbiter.kept_sockets is None:  # only the last step failed: writing the pid file
             log.error("the reload was not completed: %s", reason)
             return
         log.error("the reload failed, the service goes on with its previous settings: %s", reason)
@@ -74,7 +74,7 @@ def _restore_listeners(arbiter: Any, listeners: list[Any]) -> None:
         if listener not in listeners:
             listener.close()
     arbiter.LISTENERS = listeners
-    for listener, sock in zip(listeners, arbiter.kept_sockets, strict=False):  # there are none when none could be kept
+    for listener, sock in zip(listeners, arbiter.kept_sockets, strict=False):  # empty if none could be kept
         if listener.sock is None:
             listener.sock = sock
         else:
@@ -93,7 +93,7 @@ def _restore_settings(arbiter: Any, before: dict[str, Any]) -> None:
 
 
 def _reopen_files(reopen: Callable[[], None]) -> None:
-    """Reopen the log files, unless one of them cannot be: gunicorn would close it first."""
+    """Reopen the log files if all of them can be opened: gunicorn closes them first."""
     files = {
         handler.baseFilename
         for logger in loggers()

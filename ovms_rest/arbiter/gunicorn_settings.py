@@ -1,4 +1,4 @@
-"""gunicorn's settings for the service; gunicorn.conf.py takes them all, and gunicorn's own flags win over them."""
+"""gunicorn's settings for the service, imported by gunicorn.conf.py; gunicorn's own flags take precedence."""
 
 import os
 import sys
@@ -39,12 +39,12 @@ __all__ = [
 
 wsgi_app = "ovms_rest.app:get_app()"
 worker_class = "ovms_rest.worker.worker.Worker"
-# A proxy in front keeps its connections for 60 s and more; who closes first must be the one who knows.
+# Proxies keep idle connections for 60 s or longer; the client side should close them first.
 keepalive = 75
 # The models are loaded by the arbiter, once for all workers.
 preload_app = True
 workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())
-# gunicorn would make one by a path that all instances of a user share, unless asked for another.
+# By default gunicorn's path is the same for all instances of a user.
 control_socket_disable = not any(
     "--control-socket" in argument for argument in (*sys.argv, os.environ.get("GUNICORN_CMD_ARGS", ""))
 )

@@ -1,4 +1,4 @@
-"""What gunicorn calls around a fork (https://docs.gunicorn.org/en/stable/settings.html#server-hooks)."""
+"""gunicorn's server hooks (https://docs.gunicorn.org/en/stable/settings.html#server-hooks)."""
 
 import contextlib
 import gc
@@ -9,54 +9,83 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from gunicorn.systemd import SD_LISTEN_FDS_START
 
-from ovms_rest.app import App
 from ovms_rest.arbiter import notifying
 from ovms_rest.arbiter.addresses import AddressError, check_addresses
 from ovms_rest.arbiter.control_address import ControlAddress, move, take_activated
 from ovms_rest.arbiter.guarding import commit, guard
 from ovms_rest.arbiter.memory_limit import MemoryLimit
-from ovms_rest.arbiter.reloading import Change
-from ovms_rest.arbiter.spawning import ENDING, Spawning, is_told_to_end, prepare
+from ovms_rest.arbiter.reloading import Reloading
+from ovms_rest.arbiter.spawning import ENDING, Spawning, is_shutdown_requested, prepare
 from ovms_rest.arbiter.tls import TlsError, load_tls
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.host.priority import begin_to_serve, end_quietly, lowered, restore
-from ovms_rest.settings import PREFIX, read_settings
+from ovms_rest.models.registry import ModelRegistry
+from ovms_rest.settings import PREFIX, Settings, read_settings
+from ovms_rest.shared_memory.log_levels import LogLevels
 from ovms_rest.shared_memory.mailbox import CONTROL
-from ovms_rest.shared_memory.table import SLOTS, WorkerTable
+from ovms_rest.shared_memory.messages import Change
+from ovms_rest.shared_memory.table import WorkerTable
 from ovms_rest.worker import streams
 from ovms_rest.worker.access_log import provide_file
 from ovms_rest.worker.worker import Worker
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-# So many workers may die at a model before it is given up.
+# A model is given up when this many workers have died while they opened it.
 MAX_DEATHS = 3
 _NAME_BYTES = 65536
 
 _deaths: Counter[str] = Counter()
 
 
-_table = WorkerTable(SLOTS, usable_cores())
+class App(Protocol):
+    """The application as the hooks use it."""
+
+    settings: Settings
+    table: WorkerTable
+    log_levels: LogLevels
+    models: ModelRegistry
+    reloading: Reloading
+
+    def describe(self) -> str:
+        """Return how many models serve."""
+
+    def describe_permission(self) -> str:
+        """Return from where models may be loaded and unloaded by call."""
+
+    def begin_generation(self) -> None:
+        """Count a new generation of workers, before they are forked."""
+
+    def release(self, slot: int) -> list[str]:
+        """Release the counters of a worker that is gone; return the versions that it was inferring with."""
+
+    def open(self, slot: int, is_control: bool, opening: Callable[[str], None], retire: Callable[[], None]) -> None:
+        """Open all models in a worker."""
+
+
+def _app(arbiter: Any) -> App:
+    app: App = arbiter.app.wsgi()
+    return app
 
 
 def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
-    """Prepare what has to be there before any model is loaded: of gunicorn's hooks this comes first.
+    """Prepare what is needed before any model is loaded: gunicorn calls this hook first.
 
-    A log that blocks nobody, the addresses, the certificate, and the control address; without one of these the start
-    ends.
+    That is a log that does not block, the listen addresses, the certificate and the control address. The start ends if
+    one of them fails.
     """
     if previous is not None:
         return
     arbiter.notifier = notifying.Notifier(os.environ)
     if os.getpid() == 1:
-        # The kernel drops what the first process of a container has no handler for: gunicorn sets its handlers when the
-        # models are loaded, and until then nothing but SIGKILL would end it.
+        # The kernel drops signals for which the first process of a container has no handler. gunicorn sets its handlers
+        # when the models are loaded, and until then only SIGKILL would end the process.
         for number in ENDING:
             signal.signal(number, _exit_on_signal)
     streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
@@ -79,13 +108,13 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
 
 
 def _exit_on_signal(number: int, frame: object) -> None:
-    """End with the exit code by which a shell reports the end by a signal."""
+    """Exit with the code by which a shell reports a signal."""
     sys.exit(128 + number)
 
 
 @contextlib.contextmanager
 def _ending_without(address: str) -> Iterator[None]:
-    """End the start when the control address cannot be had."""
+    """Exit if the control address cannot be used."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -95,30 +124,31 @@ def _ending_without(address: str) -> Iterator[None]:
 
 
 def _control_bind(arbiter: Any) -> str:
-    """Return the address of the setting, which gunicorn's `raw_env` may set too."""
+    """Return the setting of the control address, which gunicorn's `raw_env` may contain."""
     return str(arbiter.cfg.env.get(f"{PREFIX}CONTROL_BIND") or os.environ.get(f"{PREFIX}CONTROL_BIND", ""))
 
 
 def on_starting(arbiter: Any) -> None:
-    """Have the arbiter make the changes that workers ask for, and tell them when it is told to end.
+    """Extend the arbiter by changes that workers ask for, replacement of workers, and the control address.
 
-    Count the worker of the control address, when there is one, besides the others.
+    The control worker, if any, is counted in addition to the others.
     """
     begin_to_serve()
-    arbiter.app.wsgi().log_levels.install()
-    arbiter.app.wsgi().telemetry.table = _table
+    app = _app(arbiter)
+    arbiter.settings = app.settings
+    app.log_levels.install()
     arbiter.SIG_NAMES = {**arbiter.SIG_NAMES, CONTROL: "control"}
     arbiter.handle_control = lambda: make_changes(arbiter)
-    arbiter.spawning = Spawning(arbiter, _table, read_settings(os.environ).max_worker_memory_bytes)
+    arbiter.spawning = Spawning(arbiter, app.table, app.settings.max_worker_memory_bytes)
     arbiter.wait_for_signals = partial(_wait_for_signals, arbiter, arbiter.wait_for_signals)
     signal.signal(CONTROL, arbiter.signal)
     for name in ("term", "int", "quit"):
-        _tell_end_first(arbiter, f"handle_{name}")
+        _announce_shutdown_first(arbiter, f"handle_{name}")
     _provide_access_log(arbiter)
     for name, function in _METHODS.items():
         setattr(arbiter, name, partial(function, arbiter, getattr(arbiter, name)))
     if arbiter.cfg.reuse_port and os.environ.get("GUNICORN_FD") == "":
-        # After SIGUSR2: workers open sockets of their own, so that none is inherited, but gunicorn reads a number here.
+        # After SIGUSR2: workers open their own sockets and inherit none, but gunicorn expects a number here.
         os.environ["GUNICORN_FD"] = "0"
     guard(arbiter)
     notifying.install(arbiter)
@@ -133,35 +163,32 @@ def on_starting(arbiter: Any) -> None:
 
 
 def when_ready(arbiter: Any) -> None:
-    """Tell what is going to be served, how and where."""
-    app: App = arbiter.app.wsgi()
-    entries = app.models.entries.values()
+    """Log how many models serve, the listen addresses and the workers."""
+    app, workers = _app(arbiter), arbiter.cfg.workers
     addresses = ", ".join(map(str, arbiter.LISTENERS))
-    serving, workers = sum(1 for entry in entries if entry.versions), arbiter.cfg.workers
-    line = "%d of %d models and pipelines serve on %s, with %d worker%s; they may be loaded and unloaded by call %s"
-    allowed = app.permission.describe()
-    log.info(line, serving, len(entries), addresses, workers, "" if workers == 1 else "s", allowed)
+    line = "%s on %s, with %d worker%s; they may be loaded and unloaded by call %s"
+    log.info(line, app.describe(), addresses, workers, "" if workers == 1 else "s", app.describe_permission())
 
 
-def _tell_end_first(arbiter: Any, name: str) -> None:
-    """Have the workers know of the end of the service before they are told to end themselves."""
+def _announce_shutdown_first(arbiter: Any, name: str) -> None:
+    """Make the shutdown known to the workers before they get a signal, so that readiness falls immediately."""
     handle = getattr(arbiter, name)
 
-    def tell_and_handle() -> None:
-        _table.set_ending()
+    def announce_and_handle() -> None:
+        _app(arbiter).table.set_ending()
         handle()
 
-    setattr(arbiter, name, tell_and_handle)
+    setattr(arbiter, name, announce_and_handle)
 
 
 def _wait_for_signals(arbiter: Any, wait: Callable[..., list[int]], timeout: float = 1.0) -> list[int]:
-    """Wait as the arbiter does, and have it look for changes, too, when one that failed is due again."""
+    """Wait as the arbiter does; let it run changes, too, when another attempt of a reload is due."""
     numbers = wait(timeout)
-    return [*numbers, CONTROL] if arbiter.app.wsgi().reloads.is_due() else numbers
+    return [*numbers, CONTROL] if _app(arbiter).reloading.is_due() else numbers
 
 
 def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
-    """Close the control address with the other ones. Its path stays when another arbiter goes on with it."""
+    """Close the control address with the listeners. Its path stays if another arbiter uses it."""
     arbiter.notifier.report_end(arbiter.reexec_pid)
     arbiter.control_address.close(unlink=arbiter.reexec_pid == arbiter.master_pid == 0)
     arbiter.control_sockets = []
@@ -169,9 +196,9 @@ def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> 
 
 
 def pre_exec(arbiter: Any) -> None:
-    """Hand the addresses over to the arbiter that SIGUSR2 starts; in the process that is going to be it.
+    """Hand the addresses over to the arbiter that SIGUSR2 starts; called in the process that becomes that arbiter.
 
-    gunicorn says that those of systemd are where systemd put them, but it has moved them.
+    gunicorn declares sockets of systemd at their original descriptors, but has moved them.
     """
     end = SD_LISTEN_FDS_START + len(arbiter.LISTENERS)
     arbiter.control_address.hand_over(arbiter.cfg.env_orig, end)
@@ -182,9 +209,9 @@ def pre_exec(arbiter: Any) -> None:
 
 
 def _reexec(arbiter: Any, reexec: Callable[[], None]) -> None:
-    """Start another arbiter; when that is not possible, this one goes on.
+    """Start another arbiter, or log why that failed and continue.
 
-    gunicorn would have the forked process, which is not the other arbiter yet, end the workers of this one.
+    In gunicorn the forked process, not yet an arbiter, would end the workers of this one.
     """
     pid = os.getpid()
     try:
@@ -197,19 +224,19 @@ def _reexec(arbiter: Any, reexec: Callable[[], None]) -> None:
 
 
 def _give_way(handle: Callable[[], None]) -> None:
-    """Make changes, and fork the workers that serve them, at a lower priority than that of workers."""
+    """Run changes, and fork the workers that serve them, at a lower priority than that of workers."""
     with lowered():
         handle()
 
 
 def _add_worker(arbiter: Any, handle: Callable[[], None]) -> None:
-    """Add a worker that infers, also when SIGWINCH has ended all, the control worker among them."""
+    """Add a worker that infers, also after SIGWINCH has ended all workers, the control worker included."""
     arbiter.num_workers = max(arbiter.num_workers, len(arbiter.control_sockets))
     handle()
 
 
 def _remove_worker(arbiter: Any, handle: Callable[[], None]) -> None:
-    """Remove a worker, but not the last that infers, which gunicorn does not tell from the control worker."""
+    """Remove a worker, but not the last one that infers; gunicorn does not know the control worker."""
     if arbiter.num_workers <= 1 + len(arbiter.control_sockets):
         log.info("no worker is removed, since a single one infers")
         return
@@ -217,18 +244,17 @@ def _remove_worker(arbiter: Any, handle: Callable[[], None]) -> None:
 
 
 def _reopen_logs(arbiter: Any, handle: Callable[[], None]) -> None:
-    """Have the access log ready before the workers are told to open it."""
+    """Create the access log before the workers are signalled to open it."""
     _provide_access_log(arbiter)
     handle()
 
 
 def _provide_access_log(arbiter: Any) -> None:
-    settings = read_settings(os.environ)
-    if settings.access_log != "none":
-        provide_file(settings.access_log_file, arbiter.cfg.uid, arbiter.cfg.gid)
+    if arbiter.settings.access_log != "none":
+        provide_file(arbiter.settings.access_log_file, arbiter.cfg.uid, arbiter.cfg.gid)
 
 
-# What is called in the place of gunicorn's methods, with the method as an argument.
+# Replacements of gunicorn's methods, called with the original.
 _METHODS: dict[str, Callable[..., None]] = {
     "stop": _stop,
     "reexec": _reexec,
@@ -239,25 +265,22 @@ _METHODS: dict[str, Callable[..., None]] = {
 
 
 def make_changes(arbiter: Any) -> None:
-    """Make the changes that workers have asked for; when they make a difference, a new generation serves them."""
-    app: App = arbiter.app.wsgi()
-    while changes := app.reloads.receive():
-        _deaths.clear()  # what is loaded anew has its chances anew
-        if app.reloads.run(changes, lambda: _attend(arbiter)):
-            _renew(arbiter)
-        app.reloads.end(arbiter.spawning.fault)
+    """Run the changes that workers asked for; if they change the registry, a new generation of workers serves it."""
+    reloading = _app(arbiter).reloading
+    while changes := reloading.receive():
+        _run(arbiter, changes, lambda has_changed: _renew(arbiter) if has_changed else arbiter.spawning.fault)
 
 
 def on_reload(arbiter: Any) -> None:
-    """Load what has changed, and have a new generation of workers, with gunicorn's settings read anew, serve it.
+    """Load what changed, and replace all workers by a new generation with the new settings of gunicorn.
 
-    gunicorn would fork the new workers after this and end the old ones, oldest first, without waiting for the new ones
-    to be ready. So they are forked here, and gunicorn is left with none to fork.
+    gunicorn would fork the new workers after this hook and end the old ones, oldest first, before the new ones are
+    ready. So they are forked here, and gunicorn has none to fork.
 
-    Raises ConfigError for environment variables that gunicorn's `raw_env` sets and a worker would fail at.
+    Raises ConfigError for invalid environment variables in gunicorn's `raw_env`, with which workers would fail.
     """
     settings = read_settings(os.environ)
-    app: App = arbiter.app.wsgi()
+    app = _app(arbiter)
     streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
     app.log_levels.install()
     try:
@@ -265,36 +288,40 @@ def on_reload(arbiter: Any) -> None:
     except TlsError as error:
         log.error("%s; the service goes on with what it has loaded before", error)
     commit(arbiter)
+    arbiter.settings = settings
     arbiter.spawning.memory = MemoryLimit(settings.max_worker_memory_bytes)
     if arbiter.control_sockets:
         _count_control_worker(arbiter)
-    _deaths.clear()
-    app.reloads.run([Change()], lambda: _attend(arbiter))
-    _renew(arbiter)
+    _run(arbiter, [Change()], lambda has_changed: _renew(arbiter))
     arbiter.cfg.set("workers", 0)
-    arbiter.worker_age = -1  # gunicorn would wait for those that are not older than that
-    app.reloads.end(arbiter.spawning.fault)
+    arbiter.worker_age = -1  # gunicorn waits for workers of a higher age
 
 
-def _attend(arbiter: Any) -> bool:
-    """Do while models load what the arbiter does else: replace workers that died; tell whether it is told to end."""
+def _run(arbiter: Any, changes: Sequence[Change], renew: Callable[[bool], str]) -> None:
+    _deaths.clear()  # a model that is loaded again may fail as often again
+    _app(arbiter).reloading.run(changes, lambda: _keep_house(arbiter), renew)
+
+
+def _keep_house(arbiter: Any) -> bool:
+    """Run arbiter housekeeping while models load: replace dead workers; return whether shutdown was requested."""
     arbiter.murder_workers()
     arbiter.reap_workers()
-    is_ending = is_told_to_end(arbiter)
+    is_ending = is_shutdown_requested(arbiter)
     if not is_ending:
         arbiter.manage_workers()
     return is_ending
 
 
-def _renew(arbiter: Any) -> None:
-    """Have a new generation of workers take the place of all that there are, now or as soon as it comes up."""
-    arbiter.app.wsgi().telemetry.forget_gone()
-    _table.count_generation()
+def _renew(arbiter: Any) -> str:
+    """Replace all workers by a new generation; return why that does not serve yet, "" if it does."""
+    _app(arbiter).begin_generation()
     for worker in arbiter.WORKERS.values():
         if worker.is_control:
             worker.is_control = False
             worker.age = 0
     arbiter.spawning.renew()
+    fault: str = arbiter.spawning.fault
+    return fault
 
 
 def _count_control_worker(arbiter: Any) -> None:
@@ -305,20 +332,21 @@ def _count_control_worker(arbiter: Any) -> None:
 def pre_fork(arbiter: Any, worker: Any) -> None:
     """Prepare a fork.
 
-    The worker gets a page to note the model it is at, its row in the table of workers, and the control address when no
-    other has it; the collector leaves alone what there is so far.
+    The worker gets a page to note the model it opens, its slot of the worker table, and the control address if no other
+    worker has it. The garbage collector ignores all objects made so far, which keeps their pages shared.
     """
     prepare(worker)
     worker.opening = mmap.mmap(-1, _NAME_BYTES)
     worker.tls = arbiter.tls
-    worker.row = _table.take()
+    worker.row = _app(arbiter).table.take()
+    worker.has_memory_limit = arbiter.settings.max_worker_memory_bytes > 0
     worker.gives_way = any(other.row.is_ready() for other in arbiter.WORKERS.values())
     worker.is_control = False
-    worker.age = 1 + _highest_age(arbiter)  # gunicorn ends the oldest first; its own count is set back by a reload
+    worker.age = 1 + _highest_age(arbiter)  # gunicorn ends the oldest first; a reload resets its own count
     if arbiter.control_sockets and not any(other.is_control for other in arbiter.WORKERS.values()):
         worker.is_control = True
         worker.row.set_control()
-        worker.age = sys.maxsize  # gunicorn ends the oldest when there are to be fewer
+        worker.age = sys.maxsize  # gunicorn ends the oldest when their number is reduced
         worker.sockets = arbiter.control_sockets
     gc.freeze()
 
@@ -328,9 +356,9 @@ def _highest_age(arbiter: Any) -> int:
 
 
 def post_fork(arbiter: Any, worker: Any) -> None:
-    """Keep the queue into which signals go until the worker has handlers of its own.
+    """Keep the queue of signals that arrive before the worker has its own handlers.
 
-    With `reuse_port` gunicorn has given every worker sockets of its own, which are not for the control worker.
+    With `reuse_port` gunicorn opens sockets for each worker, which the control worker does not serve.
     """
     restore()
     worker.early_signals = arbiter.SIG_QUEUE
@@ -344,29 +372,24 @@ def post_fork(arbiter: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Open the models in a new worker, before it accepts connections.
 
-    gunicorn kills a worker that does not report for its `timeout`. The time to open the models comes on top of that,
-    by a report dated ahead.
+    gunicorn kills a worker that does not report within its `timeout`. A report dated ahead adds the time to open the
+    models to that.
 
-    Beside workers that serve it does so at a low priority, where it may raise that again.
+    While other workers serve, the models are opened at a low priority, if that can be raised again.
 
-    A signal to end that came before the worker had handlers of its own went to its copy of the arbiter's. Lost there,
-    it would have the arbiter wait for the worker for its whole `graceful_timeout`.
+    A termination signal that arrived before the worker had its own handlers went to its copy of the arbiter's. If it
+    was lost there, the arbiter would wait for the worker for its whole `graceful_timeout`.
     """
     app: App = worker.wsgi
     ahead = time.monotonic() + app.settings.load_timeout_seconds
     os.utime(worker.tmp.fileno(), (ahead, ahead))
-    app.telemetry.counters.claim(worker.row.index)
     with lowered() if worker.gives_way else contextlib.nullcontext():
-        app.models.open(lambda name: note_opening(worker, name), _end_in_order)
-    app.permission.is_control_address = worker.is_control
+        app.open(worker.row.index, worker.is_control, partial(note_opening, worker), _end_in_order)
     worker.notify()
-    if read_settings(os.environ).max_worker_memory_bytes:
+    if worker.has_memory_limit:
         worker.fresh_size.measure()
-    if not isinstance(worker, Worker):  # which says so itself, when it is about to accept
+    if not isinstance(worker, Worker):  # our own sets it when it is about to accept
         worker.row.set_ready()
-    if worker.is_control or not app.settings.control_bind:  # directories are walked where no inference waits for it
-        worker.watch = app.reloads.watch
-    worker.poll_seconds = app.settings.file_system_poll_wait_seconds
     while not worker.early_signals.empty():
         number = worker.early_signals.get()
         if number in ENDING:
@@ -374,23 +397,24 @@ def post_worker_init(worker: Any) -> None:
 
 
 def _end_in_order() -> None:
-    """Have this worker finish what it is at and end; the arbiter forks another."""
+    """Drain and end this worker; the arbiter forks another."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def note_opening(worker: Any, name: str) -> None:
-    """Note the model that a worker is at, "" for none."""
+    """Note the model that a worker opens, "" for none."""
     worker.opening.seek(0)
     worker.opening.write(name.encode()[: _NAME_BYTES - 1] + b"\0")
 
 
 def child_exit(arbiter: Any, worker: Any) -> None:
-    """Tell which model or pipeline a worker was at when it died; give up a model that several could not open."""
-    if worker.row.is_ready():  # whoever ends in order is not ready any more
-        _table.count_death()
-    for name in arbiter.app.wsgi().telemetry.counters.release(worker.row.index):
+    """Log the model or pipeline of a worker that died; give up a model that several workers could not open."""
+    app = _app(arbiter)
+    if worker.row.is_ready():  # a worker that drains is not
+        app.table.count_death()
+    for name in app.release(worker.row.index):
         log.error("worker %s died or was killed at a request to %r (name and version)", worker.pid, name)
-    _table.free(worker.row)
+    app.table.free(worker.row)
     name = worker.opening[:].partition(b"\0")[0].decode(errors="ignore")
     worker.opening.close()
     if not name:
@@ -398,13 +422,13 @@ def child_exit(arbiter: Any, worker: Any) -> None:
     log.error("worker %s died or hung while it opened %r (model and version)", worker.pid, name)
     _deaths[name] += 1
     if _deaths[name] == MAX_DEATHS:
-        arbiter.app.wsgi().models.give_up(name, f"{MAX_DEATHS} workers died or hung while they opened it")
+        app.models.give_up(name, f"{MAX_DEATHS} workers died or hung while they opened it")
 
 
 def worker_exit(arbiter: Any, worker: Any) -> None:
-    """End a worker at once: in a fork of a process that used OpenVINO, the exit of the interpreter hangs.
+    """Exit from a worker immediately: after a fork of a process that used OpenVINO, a normal interpreter exit hangs.
 
-    gunicorn calls this last in a worker, but also in the arbiter for a worker that was gone already.
+    gunicorn calls this last in a worker, but also in the arbiter for a worker that is gone.
     """
     if os.getpid() != worker.pid:
         return

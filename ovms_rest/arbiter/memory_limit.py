@@ -1,7 +1,7 @@
-"""Which worker has outgrown the limit of its memory, so that another has to take its place.
+"""The memory limit of workers, above which a worker is replaced.
 
-OpenVINO keeps memory and compiled kernels for shapes that it has seen, and the C library keeps pieces of the heap, so
-that a worker with dynamic shapes grows. Only a new process begins small again.
+OpenVINO keeps memory and compiled kernels for each shape it has met, and the C library keeps pieces of the heap, so
+that a worker with dynamic shapes grows. Only a new process is small again.
 """
 
 import contextlib
@@ -17,27 +17,26 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 
 SETTING = "OVMS_REST_MAX_WORKER_MEMORY_BYTES"
 
-# The workers are looked at once in so long, and for no more than a tenth of the time: it takes some milliseconds for
-# every gigabyte that one has.
+# The interval of measurements, which take at most a tenth of the time: some milliseconds per gigabyte of a worker.
 _LOOK_SECONDS = 1.0
 _LOOK_PART = 0.1
-# So many times as long as a worker took to come up no other is replaced, so that starting workers takes a part of the
-# time only, however fast they grow.
+# The pause after a replacement, as a multiple of the time that the new worker took to become ready: starting workers
+# takes a fraction of the time, however fast they grow.
 _PAUSE_FACTOR = 4.0
 
 _MIB = 2**20
 
 
 class FreshSize:
-    """The bytes that a worker has of its own when it becomes ready, which it tells the arbiter; 0 until then."""
+    """The private memory of a worker when it becomes ready, in bytes, shared with the arbiter; 0 until then."""
 
     def __init__(self) -> None:
-        """Make it, before the fork."""
+        """Allocate it, before the fork."""
         self._number = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
 
     def measure(self) -> None:
-        """Tell the size, in a worker of a service that has a limit."""
-        with contextlib.suppress(OSError):  # which the arbiter is going to complain of
+        """Store the size, in a worker of a service that has a limit."""
+        with contextlib.suppress(OSError):  # the arbiter will log the reason
             self._number[0] = own_bytes()
 
     def read(self) -> int:
@@ -46,18 +45,18 @@ class FreshSize:
 
 
 class MemoryLimit:
-    """The limit, and when the arbiter looks next whether a worker is above it."""
+    """The limit, and the time of the next measurement."""
 
     def __init__(self, limit: int) -> None:
-        """Take the limit in bytes; 0 is for none."""
+        """Set the limit in bytes, 0 for none."""
         self._limit = limit
         self._next_look = 0.0
         self._has_complained = False
 
     def find_outgrown(self, workers: Iterable[Any]) -> Any:
-        """Return the first worker that has more memory of its own than the limit, None when there is none.
+        """Return the first worker with more private memory than the limit, or None.
 
-        Workers that begin above the limit are left alone, for their successors would be no smaller; the log says so
+        Workers that started above the limit are left alone, for their successors would be no smaller; that is logged
         once.
         """
         if not self._limit or (began := time.monotonic()) < self._next_look:
@@ -85,11 +84,11 @@ class MemoryLimit:
         return found
 
     def forget(self) -> None:
-        """Complain again of workers that begin above the limit: those of a new generation have other models."""
+        """Log again if workers start above the limit: those of a new generation have other models."""
         self._has_complained = False
 
     def pause(self, start_seconds: float) -> None:
-        """Look at no worker for a while, after one that took so long to come up has replaced another."""
+        """Measure no worker for a while, after the start of a replacement took this long."""
         self._next_look = time.monotonic() + max(_LOOK_SECONDS, _PAUSE_FACTOR * start_seconds)
 
     def _began_above(self, worker: Any) -> bool:
@@ -109,12 +108,12 @@ class MemoryLimit:
 
 
 def _measure(pid: int, limit: int) -> int:
-    """Return how much memory a worker has of its own; roughly, and at once, when that is far below the limit.
+    """Return the private memory of a worker in bytes; a quick upper bound if that is far below the limit.
 
-    Raises OSError when it cannot be measured; one that has died has none.
+    Raises OSError if it cannot be measured; a worker that has died has none.
     """
     try:
-        size = anonymous_bytes(pid)  # what it shares included
+        size = anonymous_bytes(pid)  # shared memory included
         return own_bytes(pid) if size > limit / 2 else size
-    except ProcessLookupError:  # it is still to be reaped
+    except ProcessLookupError:  # not reaped yet
         return 0

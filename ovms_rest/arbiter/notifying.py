@@ -13,20 +13,20 @@ from typing import Any
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-# systemd reads notifications at once unless it is stuck; a queue that stays full must not stop the arbiter.
+# systemd reads notifications immediately unless it hangs; a queue that stays full must not stop the arbiter.
 _SEND_SECONDS = 1.0
-# A watchdog that is due sooner than a model may take to be compiled in the arbiter would end a service that serves.
+# A watchdog shorter than the time a model may take to compile in the arbiter would end a healthy service.
 _LOADS = 2
 
 
 class Notifier:
-    """What sends notifications from this process, if systemd started it and wants any."""
+    """Sends notifications from this process, if systemd started it and expects them."""
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
-        """Take systemd's variables out of the environment, where child processes would inherit them."""
+        """Remove systemd's variables from the environment, which child processes inherit."""
         self._address = environ.pop("NOTIFY_SOCKET", "")
         microseconds, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
-        # An arbiter that SIGUSR2 started has the variables, and takes over the duties, of the first one.
+        # An arbiter that SIGUSR2 started has the variables of the first one, and takes over its notifications.
         is_meant = pid in ("", str(os.getpid()), environ.get("GUNICORN_PID"))
         self._watchdog_seconds = int(microseconds or 0) / 1e6 if is_meant else 0.0
         self._pid = os.getpid()
@@ -35,7 +35,7 @@ class Notifier:
         self._kick_at = 0.0
 
     def _send(self, *assignments: str) -> None:
-        """Send one notification. A failure is logged: systemd would wait for it in vain."""
+        """Send one notification; log a failure, as systemd waits for it."""
         if not self._address or os.getpid() != self._pid:
             return
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
@@ -48,9 +48,9 @@ class Notifier:
             log.error("cannot notify systemd of %s: %s", assignments[0], error)
 
     def report_ready(self, load_timeout_seconds: int) -> None:
-        """Report, once, that the workers serve.
+        """Report once that the workers serve.
 
-        The watchdog gets the time that a model may take to load, during which the arbiter cannot report.
+        The watchdog's time is extended by the time that a model may take to load, while the arbiter cannot report.
         """
         if self._is_ready:
             return
@@ -62,36 +62,36 @@ class Notifier:
         self._send("READY=1", *watchdog)
 
     def report_status(self, status: str) -> None:
-        """Report what `systemctl status` shows, when it has changed."""
+        """Report a new status, as shown by `systemctl status`."""
         if status != self._status:
             self._status = status
             self._send(f"STATUS={status}")
 
     def reload(self, reload: Callable[[], None]) -> None:
-        """Reload, and report its beginning and its end."""
+        """Reload, and report the beginning and the end of it."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             reload()
         finally:
-            if self._is_ready:  # otherwise it is the start that is not over
+            if self._is_ready:  # else the start is not complete
                 self._send("READY=1")
 
     def kick(self) -> None:
-        """Report that the service works, often enough for the watchdog and no more than once a second."""
+        """Report that the service is alive, often enough for the watchdog and at most once a second."""
         now = time.monotonic()
         if self._watchdog_seconds and self._is_ready and now >= self._kick_at:
             self._kick_at = now + max(1.0, self._watchdog_seconds / 4)
             self._send("WATCHDOG=1")
 
     def report_end(self, successor: int) -> None:
-        """Report, once, that the service ends, or that the arbiter which SIGUSR2 started is the main process now."""
+        """Report once that the service is stopping, or that the arbiter started by SIGUSR2 is the main process now."""
         if not self._is_stopping:
             self._is_stopping = True
             self._send(f"MAINPID={successor}" if successor else "STOPPING=1")
 
 
 def install(arbiter: Any) -> None:
-    """Have an arbiter that has a `notifier` report what it does."""
+    """Extend the methods of an arbiter that has a `notifier` by notifications."""
     manage, murder, reload = arbiter.manage_workers, arbiter.murder_workers, arbiter.handle_hup
 
     def manage_workers() -> None:
@@ -101,7 +101,7 @@ def install(arbiter: Any) -> None:
             arbiter.notifier.report_status(_describe(arbiter))
 
     def murder_workers() -> None:
-        """Kill hanging workers; called in every loop of the arbiter, it also keeps the watchdog quiet."""
+        """Kill hanging workers, and notify the watchdog: the arbiter calls this in every turn of its loop."""
         murder()
         if any(is_responsive(worker, arbiter.timeout) for worker in arbiter.WORKERS.values()):
             arbiter.notifier.kick()
@@ -111,13 +111,11 @@ def install(arbiter: Any) -> None:
 
 
 def is_responsive(worker: Any, timeout: float) -> bool:
-    """Return whether a worker infers, and has shown a sign of life within gunicorn's `timeout`, if there is one."""
+    """Return whether a worker infers and was alive within gunicorn's `timeout`, if that is set."""
     is_alive = not timeout or time.monotonic() - worker.tmp.last_update() <= timeout
     return bool(is_alive and worker.row.is_ready() and not worker.is_control)
 
 
 def _describe(arbiter: Any) -> str:
-    entries = arbiter.app.wsgi().models.entries.values()
-    serving = sum(1 for entry in entries if entry.versions)
     fault = arbiter.spawning.fault
-    return f"{serving} of {len(entries)} models and pipelines serve" + (f"; {fault}" if fault else "")
+    return f"{arbiter.app.wsgi().describe()}{'; ' if fault else ''}{fault}"

@@ -10,7 +10,7 @@ class Pauses:
     """Counts failed attempts in a row; each pause is twice as long as the one before."""
 
     def __init__(self) -> None:
-        """Begin without failures."""
+        """Start without failures."""
         self.failures = 0
         self.failed_at = 0.0  # monotonic seconds
 
@@ -24,7 +24,7 @@ class Pauses:
         self.failures = 0
 
     def seconds(self) -> float:
-        """Return the length of the present pause; 0 without failures."""
+        """Return the length of the current pause, 0 without failures."""
         return min(FIRST_SECONDS * 2.0 ** min(self.failures - 1, 30), LONGEST_SECONDS) if self.failures else 0.0
 
     def is_over(self) -> bool:

@@ -1,9 +1,9 @@
 """Starting workers and replacing them, in place of what gunicorn's arbiter does.
 
-gunicorn ends the service when it cannot fork or when a worker exits with status 3 or 4, whoever chose that status. It
-replaces a worker that dies before it is ready at once, and for ever. Here the arbiter keeps the workers that run. While
-no worker comes up it tries with one at a time, with growing pauses, and logs the reason once. Only a start at which no
-worker becomes ready ends the service.
+gunicorn ends the service when it cannot fork or when a worker exits with status 3 or 4, for whatever reason, and
+replaces a worker that dies before it is ready immediately and for ever. Here the arbiter keeps the running workers.
+While no worker becomes ready it starts one at a time, with growing pauses, and logs the reason once. The service ends
+only if no worker becomes ready at its start.
 """
 
 import logging
@@ -25,17 +25,17 @@ log = logging.getLogger("gunicorn.error.ovms_rest")
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
-# After so many failures in a row the arbiter does not wait for new workers any more, but goes on trying.
+# After this many failures in a row the arbiter no longer waits for new workers, but keeps trying.
 MAX_FAILURES = 3
 
 _METHODS = ("kill_worker", "manage_workers", "reap_workers", "spawn_worker", "spawn_workers", "wait_for_signals")
 _POLL_SECONDS = 0.02
-_LOOP_SECONDS = 0.1  # a turn of the arbiter's loop, at most, while it waits for workers to come up
+_LOOP_SECONDS = 0.1  # the longest turn of the arbiter's loop while it waits for workers to become ready
 _RETIRE_SECONDS = 0.5
 
 
 class Spawning:
-    """The workers of one arbiter: how many are missing, when to fork the next, and which generation they are of."""
+    """The workers of an arbiter: the number missing, the time of the next fork, and their generations."""
 
     def __init__(self, arbiter: Any, table: WorkerTable, max_worker_memory: int = 0) -> None:
         """Replace the methods of the arbiter; `max_worker_memory` is in bytes, 0 for no limit."""
@@ -46,8 +46,8 @@ class Spawning:
         self._reason = ""  # of the last failure
         self._has_served = False
         self._is_up = False
-        self._old: set[int] = set()  # those that end as soon as the new generation is ready, or one that has outgrown
-        self._outgrown = 0  # the process id of that one
+        self._old: set[int] = set()  # workers to end once the new generation, or the successor of one, is ready
+        self._outgrown = 0  # the process id of a worker above the memory limit
         self._outgrown_at = 0.0
         self._fork = arbiter.spawn_worker
         self._manage = arbiter.manage_workers
@@ -58,7 +58,7 @@ class Spawning:
 
     @property
     def fault(self) -> str:
-        """Why the newest generation does not serve yet; "" when it does."""
+        """Why the newest generation does not serve yet; "" if it does."""
         if not self._old or self._outgrown:
             return ""
         reason = self._reason.partition("\n")[0]
@@ -66,7 +66,7 @@ class Spawning:
 
     @property
     def is_up(self) -> bool:
-        """Whether all workers were ready at once, or at least one that infers was while others failed."""
+        """Whether all workers have been ready together, or one that infers while others failed."""
         if not self._is_up:
             is_inferring = any(worker.row.is_ready() and not worker.is_control for worker in self._current())
             self._is_up = is_inferring and (self._is_renewed() or self._pauses.failures > 0)
@@ -75,20 +75,20 @@ class Spawning:
     # --- Methods of gunicorn's arbiter
 
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
-        """Wait as gunicorn does, but shorter while workers are expected to come up."""
+        """Wait as gunicorn does, but for a shorter time while workers are starting."""
         is_expecting = self._pauses.failures or self._old or not self._is_up
         signals: list[int] = self._wait(min(timeout, _LOOP_SECONDS) if is_expecting else timeout)
         return signals
 
     def manage_workers(self) -> None:
-        """Fork the workers that are missing, and end those that are too many or of an old generation.
+        """Fork missing workers, and end surplus ones and those of an old generation.
 
-        Raises HaltServer when the start has failed.
+        Raises HaltServer if the start has failed.
         """
         self._look()
         if not self._old:
             if len(self._arbiter.WORKERS) >= self._arbiter.num_workers:
-                self.spawn_workers()  # gunicorn also counts those that are ending
+                self.spawn_workers()  # gunicorn also counts draining workers
             self._manage()  # which calls spawn_workers
             self._replace_outgrown()
             return
@@ -102,7 +102,7 @@ class Spawning:
             self._retire()
 
     def spawn_workers(self) -> None:
-        """Fork the workers that are missing; after a failure one at a time, and not before the pause is over."""
+        """Fork missing workers; after a failure one at a time, and only once the pause is over."""
         for _ in range(self._arbiter.num_workers - len(self._current())):
             if not self._pauses.failures:
                 self.spawn_worker()
@@ -111,15 +111,15 @@ class Spawning:
                 return
 
     def spawn_worker(self) -> None:
-        """Fork a worker. What prevents that is logged, and leaves nothing behind.
+        """Fork a worker, or log the reason of a failure, of which nothing is left.
 
-        Signals to end are blocked meanwhile; the hook post_fork lets them through. Python drops those that reach a
-        process between the fork and its first instruction in Python.
+        Termination signals are blocked until the hook post_fork: Python drops those that reach a process between the
+        fork and its first instruction in Python.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             self._check(self._fork())
-        except Exception as error:  # no processes, descriptors, memory or rows left, or a hook of the user's that fails
+        except Exception as error:  # no processes, descriptors, memory or slots left, or a failing user hook
             if os.getpid() != self._arbiter.pid:
                 os._exit(BOOT_ERROR)
             self._table.keep(worker.row for worker in self._arbiter.WORKERS.values())
@@ -128,7 +128,7 @@ class Spawning:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def _check(self, pid: int) -> None:
-        """Raise RuntimeError, and end the worker, when it was not prepared: nothing could be known of it."""
+        """End a worker that was not prepared, which could not be monitored, and raise RuntimeError."""
         if hasattr(self._arbiter.WORKERS[pid], "failure"):
             return
         os.kill(pid, signal.SIGKILL)
@@ -137,25 +137,25 @@ class Spawning:
         raise RuntimeError("gunicorn's hook pre_fork has to call ovms_rest.arbiter.hooks.pre_fork")
 
     def kill_worker(self, pid: int, number: int) -> None:
-        """Send a signal to a worker, and remember that one to end was sent."""
+        """Send a signal to a worker, and note a termination signal."""
         worker = self._arbiter.WORKERS.get(pid)
         if worker is not None and number in ENDING:
-            worker.is_told_to_end = True
+            worker.is_ending = True
         self._kill(pid, number)
 
     def reap_workers(self) -> None:
-        """Take note of workers that ended, and of other children, but leave throwaway processes to who started them."""
+        """Reap workers and other children, but not throwaway processes, which `host.throwaway` waits for."""
         for pid, worker in list(self._arbiter.WORKERS.items()):
             try:
                 ended, status = os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:  # a hook of the user's was faster
+            except ChildProcessError:  # reaped by a user hook
                 ended, status = pid, 0
             if ended:
                 self._bury(worker, status)
         self._reap_others()
 
     def _reap_others(self) -> None:
-        """Reap the arbiter that SIGUSR2 started, and orphans that the kernel gives to an arbiter with process id 1."""
+        """Reap the arbiter that SIGUSR2 started, and orphans adopted by an arbiter with process id 1."""
         arbiter = self._arbiter
         while True:
             try:
@@ -176,9 +176,9 @@ class Spawning:
         arbiter = self._arbiter
         del arbiter.WORKERS[worker.pid]
         code = os.waitstatus_to_exitcode(status)
-        is_failure = not (worker.row.was_ready() or worker.is_told_to_end or _is_opening(worker))
+        is_failure = not (worker.row.was_ready() or worker.is_ending or _is_opening(worker))
         self._old.discard(worker.pid)
-        if worker.pid == self._outgrown:  # died before its successor was ready, which takes its place anyway
+        if worker.pid == self._outgrown:  # died before its successor was ready
             self._outgrown = 0
         if worker.row.was_ready():
             self._note_ready(worker)
@@ -198,7 +198,7 @@ class Spawning:
     # --- Failures
 
     def _fail(self, reason: str, is_final: bool = False) -> None:
-        """Count and log a failure, which at the start may be the end."""
+        """Count and log a failure; a final one at the start ends the service."""
         self._pauses.fail()
         if reason != self._reason:
             self._reason = reason
@@ -207,14 +207,14 @@ class Spawning:
             self._pauses.failures = max(self._pauses.failures, MAX_FAILURES)
 
     def _look(self) -> None:
-        """Take note of workers that became ready; without any, end a start that has failed. Raises HaltServer."""
+        """Note workers that became ready. Raises HaltServer if the start has failed."""
         workers = self._arbiter.WORKERS.values()
         for worker in workers:
             if worker.row.was_ready():
                 self._note_ready(worker)
         if not self._has_served and self._pauses.failures >= MAX_FAILURES:
             raise HaltServer("no worker became ready: " + self._reason.partition("\n")[0], BOOT_ERROR)
-        if self._pauses.failures and not self._old and self._is_renewed():  # the missing ones are not wanted any more
+        if self._pauses.failures and not self._old and self._is_renewed():  # fewer workers are wanted now
             self._forget_failures()
 
     def _note_ready(self, worker: Any) -> None:
@@ -230,12 +230,12 @@ class Spawning:
     # --- Memory
 
     def _replace_outgrown(self) -> None:
-        """Fork a successor for a worker above the limit of memory: for one at a time, while nothing else is amiss."""
+        """Fork a successor for one worker above the memory limit, unless workers are failing, missing or draining."""
         workers = list(self._arbiter.WORKERS.values())
         if (
             self._pauses.failures
             or len(workers) != self._arbiter.num_workers
-            or not all(worker.row.is_ready() and not worker.is_told_to_end for worker in workers)
+            or not all(worker.row.is_ready() and not worker.is_ending for worker in workers)
         ):
             return
         worker = self.memory.find_outgrown(workers)
@@ -243,11 +243,11 @@ class Spawning:
             return
         self._old, self._outgrown, self._outgrown_at = {worker.pid}, worker.pid, time.monotonic()
         worker.is_control = False  # the successor takes the control address
-        worker.age = 0  # gunicorn ends the oldest when there are too many
+        worker.age = 0  # gunicorn ends the oldest surplus worker
         self.spawn_workers()
 
     def _end_outgrown(self) -> None:
-        """End a worker whose successor is ready."""
+        """End the worker above the memory limit, whose successor is ready."""
         took = time.monotonic() - self._outgrown_at
         log.info("worker %s ends; its successor was ready after %.1f s", self._outgrown, took)
         self._table.count_outgrown()
@@ -259,23 +259,23 @@ class Spawning:
     # --- Generations
 
     def renew(self) -> bool:
-        """Have a new generation of workers take the place of all that there are; return whether it has.
+        """Replace all workers by a new generation; return whether that succeeded.
 
-        When the new workers fail, the old ones go on, and `manage_workers` goes on trying.
+        If the new workers fail, the old ones keep serving, and `manage_workers` keeps trying.
         """
         arbiter = self._arbiter
         self._forget_failures()
         self.memory.forget()
         self._old, self._outgrown = set(arbiter.WORKERS), 0
         for pid, worker in list(arbiter.WORKERS.items()):
-            if not worker.row.was_ready():  # of a generation that does not come up, or not any more
+            if not worker.row.was_ready():  # of a generation that failed, or draining
                 arbiter.kill_worker(pid, signal.SIGTERM)
         while not self._is_renewed():
             self.spawn_workers()
             time.sleep(_POLL_SECONDS)
             arbiter.murder_workers()
             arbiter.reap_workers()
-            if is_told_to_end(arbiter):
+            if is_shutdown_requested(arbiter):
                 break
             if self._pauses.failures >= MAX_FAILURES:
                 log.error("the new workers do not become ready; the previous ones keep serving")
@@ -284,9 +284,9 @@ class Spawning:
         return True
 
     def _current(self) -> list[Any]:
-        """Return the workers of the newest generation that are to stay."""
+        """Return the workers of the newest generation, without those that are ending."""
         workers = self._arbiter.WORKERS.items()
-        return [worker for pid, worker in workers if pid not in self._old and not worker.is_told_to_end]
+        return [worker for pid, worker in workers if pid not in self._old and not worker.is_ending]
 
     def _is_renewed(self) -> bool:
         """Return whether the newest generation is complete and ready."""
@@ -297,17 +297,17 @@ class Spawning:
         return len(current) >= self._arbiter.num_workers and all(worker.row.is_ready() for worker in current)
 
     def _retire(self) -> None:
-        """End the old generation, and wait until it takes no request any more.
+        """Drain the old generation, and wait until it accepts no more requests.
 
-        A worker that ends takes one more request on each of its connections for a while. When that is over, nobody gets
-        an answer of the old generation to what is asked afterwards. gunicorn's own workers do not tell, but end.
+        A draining worker accepts one more request on each of its connections for a while. Requests sent after that get
+        responses of the new generation alone. gunicorn's own workers do not report this, but end.
         """
         arbiter = self._arbiter
         old, self._old = self._old & arbiter.WORKERS.keys(), set()
         deadline = time.monotonic() + DRAIN_SECONDS + TICK_SECONDS + _RETIRE_SECONDS
         for pid in old:
             arbiter.kill_worker(pid, signal.SIGTERM)
-        while time.monotonic() < deadline and not is_told_to_end(arbiter):
+        while time.monotonic() < deadline and not is_shutdown_requested(arbiter):
             arbiter.reap_workers()
             if all(worker.row.is_closed() for pid, worker in arbiter.WORKERS.items() if pid in old):
                 break
@@ -315,15 +315,15 @@ class Spawning:
 
 
 def prepare(worker: Any) -> None:
-    """Give a worker what this module needs of it, before the fork."""
+    """Set the attributes of a worker that this module reads, before the fork."""
     worker.failure = FailureNote()
     worker.fresh_size = FreshSize()
     worker.born = time.monotonic()
-    worker.is_told_to_end = False
+    worker.is_ending = False
 
 
-def is_told_to_end(arbiter: Any) -> bool:
-    """Return whether a signal to end waits, which does not wait for a generation that does not come up."""
+def is_shutdown_requested(arbiter: Any) -> bool:
+    """Return whether a termination signal is queued; the arbiter must not wait for new workers then."""
     numbers = []
     while not arbiter.SIG_QUEUE.empty():
         numbers.append(arbiter.SIG_QUEUE.get())
@@ -333,7 +333,7 @@ def is_told_to_end(arbiter: Any) -> bool:
 
 
 def _is_opening(worker: Any) -> bool:
-    """Return whether a worker died at a model, which the hooks count and give up."""
+    """Return whether a worker died while it opened a model, which the hooks count."""
     return bool(worker.opening[0])
 
 

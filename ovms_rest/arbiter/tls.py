@@ -1,7 +1,7 @@
 """The TLS context, which the arbiter loads for all workers.
 
-Loaded once, before the arbiter forks, it needs no right of the workers to read the key, and a worker that is replaced
-later does not depend on what lies in the files by then.
+Loaded once, before the arbiter forks, so that workers need no permission to read the key, and a worker that starts
+later does not depend on the files at that time.
 """
 
 import ssl
@@ -12,7 +12,7 @@ from gunicorn.sock import ssl_context
 
 
 class TlsError(Exception):
-    """A certificate or key that cannot be used; its text names the files and the reason."""
+    """An unusable certificate or key; the message names the files and the reason."""
 
 
 def load_tls(cfg: Any) -> ssl.SSLContext | None:
@@ -21,7 +21,7 @@ def load_tls(cfg: Any) -> ssl.SSLContext | None:
         return None
     try:
         context: ssl.SSLContext = ssl_context(cfg)
-    except Exception as error:  # whatever OpenSSL, the system, or a hook of the user's comes up with
+    except Exception as error:  # of OpenSSL, the system, or a user hook
         raise TlsError(f"cannot use {_list_files(cfg)}: {_explain(cfg, error)}") from error
     return context
 
@@ -36,7 +36,7 @@ def _files(cfg: Any) -> dict[str, str]:
 
 
 def _explain(cfg: Any, error: Exception) -> str:
-    """Return the reason; OpenSSL does not say which file cannot be read, nor that a key lacks its certificate."""
+    """Return the reason; OpenSSL names neither an unreadable file nor a missing certificate."""
     for name, path in _files(cfg).items():
         try:
             Path(path).open("rb").close()

@@ -1,1 +1,1 @@
-"""A small trained model with its config and requests, served when no config is named."""
+"""A small trained model, its config and sample requests, served by default."""

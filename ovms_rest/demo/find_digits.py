@@ -1,7 +1,6 @@
-"""A custom node in Python: finds handwritten digits, white on black, in a picture, and cuts them out.
+"""A custom node in Python that finds handwritten digits, white on black, in a picture and cuts them out.
 
-It is written in the protocol of `ovms_rest.pipelines.python_nodes`: three functions, called with the `params` of the
-node. The pipeline that it belongs to stands in config.json.
+Its three functions are those of ovms_rest/pipelines/README.md, "Custom nodes in Python"; config.json has its pipeline.
 """
 
 from collections.abc import Mapping
@@ -13,22 +12,22 @@ from numpy.typing import NDArray
 
 Params = Mapping[str, str]
 
-# What the model was trained on.
+# The size of the digits that the model was trained on.
 SIZE = 8
 
 
 def inputs(params: Params) -> dict[str, Any]:
-    """Take a grey picture [1,height,width,1] of values from 0 to 255."""
+    """Declare a grey picture [1,height,width,1] of values from 0 to 255."""
     return {"picture": ("FP32", [1, -1, -1, 1])}
 
 
 def outputs(params: Params) -> dict[str, Any]:
-    """Give n digits [n,1,8,8,1] from left to right, and where they were: [n,4] of left, top, width and height."""
+    """Declare n digits [n,1,8,8,1] from left to right, and their boxes [n,4]: left, top, width and height."""
     return {"digits": ("FP32", [-1, 1, SIZE, SIZE, 1]), "boxes": ("INT32", [-1, 4])}
 
 
 def execute(inputs: Mapping[str, NDArray[Any]], params: Params) -> dict[str, NDArray[Any]]:
-    """Find what is brighter than `threshold` and at least `min_height` pixels high."""
+    """Find connected areas that are brighter than `threshold` and at least `min_height` pixels high."""
     picture = np.rint(inputs["picture"][0, :, :, 0]).astype(np.uint8)
     bright = (picture > int(params.get("threshold", "40"))).astype(np.uint8)
     joined = cv2.dilate(bright, np.ones((3, 3), np.uint8))  # a stroke may have gaps
@@ -42,7 +41,7 @@ def execute(inputs: Mapping[str, NDArray[Any]], params: Params) -> dict[str, NDA
 
 
 def _cut(picture: NDArray[np.uint8], left: int, top: int, width: int, height: int) -> NDArray[Any]:
-    """Cut out a digit, as high as it is and in the middle of a square, at the size of the model."""
+    """Cut out a digit, centre it in a square and resize it for the model."""
     side = max(width, height)
     square = np.zeros((side, side), np.uint8)
     at_x, at_y = (side - width) // 2, (side - height) // 2

@@ -1,11 +1,10 @@
-"""Train the demo model, a classifier of handwritten digits, and write it with some requests for it.
+"""Train the demo model, a classifier of handwritten digits, and write it with sample requests.
 
     pip install '.[train]' && python -m ovms_rest.demo.train
 
 The data are the 1,797 digits of 8x8 grey pixels that scikit-learn carries (UCI ML, optical recognition of handwritten
-digits, Alpaydin and Kaynak). A fifth of them is held out: the accuracy that is printed is measured on those, with the
-written model in OpenVINO, and the samples are the first of
-them that it gets right.
+digits, Alpaydin and Kaynak). A fifth of them is held out: the printed accuracy is that of the written model in OpenVINO
+on these, and the samples are the first of them that it gets right.
 """
 
 from pathlib import Path
@@ -42,13 +41,13 @@ def load() -> tuple[Images, Images, NDArray[Any], NDArray[Any]]:
 
 
 def shift(images: Images, rows: int, columns: int) -> Images:
-    """Move images by whole pixels; what comes in at the edges is black."""
+    """Move images by whole pixels; the edges are filled with black."""
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return padded[:, 1 + rows : 9 + rows, 1 + columns : 9 + columns]
 
 
 def train(images: Images, digits: NDArray[Any]) -> MLPClassifier:
-    """Train a perceptron with one hidden layer on the images and on each of them moved by a pixel."""
+    """Train a perceptron with one hidden layer on the images and on copies moved by a pixel."""
     moves = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]
     moved = np.concatenate([shift(images, *move) for move in moves]).reshape(-1, 64) / 255
     classifier = MLPClassifier((256,), alpha=1e-3, max_iter=300, random_state=SEED)
@@ -56,7 +55,7 @@ def train(images: Images, digits: NDArray[Any]) -> MLPClassifier:
 
 
 def build(classifier: MLPClassifier) -> openvino.Model:
-    """Make it an OpenVINO model: image FP32 [-1,8,8,1] -> digit INT64 [-1], probabilities FP32 [-1,10]."""
+    """Return an OpenVINO model: image FP32 [-1,8,8,1] -> digit INT64 [-1], probabilities FP32 [-1,10]."""
     image = opset15.parameter([-1, 8, 8, 1], openvino.Type.f32, name="image")
     layer = opset15.divide(opset15.reshape(image, [-1, 64], special_zero=False), np.float32(255))
     for weights, bias in zip(classifier.coefs_, classifier.intercepts_, strict=True):
@@ -76,7 +75,7 @@ def build(classifier: MLPClassifier) -> openvino.Model:
 
 
 def write_sample(image: Images, name: str) -> None:
-    """Write an image as PNG and as requests in JSON and in binary, the latter with its JSON's length in the name."""
+    """Write an image as PNG, JSON request and binary request, which has the length of its JSON in the name."""
     Image.fromarray(image.reshape(8, 8).astype(np.uint8)).save(SAMPLES / f"{name}.png")
     tensor: dict[str, Any] = {"name": "image", "datatype": "FP32", "shape": [1, 8, 8, 1]}
     (SAMPLES / f"{name}.json").write_bytes(
@@ -87,7 +86,7 @@ def write_sample(image: Images, name: str) -> None:
 
 
 def write_number(images: Images, number: str) -> None:
-    """Write a picture of several digits, larger and not in a line, as PNG and as the request for the pipeline."""
+    """Write a picture of several digits, enlarged and out of line, as PNG and as a request to the pipeline."""
     side, gap = 40, 8
     picture = np.zeros((side + 4 * gap, len(images) * (side + gap) + gap), np.uint8)
     for index, image in enumerate(images):
@@ -104,7 +103,7 @@ def write_number(images: Images, number: str) -> None:
 
 
 def main() -> None:
-    """Train, write and measure."""
+    """Train and write the model, print its accuracy, and write the samples."""
     images, held_out, digits, held_out_digits = load()
     classifier = train(images, digits)
     MODEL.parent.mkdir(parents=True, exist_ok=True)

@@ -1,60 +1,18 @@
 """The registry of configured models and pipelines: the versions that serve, and the reasons why others do not."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from urllib.parse import quote as quote_path
 
 from ovms_rest.errors import LoadError, NotFoundError, NotReadyError
-from ovms_rest.models.compilation import Compilation
 from ovms_rest.models.repository import LATEST, VersionPolicy, parse_version
+from ovms_rest.models.servable import Servable
 from ovms_rest.models.trials import TrialResult
-from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor
 from ovms_rest.protocol.words import list_names, quote
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
-
-
-class Servable(Protocol):
-    """A version of a model or a pipeline. A pipeline is made of other servables, and is not compiled itself."""
-
-    counters: Any
-
-    @property
-    def compilation(self) -> Compilation | None:
-        """How it is compiled."""
-
-    @property
-    def file(self) -> Path | None:
-        """What it was read from."""
-
-    @property
-    def input_layouts(self) -> Mapping[str, str | None]:
-        """The layouts of its inputs by name, None where none is known."""
-
-    @property
-    def output_layouts(self) -> Mapping[str, str | None]:
-        """The layouts of its outputs by name, None where none is known."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What a user should know of how it computes."""
-
-    @property
-    def parts(self) -> "Sequence[Servable]":
-        """The models that it is made of."""
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What it takes and gives."""
-
-    def open(self, retire: Callable[[], None]) -> None:
-        """Make it ready in this process. Raises LoadError."""
-
-    def infer(self, arrays: Mapping[str, Array]) -> Mapping[str, Tensor]:
-        """Infer. Raises InferenceError."""
 
 
 @dataclass(slots=True)
@@ -218,7 +176,7 @@ class ModelRegistry:
         for name, entry in self.entries.items():
             for version, model in list(entry.versions.items()):
                 opening(label := f"{name}/{version}")
-                if missing := [part for part in model.parts if not self._serves(part)]:
+                if missing := [other for other in model.dependencies if not self._serves(other)]:
                     self.give_up(label, f"needs model {missing[0].metadata.name!r}, which does not serve")
                     continue
                 try:
@@ -227,9 +185,9 @@ class ModelRegistry:
                     self.give_up(label, str(error))
         opening("")
 
-    def _serves(self, part: Servable) -> bool:
-        entry = self.entries.get(part.metadata.name)
-        return entry is not None and part in entry.versions.values()
+    def _serves(self, model: Servable) -> bool:
+        entry = self.entries.get(model.metadata.name)
+        return entry is not None and model in entry.versions.values()
 
     def give_up(self, label: str, reason: str) -> None:
         """Stop serving a version for good, in this process and in those forked from it later."""

@@ -36,6 +36,7 @@ from ovms_rest.models.options import LayoutChange, ModelOptions, Preparation, pa
 from ovms_rest.models.preparation import find_layout, find_reason, name_tensors, one_line, prepare
 from ovms_rest.models.recovery import Recovery, fill
 from ovms_rest.models.repository import read_mapping
+from ovms_rest.models.servable import NOT_COUNTED, InferenceCounters, Servable
 from ovms_rest.models.shapes import Guard, Shape, ShapeChecker, ShapeError
 from ovms_rest.models.signal_stack import use_ordinary_stack
 from ovms_rest.models.tiles import split_tiles
@@ -131,8 +132,8 @@ class Model:
         self.compilation = compilation
         self._source = source or read_in_place(path)
         self.file = Path(self._source.file)
-        self.counters: Any = None  # where inferences are counted, given when it serves
-        self.parts: tuple[Any, ...] = ()  # it is made of no others
+        self.counters: InferenceCounters = NOT_COUNTED
+        self.dependencies: tuple[Servable, ...] = ()
         self._local = threading.local()
         self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None

@@ -1,44 +1,45 @@
-"""From definitions of pipelines to pipelines that serve: their nodes found among models and libraries, and planned."""
+"""From definitions to pipelines that serve: finds the models and code of their nodes and plans them."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ovms_rest.errors import LoadError
 from ovms_rest.models.copies import ChangingError
 from ovms_rest.models.images import ImageReader, ShardedImageReader, take_images
 from ovms_rest.models.loading import Host
 from ovms_rest.models.registry import Entry
+from ovms_rest.models.servable import Servable
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition
 from ovms_rest.pipelines.execution import Pipeline
 from ovms_rest.pipelines.libraries import is_there, load_node
 from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Plan
-from ovms_rest.pipelines.planning import Part, PipelineError, plan_pipeline
+from ovms_rest.pipelines.planning import Missing, Part, PipelineError, plan_pipeline
 from ovms_rest.protocol.words import list_names
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-VERSION = 1  # the only one that a pipeline has
+VERSION = 1  # the only version of a pipeline
 
 
 class _Source(NamedTuple):
-    """What a pipeline was made of: the same need not be made again."""
+    """The inputs of a pipeline's assembly; from equal ones it need not be assembled again."""
 
     definition: PipelineDefinition
-    models: tuple[Any, ...]  # of its nodes, or why there are none
+    models: tuple[Part, ...]  # of its nodes
     nodes: "Mapping[str, _Node]"
 
 
 class _Node(NamedTuple):
-    """A custom node by its name, with what it was loaded from, or why it could not be."""
+    """A custom node, with the library, stamp and params that it was loaded from."""
 
     library: Library
     stamp: Stamp
     params: Mapping[str, str]
-    node: CustomNode | str
-    is_changing: bool = False  # and therefore could not be loaded
+    node: CustomNode | Missing
+    is_changing: bool = False  # the file is being written, so the code could not be loaded
 
 
 def assemble_pipelines(
@@ -49,19 +50,19 @@ def assemble_pipelines(
     host: Host,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Entry]:
-    """Make pipelines of models and libraries; those that cannot be made come with all reasons.
+    """Assemble pipelines from models and libraries; the entries of others have all reasons.
 
-    What of `previous` was made of the same is taken over. A pipeline whose new definition is wrong goes on as it was
-    while its models are there. When `stop` says so, no more code of nodes is tried.
+    An unchanged pipeline of `previous` is reused. One whose new definition is wrong keeps serving with its previous one
+    while its models serve. Once `stop` returns True, no more code is tried.
 
-    The code of a library that no pipeline uses is not loaded; that there is none is told in the log.
+    Code that no pipeline uses is not loaded; the log has a warning if it does not exist.
     """
     used = {node.library for definition in definitions for node in definition.nodes}
     for name, library in libraries.items():
         if name not in used and not is_there(library):
             log.warning(
-                "library %r, which no pipeline uses: there is no file %s, and %r is no name of a Python module or of "
-                "one of OVMS's libraries",
+                "library %r, which no pipeline uses: there is no file %s, and %r is neither a Python module nor one "
+                "of OVMS's libraries",
                 name,
                 library.path.absolute(),
                 library.base_path,
@@ -101,76 +102,76 @@ def _assemble(
         for problem in error.problems:
             log.error("pipeline %r does not serve: %s", definition.name, problem)
         if previous.kind == "pipeline" and previous.versions and _are_there(previous, models):
-            log.warning("pipeline %r goes on as it was", definition.name)
+            log.warning("pipeline %r keeps serving with its previous definition", definition.name)
             entry.versions = previous.versions
             entry.failures[VERSION] = "; ".join(error.problems)
         else:
             entry.reason, entry.details = "; ".join(error.problems), error.problems
-            unloaded = [node for node in definition.nodes if node.model in models and models[node.model].ended]
-            expected = {f"node {node.name!r}: {parts[node.name]}" for node in unloaded}
+            missing = [(name, part) for name, part in parts.items() if isinstance(part, Missing) and part.is_unloaded]
+            expected = {f"node {name!r}: {part.reason}" for name, part in missing}
             entry.lacks_unloaded = expected.issuperset(error.problems)
         return entry
     steps = ", ".join(node.name for node in definition.nodes)
-    log.info("pipeline %r serves: %s", definition.name, steps)
+    log.info("pipeline %r serves with the nodes %s", definition.name, steps)
     return entry
 
 
 def _are_there(entry: Entry, models: Mapping[str, Entry]) -> bool:
-    """Tell whether the models of a pipeline that serves still do."""
+    """Return whether the models of a pipeline still serve."""
     serving = [model for other in models.values() for model in other.versions.values()]
-    return all(part in serving for pipeline in entry.versions.values() for part in pipeline.parts)
+    return all(model in serving for pipeline in entry.versions.values() for model in pipeline.dependencies)
 
 
-def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Any:
-    """Return the model of a node, or why there is none."""
+def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Servable | Missing:
+    """Return the model of a node."""
     entry = models.get(node.model)
     if entry is None:
         known = list_names(models) or "none"
-        return f"model {node.model!r} is not configured; configured are {known}"
+        return Missing(f"model {node.model!r} is not configured; configured are {known}")
     if entry.ended:
-        return f"model {node.model!r} was unloaded"
+        return Missing(f"model {node.model!r} was unloaded", is_unloaded=True)
     version = max(entry.versions, default=0) if node.version is None else node.version
     if version in entry.versions:
         return entry.versions[version]
     if node.version is None or not entry.versions:
-        return f"model {node.model!r} does not serve: {entry.explain()}"
+        return Missing(f"model {node.model!r} does not serve: {entry.explain()}")
     served = ", ".join(map(str, sorted(entry.versions)))
     why = entry.failures.get(version, f"is not served; served: {served}")
-    return f"version {version} of model {node.model!r} {why}"
+    return Missing(f"version {version} of model {node.model!r} {why}")
 
 
-def _find_node(node: NodeDefinition, nodes: Mapping[str, _Node]) -> CustomNode | str:
-    """Return the code of a custom node, or why there is none."""
+def _find_node(node: NodeDefinition, nodes: Mapping[str, _Node]) -> CustomNode | Missing:
+    """Return the code of a custom node."""
     if node.name not in nodes:
-        return f"library {node.library!r} is not in custom_node_library_config_list"
+        return Missing(f"library {node.library!r} is not in custom_node_library_config_list")
     return nodes[node.name].node
 
 
 def _load_node(
     node: NodeDefinition, library: Library, before: _Source | None, host: Host, stop: Callable[[], bool]
 ) -> _Node:
-    """Load the code of a custom node, unless it was loaded before and has not changed since."""
+    """Load the code of a custom node, or reuse it if it has not changed since it was loaded."""
     now = stamp(library.path)
     known = before.nodes.get(node.name) if before else None
-    if known is not None and known[:3] == (library, now, node.params) and not isinstance(known.node, str):
+    if known is not None and known[:3] == (library, now, node.params) and not isinstance(known.node, Missing):
         return known
     try:
         loaded = load_node(library, node.params, host.load_timeout, stop)
     except LoadError as error:
         changing = isinstance(error, ChangingError)
-        return _Node(library, now, node.params, f"library {library.name!r}: {error}", changing)
-    # No layout is declared for it, so that images are taken at the size that they have.
+        return _Node(library, now, node.params, Missing(f"library {library.name!r}: {error}"), changing)
+    # A custom node declares no layouts, so images keep their size.
     loaded.inputs = {name: take_images(tensor, None, host.limits) for name, tensor in loaded.inputs.items()}
     return _Node(library, now, node.params, loaded)
 
 
 def _split_images(plan: Plan) -> Plan:
-    """Have the inputs of a pipeline that splits its requests take the images that its parts take."""
+    """Let each shard of a split request be an encoded image where the nodes take images."""
     readers = {
         wire.item: step.interface.inputs[wire.tensor].images
         for step in plan.steps
         for wire in step.wires
-        if wire.step == REQUEST_STEP and step.gathers != REQUEST_STEP  # which takes the whole
+        if wire.step == REQUEST_STEP and step.gathers != REQUEST_STEP  # a gathering step gets all shards
     }
     inputs = {
         name: replace(tensor, images=ShardedImageReader(reader))

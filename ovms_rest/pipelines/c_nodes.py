@@ -1,12 +1,12 @@
-"""Custom nodes that are C libraries: the interface of OVMS's `custom_node_interface.h`, by ctypes.
+"""Custom nodes in C: OVMS's `custom_node_interface.h`, called by ctypes.
 
-A library runs in the workers only, so that its crash costs one of them; what it takes and gives, the arbiter knows from
-a throwaway process that asked it. It is initialized in every worker, once for each node, and never deinitialized: a
-worker serves one generation of models all its life, and takes the memory with it.
+A library runs in the workers only, so that a crash ends one of them; the arbiter learns its inputs and outputs from a
+throwaway process. It is initialized in every worker, once for each node, and never deinitialized: a worker serves one
+generation of models, and its memory ends with it.
 
-Who frees what is OVMS's (`customnodesession.cpp`, `node_library_utils.cpp`): after a call that returned 0, `release` is
-called for the `data` and the `dims` of every output, the `dims` of every info, and last for the array of them. Names
-are the library's, and so is all that a call has made that did not return 0.
+Ownership of memory is as in OVMS (`customnodesession.cpp`, `node_library_utils.cpp`): after a call that returned 0,
+`release` is called for the `data` and `dims` of every output, the `dims` of every info, and last for their array.
+The library keeps the names, and everything that a call allocated before it returned another value.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from ovms_rest.protocol.words import join
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-# The inputs and the outputs: the datatype and the sizes of each by its name, 0 for any size.
+# "inputs" and "outputs": the datatype and dims of each tensor by name, 0 for any size.
 Description = dict[str, dict[str, tuple[str, list[int]]]]
 
 _FUNCTIONS = ("initialize", "deinitialize", "execute", "getInputsInfo", "getOutputsInfo", "release")
@@ -47,7 +47,7 @@ _DATATYPES = {
 _PRECISIONS = {datatype: precision for precision, datatype in _DATATYPES.items()}
 _EXPECTED_PRECISION = "expected one from 1 (FP32) to 9 (I64)"
 
-# More than this is not what a library means, but memory that it did not write.
+# Larger numbers come from memory that the library did not initialize.
 MAX_TENSORS = 1024
 MAX_RANK = 32
 
@@ -83,12 +83,12 @@ class _Param(ctypes.Structure):
 
 
 class CNode:
-    """A custom node whose code is a C library."""
+    """A custom node in C."""
 
     def __init__(
         self, library: str, file: Path, params: Mapping[str, str], description: Any, copy: FileCopy | None = None
     ) -> None:
-        """Take what `describe` found out in another process, of the `copy` of the file if there is one."""
+        """Make a node of the result of `describe` in another process, and of the `copy` of the file if there is one."""
         self._library = library
         self._file = file
         self._copy = copy
@@ -120,7 +120,7 @@ class CNode:
 
     def _execute(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         inputs: Any = (_Tensor * len(arrays))()
-        kept = []  # what the pointers point to
+        kept = []  # keeps the memory of the pointers alive
         for tensor, (name, given) in zip(inputs, arrays.items(), strict=True):
             array = given if given.flags.c_contiguous else given.copy()
             dims = (ctypes.c_uint64 * array.ndim)(*array.shape)
@@ -133,16 +133,16 @@ class CNode:
         if status:
             raise self._blame(f"failed: execute returned {status}, expected 0")
         if not outputs:
-            raise self._blame("gave no array of outputs, but NULL")
+            raise self._blame("returned NULL as the array of outputs")
         if not 0 < count.value <= MAX_TENSORS:
             self._code.release(outputs)
-            raise self._blame(f"gave {count.value} outputs, expected 1 to {MAX_TENSORS}")
+            raise self._blame(f"returned {count.value} outputs, expected 1 to {MAX_TENSORS}")
         taken: dict[str, NDArray[Any]] = {}
         fault: InferenceError | None = None
         for tensor in (_Tensor * count.value).from_address(outputs.value or 0):
             try:
                 self._take(tensor, taken)
-            except InferenceError as error:  # the others are to be released all the same
+            except InferenceError as error:  # the others must be released first
                 fault = fault or error
             self._code.release(tensor.data)
             self._code.release(tensor.dims)
@@ -151,95 +151,96 @@ class CNode:
             raise fault
         for name in self.outputs:
             if name not in taken:
-                raise self._blame(f"gave no output {name!r}")
+                raise self._blame(f"returned no output {name!r}")
         return taken
 
     def _take(self, tensor: Any, taken: dict[str, NDArray[Any]]) -> None:
-        """Copy an output that is declared and fits."""
+        """Copy an output if it is declared. Raises InferenceError for one that does not fit its declaration."""
         if tensor.name is None:
-            raise self._blame("gave an output without a name")
+            raise self._blame("returned an output without a name")
         if tensor.name not in self._expected:
             return
         metadata, precision, dtype = self._expected[tensor.name]
         name = metadata.name
         if name in taken:
-            raise self._blame(f"gave output {name!r} twice")
+            raise self._blame(f"returned output {name!r} twice")
         if tensor.precision != precision:
             raise self._blame(
-                f"gave output {name!r} with the precision {tensor.precision}, "
+                f"returned output {name!r} with the precision {tensor.precision}, "
                 f"expected {precision} for {metadata.datatype}"
             )
         if not tensor.dims or not 0 < tensor.rank <= MAX_RANK:
-            raise self._blame(f"gave output {name!r} with {_describe_dims(tensor)}, expected 1 to {MAX_RANK}")
+            raise self._blame(f"returned output {name!r} with {_describe_dims(tensor)}, expected 1 to {MAX_RANK}")
         shape = tuple((ctypes.c_uint64 * tensor.rank).from_address(tensor.dims))
         if not metadata.holds(shape):
             raise self._blame(
-                f"gave output {name!r} with the shape {join(shape)}, expected {metadata.describe_shape()}"
+                f"returned output {name!r} with the shape {join(shape)}, expected {metadata.describe_shape()}"
             )
         size = math.prod(shape) * dtype.itemsize
         if tensor.bytes != size:
             raise self._blame(
-                f"gave output {name!r} with {tensor.bytes} bytes of data, expected {size} "
+                f"returned output {name!r} with {tensor.bytes} bytes of data, expected {size} "
                 f"for the shape {join(shape)} of {metadata.datatype}"
             )
         if size and not tensor.data:
-            raise self._blame(f"gave output {name!r} with no data, but NULL, expected {size} bytes")
+            raise self._blame(f"returned output {name!r} with NULL data, expected {size} bytes")
         try:
             array = np.empty(shape, dtype)
-        except (MemoryError, ValueError) as error:  # ValueError: more than numpy can ever have
-            raise self._blame(f"gave output {name!r} with {size} bytes of data, more than there is memory") from error
+        except (MemoryError, ValueError) as error:  # ValueError: more than numpy can address
+            raise self._blame(
+                f"returned output {name!r} with {size} bytes of data, which is more than the free memory"
+            ) from error
         if size:
             ctypes.memmove(array.ctypes.data, tensor.data, size)
         taken[name] = array
 
     def _blame(self, fault: str) -> InferenceError:
-        return InferenceError(f"pipeline node code {self._library!r} {fault}")
+        return InferenceError(f"custom node library {self._library!r} {fault}")
 
 
-# Every copy that was opened in this process: the linker knows a library by its path, which must not become another's.
+# The copies opened in this process: the linker identifies a library by its path, so no path may be used again.
 _opened: list[FileCopy] = []
 
-# What a library contains that finds other files by its own place, which a copy does not have.
-_FINDS_ITS_PLACE = (b"$ORIGIN", b"${ORIGIN}", b"\0dladdr\0")
+# Strings in libraries that find other files relative to their own path, which a copy does not have.
+_USES_ITS_PATH = (b"$ORIGIN", b"${ORIGIN}", b"\0dladdr\0")
 
 
 def copy_library(file: Path) -> FileCopy | None:
-    """Return a private copy of a library's file; None for one that must be opened where it is.
+    """Return a private copy of a library's file, None if it must be opened in place. Raises LoadError.
 
-    An open library is mapped into memory: when its file is overwritten, the workers run other code or die of SIGBUS.
-    Raises LoadError.
+    An open library is mapped into memory: if its file is overwritten, workers run other code or die of SIGBUS.
     """
     try:
         copy = copy_file(file)
     except OSError as error:
-        log.warning("library %s is opened in place, as it cannot be copied: %s", file, error.strerror)
+        log.warning("library %s is opened in place, since it cannot be copied: %s", file, error.strerror)
         return None
     with open(copy.path, "rb") as stream:
         content = stream.read()
-    if any(word in content for word in _FINDS_ITS_PLACE):
-        log.info("library %s is opened in place, as it looks for files near it; replace it by renaming only", file)
+    if any(word in content for word in _USES_ITS_PATH):
+        log.info("library %s is opened in place, since it looks for files near it; replace it by renaming only", file)
         return None
     return copy
 
 
-def describe(file: Path, params: Mapping[str, str], tell: Callable[[str], None]) -> Description:
-    """Open a library, initialize it and ask for its inputs and outputs; `tell` gets what it is at. Raises LoadError."""
-    tell("being opened")
+def describe(file: Path, params: Mapping[str, str], report: Callable[[str], None]) -> Description:
+    """Open and initialize a library; return its inputs and outputs. Reports each step to `report`. Raises LoadError."""
+    report("being opened")
     code = _Code(file, params)
-    tell("in initialize")
+    report("in initialize")
     code.initialize()
     found = {}
     for kind, function in (("inputs", "getInputsInfo"), ("outputs", "getOutputsInfo")):
-        tell(f"in {function}")
+        report(f"in {function}")
         found[kind] = code.ask(function)
     return found
 
 
 class _Code:
-    """An open library, the params of a node, and what `initialize` made for it."""
+    """An open library with the params and the handle of one node."""
 
     def __init__(self, file: Path, params: Mapping[str, str], copy: FileCopy | None = None) -> None:
-        """Open it, or its copy. Raises LoadError."""
+        """Open the library, or its copy. Raises LoadError."""
         path = copy.path if copy else str(file)
         try:
             self._library = ctypes.CDLL(path)
@@ -252,7 +253,7 @@ class _Code:
         missing = [name for name in _FUNCTIONS if not hasattr(self._library, name)]
         if missing:
             raise LoadError(
-                f"has no function {' and no '.join(missing)}, which custom_node_interface.h of OVMS asks for"
+                f"has no function {' and no '.join(missing)}, which OVMS's custom_node_interface.h requires"
             )
         self._count = len(params)
         self._params: Any = None
@@ -265,13 +266,13 @@ class _Code:
         self._release.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 
     def initialize(self) -> None:
-        """Initialize it for the node. Raises LoadError."""
+        """Call `initialize`. Raises LoadError."""
         status = self._library.initialize(ctypes.byref(self._manager), self._params, self._count)
         if status:
             raise LoadError(f"initialize returned {status}, expected 0")
 
     def execute(self, inputs: Any, count: int, outputs: Any, outputs_count: Any) -> int:
-        """Call `execute`."""
+        """Call `execute`; return its status."""
         status: int = self._execute(
             inputs,
             count,
@@ -284,9 +285,9 @@ class _Code:
         return status
 
     def release(self, pointer: Any) -> None:
-        """Give memory back; nothing for NULL."""
+        """Call `release`, unless the pointer is NULL."""
         if pointer and self._release(pointer, self._manager):
-            log.error("a pipeline's library, %s, did not release its memory", self._file)
+            log.error("custom node library %s failed to release its memory", self._file)
 
     def ask(self, function: str) -> dict[str, tuple[str, list[int]]]:
         """Call `getInputsInfo` or `getOutputsInfo`; return the tensors in alphabetical order. Raises LoadError."""
@@ -296,16 +297,16 @@ class _Code:
         if status:
             raise LoadError(f"{function} returned {status}, expected 0")
         if not infos:
-            raise LoadError(f"{function} gave no array, but NULL")
+            raise LoadError(f"{function} returned NULL as the array")
         if not 0 < count.value <= MAX_TENSORS:
             self.release(infos)
-            raise LoadError(f"{function} gave {count.value} tensors, expected 1 to {MAX_TENSORS}")
+            raise LoadError(f"{function} returned {count.value} tensors, expected 1 to {MAX_TENSORS}")
         found: dict[str, tuple[str, list[int]]] = {}
         fault: LoadError | None = None
         for info in (_Info * count.value).from_address(infos.value or 0):
             try:
                 _read_info(function, info, found)
-            except LoadError as error:  # the others are to be released all the same
+            except LoadError as error:  # the others must be released first
                 fault = fault or error
             self.release(info.dims)
         self.release(infos)
@@ -316,12 +317,12 @@ class _Code:
 
 def _read_info(function: str, info: Any, found: dict[str, tuple[str, list[int]]]) -> None:
     if not info.name:
-        raise LoadError(f"{function} gave a tensor without a name")
+        raise LoadError(f"{function} returned a tensor without a name")
     try:
         name = info.name.decode()
     except UnicodeDecodeError as error:
-        raise LoadError(f"{function} gave the name {info.name!r}, which is not UTF-8") from error
-    label = f"{function} gave tensor {name!r}"
+        raise LoadError(f"{function} returned the name {info.name!r}, which is not UTF-8") from error
+    label = f"{function} returned tensor {name!r}"
     if name in found:
         raise LoadError(f"{label} twice")
     if info.precision not in _DATATYPES:
@@ -330,12 +331,12 @@ def _read_info(function: str, info: Any, found: dict[str, tuple[str, list[int]]]
         raise LoadError(f"{label} with {_describe_dims(info)}, expected 1 to {MAX_RANK}")
     sizes = list((ctypes.c_uint64 * info.rank).from_address(info.dims))
     if max(sizes) > MAX_DIM:
-        raise LoadError(f"{label} with the dims {join(sizes)}, of which one is too large")
+        raise LoadError(f"{label} with the dims {join(sizes)}, one of which is too large")
     found[name] = _DATATYPES[info.precision], sizes
 
 
 def _describe_dims(record: Any) -> str:
-    return f"{record.rank} dims" if record.dims else "no dims, but NULL"
+    return f"{record.rank} dims" if record.dims else "NULL dims"
 
 
 def _read_description(tensors: Mapping[str, Any]) -> dict[str, TensorMetadata]:

@@ -1,6 +1,6 @@
-"""What a config file says of pipelines (reference: OVMS's `pipeline_config_list`), its form checked and nothing else.
+"""Pipelines and libraries as the config file defines them, in OVMS's format (README.md, "Keys"); checks their form.
 
-Whether a pipeline fits the models and libraries that there are, is another question: `pipelines.planning` answers it.
+`pipelines.planning` checks whether a pipeline fits its models and libraries.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,19 +10,19 @@ from typing import Any
 
 from ovms_rest.checking import Check, Problem, as_json, check_keys, check_name, check_values, is_a
 
-# The implicit nodes where a pipeline begins and ends.
+# The implicit first and last node of every pipeline.
 REQUEST, RESPONSE = "request", "response"
 
 MODEL, CUSTOM = "DL model", "custom"
 
-# The count of a demultiplexer that is only known when it runs.
+# The count of a demultiplexer whose outputs decide how many shards there are.
 DYNAMIC = -1
 MAX_COUNT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a tensor comes from: an input of the pipeline, of the node "request", or the alias of a node's output."""
+    """The origin of a tensor: an input of the pipeline (node "request"), or the alias of a node's output."""
 
     node: str
     item: str
@@ -30,11 +30,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class NodeDefinition:
-    """A node: of a model, which `model` names, or of a library, which `library` names.
+    """A node that runs a model or the code of a library; the other name is empty.
 
-    `inputs` are the tensors of the node with their sources, `outputs` aliases with the tensors that they stand for, in
-    the order of the file, repeated ones included. `count` is into how many sessions its outputs are split along their
-    first dim, None for none; `gather_from` the node whose sessions it collects.
+    `inputs` are pairs of a tensor and its source, `outputs` pairs of an alias and its tensor, in the order of the file,
+    repeated ones included. `count` is the number of shards of its outputs, `gather_from` the node whose shards it
+    collects.
     """
 
     name: str
@@ -50,7 +50,7 @@ class NodeDefinition:
 
 @dataclass(frozen=True, slots=True)
 class PipelineDefinition:
-    """A pipeline; with a `count` its requests are split along their first dim, as by a node."""
+    """A pipeline; with a `count`, the inputs of a request are split into shards."""
 
     name: str
     inputs: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class PipelineDefinition:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """Where the code of custom nodes is: `base_path` as the file has it, relative to `directory` where it is a path."""
+    """The code of custom nodes: `base_path` as configured, which is relative to `directory` if it is a path."""
 
     name: str
     base_path: str
@@ -69,7 +69,7 @@ class Library:
 
     @property
     def path(self) -> Path:
-        """Where it is if it is a file."""
+        """The path of the code if it is a file."""
         return self.directory / self.base_path
 
 
@@ -77,7 +77,7 @@ class Library:
 
 
 def read_pipeline(item: Mapping[str, Any]) -> PipelineDefinition:
-    """Read a pipeline whose form was checked."""
+    """Read a pipeline whose form has been checked."""
     return PipelineDefinition(
         item["name"],
         tuple(item["inputs"]),
@@ -109,7 +109,7 @@ def _read_connections(items: list[dict[str, dict[str, str]]]) -> Iterator[tuple[
 
 
 def _read_count(value: int | None) -> int | None:
-    """Read `demultiply_count`, where 0 stands for -1 (deprecated in OVMS)."""
+    """Read `demultiply_count`, in which 0 means -1 (deprecated in OVMS)."""
     return DYNAMIC if value == 0 else value
 
 
@@ -129,7 +129,7 @@ def check_pipelines(items: Any) -> Iterator[Problem]:
         yield from _check_connections(item.get("outputs"), f"{place}.outputs")
         name = item.get("name")
         if type(name) is str and (first := first_places.setdefault(name, place)) != place:
-            yield f"{place}.name: {name!r} is the name of {first} already"
+            yield f"{place}.name: {name!r} is already the name of {first}"
 
 
 def check_libraries(items: Any) -> Iterator[Problem]:
@@ -143,7 +143,7 @@ def check_libraries(items: Any) -> Iterator[Problem]:
         yield from check_keys(item, f"{place}.", _LIBRARY_KEYS, ("name", "base_path"))
         name = item.get("name")
         if type(name) is str and (first := first_places.setdefault(name, place)) != place:
-            yield f"{place}.name: {name!r} is the name of {first} already"
+            yield f"{place}.name: {name!r} is already the name of {first}"
 
 
 def _check_nodes(items: Any, place: str) -> Iterator[Problem]:
@@ -184,7 +184,7 @@ def _check_count(value: Any) -> Problem | None:
 
 
 def _check_reference(value: Any) -> Problem | None:
-    return None if type(value) is str and value else f"expected a string that is not empty, got {as_json(value)}"
+    return None if type(value) is str and value else f"expected a non-empty string, got {as_json(value)}"
 
 
 def _check_type(value: Any) -> Problem | None:
@@ -192,14 +192,14 @@ def _check_type(value: Any) -> Problem | None:
 
 
 def _check_version(value: Any) -> Problem | None:
-    return None if type(value) is int and value >= 1 else f"expected an integer from 1 on, got {as_json(value)}"
+    return None if type(value) is int and value >= 1 else f"expected an integer of at least 1, got {as_json(value)}"
 
 
 def _check_names(value: Any) -> Problem | None:
     if type(value) is not list or not all(type(name) is str for name in value):
         return f"expected an array of strings, got {as_json(value)}"
     repeated = sorted({name for name in value if value.count(name) > 1})
-    return f"expected each name once, got more often {', '.join(map(repr, repeated))}" if repeated else None
+    return f"expected unique names, got more than once {', '.join(map(repr, repeated))}" if repeated else None
 
 
 def _check_params(value: Any) -> Problem | None:

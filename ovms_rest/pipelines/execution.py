@@ -1,11 +1,11 @@
-"""Running a pipeline: step by step in the thread of the request.
+"""Running a pipeline: step by step, in the thread of the request.
 
-What a step gives under one name is a *value*: the list of the arrays of the step's sessions, in their order, or these
-stacked in one array where somebody gathers them. Values have numbered slots. Which way each comes out of a step and
-goes into others, and which have to be copied, is settled when the pipeline is made.
+The *value* of an output is a list of one array per session of its step, or one stacked array if it is gathered.
+Values have numbered positions. How each leaves a step and enters others, and which ones must be copied, is decided
+when the pipeline is made.
 
-A model overwrites what it gave when it infers again. A value that is used after that, the response being the last use,
-is copied as soon as it is there: by stacking it, or as it is.
+A model overwrites its outputs when it infers again. A value that is still needed then, by the response at the latest,
+is copied as soon as it exists, stacked or one by one.
 """
 
 import time
@@ -17,50 +17,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InferenceError, InvalidRequestError, NoContentError, ServingError
+from ovms_rest.models.servable import NOT_COUNTED, InferenceCounters, Servable
 from ovms_rest.pipelines.definition import DYNAMIC, MAX_COUNT
-from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Servable, Step, Wire
+from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Step, Wire
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, batch_of, copy_array, memory_of, size_of
 from ovms_rest.protocol.words import join
+from ovms_rest.shared_memory.statistics import FailureKind
 
 Value = Any  # list[Array] | NDArray[Any]
-# Into how many sessions each demultiplexer, by its step, has split one in this request.
+# The number of shards of each demultiplexer in this request, by its step.
 Counts = dict[int, int]
-# A value by its step and the name of its tensor.
+# The step and tensor of a value.
 _Key = tuple[int, str]
 
-# What the arrays of a value may have together: a request of a few kilobytes can be split into 10,000 sessions.
+# The limit of all arrays of a value: a request of a few kilobytes can have 10,000 shards.
 MAX_VALUE_BYTES = 2**31
 
 
 class Pipeline:
-    """A plan that runs: a servable as a model is, which has its tensors and infers in one call."""
+    """A plan that can be run: a Servable, as a model is."""
 
     def __init__(self, plan: Plan) -> None:
-        """Settle how the values go through the steps; the models need not be open yet."""
+        """Decide how values pass through the steps; the models need not be open yet."""
         self.plan = plan
         self.metadata = plan.metadata
-        self.counters: Any = None  # where its inferences are counted, given when it serves
+        self.counters: InferenceCounters = NOT_COUNTED
         models = {id(step.model): step.model for step in plan.steps if step.model is not None}
-        self.parts: tuple[Any, ...] = tuple(models.values())
-        # It is not compiled itself and read from no file.
-        self.compilation, self.file = None, None
-        self.notes: tuple[str, ...] = ()
-        self.input_layouts: Mapping[str, str | None] = {}
-        self.output_layouts: Mapping[str, str | None] = {}
+        self.dependencies: tuple[Servable, ...] = tuple(models.values())
         keys: list[_Key] = [(REQUEST_STEP, name) for name in plan.metadata.inputs]
         self._inputs = list(enumerate(plan.metadata.inputs))
         keys += [(index, item) for index, step in enumerate(plan.steps) for item in step.used]
         slots = {key: slot for slot, key in enumerate(keys)}
         self._no_values = [None] * len(slots)
         self._stages = [_Stage(plan, index, slots) for index in range(len(plan.steps))]
-        self._answers = [_Answer(plan, output, slots) for output in plan.outputs]
+        self._results = [_Result(plan, output, slots) for output in plan.outputs]
 
     def open(self, retire: Callable[[], None]) -> None:
-        """Make its custom nodes ready in this process; its models are opened where they serve. Raises LoadError.
+        """Prepare its custom nodes in this process. Raises LoadError.
 
-        `retire` is what a model gets, and is not called: a model that becomes unusable is retired by itself.
+        Its models are opened and retired as servables of their own, so `retire` is not called.
         """
         for step in self.plan.steps:
             if step.custom is not None:
@@ -69,8 +66,8 @@ class Pipeline:
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
 
-        The arrays are as for Model.infer. The tensors may be views on them, or on memory that the next inference of
-        one of its models overwrites. Raises InferenceError, NoContentError when there is nothing to split, and
+        The arrays are as for Model.infer. The tensors may be views of them, or of memory that the next inference of
+        one of its models overwrites. Raises InferenceError, NoContentError if a demultiplexer makes no shards, and
         InvalidRequestError for inputs that the pipeline's own demultiplexer cannot split.
         """
         values: list[Value] = self._no_values.copy()
@@ -81,7 +78,7 @@ class Pipeline:
             counts[REQUEST_STEP] = self._count_requests(values, self.plan.count)
         for stage in self._stages:
             stage.run(values, counts)
-        return {answer.name: answer.make(values, counts) for answer in self._answers}
+        return {result.name: result.make(values, counts) for result in self._results}
 
     def _count_requests(self, values: list[Value], expected: int) -> int:
         named = [(f"input {name!r}", values[slot]) for slot, name in self._inputs]
@@ -89,10 +86,10 @@ class Pipeline:
 
 
 class _Stage:
-    """A step as it runs: it takes values, and gives some."""
+    """A step prepared to run: from values to values."""
 
     def __init__(self, plan: Plan, index: int, slots: Mapping[_Key, int]) -> None:
-        """Settle where everything comes from and goes to."""
+        """Decide where its inputs come from and how its outputs are kept."""
         step = plan.steps[index]
         label = f"pipeline {plan.metadata.name!r} node {step.name!r}"
         self._label = label
@@ -105,9 +102,9 @@ class _Stage:
             for item in step.used
         ]
         self._call: Call = _inferring(step.model) if step.model is not None else _custom(step).execute
-        # Code chooses its own words for the client.
+        # An InvalidRequestError of custom code reaches the client as it is, without a label.
         self._labeled = (InferenceError,) if step.model is None else (InferenceError, InvalidRequestError)
-        # Only what a step gave may be the last to hold its memory.
+        # The values last used here, except the request's, whose memory the caller holds.
         self._free = [slot for key, slot in slots.items() if key[0] != REQUEST_STEP and _last_use(plan, key) == index]
 
     def run(self, values: list[Value], counts: Counts) -> None:
@@ -130,54 +127,50 @@ class _Stage:
 
 
 def _count(named: Iterable[tuple[str, Value]], expected: int, fault: type[ServingError]) -> int:
-    """Return into how many parts values are to be split, all of them into as many.
+    """Return the number of shards, which must be the same for all values.
 
-    Raises NoContentError for none, and `fault` when they cannot be split.
+    Raises NoContentError for 0 shards, and `fault` if the values cannot be split.
     """
     count, reason = expected, f"demultiply_count is {expected}"
     for label, value in named:
         for array in value:
             if not array.shape:
-                raise fault(f"{label}: it has no dim to be split along")
+                raise fault(f"{label}: a tensor without dims cannot be split")
             size = array.shape[0]
             if count == DYNAMIC:
                 if size == 0:
-                    raise NoContentError(f"{label}: nothing was found, its first dim is 0")
+                    raise NoContentError(f"{label}: its first dim is 0, so there are no shards")
                 if size > MAX_COUNT:
-                    raise fault(f"{label}: its first dim is {size}, a demultiplexer splits into {MAX_COUNT} at most")
+                    raise fault(f"{label}: its first dim is {size}; a demultiplexer makes at most {MAX_COUNT} shards")
                 count, reason = size, f"that of {label} is {size}"
             elif size != count:
-                raise fault(f"{label}: its first dim is {size}, {reason}")
+                raise fault(f"{label}: its first dim is {size}, but {reason}")
     return count
 
 
 # --- Calling
 
 
-# By name; every one is an Array, of a kind that planning has checked.
+# By name; each is an Array of the kind that planning has checked.
 Arrays = dict[str, Any]
 Call = Callable[[Arrays], Mapping[str, Array]]
 
 
 def _inferring(model: Servable) -> Call:
-    """Make the function that infers with a model and counts it there."""
+    """Make the function that infers with a model and counts the inference as that model's."""
 
     def infer(arrays: Arrays) -> Mapping[str, Array]:
         counters = model.counters
-        if counters is not None:
-            counters.begin()
+        counters.begin()
         started = time.monotonic_ns()
         try:
             tensors = model.infer(arrays)
         except Exception as error:
-            if counters is not None:
-                kind = "invalid" if isinstance(error, InvalidRequestError) else "failed"
-                counters.fail(kind, time.monotonic_ns() - started)
+            kind: FailureKind = "invalid" if isinstance(error, InvalidRequestError) else "failed"
+            counters.fail(kind, time.monotonic_ns() - started)
             raise
-        if counters is not None:
-            spent = time.monotonic_ns() - started
-            shape = next(iter(arrays.values())).shape
-            counters.record(0, 0, spent, 0, batch_of(shape))
+        spent = time.monotonic_ns() - started
+        counters.record(0, 0, spent, 0, batch_of(next(iter(arrays.values())).shape))
         return {name: tensor.array for name, tensor in tensors.items()}
 
     return infer
@@ -185,7 +178,7 @@ def _inferring(model: Servable) -> Call:
 
 # --- Values out of a step
 
-# The value so far, the array of this session, the session's inputs, its index and their number, and who gave it.
+# From the value so far, the array and inputs of this session, its index, the number of sessions and a label.
 Keep = Callable[[Value, Array, Arrays, int, int, str], Value]
 
 
@@ -201,9 +194,9 @@ def _choose_keep(plan: Plan, key: _Key) -> Keep:
 
 
 def _append(value: Value, array: Array, inputs: Arrays, session: int, sessions: int, label: str) -> Value:
-    """Keep an array as it is, unless it is a view on an input.
+    """Keep an array uncopied, unless it is a view of an input.
 
-    Such a view a model gives of what it hands through, and OpenVINO (2026.4.1) does not keep the memory alive for it.
+    A model returns such a view of an input that it passes through; OpenVINO (2026.4.1) does not keep its memory alive.
     """
     for other in inputs.values():
         if _overlaps(array, other):
@@ -224,10 +217,10 @@ def _append_copy(value: Value, array: Array, inputs: Arrays, session: int, sessi
 
 
 def _stack(value: Value, array: Array, inputs: Arrays, session: int, sessions: int, label: str) -> Value:
-    """Copy an array into the stack that the first one makes; arrays of strings into a list."""
+    """Copy an array into one stack for all sessions, which the first one allocates; strings into a list."""
     if session and array.shape != value[0].shape:
         shapes = f"{join(value[0].shape)} and {join(array.shape)}"
-        raise InferenceError(f"{label}: its sessions gave the shapes {shapes}, which cannot be gathered")
+        raise InferenceError(f"{label}: its sessions have the shapes {shapes}, which cannot be gathered")
     if isinstance(array, BytesArray):
         return _append_copy(value, array, inputs, session, sessions, label)
     if session == 0:
@@ -238,12 +231,12 @@ def _stack(value: Value, array: Array, inputs: Arrays, session: int, sessions: i
 
 
 def _check_size(array: Array, sessions: int, label: str) -> None:
-    """Refuse a request whose sessions make too much; the first of them stands for the others."""
+    """Raise InvalidRequestError if all sessions together need too much memory, judged by the first one."""
     size = size_of(array)
     if size * sessions > MAX_VALUE_BYTES:
         raise InvalidRequestError(
-            f"{label}: {sessions} sessions of {size} bytes each are more than the {MAX_VALUE_BYTES} bytes that are "
-            "allowed; ask with fewer parts"
+            f"{label}: {sessions} sessions of {size} bytes each exceed the limit of {MAX_VALUE_BYTES} bytes; "
+            "send fewer shards"
         )
 
 
@@ -257,10 +250,10 @@ def _overlaps(array: Array, other: Array) -> bool:
 
 
 class _Feed:
-    """An input of a step: what makes an array for every session of a value."""
+    """An input of a step: makes an array for every session from a value."""
 
     def __init__(self, plan: Plan, step: Step, wire: Wire, slot: int, label: str) -> None:
-        """Settle it, and whether every shape that comes is sure to fit."""
+        """Decide how the value is split, and whether every shape is sure to fit."""
         self.tensor = wire.tensor
         self._slot = slot
         self._split: Callable[[Value, int], list[Array]] = _pass
@@ -279,7 +272,7 @@ class _Feed:
         self._taker = "node" if step.model is None else "model"
 
     def read(self, values: list[Value], counts: Counts) -> list[Array]:
-        """Return the array of every session. Raises InferenceError for one that does not fit."""
+        """Return an array for every session. Raises InferenceError for one that does not fit."""
         arrays = self._split(values[self._slot], 1 if self._gathers is None else counts[self._gathers])
         if not self._is_sure:
             for array in arrays:
@@ -292,27 +285,27 @@ class _Feed:
 
 
 def _pass(value: Value, count: int) -> list[Array]:
-    """Each session takes what the same session gave."""
+    """Return the arrays of the same sessions."""
     return value if isinstance(value, list) else _cut(value)
 
 
 def _shard(value: Value, count: int) -> list[Array]:
-    """Each session takes its part of what a session of the level around it gave."""
-    return [part for array in value for part in _cut(array)]
+    """Return the shards of the arrays of the enclosing sessions."""
+    return [shard for array in value for shard in _cut(array)]
 
 
 def _gather(value: Value, count: int) -> list[Array]:
-    """Each session takes what `count` sessions of the level within gave."""
+    """Return stacks of the arrays of `count` inner sessions each."""
     return _cut(value.reshape(len(value) // count, count, *value.shape[1:]))
 
 
 def _cut(array: NDArray[Any]) -> list[Array]:
-    """Split along the first dim into views; out of an array of one dim numpy would hand numbers."""
+    """Split an array along its first dim into views, which are 0-d arrays where numpy would return scalars."""
     return list(array) if array.ndim > 1 else [array[index, ...] for index in range(len(array))]
 
 
 def _fits_always(source: TensorMetadata, dims: tuple[Dim, ...] | None, expected: TensorMetadata) -> bool:
-    if source.datatype == UINT8 and source.name.lower().endswith("_string"):  # a model may give strings for it
+    if source.datatype == UINT8 and source.name.lower().endswith("_string"):  # a model may return strings for it
         return False
     return (
         dims is not None
@@ -328,28 +321,28 @@ def _fits_always(source: TensorMetadata, dims: tuple[Dim, ...] | None, expected:
 # --- Values into the response
 
 
-class _Answer:
-    """An output of the pipeline: what makes its tensor of a value."""
+class _Result:
+    """An output of the pipeline: makes its tensor from a value."""
 
     def __init__(self, plan: Plan, output: Output, slots: Mapping[_Key, int]) -> None:
-        """Settle it."""
+        """Look up its value, datatype and level."""
         self.name = output.name
         self._datatype = plan.metadata.outputs[output.name].datatype
         self._slot = slots[output.step, output.item]
         self._level = _level_of(plan, output.step)
 
     def make(self, values: list[Value], counts: Counts) -> Tensor:
-        """Return the tensor, with a dim in front for every demultiplexer that is open."""
+        """Return the tensor, with a first dim more for every open demultiplexer."""
         value = values[self._slot]
         sizes = [counts[step] for step in self._level]
         if not sizes:
             array: Array = value[0]
         elif isinstance(value, list):
-            elements = (element for part in value for element in part.elements())
+            elements = (element for shard in value for element in shard.elements())
             array = BytesArray.of(elements, (*sizes, *value[0].shape))
         else:
             array = value.reshape(*sizes, *value.shape[1:])
-        # A matrix of UINT8 may have become strings (protocol.md section 7).
+        # A UINT8 matrix may have become strings (protocol/README.md, section 7).
         return Tensor(self.name, BYTES if isinstance(array, BytesArray) else self._datatype, array)
 
 
@@ -382,14 +375,14 @@ def _custom(step: Step) -> CustomNode:
 
 
 def _last_use(plan: Plan, key: _Key) -> int:
-    """Return the last step that takes a value, the number of steps for the response."""
+    """Return the last step that uses a value, the number of steps for the response."""
     if any((output.step, output.item) == key for output in plan.outputs):
         return len(plan.steps)
     return max((index for index, step in enumerate(plan.steps) if _takes(step, key)), default=key[0])
 
 
 def _is_gathered(plan: Plan, key: _Key) -> bool:
-    """Tell whether sessions of the step itself are collected, not only those that it makes."""
+    """Return whether the step's own sessions are gathered, not only its shards."""
     if any((output.step, output.item) == key for output in plan.outputs) and _level_of(plan, key[0]):
         return True
     return any(step.gathers not in (None, key[0]) and _takes(step, key) for step in plan.steps)

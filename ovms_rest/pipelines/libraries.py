@@ -1,4 +1,4 @@
-"""Finding the code of a custom node: what the `base_path` of its library stands for."""
+"""Finding the code of a custom node by the `base_path` of its library."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from ovms_rest.pipelines.python_nodes import Params, PythonNode, import_code, lo
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-# The libraries in the image of OVMS, and our modules that do the same.
+# The libraries in OVMS's image and the built-in modules that replace them.
 OVMS_LIBRARIES = {
     f"libcustom_node_{name}.so": f"ovms_rest.pipelines.nodes.{module}"
     for name, module in (
@@ -36,13 +36,13 @@ OVMS_LIBRARIES = {
 def load_node(library: Library, params: Params, timeout: float, stop: Callable[[], bool] = lambda: False) -> CustomNode:
     """Load the code of a library for one node with its params.
 
-    `base_path` is a Python file (.py) or C library on the disk; else one of OVMS's libraries, which ours stand in for;
-    else a Python module, or an object in it, as `package.module:object`. Code that is not ours is tried first in a
-    throwaway process, for `timeout` seconds, which is given up when `stop` says so. Raises LoadError, whose text does
-    not name the library; that is a ChangingError for a file that is being written.
+    `base_path` is a Python file (.py) or C library; otherwise one of OVMS's libraries, which built-in modules replace;
+    otherwise a Python module, or an object in one, as `package.module:object`. Code that is not built in has a trial in
+    a throwaway process first, for `timeout` seconds or until `stop` returns True. Raises LoadError, whose text does not
+    name the library; a ChangingError for a file that is being written.
     """
     file = library.path.absolute()
-    is_file = os.path.isfile(file)  # False too where it may not be looked for, other than Path's
+    is_file = os.path.isfile(file)  # also False, unlike Path.is_file, where permission is denied
     try:
         if is_file and file.suffix == ".py":
             probe(Code("file", str(file), params), timeout, stop)
@@ -51,21 +51,21 @@ def load_node(library: Library, params: Params, timeout: float, stop: Callable[[
             return _load_c_node(library.name, file, params, timeout, stop)
         if file.name in OVMS_LIBRARIES:
             module = OVMS_LIBRARIES[file.name]
-            log.info("library %r: there is no file %s; the module %s stands in for it", library.name, file, module)
-            return PythonNode(library.name, _Ours(library.name, import_code(module), params), params)
+            log.info("library %r: there is no file %s; the built-in module %s replaces it", library.name, file, module)
+            return PythonNode(library.name, _BuiltIn(library.name, import_code(module), params), params)
         if _is_python_name(library.base_path):
             probe(Code("name", library.base_path, params), timeout, stop)
             return load_name(library.name, library.base_path, params)
     except LoadError as error:
         raise type(error)(f"{file if is_file else library.base_path}: {error}") from error
     raise LoadError(
-        f"there is no file {file}, and {library.base_path!r} is neither the name of a Python module, as "
-        f"'package.module' or 'package.module:object', nor one of {', '.join(OVMS_LIBRARIES)}"
+        f"there is no file {file}, and {library.base_path!r} is neither a Python module ('package.module' or "
+        f"'package.module:object') nor one of {', '.join(OVMS_LIBRARIES)}"
     )
 
 
 def _load_c_node(library: str, file: Path, params: Params, timeout: float, stop: Callable[[], bool]) -> CNode:
-    """Load a C library, which the throwaway process and the workers open in the same copy. Raises LoadError."""
+    """Load a C library; its trial and the workers open the same copy. Raises LoadError."""
     copy = copy_library(file)
     if copy is None:
         return CNode(library, file, params, probe(Code("c", str(file), params), timeout, stop))
@@ -77,26 +77,26 @@ def _load_c_node(library: str, file: Path, params: Params, timeout: float, stop:
 
 
 def is_there(library: Library) -> bool:
-    """Tell whether there is something to load for a library, without loading it.
+    """Return whether the code of a library exists, without loading it.
 
-    Of a name within a package it is only known whether there is the package, which would have to be imported.
+    For a name within a package, only the package is looked for: anything more would import it.
     """
     if os.path.isfile(library.path) or library.path.name in OVMS_LIBRARIES:
         return True
     try:
         return _is_python_name(library.base_path) and bool(find_spec(library.base_path.split(":")[0].split(".")[0]))
-    except (ImportError, ValueError):  # one that is there already and was not found in the usual way
+    except (ImportError, ValueError):  # a module that is loaded already, without a spec
         return True
 
 
-class _Ours:
+class _BuiltIn:
     """A module of `pipelines.nodes` with its params, as the code of a Python node.
 
-    Its ValueErrors are for people to read. The params that a node's code is called with are those that it was made of.
+    Clients get the texts of its ValueErrors. The params that its functions are called with are ignored.
     """
 
     def __init__(self, library: str, module: Any, params: Params) -> None:
-        """Read the params of the module, for a library of that name. Raises LoadError."""
+        """Read the params. Raises LoadError."""
         self._library = library
         self._module = module
         try:
@@ -105,25 +105,25 @@ class _Ours:
             raise LoadError(str(error)) from error
 
     def inputs(self, params: Params) -> Any:
-        """Tell its inputs."""
+        """Return the inputs for its params."""
         return self._module.inputs(self._options)
 
     def outputs(self, params: Params) -> Any:
-        """Tell its outputs."""
+        """Return the outputs for its params."""
         return self._module.outputs(self._options)
 
     def execute(self, arrays: Mapping[str, NDArray[Any]], params: Params) -> Any:
-        """Run it. Raises InferenceError."""
+        """Run the module. Raises InferenceError."""
         try:
             return self._module.execute(arrays, self._options)
         except ValueError as error:
-            text = f"pipeline node code {self._library!r} failed: {error}"
+            text = f"custom node library {self._library!r} failed: {error}"
             log.error("%s", text)
             raise InferenceError(text) from error
 
 
 def _is_python_name(text: str) -> bool:
-    """Tell whether it reads like the name of a module or object, and not of a file."""
+    """Return whether a text looks like the name of a module or object, not of a file."""
     return not text.endswith((".py", ".so")) and all(
         part.isidentifier() for name in text.split(":", 1) for part in name.split(".")
     )

@@ -1,77 +1,64 @@
-"""A pipeline that was checked, as steps in the order in which they run; the vocabulary of planning and execution.
+"""The plan of a checked pipeline: steps in the order in which they run.
 
-A step runs once for each *session*. A demultiplexer with the count N makes N sessions of each that it runs in: its
-outputs are split along their first dim, and each part goes to a session of its own. The sessions that a step runs in
-are those of its *level*, the demultiplexers that are open there, the outermost first; the index of a session counts
-the innermost fastest. A step that gathers collects the sessions of the innermost demultiplexer in front of it: what
-comes to it has one more dim in front. The response gathers all that are open.
+A step runs once for each *session*. A demultiplexer with the count N makes N sessions of each session that it runs in:
+its outputs are split along their first dim, and each *shard* goes to a session of its own. A step runs in the sessions
+of its *level*, the demultiplexers that are open there, outermost first; session indices count the innermost fastest.
+A step that gathers collects the shards of the innermost open demultiplexer: its inputs have one more dim in front.
+The response gathers all demultiplexers that are still open.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor, TensorMetadata
+from ovms_rest.models.servable import Servable
+from ovms_rest.protocol.tensors import Array, ModelMetadata, TensorMetadata
 
-# The place of the request among the steps; as a demultiplexer it is the pipeline's own.
+# The index of the request among the steps; as a demultiplexer it stands for the pipeline's demultiply_count.
 REQUEST_STEP = -1
 
 
-class Servable(Protocol):
-    """A version of a model: what `models.runtime.Model` offers."""
-
-    counters: Any
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What it takes and gives."""
-
-    def infer(self, arrays: Mapping[str, Array]) -> Mapping[str, Tensor]:
-        """Infer; the tensors are views on memory that its next inference overwrites. Raises InferenceError."""
-
-
 class CustomNode(Protocol):
-    """Code that is a node, for one node of one pipeline with its params."""
+    """The code of one node of one pipeline, with the node's params."""
 
     inputs: Mapping[str, TensorMetadata]
     outputs: Mapping[str, TensorMetadata]
 
     def open(self) -> None:
-        """Make it ready in this process, before the first `execute`. Raises LoadError."""
+        """Prepare it in this process, before the first `execute`. Raises LoadError."""
 
     def execute(self, arrays: Mapping[str, Any]) -> Mapping[str, Array]:
-        """Make the outputs of the inputs, which it must not change.
+        """Compute the outputs from the inputs, which it must not change.
 
-        Every output of numbers is C-contiguous, may be written to and shares no memory with the inputs.
-
-        The datatypes and shapes of what it returns were checked. Raises InferenceError.
+        Outputs have the declared datatypes and shapes. Numeric ones are C-contiguous, writable and share no memory
+        with the inputs. Raises InferenceError.
         """
 
 
 class Wire(NamedTuple):
-    """An input of a step: the name of its tensor, and the step and its output that it comes from."""
+    """The connection of one input tensor of a step to the step and output that it comes from."""
 
     tensor: str
     step: int  # REQUEST_STEP for an input of the pipeline
-    item: str  # the name of that step's output tensor (its data_item, not the alias), or of the pipeline's input
+    item: str  # the output tensor of that step (data_item, not alias), or an input of the pipeline
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A node with all that its run needs; exactly one of `model` and `custom` is there."""
+    """A node that is ready to run; exactly one of `model` and `custom` is set."""
 
     name: str
     wires: tuple[Wire, ...]
-    level: tuple[int, ...]  # the steps (REQUEST_STEP too) whose sessions it runs in, outermost first
-    count: int | None = None  # of sessions that it makes of each of its own, DYNAMIC if only its outputs tell
-    gathers: int | None = None  # the step whose sessions it collects
+    level: tuple[int, ...]  # the demultiplexers (REQUEST_STEP too) in whose sessions it runs, outermost first
+    count: int | None = None  # sessions that it makes of each of its own; DYNAMIC if its outputs decide
+    gathers: int | None = None  # the demultiplexer whose shards it collects
     model: Servable | None = None
     custom: CustomNode | None = None
-    used: tuple[str, ...] = ()  # the outputs that some other step or the response takes
+    used: tuple[str, ...] = ()  # the outputs that another step or the response uses
 
     @property
     def interface(self) -> ModelMetadata | CustomNode:
-        """What has its tensors, `inputs` and `outputs` by name."""
+        """The owner of its `inputs` and `outputs`, by name."""
         if self.model is not None:
             return self.model.metadata
         assert self.custom is not None
@@ -79,7 +66,7 @@ class Step:
 
 
 class Output(NamedTuple):
-    """An output of the pipeline: the step (REQUEST_STEP for a request's input) and its output tensor."""
+    """An output of the pipeline: the step and tensor that it comes from, REQUEST_STEP for an input of the request."""
 
     name: str
     step: int
@@ -88,9 +75,9 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A pipeline that is ready to run: every wire comes from a step before, or the request."""
+    """A pipeline that is ready to run: every wire comes from an earlier step or from the request."""
 
     metadata: ModelMetadata
     steps: tuple[Step, ...]
     outputs: tuple[Output, ...]
-    count: int | None = None  # of sessions that the request is split into
+    count: int | None = None  # sessions that the request is split into

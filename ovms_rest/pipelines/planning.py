@@ -1,7 +1,7 @@
-"""From the definition of a pipeline to its plan, or to all that is wrong with it.
+"""From the definition of a pipeline to its plan, or to a list of all problems.
 
-The rules are OVMS's, which tells of the first fault only and in its log. A fault is told once, where it is, and what
-follows from it is not: a source that is not there says nothing of shapes. Each line is read behind the pipeline's name.
+The rules are OVMS's, which logs the first problem only. Each problem is reported once, at its cause: a missing source
+causes no further lines about shapes. The lines do not repeat the pipeline's name.
 """
 
 import collections
@@ -12,20 +12,29 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar, cast
 
+from ovms_rest.models.servable import Servable
 from ovms_rest.pipelines.definition import DYNAMIC, REQUEST, RESPONSE, NodeDefinition, PipelineDefinition, Source
-from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Servable, Step, Wire
+from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Step, Wire
 from ovms_rest.protocol.tensors import Dim, ImageDecoder, ModelMetadata, TensorMetadata
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-# What a node runs, or the reason why there is nothing to run.
-Part = Servable | CustomNode | str
+
+class Missing(NamedTuple):
+    """The reason why a node has nothing to run."""
+
+    reason: str
+    is_unloaded: bool = False  # a model that was unloaded on purpose
+
+
+# What a node runs.
+Part = Servable | CustomNode | Missing
 
 Dims = tuple[Dim, ...]
 _Value = TypeVar("_Value")
 
 _ANY = Dim(0, None)
-# The outputs of a demultiplexer that go to other nodes have at least as many dims, as OVMS has it.
+# Outputs of a demultiplexer that go to other nodes need at least this many dims, as in OVMS.
 _MIN_RANK = 3
 
 
@@ -33,15 +42,14 @@ class PipelineError(Exception):
     """A pipeline that cannot be served; `problems` has a line for each fault, without the pipeline's name."""
 
     def __init__(self, problems: Iterable[str]) -> None:
-        """Keep the lines."""
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
 
 
 def plan_pipeline(definition: PipelineDefinition, parts: Mapping[str, Part], taken: Collection[str]) -> Plan:
-    """Check a pipeline and order its nodes; `parts` has what each node runs, `taken` are the names of models.
+    """Check a pipeline and order its nodes; `parts` is by node, `taken` are the names of models.
 
-    What may fail at some requests only is logged as a warning. Raises PipelineError.
+    Logs a warning for everything that can fail for some requests only. Raises PipelineError.
     """
     draft = _Draft(definition, parts)
     draft.check_names(taken)
@@ -64,19 +72,19 @@ def plan_pipeline(definition: PipelineDefinition, parts: Mapping[str, Part], tak
 
 
 class _Interface(Protocol):
-    """What takes and gives tensors: the metadata of a model, or a custom node."""
+    """The tensors of a part: the metadata of a model, or a custom node."""
 
     @property
     def inputs(self) -> Mapping[str, TensorMetadata]:
-        """What it takes."""
+        """Its inputs by name."""
 
     @property
     def outputs(self) -> Mapping[str, TensorMetadata]:
-        """What it gives."""
+        """Its outputs by name."""
 
 
 class _Link(NamedTuple):
-    """A connection that has both its ends: the input of a node or output of the pipeline, and where it comes from."""
+    """A connection with both ends: an input of a node or output of the pipeline, and its source."""
 
     tensor: str
     node: str  # REQUEST, or the name of a node
@@ -84,36 +92,36 @@ class _Link(NamedTuple):
 
 
 class _Draft:
-    """What is known of a pipeline while it is checked; each step uses what those before found."""
+    """A pipeline while it is checked; each check uses the results of the earlier ones."""
 
     def __init__(self, definition: PipelineDefinition, parts: Mapping[str, Part]) -> None:
-        """Look up the nodes; of several with one name the first stands for it."""
+        """Look up the nodes; the first one counts where several have the same name."""
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.definition = definition
         named = ((node.name, node) for node in definition.nodes if node.name not in (REQUEST, RESPONSE))
         self.nodes = _keep_first(named)
-        # Of the nodes that have something to run.
+        # By node, except those whose part is missing.
         self.interfaces = {
             name: _find_interface(node, part)
             for name, node in self.nodes.items()
-            if not isinstance(part := parts[name], str)
+            if not isinstance(part := parts[name], Missing)
         }
         self.models = {name for name, node in self.nodes.items() if node.model}
-        # By demultiplexer, the pipeline's own included.
+        # By demultiplexer, the pipeline itself (REQUEST) included.
         counts = {REQUEST: definition.count, **{name: node.count for name, node in self.nodes.items()}}
         self.counts = {name: count for name, count in counts.items() if count is not None}
-        # By node, and by RESPONSE those of the pipeline's outputs.
+        # By node; those of the pipeline's outputs by RESPONSE.
         self.links: dict[str, list[_Link]] = {}
-        # Whether a source names no node, so that nobody knows what is connected.
+        # Whether the source of a connection is unknown, so that checks of unused nodes and inputs would mislead.
         self.lost_node = self.lost_input = False
-        # In the order in which they run; those in and behind a cycle are missing.
+        # In the order in which they run, without those in and after a cycle.
         self.order: list[str] = []
-        # The demultiplexers that are open where a node runs; missing where a fault hides them.
+        # The demultiplexers that are open where a node runs; missing after a problem.
         self.levels: dict[str, tuple[str, ...]] = {REQUEST: ()}
-        # The nodes of which it is not known what they gather.
+        # The nodes whose gather_from_node is wrong.
         self.unclear: set[str] = set()
-        # How many sessions a demultiplexer may make.
+        # The number of sessions that a demultiplexer can make.
         self.sessions: dict[str, Dim] = {}
         # Outputs of demultiplexers that cannot be split.
         self.unsplit: set[tuple[str, str]] = set()
@@ -121,40 +129,41 @@ class _Draft:
     # --- Names
 
     def check_names(self, taken: Collection[str]) -> None:
-        """Check that each name stands for one thing."""
+        """Check that names are unique."""
         if self.definition.name in taken:
-            self.problems.append("its name is that of a model too; rename one of them")
+            self.problems.append("a model has the same name; rename one of them")
         if not self.definition.nodes:
-            self.problems.append("it has no nodes, a pipeline needs at least one")
+            self.problems.append("it has no nodes; a pipeline needs at least one")
         if not self.definition.outputs:
-            self.problems.append("it has no outputs, a pipeline needs at least one")
+            self.problems.append("it has no outputs; a pipeline needs at least one")
         for name in _find_repeated(node.name for node in self.definition.nodes):
-            self.problems.append(f"node {name!r}: there is more than one of that name; rename the others")
+            self.problems.append(f"node {name!r}: the name is not unique; rename the others")
         for name, meaning in ((REQUEST, "beginning"), (RESPONSE, "end")):
             if any(node.name == name for node in self.definition.nodes):
-                self.problems.append(f"node {name!r}: that name stands for the {meaning} of the pipeline; rename it")
+                self.problems.append(
+                    f"node {name!r}: the name is reserved for the {meaning} of the pipeline; rename the node"
+                )
         for name, node in self.nodes.items():
             for alias in _find_repeated(alias for alias, _ in node.outputs):
-                self.problems.append(f"node {name!r}: the alias {alias!r} is there more than once; rename the others")
+                self.problems.append(f"node {name!r}: the alias {alias!r} is not unique; rename the others")
         for name in _find_repeated(name for name, _ in self.definition.outputs):
-            self.problems.append(f"output {name!r}: there is more than one of that name; rename the others")
+            self.problems.append(f"output {name!r}: the name is not unique; rename the others")
 
     def check_parts(self, parts: Mapping[str, Part]) -> None:
-        """Tell why nodes have nothing to run."""
+        """Report the missing parts."""
         for name in self.nodes:
-            if isinstance(reason := parts[name], str):
-                self.problems.append(f"node {name!r}: {reason}")
+            if isinstance(part := parts[name], Missing):
+                self.problems.append(f"node {name!r}: {part.reason}")
 
     # --- Connections
 
     def check_demultiplexers(self) -> None:
-        """Check that a dynamic demultiplexer is the only one, and that nodes gather from demultiplexers."""
+        """Check that a dynamic demultiplexer is the only one and that gather_from_node names a demultiplexer."""
         dynamic = [name for name, count in self.counts.items() if count == DYNAMIC]
         if dynamic and len(self.counts) > 1:
             self.problems.append(
-                f"it has the demultiplexers {_join(self.counts)}, of which {_join(dynamic)} "
-                f"{'has' if len(dynamic) == 1 else 'have'} a dynamic demultiply_count: "
-                "such a one has to be the only one; give every one a count from 1 on"
+                f"it has the demultiplexers {_join(self.counts)}, but the dynamic demultiply_count of "
+                f"{_join(dynamic)} is allowed only without other demultiplexers; give each a count of at least 1"
             )
         for name, node in self.nodes.items():
             if node.gather_from is None or node.gather_from in self.counts:
@@ -167,7 +176,7 @@ class _Draft:
             self.problems.append(f"node {name!r}: gather_from_node is {node.gather_from!r}, but {fault}; {known}")
 
     def find_links(self) -> None:
-        """Find what each input of a node and output of the pipeline comes from."""
+        """Find the source of each input of a node and output of the pipeline."""
         aliases = {name: _keep_first(node.outputs) for name, node in self.nodes.items()}
         wrong: set[tuple[str, str]] = set()
         for reader, connections in self._connections():
@@ -207,7 +216,7 @@ class _Draft:
             self.lost_node = True
             known = f"the nodes are {_join([REQUEST, *self.nodes])}"
             if source.node == RESPONSE:
-                return f"{RESPONSE!r} is the end of the pipeline, nothing comes from it; {known}"
+                return f"{RESPONSE!r} is the end of the pipeline and has no outputs; {known}"
             return f"there is no node {source.node!r}; {known}"
         if source.item not in aliases[source.node]:
             known = _list("alias", aliases[source.node])
@@ -218,7 +227,7 @@ class _Draft:
         return name not in self.interfaces or item in self.interfaces[name].outputs
 
     def check_inputs(self) -> None:
-        """Check that each input of what a node runs is connected once, and nothing else."""
+        """Check that each input of a part is connected exactly once, and that no others are connected."""
         for name, node in self.nodes.items():
             connected = [tensor for tensor, _ in node.inputs]
             for tensor in _find_repeated(connected):
@@ -230,7 +239,7 @@ class _Draft:
                 continue
             inputs, part = self.interfaces[name].inputs, _name_part(node)
             if not inputs:
-                self.problems.append(f"node {name!r}: {part} has no inputs, nothing would ever start it")
+                self.problems.append(f"node {name!r}: {part} has no inputs, so nothing would start it")
             for tensor in dict.fromkeys(connected):
                 if tensor not in inputs:
                     self.problems.append(
@@ -246,12 +255,12 @@ class _Draft:
     # --- Order and levels
 
     def _sources(self, name: str) -> list[tuple[str, str]]:
-        """Return what a node or the response waits for: each connected tensor with its node, faulty ones as well."""
+        """Return the connected tensors of a node or the response with their nodes, faulty ones included."""
         connections = self.definition.outputs if name == RESPONSE else self.nodes[name].inputs
         return [(tensor, at.node) for tensor, at in connections if at.node == REQUEST or at.node in self.nodes]
 
     def sort_nodes(self) -> None:
-        """Order the nodes, each behind those it waits for and else as in the file."""
+        """Order the nodes: each after its sources, otherwise as in the file."""
         waiting = {name: {node for _, node in self._sources(name)} - {REQUEST} for name in self.nodes}
         while ready := next(
             (name for name, others in waiting.items() if not any(other in waiting for other in others)), None
@@ -260,19 +269,19 @@ class _Draft:
             del waiting[ready]
         if not waiting:
             return
-        # Each that is left waits for another that is left: back from one to the next comes to a cycle.
+        # Each node that is left depends on another one that is left: following these leads into a cycle.
         path = [next(iter(waiting))]
         while path[-1] not in path[:-1]:
             path.append(next(node for _, node in self._sources(path[-1]) if node in waiting))
         cycle = [*reversed(path[path.index(path[-1]) :])]
-        self.problems.append(f"the nodes {' -> '.join(map(repr, cycle))} form a cycle, none of them could ever start")
+        self.problems.append(f"the nodes {' -> '.join(map(repr, cycle))} form a cycle; none of them could start")
 
     def _leave(self, name: str) -> tuple[str, ...]:
-        """Return the demultiplexers that are open behind a node."""
+        """Return the demultiplexers that are open after a node."""
         return self.levels[name] + ((name,) if name in self.counts else ())
 
     def find_levels(self) -> None:
-        """Find in whose sessions each node runs, and check that it gathers the innermost ones."""
+        """Find the level of each node, and check that it gathers from the innermost demultiplexer."""
         for name in self.order:
             sources = self._sources(name)
             if name in self.unclear or any(node not in self.levels for _, node in sources):
@@ -290,12 +299,12 @@ class _Draft:
             if (one := self._leave(sources[0][1])) != (other := self._leave(node)):
                 return (
                     f"input {sources[0][0]!r} comes from {_name_level(one)}, input {tensor!r} from "
-                    f"{_name_level(other)}; all inputs of a node have to come from the same"
+                    f"{_name_level(other)}; all inputs of a node must come from the same sessions"
                 )
         return None
 
     def check_use(self) -> None:
-        """Check that every node reaches the response and every input of the pipeline is used."""
+        """Check that every node reaches the response and that every input of the pipeline is used."""
         if self.lost_node or not self.definition.outputs:
             return
         reached, behind = {REQUEST}, [RESPONSE]
@@ -305,28 +314,28 @@ class _Draft:
             behind.extend(new)
         for name in self.order:
             if name not in reached:
-                self.problems.append(f"node {name!r}: nothing of it reaches the response; connect it or remove it")
+                self.problems.append(f"node {name!r}: none of its outputs reaches the response; connect or remove it")
         connections = [(reader, at) for reader, pairs in self._connections() for _, at in pairs]
         for item in () if self.lost_input else dict.fromkeys(self.definition.inputs):
             readers = {reader for reader, at in connections if at == Source(REQUEST, item)}
             if not readers:
-                self.problems.append(f"input {item!r}: no node takes it; connect it or remove it")
+                self.problems.append(f"input {item!r}: no node uses it; connect or remove it")
             elif readers == {RESPONSE}:
                 self.problems.append(
-                    f"input {item!r}: only the response takes it, so its datatype and shape are unknown; "
-                    "connect it to a node too or remove it"
+                    f"input {item!r}: only the response uses it, so its datatype and shape are unknown; "
+                    "connect it to a node as well, or remove it"
                 )
 
     # --- Datatypes and shapes
 
     def find_sessions(self) -> None:
-        """Find how many sessions each demultiplexer makes, and check that its outputs can be split into them."""
+        """Find how many sessions each demultiplexer makes, and check that its outputs can be split into shards."""
         self.sessions = {name: _ANY if count == DYNAMIC else Dim(count, count) for name, count in self.counts.items()}
         for name in (name for name in self.interfaces if name in self.counts):
             for tensor in self.interfaces[name].inputs.values():
                 if tensor.datatype == "BYTES":
                     self.problems.append(
-                        f"node {name!r} input {tensor.name!r}: is of strings (BYTES), a demultiplexer takes none"
+                        f"node {name!r} input {tensor.name!r}: has strings (BYTES), which a demultiplexer cannot take"
                     )
             for item in self._find_used(name):
                 if problem := self._split(name, item):
@@ -334,15 +343,15 @@ class _Draft:
                     self.problems.append(f"node {name!r} output {item!r}: {problem}")
 
     def _find_used(self, name: str) -> list[str]:
-        """Return the outputs of a node that others or the response take, as it declares them."""
+        """Return the outputs of a node that others or the response use, in the order of its declaration."""
         taken = {link.item for link in itertools.chain(*self.links.values()) if link.node == name}
         return [item for item in self.interfaces[name].outputs if item in taken]
 
     def _split(self, name: str, item: str) -> str | None:
-        """Note into how many sessions an output is split, or return why it cannot be."""
+        """Note how many sessions an output is split into, or return why it cannot be split."""
         output, count = self.interfaces[name].outputs[item], self.counts[name]
         if self._gives_strings(name, item):
-            return f"is of strings ({output.datatype}), which cannot be demultiplied"
+            return f"has strings ({output.datatype}), which cannot be demultiplied"
         if output.dims is None:
             return None
         to_nodes = any(link[1:] == (name, item) for reader in self.nodes for link in self.links[reader])
@@ -350,25 +359,25 @@ class _Draft:
         shape = output.describe_shape()
         if len(output.dims) < least:
             return (
-                f"its shape is {shape}, at least {least} dims are needed to demultiply it"
-                f"{' for other nodes' if to_nodes else ''}"
+                f"its shape is {shape}; demultiplying it{' for other nodes' if to_nodes else ''} "
+                f"needs at least {least} dim{'s' if least > 1 else ''}"
             )
         first, sessions = output.dims[0], self.sessions[name]
         if (both := _meet(first, sessions)) is None:
             return (
-                f"its shape is {shape}, its first dim has to be {sessions}, "
-                f"{'as that of the outputs before' if count == DYNAMIC else 'the demultiply_count of its node'}"
+                f"its shape is {shape}; its first dim must be {sessions}, "
+                f"{'as for the other outputs' if count == DYNAMIC else 'the demultiply_count of its node'}"
             )
         if count != DYNAMIC and first.size is None:
             self.warnings.append(
-                f"node {name!r} output {item!r}: its shape is {shape}; requests at which its first dim is not "
+                f"node {name!r} output {item!r}: its shape is {shape}; requests for which its first dim is not "
                 f"{count}, the demultiply_count of its node, will fail"
             )
         self.sessions[name] = both
         return None
 
     def check_links(self) -> None:
-        """Check the datatypes and shapes between nodes."""
+        """Check that datatypes and shapes fit between nodes."""
         for name in self.interfaces:
             for link in self.links[name]:
                 expected = self.interfaces[name].inputs.get(link.tensor)
@@ -379,19 +388,19 @@ class _Draft:
                     self.problems.append(f"node {name!r} input {link.tensor!r}: {problem}")
 
     def _find_output(self, link: _Link) -> TensorMetadata | None:
-        """Return the output of the node that a link begins at, None if the pipeline's input or unknown."""
+        """Return the output that a link begins at, None for an input of the pipeline or if it is unknown."""
         return self.interfaces[link.node].outputs[link.item] if link.node in self.interfaces else None
 
     def _compare(self, name: str, link: _Link, expected: TensorMetadata, given: TensorMetadata) -> str | None:
         source = f"node {link.node!r} output {link.item!r}"
         if expected.datatype != given.datatype:
             return (
-                f"its datatype is {expected.datatype}, {source} gives {given.datatype}; "
+                f"its datatype is {expected.datatype}, but {source} gives {given.datatype}; "
                 "nothing is converted between nodes"
             )
         if self._gives_strings(link.node, link.item):
             if given.datatype != "BYTES":
-                return f"{source} gives strings ({given.datatype}), which go to the response only"
+                return f"{source} gives strings ({given.datatype}), which can only go to the response"
             if self.nodes[name].gather_from is not None:
                 return f"{source} gives strings ({given.datatype}), which cannot be gathered"
         if name in self.unclear or given.dims is None or expected.dims is None:
@@ -406,12 +415,12 @@ class _Draft:
         if _meet_all(expected.dims, dims) is not None:
             return None
         return (
-            f"its shape is {expected.describe_shape()}, {source} gives {_describe(dims)}{note}; change the shape or "
-            "layout of one in its model's config, or put a custom node between"
+            f"its shape is {expected.describe_shape()}, but {source} gives {_describe(dims)}{note}; change the shape "
+            "or layout of one in its model's config, or put a custom node between them"
         )
 
     def _gives_strings(self, name: str, item: str) -> bool:
-        """Tell whether a node gives strings, as a model also does whose UINT8 matrix says so by its name."""
+        """Return whether an output has strings: BYTES, or a UINT8 matrix of a model named `*_string`."""
         output = self.interfaces[name].outputs[item]
         is_matrix = output.datatype == "UINT8" and (output.dims is None or len(output.dims) == 2)
         return output.datatype == "BYTES" or (
@@ -419,21 +428,21 @@ class _Draft:
         )
 
     def check_outputs(self) -> None:
-        """Check that the response has to gather no strings."""
+        """Check that the response gathers no strings."""
         for link in self.links[RESPONSE]:
             given = self._find_output(link)
             if given is None or given.datatype != "BYTES" or (link.node, link.item) in self.unsplit:
                 continue
             if level := self.levels.get(link.node):
                 self.problems.append(
-                    f"output {link.tensor!r}: node {link.node!r} output {link.item!r} is of strings (BYTES), which "
+                    f"output {link.tensor!r}: node {link.node!r} output {link.item!r} has strings (BYTES), which "
                     f"cannot be gathered; it comes from {_name_level(level)}"
                 )
 
     # --- Metadata
 
     def describe(self) -> ModelMetadata:
-        """Describe what the pipeline takes and gives; worth something only when there are no problems."""
+        """Describe the pipeline's inputs and outputs; meaningful only without problems."""
         inputs = {name: self._describe_input(name) for name in sorted(set(self.definition.inputs))}
         outputs = {}
         for name, node, item in sorted(self.links[RESPONSE]):
@@ -447,7 +456,7 @@ class _Draft:
         return ModelMetadata(self.definition.name, "1", inputs, outputs)
 
     def _describe_input(self, name: str) -> TensorMetadata:
-        """Describe what all the nodes take that an input of the pipeline goes to."""
+        """Describe an input of the pipeline as all nodes that use it allow."""
         readers = [
             (reader, tensor)
             for reader in self.interfaces
@@ -459,18 +468,18 @@ class _Draft:
                 if tensor.datatype != before.datatype or not self._overlap(other, before, reader, tensor):
                     self.problems.append(
                         f"input {name!r}: {_name_input(other, before)}, {_name_input(reader, tensor)}; "
-                        "one tensor has to fit both"
+                        "one tensor must fit both"
                     )
                     break
         for reader, tensor in readers:
             if self._gathers_request(reader) and not _begins_with(self.sessions[REQUEST], tensor.dims):
                 self.problems.append(
-                    f"node {reader!r} input {tensor.name!r}: its shape is {tensor.describe_shape()}, its first dim has "
-                    f"to be {self.sessions[REQUEST]}, the demultiply_count of the pipeline"
+                    f"node {reader!r} input {tensor.name!r}: its shape is {tensor.describe_shape()}; its first dim "
+                    f"must be {self.sessions[REQUEST]}, the demultiply_count of the pipeline"
                 )
         if REQUEST in self.counts and any(tensor.datatype == "BYTES" for _, tensor in readers):
             self.problems.append(
-                f"input {name!r}: is of strings (BYTES), which cannot be demultiplied; "
+                f"input {name!r}: has strings (BYTES), which cannot be demultiplied; "
                 "remove the demultiply_count of the pipeline"
             )
         dims = functools.reduce(_meet_known, (self._whole(reader, tensor) for reader, tensor in readers), None)
@@ -481,7 +490,7 @@ class _Draft:
         return REQUEST in self.counts and self.nodes[reader].gather_from == REQUEST
 
     def _whole(self, reader: str, tensor: TensorMetadata) -> Dims | None:
-        """Return the dims that a request's tensor has where a node takes that, None if they are unknown."""
+        """Return the dims of the request's tensor for an input of a node, None if they are unknown."""
         if REQUEST not in self.counts or tensor.dims is None or self._gathers_request(reader):
             return tensor.dims
         return (self.sessions[REQUEST], *tensor.dims)
@@ -491,7 +500,7 @@ class _Draft:
         return dims is None or more is None or _meet_all(dims, more) is not None
 
     def _find_images(self, tensors: Sequence[TensorMetadata]) -> ImageDecoder | None:
-        """Return what makes the array of encoded images: that of a node, where every node takes the same array."""
+        """Return the image decoder of the first node that has one, if all nodes take the same shape."""
         if REQUEST in self.counts or len({tensor.dims for tensor in tensors}) != 1:
             return None
         return next((tensor.images for tensor in tensors if tensor.images is not None), None)
@@ -499,7 +508,7 @@ class _Draft:
     # --- The plan
 
     def plan(self, parts: Mapping[str, Part], metadata: ModelMetadata) -> Plan:
-        """Make the plan of a pipeline without problems."""
+        """Return the plan of a pipeline without problems."""
         places = {REQUEST: REQUEST_STEP} | {name: place for place, name in enumerate(self.order)}
         return Plan(
             metadata,
@@ -526,7 +535,7 @@ class _Draft:
 
 
 def _meet(one: Dim, other: Dim) -> Dim | None:
-    """Return the sizes that both may have, None if there are none."""
+    """Return the sizes that both allow, None if there are none."""
     low = max(one.low, other.low)
     highs = [dim.high for dim in (one, other) if dim.high is not None]
     high = min(highs) if highs else None
@@ -534,7 +543,7 @@ def _meet(one: Dim, other: Dim) -> Dim | None:
 
 
 def _meet_all(one: Dims, other: Dims) -> Dims | None:
-    """Return the shapes that both may have, None if there are none."""
+    """Return the shapes that both allow, None if there are none."""
     if len(one) != len(other):
         return None
     both = tuple(dim for pair in zip(one, other, strict=True) if (dim := _meet(*pair)) is not None)
@@ -542,7 +551,7 @@ def _meet_all(one: Dims, other: Dims) -> Dims | None:
 
 
 def _meet_known(one: Dims | None, other: Dims | None) -> Dims | None:
-    """Return the shapes that both may have, of which either may be unknown."""
+    """Return the shapes that both allow; None for one that is unknown."""
     return other if one is None else one if other is None else _meet_all(one, other)
 
 
@@ -558,7 +567,7 @@ def _find_interface(node: NodeDefinition, part: Servable | CustomNode) -> _Inter
 
 
 def _find_disorder(gathered: str | None, level: tuple[str, ...]) -> str | None:
-    """Say why a node cannot gather from a demultiplexer when its inputs come from that level."""
+    """Return why a node cannot gather from a demultiplexer when its inputs come from that level."""
     if gathered is None or level[-1:] == (gathered,):
         return None
     if gathered in level:
@@ -568,7 +577,7 @@ def _find_disorder(gathered: str | None, level: tuple[str, ...]) -> str | None:
 
 
 def _keep_first(pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
-    """Make a mapping in which the first of equal keys counts."""
+    """Make a mapping in which the first of repeated keys counts."""
     mapping: dict[str, _Value] = {}
     for key, value in pairs:
         mapping.setdefault(key, value)
@@ -587,7 +596,7 @@ def _join(names: Iterable[str]) -> str:
 
 
 def _list(kind: str, names: Collection[str]) -> str:
-    """Say which ones there are: "its inputs are 'a', 'b'"."""
+    """List names, as in "its inputs are 'a', 'b'"."""
     plural = {"alias": "aliases"}.get(kind, f"{kind}s")
     return f"its {plural} are {_join(names)}" if names else f"it has no {plural}"
 

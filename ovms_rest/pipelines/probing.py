@@ -1,4 +1,4 @@
-"""Trying the code of a custom node in a throwaway process, so that its crash or hang does not harm the arbiter."""
+"""The trial of a custom node's code in a throwaway process, so that a crash or hang does not harm the arbiter."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from ovms_rest.pipelines import c_nodes, python_nodes
 
 
 class Code(NamedTuple):
-    """What is to be tried: a Python file, the name of a Python module or object, or a C library, and the params."""
+    """The code to try: a Python file, the name of a Python module or object, or a C library, with the node's params."""
 
     kind: Literal["file", "name", "c"]
     place: str
@@ -19,10 +19,10 @@ class Code(NamedTuple):
 
 
 def probe(code: Code, timeout: float, stop: Callable[[], bool] = lambda: False, descriptors: Sequence[int] = ()) -> Any:
-    """Load the code of a node in a process of its own, for `timeout` seconds at most; return what it tells of itself.
+    """Load code in a throwaway process; return a `c_nodes.Description` of C code, None for Python.
 
-    That is nothing for Python and `c_nodes.Description` for C. When `stop` says so, it is given up. The process
-    has the `descriptors`, by which the place of the code may go. Raises LoadError.
+    The trial ends after `timeout` seconds, or once `stop` returns True. The process inherits the `descriptors`, which
+    the code's path may go through. Raises LoadError.
     """
     task = {**code._asdict(), "params": dict(code.params), "path": sys.path}
     with start(try_code, task, stop, descriptors) as process:
@@ -32,19 +32,19 @@ def probe(code: Code, timeout: float, stop: Callable[[], bool] = lambda: False, 
     return answer["answer"]
 
 
-def try_code(task: dict[str, Any], send: Send) -> None:
-    """Load code, a Code out of JSON with the `path` to import from, and tell the answer or why there is none."""
+def try_code(task: dict[str, Any], report: Send) -> None:
+    """Run in the throwaway process: load a Code, given as JSON with its import `path`, and report the result."""
     sys.path[:] = task.pop("path")
     try:
-        send(answer=_load(Code(**task), lambda step: send(step=step)))
+        report(answer=_load(Code(**task), lambda step: report(step=step)))
     except LoadError as error:
-        send(reason=str(error))
+        report(reason=str(error))
 
 
-def _load(code: Code, tell: Callable[[str], None]) -> c_nodes.Description | None:
+def _load(code: Code, report: Callable[[str], None]) -> c_nodes.Description | None:
     if code.kind == "c":
-        return c_nodes.describe(Path(code.place), code.params, tell)
-    tell("being imported")
+        return c_nodes.describe(Path(code.place), code.params, report)
+    report("being imported")
     if code.kind == "file":
         python_nodes.load_file("", Path(code.place), code.params)
     else:

@@ -1,4 +1,4 @@
-"""Custom nodes that are written in Python: three functions of a module, or of an object in it.
+"""Custom nodes in Python: three functions of a module, or of an object in it.
 
     import numpy as np
 
@@ -11,21 +11,11 @@
     def execute(inputs, params):
         return {"image": np.ascontiguousarray(inputs["image"][:, : int(params["height"])])}
 
-`inputs` and `outputs` tell every tensor with its datatype, by the name that KServe v2 has for it, and its dims: each a
-size, -1 for any, or (low, high) with both ends included. `execute` gets an ndarray of each input, of that datatype and
-within these dims, and returns a dict with an ndarray for each output; it may return more, which is ignored. BYTES are
-ndarrays of dtype object whose elements are bytes; as an output they may also be str, which is encoded as UTF-8. The
-inputs are read-only, and last no longer than the call. An output that is not C-contiguous or not writable, as every
-view of an input, is copied. `params` are those of the node in the config file, strings by name.
+README.md, "Custom nodes in Python", is the contract. Code is imported before the workers are forked, which share its
+memory; it must not start threads, since a fork does not copy them. `execute` may be called by several threads.
 
-Whatever the module does when it is imported, as reading weights, is done once, before the workers are forked: they
-share the memory. It must not start threads, which a fork leaves behind. `execute` may be called by several threads.
-
-A client whose request cannot be right is told so by raising `ovms_rest.errors.InvalidRequestError`, with words for it.
-Any other exception is an error of the server: it goes to the log, with its traceback.
-
-A file is executed anew for each node at each load, and what lies in its directory can be imported meanwhile; a module
-that is named is imported, and so stays as it was imported first until the service ends.
+A file is executed again for each node at each load, and can import modules from its directory meanwhile. A module that
+is given by name is imported once and stays as it is until the service ends.
 """
 
 import importlib
@@ -55,22 +45,22 @@ from ovms_rest.protocol.words import cut, join
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
 Params = Mapping[str, str]
-# What `inputs` and `outputs` return: the datatype and the dims of every tensor.
+# The result of `inputs` and `outputs`: the datatype and dims of every tensor.
 Tensors = Mapping[str, tuple[str, list[int | tuple[int, int]]]]
 Execute = Callable[[Mapping[str, NDArray[Any]], Params], dict[str, NDArray[Any]]]
 
 _FORM = "a datatype and dims, as in ('FP32', [1, -1, (1, 512)])"
 _FUNCTIONS = {"inputs": "inputs(params)", "outputs": "outputs(params)", "execute": "execute(inputs, params)"}
 _MAX_TEXT = 500
-# The files between a call of a node's code and that code.
+# The files on the stack between our call and the node's code.
 _BETWEEN = (__file__, importlib.__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 
 
 class PythonNode:
-    """A custom node whose code is in Python."""
+    """A custom node in Python."""
 
     def __init__(self, library: str, code: object, params: Params) -> None:
-        """Ask the code, a module or an object, for its inputs and outputs. Raises LoadError."""
+        """Get the inputs and outputs of the code, a module or an object. Raises LoadError."""
         missing = [form for name, form in _FUNCTIONS.items() if not callable(getattr(code, name, None))]
         if missing:
             raise LoadError(f"has no function {' and no '.join(missing)}")
@@ -82,12 +72,12 @@ class PythonNode:
         self._expected = [(name, _dtype_of(one), one) for name, one in self.outputs.items()]
 
     def open(self) -> None:
-        """Do nothing: the code was loaded before the fork."""
+        """Do nothing: code in Python is loaded before the fork."""
 
     def execute(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the code; return its declared outputs, which share no memory with the inputs. Raises InferenceError.
+        """Run the code; return its declared outputs, which share no memory with the inputs.
 
-        What the code raises for the client, a ServingError, is passed on.
+        Raises InferenceError, and every ServingError that the code raises for the client.
         """
         views: dict[str, NDArray[Any]] = {}
         for name, array in arrays.items():
@@ -97,10 +87,10 @@ class PythonNode:
             found = self._execute(views, self._params)
         except ServingError:
             raise
-        except BaseException as error:  # SystemExit too: the worker is not the node's to end
-            log.exception("pipeline node code %r failed", self._library)
+        except BaseException as error:  # SystemExit too: a node must not end the worker
+            log.exception("custom node library %r failed", self._library)
             raise InferenceError(
-                f"pipeline node code {self._library!r} failed: the reason is in the log of the server"
+                f"custom node library {self._library!r} failed: the reason is in the server's log"
             ) from error
         if not isinstance(found, dict):
             raise self._blame(f"returned {_show(found)}, expected a dict with an ndarray for each output")
@@ -121,15 +111,15 @@ class PythonNode:
             if type(element) is str:
                 elements[index] = element.encode("utf-8", "surrogatepass")
             elif type(element) is not bytes:
-                fault = f"element {index} of output {name!r} is a {_name_of(type(element))}, expected bytes or str"
-                raise self._blame(f"returned a tensor with another type: {fault}")
+                kind = _name_of(type(element))
+                raise self._blame(f"returned element {index} of output {name!r} as {kind}, expected bytes or str")
         size = sum(map(len, elements))
         if size > MAX_BYTES:
-            raise self._blame(f"returned output {name!r} with {size} bytes, at most {MAX_BYTES} are allowed")
+            raise self._blame(f"returned output {name!r} with {size} bytes; at most {MAX_BYTES} are allowed")
         return BytesArray.of(elements, objects.shape)
 
     def _blame(self, fault: str) -> InferenceError:
-        text = f"pipeline node code {self._library!r} {fault}"
+        text = f"custom node library {self._library!r} {fault}"
         log.error("%s", text)
         return InferenceError(text)
 
@@ -145,7 +135,7 @@ def _to_objects(array: BytesArray) -> NDArray[Any]:
 
 
 def _find_fault(found: dict[str, Any], metadata: TensorMetadata, dtype: np.dtype[Any]) -> str:
-    """Tell what is wrong with an output."""
+    """Return what is wrong with an output."""
     name = metadata.name
     if name not in found:
         return f"returned no output {name!r}, only {', '.join(map(_show, found)) or 'an empty dict'}"
@@ -161,8 +151,8 @@ def _find_fault(found: dict[str, Any], metadata: TensorMetadata, dtype: np.dtype
 
 
 def load_file(library: str, file: Path, params: Params) -> PythonNode:
-    """Execute a file and make a node of the module, which is forgotten with the node. Raises LoadError."""
-    name = f"ovms_rest_node_{uuid.uuid4().hex}"  # unique, for what looks itself up by the name of its module
+    """Execute a file and make a node of it; its module is forgotten with the node. Raises LoadError."""
+    name = f"ovms_rest_node_{uuid.uuid4().hex}"  # unique, since dataclasses and others look up their module by name
     spec = spec_from_file_location(name, file, loader=_Source(name, str(file)))
     assert spec is not None
     assert spec.loader is not None
@@ -197,7 +187,7 @@ def import_code(name: str) -> object:
 
 
 class _Source(SourceFileLoader):
-    """Compiles the file as it is: a bytecode cache would not notice a change of the same second and size."""
+    """A loader without a bytecode cache, which would miss a change within the same second and of the same size."""
 
     def get_code(self, fullname: str) -> CodeType:
         """Return the code of the file."""
@@ -207,7 +197,7 @@ class _Source(SourceFileLoader):
 
 @contextmanager
 def _importable(directory: Path) -> Iterator[None]:
-    """Have modules of a directory importable meanwhile, and forget them then: another load, or node, has its own."""
+    """Make the modules of a directory importable, and forget them afterwards: each load of a node has its own."""
     before = set(sys.modules)
     sys.path.insert(0, str(directory))
     importlib.invalidate_caches()
@@ -224,36 +214,36 @@ def _importable(directory: Path) -> Iterator[None]:
 
 
 def _is_in(module: ModuleType, directory: Path) -> bool:
-    """Tell whether a file or package lies in a directory itself."""
+    """Return whether a module or package lies directly in a directory."""
     file = Path(getattr(module, "__file__", None) or "/")
     return directory == (file.parent.parent if file.name == "__init__.py" else file.parent)
 
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Turn all that code raises into a LoadError of one line, with the place; `what` begins it."""
+    """Turn every exception of the code into a one-line LoadError with its place; `what` begins the line."""
     try:
         yield
     except LoadError:
         raise
-    except BaseException as error:  # SystemExit too: the service is not the module's to end
+    except BaseException as error:  # SystemExit too: a module must not end the service
         name = type(error).__name__
         said = " ".join(str(error).split())[:_MAX_TEXT]
         raise LoadError(f"{what} {name}{said and ': '}{said}{_find_place(error)}") from error
 
 
 def _find_place(error: BaseException) -> str:
-    """Find the line of the node's code that an exception came from, below this file and the machinery of imports."""
+    """Find the line of the node's code that an exception came from, skipping this file and the import machinery."""
     frames = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
     places = (f" at {file}:{line}" for file, line in frames if file not in _BETWEEN)
     return next(places, "")
 
 
-# --- What it takes and gives
+# --- Inputs and outputs
 
 
 def _describe(kind: str, code: object, params: Params) -> dict[str, TensorMetadata]:
-    """Ask for the inputs or outputs; return them in alphabetical order."""
+    """Return the inputs or outputs of the code in alphabetical order."""
     function = _FUNCTIONS[kind]
     with _translated(f"{function} failed with"):
         tensors = getattr(code, kind)(params)
@@ -261,7 +251,7 @@ def _describe(kind: str, code: object, params: Params) -> dict[str, TensorMetada
         raise LoadError(f"{function} returned {_show(tensors)}, expected a dict with {_FORM} for each tensor")
     for name in tensors:
         if type(name) is not str or not name:
-            raise LoadError(f"{function} returned the name {_show(name)}, expected a string that is not empty")
+            raise LoadError(f"{function} returned the name {_show(name)}, expected a non-empty string")
     return {name: _describe_tensor(function, name, tensors[name]) for name in sorted(tensors)}
 
 
@@ -289,5 +279,5 @@ def _name_of(kind: type) -> str:
 
 
 def _show(value: object) -> str:
-    """Repeat a value of the code, in one line and cut where it is long."""
+    """Return the repr of a value as one line, cut where it is long."""
     return cut(" ".join(repr(value).split()))

@@ -1,4 +1,4 @@
-"""The resources that tell and change what is served, in the form of the OpenVINO Model Server."""
+"""Resources to show the status of models, to reload, and to load and unload models."""
 
 import time
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from ovms_rest.protocol.words import cut, describe, explain_json_error
 from ovms_rest.resources.body import read_body
 from ovms_rest.resources.permission import Permission
 
-# Bytes of a body, as received and after decompression: they hold at most the configuration of a model.
+# The limit of a body, as received and after decompression: the configuration of a model is smaller.
 MAX_BODY_BYTES = 2**20
 
-# How often a worker that can do nothing else meanwhile looks whether a change has been made.
+# How often gunicorn's own workers, which do nothing else meanwhile, check whether a change has been made.
 _PAUSE_SECONDS = 0.05
 
 Ticket = dict[str, Any]
@@ -23,34 +23,34 @@ T = TypeVar("T")
 
 
 class Statuses(Protocol):
-    """What is served."""
+    """Statuses of models."""
 
     def status(self) -> dict[str, Any]:
-        """Return the status of all versions in OVMS's form."""
+        """Return the status of all versions in OVMS's format."""
 
 
 class Reloading(Statuses, Protocol):
-    """What reloads."""
+    """Reloads all models."""
 
     def request(self, ticket: Ticket) -> tuple[bool, dict[str, Any]]:
-        """Reload; return whether anything has changed, and the status of all models.
+        """Reload; return whether the registry changed, and the status of all models.
 
-        Raises TryLaterError until that is done, with the same ticket to be shown again, and ReloadError.
+        Raises TryLaterError until that is done, and then takes the same ticket; ReloadError if it failed.
         """
 
 
 class ModelChanges(Protocol):
-    """What loads and unloads models. Both raise TryLaterError as above, NotFoundError, BusyError and ReloadError."""
+    """Loads and unloads models. Both raise TryLaterError as above, NotFoundError, BusyError and ReloadError."""
 
     def load_model(self, ticket: Ticket, name: str, config: dict[str, Any] | None) -> None:
-        """Load a model, with a configuration of its own or as the config file has it."""
+        """Load a model, with a configuration of its own or as the config file says."""
 
     def unload_model(self, ticket: Ticket, name: str, dependents: bool) -> None:
-        """Unload a model, and the pipelines that use it when asked to."""
+        """Unload a model, with `dependents` also the pipelines that use it."""
 
 
 def wait_until_made(req: falcon.Request, ask: Callable[[Ticket], T]) -> T:
-    """Ask for a change until it has been made; our own worker serves others meanwhile, and calls again itself."""
+    """Return the result of a change when it has been made; our own worker catches TryLaterError and calls again."""
     ticket: Ticket = req.env.setdefault("ovms_rest.ticket", {})
     while True:
         try:
@@ -63,7 +63,7 @@ def wait_until_made(req: falcon.Request, ask: Callable[[Ticket], T]) -> T:
 
 
 def read_object(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
-    """Read the body of a request, an object as JSON; nothing is {}. Raises InvalidRequestError."""
+    """Return the body of a request, a JSON object; {} if it is empty. Raises InvalidRequestError."""
     body = bytes(read_body(req.env, max_body_bytes))
     if not body.strip():
         return {}
@@ -80,12 +80,11 @@ class RepositoryIndex:
     """POST /v2/repository/index, of Triton's model repository extension."""
 
     def __init__(self, models: Statuses, max_body_bytes: int) -> None:
-        """Take what is served."""
         self._models = models
         self._max_body_bytes = max_body_bytes
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer every version with its state, and the reason of one that does not serve; the body may be empty."""
+        """Respond with the state of every version, and the reason if it does not serve; the body may be empty."""
         only_ready = read_object(req, self._max_body_bytes).get("ready", False)
         if type(only_ready) is not bool:
             raise InvalidRequestError(f"ready is {describe(only_ready)}, expected a boolean")
@@ -104,19 +103,18 @@ class ModelControl:
     """POST /v2/repository/models/{name}/load and /unload, by the suffixes of Falcon's routes."""
 
     def __init__(self, changes: ModelChanges, permission: Permission, max_body_bytes: int) -> None:
-        """Take what loads and unloads models, and who may have it done."""
         self._changes = changes
         self._permission = permission
         self._max_body_bytes = max_body_bytes
 
     def on_post_load(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
-        """Load a model, also one that serves already; answer 200 when every worker serves it so."""
+        """Load a model, also one that serves already; respond with 200 when every worker serves it."""
         self._permission.check(req)
         config = self._read_config(read_parameters(req, self._max_body_bytes))
         wait_until_made(req, lambda ticket: self._changes.load_model(ticket, name, config))
 
     def on_post_unload(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
-        """Unload a model; answer 200 when no worker serves it any more."""
+        """Unload a model; respond with 200 when no worker serves it any more."""
         self._permission.check(req)
         dependents = read_parameters(req, self._max_body_bytes).get("unload_dependents", False)
         if type(dependents) is not bool:
@@ -125,7 +123,7 @@ class ModelControl:
 
     @staticmethod
     def _read_config(parameters: dict[str, Any]) -> dict[str, Any] | None:
-        """Read the parameter `config`, which is JSON in a string."""
+        """Return the object in the parameter `config`, JSON in a string; None without it."""
         for key in parameters:
             if key.startswith("file:"):
                 raise InvalidRequestError(
@@ -149,7 +147,7 @@ class ModelControl:
 
 
 def read_parameters(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
-    """Read the `parameters` of a request to load or unload, which may be left out. Raises InvalidRequestError."""
+    """Return the `parameters` of a request to load or unload, {} by default. Raises InvalidRequestError."""
     parameters = read_object(req, max_body_bytes).get("parameters", {})
     if type(parameters) is not dict:
         raise InvalidRequestError(f"parameters is {describe(parameters)}, expected an object")
@@ -160,11 +158,10 @@ class ConfigStatus:
     """GET /v1/config."""
 
     def __init__(self, models: Statuses) -> None:
-        """Take what is served."""
         self._models = models
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer the status of all versions."""
+        """Respond with the status of all versions."""
         resp.data = orjson.dumps(self._models.status())
 
     on_head = on_get
@@ -174,11 +171,10 @@ class ConfigReload:
     """POST /v1/config/reload."""
 
     def __init__(self, reloads: Reloading) -> None:
-        """Take what reloads, and tells what is served."""
         self._reloads = reloads
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer the status of all versions when they serve: 201 when something was reloaded, 200 when not."""
+        """Respond with the status of all versions when they serve: 201 if the registry changed, else 200."""
         has_changed, statuses = wait_until_made(req, self._reloads.request)
         resp.status = 201 if has_changed else 200
         resp.data = orjson.dumps(statuses)

@@ -11,12 +11,15 @@ from ovms_rest.errors import (
     EndingError,
     ForbiddenError,
     InferenceError,
+    InvalidConfigError,
     InvalidRequestError,
+    LoadFailedError,
     NoContentError,
     NotFoundError,
     NotReadyError,
     ReloadError,
     ServingError,
+    UnavailableError,
     UnsupportedEncodingError,
 )
 from ovms_rest.protocol.encoding import encode_error
@@ -31,6 +34,10 @@ STATUSES: dict[type[ServingError], int] = {
     BodyTooLargeError: 413,
     UnsupportedEncodingError: 415,
     NotReadyError: 400,
+    InvalidConfigError: 400,
+    LoadFailedError: 412,
+    UnavailableError: 503,
+    ReloadError: 500,
     BusyError: 503,
     EndingError: 503,
     InferenceError: 500,
@@ -47,7 +54,7 @@ _HEADERS: dict[type[ServingError], dict[str, str]] = {
 
 def handle_serving_error(req: falcon.Request, resp: falcon.Response, error: ServingError, params: Any) -> None:
     """Respond with the status and the message of an error."""
-    resp.status = error.status if isinstance(error, ReloadError) else STATUSES[type(error)]
+    resp.status = STATUSES[type(error)]
     if resp.status == 204:  # without body and Content-Type
         return
     resp.set_headers(_HEADERS.get(type(error), {}))

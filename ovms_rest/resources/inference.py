@@ -1,63 +1,25 @@
 """Inference: the way of a request from its bytes to those of its response."""
 
 import time
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import falcon
 
 from ovms_rest.errors import BusyError, DeadlineError, InferenceError, NoContentError, ServingError
+from ovms_rest.models.servable import InferenceCounters, Servable
 from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import decode_raw_request, decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
 from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.protocol.json_memory import choose_budget
 from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requested
-from ovms_rest.protocol.tensors import Array, InferenceRequest, InferenceResponse, ModelMetadata, Tensor, batch_of
+from ovms_rest.protocol.tensors import InferenceRequest, InferenceResponse, ModelMetadata, batch_of
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.protocol.waiting_time import waits_since
 from ovms_rest.resources.body import read_body
 from ovms_rest.resources.compression import choose_encoding, compress
 from ovms_rest.settings import Settings
-from ovms_rest.shared_memory.statistics import FailureKind, Question, Served
-
-
-class InferenceCounters(Protocol):
-    """Where inferences of a version are counted; all times are nanoseconds."""
-
-    def begin(self) -> None:
-        """Note that an inference is under way."""
-
-    def record(
-        self,
-        queue_ns: int,
-        input_ns: int,
-        infer_ns: int,
-        output_ns: int,
-        batch: int = 1,
-        request_bytes: int = 0,
-        response_bytes: int = 0,
-    ) -> None:
-        """Count one that was answered."""
-
-    def fail(self, kind: FailureKind, total_ns: int) -> None:
-        """Count one that was not."""
-
-    def answer(self, question: Question) -> None:
-        """Count an answer about the model."""
-
-
-class Servable(Protocol):
-    """What can be inferred: a version of a model."""
-
-    counters: InferenceCounters
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What it takes and gives."""
-
-    def infer(self, arrays: Mapping[str, Array]) -> Mapping[str, Tensor]:
-        """Infer with an array for every input; return a tensor for every output, by name."""
+from ovms_rest.shared_memory.statistics import Served
 
 
 class Registry(Protocol):

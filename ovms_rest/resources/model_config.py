@@ -5,55 +5,24 @@ perf_analyzer passes shapes on as they are. Names, datatypes and order are those
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import falcon
 import orjson
 
+from ovms_rest.models.runtime import Model
+from ovms_rest.models.servable import Servable
 from ovms_rest.protocol.datatypes import BYTES
-from ovms_rest.protocol.tensors import ModelMetadata, TensorMetadata
+from ovms_rest.protocol.tensors import TensorMetadata
 
 # Triton has names for these layouts only; their dims are in the shape as they are here.
 _FORMATS = {"NHWC": "FORMAT_NHWC", "NCHW": "FORMAT_NCHW"}
 
 
-class Compilation(Protocol):
-    """How a version is compiled."""
-
-    @property
-    def device(self) -> str:
-        """The device, as OpenVINO names it."""
-
-    @property
-    def properties(self) -> Mapping[str, str | int | float | bool]:
-        """The properties that OpenVINO was given for it."""
-
-
-class Configured(Protocol):
-    """A version of a model or a pipeline, and how it is served."""
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What it takes and gives."""
-
-    @property
-    def compilation(self) -> Compilation | None:
-        """How it is compiled, None for a pipeline."""
-
-    @property
-    def file(self) -> Path | None:
-        """What it was read from, None for a pipeline."""
-
-    @property
-    def input_layouts(self) -> Mapping[str, str | None]:
-        """The layout of every input by name, None where none is known."""
-
-
 class ConfiguredModels(Protocol):
     """What is served."""
 
-    def find(self, name: str, version: str | None = None, explain: bool = False) -> Configured:
+    def find(self, name: str, version: str | None = None, explain: bool = False) -> Servable:
         """Return the version asked for, None being the highest. Raises NotFoundError, with the reason to `explain`."""
 
     def version_policy(self, name: str) -> dict[str, Any]:
@@ -70,16 +39,23 @@ class ModelConfiguration:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Answer how the model is served."""
-        model = self._models.find(name, version, explain=True)
-        resp.data = orjson.dumps(describe_config(model, self._models.version_policy(name), self._count_workers()))
+        servable = self._models.find(name, version, explain=True)
+        resp.data = orjson.dumps(describe_config(servable, self._models.version_policy(name), self._count_workers()))
 
     on_head = on_get
 
 
-def describe_config(model: Configured, version_policy: dict[str, Any], workers: int) -> dict[str, Any]:
-    """Return the ModelConfig of a version that so many workers serve, in Triton's JSON."""
-    metadata, compilation = model.metadata, model.compilation
-    device, properties = ("CPU", {}) if compilation is None else (compilation.device, compilation.properties)
+def describe_config(servable: Servable, version_policy: dict[str, Any], workers: int) -> dict[str, Any]:
+    """Return the ModelConfig of a version in Triton's JSON; without the number of workers where that is 0.
+
+    A pipeline is not compiled, has no file and declares no layouts.
+    """
+    metadata, device, file = servable.metadata, "CPU", ""
+    properties: Mapping[str, Any] = {}
+    layouts: Mapping[str, str | None] = {}
+    if isinstance(servable, Model):
+        device, properties = servable.compilation.device, servable.compilation.properties
+        layouts, file = servable.input_layouts, servable.file.name
     instances = {"name": metadata.name, "kind": "KIND_CPU" if device == "CPU" else "KIND_AUTO"}
     return {
         "name": metadata.name,
@@ -87,10 +63,10 @@ def describe_config(model: Configured, version_policy: dict[str, Any], workers: 
         "backend": "openvino",
         "version_policy": version_policy,
         "max_batch_size": 0,
-        "input": [_describe_input(tensor, model.input_layouts.get(tensor.name)) for tensor in metadata.inputs.values()],
+        "input": [_describe_input(tensor, layouts.get(tensor.name)) for tensor in metadata.inputs.values()],
         "output": [_describe_output(tensor) for tensor in metadata.outputs.values()],
         "instance_group": [{**instances, "count": workers} if workers else instances],
-        "default_model_filename": "" if model.file is None else model.file.name,
+        "default_model_filename": file,
         "parameters": {
             key: {"string_value": value if isinstance(value, str) else orjson.dumps(value).decode()}
             for key, value in {"target_device": device, **properties}.items()

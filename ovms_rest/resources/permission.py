@@ -2,7 +2,7 @@
 
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import falcon
@@ -23,8 +23,8 @@ Environ = Mapping[str, Any]
 class Permission:
     """Decides by the origin of a request whether it may change the service."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.is_control_address = False  # a hook sets it in the control worker
+    def __init__(self, settings: Settings, is_control: Callable[[], bool] = lambda: False) -> None:
+        self._is_control = is_control  # whether this process is the control worker
         self._allowed = settings.model_control
         self._control_bind = settings.control_bind
 
@@ -49,7 +49,7 @@ class Permission:
             return None
         if self._allowed == "none":
             return "is not allowed over HTTP; OVMS_REST_MODEL_CONTROL is 'none'"
-        if self.is_control_address:
+        if self._is_control():
             # A browser on this host can reach the control address. Tools and proxies may use any name for it.
             problem = _is_from_page(environ) and (_find_foreign_page(environ) or self._find_foreign_host(environ))
             return f"is not allowed for web pages of other sites: {problem}" if problem else None

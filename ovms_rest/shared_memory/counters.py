@@ -1,11 +1,11 @@
-"""What happens to every model, counted in memory that all processes share.
+"""Counters of every model version, in memory shared by all processes.
 
-Every version of a model has a table with a row for each worker slot. The arbiter makes it before it forks. A worker
-writes only its own row, so that there is nothing to lock; whoever reads sums the rows. What a worker has counted stays
-when it dies, and its successor in the slot adds to it, so that totals never fall.
+Every version has a table with a row for each worker slot, which the arbiter creates before it forks. A worker writes
+only its own row, without a lock; readers sum the rows. The counts of a worker that died stay, and its successor in the
+slot adds to them, so that totals never fall.
 
-A number takes eight bytes on a boundary of eight, which memoryview and numpy copy whole; `struct` with a byte order
-would go byte by byte, and readers would see halves.
+A number takes eight bytes at a multiple of eight, which memoryview and numpy copy as a whole; `struct` with a byte
+order would copy single bytes, and readers would see halves.
 """
 
 import mmap
@@ -32,7 +32,7 @@ from ovms_rest.shared_memory.statistics import (
 
 _BOUNDS_NS = tuple(bound * 1000 for bound in BOUNDS)
 _BUCKETS: Final = len(BOUNDS) + 1
-# So many batch sizes are told apart in a row; those that come later are counted together.
+# The number of batch sizes counted separately in a row; later ones are counted together.
 BATCH_SIZES: Final = 16
 
 # The columns of a row. At _BATCHES begins an entry for each batch size and one for all others, whose size is 0.
@@ -44,7 +44,7 @@ _QUEUE_TIME: Final = _INFERENCE_TIME + _BUCKETS
 _BATCHES: Final = _QUEUE_TIME + _BUCKETS
 _ENTRY: Final = 5  # size, count, and nanoseconds of input, infer and output
 _OTHERS: Final = _BATCHES + BATCH_SIZES * _ENTRY
-# Rows begin on a cache line, so that workers do not take them from each other.
+# Rows begin on a cache line, so that workers do not compete for one.
 _COLUMNS: Final = -(-(_OTHERS + _ENTRY) // 8) * 8
 
 _FAILURE_COLUMNS = {kind: _FAILURES + 2 * index for index, kind in enumerate(FAILURE_KINDS)}
@@ -52,10 +52,10 @@ _QUESTION_COLUMNS = {question: _QUESTIONS + index for index, question in enumera
 
 
 class ModelCounters:
-    """The counters of a version of a model: this process's row to write, and the sums of all rows."""
+    """The counters of a version: the row that this process writes, and the sums of all rows."""
 
     def __init__(self, name: str, version: str, slots: int, claimed: mmap.mmap) -> None:
-        """Make the table; pages that no worker writes cost nothing. `claimed` has a byte for each slot."""
+        """Allocate the table; pages that no worker writes take no memory. `claimed` has a byte for each slot."""
         self.name = name
         self.version = version
         self._claimed = claimed
@@ -65,19 +65,19 @@ class ModelCounters:
         self._entries: dict[int, int] = {}
 
     def claim(self, slot: int) -> None:
-        """Write the row of this slot from now on, going on from what is there."""
+        """Write the row of this slot from now on, adding to its counts."""
         self._row = row = self._numbers[slot * _COLUMNS : (slot + 1) * _COLUMNS]
         self._entries = {row[entry]: entry for entry in range(_BATCHES, _OTHERS, _ENTRY) if row[entry]}
         self.release(slot)
 
     def release(self, slot: int) -> bool:
-        """Forget the inference that the worker of this slot was at; return whether there was one."""
+        """Clear the inference in progress of this slot; return whether there was one."""
         column = slot * _COLUMNS + _ACTIVE
         was_active, self._numbers[column] = bool(self._numbers[column]), 0
         return was_active
 
     def begin(self) -> None:
-        """Note that this process is at an inference, until the next `record` or `fail`."""
+        """Note that an inference is in progress in this process, until the next `record` or `fail`."""
         self._row[_ACTIVE] = 1
 
     def record(
@@ -90,7 +90,7 @@ class ModelCounters:
         request_bytes: int = 0,
         response_bytes: int = 0,
     ) -> None:
-        """Count an inference that was answered."""
+        """Count a successful inference."""
         row = self._row
         entry = self._entries.get(batch) or self._add_entry(batch)
         row[entry + 1] += 1
@@ -108,7 +108,7 @@ class ModelCounters:
         row[_ACTIVE] = 0
 
     def _add_entry(self, batch: int) -> int:
-        """Return the column of the entry for a batch size that has none yet."""
+        """Return the column of the entry for a new batch size."""
         if not batch or len(self._entries) == BATCH_SIZES:
             return _OTHERS
         entry = self._entries[batch] = _BATCHES + len(self._entries) * _ENTRY
@@ -127,7 +127,7 @@ class ModelCounters:
         self._row[_QUESTION_COLUMNS[question]] += 1
 
     def read(self) -> ModelStatistics:
-        """Sum what all processes have counted."""
+        """Return the sums over all processes."""
         rows = self._rows[: self._claimed.rfind(b"\1") + 1].copy()
         sums: list[int] = rows.sum(0, np.uint64).tolist()
         batches = _sum_batches(rows[:, _BATCHES : _OTHERS + _ENTRY].reshape(-1, _ENTRY).tolist())
@@ -157,7 +157,7 @@ class ModelCounters:
 
 
 def _sum_batches(entries: list[list[int]]) -> dict[int, list[int]]:
-    """Sum entries by batch size; under 0 are those of the sizes that are not told apart."""
+    """Sum entries by batch size; 0 stands for all sizes that are not counted separately."""
     batches: dict[int, list[int]] = {0: [0, 0, 0, 0]}
     for size, *numbers in entries:
         if numbers[0]:
@@ -166,10 +166,9 @@ def _sum_batches(entries: list[list[int]]) -> dict[int, list[int]]:
 
 
 class Counters:
-    """The counters of all models. A process that claims no slot writes the first row, as where there are no workers."""
+    """The counters of all models. A process that claims no slot, as without gunicorn, writes the first row."""
 
     def __init__(self, slots: int) -> None:
-        """Make room for so many workers."""
         self._slots = slots
         self._slot = 0
         self._claimed = mmap.mmap(-1, slots)
@@ -177,7 +176,7 @@ class Counters:
         self._models: dict[tuple[str, str], ModelCounters] = {}
 
     def of(self, name: str, version: str) -> ModelCounters:
-        """Return the counters of a version of a model, always the same; the first call is the arbiter's, at load."""
+        """Return the counters of a version, always the same object; the arbiter calls this first, at load."""
         key = name, version
         if key not in self._models:
             self._models[key] = ModelCounters(name, version, self._slots, self._claimed)
@@ -185,27 +184,27 @@ class Counters:
         return self._models[key]
 
     def keep(self, versions: Set[tuple[str, str]]) -> None:
-        """Forget all but these, names with versions: called in the arbiter before it forks a new generation."""
+        """Drop all counters but those of these names and versions; in the arbiter before it forks a new generation."""
         self._models = {key: model for key, model in self._models.items() if key in versions}
 
     def claim(self, slot: int) -> None:
-        """Write the rows of this slot from now on: called in a worker after the fork."""
+        """Write the rows of this slot from now on; in a worker after the fork."""
         self._slot = slot
         self._claimed[slot] = 1
         for model in self._models.values():
             model.claim(slot)
 
     def release(self, slot: int) -> list[str]:
-        """Forget what the worker of this slot was at, and return it, as name/version. What it counted stays.
+        """Clear the inferences in progress of this slot, and return their versions, as name/version. Its counts stay.
 
         Called in the arbiter when the worker is gone.
         """
         return [f"{model.name}/{model.version}" for model in self._models.values() if model.release(slot)]
 
     def statistics(self, name: str | None = None, version: str | None = None) -> list[ModelStatistics]:
-        """Return the sums of a version, of all versions of a model, or of all models, in the order of their loading.
+        """Return the sums of a version, of all versions of a model, or of all models, in the order of loading.
 
-        Raises NotFoundError for what was never loaded.
+        Raises NotFoundError for a model or version that was never loaded.
         """
         found = [
             counters for key, counters in self._models.items() if name in (None, key[0]) and version in (None, key[1])

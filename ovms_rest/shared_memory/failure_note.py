@@ -1,6 +1,6 @@
-"""The reason why a worker cannot become ready, which it leaves for the arbiter.
+"""The reason why a worker cannot become ready, passed to the arbiter.
 
-The arbiter logs it once for all workers that fail alike; each of them would log it again.
+The arbiter logs it once for all workers that fail for the same reason.
 """
 
 import mmap
@@ -13,29 +13,29 @@ _BYTES = 65536
 
 
 class FailureNote:
-    """A page that a worker and the arbiter share; made before the fork."""
+    """A page shared by a worker and the arbiter; created before the fork."""
 
     def __init__(self) -> None:
-        """Make it. Raises OSError when there is no memory."""
+        """Allocate the page. Raises OSError if memory is short."""
         self._page = mmap.mmap(-1, _BYTES)
 
     def write(self, error: Exception) -> None:
-        """Leave the reason, in the worker."""
+        """Write the reason, in the worker."""
         text = f"a worker cannot become ready: {describe(error)}"
-        if not (isinstance(error, OSError) and error.filename):  # that text alone may not show what failed
+        if not (isinstance(error, OSError) and error.filename):  # other texts may not show the cause
             text += "\n" + "".join(traceback.format_exception(error)).rstrip()
         self._page.seek(0)
         self._page.write(text.encode(errors="backslashreplace")[: _BYTES - 1])
 
     def take(self) -> str:
-        """Return the reason, "" when there is none, and free the page, in the arbiter."""
+        """Return the reason, "" if there is none, and free the page; in the arbiter."""
         text = self._page[: self._page.find(b"\0")].decode(errors="replace")
         self._page.close()
         return text
 
 
 def describe(error: Exception) -> str:
-    """Return a line for an error: what the system says of an OSError, the type and the text of any other."""
+    """Return one line for an error: the system's message of an OSError, the type and message of any other."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.strerror}: {error.filename!r}"
     return f"{type(error).__name__}: {error}"

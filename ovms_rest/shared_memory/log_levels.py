@@ -1,8 +1,7 @@
-"""Which lines the log has, in memory that all processes share: what a call sets in one holds in all at once.
+"""The log's settings in memory shared by all processes: a change in one takes effect in all immediately.
 
-The loggers ask the shared numbers whether they are enabled for a level, before a record is made. That hangs on the
-loggers, not on their handlers: gunicorn makes those anew at a reload, a user's `--logconfig` has others, and a process
-that is forked inherits it.
+The loggers check the shared numbers before a record is made. The check belongs to the loggers, not to their handlers:
+gunicorn replaces the handlers at a reload, a user's `--logconfig` has others, and forked processes inherit the loggers.
 """
 
 import logging
@@ -13,7 +12,7 @@ from functools import partial
 
 from ovms_rest.shared_memory.log_settings import LOG_FORMATS, Changes, LogSettings
 
-# gunicorn's, and ours below it.
+# gunicorn's logger and ours, its child.
 _LOGGER = logging.getLogger("gunicorn.error")
 _LOGGERS = (_LOGGER, logging.getLogger("gunicorn.error.ovms_rest"))
 
@@ -29,19 +28,18 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class LogLevels:
-    """The settings of the log; made in the arbiter before it forks. Until `install` they have no effect."""
+    """The settings of the log; created in the arbiter before it forks. They take effect with `install`."""
 
     def __init__(self) -> None:
-        """Begin with what gunicorn's level says."""
+        """Start with gunicorn's level."""
         self._numbers = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
         self._level = -1
         self._follow(_LOGGER.getEffectiveLevel())
 
     def install(self) -> None:
-        """Have the shared settings decide from now on; in the arbiter, each time gunicorn has set up its logger.
+        """Apply the shared settings from now on; in the arbiter, each time gunicorn has set up its logger.
 
-        gunicorn has set its level then. It counts at the start and when it is another than last time; else what calls
-        have set goes on.
+        gunicorn's level replaces the settings at the start and when it has changed; else they stay as calls set them.
         """
         level = _LOGGER.getEffectiveLevel()
         if level != self._level:
@@ -54,7 +52,7 @@ class LogLevels:
                 formatter.formatTime = partial(self._format_time, formatter.formatTime)  # type: ignore[method-assign]
 
     def read(self) -> LogSettings:
-        """Return the settings as they are."""
+        """Return the current settings."""
         info, warning, error, verbose, log_format = self._numbers[: len(_COLUMNS)]
         return LogSettings("", bool(info), bool(warning), bool(error), verbose, LOG_FORMATS[log_format])
 
@@ -64,7 +62,7 @@ class LogLevels:
             self._numbers[_COLUMNS[name]] = LOG_FORMATS.index(value) if name == "log_format" else int(value)
 
     def _follow(self, level: int) -> None:
-        """Set what a level of Python's says: it and all above."""
+        """Enable a level of Python's and all above it."""
         self._level = level
         self._numbers[_INFO] = level <= logging.INFO
         self._numbers[_WARNING] = level <= logging.WARNING
@@ -72,7 +70,7 @@ class LogLevels:
         self._numbers[_VERBOSE] = level <= logging.DEBUG
 
     def _is_enabled_for(self, level: int) -> bool:
-        """Tell whether the log has records of a level."""
+        """Return whether records of a level are logged."""
         return level >= logging.CRITICAL or self._numbers[_column(level)] > 0
 
     def _format_time(

@@ -1,7 +1,7 @@
-"""How workers ask the arbiter for something, and how it answers: through memory and a socket that all of them inherit.
+"""Messages from workers to the arbiter, over a socket, and a value that the arbiter publishes in shared memory.
 
-A worker sends a message, at which the system signals the arbiter. The arbiter reads what has come and publishes one
-value, which every process of every generation can read, whenever it likes.
+When a worker sends a message, the system signals the arbiter. The arbiter reads the messages and publishes one value,
+which every process of every generation can read at any time.
 """
 
 import fcntl
@@ -15,46 +15,46 @@ import orjson
 
 from ovms_rest.errors import BusyError, InvalidRequestError
 
-# What the arbiter gets when a message has come. The system sends it, on the arbiter's own behalf: a worker that has
-# dropped its privileges (--user) may not signal an arbiter of root's. gunicorn does not use it.
+# The signal that a message has arrived. The system sends it on behalf of the arbiter itself: a worker that has dropped
+# its privileges (--user) may not signal an arbiter of root. gunicorn does not use it.
 CONTROL = signal.SIGIO
 
-# As orjson writes it: 254 levels, of which the message itself is one.
+# orjson writes 254 levels; the message itself is one.
 MAX_VALUE_DEPTH = 253
-# Less than a datagram may have, whatever the system's buffers are.
+# Below the limit of a datagram, whatever the system's buffer sizes.
 MAX_MESSAGE_BYTES = 65_536
-# Of the value, in shared memory: how often its writing was begun or ended, so that it is odd meanwhile; its length.
+# In shared memory: the number of times that a write began or ended, odd during a write, and the value's length.
 _WRITES, _LENGTH = range(2)
 
 
 class Mailbox:
-    """Messages to the arbiter, and the value that it publishes; made before the first fork."""
+    """Messages to the arbiter, and the value that it publishes; created before the first fork."""
 
     def __init__(self) -> None:
-        """Make the socket and the memory, in the arbiter."""
+        """Create the socket and the memory, in the arbiter."""
         self._arbiter = os.getpid()
-        # Datagrams are whole, whoever else sends at the same time, and the system bounds how many wait.
+        # Datagrams of several senders do not mix, and the system limits the number queued.
         self._receiver, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
-        # No message comes before there are workers, and by then the arbiter has a handler for the signal.
+        # No message arrives before workers start, and by then the arbiter has a handler for the signal.
         fcntl.fcntl(self._receiver, fcntl.F_SETOWN, self._arbiter)
         fcntl.fcntl(self._receiver, fcntl.F_SETFL, fcntl.fcntl(self._receiver, fcntl.F_GETFL) | os.O_ASYNC)
         self._numbers = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
-        # A file in memory grows with the value; a map of a fixed size would be too small for some.
+        # A file in memory grows with the value; any fixed size would be too small for some.
         self._value = os.memfd_create("mailbox")
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message to the arbiter, in a worker.
 
-        Raises BusyError when too many wait already or the arbiter is gone, and InvalidRequestError for one that is too
-        large or nested too deep.
+        Raises BusyError if too many are queued or the arbiter is gone, and InvalidRequestError for a message that is
+        too large or nested too deep.
         """
-        if os.getppid() != self._arbiter:  # and nobody will read it
+        if os.getppid() != self._arbiter:  # no process would read it
             raise BusyError("the service is shutting down, nothing is changed any more")
         try:
             data = orjson.dumps(message)
-        except TypeError as error:  # it was read from JSON, so that nothing else can be wrong with it
+        except TypeError as error:  # the only other cause would be a type that JSON lacks
             raise InvalidRequestError(
                 f"the request has a value that is nested too deep, at most {MAX_VALUE_DEPTH} levels are allowed"
             ) from error
@@ -68,7 +68,7 @@ class Mailbox:
             raise BusyError("too many changes wait to be made; try again") from error
 
     def receive(self) -> list[dict[str, Any]]:
-        """Return the messages that have come, in the arbiter."""
+        """Return the queued messages, in the arbiter."""
         messages = []
         while True:
             try:
@@ -77,10 +77,10 @@ class Mailbox:
                 return messages
 
     def publish(self, value: Any) -> None:
-        """Publish a value that JSON can hold, in the arbiter. Raises OSError when there is no memory for it."""
+        """Publish a JSON value, in the arbiter. Raises OSError if memory is short."""
         data = memoryview(orjson.dumps(value))
         self._numbers[_WRITES] += 1
-        self._numbers[_LENGTH] = 0  # which stays so when the value cannot be written
+        self._numbers[_LENGTH] = 0  # stays 0 if the value cannot be written
         try:
             os.ftruncate(self._value, len(data))
             written = 0
@@ -91,11 +91,11 @@ class Mailbox:
             self._numbers[_WRITES] += 1
 
     def writes(self) -> int:
-        """Return a number that is another one whenever something was published since."""
+        """Return a number that changes whenever a value is published."""
         return self._numbers[_WRITES]
 
     def read(self) -> Any:
-        """Return the value published last, None when there is none or another is just being written."""
+        """Return the value published last, None if there is none or a write is in progress."""
         writes, length = self._numbers[_WRITES], self._numbers[_LENGTH]
         data = b""
         while len(data) < length and (piece := os.pread(self._value, length - len(data), len(data))):

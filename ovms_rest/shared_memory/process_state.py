@@ -1,4 +1,4 @@
-"""The state of the processes and models of the service, as metrics show it."""
+"""The state of the service's processes and models, as metrics show it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """A worker: the label it is told by, whether it is at work, what it holds; None is not told."""
+    """A worker: its label, whether it is busy, and its resources; None if unknown."""
 
     worker: str
     busy: bool | None = None
@@ -18,7 +18,7 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """The processes of the service; None is not told.
+    """The processes of the service; None if unknown.
 
     The memory is that of the host or of the tightest control group.
     """
@@ -32,7 +32,7 @@ class ProcessState:
 
 
 class Readiness(NamedTuple):
-    """Whether a version of a model or pipeline that should serve does."""
+    """Whether a version of a model or pipeline serves that should."""
 
     name: str
     version: str

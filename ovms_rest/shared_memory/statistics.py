@@ -1,25 +1,25 @@
-"""What has happened to the versions of models, in the form of Triton's statistics extension (protocol.md section 8)."""
+"""Statistics of model versions, in the form of Triton's statistics extension (protocol/README.md, section 8)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-# Why an inference was not answered: a mistake of the client (4xx), a failure of the model (500), too many requests
-# waiting, a request that could not start in the time it gave, a client that closed its connection before the inference
-# began (by Triton's word).
+# Why an inference failed: an error of the client (4xx), a failure of the model (500), too many queued requests, a
+# request that did not start within its timeout, a client that closed its connection before the inference began
+# (Triton's term).
 FailureKind = Literal["invalid", "failed", "overload", "timeout", "canceled"]
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
-# What besides inferences is asked of a model, by OVMS's names.
+# Requests for a model besides inferences, by OVMS's names.
 Question = Literal["ModelMetadata", "ModelReady"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 
-# The upper bounds of OVMS's histograms in microseconds, each included; a last bucket has none (ovms_config.md 8.3).
+# The inclusive upper bounds in microseconds of OVMS's histograms, whose last bucket has none (its page on metrics).
 BOUNDS = tuple(int(10 * 1.8**exponent) for exponent in range(33))
 
 
 class Served(NamedTuple):
-    """What is known of one inference when its answer is sent; times are 0 for what it did not get to."""
+    """The record of one inference when its response is sent; times of steps that it did not reach are 0."""
 
     model_name: str
     model_version: str
@@ -32,14 +32,14 @@ class Served(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """How often something happened, and the nanoseconds it took in all; orjson writes it as the extension has it."""
+    """The number of events and their total time in nanoseconds; orjson writes it in the form of the extension."""
 
     count: int
     ns: int
 
 
 class Histogram(NamedTuple):
-    """How many durations fell into each bucket of BOUNDS and the one behind them, and their sum in nanoseconds."""
+    """The number of durations in each bucket of BOUNDS and the last one, and their sum in nanoseconds."""
 
     buckets: tuple[int, ...]
     ns: int
@@ -56,7 +56,7 @@ class BatchStatistics:
     output_ns: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as the extension writes it."""
+        """Return it in the form of the extension."""
         return {
             "batch_size": self.batch_size,
             "compute_input": Duration(self.count, self.input_ns),
@@ -67,10 +67,10 @@ class BatchStatistics:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatistics:
-    """What has happened to a version of a model or a pipeline since the service started, in all workers.
+    """The statistics of a version of a model or a pipeline since the service started, over all workers.
 
-    `success`, `queue`, `compute_input`, `compute_infer` and `compute_output` count the same: inferences that were
-    answered. `success` takes as long as the other four together. `inference_count` is the sum of their batch sizes.
+    `success`, `queue`, `compute_input`, `compute_infer` and `compute_output` count the same: successful inferences. The
+    time of `success` is the sum of the other four. `inference_count` is the sum of the batch sizes.
     """
 
     name: str
@@ -91,14 +91,14 @@ class ModelStatistics:
     request_bytes: int
     response_bytes: int
     active: int  # inferences under way
-    # What is not counted, but set where the model is loaded.
+    # Not counted, but set where the model is loaded.
     is_pipeline: bool = False
     streams: int | None = None
     queue_size: int | None = None
 
     @property
     def fail(self) -> Duration:
-        """The inferences that were not answered, for whatever reason."""
+        """The inferences that failed, for any reason."""
         failures = self.failures.values()
         return Duration(sum(failure.count for failure in failures), sum(failure.ns for failure in failures))
 

@@ -97,9 +97,6 @@ class Worker(BaseWorker):  # type: ignore[misc]
     is_control: bool = False
     tls: ssl.SSLContext | None = None
     failure: FailureNote
-    # Set by a hook in the worker: what is called every so often, 0 for never, in one of the workers.
-    watch: Callable[[], None] | None = None
-    poll_seconds: int = 0
 
     _access_log: AccessLog | None = None
     _must_reopen_logs = False
@@ -123,6 +120,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _set_up(self) -> None:
         cfg, settings = self.cfg, read_settings(os.environ)
+        # The application's check of its files for changes, and how often to call it, 0 for never.
+        self.watch: Callable[[], None] | None = getattr(self.wsgi, "watch", None)
+        self.poll_seconds = settings.file_system_poll_wait_seconds
         self._script_name = read_script_name(os.environ.get("SCRIPT_NAME", ""))
         self.heads = HeadReader(cfg, self._script_name)
         self.times = Times(

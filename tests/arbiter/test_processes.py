@@ -14,6 +14,8 @@ from service import PATIENCE, ROOT, receive, run_to_end, serve, write_config
 from ovms_rest.arbiter import hooks
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.settings import Settings
+from ovms_rest.shared_memory.table import WorkerTable
 
 RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
 
@@ -320,9 +322,10 @@ def test_readiness_does_not_fall_with_a_generation_whose_place_another_takes(tmp
 
 def make_arbiter(models):
     """Make what the hooks need of an arbiter and its application."""
-    counters = types.SimpleNamespace(release=lambda slot: [])
-    app = types.SimpleNamespace(models=models, telemetry=types.SimpleNamespace(counters=counters))
-    return types.SimpleNamespace(app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], tls=None, WORKERS={})
+    app = types.SimpleNamespace(models=models, table=WorkerTable(8, 1), release=lambda slot: [])
+    return types.SimpleNamespace(
+        app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], settings=Settings(), tls=None, WORKERS={}
+    )
 
 
 def test_a_model_at_which_workers_die_is_given_up(caplog):

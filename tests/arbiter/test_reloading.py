@@ -7,7 +7,6 @@ import shutil
 import signal
 import threading
 import time
-from errno import EIO, ESTALE
 
 import model_zoo
 import numpy as np
@@ -16,10 +15,14 @@ from openvino import Type, opset15
 from service import serve, write_config
 from tritonclient import http as http_client
 
-from ovms_rest.arbiter import reloading
-from ovms_rest.arbiter.reloading import Change, Reloads
-from ovms_rest.errors import NotFoundError, ReloadError, TryLaterError
+from ovms_rest.arbiter.reloading import Reloading
+from ovms_rest.config import load_config
+from ovms_rest.errors import LoadFailedError, NotFoundError, ReloadError, TryLaterError, UnavailableError
 from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.models.watching import stamp
+from ovms_rest.resources.arbiter_client import ArbiterClient
+from ovms_rest.resources.error_handlers import STATUSES
+from ovms_rest.shared_memory.messages import Change
 
 
 def times(factor):
@@ -116,140 +119,135 @@ def test_the_repository_index_tells_states_and_reasons(served, tmp_path):
     assert served.get(path).status == 405
 
 
-def test_the_outcome_is_what_serves_in_the_end(tmp_path):
-    """Not what was loaded: the new workers may die at it."""
-    ticket = {"id": "7", "writes": 0}
+def make(path, load, models=None):
+    """Make the arbiter's side of changes, given the function that loads models, and the workers' side."""
+    models = models or ModelRegistry({})
+    reloading = Reloading(path, models, load)
+    return reloading, ArbiterClient(reloading.mailbox, models)
+
+
+def run(reloading, *changes, renew=lambda has_changed: ""):
+    reloading.run(changes, lambda: False, renew)
+
+
+def ticket(number):
+    return {"id": str(number), "writes": 0}
+
+
+def load_nothing(configs, previous, housekeep):
+    return {}
+
+
+def test_outcome_is_that_of_the_workers_that_serve_in_the_end(tmp_path):
+    """The new workers may die at a model that was loaded."""
     config, models = write_config(tmp_path, {"name": "m", "base_path": "m"}), ModelRegistry({})
-    reloads = Reloads(config, models, lambda configs, previous, stop: ModelRegistry({"m": Entry({1: None})}))
-    assert reloads.run([Change(id="7")], lambda: False)
-    models.give_up("m/1", "died")
-    with pytest.raises(TryLaterError) as deferred:
-        reloads.request(ticket)
-    assert not deferred.value.is_due()
-    reloads.end()
-    assert deferred.value.is_due()
-    with pytest.raises(ReloadError, match=r"^model 'm' version 1 died$") as caught:
-        reloads.request(ticket)
-    assert caught.value.status == 412
+    reloading, client = make(config, lambda configs, previous, housekeep: {"m": Entry({1: None})}, models)
+    asked, deferred = ticket(7), []
+
+    def renew(has_changed):
+        assert has_changed
+        models.give_up("m/1", "died")
+        with pytest.raises(TryLaterError) as caught:
+            client.request(asked)
+        deferred.append(caught.value)
+        assert not caught.value.is_due()
+        return ""
+
+    run(reloading, Change(id="7"), renew=renew)
+    assert deferred[0].is_due()
+    with pytest.raises(LoadFailedError, match=r"^model 'm' version 1 died$"):
+        client.request(asked)
 
 
-def test_a_bug_while_loading_is_told_and_the_arbiter_lives(tmp_path, caplog):
-    def load(configs, previous, stop):
+def test_reload_is_unavailable_while_the_new_workers_do_not_become_ready(tmp_path):
+    reloading, client = make(write_config(tmp_path), load_nothing)
+    run(reloading, Change(id="7"), renew=lambda has_changed: "the reason")
+    with pytest.raises(UnavailableError, match=r"^the reason$"):
+        client.request(ticket(7))
+
+
+def test_bug_while_loading_is_reported_and_the_arbiter_lives(tmp_path, caplog):
+    def load(configs, previous, housekeep):
         raise ZeroDivisionError("a bug")
 
-    models = ModelRegistry({})
-    reloads = Reloads(write_config(tmp_path), models, load)
-    assert not reloads.run([Change(id="7")], lambda: False)
-    reloads.end()
+    reloading, client = make(write_config(tmp_path), load)
+    changed = []
+    run(reloading, Change(id="7"), renew=lambda has_changed: changed.append(has_changed) or "")
+    assert changed == [False]
     with pytest.raises(ReloadError, match="internal error; the reason is in the log of the server") as caught:
-        reloads.request({"id": "7", "writes": 0})
-    assert caught.value.status == 500
+        client.request(ticket(7))
+    assert STATUSES[type(caught.value)] == 500
     assert "a bug" in caplog.text
 
 
-@pytest.mark.parametrize(("what", "status"), [("load", 404), ("unload", 201)])
-def test_a_change_of_a_model_that_a_reload_beside_it_takes_away_is_answered(tmp_path, what, status):
-    """What comes while the arbiter loads is made at once after that."""
+@pytest.mark.parametrize(("action", "status"), [("load", 404), ("unload", 201)])
+def test_change_of_a_model_that_a_reload_in_the_same_run_removes_has_an_outcome(tmp_path, action, status):
+    """Changes that arrive while the arbiter loads run together afterwards."""
     models = ModelRegistry({})
     config = write_config(tmp_path, {"name": "m", "base_path": "m"}, {"name": "n", "base_path": "n"})
+    is_started = False
 
-    def load(configs, previous, stop):
-        return ModelRegistry({model.name: Entry({1: object()}) for model in configs})
+    def load(configs, previous, housekeep):
+        if is_started:
+            write_config(tmp_path, {"name": "n", "base_path": "n"})
+        return {model.name: Entry({1: object()}) for model in configs}
 
-    reloads = Reloads(config, models, load)
-    reloads.load()
-
-    def load_and_change(configs, previous, stop):
+    reloading, client = make(config, load, models)
+    reloading.start(load_config(config), stamp(config))
+    is_started = True
+    if action == "unload":
         write_config(tmp_path, {"name": "n", "base_path": "n"})
-        return load(configs, previous, stop)
-
-    reloads._load = load_and_change
-    if what == "unload":
-        write_config(tmp_path, {"name": "n", "base_path": "n"})
-    reloads.run([Change(what, "m", id="7"), Change(id="8")], lambda: False)
-    reloads.end()
+    run(reloading, Change(action, "m", id="7"), Change(id="8"))
     assert list(models.entries) == ["n"]
-    ticket = {"id": "7", "writes": 0}
     if status == 404:
         with pytest.raises(NotFoundError, match=r"^model 'm' is not in .* any more$"):
-            reloads.load_model(ticket, "m", None)
+            client.load_model(ticket(7), "m", None)
     else:
-        reloads.unload_model(ticket, "m", False)
+        client.unload_model(ticket(7), "m", False)
 
 
-def test_what_a_disk_refuses_to_tell_is_logged_once_for_each_kind_and_looked_at_again(tmp_path, caplog, monkeypatch):
-    """A worker calls it every second; an error would end it."""
-    errors = [ESTALE, ESTALE, EIO, ESTALE, EIO, None]
-
-    def stamp(path):
-        error = errors.pop(0)
-        if error is not None:
-            raise OSError(error, os.strerror(error), str(path))
-        return (("changed", 1, 1, 1),)
-
-    config = write_config(tmp_path)
-    reloads = Reloads(config, ModelRegistry({}), lambda configs, previous, stop: ModelRegistry({}))
-    monkeypatch.setattr(reloading, "stamp", stamp)
-    for _ in range(6):
-        reloads.watch()
-    assert errors == []
-    assert [record.message for record in caplog.records] == [
-        "cannot tell whether the config or a model has changed, and goes on trying: "
-        f"[Errno {error}] {os.strerror(error)}: '{config}'"
-        for error in (ESTALE, EIO)
-    ]
-
-
-def test_the_newest_outcome_arrives_after_any_number_of_long_ones(tmp_path):
+def test_newest_outcome_arrives_after_any_number_of_long_ones(tmp_path):
     """Each of 4-byte characters, beside the status of thousands of models that do not serve for long reasons."""
     models = ModelRegistry({f"m{number}": Entry(reason="why " * 500) for number in range(3000)})
 
-    def load(configs, previous, stop):
-        raise ReloadError("\U0001f600" * 3000, 412)
+    def load(configs, previous, housekeep):
+        raise LoadFailedError("\U0001f600" * 3000)
 
-    reloads = Reloads(write_config(tmp_path, {"name": "m", "base_path": "m"}), models, load)
+    reloading, client = make(write_config(tmp_path, {"name": "m", "base_path": "m"}), load, models)
     for number in range(100):
-        reloads.run([Change("load", "m", id=str(number))], lambda: False)
-        reloads.end()
+        run(reloading, Change("load", "m", id=str(number)))
     for number in (0, 99):
-        with pytest.raises(ReloadError, match=r"^\U0001f600{500}$"):
-            reloads.load_model({"id": str(number), "writes": 0}, "m", None)
-    assert reloads.status().keys() == models.entries.keys()
+        with pytest.raises(LoadFailedError, match=r"^\U0001f600{500}$"):
+            client.load_model(ticket(number), "m", None)
+    assert client.status().keys() == models.entries.keys()
 
 
-def test_all_outcomes_of_changes_that_are_made_together_arrive(tmp_path):
-    models = ModelRegistry({})
-    reloads = Reloads(write_config(tmp_path), models, lambda configs, previous, stop: ModelRegistry({}))
-    reloads.run([Change(id=str(number)) for number in range(1000)], lambda: False)
-    reloads.end()
-    assert reloads.request({"id": "0", "writes": 0}) == (False, {})
-    assert reloads.request({"id": "999", "writes": 0}) == (False, {})
+def test_outcomes_of_changes_that_run_together_all_arrive(tmp_path):
+    reloading, client = make(write_config(tmp_path), load_nothing)
+    run(reloading, *[Change(id=str(number)) for number in range(1000)])
+    assert client.request(ticket(0)) == (False, {})
+    assert client.request(ticket(999)) == (False, {})
 
 
-def test_outcomes_that_cannot_be_published_come_with_the_next(tmp_path, caplog, monkeypatch):
-    models = ModelRegistry({})
-    reloads = Reloads(write_config(tmp_path), models, lambda configs, previous, stop: ModelRegistry({}))
+def test_outcomes_that_cannot_be_published_are_published_with_the_next(tmp_path, caplog, monkeypatch):
+    reloading, client = make(write_config(tmp_path), load_nothing)
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", lambda *arguments: os.strerror(os.write(-1, b"")))
-        reloads.run([Change(id="1")], lambda: False)
-        reloads.end()
+        run(reloading, Change(id="1"))
     assert "cannot publish the outcomes of 1 changes" in caplog.text
     with pytest.raises(TryLaterError):
-        reloads.request({"id": "1", "writes": 0})
-    reloads.run([Change(id="2")], lambda: False)
-    reloads.end()
-    assert reloads.request({"id": "1", "writes": 0}) == (False, {})
+        client.request(ticket(1))
+    run(reloading, Change(id="2"))
+    assert client.request(ticket(1)) == (False, {})
 
 
-def test_an_outcome_is_kept_for_who_comes_late_but_not_for_ever(tmp_path):
-    models = ModelRegistry({})
-    reloads = Reloads(write_config(tmp_path), models, lambda configs, previous, stop: ModelRegistry({}))
+def test_outcome_is_kept_for_late_callers_but_not_for_ever(tmp_path):
+    reloading, client = make(write_config(tmp_path), load_nothing)
     for number in range(300):
-        reloads.run([Change(id=str(number))], lambda: False)
-        reloads.end()
-    assert reloads.request({"id": "100", "writes": 0}) == (False, {})
+        run(reloading, Change(id=str(number)))
+    assert client.request(ticket(100)) == (False, {})
     with pytest.raises(TryLaterError):
-        reloads.request({"id": "1", "writes": 0})
+        client.request(ticket(1))
 
 
 def test_nothing_new_is_a_200_and_no_worker_is_replaced(served):

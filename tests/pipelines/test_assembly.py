@@ -43,7 +43,7 @@ def test_a_pipeline_is_made_of_the_highest_version_or_of_the_one_it_names():
     for pipeline, version in ((definition(), 10), (definition(version=2), 2)):
         entry = assemble(models, pipeline=pipeline)
         assert (entry.kind, list(entry.versions), entry.reason) == ("pipeline", [1], "")
-        assert entry.versions[1].parts == (models["m"].versions[version],)
+        assert entry.versions[1].dependencies == (models["m"].versions[version],)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_pipeline_takes_the_place_of_a_model_of_its_name_that_served_before():
     models = {"m": Entry({1: FakeModel()})}
     entry = assemble(models, {"p": Entry({1: FakeModel("p")})})
     assert entry.kind == "pipeline"
-    assert entry.versions[1].parts == tuple(models["m"].versions.values())
+    assert entry.versions[1].dependencies == tuple(models["m"].versions.values())
 
 
 CODE = """

@@ -145,7 +145,7 @@ def test_a_library_that_looks_for_files_near_it_is_opened_in_place(tmp_path, fla
     file = build(tmp_path / "node.so", "-DWITH_DEINITIALIZE", flag)
     node = load(tmp_path, add="1")
     assert caplog.messages == [
-        f"library {file} is opened in place, as it looks for files near it; replace it by renaming only"
+        f"library {file} is opened in place, since it looks for files near it; replace it by renaming only"
     ]
 
     def work() -> None:
@@ -204,18 +204,18 @@ def test_an_output_outlives_the_runs_after_it(directory):
 
 
 GARBAGE = {
-    "no name": "gave an output without a name",
-    "other name": "gave no output 'y'",
-    "unspecified": "gave output 'y' with the precision 0, expected 1 for FP32",
-    "other precision": "gave output 'y' with the precision 7, expected 1 for FP32",
-    "null dims": "gave output 'y' with no dims, but NULL, expected 1 to 32",
-    "no dims": "gave output 'y' with 0 dims, expected 1 to 32",
-    "too many dims": "gave output 'y' with 4611686018427387904 dims, expected 1 to 32",
-    "one dim": "gave output 'y' with the shape [2], expected [-1,-1]",
-    "too few bytes": "gave output 'y' with 15 bytes of data, expected 16 for the shape [2,2] of FP32",
-    "null data": "gave output 'y' with no data, but NULL, expected 16 bytes",
-    "no memory": "gave output 'y' with 4611686018427387904 bytes of data, more than there is memory",
-    "twice": "gave output 'y' twice",
+    "no name": "returned an output without a name",
+    "other name": "returned no output 'y'",
+    "unspecified": "returned output 'y' with the precision 0, expected 1 for FP32",
+    "other precision": "returned output 'y' with the precision 7, expected 1 for FP32",
+    "null dims": "returned output 'y' with NULL dims, expected 1 to 32",
+    "no dims": "returned output 'y' with 0 dims, expected 1 to 32",
+    "too many dims": "returned output 'y' with 4611686018427387904 dims, expected 1 to 32",
+    "one dim": "returned output 'y' with the shape [2], expected [-1,-1]",
+    "too few bytes": "returned output 'y' with 15 bytes of data, expected 16 for the shape [2,2] of FP32",
+    "null data": "returned output 'y' with NULL data, expected 16 bytes",
+    "no memory": "returned output 'y' with 4611686018427387904 bytes of data, which is more than the free memory",
+    "twice": "returned output 'y' twice",
 }
 
 
@@ -225,7 +225,7 @@ def test_garbage_is_told_and_its_memory_released(directory, caplog, mode):
     before = count(directory)
     with pytest.raises(InferenceError) as caught:
         node.execute({"x": X})
-    assert str(caught.value) == f"pipeline node code 'lib' {GARBAGE[mode]}"
+    assert str(caught.value) == f"custom node library 'lib' {GARBAGE[mode]}"
     assert caplog.messages == [str(caught.value)]
     after = count(directory)
     assert after[0] - before[0] == after[1] - before[1] > 0
@@ -233,10 +233,10 @@ def test_garbage_is_told_and_its_memory_released(directory, caplog, mode):
 
 FAILURES = {
     "fails": ("failed: execute returned 5, expected 0", 0),
-    "null": ("gave no array of outputs, but NULL", 0),
+    "null": ("returned NULL as the array of outputs", 0),
     # The array is released, and not what is said to be in it.
-    "none": ("gave 0 outputs, expected 1 to 1024", 1),
-    "too many": ("gave 1073741824 outputs, expected 1 to 1024", 1),
+    "none": ("returned 0 outputs, expected 1 to 1024", 1),
+    "too many": ("returned 1073741824 outputs, expected 1 to 1024", 1),
 }
 
 
@@ -247,7 +247,7 @@ def test_a_failure_is_told_and_what_may_be_released_is(directory, mode):
     before = count(directory)
     with pytest.raises(InferenceError) as caught:
         node.execute({"x": X})
-    assert str(caught.value) == f"pipeline node code 'lib' {message}"
+    assert str(caught.value) == f"custom node library 'lib' {message}"
     assert count(directory)[1] - before[1] == released
 
 
@@ -280,19 +280,21 @@ UNFIT = {
     "exit in initialize": "ended its trial process with exit code 0 while in initialize",
     "info: crash": "ended its trial process with SIGSEGV while in getOutputsInfo",
     "info: fails": "getOutputsInfo returned 4, expected 0",
-    "info: null": "getOutputsInfo gave no array, but NULL",
-    "info: none": "getOutputsInfo gave 0 tensors, expected 1 to 1024",
-    "info: too many": "getOutputsInfo gave 1073741824 tensors, expected 1 to 1024",
-    "info: no name": "getOutputsInfo gave a tensor without a name",
-    "info: not UTF-8": "getOutputsInfo gave the name b'\\xff', which is not UTF-8",
-    "info: unspecified": "getOutputsInfo gave tensor 'y' with the precision 0, expected one from 1 (FP32) to 9 (I64)",
-    "info: null dims": "getOutputsInfo gave tensor 'y' with no dims, but NULL, expected 1 to 32",
-    "info: no dims": "getOutputsInfo gave tensor 'y' with 0 dims, expected 1 to 32",
-    "info: too many dims": "getOutputsInfo gave tensor 'y' with 4611686018427387904 dims, expected 1 to 32",
-    "info: too large": (
-        "getOutputsInfo gave tensor 'y' with the dims [0,9223372036854775808], of which one is too large"
+    "info: null": "getOutputsInfo returned NULL as the array",
+    "info: none": "getOutputsInfo returned 0 tensors, expected 1 to 1024",
+    "info: too many": "getOutputsInfo returned 1073741824 tensors, expected 1 to 1024",
+    "info: no name": "getOutputsInfo returned a tensor without a name",
+    "info: not UTF-8": "getOutputsInfo returned the name b'\\xff', which is not UTF-8",
+    "info: unspecified": (
+        "getOutputsInfo returned tensor 'y' with the precision 0, expected one from 1 (FP32) to 9 (I64)"
     ),
-    "info: twice": "getOutputsInfo gave tensor 'y' twice",
+    "info: null dims": "getOutputsInfo returned tensor 'y' with NULL dims, expected 1 to 32",
+    "info: no dims": "getOutputsInfo returned tensor 'y' with 0 dims, expected 1 to 32",
+    "info: too many dims": "getOutputsInfo returned tensor 'y' with 4611686018427387904 dims, expected 1 to 32",
+    "info: too large": (
+        "getOutputsInfo returned tensor 'y' with the dims [0,9223372036854775808], one of which is too large"
+    ),
+    "info: twice": "getOutputsInfo returned tensor 'y' twice",
 }
 
 
@@ -314,7 +316,7 @@ def test_a_function_that_is_missing_is_named(tmp_path):
     with pytest.raises(LoadError) as caught:
         load(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/node.so: has no function deinitialize, which custom_node_interface.h of OVMS asks for"
+        f"{tmp_path}/node.so: has no function deinitialize, which OVMS's custom_node_interface.h requires"
     )
 
 

@@ -142,7 +142,7 @@ def test_a_pipeline_has_all_of_its_keys(key):
         ({"name": 7}, f"name: {NAME} 7"),
         ({"inputs": "in"}, 'inputs: expected an array of strings, got "in"'),
         ({"inputs": ["in", 7]}, 'inputs: expected an array of strings, got ["in",7]'),
-        ({"inputs": ["b", "a", "a", "b"]}, "inputs: expected each name once, got more often 'a', 'b'"),
+        ({"inputs": ["b", "a", "a", "b"]}, "inputs: expected unique names, got more than once 'a', 'b'"),
         ({"nodes": {}}, "nodes: expected an array, got {}"),
         ({"outputs": {}}, "outputs: expected an array, got {}"),
         ({"demultiply_count": -2}, f"demultiply_count: {COUNT} -2"),
@@ -163,7 +163,7 @@ def test_a_mistake_in_a_pipeline_is_told(keys, problem):
 
 def test_the_names_of_pipelines_are_unique():
     assert list(check_pipelines([a_pipeline(), a_pipeline(name="q"), a_pipeline()])) == [
-        f"pipeline_config_list[2].name: 'p' is the name of {PLACE} already"
+        f"pipeline_config_list[2].name: 'p' is already the name of {PLACE}"
     ]
 
 
@@ -199,12 +199,12 @@ def test_a_node_has_a_type():
         ({"type": "model"}, "type: expected 'DL model' or 'custom', got \"model\""),
         ({"type": ["custom"]}, "type: expected 'DL model' or 'custom', got [\"custom\"]"),
         ({"name": 7}, "name: expected a string, got 7"),
-        ({"model_name": 7}, "model_name: expected a string that is not empty, got 7"),
-        ({"model_name": ""}, 'model_name: expected a string that is not empty, got ""'),
-        ({"library_name": ""}, 'library_name: expected a string that is not empty, got ""'),
-        ({"version": 0}, "version: expected an integer from 1 on, got 0"),
-        ({"version": "1"}, 'version: expected an integer from 1 on, got "1"'),
-        ({"version": True}, "version: expected an integer from 1 on, got true"),
+        ({"model_name": 7}, "model_name: expected a non-empty string, got 7"),
+        ({"model_name": ""}, 'model_name: expected a non-empty string, got ""'),
+        ({"library_name": ""}, 'library_name: expected a non-empty string, got ""'),
+        ({"version": 0}, "version: expected an integer of at least 1, got 0"),
+        ({"version": "1"}, 'version: expected an integer of at least 1, got "1"'),
+        ({"version": True}, "version: expected an integer of at least 1, got true"),
         ({"params": []}, "params: expected an object, got []"),
         ({"params": {"a": "1", "b": 2}}, "params: the value of b has to be a string, got 2"),
         ({"demultiply_count": -2}, f"demultiply_count: {COUNT} -2"),
@@ -258,7 +258,7 @@ def test_libraries_have_names_and_paths(items):
         ),
         (
             [{"name": "lib", "base_path": "1.so"}, {"name": "lib", "base_path": "2.so"}],
-            f"[1].name: 'lib' is the name of {LIBRARIES}[0] already",
+            f"[1].name: 'lib' is already the name of {LIBRARIES}[0]",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from openvino import Type, opset15
 from ovms_rest.errors import InferenceError, InvalidRequestError, NoContentError
 from ovms_rest.models.compilation import Compilation
 from ovms_rest.models.runtime import Model
+from ovms_rest.models.servable import NOT_COUNTED
 from ovms_rest.pipelines import execution
 from ovms_rest.pipelines.definition import DYNAMIC
 from ovms_rest.pipelines.execution import Pipeline
@@ -42,7 +43,7 @@ class FakeModel:
     def __init__(self, function, inputs, outputs, name="m"):
         """Take tensors."""
         self.metadata = ModelMetadata(name, "1", by_name(*inputs), by_name(*outputs))
-        self.counters = None
+        self.counters = NOT_COUNTED
         self.function = function
         self.given, self.spoiled = [], 0
 
@@ -216,7 +217,7 @@ def test_a_dynamic_demultiplexer_that_finds_nothing_ends_the_request_without_con
     steps, outputs = detection(0)
     with pytest.raises(NoContentError) as caught:
         infer(make([IN], steps, outputs), **{"in": numbers(1, 10)})
-    assert str(caught.value) == "pipeline 'p' node 'crop' output 'crops': nothing was found, its first dim is 0"
+    assert str(caught.value) == "pipeline 'p' node 'crop' output 'crops': its first dim is 0, so there are no shards"
     assert not steps[2][2]["model"].given
 
 
@@ -587,18 +588,18 @@ def dynamic(*shapes, count=DYNAMIC, sizes=(-1, -1)):
 @pytest.mark.parametrize(
     ("pipeline", "message"),
     [
-        (dynamic((3, 2), count=4), "output 'o0': its first dim is 3, demultiply_count is 4"),
-        (dynamic((0, 2), count=4), "output 'o0': its first dim is 0, demultiply_count is 4"),
+        (dynamic((3, 2), count=4), "output 'o0': its first dim is 3, but demultiply_count is 4"),
+        (dynamic((0, 2), count=4), "output 'o0': its first dim is 0, but demultiply_count is 4"),
         (
             dynamic((2, 2), (3, 2)),
-            "output 'o1': its first dim is 3, that of pipeline 'p' node 'n' output 'o0' is 2",
+            "output 'o1': its first dim is 3, but that of pipeline 'p' node 'n' output 'o0' is 2",
         ),
         (
             dynamic((2, 2), (0, 2)),
-            "output 'o1': its first dim is 0, that of pipeline 'p' node 'n' output 'o0' is 2",
+            "output 'o1': its first dim is 0, but that of pipeline 'p' node 'n' output 'o0' is 2",
         ),
-        (dynamic((10_001, 2)), "output 'o0': its first dim is 10001, a demultiplexer splits into 10000 at most"),
-        (dynamic((), sizes=()), "output 'o0': it has no dim to be split along"),
+        (dynamic((10_001, 2)), "output 'o0': its first dim is 10001; a demultiplexer makes at most 10000 shards"),
+        (dynamic((), sizes=()), "output 'o0': a tensor without dims cannot be split"),
     ],
 )
 def test_what_cannot_be_split(pipeline, message):
@@ -623,8 +624,8 @@ def test_sessions_make_no_more_than_memory_can_hold(monkeypatch, gathered):
     with pytest.raises(InvalidRequestError) as caught:
         infer(pipeline, x=numbers(4, 1))
     assert str(caught.value) == (
-        "pipeline 'p' node 'n' output 'y': 4 sessions of 120 bytes each are more than the 400 bytes that are allowed; "
-        "ask with fewer parts"
+        "pipeline 'p' node 'n' output 'y': 4 sessions of 120 bytes each exceed the limit of 400 bytes; "
+        "send fewer shards"
     )
 
 
@@ -635,12 +636,12 @@ def test_as_many_as_can_be_split_are():
 @pytest.mark.parametrize(
     ("count", "x", "y", "error", "message"),
     [
-        (3, 3, 2, InvalidRequestError, "input 'y': its first dim is 2, demultiply_count is 3"),
-        (DYNAMIC, 3, 2, InvalidRequestError, "input 'y': its first dim is 2, that of input 'x' is 3"),
-        (DYNAMIC, 0, 0, NoContentError, "input 'x': nothing was found, its first dim is 0"),
+        (3, 3, 2, InvalidRequestError, "input 'y': its first dim is 2, but demultiply_count is 3"),
+        (DYNAMIC, 3, 2, InvalidRequestError, "input 'y': its first dim is 2, but that of input 'x' is 3"),
+        (DYNAMIC, 0, 0, NoContentError, "input 'x': its first dim is 0, so there are no shards"),
         (
             DYNAMIC, 10_001, 10_001, InvalidRequestError,
-            "input 'x': its first dim is 10001, a demultiplexer splits into 10000 at most",
+            "input 'x': its first dim is 10001; a demultiplexer makes at most 10000 shards",
         ),
     ],
 )  # fmt: skip
@@ -668,7 +669,7 @@ def test_shapes_that_differ_cannot_be_gathered():
     with pytest.raises(InferenceError) as caught:
         infer(make([tensor("in", 2, 1)], steps, {"out": (1, "y")}), **{"in": numbers(2, 1) + 3})
     assert str(caught.value) == (
-        "pipeline 'p' node 'n' output 'y': its sessions gave the shapes [1,3] and [1,4], which cannot be gathered"
+        "pipeline 'p' node 'n' output 'y': its sessions have the shapes [1,3] and [1,4], which cannot be gathered"
     )
 
 
@@ -740,7 +741,7 @@ def test_opening_opens_the_custom_nodes():
 def test_its_parts_are_its_models_each_once():
     model, other = adder(), adder()
     steps = [(f"n{i}", [("x", i - 1, "y" if i else "in")], {"model": m}) for i, m in enumerate((model, other, model))]
-    assert make([IN], steps, {"out": (2, "y")}).parts == (model, other)
+    assert make([IN], steps, {"out": (2, "y")}).dependencies == (model, other)
 
 
 def test_every_inference_of_a_model_is_counted_there():

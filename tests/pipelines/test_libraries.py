@@ -89,7 +89,7 @@ def test_a_library_of_ovms_that_is_not_there_is_one_of_ours(tmp_path, caplog):
     assert np.array_equal(node.execute({"input_numbers": given})["output_numbers"], given + 1)
     assert caplog.messages == [
         "library 'lib': there is no file /ovms/lib/custom_nodes/libcustom_node_add_one.so; "
-        "the module ovms_rest.pipelines.nodes.add_one stands in for it"
+        "the built-in module ovms_rest.pipelines.nodes.add_one replaces it"
     ]
 
 
@@ -104,7 +104,7 @@ def test_what_one_of_ours_cannot_do_is_told_to_the_client_too(tmp_path, caplog):
     with pytest.raises(InferenceError) as caught:
         node.execute({"image": np.zeros((1, 2, 2, 4), np.float32)})
     assert str(caught.value) == (
-        "pipeline node code 'lib' failed: input image has the shape [1, 2, 2, 4], it has to be [1, -1, -1, 3]"
+        "custom node library 'lib' failed: input image has the shape [1, 2, 2, 4], expected [1, -1, -1, 3]"
     )
     assert caplog.messages == [str(caught.value)]
 
@@ -121,8 +121,8 @@ def test_every_library_of_ovms_has_one_of_ours(name):
 )
 def test_what_stands_for_nothing_is_told_with_what_was_looked_for(tmp_path, base_path):
     assert reason_of(tmp_path, base_path) == (
-        f"there is no file {tmp_path / base_path}, and {base_path!r} is neither the name of a Python "
-        "module, as 'package.module' or 'package.module:object', nor one of libcustom_node_add_one.so, "
+        f"there is no file {tmp_path / base_path}, and {base_path!r} is neither a Python module "
+        "('package.module' or 'package.module:object') nor one of libcustom_node_add_one.so, "
         "libcustom_node_east_ocr.so, libcustom_node_face_blur.so, libcustom_node_horizontal_ocr.so, "
         "libcustom_node_image_transformation.so, libcustom_node_model_zoo_intel_object_detection.so"
     )

@@ -146,9 +146,9 @@ FLAG = "expected true or false"
 COLOR = "expected BGR or RGB or GRAY"
 FRACTION = "expected a number from 0 to 1"
 NUMBER = "expected a number that FP32 can hold"
-DIVISOR = "expected a number that is not 0 to FP32"
+DIVISOR = "expected a number that is not 0 in FP32"
 LIST = "expected numbers such as [123.7,116.3,103.5]"
-NOT_NEGATIVE = "expected a number not below 0"
+NOT_NEGATIVE = "expected a number of at least 0"
 FOURS = f"expected a multiple of 4 from 4 {INT}"
 FROM_0 = f"expected a whole number from 0 {INT}"
 ODD = f"expected an odd number from 1 {INT}"
@@ -436,7 +436,7 @@ def test_an_image_without_pixels_is_told():
 def test_an_image_of_other_channels_is_told(layout, order, shape, expected):
     params = {"original_image_layout": layout, "original_image_color_order": order}
     assert refusal(execute, image_transformation, {"image": np.zeros(shape, np.float32)}, params) == (
-        f"input image has the shape {shape}, it has to be {expected}"
+        f"input image has the shape {shape}, expected {expected}"
     )
 
 
@@ -590,7 +590,7 @@ def test_a_box_beyond_the_edge_is_brought_into_the_image(corners, box):
 def test_a_box_without_pixels_is_told(corners, box):
     arrays = {"image": batch(SCENE), "detection": detection((0, 0, 1, *corners))}
     assert refusal(execute, object_detection, arrays, DETECTION) == (
-        f"the box at {box} pixels (width x height) has none in the image of 16x12"
+        f"the box at {box} pixels (width x height) has no pixels in the image of 16x12"
     )
 
 
@@ -615,7 +615,7 @@ def test_a_detection_that_is_no_number_is_told(row, value):
 def test_a_detection_without_rows_is_told():
     arrays = {"image": batch(SCENE), "detection": np.zeros((1, 1, 0, 7), np.float32)}
     assert refusal(execute, object_detection, arrays, DETECTION) == (
-        "input detection has no rows, it has to have one at least"
+        "input detection has no rows; at least one is required"
     )
 
 
@@ -692,14 +692,14 @@ def test_a_text_beyond_the_edge_is_brought_into_the_image_and_its_box_remains():
     [
         (
             (3, 1, 3, 2, 1),
-            "input boxes has a box from x 3, y 1 to x 3, y 2, which has to have a width and a height above 0",
+            "input boxes has a box from x 3, y 1 to x 3, y 2; its width and height must be above 0",
         ),
         (
             (0.5, 4, 1, 2, 1),
-            "input boxes has a box from x 0.5, y 4 to x 1, y 2, which has to have a width and a height above 0",
+            "input boxes has a box from x 0.5, y 4 to x 1, y 2; its width and height must be above 0",
         ),
-        ((3, 1, 3.5, 2, 1), "the box at x 3, y 1 of 0x1 pixels (width x height) has none in the image of 16x12"),
-        ((16, 1, 20, 2, 1), "the box at x 16, y 1 of 4x1 pixels (width x height) has none in the image of 16x12"),
+        ((3, 1, 3.5, 2, 1), "the box at x 3, y 1 of 0x1 pixels (width x height) has no pixels in the image of 16x12"),
+        ((16, 1, 20, 2, 1), "the box at x 16, y 1 of 4x1 pixels (width x height) has no pixels in the image of 16x12"),
         ((math.nan, 0, 1, 1, 1), "input boxes: expected pixels or labels between -2**31 and 2**31, got nan"),
         ((-2e9, 0, 2e9, 1, 1), "input boxes: expected pixels or labels between -2**31 and 2**31, got 4000000000.0"),
     ],
@@ -1073,13 +1073,13 @@ def test_a_text_is_not_turned_back_for_20_degrees_or_less():
         # At the upper edge the box has lost the rows that the text needs.
         (
             ((5, 0), 1, 9, 8, 9, 8, math.radians(45)),
-            "input geometry has a text of height 18 that is turned by 45 degrees, which does not fit its box of "
-            "23x11 pixels (width x height) when it is turned back",
+            "input geometry has a text of height 18 that is turned by 45 degrees; it does not fit its box of "
+            "23x11 pixels (width x height) when turned back",
         ),
         (
             ((5, 4), 1, 0.4, 8, 0.4, 8, math.radians(45)),
-            "input geometry has a text of height 0.8 that is turned by 45 degrees, which does not fit its box of "
-            "11x11 pixels (width x height) when it is turned back",
+            "input geometry has a text of height 0.8 that is turned by 45 degrees; it does not fit its box of "
+            "11x11 pixels (width x height) when turned back",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""From a pipeline's definition to its plan: the line for each breach of a rule, and the order, levels and metadata."""
+"""Planning a pipeline: its order, levels and metadata, and the message for each broken rule."""
 
 import logging
 
@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from ovms_rest.pipelines.definition import DYNAMIC, NodeDefinition, PipelineDefinition, Source
 from ovms_rest.pipelines.plan import REQUEST_STEP, Output, Wire
-from ovms_rest.pipelines.planning import PipelineError, plan_pipeline
+from ovms_rest.pipelines.planning import Missing, PipelineError, plan_pipeline
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 
 UNKNOWN_RANK = "unknown"
-SHAPE_HINT = "change the shape or layout of one in its model's config, or put a custom node between"
+SHAPE_HINT = "change the shape or layout of one in its model's config, or put a custom node between them"
 
 
 def dim(value):
-    """Make a dim of a size, of -1 for any, or of a range as text."""
+    """Make a dim of a size, -1 for any, or a range as text."""
     if isinstance(value, str):
         low, high = value.split(":")
         return Dim(int(low), int(high) if high else None)
@@ -24,7 +24,7 @@ def dim(value):
 
 
 def tensors(items):
-    """Make tensors of {name: shape} or {name: (datatype, shape)}; FP32 is what no datatype is given for."""
+    """Make tensors of {name: shape}, which are FP32, or {name: (datatype, shape)}."""
     made = {}
     for name, item in items.items():
         datatype, shape = item if isinstance(item, tuple) else ("FP32", item)
@@ -33,16 +33,14 @@ def tensors(items):
 
 
 class FakeModel:
-    """A servable with metadata and nothing else."""
-
-    counters = None
+    """A servable with only metadata."""
 
     def __init__(self, inputs, outputs):
         self.metadata = ModelMetadata("m", "1", tensors(inputs), tensors(outputs))
 
 
 class FakeCustomNode:
-    """A custom node with inputs and outputs and nothing else."""
+    """A custom node with only inputs and outputs."""
 
     def __init__(self, inputs, outputs):
         self.inputs, self.outputs = tensors(inputs), tensors(outputs)
@@ -54,10 +52,10 @@ MAXIMUM = FakeCustomNode({"t": [4, 1, 10]}, {"m": [1, 10]})
 
 
 def node(name, part=DUMMY, count=None, gather=None, aliases=None, **inputs):
-    """Make a node and its part; an input is given as "node.alias", an alias is the output's name if none is given."""
+    """Make a node and its part; inputs are "node.alias", aliases default to the names of the outputs."""
     connections = tuple((tensor, Source(*source.split("."))) for tensor, source in inputs.items())
     if aliases is None:
-        outputs = () if isinstance(part, str) else (part.outputs if is_custom(part) else part.metadata.outputs)
+        outputs = () if isinstance(part, Missing) else (part.outputs if is_custom(part) else part.metadata.outputs)
         aliases = tuple((output, output) for output in outputs)
     model, library = ("", "lib") if is_custom(part) else ("m", "")
     return NodeDefinition(name, model, None, library, {}, connections, aliases, count, gather), part
@@ -68,7 +66,7 @@ def is_custom(part):
 
 
 def pipeline(*nodes, inputs=("in",), outputs=None, count=None, name="p"):
-    """Make a definition with its parts; the outputs are {name: "node.alias"}."""
+    """Make a definition and its parts; the outputs are {name: "node.alias"}."""
     outputs = {"out": f"{nodes[-1][0].name}.a"} if outputs is None else outputs
     pairs = outputs.items() if isinstance(outputs, dict) else outputs
     definition = PipelineDefinition(
@@ -97,10 +95,10 @@ def shapes(metadata):
     return {name: f"{tensor.datatype} {tensor.describe_shape()}" for name, tensor in metadata.items()}
 
 
-# --- The plans of the reference's examples (section 7.7)
+# --- The plans of OVMS's examples
 
 
-def test_a_chain_runs_one_node_behind_the_other():
+def test_nodes_of_a_chain_run_in_order():
     result = plan(node("n1", b="request.in"), node("n2", b="n1.a"))
     first, second = result.steps
     assert (first.name, first.wires, first.model) == ("n1", (Wire("b", REQUEST_STEP, "in"),), DUMMY)
@@ -114,7 +112,7 @@ def test_a_chain_runs_one_node_behind_the_other():
     assert shapes(result.metadata.outputs) == {"out": "FP32 [1,10]"}
 
 
-def test_a_wire_names_the_output_and_not_its_alias():
+def test_a_wire_has_the_name_of_the_output_not_of_its_alias():
     result = plan(
         node("n1", b="request.in", aliases=(("x", "a"),)),
         node("n2", b="n1.x", aliases=(("y", "a"),)),
@@ -142,7 +140,7 @@ def test_an_ensemble_fans_out_and_in():
 
 
 def operations(*last, **keys):
-    """Make example (c): four operations of which a model sees each, and what is behind."""
+    """Make OVMS's example of four operations whose results a model gets one by one, and `last` nodes."""
     different = FakeCustomNode({"input_numbers": [1, 10], "op_factors": [1, 4]}, {"results": [4, 1, 10]})
     return (
         node("ops", different, 4, input_numbers="request.numbers", op_factors="request.factors"),
@@ -151,7 +149,7 @@ def operations(*last, **keys):
     ), {"inputs": ["numbers", "factors"], **keys}
 
 
-def test_a_gathering_node_runs_outside_of_the_sessions_it_collects():
+def test_a_gathering_node_runs_outside_the_sessions_it_gathers():
     nodes, keys = operations(node("max", MAXIMUM, gather="ops", t="dummy.a"), outputs={"out": "max.m"})
     result = plan(*nodes, **keys)
     ops, dummy, maximum = result.steps
@@ -162,12 +160,12 @@ def test_a_gathering_node_runs_outside_of_the_sessions_it_collects():
     assert shapes(result.metadata.outputs) == {"out": "FP32 [1,10]"}
 
 
-def test_the_response_gathers_what_no_node_did():
+def test_the_response_gathers_shards_that_no_node_gathered():
     nodes, keys = operations()
     assert shapes(plan(*nodes, **keys).metadata.outputs) == {"out": "FP32 [4,1,10]"}
 
 
-def test_a_detection_pipeline_gives_the_crops_as_they_are_and_a_result_for_each():
+def test_a_detection_pipeline_outputs_its_crops_and_a_result_for_each():
     detector = FakeModel({"image": [1, 512, 512, 3]}, {"detection": [1, 1, 200, 7]})
     extract = FakeCustomNode(
         {"image": [1, 512, 512, 3], "detection": [1, 1, 200, 7]},
@@ -218,7 +216,7 @@ def test_a_pipeline_with_a_count_splits_its_requests(count, shown):
     assert shapes(result.metadata.outputs) == {"prob": f"FP32 [{shown},1,1000]"}
 
 
-def test_a_custom_node_prepares_what_a_model_takes():
+def test_a_custom_node_feeds_a_model():
     transformation = FakeCustomNode({"image": [1, -1, -1, 3]}, {"image": [1, 224, 224, 3]})
     resnet = FakeModel({"input": [1, 224, 224, 3]}, {"1463": [1, 1000]})
     result = plan(
@@ -231,10 +229,10 @@ def test_a_custom_node_prepares_what_a_model_takes():
     assert shapes(result.metadata.inputs) == {"0": "FP32 [1,-1,-1,3]"}
 
 
-# --- Order, levels, what is used
+# --- Order, levels, used outputs
 
 
-def test_nodes_keep_the_order_of_the_file_where_nothing_is_awaited():
+def test_independent_nodes_keep_the_order_of_the_file():
     result = plan(
         node("d", b="c.a"),
         node("a", b="request.in"),
@@ -284,7 +282,7 @@ def test_a_node_may_gather_and_demultiply():
     assert [(step.level, step.count, step.gathers) for step in result.steps][2:] == [((), 5, 0), ((2,), None, None)]
 
 
-def test_a_node_that_gathers_from_its_source_takes_the_whole_output():
+def test_a_node_gathering_from_its_source_gets_the_whole_output():
     result = plan(
         node("split", SPLITTER, 4, i="request.in"),
         node("max", MAXIMUM, gather="split", t="split.o"),
@@ -313,7 +311,7 @@ def test_a_node_may_gather_from_the_request():
     assert shapes(result.metadata.outputs) == {"echo": "FP32 [-1,1,10]", "o": "FP32 [1]"}
 
 
-def test_outputs_that_nobody_takes_are_not_used():
+def test_unconnected_outputs_are_not_used():
     both = FakeModel({"b": [1, 10]}, {"a": [1, 10], "rest": [1], "z": [2]})
     result = plan(node("n", both, b="request.in"), outputs={"z": "n.z", "a": "n.a"})
     assert result.steps[0].used == ("a", "z")
@@ -322,7 +320,7 @@ def test_outputs_that_nobody_takes_are_not_used():
 # --- Metadata
 
 
-def test_an_input_is_what_all_its_nodes_take():
+def test_an_input_has_the_shapes_that_all_its_nodes_allow():
     one = FakeModel({"b": ["1:8", -1]}, {"a": [1]})
     other = FakeModel({"b": ["4:", 3]}, {"a": [1]})
     result = plan(
@@ -344,7 +342,7 @@ def test_inputs_are_in_alphabetical_order():
     assert list(result.metadata.inputs) == ["a", "z"]
 
 
-def test_an_output_of_unknown_rank_stays_so_and_fits_everything():
+def test_an_output_of_unknown_rank_fits_every_input():
     unknown = FakeModel({"b": [1, 10]}, {"a": UNKNOWN_RANK})
     result = plan(
         node("n1", unknown, 4, b="request.in"),
@@ -378,7 +376,7 @@ def test_an_output_wired_to_the_request_has_the_metadata_of_the_input():
 
 
 class FakeImages:
-    """A decoder of images that is only told apart from others."""
+    """An image decoder without a function, compared by identity."""
 
 
 def taking_images(images, shape=(1, 4, 4, 3)):
@@ -390,19 +388,19 @@ def taking_images(images, shape=(1, 4, 4, 3)):
 
 
 def find_images(*models, **keys):
-    """Return the decoder of an input that goes to all these models."""
+    """Return the image decoder of an input that goes to all these models."""
     nodes = [node(f"n{number}", model, b="request.in") for number, model in enumerate(models)]
     outputs = {f"o{number}": f"n{number}.a" for number in range(len(models))}
     return plan(*nodes, outputs=outputs, **keys).metadata.inputs["in"].images
 
 
-def test_an_input_takes_images_as_the_first_node_that_does():
+def test_an_input_decodes_images_as_its_first_node_that_can():
     first, second = FakeImages(), FakeImages()
     assert find_images(taking_images(first)) is first
     assert find_images(taking_images(None), taking_images(first), taking_images(second)) is first
 
 
-def test_an_input_takes_no_images_when_its_nodes_take_other_shapes():
+def test_an_input_whose_nodes_take_different_shapes_takes_no_images():
     assert find_images(taking_images(FakeImages()), taking_images(FakeImages(), (-1, 4, 4, 3))) is None
 
 
@@ -410,55 +408,57 @@ def test_an_input_of_a_pipeline_with_a_count_takes_no_images():
     assert find_images(taking_images(FakeImages()), count=2) is None
 
 
-# --- What is wrong: names and parts
+# --- Problems: names and parts
 
 
-def test_a_pipeline_has_not_the_name_of_a_model():
-    assert problems(node("n", b="request.in"), taken=["p"]) == ["its name is that of a model too; rename one of them"]
+def test_a_pipeline_with_the_name_of_a_model_is_rejected():
+    assert problems(node("n", b="request.in"), taken=["p"]) == ["a model has the same name; rename one of them"]
 
 
-def test_a_pipeline_has_nodes_and_outputs():
+def test_a_pipeline_without_nodes_or_outputs_is_rejected():
     assert problems(inputs=[], outputs={}) == [
-        "it has no nodes, a pipeline needs at least one",
-        "it has no outputs, a pipeline needs at least one",
+        "it has no nodes; a pipeline needs at least one",
+        "it has no outputs; a pipeline needs at least one",
     ]
 
 
-def test_the_names_of_nodes_are_unique():
+def test_a_repeated_node_name_is_rejected():
     assert problems(node("n", b="request.in"), node("n", b="request.in"), node("n", b="x.y")) == [
-        "node 'n': there is more than one of that name; rename the others"
+        "node 'n': the name is not unique; rename the others"
     ]
 
 
 @pytest.mark.parametrize(("name", "meaning"), [("request", "beginning"), ("response", "end")])
-def test_no_node_has_the_name_of_an_end(name, meaning):
+def test_reserved_node_names_are_rejected(name, meaning):
     assert problems(node(name, b="request.in"), node("n", b="request.in")) == [
-        f"node {name!r}: that name stands for the {meaning} of the pipeline; rename it"
+        f"node {name!r}: the name is reserved for the {meaning} of the pipeline; rename the node"
     ]
 
 
-def test_the_aliases_of_a_node_are_unique():
+def test_a_repeated_alias_is_rejected():
     assert problems(node("n", b="request.in", aliases=(("a", "a"), ("a", "a")))) == [
-        "node 'n': the alias 'a' is there more than once; rename the others"
+        "node 'n': the alias 'a' is not unique; rename the others"
     ]
 
 
-def test_the_names_of_outputs_are_unique():
+def test_a_repeated_output_name_is_rejected():
     assert problems(node("n", b="request.in"), outputs=[("o", "n.a"), ("o", "n.a")]) == [
-        "output 'o': there is more than one of that name; rename the others"
+        "output 'o': the name is not unique; rename the others"
     ]
 
 
-def test_a_node_without_a_part_says_why_and_nothing_else():
+def test_only_the_reason_of_a_missing_part_is_reported():
     reason = "model 'm' is not configured; configured are 'n'"
-    assert problems(node("n1", reason, b="request.in", aliases=(("a", "z"),)), node("n2", b="n1.a")) == [
+    assert problems(node("n1", Missing(reason), b="request.in", aliases=(("a", "z"),)), node("n2", b="n1.a")) == [
         f"node 'n1': {reason}"
     ]
 
 
-def test_every_problem_is_told():
-    assert problems(node("n1", "gone", b="request.in", aliases=(("a", "z"),)), node("n2", c="n1.a"), taken=["p"]) == [
-        "its name is that of a model too; rename one of them",
+def test_all_problems_are_reported_together():
+    assert problems(
+        node("n1", Missing("gone"), b="request.in", aliases=(("a", "z"),)), node("n2", c="n1.a"), taken=["p"]
+    ) == [
+        "a model has the same name; rename one of them",
         "node 'n1': gone",
         "node 'n2' input 'c': model 'm' has no such input; its inputs are 'b'",
         "node 'n2': input 'b' of model 'm' is not connected; "
@@ -466,67 +466,67 @@ def test_every_problem_is_told():
     ]
 
 
-# --- What is wrong: connections
+# --- Problems: connections
 
-UNUSED = "nothing of it reaches the response; connect it or remove it"
+UNUSED = "none of its outputs reaches the response; connect or remove it"
 
 
-def test_a_source_is_a_node():
+def test_an_unknown_source_node_is_rejected():
     assert problems(node("n1", b="request.in"), node("n2", b="n3.a")) == [
         "node 'n2' input 'b': there is no node 'n3'; the nodes are 'request', 'n1', 'n2'"
     ]
 
 
-def test_nothing_comes_from_the_response():
+def test_the_response_as_a_source_is_rejected():
     assert problems(node("n", b="request.in"), outputs={"o": "response.a", "p": "n.a"}) == [
-        "output 'o': 'response' is the end of the pipeline, nothing comes from it; the nodes are 'request', 'n'"
+        "output 'o': 'response' is the end of the pipeline and has no outputs; the nodes are 'request', 'n'"
     ]
 
 
-def test_a_source_is_an_input_of_the_pipeline():
+def test_an_unknown_input_of_the_pipeline_is_rejected():
     assert problems(node("n", b="request.inn")) == [
         "node 'n' input 'b': the pipeline has no input 'inn'; its inputs are 'in'"
     ]
 
 
-def test_a_source_is_an_alias_of_a_node():
+def test_an_unknown_alias_is_rejected():
     assert problems(node("n1", b="request.in"), node("n2", b="n1.x"), node("n3", b="n2.a", aliases=())) == [
         "node 'n2' input 'b': node 'n1' has no output with the alias 'x'; its aliases are 'a'",
         "output 'out': node 'n3' has no output with the alias 'a'; it has no aliases",
     ]
 
 
-def test_an_alias_that_is_taken_stands_for_an_output():
+def test_a_connected_alias_of_an_unknown_output_is_rejected():
     n1 = node("n1", b="request.in", aliases=(("x", "z"),))
     assert problems(n1, node("n2", b="n1.x"), node("n3", b="n1.x"), outputs={"o": "n2.a", "p": "n3.a"}) == [
         "node 'n1' alias 'x': model 'm' has no output 'z'; its outputs are 'a'"
     ]
 
 
-def test_an_alias_that_is_not_taken_may_stand_for_nothing(caplog):
+def test_an_unconnected_alias_of_an_unknown_output_is_only_a_warning(caplog):
     plan(node("n", SPLITTER, i="request.in", aliases=(("o", "o"), ("x", "z"))), outputs={"o": "n.o"})
     assert caplog.messages == ["pipeline 'p': node 'n' alias 'x': library 'lib' has no output 'z'; its outputs are 'o'"]
 
 
-def test_a_node_has_the_inputs_of_its_part():
+def test_an_unknown_input_of_a_node_is_rejected():
     assert problems(node("n", b="request.in", c="request.in")) == [
         "node 'n' input 'c': model 'm' has no such input; its inputs are 'b'"
     ]
 
 
-def test_a_part_has_inputs():
+def test_a_part_without_inputs_is_rejected():
     nothing = FakeModel({}, {"a": [1]})
-    assert problems(node("n", nothing), inputs=[]) == ["node 'n': model 'm' has no inputs, nothing would ever start it"]
+    assert problems(node("n", nothing), inputs=[]) == ["node 'n': model 'm' has no inputs, so nothing would start it"]
 
 
-def test_all_inputs_of_a_part_are_connected():
+def test_an_unconnected_input_is_rejected():
     assert problems(node("n", SPLITTER), inputs=[], outputs={"o": "n.o"}) == [
         "node 'n': input 'i' of library 'lib' is not connected; "
         'add {"i": {"node_name": ..., "data_item": ...}} to its inputs'
     ]
 
 
-def test_an_input_is_connected_once():
+def test_an_input_connected_twice_is_rejected():
     definition, parts = pipeline(
         node("n1", b="request.in"), node("n2", b="request.in"), outputs={"o": "n2.a", "p": "n1.a"}
     )
@@ -540,82 +540,79 @@ def test_an_input_is_connected_once():
     )
 
 
-def test_nodes_form_no_cycle():
+def test_a_cycle_of_nodes_is_rejected():
     two = FakeModel({"b": [1, 10], "c": [1, 10]}, {"a": [1, 10]})
     assert problems(
         node("n1", two, b="request.in", c="n3.a"), node("n2", b="n1.a"), node("n3", b="n2.a"), node("n4", b="n3.a")
-    ) == ["the nodes 'n1' -> 'n2' -> 'n3' -> 'n1' form a cycle, none of them could ever start"]
+    ) == ["the nodes 'n1' -> 'n2' -> 'n3' -> 'n1' form a cycle; none of them could start"]
 
 
-def test_a_node_does_not_wait_for_itself():
-    assert problems(node("n", b="n.a"), inputs=[]) == [
-        "the nodes 'n' -> 'n' form a cycle, none of them could ever start"
-    ]
+def test_a_node_that_is_its_own_source_is_rejected():
+    assert problems(node("n", b="n.a"), inputs=[]) == ["the nodes 'n' -> 'n' form a cycle; none of them could start"]
 
 
-def test_every_node_reaches_the_response():
+def test_a_node_that_does_not_reach_the_response_is_rejected():
     assert problems(node("n1", b="request.in"), node("n2", b="n1.a"), node("n3", b="n2.a"), outputs={"o": "n1.a"}) == [
         f"node 'n2': {UNUSED}",
         f"node 'n3': {UNUSED}",
     ]
 
 
-def test_every_input_of_the_pipeline_is_taken():
+def test_an_unused_input_of_the_pipeline_is_rejected():
     assert problems(node("n", b="request.in"), inputs=["in", "more"]) == [
-        "input 'more': no node takes it; connect it or remove it"
+        "input 'more': no node uses it; connect or remove it"
     ]
 
 
-def test_an_input_goes_to_a_node():
+def test_an_input_that_only_the_response_uses_is_rejected():
     assert problems(node("n", b="request.in"), inputs=["in", "x"], outputs={"o": "n.a", "echo": "request.x"}) == [
-        "input 'x': only the response takes it, so its datatype and shape are unknown; "
-        "connect it to a node too or remove it"
+        "input 'x': only the response uses it, so its datatype and shape are unknown; "
+        "connect it to a node as well, or remove it"
     ]
 
 
-# --- What is wrong: demultiplexers
+# --- Problems: demultiplexers
 
 
-def test_a_dynamic_demultiplexer_is_the_only_one():
+def test_a_dynamic_demultiplexer_beside_another_is_rejected():
     split = FakeCustomNode({"i": [1, 10]}, {"o": [-1, 1, 10]})
     nodes = [node("d1", split, 4, i="request.in"), node("d2", split, DYNAMIC, i="d1.o")]
-    only = "such a one has to be the only one; give every one a count from 1 on"
+    only = "is allowed only without other demultiplexers; give each a count of at least 1"
     assert problems(*nodes, outputs={"o": "d2.o"}) == [
-        f"it has the demultiplexers 'd1', 'd2', of which 'd2' has a dynamic demultiply_count: {only}"
+        f"it has the demultiplexers 'd1', 'd2', but the dynamic demultiply_count of 'd2' {only}"
     ]
     assert problems(*nodes, outputs={"o": "d2.o"}, count=DYNAMIC) == [
-        "it has the demultiplexers 'request', 'd1', 'd2', of which 'request', 'd2' have a dynamic demultiply_count: "
-        f"{only}"
+        f"it has the demultiplexers 'request', 'd1', 'd2', but the dynamic demultiply_count of 'request', 'd2' {only}"
     ]
 
 
-def test_a_node_gathers_from_a_node():
+def test_gathering_from_an_unknown_node_is_rejected():
     assert problems(node("n", gather="x", b="request.in")) == [
         "node 'n': gather_from_node is 'x', but there is no such node; there are no demultiplexers"
     ]
 
 
-def test_a_node_gathers_from_a_demultiplexer():
+def test_gathering_from_a_node_that_does_not_demultiply_is_rejected():
     d, n = node("d", SPLITTER, 4, i="request.in"), node("n", b="d.o")
     assert problems(d, n, node("g", MAXIMUM, gather="n", t="n.a"), outputs={"o": "g.m"}) == [
         "node 'g': gather_from_node is 'n', but node 'n' has no demultiply_count; the demultiplexers are 'd'"
     ]
 
 
-def test_a_node_gathers_from_the_request_when_the_pipeline_has_a_count():
+def test_gathering_from_a_request_that_is_not_split_is_rejected():
     assert problems(node("n", gather="request", b="request.in")) == [
         "node 'n': gather_from_node is 'request', but the pipeline has no demultiply_count; there are no demultiplexers"
     ]
 
 
-def test_a_node_gathers_from_the_innermost_demultiplexer():
+def test_gathering_from_an_outer_demultiplexer_first_is_rejected():
     nodes = [node("d1", SPLITTER, 4, i="request.in"), node("d2", SPLITTER, 4, i="d1.o")]
     assert problems(*nodes, node("g", MAXIMUM, gather="d1", t="d2.o"), outputs={"o": "g.m"}) == [
         "node 'g': gather_from_node is 'd1', but 'd2' demultiplies after it; gather from 'd2' first"
     ]
 
 
-def test_a_node_gathers_what_was_split():
+def test_gathering_outside_the_sessions_is_rejected():
     d = node("d", SPLITTER, 4, i="request.in")
     g = node("g", MAXIMUM, gather="d", t="n.a")
     assert problems(d, node("n", b="request.in"), g, outputs={"o": "g.m", "d": "d.o"}) == [
@@ -623,7 +620,7 @@ def test_a_node_gathers_what_was_split():
     ]
 
 
-def test_a_node_does_not_gather_twice():
+def test_gathering_twice_is_rejected():
     d = node("d", SPLITTER, 4, i="request.in")
     first = node("g1", MAXIMUM, gather="d", t="d.o")
     assert problems(d, first, node("g2", MAXIMUM, gather="d", t="g1.m"), outputs={"o": "g2.m"}) == [
@@ -631,127 +628,127 @@ def test_a_node_does_not_gather_twice():
     ]
 
 
-def test_all_inputs_of_a_node_come_from_the_same_sessions():
+def test_inputs_from_different_sessions_are_rejected():
     two = FakeModel({"b": [1, 10], "c": [1, 10]}, {"a": [1, 10]})
     d = node("d", SPLITTER, 4, i="request.in")
     assert problems(d, node("n", two, b="d.o", c="request.in"), node("after", b="n.a")) == [
         "node 'n': input 'b' comes from the sessions of 'd', input 'c' from no demultiplexer; "
-        "all inputs of a node have to come from the same"
+        "all inputs of a node must come from the same sessions"
     ]
 
 
 @pytest.mark.parametrize(
     ("shape", "count", "reads", "problem"),
     [
-        ([4, 10], 4, "node", "its shape is [4,10], at least 3 dims are needed to demultiply it for other nodes"),
-        ([], 4, "response", "its shape is [], at least 1 dims are needed to demultiply it"),
-        ([5, 1, 10], 4, "node", "its shape is [5,1,10], its first dim has to be 4, the demultiply_count of its node"),
+        ([4, 10], 4, "node", "its shape is [4,10]; demultiplying it for other nodes needs at least 3 dims"),
+        ([], 4, "response", "its shape is []; demultiplying it needs at least 1 dim"),
+        ([5, 1, 10], 4, "node", "its shape is [5,1,10]; its first dim must be 4, the demultiply_count of its node"),
         (
             ["5:8", 1],
             4,
             "response",
-            "its shape is [5:8,1], its first dim has to be 4, the demultiply_count of its node",
+            "its shape is [5:8,1]; its first dim must be 4, the demultiply_count of its node",
         ),
     ],
 )
-def test_outputs_of_a_demultiplexer_can_be_split(shape, count, reads, problem):
+def test_outputs_of_a_demultiplexer_that_cannot_be_split_are_rejected(shape, count, reads, problem):
     d = node("d", FakeCustomNode({"i": [1, 10]}, {"o": shape}), count, i="request.in")
     nodes, outputs = ([d, node("n", b="d.o")], {"o": "n.a"}) if reads == "node" else ([d], {"o": "d.o"})
     assert problems(*nodes, outputs=outputs) == [f"node 'd' output 'o': {problem}"]
 
 
-def test_outputs_of_a_dynamic_demultiplexer_are_split_alike():
+def test_outputs_of_a_dynamic_demultiplexer_with_different_first_dims_are_rejected():
     split = FakeCustomNode({"i": [1, 10]}, {"o": [4, 1, 10], "q": [3, 1]})
     d = node("d", split, DYNAMIC, i="request.in")
     assert problems(d, node("n", b="d.o"), outputs={"o": "n.a", "q": "d.q"}) == [
-        "node 'd' output 'q': its shape is [3,1], its first dim has to be 4, as that of the outputs before"
+        "node 'd' output 'q': its shape is [3,1]; its first dim must be 4, as for the other outputs"
     ]
 
 
-def test_an_output_that_is_not_used_need_not_be_split():
+def test_an_unused_output_need_not_be_splittable():
     split = FakeCustomNode({"i": [1, 10]}, {"o": [4, 1, 10], "q": [3]})
     assert plan(node("d", split, 4, i="request.in"), outputs={"o": "d.o"}).steps[0].used == ("o",)
 
 
 @pytest.mark.parametrize(("first", "shown"), [(-1, "-1"), ("1:8", "1:8")])
-def test_a_count_that_may_not_be_met_is_warned_of(caplog, first, shown):
+def test_a_count_that_some_requests_may_miss_is_a_warning(caplog, first, shown):
     caplog.set_level(logging.WARNING)
     split = FakeCustomNode({"i": [1, 10]}, {"o": [first, 1, 10]})
     plan(node("d", split, 4, i="request.in"), node("n", b="d.o"))
     assert caplog.messages == [
-        f"pipeline 'p': node 'd' output 'o': its shape is [{shown},1,10]; requests at which its first dim is not 4, "
+        f"pipeline 'p': node 'd' output 'o': its shape is [{shown},1,10]; requests for which its first dim is not 4, "
         "the demultiply_count of its node, will fail"
     ]
 
 
 @pytest.mark.parametrize(("first", "count"), [(4, 4), (-1, DYNAMIC), (4, DYNAMIC)])
-def test_a_count_that_is_met_is_not_warned_of(caplog, first, count):
+def test_a_count_that_every_request_meets_is_no_warning(caplog, first, count):
     caplog.set_level(logging.WARNING)
     split = FakeCustomNode({"i": [1, 10]}, {"o": [first, 1, 10]})
     plan(node("d", split, count, i="request.in"), node("n", b="d.o"))
     assert caplog.messages == []
 
 
-def test_what_gathers_the_request_takes_as_much_as_it_is_split_into():
+def test_a_node_gathering_the_request_must_take_its_count():
     gather = FakeCustomNode({"t": [3, 1, 10]}, {"m": [1]})
     assert problems(node("g", gather, gather="request", t="request.in"), outputs={"o": "g.m"}, count=4) == [
-        "node 'g' input 't': its shape is [3,1,10], its first dim has to be 4, the demultiply_count of the pipeline"
+        "node 'g' input 't': its shape is [3,1,10]; its first dim must be 4, the demultiply_count of the pipeline"
     ]
 
 
-# --- What is wrong: datatypes and shapes
+# --- Problems: datatypes and shapes
 
 
-def test_shapes_fit_between_nodes():
+def test_shapes_that_do_not_fit_between_nodes_are_rejected():
     other = FakeModel({"b": [1, 10]}, {"a": [4, 1, 10]})
     assert problems(node("n1", other, b="request.in"), node("n2", b="n1.a")) == [
-        f"node 'n2' input 'b': its shape is [1,10], node 'n1' output 'a' gives [4,1,10]; {SHAPE_HINT}"
+        f"node 'n2' input 'b': its shape is [1,10], but node 'n1' output 'a' gives [4,1,10]; {SHAPE_HINT}"
     ]
 
 
 @pytest.mark.parametrize("shape", [[-1, 10], ["1:3", "5:"], [1, "10:20"], UNKNOWN_RANK])
-def test_shapes_fit_when_there_is_one_for_both(shape):
+def test_shapes_fit_when_they_overlap(shape):
     other = FakeModel({"b": [1, 10]}, {"a": shape})
     assert plan(node("n1", other, b="request.in"), node("n2", b="n1.a")).steps[1].name == "n2"
 
 
 @pytest.mark.parametrize("shape", [["2:3", 10], [1, "0:9"], [1], [1, 10, 1]])
-def test_shapes_do_not_fit_when_there_is_none_for_both(shape):
+def test_shapes_do_not_fit_when_they_do_not_overlap(shape):
     other = FakeModel({"b": [1, 10]}, {"a": shape})
     (problem,) = problems(node("n1", other, b="request.in"), node("n2", b="n1.a"))
-    assert problem.startswith("node 'n2' input 'b': its shape is [1,10], node 'n1' output 'a' gives [")
+    assert problem.startswith("node 'n2' input 'b': its shape is [1,10], but node 'n1' output 'a' gives [")
 
 
-def test_a_session_has_a_dim_less():
+def test_a_shard_has_one_dim_less():
     split = FakeCustomNode({"i": [1, 10]}, {"o": [4, 2, 10]})
     assert problems(node("d", split, 4, i="request.in"), node("n", b="d.o")) == [
-        f"node 'n' input 'b': its shape is [1,10], node 'd' output 'o' gives [2,10] to each session; {SHAPE_HINT}"
+        f"node 'n' input 'b': its shape is [1,10], but node 'd' output 'o' gives [2,10] to each session; {SHAPE_HINT}"
     ]
 
 
 @pytest.mark.parametrize(("count", "given"), [(4, "[4,1,10]"), (DYNAMIC, "[-1,1,10]")])
-def test_what_is_gathered_has_a_dim_more(count, given):
+def test_a_gathered_tensor_has_one_dim_more(count, given):
     split = FakeCustomNode({"i": [1, 10]}, {"o": [count, 1, 10]})
     gather = FakeCustomNode({"t": [5, 2, 10]}, {"m": [1]})
     nodes = [node("d", split, count, i="request.in"), node("n", b="d.o"), node("g", gather, gather="d", t="n.a")]
     assert problems(*nodes, outputs={"o": "g.m"}) == [
-        f"node 'g' input 't': its shape is [5,2,10], node 'n' output 'a' gives {given} when gathered from 'd'; "
+        f"node 'g' input 't': its shape is [5,2,10], but node 'n' output 'a' gives {given} when gathered from 'd'; "
         f"{SHAPE_HINT}"
     ]
 
 
-def test_what_is_gathered_from_its_source_has_its_own_shape():
+def test_an_output_gathered_from_its_own_demultiplexer_keeps_its_shape():
     gather = FakeCustomNode({"t": [4, 2, 10]}, {"m": [1]})
     nodes = [node("d", SPLITTER, 4, i="request.in"), node("g", gather, gather="d", t="d.o")]
     assert problems(*nodes, outputs={"o": "g.m"}) == [
-        f"node 'g' input 't': its shape is [4,2,10], node 'd' output 'o' gives [4,1,10]; {SHAPE_HINT}"
+        f"node 'g' input 't': its shape is [4,2,10], but node 'd' output 'o' gives [4,1,10]; {SHAPE_HINT}"
     ]
 
 
-def test_datatypes_are_equal_between_nodes():
+def test_different_datatypes_between_nodes_are_rejected():
     other = FakeModel({"b": [1, 10]}, {"a": ("INT64", [1, 10])})
     assert problems(node("n1", other, b="request.in"), node("n2", b="n1.a")) == [
-        "node 'n2' input 'b': its datatype is FP32, node 'n1' output 'a' gives INT64; "
+        "node 'n2' input 'b': its datatype is FP32, but node 'n1' output 'a' gives INT64; "
         "nothing is converted between nodes"
     ]
 
@@ -759,69 +756,69 @@ def test_datatypes_are_equal_between_nodes():
 STRINGS = FakeModel({"b": ("BYTES", [-1])}, {"a": ("BYTES", [-1])})
 
 
-def test_strings_come_from_the_request_and_go_to_the_response():
+def test_strings_pass_from_the_request_to_the_response():
     result = plan(node("n", STRINGS, b="request.in"))
     assert shapes(result.metadata.inputs) == {"in": "BYTES [-1]"}
     assert shapes(result.metadata.outputs) == {"out": "BYTES [-1]"}
 
 
-def test_strings_go_from_one_node_to_another():
+def test_strings_pass_between_nodes():
     result = plan(node("n1", STRINGS, b="request.in"), node("n2", STRINGS, b="n1.a"))
     assert shapes(result.metadata.outputs) == {"out": "BYTES [-1]"}
 
 
-def test_strings_are_not_gathered_by_a_node():
+def test_strings_gathered_by_a_node_are_rejected():
     to_text = FakeModel({"b": [1, 10]}, {"a": ("BYTES", [1])})
     takes = FakeModel({"b": ("BYTES", [-1, 1])}, {"a": ("BYTES", [1])})
     nodes = node("d", SPLITTER, 4, i="request.in"), node("n", to_text, b="d.o"), node("g", takes, gather="d", b="n.a")
     assert "node 'g' input 'b': node 'n' output 'a' gives strings (BYTES), which cannot be gathered" in problems(*nodes)
 
 
-def test_a_matrix_that_a_model_gives_as_strings_is_one():
-    """Its name says so (protocol.md section 7); that a node takes a matrix of the same shape does not help."""
+def test_a_uint8_matrix_named_string_counts_as_strings():
+    """The name decides (protocol/README.md, section 7), even where a node takes a matrix of the same shape."""
     gives = FakeModel({"b": ("FP32", [1, 10])}, {"text_STRING": ("UINT8", [-1, -1])})
     takes = FakeModel({"b": ("UINT8", [-1, -1])}, {"a": ("UINT8", [-1, -1])})
     first = node("n1", gives, b="request.in", aliases=(("out", "text_STRING"),))
     assert problems(first, node("n2", takes, b="n1.out")) == [
-        "node 'n2' input 'b': node 'n1' output 'text_STRING' gives strings (UINT8), which go to the response only"
+        "node 'n2' input 'b': node 'n1' output 'text_STRING' gives strings (UINT8), which can only go to the response"
     ]
 
 
-def test_strings_are_not_demultiplied():
+def test_demultiplied_strings_are_rejected():
     split = FakeModel({"b": ("BYTES", [-1])}, {"a": ("BYTES", [4, 1, 1])})
     assert problems(node("d", split, 4, b="request.in"), node("n", b="d.a")) == [
-        "node 'd' input 'b': is of strings (BYTES), a demultiplexer takes none",
-        "node 'd' output 'a': is of strings (BYTES), which cannot be demultiplied",
+        "node 'd' input 'b': has strings (BYTES), which a demultiplexer cannot take",
+        "node 'd' output 'a': has strings (BYTES), which cannot be demultiplied",
     ]
 
 
-def test_strings_are_not_demultiplied_by_the_request():
+def test_strings_of_a_split_request_are_rejected():
     tokenizer = FakeModel({"b": ("BYTES", [-1])}, {"a": [1]})
     assert problems(node("n", tokenizer, b="request.in"), count=2) == [
-        "input 'in': is of strings (BYTES), which cannot be demultiplied; remove the demultiply_count of the pipeline"
+        "input 'in': has strings (BYTES), which cannot be demultiplied; remove the demultiply_count of the pipeline"
     ]
 
 
-def test_strings_are_not_gathered():
+def test_strings_gathered_by_the_response_are_rejected():
     to_text = FakeModel({"b": [1, 10]}, {"a": ("BYTES", [1])})
     assert problems(node("d", SPLITTER, 4, i="request.in"), node("n", to_text, b="d.o")) == [
-        "output 'out': node 'n' output 'a' is of strings (BYTES), which cannot be gathered; "
+        "output 'out': node 'n' output 'a' has strings (BYTES), which cannot be gathered; "
         "it comes from the sessions of 'd'"
     ]
 
 
 @pytest.mark.parametrize("item", [[1, 11], ("INT64", [1, 10]), [10]])
-def test_nodes_at_one_input_take_one_tensor(item):
+def test_nodes_that_need_different_tensors_from_one_input_are_rejected(item):
     other = FakeModel({"x": item}, {"a": [1]})
     nodes = [node("n1", b="request.in"), node("n2", other, x="request.in")]
     shape = shapes(other.metadata.inputs)["x"]
     assert problems(*nodes, outputs={"x": "n1.a", "y": "n2.a"}) == [
         f"input 'in': node 'n1' input 'b' takes FP32 [1,10], node 'n2' input 'x' takes {shape}; "
-        "one tensor has to fit both"
+        "one tensor must fit both"
     ]
 
 
-# --- Whatever the definition
+# --- Any definition
 
 NAMES = st.sampled_from(["n0", "n1", "n2", "n3", "request", "response", "x"])
 ITEMS = st.sampled_from(["a", "b", "c"])
@@ -829,14 +826,16 @@ SHAPES = st.one_of(
     st.lists(st.sampled_from([-1, 1, 2, "1:3"]), max_size=3), st.sampled_from([[2, 1, 1], [1, 1], UNKNOWN_RANK])
 )
 TENSORS = st.dictionaries(ITEMS, st.tuples(st.sampled_from(["FP32", "FP32", "INT64", "BYTES"]), SHAPES), max_size=3)
-PARTS = st.one_of(st.builds(FakeModel, TENSORS, TENSORS), st.builds(FakeCustomNode, TENSORS, TENSORS), st.just("gone"))
+PARTS = st.one_of(
+    st.builds(FakeModel, TENSORS, TENSORS), st.builds(FakeCustomNode, TENSORS, TENSORS), st.just(Missing("gone"))
+)
 COUNTS = st.sampled_from([None, None, None, DYNAMIC, 1, 2])
 SOURCES = st.builds(Source, NAMES, ITEMS)
 
 
 @st.composite
 def wild_pipelines(draw):
-    """Draw a definition of anything with its parts."""
+    """Draw any definition with its parts."""
     names = draw(st.lists(NAMES, max_size=4))
     parts = {name: draw(PARTS) for name in names}
     nodes = [
@@ -859,8 +858,8 @@ def wild_pipelines(draw):
 
 
 @given(wild_pipelines())
-def test_a_definition_has_a_plan_or_problems(drawn):
-    """No definition raises anything else, and no line is told twice."""
+def test_every_definition_has_a_plan_or_problems(drawn):
+    """No definition raises another exception or has the same problem twice."""
     definition, parts = drawn
     try:
         result = plan_pipeline(definition, parts, ())
@@ -875,10 +874,10 @@ def test_a_definition_has_a_plan_or_problems(drawn):
 
 @st.composite
 def sound_pipelines(draw):
-    """Draw a definition that is right, its nodes in any order, with their parts."""
+    """Draw a valid definition, its nodes in any order, with their parts."""
     count = draw(COUNTS)
     counts = st.sampled_from([None, None, 2, 3]) if count != DYNAMIC else st.none()
-    # The sources there are, with the demultiplexers that are open behind them.
+    # The sources, with the demultiplexers that are open after them.
     sources = {Source("request", "in"): () if count is None else ("request",)}
     definitions, parts = [], {}
     for number in range(draw(st.integers(1, 6))):
@@ -904,7 +903,7 @@ def sound_pipelines(draw):
 
 
 @given(sound_pipelines())
-def test_a_sound_definition_has_a_plan(drawn):
+def test_every_valid_definition_has_a_plan(drawn):
     definition, parts, sources = drawn
     result = plan_pipeline(definition, parts, ())
     check(result)
@@ -916,7 +915,7 @@ def test_a_sound_definition_has_a_plan(drawn):
 
 
 def check(result):
-    """Check what `plan` says of every plan."""
+    """Check the invariants of every plan."""
     leave = [() if result.count is None else (REQUEST_STEP,)]  # that of the request last, as its place -1 is
     for place, step in enumerate(result.steps):
         assert (step.model is None) != (step.custom is None)

@@ -120,7 +120,7 @@ def test_no_strings_are_a_tensor_too():
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        (np.array([["a", 1]], object), "element 1 of output 'text' is a int, expected bytes or str"),
+        (np.array([["a", 1]], object), "element 1 of output 'text' as int, expected bytes or str"),
         (np.array([["a", "b"]]), "output 'text' with the dtype <U1, expected object for BYTES"),
         (np.array(["a", "b"], object), "output 'text' with the shape [2], expected [-1,2]"),
     ],
@@ -186,7 +186,7 @@ WRONG = {
 def test_what_does_not_fit_is_told(caplog, words):
     with pytest.raises(InferenceError) as caught:
         returning(WRONG[words]).execute({"x": X})
-    assert str(caught.value) == f"pipeline node code 'lib' {words}"
+    assert str(caught.value) == f"custom node library 'lib' {words}"
     assert caplog.messages == [str(caught.value)]
 
 
@@ -195,9 +195,9 @@ def test_an_exception_of_the_code_is_in_the_log_and_not_told_to_the_client(caplo
     node = PythonNode("lib", Code(failing(kind, "secret")), {})
     with pytest.raises(InferenceError) as caught:
         node.execute({"x": X})
-    assert str(caught.value) == "pipeline node code 'lib' failed: the reason is in the log of the server"
+    assert str(caught.value) == "custom node library 'lib' failed: the reason is in the server's log"
     (record,) = caplog.records
-    assert record.getMessage() == "pipeline node code 'lib' failed"
+    assert record.getMessage() == "custom node library 'lib' failed"
     assert "in fail" in caplog.text
     assert f"{kind.__name__}: secret" in caplog.text
 
@@ -227,8 +227,8 @@ UNFIT = [
     (None, f"None, expected a dict with {FORM} for each tensor"),
     ({}, f"{{}}, expected a dict with {FORM} for each tensor"),
     ([("x", "FP32", [1])], f"[('x', 'FP32', [1])], expected a dict with {FORM} for each tensor"),
-    ({1: ("FP32", [1])}, "the name 1, expected a string that is not empty"),
-    ({"": ("FP32", [1])}, "the name '', expected a string that is not empty"),
+    ({1: ("FP32", [1])}, "the name 1, expected a non-empty string"),
+    ({"": ("FP32", [1])}, "the name '', expected a non-empty string"),
     ({"x": "FP32"}, f"for 'x' 'FP32', expected {FORM}"),
     ({"x": ("FP32",)}, f"for 'x' ('FP32',), expected {FORM}"),
     ({"x": ("FP32", 3)}, f"for 'x' ('FP32', 3), expected {FORM}"),

@@ -53,9 +53,7 @@ def check(permission, address="127.0.0.1", target=PATH, **headers):
 
 
 def on_control_address(**settings):
-    permission = Permission(Settings(control_bind="127.0.0.1:9000", **settings))
-    permission.is_control_address = True
-    return permission
+    return Permission(Settings(control_bind="127.0.0.1:9000", **settings), lambda: True)
 
 
 # --- The default
@@ -76,8 +74,7 @@ def test_default_allows_the_control_address_only():
         "allow it from this host too"
     )
     assert check(permission) == f"POST {PATH} {message}"
-    permission.is_control_address = True
-    assert check(permission, "10.0.0.1") is None
+    assert check(on_control_address(), "10.0.0.1") is None
 
 
 # --- local
@@ -179,8 +176,7 @@ def test_page_may_come_through_a_proxy_that_changes_host():
 
 
 def test_control_address_may_be_bound_by_name():
-    permission = Permission(Settings(control_bind="ovms.example:9000"))
-    permission.is_control_address = True
+    permission = Permission(Settings(control_bind="ovms.example:9000"), lambda: True)
     assert check(permission, Host="ovms.example:9000", Origin="http://ovms.example:9000") is None
 
 

@@ -66,18 +66,33 @@ def replaced(service, before):
 
 PROBE = '''
 import json
+import os
+from dataclasses import replace
 from types import SimpleNamespace
+
+from ovms_rest.settings import read_settings
+from ovms_rest.shared_memory.table import SLOTS, WorkerTable
 
 
 class App:
     """What the hooks need of the service's own application, and nothing to load."""
 
-    settings = SimpleNamespace(load_timeout_seconds=5, file_system_poll_wait_seconds=0, control_bind="")
-    models = SimpleNamespace(open=lambda note, retire: None, entries={})
-    telemetry = SimpleNamespace(counters=SimpleNamespace(claim=id, release=lambda slot: []), forget_gone=int)
+    settings = replace(read_settings(os.environ), load_timeout_seconds=5)
+    table = WorkerTable(SLOTS, 1)
     log_levels = SimpleNamespace(install=lambda: None)
-    permission = SimpleNamespace(describe=lambda: "nowhere")
-    reloads = SimpleNamespace(watch=None, is_due=lambda: False)
+    reloading = SimpleNamespace(is_due=lambda: False)
+
+    def describe(self):
+        return "an application"
+
+    def describe_permission(self):
+        return "nowhere"
+
+    def open(self, slot, is_control, opening, retire):
+        pass
+
+    def release(self, slot):
+        return []
 
     def __call__(self, environ, start_response):
         return getattr(self, environ["PATH_INFO"].strip("/") or "environ")(environ, start_response)

@@ -1,4 +1,4 @@
-"""libcustom_node_add_one: ten numbers with one added to each, or another number; OVMS's example of a custom node."""
+"""libcustom_node_add_one: adds a number to ten numbers; OVMS's example of a custom node."""
 
 from dataclasses import dataclass
 
@@ -12,21 +12,21 @@ _DIMS = (1, 10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Its params."""
+    """The node's params."""
 
     add_number: int = param(integer(0), 1)
     sub_number: int = param(integer(0), 0)
-    output_queue_size: int = param(size, 10)  # of memory that OVMS keeps
+    output_queue_size: int = param(size, 10)  # accepted without effect; OVMS pools memory
     info_queue_size: int = param(size, 10)
 
 
 def inputs(options: Options) -> Forms:
-    """Take the numbers."""
+    """Return the form of the numbers."""
     return {"input_numbers": ("FP32", _DIMS)}
 
 
 def outputs(options: Options) -> Forms:
-    """Give the numbers."""
+    """Return the form of the sums."""
     return {"output_numbers": ("FP32", _DIMS)}
 
 

@@ -1,7 +1,7 @@
-"""libcustom_node_east_ocr: the texts that an EAST model found, those that overlap a better one left out, turned level.
+"""libcustom_node_east_ocr: cuts out the texts found by an EAST model, without overlapping ones, and levels them.
 
 OVMS's documentation has the centre of a box in `text_coordinates` and 0 as the default of `rotation_angle_threshold`;
-its library gives the upper left corner and has 20, and so does this.
+its library has the upper left corner and 20, as here.
 """
 
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ from ovms_rest.pipelines.nodes.params import (
 )
 from ovms_rest.pipelines.nodes.pictures import Box, Picture, check_numbers, cut_boxes, stack_texts
 
-_CELL = 4  # pixels in each direction for one score
+_CELL = 4  # pixels per score, in each direction
 
 _size = integer(_CELL, f"a multiple of {_CELL}", lambda number: number % _CELL == 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(CropOptions):
-    """Its params."""
+    """The node's params."""
 
     original_image_width: int = param(_size)
     original_image_height: int = param(_size)
@@ -43,7 +43,7 @@ class Options(CropOptions):
 
 
 class _Texts(NamedTuple):
-    """What was found: rows of boxes (x1, y1, x2, y2), angles in radians, the heights of the texts, and the scores."""
+    """The texts found: boxes (x1, y1, x2, y2) as rows, angles in radians, heights and scores."""
 
     corners: NDArray[np.int64]
     angles: NDArray[np.float32]
@@ -52,7 +52,7 @@ class _Texts(NamedTuple):
 
 
 def inputs(options: Options) -> Forms:
-    """Take the image and a model's scores and geometry for each 4x4 pixels of it."""
+    """Return the forms of the image and of the model's scores and geometry for each 4x4 pixels of it."""
     cells = (options.original_image_height // _CELL, options.original_image_width // _CELL)
     return {
         "image": original_form(options),
@@ -62,12 +62,12 @@ def inputs(options: Options) -> Forms:
 
 
 def outputs(options: Options) -> Forms:
-    """Give the images of the texts, their boxes and their confidences."""
+    """Return the forms of the texts' images, boxes and confidences."""
     return text_forms(options)
 
 
 def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[Any]]:
-    """Cut out the texts, the surest first. Raises ValueError for one that cannot be cut out."""
+    """Cut out the texts, the most confident first. Raises ValueError for one that cannot be cut out."""
     texts = _find_texts(arrays["scores"][0, :, :, 0], arrays["geometry"][0], options)
     kept = _suppress_overlaps(texts, options)
     boxes = [Box(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in texts.corners[kept].tolist()]
@@ -76,10 +76,10 @@ def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[Any]]:
 
 
 def _find_texts(scores: NDArray[np.float32], geometry: NDArray[np.float32], options: Options) -> _Texts:
-    """Return the boxes around what the cells see.
+    """Return the texts of all cells with a sufficient score.
 
-    The geometry of a cell has the distances of a text's upper, right, lower and left edge and the angle that it is
-    turned by. Every corner is rounded to pixels toward the cell, or the corner that it is computed from, as OVMS does.
+    The geometry of a cell has the distances to a text's upper, right, lower and left edge, and its rotation. Each
+    corner is rounded toward the cell, or toward the corner that it is computed from, as in OVMS.
     """
     rows, columns = np.nonzero(scores >= options.confidence_threshold)
     cells = geometry[rows, columns]
@@ -111,9 +111,9 @@ def _to_pixels(distances: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _widen(corners: NDArray[np.int64], adjustment: float, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where a box begins and ends in one direction, widened at both ends.
+    """Return the beginning and end of boxes in one direction, widened at both ends.
 
-    What is added to the end is a part of what is wider already, as in OVMS.
+    The end is widened by a fraction of the size that includes the widened beginning, as in OVMS.
     """
     low, high = corners.min(axis=0), corners.max(axis=0)
     widened = low.astype(np.float32) - (high - low).astype(np.float32) * np.float32(adjustment)
@@ -123,9 +123,9 @@ def _widen(corners: NDArray[np.int64], adjustment: float, size: int) -> tuple[ND
 
 
 def _suppress_overlaps(texts: _Texts, options: Options) -> list[int]:
-    """Return the indices of the texts that overlap none which is surer, the surest first.
+    """Return the indices of the texts that do not overlap a more confident one, the most confident first.
 
-    The overlap of two is what both have of what either has. Of the equally sure, the later goes first.
+    The overlap is intersection over union. Of equally confident texts the later one goes first.
     """
     x1, y1, x2, y2 = texts.corners.T
     areas = (x2 - x1) * (y2 - y1)
@@ -150,14 +150,14 @@ def _level_texts(crops: Iterator[Picture], texts: _Texts, kept: list[int], optio
 
 
 def _level(crop: Picture, degrees: float, text_height: np.float32) -> Picture:
-    """Turn a crop about its middle and return the rows that the text has then, from edge to edge. Raises ValueError."""
+    """Rotate a crop about its centre and return the rows of the text, at full width. Raises ValueError."""
     height, width = crop.shape[:2]
     matrix = cv2.getRotationMatrix2D((width // 2, height // 2), degrees, 1)
     rows = int(text_height)
     first = int((np.float32(height) - text_height) / 2)
     if rows <= 0 or first + rows > height:
         raise ValueError(
-            f"input geometry has a text of height {float(text_height):g} that is turned by {-degrees:g} degrees, which "
-            f"does not fit its box of {width}x{height} pixels (width x height) when it is turned back"
+            f"input geometry has a text of height {float(text_height):g} that is turned by {-degrees:g} degrees; it "
+            f"does not fit its box of {width}x{height} pixels (width x height) when turned back"
         )
     return cv2.warpAffine(crop, matrix, (width, height))[first : first + rows]

@@ -1,8 +1,8 @@
-"""libcustom_node_face_blur: the image with the boxes of a detection model blurred, one after the other.
+"""libcustom_node_face_blur: blurs the boxes of a detection model in the image, one after the other.
 
-OVMS's library blurs the image of a request in place when its layout is NHWC, so that other nodes see it blurred; this
-one does not. Where a box reaches beyond the image, OVMS's ends with an exception that it does not catch; here what is
-in the image is blurred.
+OVMS's library blurs an NHWC image of the request in place, so that other nodes see it blurred; this one does not.
+For a box that reaches beyond the image, OVMS's library ends with an uncaught exception; here the part inside the image
+is blurred.
 """
 
 from dataclasses import dataclass
@@ -34,23 +34,23 @@ from ovms_rest.pipelines.nodes.pictures import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(ImageOptions):
-    """Its params."""
+    """The node's params."""
 
     gaussian_blur_kernel_size: int = param(integer(1, "an odd number", lambda number: number % 2 == 1))
 
 
 def inputs(options: Options) -> Forms:
-    """Take the image and what was detected in it."""
+    """Return the forms of the image and of the detections."""
     return {"image": original_form(options), "detection": ("FP32", (1, 1, 200, 7))}
 
 
 def outputs(options: Options) -> Forms:
-    """Give the image."""
+    """Return the form of the image."""
     return {"image": _target_form(options)}
 
 
 def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[np.float32]]:
-    """Blur what was detected, then resize the image. Raises ValueError for what is no number."""
+    """Blur the detections, then resize the image. Raises ValueError for corners that are not numbers."""
     rows = select_detections(arrays["detection"], options.confidence_threshold)
     boxes = detected_boxes(rows, options.original_image_width, options.original_image_height)
     picture = read_picture(arrays["image"], options.original_image_layout)
@@ -66,7 +66,7 @@ def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[np.float32]]:
 
 
 def _blur(picture: Picture, box: Box, kernel_size: int) -> None:
-    """Blur a box in place. The pixels around it count, as OpenCV has it for a part of an image in C++."""
+    """Blur a box in place, including the influence of the pixels around it, as OpenCV does for a submatrix in C++."""
     x, y = max(box.x, 0), max(box.y, 0)
     part = picture[y : max(y, box.y + box.height), x : max(x, box.x + box.width)]
     if not part.size:

@@ -1,7 +1,6 @@
-"""libcustom_node_image_transformation: another size, layout and colour order, less a mean, divided by a scale.
+"""libcustom_node_image_transformation: converts size, layout and colour order, subtracts a mean, divides by a scale.
 
-OVMS documents BGR as the default of `original_image_color_order`, as it is here; its library refuses a pipeline
-without it.
+OVMS documents BGR as the default of `original_image_color_order`, as here; its library rejects a pipeline without it.
 """
 
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ _CONVERSIONS = {
     ("RGB", "BGR"): cv2.COLOR_RGB2BGR,
     ("RGB", "GRAY"): cv2.COLOR_RGB2GRAY,
 }
-_KEPT = -1  # a size that is the original's
+_KEPT = -1  # keeps the original's size
 
 _color_order = one_of("BGR", "RGB", "GRAY")
 
@@ -45,21 +44,21 @@ def _size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Its params."""
+    """The node's params."""
 
     target_image_width: int = param(_size, _KEPT)
     target_image_height: int = param(_size, _KEPT)
     original_image_color_order: str = param(_color_order, "BGR")
-    target_image_color_order: str = param(_color_order, "")  # "" is the original's
+    target_image_color_order: str = param(_color_order, "")  # "" keeps the original's
     original_image_layout: str = param(layout)
-    target_image_layout: str = param(layout, "")  # "" is the original's
+    target_image_layout: str = param(layout, "")  # "" keeps the original's
     scale: float | None = param(divisor, None)
     scale_values: tuple[float, ...] = param(list_of(divisor), ())
     mean_values: tuple[float, ...] = param(list_of(number), ())
-    debug: bool = param(flag, False)  # OVMS writes to its standard output then; nothing here
+    debug: bool = param(flag, False)  # accepted without effect; OVMS writes to its standard output
 
     def __post_init__(self) -> None:
-        """Check that there is a value for each channel. Raises ValueError."""
+        """Raise ValueError unless there is a value for each channel."""
         for name in ("scale_values", "mean_values"):
             count = len(getattr(self, name))
             if count not in (0, self.target_channels):
@@ -80,28 +79,28 @@ class Options:
 
     @property
     def original_channels(self) -> int:
-        """Of the image that comes."""
+        """The number of channels of the input."""
         return 1 if self.original_image_color_order == "GRAY" else 3
 
     @property
     def target_channels(self) -> int:
-        """Of the image that is given."""
+        """The number of channels of the output."""
         return 1 if self.target_color_order == "GRAY" else 3
 
 
 def inputs(options: Options) -> Forms:
-    """Take an image of any size; its channels are checked when it comes, as OVMS does."""
+    """Return the form of an image of any size; `execute` checks its channels, as OVMS does."""
     return {"image": ("FP32", (1, ANY, ANY, ANY))}
 
 
 def outputs(options: Options) -> Forms:
-    """Give the image."""
+    """Return the form of the transformed image."""
     height, width = options.target_image_height, options.target_image_width  # _KEPT is ANY
     return {"image": image_form(options.target_layout, options.target_channels, height, width)}
 
 
 def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[np.float32]]:
-    """Transform the image. Raises ValueError for one of other channels or without pixels."""
+    """Transform the image. Raises ValueError for a wrong number of channels, or no pixels."""
     _check_shape(arrays["image"].shape, options)
     picture = read_picture(arrays["image"], options.original_image_layout)
     original_height, original_width = picture.shape[:2]
@@ -110,7 +109,7 @@ def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[np.float32]]:
     if options.original_image_color_order != options.target_color_order:
         conversion = _CONVERSIONS[options.original_image_color_order, options.target_color_order]
         picture = cv2.cvtColor(picture, conversion)
-    # Whichever picture is the smaller is scaled, as in OVMS.
+    # The smaller picture is scaled, as in OVMS.
     if original_height * original_width < height * width:
         picture = resize(_scale(picture, options), width, height)
     else:
@@ -122,18 +121,18 @@ def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[np.float32]]:
 
 
 def _check_shape(shape: tuple[int, ...], options: Options) -> None:
-    """Check what `inputs` leaves open. Raises ValueError."""
+    """Raise ValueError for a shape that `inputs` allows but the params do not."""
     _, dims = image_form(options.original_image_layout, options.original_channels, ANY, ANY)
     if any(dim not in (ANY, length) for dim, length in zip(dims, shape, strict=True)):
-        raise ValueError(f"input image has the shape {list(shape)}, it has to be {list(dims)}")
+        raise ValueError(f"input image has the shape {list(shape)}, expected {list(dims)}")
     if 0 in shape:
         raise ValueError(f"input image has the shape {list(shape)}, which has no pixels")
 
 
 def _scale(picture: Picture, options: Options) -> Picture:
-    """Subtract the mean, then divide; the values of the channels go before one for all."""
+    """Subtract the mean, then divide; `scale_values` take precedence over `scale`."""
     height, width = picture.shape[:2]
-    # A row at a time, of which numpy makes a long loop: a sixth of the time of three channels at a time.
+    # Whole rows make long loops in numpy: a sixth of the time of looping over three channels.
     rows = picture.reshape(height, -1)
     if options.mean_values:
         rows = rows - np.tile(np.array(options.mean_values, np.float32), width)

@@ -1,8 +1,8 @@
-"""libcustom_node_model_zoo_intel_object_detection: the boxes of a detection model, cut out of the image.
+"""libcustom_node_model_zoo_intel_object_detection: cuts the boxes of a detection model out of the image.
 
-OVMS's documentation has the centre and the size of a box in `coordinates`; its library gives the corners as they came,
-and so does this. When more boxes than `max_output_batch` are found, OVMS cuts off the images and the confidences, but
-writes the coordinates and labels of all beyond its memory; here all are cut off.
+OVMS's documentation has the centre and size of a box in `coordinates`; its library returns the corners unchanged, as
+here. With more boxes than `max_output_batch`, OVMS's library limits the images and confidences, but writes all
+coordinates and labels, beyond the end of its memory; here all outputs are limited.
 """
 
 from dataclasses import dataclass
@@ -35,19 +35,19 @@ _EVERY_LABEL = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(CropOptions):
-    """Its params."""
+    """The node's params."""
 
     filter_label_id: int = param(integer(), _EVERY_LABEL)
-    buffer_queue_size: int = param(size, 24)  # of memory that OVMS keeps
+    buffer_queue_size: int = param(size, 24)  # accepted without effect; OVMS pools memory
 
 
 def inputs(options: Options) -> Forms:
-    """Take the image and what was detected in it."""
+    """Return the forms of the image and of the detections."""
     return {"image": original_form(options), "detection": ("FP32", (1, 1, ANY, 7))}
 
 
 def outputs(options: Options) -> Forms:
-    """Give the images of what was detected, its corners as parts of the image's sides, confidences and labels."""
+    """Return the forms of the crops, their corners as fractions of the image's sides, confidences and labels."""
     return {
         "images": crops_form(options),
         "coordinates": ("FP32", (ANY, 1, 4)),
@@ -57,9 +57,9 @@ def outputs(options: Options) -> Forms:
 
 
 def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[Any]]:
-    """Cut out what was detected, in its order. Raises ValueError for no rows and for a box that cannot be cut out."""
+    """Cut out the detections in their order. Raises ValueError without rows and for a box that cannot be cut out."""
     if not arrays["detection"].size:
-        raise ValueError("input detection has no rows, it has to have one at least")
+        raise ValueError("input detection has no rows; at least one is required")
     rows = select_detections(arrays["detection"], options.confidence_threshold)
     check_numbers(rows[:, 1], "detection")
     labels = rows[:, 1].astype(np.int32)

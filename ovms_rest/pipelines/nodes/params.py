@@ -1,7 +1,7 @@
-"""The params of a node: texts of the configuration, read once into a frozen dataclass whose fields have their names.
+"""The params of shipped nodes: strings of the config, read once into frozen dataclasses with fields of their names.
 
-Params that several nodes share stand here with the classes that read them. A reader returns the value of a text or
-raises ValueError with what it expected.
+Here are the params that several nodes share, and the readers. A reader returns the value of a string, or raises
+ValueError with the values that it expected.
 """
 
 import difflib
@@ -53,7 +53,7 @@ def parse_params(options: type[_Options], params: Params) -> _Options:
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """Make the reader of one word of several."""
+    """Make the reader of one of several words."""
 
     def read(text: str) -> str:
         if text not in choices:
@@ -66,7 +66,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 def integer(
     low: int = -MAX_INT, form: str = "a whole number", fits: Callable[[int], bool] = lambda number: True
 ) -> Callable[[str], int]:
-    """Make the reader of whole numbers from `low` on that fit; `form` has that in words."""
+    """Make the reader of whole numbers of at least `low` that `fits` accepts; `form` describes them."""
 
     def read(text: str) -> int:
         number = int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,10}\s*", text) else None
@@ -100,18 +100,18 @@ def fraction(text: str) -> float:
 
 
 def not_negative(text: str) -> float:
-    """Read a number that is not below 0."""
+    """Read a number of at least 0."""
     value = number(text)
     if value < 0:
-        raise ValueError("expected a number not below 0")
+        raise ValueError("expected a number of at least 0")
     return value
 
 
 def divisor(text: str) -> float:
-    """Read a number that one can divide by."""
+    """Read a number that is not 0 in FP32."""
     value = number(text)
     if abs(value) < float(_FP32.tiny):
-        raise ValueError("expected a number that is not 0 to FP32")
+        raise ValueError("expected a number that is not 0 in FP32")
     return value
 
 
@@ -138,7 +138,7 @@ layout = one_of("NCHW", "NHWC")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageOptions:
-    """The params of a node with an image of a fixed size and detections in it."""
+    """The params of nodes that take an image of a fixed size and detections in it."""
 
     original_image_width: int = param(size)
     original_image_height: int = param(size)
@@ -147,19 +147,19 @@ class ImageOptions:
     target_image_height: int = param(size)
     target_image_layout: str = param(layout, "NCHW")
     confidence_threshold: float = param(fraction)
-    debug: bool = param(flag, False)  # OVMS writes to its standard output then; nothing here
+    debug: bool = param(flag, False)  # accepted without effect; OVMS writes to its standard output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CropOptions(ImageOptions):
-    """The params of a node that cuts what was detected out of the image."""
+    """The params of nodes that cut detections out of the image."""
 
     convert_to_gray_scale: bool = param(flag, False)
     max_output_batch: int = param(size, 100)
 
     @property
     def channels(self) -> int:
-        """Of every image that is cut out."""
+        """The number of channels of a crop."""
         return 1 if self.convert_to_gray_scale else 3
 
 
@@ -169,12 +169,12 @@ def image_form(layout: str, channels: int, height: int, width: int) -> Form:
 
 
 def original_form(options: ImageOptions) -> Form:
-    """Return the form of the image that a node takes."""
+    """Return the form of the input image."""
     return image_form(options.original_image_layout, 3, options.original_image_height, options.original_image_width)
 
 
 def crops_form(options: CropOptions) -> Form:
-    """Return the form of the images that are cut out, [N,1,C,H,W] or [N,1,H,W,C]."""
+    """Return the form of the crops, [N,1,C,H,W] or [N,1,H,W,C]."""
     datatype, dims = image_form(
         options.target_image_layout, options.channels, options.target_image_height, options.target_image_width
     )
@@ -182,7 +182,7 @@ def crops_form(options: CropOptions) -> Form:
 
 
 def text_forms(options: CropOptions) -> Forms:
-    """Return the forms of what a node of texts gives: their images, their boxes and their confidences."""
+    """Return the forms of the outputs of a text node: images, boxes and confidences."""
     return {
         "text_images": crops_form(options),
         "text_coordinates": ("INT32", (ANY, 1, 4)),

@@ -1,6 +1,6 @@
-"""Pictures and boxes in them: what the nodes that work on images share.
+"""Pictures and boxes, for all nodes that work on images.
 
-A picture is an array [H,W,C] or [H,W] of float32, as OpenCV takes it. A box is x and y of its upper left corner, its
+A picture is a float32 array [H,W,C] or [H,W], as OpenCV takes it. A box is the x and y of its upper left corner, its
 width and its height, in pixels.
 """
 
@@ -15,7 +15,7 @@ from ovms_rest.pipelines.nodes.params import CropOptions, ImageOptions, crops_fo
 
 Picture = NDArray[Any]
 
-_TOO_LARGE = 2.0**31  # for the int that OVMS makes of a number
+_TOO_LARGE = 2.0**31  # for OVMS's conversion to int
 
 
 class Box(NamedTuple):
@@ -28,14 +28,14 @@ class Box(NamedTuple):
 
 
 def read_picture(array: NDArray[np.float32], layout: str) -> Picture:
-    """Return the one image of an array."""
-    # Merging takes a fifteenth of the time of copying a transposed view.
+    """Return the image of an array [1,...]."""
+    # cv2.merge takes a fifteenth of the time of copying a transposed view.
     picture: Picture = cv2.merge(tuple(array[0])) if layout == "NCHW" else array[0]
     return picture
 
 
 def write_picture(picture: Picture, target: NDArray[np.float32], layout: str) -> None:
-    """Write a picture to its place [C,H,W] or [H,W,C]."""
+    """Write a picture into an array [C,H,W] or [H,W,C]."""
     if layout == "NHWC":
         target[...] = picture.reshape(target.shape)
     else:
@@ -43,35 +43,35 @@ def write_picture(picture: Picture, target: NDArray[np.float32], layout: str) ->
 
 
 def resize(picture: Picture, width: int, height: int) -> Picture:
-    """Resize a picture that does not have that size."""
+    """Return a picture at that size."""
     return picture if picture.shape[:2] == (height, width) else cv2.resize(picture, (width, height))
 
 
 def cut_boxes(array: NDArray[np.float32], boxes: Iterable[Box], options: ImageOptions) -> Iterator[Picture]:
-    """Cut boxes out of the original image. Raises ValueError for one that has nothing of it."""
+    """Cut boxes out of the original image. Raises ValueError for one outside it."""
     picture = read_picture(array, options.original_image_layout)
     for box in boxes:
         yield _cut(picture, box)
 
 
 def _cut(picture: Picture, box: Box) -> Picture:
-    """Return what a picture has of a box. Raises ValueError where there is nothing.
+    """Return the part of a picture inside a box. Raises ValueError if that is empty.
 
-    As in OVMS, a box that begins left of the picture or above it is moved there: its width and height remain.
+    As in OVMS, a box that begins left of the picture or above it is moved to the edge, at its full width and height.
     """
     x, y = max(box.x, 0), max(box.y, 0)
     part = picture[y : y + box.height, x : x + box.width]
     if not part.size:
         height, width = picture.shape[:2]
         raise ValueError(
-            f"the box at x {box.x}, y {box.y} of {box.width}x{box.height} pixels (width x height) has none in the "
-            f"image of {width}x{height}"
+            f"the box at x {box.x}, y {box.y} of {box.width}x{box.height} pixels (width x height) has no pixels in "
+            f"the image of {width}x{height}"
         )
     return part
 
 
 def stack_crops(crops: Iterable[Picture], count: int, options: CropOptions) -> NDArray[np.float32]:
-    """Resize pictures to the target's size and make an array of them, gray if so asked."""
+    """Resize crops to the target's size, convert them to gray if requested, and stack them."""
     _, dims = crops_form(options)
     stacked = np.empty((count, *dims[1:]), np.float32)
     size = (options.target_image_width, options.target_image_height)
@@ -86,7 +86,7 @@ def stack_crops(crops: Iterable[Picture], count: int, options: CropOptions) -> N
 def stack_texts(
     crops: Iterable[Picture], boxes: list[Box], confidences: NDArray[np.float32], options: CropOptions
 ) -> dict[str, NDArray[Any]]:
-    """Make what a node of texts gives: their images, their boxes [N,1,4] and, out of [N], their confidences [N,1,1]."""
+    """Return the outputs of a text node: images, boxes [N,1,4], and confidences [N,1,1] from [N]."""
     return {
         "text_images": stack_crops(crops, len(boxes), options),
         "text_coordinates": np.array(boxes, np.int32).reshape(len(boxes), 1, 4),
@@ -95,16 +95,16 @@ def stack_texts(
 
 
 def select_detections(detection: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
-    """Return the rows of `detection` [1,1,D,7] for the first image that are sure enough, in their order.
+    """Return the rows of `detection` [1,1,D,7] for the first image with a confidence of at least `threshold`.
 
-    A row is image, label, confidence, and the corners x_min, y_min, x_max, y_max as parts of the image's sides.
+    A row is image, label, confidence, and the corners x_min, y_min, x_max, y_max as fractions of the image's sides.
     """
     rows: NDArray[np.float32] = detection[0, 0]
     return rows[(np.abs(rows[:, 0]) < 1) & (rows[:, 2] >= threshold)]
 
 
 def detected_boxes(rows: NDArray[np.float32], width: int, height: int) -> list[Box]:
-    """Return the boxes of rows of `detection` in an image of that size; the corners may be in any order."""
+    """Return the boxes of `detection` rows in an image of that size; the corners may be in any order."""
     corners = rows[:, 3:] * np.array([width, height, width, height], np.float32)
     check_numbers(corners, "detection")
     x1, y1, x2, y2 = corners.astype(np.int64).T
@@ -113,7 +113,7 @@ def detected_boxes(rows: NDArray[np.float32], width: int, height: int) -> list[B
 
 
 def check_numbers(values: NDArray[np.float32], name: str) -> None:
-    """Refuse what has no whole part that is an int. Raises ValueError."""
+    """Raise ValueError for a value whose integer part is not an int of 32 bits."""
     fit = np.abs(values) < _TOO_LARGE  # NaN is not
     if not fit.all():
         raise ValueError(f"input {name}: expected pixels or labels between -2**31 and 2**31, got {values[~fit][0]}")

@@ -1,0 +1,83 @@
+"""The interface of one version that is served: a compiled model, or a pipeline of models and custom nodes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor
+from ovms_rest.shared_memory.statistics import FailureKind, Question
+
+
+class InferenceCounters(Protocol):
+    """The counters of one version; all times are nanoseconds."""
+
+    def begin(self) -> None:
+        """Note that an inference is under way, until the next `record` or `fail`."""
+
+    def record(
+        self,
+        queue_ns: int,
+        input_ns: int,
+        infer_ns: int,
+        output_ns: int,
+        batch: int = 1,
+        request_bytes: int = 0,
+        response_bytes: int = 0,
+    ) -> None:
+        """Count an inference that succeeded."""
+
+    def fail(self, kind: FailureKind, total_ns: int) -> None:
+        """Count an inference that was refused or failed."""
+
+    def answer(self, question: Question) -> None:
+        """Count a request for the metadata or the readiness."""
+
+
+class Servable(Protocol):
+    """A version of a model or a pipeline; `counters` is NOT_COUNTED until the arbiter gives it counters."""
+
+    counters: InferenceCounters
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """Its name, version, inputs and outputs."""
+
+    @property
+    def dependencies(self) -> "Sequence[Servable]":
+        """The models that must serve for it to serve: those of a pipeline's nodes."""
+
+    def open(self, retire: Callable[[], None]) -> None:
+        """Make it ready in this process; `retire` is called once it becomes unusable here. Raises LoadError."""
+
+    def infer(self, arrays: Mapping[str, Array]) -> Mapping[str, Tensor]:
+        """Infer with an array for every input; return a tensor for every output, by name.
+
+        The next inference may overwrite the memory of the tensors. Raises InferenceError.
+        """
+
+
+class _NotCounted:
+    """Counters that count nothing."""
+
+    def begin(self) -> None:
+        pass
+
+    def record(
+        self,
+        queue_ns: int,
+        input_ns: int,
+        infer_ns: int,
+        output_ns: int,
+        batch: int = 1,
+        request_bytes: int = 0,
+        response_bytes: int = 0,
+    ) -> None:
+        pass
+
+    def fail(self, kind: FailureKind, total_ns: int) -> None:
+        pass
+
+    def answer(self, question: Question) -> None:
+        pass
+
+
+NOT_COUNTED: InferenceCounters = _NotCounted()
