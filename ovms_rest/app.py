@@ -215,7 +215,7 @@ def read_config(path: Path, settings: Settings) -> tuple[Config, list[str] | Non
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error
     if config.metrics is not None and settings.metrics_enable:
-        problems.append(f"{path}: monitoring: metrics are enabled by OVMS_REST_METRICS_ENABLE already")
+        problems.append(f"{path}: monitoring: metrics are already enabled by OVMS_REST_METRICS_ENABLE")
     if problems:
         raise ConfigError(problems)
     return config, names if settings.metrics_enable else config.metrics

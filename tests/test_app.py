@@ -100,7 +100,7 @@ def adder():
 
 
 def speaker(element):
-    """Make a model that always says the same."""
+    """Make a model with a constant output."""
     outputs = by_name(TensorMetadata("text", "BYTES", (ONE,)))
     metadata = ModelMetadata("speaker", "1", by_name(TensorMetadata("x", "FP32", (ANY,))), outputs)
     answer = by_name(Tensor("text", "BYTES", BytesArray.of([element], (1,))))
@@ -149,7 +149,7 @@ class Answer(NamedTuple):
 
 
 def ask(app, method, target, body=b"", *, headers=None, **environ):
-    """Call an application as gunicorn does: PATH_INFO decoded, RAW_URI the target as it came."""
+    """Call an application as gunicorn does: PATH_INFO decoded, RAW_URI the unchanged target."""
     path, _, query = target.partition("?")
     environ = {
         "REQUEST_METHOD": method,
@@ -174,7 +174,7 @@ def ask(app, method, target, body=b"", *, headers=None, **environ):
 
 
 def infer(app, request, binary=None, target="/v2/models/m/infer", headers=None):
-    """Ask for an inference; `binary` is what follows the JSON."""
+    """Request an inference; `binary` follows the JSON."""
     body = request if isinstance(request, bytes) else json.dumps(request).encode()
     lengths = {} if binary is None else {"Inference-Header-Content-Length": str(len(body))}
     return ask(app, "POST", target, body + (binary or b""), headers={**lengths, **(headers or {})})
@@ -191,7 +191,7 @@ def binary_request(count, **keys):
 
 
 def split(answer):
-    """Take a binary response apart; return its JSON and what follows."""
+    """Split a binary response; return its JSON and the bytes after it."""
     length = int(answer.headers["inference-header-content-length"])
     return json.loads(answer.body[:length]), answer.body[length:]
 
@@ -233,31 +233,31 @@ UNKNOWN_PATHS = [
 
 
 @pytest.mark.parametrize("target", GET_ROUTES)
-def test_a_get_route_answers(target):
+def test_get_route_responds(target):
     assert ask(make(), "GET", target).status == 200
 
 
 @pytest.mark.parametrize("target", POST_ROUTES)
-def test_an_inference_route_answers(target):
+def test_inference_route_responds(target):
     assert infer(make(), request(1), target=target).status == 200
 
 
 @pytest.mark.parametrize("target", UNKNOWN_PATHS)
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS", "FOO"])
-def test_an_unknown_path_is_a_404_for_every_method(method, target):
+def test_unknown_path_is_a_404_for_every_method(method, target):
     answer = ask(make(), method, target)
     assert answer.status == 404
     assert answer.json()["error"].startswith("path '/")
 
 
 @pytest.mark.parametrize("target", ["/*", "//v2", "///v2/health/live"])
-def test_a_path_that_looks_like_a_known_one_is_unknown(target):
+def test_path_that_looks_like_a_known_one_is_unknown(target):
     assert ask(make(), "GET", target).status == 404
 
 
 @pytest.mark.parametrize("target", ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/m", "/v2/models/m/ready"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "PROPFIND", "FOO", "get"])
-def test_a_wrong_method_on_a_get_route_is_a_405_that_names_the_right_ones(method, target):
+def test_wrong_method_on_a_get_route_is_a_405_that_names_the_allowed_ones(method, target):
     answer = ask(make(), method, target)
     assert answer.status == 405
     assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
@@ -268,7 +268,7 @@ def test_a_wrong_method_on_a_get_route_is_a_405_that_names_the_right_ones(method
 
 @pytest.mark.parametrize("target", POST_ROUTES)
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "FOO"])
-def test_a_wrong_method_on_an_inference_route_is_a_405_that_names_the_right_ones(method, target):
+def test_wrong_method_on_an_inference_route_is_a_405_that_names_the_allowed_ones(method, target):
     answer = ask(make(), method, target)
     assert answer.status == 405
     assert set(answer.headers["allow"].split(", ")) == {"POST", "OPTIONS"}
@@ -277,11 +277,11 @@ def test_a_wrong_method_on_an_inference_route_is_a_405_that_names_the_right_ones
     }
 
 
-def test_the_method_that_falcon_keeps_for_itself_is_not_allowed_either():
+def test_method_that_falcon_reserves_is_not_allowed_either():
     assert ask(make(), "WEBSOCKET", "/v2").status == 405
 
 
-def test_a_wrong_method_is_told_even_for_an_unknown_model():
+def test_wrong_method_is_a_405_even_for_an_unknown_model():
     assert ask(make(), "DELETE", "/v2/models/unknown").status == 405
 
 
@@ -317,7 +317,7 @@ def test_head_of_an_inference_route_is_a_405():
 
 @pytest.mark.parametrize("target", GET_ROUTES)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-def test_a_slash_at_the_end_is_tolerated(method, target):
+def test_slash_at_the_end_is_tolerated(method, target):
     with_slash, without = ask(make(), method, f"{target}/"), ask(make(), method, target)
     assert with_slash == without
     assert with_slash.status == 200
@@ -328,23 +328,23 @@ def test_two_slashes_at_the_end_are_not_tolerated():
 
 
 @pytest.mark.parametrize("target", POST_ROUTES)
-def test_a_slash_at_the_end_of_an_inference_route_is_tolerated(target):
+def test_slash_at_the_end_of_an_inference_route_is_tolerated(target):
     assert infer(make(), request(1), target=f"{target}/").json()["outputs"][1]["data"] == [2.0]
 
 
 @pytest.mark.parametrize("target", ["/v2?x", "/v2?x=1&x=2", "/v2?=", "/v2?%", "/v2?a=%2F", "/v2?a=%ff", "/v2/?x=/"])
-def test_a_query_is_ignored(target):
+def test_query_is_ignored(target):
     assert ask(make(), "GET", target).status == 200
 
 
-def test_an_application_may_be_mounted_below_a_path():
+def test_application_may_be_mounted_below_a_path():
     assert ask(make(), "GET", "/v2", SCRIPT_NAME="/ovms", RAW_URI="/ovms/v2").status == 200
 
 
 # --- Server, health, metadata
 
 
-def test_the_server_describes_itself():
+def test_server_metadata_is_returned():
     answer = ask(make(), "GET", "/v2")
     assert answer.headers["content-type"] == "application/json"
     assert answer.json() == {
@@ -366,22 +366,22 @@ def test_the_server_describes_itself():
 @pytest.mark.parametrize(
     "target", ["/v2/health/live", "/v2/health/ready", "/v2/models/m/ready", "/v2/models/m/versions/1/ready"]
 )
-def test_whoever_is_well_answers_200_with_no_body(target):
+def test_healthy_server_answers_200_without_body(target):
     answer = ask(make(), "GET", target)
     assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "0")
 
 
-def test_what_does_not_serve_makes_the_server_not_ready():
+def test_model_that_does_not_serve_makes_the_server_not_ready():
     answer = ask(make(reason="model 'n' does not serve: no version"), "GET", "/v2/health/ready")
     assert (answer.status, answer.json()) == (400, {"error": "model 'n' does not serve: no version"})
 
 
-def test_a_server_that_is_not_ready_is_alive():
+def test_server_that_is_not_ready_is_live():
     assert ask(make(reason="model 'n' does not serve"), "GET", "/v2/health/live").status == 200
 
 
 @pytest.mark.parametrize("target", ["/v2/models/m", "/v2/models/m/versions/1"])
-def test_a_model_describes_itself(target):
+def test_model_metadata_is_returned(target):
     answer = ask(make(), "GET", target)
     assert answer.headers["content-type"] == "application/json"
     assert answer.json() == {
@@ -396,7 +396,7 @@ def test_a_model_describes_itself(target):
     }
 
 
-def test_a_model_describes_itself_with_its_rt_info():
+def test_model_metadata_has_the_rt_info():
     rt_info = {"model_info": {"labels": "cat dog", "nested": {"a": "1"}}}
     inputs, outputs = by_name(TensorMetadata("x", "FP32", ())), by_name(TensorMetadata("y", "FP32", None))
     metadata = ModelMetadata("m", "1", inputs, outputs, rt_info)
@@ -404,7 +404,7 @@ def test_a_model_describes_itself_with_its_rt_info():
 
 
 @pytest.mark.parametrize("target", ["/v2/models/n", "/v2/models/n/ready", "/v2/models/m/versions/2/ready"])
-def test_an_unknown_model_or_version_is_a_404_that_tells_what_was_looked_for(target):
+def test_unknown_model_or_version_is_a_404_that_names_it(target):
     answer = ask(make(), "GET", target)
     assert answer.status == 404
     assert answer.json()["error"].startswith("no model ")
@@ -437,8 +437,8 @@ def test_an_unknown_model_or_version_is_a_404_that_tells_what_was_looked_for(tar
     ],
 )
 @pytest.mark.parametrize("raw", [True, False])
-def test_a_model_may_have_any_name_without_a_slash(name, raw):
-    """With RAW_URI, which gunicorn hands on, and without it, as other servers do."""
+def test_model_may_have_any_name_without_a_slash(name, raw):
+    """With RAW_URI, which gunicorn sets, and without it, as on other servers."""
     app = make(doubler(name))
     model, raw_uri = f"/v2/models/{quote(name, safe='')}", {} if raw else {"RAW_URI": ""}
     assert ask(app, "GET", model, **raw_uri).json()["name"] == name
@@ -467,12 +467,12 @@ def test_a_model_may_have_any_name_without_a_slash(name, raw):
         ("POST", "/v2/models/m%2Finfer", 405),  # of the metadata of a model
     ],
 )
-def test_an_encoded_slash_is_none_of_the_path(method, target, status):
+def test_encoded_slash_does_not_separate_segments(method, target, status):
     assert ask(make(), method, target, json.dumps(request(1)).encode()).status == status
 
 
-def test_an_encoded_slash_is_none_of_the_path_in_a_target_of_absolute_form():
-    """RFC 9112, 3.2.2: a server accepts it; gunicorn decodes PATH_INFO and hands on the whole target as RAW_URI."""
+def test_encoded_slash_in_a_target_of_absolute_form_does_not_separate_segments():
+    """RFC 9112, 3.2.2: a server accepts it; gunicorn decodes PATH_INFO and sets RAW_URI to the whole target."""
     answer = ask(
         make(),
         "GET",
@@ -483,32 +483,32 @@ def test_an_encoded_slash_is_none_of_the_path_in_a_target_of_absolute_form():
     assert answer.status == 404
 
 
-def test_a_target_of_absolute_form_is_answered_as_its_path():
+def test_target_of_absolute_form_is_answered_as_its_path():
     assert ask(make(), "GET", "/v2/models/m/ready", RAW_URI="http://localhost/v2/models/m/ready").status == 200
 
 
-def test_an_encoded_slash_is_told_as_it_came():
+def test_encoded_slash_stays_encoded_in_the_error():
     assert ask(make(), "GET", "/v2/models/a%2Fb").json() == {"error": "no model 'a%2Fb' of version None"}
 
 
-def test_an_encoded_slash_spoils_no_other_encoding():
+def test_encoded_slash_does_not_affect_other_encoded_characters():
     assert ask(make(), "GET", "/v2/models/%C3%A4%20%25%2Fb").json() == {"error": "no model 'ä %%2Fb' of version None"}
 
 
-def test_an_encoded_slash_below_the_path_of_a_mounted_application_is_none_of_the_path():
+def test_encoded_slash_below_a_mount_path_does_not_separate_segments():
     answer = ask(make(), "GET", "/v2/models/m%2Fready", SCRIPT_NAME="/ovms", RAW_URI="/ovms/v2/models/m%2Fready")
     assert answer.json() == {"error": "no model 'm%2Fready' of version None"}
 
 
 @pytest.mark.parametrize("target", ["/v2/models/%FF", "/v2/models/%C3", "/v2/models/%00", "/v2/models/%ED%A0%80/ready"])
-def test_a_name_that_is_no_utf_8_is_unknown(target):
+def test_name_that_is_not_utf_8_is_unknown(target):
     answer = ask(make(), "GET", target)
     assert answer.status == 404
     assert answer.json()["error"].startswith("no model ")
 
 
 @pytest.mark.parametrize("target", ["/v2/models//ready", "/v2/models//infer", "/v2/models//versions/1"])
-def test_an_empty_name_is_unknown(target):
+def test_empty_name_is_unknown(target):
     assert ask(make(), "POST" if target.endswith("infer") else "GET", target).status == 404
 
 
@@ -523,14 +523,14 @@ def versioned():
 
 
 @pytest.mark.parametrize("version", ["2", "10"])
-def test_a_version_that_is_asked_for_answers(versioned, version):
+def test_requested_version_responds(versioned, version):
     model = f"/v2/models/m/versions/{version}"
     assert ask(versioned, "GET", f"{model}/ready").status == 200
     assert ask(versioned, "GET", model).json()["versions"] == ["2", "10"]
     assert infer(versioned, request(1), target=f"{model}/infer").json()["model_version"] == version
 
 
-def test_without_a_version_the_highest_answers(versioned):
+def test_highest_version_responds_by_default(versioned):
     assert infer(versioned, request(1)).json()["model_version"] == "10"
 
 
@@ -586,12 +586,12 @@ def test_every_other_version_is_a_404(versioned, version):
         ("/v2/models/n/versions/1/ready", "model 'n' does not serve: no version in /srv/n"),
     ],
 )
-def test_a_model_that_is_not_served_is_a_404_with_the_reason(versioned, target, error):
+def test_model_that_does_not_serve_is_a_404_with_the_reason(versioned, target, error):
     answer = ask(versioned, "GET", target)
     assert (answer.status, answer.json()) == (404, {"error": error})
 
 
-def test_a_model_that_does_not_serve_is_named_by_the_readiness_of_the_server(versioned):
+def test_server_readiness_names_a_model_that_does_not_serve(versioned):
     answer = ask(versioned, "GET", "/v2/health/ready")
     assert (answer.status, answer.json()) == (400, {"error": "model 'n' does not serve: no version in /srv/n"})
 
@@ -631,7 +631,7 @@ errors = pytest.mark.parametrize(("status", "cause"), [case[1:] for case in ERRO
 
 @pytest.fixture
 def faulty():
-    """Make an application of these settings in which everything can go wrong."""
+    """Make an application with these settings in which every error can occur."""
 
     def faulty(**settings):
         servables = (doubler(), failing(InferenceError("failed"), "failing"), failing(RuntimeError(PRIVATE), "buggy"))
@@ -650,25 +650,25 @@ def test_every_error_is_json(faulty, status, cause):
     assert message
 
 
-def test_a_refused_encoding_is_told_with_those_that_are_allowed():
+def test_unsupported_encoding_is_refused_with_the_allowed_ones():
     answer = infer(make(), request(1), headers={"Content-Encoding": "br"})
     assert answer.status == 415
     assert answer.headers["accept-encoding"] == "gzip, deflate, identity"
     assert answer.json() == {"error": "unsupported Content-Encoding 'br'; supported: gzip, deflate, identity"}
 
 
-def test_a_failed_inference_is_a_500_with_the_servables_words():
+def test_failed_inference_is_a_500_with_the_servables_message():
     answer = infer(make(failing(InferenceError("model 'm' version 1 failed"))), request(1))
     assert (answer.status, answer.json()) == (500, {"error": "model 'm' version 1 failed"})
 
 
-def test_nothing_to_answer_is_a_204_without_body_and_content_type():
+def test_no_content_is_a_204_without_body_and_content_type():
     answer = infer(make(failing(NoContentError("node 'n' found nothing"))), request(1))
     assert (answer.status, answer.body) == (204, b"")
     assert "content-type" not in answer.headers
 
 
-def test_what_a_servable_refuses_is_the_clients_mistake():
+def test_refusal_by_a_servable_is_a_400():
     answer = infer(make(failing(InvalidRequestError("input 'x' is no image"))), request(1))
     assert (answer.status, answer.json()) == (400, {"error": "input 'x' is no image"})
 
@@ -676,7 +676,7 @@ def test_what_a_servable_refuses_is_the_clients_mistake():
 @pytest.mark.parametrize(
     "bug", [RuntimeError(PRIVATE), KeyError(PRIVATE), ValueError(PRIVATE), OSError(2, PRIVATE), MemoryError(PRIVATE)]
 )
-def test_a_bug_is_a_500_whose_text_is_in_the_log_alone(bug):
+def test_bug_is_a_500_whose_text_is_in_the_log_alone(bug):
     answer = infer(make(failing(bug)), request(1))
     assert (answer.status, answer.json()) == (500, INTERNAL_ERROR)
     assert PRIVATE not in answer.body.decode() + str(answer.headers)
@@ -684,13 +684,13 @@ def test_a_bug_is_a_500_whose_text_is_in_the_log_alone(bug):
     assert PRIVATE in answer.log
 
 
-def test_an_output_that_the_servable_forgot_is_a_bug():
+def test_missing_output_of_a_servable_is_a_bug():
     model = FakeServable(doubler().metadata, lambda arrays: {})
     assert infer(make(model), request(1)).json() == INTERNAL_ERROR
 
 
 @pytest.mark.parametrize("target", ["/v2/models/m", "/v2/models/m/ready", "/v2/health/ready"])
-def test_a_bug_of_the_registry_is_a_500_whose_text_is_in_the_log_alone(target):
+def test_bug_of_the_registry_is_a_500_whose_text_is_in_the_log_alone(target):
     class BuggyRegistry(FakeRegistry):
         def find(self, name, version=None, explain=False):
             raise RuntimeError(PRIVATE)
@@ -704,7 +704,7 @@ def test_a_bug_of_the_registry_is_a_500_whose_text_is_in_the_log_alone(target):
 
 
 @pytest.mark.parametrize("accept", ["application/xml", "text/html", "image/*;q=0.1", "garbage", ""])
-def test_an_error_is_json_whatever_the_client_accepts(accept):
+def test_error_is_json_whatever_the_client_accepts(accept):
     answer = ask(make(), "GET", "/unknown", headers={"Accept": accept})
     assert (answer.headers["content-type"], answer.json()) == (
         "application/json",
@@ -712,7 +712,7 @@ def test_an_error_is_json_whatever_the_client_accepts(accept):
     )
 
 
-def test_an_unknown_model_is_told_before_the_body_is_looked_at():
+def test_unknown_model_is_reported_before_the_body_is_read():
     assert infer(make(), b"no JSON", target="/v2/models/x/infer").status == 404
 
 
@@ -728,19 +728,19 @@ def test_an_unknown_model_is_told_before_the_body_is_looked_at():
         ),
     ],
 )
-def test_a_wrong_request_is_a_400_that_tells_what_is_wrong(body, error):
+def test_invalid_request_is_a_400_with_the_reason(body, error):
     answer = infer(make(), body)
     assert (answer.status, answer.json()) == (400, {"error": error})
 
 
-def test_an_object_nested_in_data_is_the_clients_mistake():
+def test_object_nested_in_data_is_a_400():
     """Orjson reads 1024 levels but writes only 254."""
     data = b'{"a":' * 300 + b"1" + b"}" * 300
     body = b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[' + data + b"]}]}"
     assert infer(make(), body).status == 400
 
 
-def test_a_string_that_json_cannot_hold_is_a_400():
+def test_string_that_json_cannot_hold_is_a_400():
     answer = infer(make(speaker(b"\xff")), request(1), target="/v2/models/speaker/infer")
     assert answer.status == 400
     assert answer.json()["error"].startswith("output 'text': string 0 is not valid UTF-8")
@@ -766,11 +766,11 @@ def test_a_string_that_json_cannot_hold_is_a_400():
         ),
     ],
 )
-def test_the_limit_of_a_body_is_the_settings(environ, body, error):
+def test_body_limit_is_that_of_the_settings(environ, body, error):
     assert ask(make(max_body_bytes=10), "POST", "/v2/models/m/infer", body, **environ).json() == {"error": error}
 
 
-def test_the_limit_of_a_body_counts_what_it_decompresses_to():
+def test_body_limit_applies_to_the_decompressed_size():
     body = gzip.compress(b" " * 101)
     answer = infer(make(max_body_bytes=100), body, headers={"Content-Encoding": "gzip"})
     assert answer.status == 413
@@ -780,7 +780,7 @@ def test_the_limit_of_a_body_counts_what_it_decompresses_to():
 # --- Inference
 
 
-def test_an_inference_answers_all_outputs_by_name():
+def test_response_has_all_outputs_in_the_order_of_their_names():
     answer = infer(make(), request(1.5, -2))
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     assert answer.headers["content-length"] == str(len(answer.body))
@@ -795,18 +795,18 @@ def test_an_inference_answers_all_outputs_by_name():
     }
 
 
-def test_the_outputs_asked_for_are_answered_in_the_order_asked():
+def test_response_has_requested_outputs_in_the_requested_order():
     answer = infer(make(), request(1, outputs=[{"name": "y"}, {"name": "n"}]))
     assert [output["name"] for output in answer.json()["outputs"]] == ["y", "n"]
 
 
-def test_an_output_that_is_not_asked_for_is_not_answered():
+def test_output_that_was_not_requested_is_left_out():
     answer = infer(make(), request(1, outputs=[{"name": "y"}]))
     assert [output["name"] for output in answer.json()["outputs"]] == ["y"]
 
 
 @pytest.mark.parametrize(("keys", "echoed"), [({"id": "42"}, "42"), ({"id": ""}, None), ({}, None)])
-def test_an_id_is_echoed(keys, echoed):
+def test_id_is_echoed(keys, echoed):
     assert infer(make(), request(1, **keys)).json().get("id") == echoed
 
 
@@ -822,19 +822,19 @@ def test_an_id_is_echoed(keys, echoed):
         "\xff",
     ],
 )
-def test_the_content_type_of_a_request_does_not_matter(content_type):
+def test_content_type_of_a_request_does_not_matter(content_type):
     answer = ask(make(), "POST", "/v2/models/m/infer", json.dumps(request(1)).encode(), CONTENT_TYPE=content_type)
     assert answer.status == 200
 
 
-def test_a_chunked_request_is_answered():
+def test_chunked_request_is_answered():
     body = json.dumps(request(1)).encode()
     chunked = {"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"}
     assert ask(make(), "POST", "/v2/models/m/infer", body, **chunked).status == 200
 
 
 @pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_a_compressed_request_is_answered(encoding, compress):
+def test_compressed_request_is_answered(encoding, compress):
     request_json = json.dumps(binary_request(2)).encode()
     body = compress(request_json + np.array([1, 2], np.float32).tobytes())
     headers = {"Content-Encoding": encoding, "Inference-Header-Content-Length": str(len(request_json))}
@@ -844,14 +844,14 @@ def test_a_compressed_request_is_answered(encoding, compress):
 # --- Binary data
 
 
-def test_a_binary_input_is_read():
+def test_binary_input_is_read():
     answer = infer(make(), binary_request(2), np.array([1.5, -2], np.float32).tobytes())
     assert answer.json()["outputs"][1]["data"] == [3.0, -4.0]
 
 
 @pytest.mark.parametrize("padding", range(4))
-def test_a_binary_input_reaches_the_model_on_64_bytes_and_writable(padding):
-    """OpenVINO reads it in place then."""
+def test_binary_input_reaches_the_model_on_64_bytes_and_writable(padding):
+    """OpenVINO can read it in place."""
     seen = []
     infer(make(spy(seen)), json.dumps(binary_request(100)).encode() + b" " * padding, bytes(400))
     x = seen[0]["x"]
@@ -859,20 +859,20 @@ def test_a_binary_input_reaches_the_model_on_64_bytes_and_writable(padding):
 
 
 @pytest.mark.parametrize("header", ["{0}, {0}", "0{0}", "{0},00{0}"])
-def test_a_header_length_may_come_again(header):
+def test_header_length_may_be_repeated(header):
     body = json.dumps(binary_request(1)).encode()
     headers = {"Inference-Header-Content-Length": header.format(len(body))}
     assert infer(make(), body, bytes(4), headers=headers).status == 200
 
 
 @pytest.mark.parametrize("header", ["", "x", "-1", "1.0", "1,2", "100000", "9" * 5000])
-def test_a_wrong_header_length_is_a_400(header):
+def test_invalid_header_length_is_a_400(header):
     answer = infer(make(), request(1), headers={"Inference-Header-Content-Length": header})
     assert answer.status == 400
     assert answer.json()["error"].startswith("Inference-Header-Content-Length is ")
 
 
-def test_a_binary_response_is_json_and_the_bytes_of_its_outputs():
+def test_binary_response_is_json_and_the_bytes_of_its_outputs():
     answer = infer(make(), request(1.5, -2, **BINARY))
     assert (answer.status, answer.headers["content-type"]) == (200, "application/octet-stream")
     assert answer.headers["content-length"] == str(len(answer.body))
@@ -898,7 +898,7 @@ def test_binary_and_json_outputs_mix():
     assert data == np.array([1], np.float32).tobytes()
 
 
-def test_a_response_whose_binary_outputs_are_all_empty_is_plain_json():
+def test_response_whose_binary_outputs_are_all_empty_is_plain_json():
     outputs = [{"name": "y", "parameters": {"binary_data": True}}]
     answer = infer(make(), request(outputs=outputs))
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
@@ -908,7 +908,7 @@ def test_a_response_whose_binary_outputs_are_all_empty_is_plain_json():
     ]
 
 
-def test_strings_of_any_bytes_are_answered_in_binary():
+def test_strings_of_any_bytes_are_returned_in_binary():
     answer = infer(make(speaker(b"\xff\0")), request(1, **BINARY), target="/v2/models/speaker/infer")
     assert split(answer)[1] == b"\x02\0\0\0\xff\0"
 
@@ -916,7 +916,7 @@ def test_strings_of_any_bytes_are_answered_in_binary():
 RAW = {"Inference-Header-Content-Length": "0"}
 
 
-def test_a_raw_body_is_the_data_of_the_only_input_and_is_answered_in_binary():
+def test_raw_body_is_the_data_of_the_only_input_and_is_answered_in_binary():
     answer = infer(make(), np.array([1.5, -2], np.float32).tobytes(), headers=RAW)
     head, data = split(answer)
     assert [output["name"] for output in head["outputs"]] == ["n", "y"]
@@ -924,7 +924,7 @@ def test_a_raw_body_is_the_data_of_the_only_input_and_is_answered_in_binary():
 
 
 @pytest.mark.parametrize("header", ["0", "00", "0,0"])
-def test_a_raw_body_may_be_empty(header):
+def test_raw_body_may_be_empty(header):
     answer = infer(make(), b"", headers={"Inference-Header-Content-Length": header})
     assert split(answer)[0]["outputs"][1]["parameters"] == {"binary_data_size": 0}
 
@@ -940,7 +940,7 @@ def test_a_raw_body_may_be_empty(header):
         ),
     ],
 )
-def test_a_raw_body_that_does_not_fit_the_model_is_a_400(target, error):
+def test_raw_body_that_does_not_fit_the_model_is_a_400(target, error):
     answer = infer(make(doubler(), adder()), b"abc", target=target, headers=RAW)
     assert (answer.status, answer.json()) == (400, {"error": error})
 
@@ -960,7 +960,7 @@ def ask_for(name, **parameters):
     return {"name": name, "parameters": parameters}
 
 
-def test_classes_are_answered_as_strings_with_labels():
+def test_classes_are_strings_with_labels():
     model = classifier(("cat", "dog"))
     answer = infer(make(model), request(1, 3, 2, outputs=[ask_for("a", classification=2)]))
     assert answer.json()["outputs"] == [
@@ -968,14 +968,14 @@ def test_classes_are_answered_as_strings_with_labels():
     ]
 
 
-def test_classes_are_answered_in_binary_as_other_strings():
+def test_classes_are_returned_in_binary_as_other_strings():
     answer = infer(make(classifier()), request(1, 3, outputs=[ask_for("a", classification=1, binary_data=True)]))
     head, data = split(answer)
     assert head["outputs"] == [{"name": "a", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 14}}]
     assert data == b"\x0a\0\0\x003.000000:1"
 
 
-def test_classes_are_answered_in_binary_when_the_request_says_so():
+def test_classes_are_returned_in_binary_if_the_request_says_so():
     _, data = split(infer(make(classifier()), request(1, 3, outputs=[ask_for("a", classification=1)], **BINARY)))
     assert data == b"\x0a\0\0\x003.000000:1"
 
@@ -985,7 +985,7 @@ def test_outputs_and_their_classes_mix():
     assert [output["data"] for output in answer.json()["outputs"]] == [[1.0, 3.0], ["3.000000:1"]]
 
 
-def test_a_classification_of_strings_is_a_400():
+def test_classification_of_strings_is_a_400():
     outputs = [ask_for("text", classification=1)]
     answer = infer(make(speaker(b"a")), request(1, outputs=outputs), target="/v2/models/speaker/infer")
     assert (answer.status, answer.json()) == (
@@ -998,13 +998,13 @@ def test_a_classification_of_strings_is_a_400():
 
 
 def waited(ns, timeout_us, model=None, **environ):
-    """Ask for an inference that came so long ago, with a timeout; return the answer."""
+    """Request an inference that arrived this long ago, with a timeout; return the response."""
     body = json.dumps(request(1, parameters={"timeout": timeout_us})).encode()
     received = {"ovms_rest.received": time.monotonic_ns() - ns}
     return ask(make(model or doubler()), "POST", "/v2/models/m/infer", body, **{**received, **environ})
 
 
-def test_a_request_that_waited_too_long_is_a_503_that_says_how_long():
+def test_late_request_is_a_503_with_the_time_it_was_queued():
     answer = waited(5_321_000, 1000)
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     message = re.fullmatch(
@@ -1013,13 +1013,13 @@ def test_a_request_that_waited_too_long_is_a_503_that_says_how_long():
     assert int(message[1]) >= 5321
 
 
-def test_a_request_that_waited_too_long_is_not_inferred():
+def test_late_request_is_not_inferred():
     seen = []
     assert waited(10**9, 1000, spy(seen)).status == 503
     assert seen == []
 
 
-def test_a_request_that_waited_too_long_is_counted_with_the_time_that_it_waited():
+def test_late_request_is_counted_with_the_time_it_was_queued():
     model = doubler()
     waited(10**9, 1000, model)
     failures = {kind: failure for kind, failure in model.counters.read().failures.items() if failure.count}
@@ -1029,16 +1029,16 @@ def test_a_request_that_waited_too_long_is_counted_with_the_time_that_it_waited(
 
 
 @pytest.mark.parametrize("timeout_us", [0, 3_600_000_000])
-def test_a_request_that_has_time_is_answered(timeout_us):
+def test_request_within_its_timeout_is_inferred(timeout_us):
     assert waited(10**9, timeout_us).status == 200
 
 
-def test_a_request_for_which_no_time_is_known_did_not_wait():
+def test_request_without_a_start_time_was_not_queued():
     body = json.dumps(request(1, parameters={"timeout": 60_000_000})).encode()
     assert ask(make(), "POST", "/v2/models/m/infer", body).status == 200
 
 
-def test_what_is_wrong_with_a_request_is_told_before_that_it_waited():
+def test_invalid_request_is_reported_before_a_late_one():
     body = json.dumps(request(1, parameters={"timeout": 1}, outputs=[{"name": "z"}])).encode()
     answer = ask(make(), "POST", "/v2/models/m/infer", body, **{"ovms_rest.received": 0})
     assert answer.status == 400
@@ -1049,27 +1049,27 @@ HOUR = 3600
 
 @pytest.mark.parametrize("form", ["t={:.3f}", "{:.3f}"])
 @pytest.mark.parametrize("ago", [2, HOUR - 10])
-def test_the_time_since_a_proxy_took_the_request_counts(form, ago):
+def test_time_since_the_proxy_received_the_request_counts(form, ago):
     answer = waited(0, 1_000_000, HTTP_X_REQUEST_START=form.format(time.time() - ago))
     assert answer.status == 503
     assert int(answer.json()["error"].split()[-2]) >= ago * 1_000_000 - 1000
 
 
 @pytest.mark.parametrize("seconds", [-HOUR - 10, -1_000_000_000, 10, HOUR, 1_000_000_000])
-def test_a_time_of_a_proxy_in_the_future_or_more_than_an_hour_ago_does_not_count(seconds):
+def test_proxy_time_in_the_future_or_more_than_an_hour_ago_is_ignored(seconds):
     assert waited(0, 60_000_000, HTTP_X_REQUEST_START=f"t={time.time() + seconds:.3f}").status == 200
 
 
 @pytest.mark.parametrize("value", ["", "nan", "t=", "yesterday", "-1", "9" * 100])
-def test_a_time_of_a_proxy_that_cannot_be_read_does_not_count(value):
+def test_invalid_proxy_time_is_ignored(value):
     assert waited(0, 60_000_000, HTTP_X_REQUEST_START=value).status == 200
 
 
-def test_a_request_waited_as_long_as_the_worker_says_whatever_a_proxy_says():
+def test_queue_time_of_the_worker_takes_precedence_over_that_of_a_proxy():
     assert waited(10**9, 500_000, HTTP_X_REQUEST_START=f"t={time.time():.3f}").status == 503
 
 
-def test_a_proxy_makes_no_request_late_that_may_wait_for_ever():
+def test_proxy_time_does_not_make_a_request_without_timeout_late():
     assert waited(0, 0, HTTP_X_REQUEST_START=f"t={time.time() - 100:.3f}").status == 200
 
 
@@ -1077,7 +1077,7 @@ def test_a_proxy_makes_no_request_late_that_may_wait_for_ever():
 
 
 def observe(model, body, observed=True):
-    """Ask for an inference; return what the worker is told of it."""
+    """Request an inference; return its record."""
     environ = {"ovms_rest.received": time.monotonic_ns() - 10**6, "ovms_rest.observed": observed}
     kept = {}
 
@@ -1089,41 +1089,41 @@ def observe(model, body, observed=True):
     return kept["environ"].get("ovms_rest.served")
 
 
-def test_an_inference_is_told_with_its_model_its_times_and_its_id():
+def test_record_of_an_inference_has_model_times_and_id():
     served = observe(doubler(version="7"), request(1, id="42"))
     assert (served.model_name, served.model_version, served.id) == ("m", "7", "42")
     assert served.queue_ns >= 10**6
     assert min(served.input_ns, served.infer_ns, served.output_ns) > 0
 
 
-def test_the_times_that_are_told_are_those_that_are_counted():
+def test_recorded_times_equal_the_counted_ones():
     model = doubler()
     served, seen = observe(model, request(1)), model.counters.read()
     assert served[2:6] == (seen.queue.ns, seen.compute_input.ns, seen.compute_infer.ns, seen.compute_output.ns)
 
 
-def test_nothing_is_told_where_nobody_asks():
+def test_nothing_is_recorded_unless_observed():
     assert observe(doubler(), request(1), observed=False) is None
 
 
-def test_a_request_that_cannot_be_decoded_is_told_without_an_id():
+def test_request_that_cannot_be_decoded_is_recorded_without_an_id():
     served = observe(doubler(), b"{")
     assert (served.model_name, served.model_version, served.id) == ("m", "1", "")
     assert served.queue_ns >= 10**6
     assert served[3:6] == (0, 0, 0)
 
 
-def test_a_request_that_does_not_fit_the_model_is_told_with_its_id():
+def test_request_that_does_not_fit_the_model_is_recorded_with_its_id():
     served = observe(doubler(), request(1, id="42", outputs=[{"name": "z"}]))
     assert (served.id, served[3:6]) == ("42", (0, 0, 0))
 
 
-def test_a_request_that_waited_too_long_is_told_with_its_id():
+def test_late_request_is_recorded_with_its_id():
     served = observe(doubler(), request(1, id="42", parameters={"timeout": 1}))
     assert (served.id, served[3:6]) == ("42", (0, 0, 0))
 
 
-def test_a_failed_inference_is_told_with_the_time_until_then():
+def test_failed_inference_is_recorded_with_the_time_until_the_failure():
     served = observe(failing(InferenceError("failed")), request(1, id="42"))
     assert served.id == "42"
     assert served.input_ns > 0
@@ -1141,7 +1141,7 @@ def test_compression_is_off_by_default():
 
 @pytest.mark.parametrize(("encoding", "decompress"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])
 @pytest.mark.parametrize("keys", [{}, BINARY])
-def test_a_response_is_compressed_when_that_is_enabled_and_asked_for(encoding, decompress, keys):
+def test_response_is_compressed_if_enabled_and_requested(encoding, decompress, keys):
     plain = infer(make(), request(*range(100), **keys))
     answer = infer(make(response_compression=True), request(*range(100), **keys), headers={"Accept-Encoding": encoding})
     assert (answer.status, decompress(answer.body)) == (200, plain.body)
@@ -1155,7 +1155,7 @@ def test_a_response_is_compressed_when_that_is_enabled_and_asked_for(encoding, d
 @pytest.mark.parametrize(
     "headers", [{}, *({"Accept-Encoding": value} for value in ("", "identity", "br", "*", "gzip;q=0"))]
 )
-def test_a_response_is_not_compressed_when_that_is_not_asked_for(headers):
+def test_response_is_not_compressed_unless_requested(headers):
     answer = infer(make(response_compression=True), request(1), headers=headers)
     assert "content-encoding" not in answer.headers
     assert answer.headers["vary"] == "Accept-Encoding"
@@ -1163,14 +1163,14 @@ def test_a_response_is_not_compressed_when_that_is_not_asked_for(headers):
 
 
 @pytest.mark.parametrize("target", [*GET_ROUTES, "/unknown"])
-def test_nothing_but_inferences_is_compressed(target):
+def test_only_inference_responses_are_compressed(target):
     answer = ask(make(response_compression=True), "GET", target, headers={"Accept-Encoding": "gzip"})
     assert "content-encoding" not in answer.headers
     assert answer.body[:1] in (b"", b"{")
 
 
 @errors
-def test_no_error_is_compressed(faulty, status, cause):
+def test_errors_are_not_compressed(faulty, status, cause):
     def app(environ, start_response):
         return faulty(response_compression=True)(environ | {"HTTP_ACCEPT_ENCODING": "gzip"}, start_response)
 
@@ -1200,13 +1200,13 @@ def cors_headers(answer):
 
 
 @every_answer
-def test_cors_is_off_by_default(faulty, status, cause):
+def test_cors_is_disabled_by_default(faulty, status, cause):
     answer = cause(faulty(allow_credentials=True, allowed_methods="GET", allowed_headers="X"))
     assert (answer.status, cors_headers(answer)) == (status, {})
 
 
 @every_answer
-def test_cors_is_on_every_response_when_origins_are_set(faulty, status, cause):
+def test_cors_headers_are_on_every_response_when_origins_are_set(faulty, status, cause):
     answer = cause(faulty(allowed_origins="*"))
     assert answer.status == status
     assert cors_headers(answer) == {
@@ -1217,7 +1217,7 @@ def test_cors_is_on_every_response_when_origins_are_set(faulty, status, cause):
     }
 
 
-def test_the_headers_of_cors_are_the_settings():
+def test_cors_headers_are_those_of_the_settings():
     settings = {
         "allowed_origins": "https://a.example",
         "allowed_methods": "GET, POST",
@@ -1236,13 +1236,13 @@ def test_the_headers_of_cors_are_the_settings():
 # --- The start
 
 
-def test_wrong_settings_are_told_before_anything_is_loaded():
+def test_invalid_settings_are_reported_before_models_are_loaded():
     with pytest.raises(ConfigError) as caught:
         load_app({"OVMS_REST_MAX_BODY_BYTES": "x", "OVMS_REST_CONFIG": "/none"})
     assert caught.value.problems == ("OVMS_REST_MAX_BODY_BYTES: expected an integer from 1 to 2147483647, got 'x'",)
 
 
-def test_a_mistake_in_the_environment_ends_the_process_with_its_lines(monkeypatch, capsys, tmp_path):
+def test_invalid_environment_ends_the_process_with_its_lines(monkeypatch, capsys, tmp_path):
     config = tmp_path / "config.json"
     config.write_text('{"model_config_list": 1, "mediapipe_config_list": [1]}')
     monkeypatch.setenv("OVMS_REST_CONFIG", str(config))

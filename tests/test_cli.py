@@ -476,7 +476,7 @@ METRICS_FAULTS = [
         ("ovms_streams",),
         True,
         {"OVMS_REST_METRICS_ENABLE": "true"},
-        "monitoring: metrics are enabled by OVMS_REST_METRICS_ENABLE already",
+        "monitoring: metrics are already enabled by OVMS_REST_METRICS_ENABLE",
     ),
     (
         (),

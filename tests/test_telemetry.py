@@ -45,7 +45,7 @@ def statistics(service, path="/v2/models/m/stats"):
 
 
 def metric(service, sample_name, /, **labels):
-    """Sum the samples of a name that have these labels."""
+    """Return the sum of the samples with this name and these labels."""
     families = text_string_to_metric_families(service.get("/metrics").body.decode())
     return sum(
         sample.value
@@ -73,8 +73,8 @@ def test_statistics_are_exact_over_all_workers_and_survive_their_death(service):
     assert sum(times) <= entry["inference_stats"]["success"]["ns"]
 
 
-def test_a_tensor_without_elements_counts_as_no_batch(tmp_path):
-    """Whatever its other dims are, which may be larger than the counters hold."""
+def test_tensor_without_elements_counts_as_no_batch(tmp_path):
+    """Its other dims may be larger than the counters hold."""
     model_zoo.save(model_zoo.passthrough(x=(Type.f32, (-1, -1))), tmp_path / "m")
     with serve(tmp_path, "-w", "1", config=write_config(tmp_path, {"name": "m", "base_path": "m"})) as service:
         for shape in ([3, 0], [0, 3], [2, 3]):
@@ -94,7 +94,7 @@ def test_statistics_survive_a_reload(service, tmp_path):
     assert statistics(service)["execution_count"] == 11
 
 
-def test_statistics_are_asked_for_by_model_and_version(service):
+def test_statistics_are_selected_by_model_and_version(service):
     names = [(entry["name"], entry["version"]) for entry in service.get("/v2/models/stats").json()["model_stats"]]
     assert sorted(names) == [("idle", "1"), ("m", "1")]
     assert statistics(service, "/v2/models/idle/versions/1/stats")["inference_count"] == 0
@@ -122,7 +122,7 @@ def test_metrics_have_ovms_s_names_and_are_exact(service):
     assert metric(service, "ovms_rest_requests_refused", name="m", kind="invalid") == 2
 
 
-def test_metrics_tell_of_the_workers(service):
+def test_metrics_describe_the_workers(service):
     service.wait_for(lambda: metric(service, "ovms_streams", name="m") == 4)  # all of them are up
     (pid, *_) = service.workers()
     os.kill(pid, signal.SIGKILL)
@@ -132,7 +132,7 @@ def test_metrics_tell_of_the_workers(service):
     assert [line.split()[1] for line in restarts] == ["1.0"]
 
 
-def test_refusals_for_want_of_room_are_counted(tmp_path):
+def test_refusals_because_of_overload_are_counted(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
     with serve(tmp_path, "-w", "1", config=config, OVMS_REST_MAX_WAITING="1", OVMS_REST_METRICS_ENABLE="1") as service:
@@ -152,14 +152,14 @@ def test_refusals_for_want_of_room_are_counted(tmp_path):
         assert refused == statuses.count(503)
 
 
-def test_metrics_are_off_unless_they_are_asked_for(tmp_path):
+def test_metrics_are_disabled_by_default(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
     with serve(tmp_path, "-w", "1", config=write_config(tmp_path, {"name": "m", "base_path": "m"})) as service:
         answer = service.get("/metrics")
         assert (answer.status, "monitoring" in answer.json()["error"]) == (404, True)
 
 
-def test_readiness_and_busy_workers_are_told_of_what_should_serve_and_may_infer(tmp_path):
+def test_metrics_show_readiness_of_expected_models_and_busy_workers_that_infer(tmp_path):
     """A model that was unloaded is not expected to serve, nor its pipeline; the control worker never infers."""
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
     model_zoo.save(model_zoo.relu(), tmp_path / "m", 2)

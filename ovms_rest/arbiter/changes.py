@@ -134,7 +134,7 @@ def load_model(
             raise ForbiddenError("; ".join(outside))
     elif config is None:
         known = list_names(configured) or "none"
-        raise NotFoundError(f"model {quote(name)} is not in {wanted.path}, where there are: {known}")
+        raise NotFoundError(f"model {quote(name)} is not in {wanted.path}; it has {known}")
     now = stamp(config.base_path)
     entry = loader.load_models([config])[name]
     problems = entry.problems(name)
@@ -158,7 +158,7 @@ def _load_pipeline(
     """Load a pipeline as the config file says, with its libraries."""
     name = pipeline.name
     if given is not None:
-        raise InvalidConfigError(f"{name!r} is a pipeline, which takes no configuration by call")
+        raise InvalidConfigError(f"{name!r} is a pipeline; parameters.config is for models only")
     own = {node.library: file.libraries[node.library] for node in pipeline.nodes if node.library in file.libraries}
     stamps = {library.path: stamp(library.path) for library in own.values()}
     entry = loader.assemble_pipelines([pipeline], own, loader.select(wanted.models))[name]

@@ -57,7 +57,7 @@ class ControlAddress:
                 parsed = _parse(self._parsed)
                 # Binding would succeed, as gunicorn does not listen yet. Each socket of port 0 gets a port of its own.
                 if parsed in cfg.address and parsed[1] != 0:
-                    raise ValueError("it is an address of --bind as well, and the control address needs its own")
+                    raise ValueError("it is also an address of --bind; the control address must be another")
                 self._bind(parsed, cfg)
 
     def _bind(self, address: tuple[str, int] | str, cfg: Any) -> None:

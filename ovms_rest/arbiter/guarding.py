@@ -36,7 +36,7 @@ def _handle(arbiter: Any, name: str, handle: Callable[[], None]) -> None:
     except Exception:
         if os.getpid() != arbiter.pid:
             raise
-        log.exception("error while handling %s; the service goes on", name)
+        log.exception("error while handling %s; the service continues", name)
 
 
 def commit(arbiter: Any) -> None:
@@ -58,11 +58,11 @@ def _reload(arbiter: Any, reload: Callable[[], None]) -> None:
     except (Exception, SystemExit) as error:
         if os.getpid() != arbiter.pid:
             raise
-        reason = describe(error) if isinstance(error, Exception) else "the lines above have the reason"
+        reason = describe(error) if isinstance(error, Exception) else "see the lines above"
         if arbiter.kept_sockets is None:  # only the last step failed: writing the pid file
             log.error("the reload was not completed: %s", reason)
             return
-        log.error("the reload failed, the service goes on with its previous settings: %s", reason)
+        log.error("the reload failed, the service keeps its previous settings: %s", reason)
         os.environ.clear()
         os.environ.update(environ)
         _restore_listeners(arbiter, listeners)
@@ -89,7 +89,7 @@ def _restore_settings(arbiter: Any, before: dict[str, Any]) -> None:
     try:
         arbiter.log.setup(arbiter.cfg)
     except Exception:  # a log file that cannot be opened any more, say
-        log.exception("the previous settings of the log cannot be restored")
+        log.exception("cannot restore the previous log settings")
 
 
 def _reopen_files(reopen: Callable[[], None]) -> None:

@@ -119,7 +119,7 @@ def _ending_without(address: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
-        log.error("cannot listen on %s, which %sCONTROL_BIND names: %s", address, PREFIX, reason)
+        log.error("cannot listen on %s (%sCONTROL_BIND): %s", address, PREFIX, reason)
         sys.exit(1)
 
 
@@ -217,7 +217,7 @@ def _reexec(arbiter: Any, reexec: Callable[[], None]) -> None:
     try:
         reexec()
     except Exception as error:  # the working directory or the interpreter is gone, or there are too many processes
-        log.error("cannot start another arbiter, this one goes on: %s", error)
+        log.error("cannot start another arbiter, this one keeps serving: %s", error)
         if os.getpid() != pid:
             os._exit(1)
         arbiter.reexec_pid = 0
@@ -238,7 +238,7 @@ def _add_worker(arbiter: Any, handle: Callable[[], None]) -> None:
 def _remove_worker(arbiter: Any, handle: Callable[[], None]) -> None:
     """Remove a worker, but not the last one that infers; gunicorn does not know the control worker."""
     if arbiter.num_workers <= 1 + len(arbiter.control_sockets):
-        log.info("no worker is removed, since a single one infers")
+        log.info("no worker removed: only one infers")
         return
     handle()
 
@@ -286,7 +286,7 @@ def on_reload(arbiter: Any) -> None:
     try:
         arbiter.tls = load_tls(arbiter.cfg)
     except TlsError as error:
-        log.error("%s; the service goes on with what it has loaded before", error)
+        log.error("%s; the service keeps the certificate that it has loaded", error)
     commit(arbiter)
     arbiter.settings = settings
     arbiter.spawning.memory = MemoryLimit(settings.max_worker_memory_bytes)
@@ -413,7 +413,7 @@ def child_exit(arbiter: Any, worker: Any) -> None:
     if worker.row.is_ready():  # a worker that drains is not
         app.table.count_death()
     for name in app.release(worker.row.index):
-        log.error("worker %s died or was killed at a request to %r (name and version)", worker.pid, name)
+        log.error("worker %s died or was killed during an inference with %r (name and version)", worker.pid, name)
     app.table.free(worker.row)
     name = worker.opening[:].partition(b"\0")[0].decode(errors="ignore")
     worker.opening.close()

@@ -67,7 +67,7 @@ class MemoryLimit:
                 size = _measure(worker.pid, self._limit)
                 if size > self._limit and not self._began_above(worker):
                     log.info(
-                        "worker %s has %d MiB of memory of its own, more than the %d MiB that %s allows; another takes "
+                        "worker %s uses %d MiB of private memory, above the limit of %d MiB (%s); a new worker takes "
                         "its place",
                         worker.pid,
                         size // _MIB,
@@ -78,7 +78,7 @@ class MemoryLimit:
                     break
         except OSError as error:
             self._limit = 0
-            log.error("%s has no effect, since the memory of workers cannot be measured: %s", SETTING, error)
+            log.error("%s has no effect: the memory of workers cannot be measured: %s", SETTING, error)
         now = time.monotonic()
         self._next_look = now + max(_LOOK_SECONDS, (now - began) / _LOOK_PART)
         return found
@@ -98,7 +98,7 @@ class MemoryLimit:
         if not self._has_complained:
             self._has_complained = True
             log.warning(
-                "a new worker has %d MiB of memory of its own already, more than the %d MiB that %s allows; such "
+                "a new worker already uses %d MiB of private memory, above the limit of %d MiB (%s); such "
                 "workers are not replaced",
                 fresh // _MIB,
                 self._limit // _MIB,

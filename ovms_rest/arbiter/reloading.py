@@ -112,7 +112,7 @@ class Reloading:
             self._make(change, self._loader(housekeep))
         except ConfigError as error:
             for problem in error.problems:
-                log.error("%s failed, the service goes on as it was: %s", change.action, problem)
+                log.error("%s failed, the service continues unchanged: %s", change.action, problem)
             return InvalidConfigError("; ".join(error.problems))
         except NotFoundError as error:
             return error
@@ -122,7 +122,7 @@ class Reloading:
         except (ShortageError, MemoryError) as error:
             return self._postpone(change, str(error) or "out of memory")
         except Exception:  # without the arbiter the whole service would end
-            log.exception("%s failed, the service goes on as it was", change.action)
+            log.exception("%s failed, the service continues unchanged", change.action)
             return ReloadError("internal error; the reason is in the log of the server")
         return None
 
@@ -160,10 +160,10 @@ class Reloading:
     def _postpone(self, change: Change, reason: str) -> UnavailableError:
         """Schedule another attempt of a reload, since no worker reports a change on disk twice; callers try again."""
         if change.action != "reload":
-            log.error("%s of model %r failed, the service goes on as it was: %s", change.action, change.name, reason)
+            log.error("%s of model %r failed, the service continues unchanged: %s", change.action, change.name, reason)
         else:
             if not self._pauses.failures:
-                log.error("reload failed, the service goes on as it was and tries again: %s", reason)
+                log.error("reload failed, the service continues unchanged and retries: %s", reason)
             self._pauses.fail()
         return UnavailableError(reason)
 
@@ -201,7 +201,7 @@ def _check_descriptors() -> None:
         for _ in range(_SPARE_DESCRIPTORS // 2):
             pipes.append(os.pipe())  # one at a time: when one fails, those before it are closed
     except OSError as error:
-        raise ShortageError(f"fewer than {_SPARE_DESCRIPTORS} more files may be opened: {error.strerror}") from error
+        raise ShortageError(f"fewer than {_SPARE_DESCRIPTORS} file descriptors are free: {error.strerror}") from error
     finally:
         for descriptor in itertools.chain(*pipes):
             os.close(descriptor)

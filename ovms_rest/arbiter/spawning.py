@@ -1,4 +1,4 @@
-"""Starting workers and replacing them, in place of what gunicorn's arbiter does.
+"""Starting and replacing workers, in place of gunicorn's own way.
 
 gunicorn ends the service when it cannot fork or when a worker exits with status 3 or 4, for whatever reason, and
 replaces a worker that dies before it is ready immediately and for ever. Here the arbiter keeps the running workers.
@@ -134,7 +134,7 @@ class Spawning:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         self._arbiter.WORKERS.pop(pid).tmp.close()
-        raise RuntimeError("gunicorn's hook pre_fork has to call ovms_rest.arbiter.hooks.pre_fork")
+        raise RuntimeError("gunicorn's hook pre_fork must call ovms_rest.arbiter.hooks.pre_fork")
 
     def kill_worker(self, pid: int, number: int) -> None:
         """Send a signal to a worker, and note a termination signal."""

@@ -72,7 +72,7 @@ def read_object(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise InvalidRequestError(f"the request is not valid JSON: {error}") from error
     if type(root) is not dict:
-        raise InvalidRequestError(f"the request is {describe(root)}, expected an object or nothing")
+        raise InvalidRequestError(f"the request is {describe(root)}, expected an object or an empty body")
     return root
 
 
@@ -127,8 +127,8 @@ class ModelControl:
         for key in parameters:
             if key.startswith("file:"):
                 raise InvalidRequestError(
-                    f"parameters.{cut(key)}: files are not taken over HTTP; put them into a directory of the server, "
-                    "and name it by base_path in parameters.config"
+                    f"parameters.{cut(key)}: files are not accepted over HTTP; put them into a directory of the server "
+                    "and set base_path in parameters.config to it"
                 )
         if "config" not in parameters:
             return None

@@ -1,1 +1,1 @@
-"""What the processes of the service share, and the values that they count there."""
+"""Memory and sockets shared by the processes of the service, and the values counted in them."""

@@ -211,5 +211,5 @@ class Counters:
         ]
         if name is not None and not found:
             which = f"model {quote(name)}" if version is None else f"version {quote(version)} of model {quote(name)}"
-            raise NotFoundError(f"{which} has no statistics, for it was never loaded")
+            raise NotFoundError(f"{which} has no statistics; it was never loaded")
         return [counters.read() for counters in found]

@@ -13,9 +13,9 @@ Changes = Mapping[str, bool | int | str]
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """Which lines the log has, in the extension's words; what is critical it always has."""
+    """The log's settings, by the names of Triton's logging extension; critical lines are always logged."""
 
-    log_file: str  # always empty: where the log goes is not told
+    log_file: str  # always empty: the path of the log is not exposed
     log_info: bool
     log_warning: bool
     log_error: bool

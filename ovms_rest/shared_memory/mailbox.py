@@ -51,21 +51,19 @@ class Mailbox:
         too large or nested too deep.
         """
         if os.getppid() != self._arbiter:  # no process would read it
-            raise BusyError("the service is shutting down, nothing is changed any more")
+            raise BusyError("the service is shutting down and accepts no changes")
         try:
             data = orjson.dumps(message)
         except TypeError as error:  # the only other cause would be a type that JSON lacks
             raise InvalidRequestError(
-                f"the request has a value that is nested too deep, at most {MAX_VALUE_DEPTH} levels are allowed"
+                f"the request is nested too deep, at most {MAX_VALUE_DEPTH} levels are allowed"
             ) from error
         if len(data) > MAX_MESSAGE_BYTES:
-            raise InvalidRequestError(
-                f"the request comes to {len(data)} bytes, at most {MAX_MESSAGE_BYTES} are allowed"
-            )
+            raise InvalidRequestError(f"the request has {len(data)} bytes, at most {MAX_MESSAGE_BYTES} are allowed")
         try:
             self._sender.send(data)
         except BlockingIOError as error:
-            raise BusyError("too many changes wait to be made; try again") from error
+            raise BusyError("too many changes are queued; try again") from error
 
     def receive(self) -> list[dict[str, Any]]:
         """Return the queued messages, in the arbiter."""

@@ -1,7 +1,7 @@
-"""What workers know of each other: a table in shared memory with a row for each, and a way to wake one.
+"""The worker table, in shared memory: a row for each worker, which the others read, and a way to wake a worker.
 
-A worker writes only its own row, so that there is nothing to lock; whoever reads gets a number that was true a moment
-ago. The arbiter makes the table before it forks, hands out the rows, and takes back that of a worker that is gone.
+A worker writes only its own row, without a lock; readers get numbers that may be a moment old. The arbiter creates the
+table before it forks, assigns the rows, and frees that of a worker that is gone.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class WorkerTable:
                 self.numbers[row.start + _TAKEN] = 1
                 self.numbers[_USED] = max(self.numbers[_USED], index + 1)
                 return row
-        raise RuntimeError(f"there are {self._size} workers already, which is the limit")
+        raise RuntimeError(f"there are already {self._size} workers, the limit")
 
     def is_used(self) -> bool:
         """Return whether a row was ever taken."""

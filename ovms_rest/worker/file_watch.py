@@ -48,7 +48,7 @@ class FileWatch:
         except OSError as error:
             if error.errno not in self._logged:
                 self._logged.add(error.errno)
-                log.error("cannot tell whether the config or a model has changed, and goes on trying: %s", error)
+                log.error("cannot check whether the config or a model has changed, trying again: %s", error)
 
     def _leave_out_forbidden(self) -> None:
         """Leave out the paths that the arbiter may read and this worker, of another user (--user), may not."""

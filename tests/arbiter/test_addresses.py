@@ -1,4 +1,4 @@
-"""The check of addresses before models are loaded; tests/arbiter/test_processes.py has it in a real start."""
+"""The check of addresses before models are loaded; tests/arbiter/test_processes.py covers a real start."""
 
 import os
 import socket
@@ -28,13 +28,13 @@ def bind_of(listener):
     return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_an_address_that_becomes_free_in_time_is_waited_for(listener, monkeypatch):
+def test_check_waits_for_an_address_that_becomes_free_in_time(listener, monkeypatch):
     """The workers of a killed arbiter listen for another moment."""
     monkeypatch.setattr(addresses.time, "sleep", lambda seconds: listener.close())
     check_addresses(configure(bind_of(listener)), {})
 
 
-def test_the_check_leaves_the_address_free():
+def test_check_leaves_the_address_free():
     with socket.create_server(("127.0.0.1", 0)) as sock:
         bind = bind_of(sock)
     before = os.listdir("/proc/self/fd")
@@ -58,7 +58,7 @@ def test_inherited_and_shared_addresses_are_not_checked(listener, monkeypatch):
     assert os.environ["LISTEN_FDS"] == "1"  # gunicorn reads it later
 
 
-def test_a_socket_at_a_path_is_left_alone(tmp_path):
+def test_check_leaves_a_socket_at_a_path_alone(tmp_path):
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))

@@ -163,9 +163,9 @@ def test_load_model_of_a_model_that_does_not_serve_fails_when_it_was_given_or_un
 @pytest.mark.parametrize(
     ("name", "given", "error", "message"),
     [
-        ("x", None, NotFoundError, "model 'x' is not in .*, where there are: 'm', 'n'"),
+        ("x", None, NotFoundError, "model 'x' is not in .*; it has 'm', 'n'"),
         ("gone", None, NotFoundError, "pipeline 'gone' is not in .* any more"),
-        ("p", {}, InvalidConfigError, "'p' is a pipeline, which takes no configuration by call"),
+        ("p", {}, InvalidConfigError, "'p' is a pipeline; parameters.config is for models only"),
         ("m", {"nope": 1}, ConfigError, "config.nope: unknown key"),
         ("m", {"base_path": "/etc"}, ForbiddenError, "/etc"),
     ],

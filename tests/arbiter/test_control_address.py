@@ -1,4 +1,4 @@
-"""The control address: opened early, by one service only, handed over by an upgrade; and the workers left to others."""
+"""The control address: bound early, by one service only, handed over at an upgrade; and its worker in the count."""
 
 import contextlib
 import ctypes
@@ -88,15 +88,15 @@ def children(pid):
 # --- One service
 
 
-def test_a_second_service_on_the_same_control_address_does_not_start(tmp_path, relu, address):
-    """Nor does it load a model before it says so."""
+def test_second_service_on_the_same_control_address_does_not_start(tmp_path, relu, address):
+    """It loads no model before it reports that."""
     variables = {"OVMS_REST_CONTROL_BIND": address}
     with serve(tmp_path, "-w", "1", config=relu, **variables) as service:
         service.wait_for(lambda: answers(address))
         ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(relu), **variables)
         assert ended.returncode == 1
         (line,) = ended.stderr.splitlines()
-        assert line.endswith(f"cannot listen on {address}, which OVMS_REST_CONTROL_BIND names: Address already in use")
+        assert line.endswith(f"cannot listen on {address} (OVMS_REST_CONTROL_BIND): Address already in use")
         assert [ask(address) for _ in range(10)] == [200] * 10
 
 
@@ -109,24 +109,24 @@ def test_a_second_service_on_the_same_control_address_does_not_start(tmp_path, r
         ("unix:/etc/passwd", "it exists and is not a socket"),
     ],
 )
-def test_a_control_address_that_cannot_be_had_ends_the_start_with_one_line(tmp_path, relu, address, reason):
+def test_unusable_control_address_ends_the_start_with_one_line(tmp_path, relu, address, reason):
     ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
-    assert line.endswith(f"[ERROR] cannot listen on {address}, which OVMS_REST_CONTROL_BIND names: {reason}")
+    assert line.endswith(f"[ERROR] cannot listen on {address} (OVMS_REST_CONTROL_BIND): {reason}")
 
 
 @pytest.fixture
 def orphans():
-    """Have this process adopt those whose parent ends, as the first process of the system may not wait for them."""
+    """Make this process adopt orphans, as the init process of a container may not reap them."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     yield
     libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
-def test_a_service_starts_beside_what_is_left_of_one_that_was_killed(tmp_path, relu, address, orphans):
-    """Its workers listen for another moment; the socket at a path is left for good."""
+def test_service_starts_while_workers_of_a_killed_one_still_listen(tmp_path, relu, address, orphans):
+    """Its workers listen for another moment; the socket at a path stays."""
     variables = {"OVMS_REST_CONTROL_BIND": address}
     bind = ("-b", f"127.0.0.1:{free_port()}")
     with serve(tmp_path, "-w", "1", bind=bind, config=relu, **variables) as service:
@@ -142,7 +142,7 @@ def test_a_service_starts_beside_what_is_left_of_one_that_was_killed(tmp_path, r
             assert [ask(address) for _ in range(10)] == [200] * 10
 
 
-def test_the_path_of_the_control_address_has_gunicorns_umask_and_goes_with_the_service(tmp_path, relu):
+def test_path_of_the_control_address_has_gunicorns_umask_and_is_removed_with_the_service(tmp_path, relu):
     path = tmp_path / "control"
     with serve(tmp_path, "-w", "1", "--umask", "0o077", config=relu, OVMS_REST_CONTROL_BIND=f"unix:{path}") as service:
         service.wait_for(lambda: answers(f"unix:{path}"))
@@ -159,7 +159,7 @@ def test_the_path_of_the_control_address_has_gunicorns_umask_and_goes_with_the_s
     indirect=["address"],
     ids=["a port, SIGTERM", "a path, SIGQUIT"],
 )
-def test_an_upgrade_takes_the_control_address_over_and_no_call_hangs(tmp_path, relu, address, number, orphans):
+def test_upgrade_takes_the_control_address_over_and_no_call_hangs(tmp_path, relu, address, number, orphans):
     with serve(tmp_path, "-w", "1", config=relu, OVMS_REST_CONTROL_BIND=address) as service:
         service.wait_for(lambda: answers(address))
         with upgraded(service) as pid:
@@ -175,8 +175,8 @@ def test_an_upgrade_takes_the_control_address_over_and_no_call_hangs(tmp_path, r
         assert not answers(address)
 
 
-def test_an_upgrade_takes_over_a_port_that_is_in_use_by_the_first_arbiter(tmp_path, relu, orphans):
-    """Though another start would end at it."""
+def test_upgrade_takes_over_a_port_that_is_in_use_by_the_first_arbiter(tmp_path, relu, orphans):
+    """Another start would fail there."""
     bind = ("-b", f"127.0.0.1:{free_port()}")
     with serve(tmp_path, "-w", "2", bind=bind, config=relu) as service:
         service.wait_for(lambda: infers(service))
@@ -187,7 +187,7 @@ def test_an_upgrade_takes_over_a_port_that_is_in_use_by_the_first_arbiter(tmp_pa
 
 @pytest.mark.parametrize("options", [(), ("--reuse-port",)], ids=["", "--reuse-port"])
 @pytest.mark.parametrize("is_path", [False, True], ids=["a port", "a path"])
-def test_an_address_of_bind_as_the_control_address_ends_the_start_before_models_are_loaded(
+def test_address_of_bind_as_the_control_address_ends_the_start_before_models_are_loaded(
     tmp_path, relu, is_path, options
 ):
     address = f"unix:{tmp_path}/socket" if is_path else f"127.0.0.1:{free_port()}"
@@ -195,13 +195,13 @@ def test_an_address_of_bind_as_the_control_address_ends_the_start_before_models_
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert line.endswith(
-        f"cannot listen on {address}, which OVMS_REST_CONTROL_BIND names: it is an address of --bind as well, and the "
-        "control address needs its own"
+        f"cannot listen on {address} (OVMS_REST_CONTROL_BIND): it is also an address of --bind; the "
+        "control address must be another"
     )
 
 
 @pytest.mark.parametrize("address", ["path"], indirect=True)
-def test_an_upgrade_that_is_taken_back_leaves_the_control_address(tmp_path, relu, address):
+def test_cancelled_upgrade_keeps_the_control_address(tmp_path, relu, address):
     with serve(tmp_path, "-w", "1", config=relu, OVMS_REST_CONTROL_BIND=address) as service:
         service.wait_for(lambda: answers(address))
         with upgraded(service):
@@ -210,8 +210,8 @@ def test_an_upgrade_that_is_taken_back_leaves_the_control_address(tmp_path, relu
 
 
 @pytest.mark.parametrize("options", [(), ("--reuse-port",)], ids=["", "--reuse-port"])
-def test_a_daemon_is_upgraded_step_by_step_and_back(tmp_path, relu, orphans, options):
-    """As gunicorn's documentation says: SIGUSR2, SIGWINCH, and SIGTTIN to take it back."""
+def test_daemon_is_upgraded_step_by_step_and_back(tmp_path, relu, orphans, options):
+    """As gunicorn's documentation says: SIGUSR2, SIGWINCH, and SIGTTIN to cancel it."""
     address, port, file = f"127.0.0.1:{free_port()}", free_port(), tmp_path / "pid"
     log, options = tmp_path / "log", ("-b", f"127.0.0.1:{port}", "-w", "1", "--daemon", "--pid", str(file), *options)
     subprocess.run(
@@ -257,7 +257,7 @@ def test_a_daemon_is_upgraded_step_by_step_and_back(tmp_path, relu, orphans, opt
                 os.waitpid(pid, 0)
 
 
-def test_an_upgrade_that_cannot_be_started_harms_nothing(tmp_path, relu):
+def test_failed_upgrade_does_not_affect_the_service(tmp_path, relu):
     """When the directory is gone, say, gunicorn's own forked process would end the workers of the first arbiter."""
     directory = tmp_path / "deployed"
     directory.mkdir()
@@ -267,9 +267,11 @@ def test_an_upgrade_that_cannot_be_started_harms_nothing(tmp_path, relu):
         before = service.workers()
         shutil.rmtree(directory)
         for _ in range(2):
-            count = service.log.count("cannot start another arbiter, this one goes on: ")
+            count = service.log.count("cannot start another arbiter, this one keeps serving: ")
             service.signal(signal.SIGUSR2)
-            service.wait_for(lambda n=count: service.log.count("cannot start another arbiter, this one goes on: ") > n)
+            service.wait_for(
+                lambda n=count: service.log.count("cannot start another arbiter, this one keeps serving: ") > n
+            )
             service.wait_for(lambda: len(service.workers()) == 2)
         assert service.workers() == before
         assert infers(service)
@@ -279,14 +281,14 @@ def test_an_upgrade_that_cannot_be_started_harms_nothing(tmp_path, relu):
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:0"], ids=["no control address", "a control address"])
-def test_sigttou_leaves_a_worker_that_infers(tmp_path, relu, address):
+def test_sigttou_keeps_one_worker_that_infers(tmp_path, relu, address):
     with serve(tmp_path, "-w", "2", config=relu, OVMS_REST_CONTROL_BIND=address) as service:
         left = 2 if address else 1
         service.wait_for(lambda: len(service.workers()) == left + 1)
         for count in range(4):
             service.signal(signal.SIGTTOU)
             service.wait_for(lambda n=count: service.log.count("Handling signal: ttou") > n)
-        service.wait_for(lambda: service.log.count("no worker is removed, since a single one infers") == 3)
+        service.wait_for(lambda: service.log.count("no worker removed: only one infers") == 3)
         service.wait_for(lambda: len(service.workers()) == left)
         assert infers(service)
         service.signal(signal.SIGTTIN)

@@ -1,4 +1,4 @@
-"""Files that are replaced while a live service has them: every answer is of the old or the new weights, and none fails.
+"""Files that are replaced while a service uses them: every response is of the old or the new weights, and none fails.
 
 A model multiplies its input by weights that are all the same number, and answers the least and the greatest product.
 """
@@ -78,7 +78,7 @@ def dd_notrunc(source, target):
 
 
 def slow_upload(source, target):
-    """As scp over a slow network does it."""
+    """Write as scp over a slow network does."""
     content = source.read_bytes()
     with target.open("wb") as stream:
         for start in range(0, len(content), len(content) // 4):
@@ -94,7 +94,7 @@ def write_by_map(source, target):
 
 
 def rename(source, target):
-    """As rsync and careful people do it."""
+    """Replace as rsync does."""
     shutil.copyfile(source, target.with_name(".part"))
     target.with_name(".part").replace(target)
 
@@ -186,7 +186,7 @@ def replace(directory, weight, way):
 
 
 def change(service, directory, way):
-    """Replace the weights of all models; return which they were and which they are."""
+    """Replace the weights of all models; return the old and the new ones."""
     old = int(ask(service, "ir")[0])
     assert serves(service, old)
     replace(directory, 3 - old, way)
@@ -194,7 +194,7 @@ def change(service, directory, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_answer_is_of_the_old_or_the_new_weights(live, way):
+def test_every_response_is_of_the_old_or_the_new_weights(live, way):
     service, directory = live
     with Clients(service) as clients:
         old, new = change(service, directory, way)
@@ -204,7 +204,7 @@ def test_every_answer_is_of_the_old_or_the_new_weights(live, way):
         assert answers <= {(old, old), (new, new)}
 
 
-def test_copies_that_are_repeated_during_reloads_harm_nothing(live):
+def test_repeated_copies_during_reloads_do_no_harm(live):
     service, directory = live
     ended = threading.Event()
 
@@ -248,7 +248,7 @@ def test_files_replaced_with_the_same_size_and_time_are_noticed(watched):
     service.wait_for(lambda: serves(service, new))
 
 
-def test_a_change_behind_a_linked_version_directory_is_noticed(watched):
+def test_change_behind_a_linked_version_directory_is_noticed(watched):
     service, directory = watched
     version = directory / "ir" / "1"
     version.rename(directory / "elsewhere")
@@ -259,7 +259,7 @@ def test_a_change_behind_a_linked_version_directory_is_noticed(watched):
     (directory / "elsewhere").rename(version)
 
 
-def test_a_model_whose_file_is_open_for_writing_is_loaded_when_it_is_closed(watched):
+def test_model_whose_file_is_open_for_writing_is_loaded_when_it_is_closed(watched):
     service, directory = watched
     old = int(ask(service, "ir")[0])
     file = directory / "ir" / "1" / "model.bin"

@@ -1,4 +1,4 @@
-"""A worker that has outgrown its memory is replaced, its successor ready first, and no client notices."""
+"""A worker above the memory limit is replaced once its successor is ready, and no client notices."""
 
 import contextlib
 import json
@@ -95,7 +95,7 @@ def metric(service, name):
 
 
 class Worker:
-    """A worker as the limit sees it, here this process or one that it started."""
+    """A worker as the limit uses it: this process or a child."""
 
     def __init__(self, pid, fresh=False):
         self.pid, self.fresh_size = pid, FreshSize()
@@ -103,14 +103,14 @@ class Worker:
             self.fresh_size.measure()
 
 
-def test_a_worker_is_found_when_it_has_grown_above_the_limit():
+def test_worker_above_the_limit_is_found():
     assert MemoryLimit(2**40).find_outgrown([Worker(os.getpid())]) is None
     assert MemoryLimit(0).find_outgrown([Worker(os.getpid())]) is None
     grown = Worker(os.getpid())
     assert MemoryLimit(MIB).find_outgrown([grown]) is grown
 
 
-def test_workers_are_looked_at_once_a_second_and_later_after_one_was_replaced():
+def test_workers_are_measured_once_a_second_and_less_often_after_a_replacement():
     limit = MemoryLimit(MIB)
     worker = Worker(os.getpid())
     assert limit.find_outgrown([worker]) is worker
@@ -122,7 +122,7 @@ def test_workers_are_looked_at_once_a_second_and_later_after_one_was_replaced():
     assert limit.find_outgrown([worker]) is worker
 
 
-def test_a_worker_that_began_above_the_limit_is_complained_of_once_for_a_generation(caplog):
+def test_worker_that_started_above_the_limit_is_logged_once_per_generation(caplog):
     worker = Worker(os.getpid(), fresh=True)
     limit = MemoryLimit(MIB)
     for count in (1, 1, 2):
@@ -130,17 +130,17 @@ def test_a_worker_that_began_above_the_limit_is_complained_of_once_for_a_generat
             limit.forget()
         limit._next_look = 0.0
         assert limit.find_outgrown([worker]) is None
-        assert caplog.text.count("a new worker has") == count
+        assert caplog.text.count("a new worker already uses") == count
 
 
-def test_a_worker_that_has_just_died_has_no_memory(caplog):
+def test_worker_that_has_just_died_has_no_memory(caplog):
     with subprocess.Popen(["true"]) as gone:
         os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
         assert MemoryLimit(1).find_outgrown([Worker(gone.pid)]) is None
     assert not caplog.records
 
 
-def test_memory_that_cannot_be_measured_is_complained_of_once(caplog):
+def test_memory_that_cannot_be_measured_is_logged_once(caplog):
     with subprocess.Popen(["true"]) as gone:
         pass
     limit = MemoryLimit(1)
@@ -148,9 +148,7 @@ def test_memory_that_cannot_be_measured_is_complained_of_once(caplog):
         limit._next_look = 0.0
         assert limit.find_outgrown([Worker(gone.pid)]) is None
     (record,) = caplog.records
-    assert record.message.startswith(
-        f"{LIMIT} has no effect, since the memory of workers cannot be measured: [Errno 2]"
-    )
+    assert record.message.startswith(f"{LIMIT} has no effect: the memory of workers cannot be measured: [Errno 2]")
 
 
 def test_workers_above_the_limit_are_replaced_one_at_a_time_and_no_request_fails(tmp_path, models):
@@ -170,13 +168,15 @@ def test_workers_above_the_limit_are_replaced_one_at_a_time_and_no_request_fails
         replaced = len(REPLACED.findall(service.log))
         assert metric(service, "ovms_rest_worker_memory_replacements") >= replaced >= 2
         assert metric(service, "ovms_rest_worker_restarts") == 0
-        found = re.search(rf"worker {before[0]} has (\d+) MiB of memory of its own, more than the 24 MiB", service.log)
+        found = re.search(
+            rf"worker {before[0]} uses (\d+) MiB of private memory, above the limit of 24 MiB", service.log
+        )
         assert int(found[1]) >= 24
         service.wait_for_workers(2)
 
 
-def test_a_control_worker_above_the_limit_is_replaced(tmp_path, models):
-    """It keeps what it has freed of a body."""
+def test_control_worker_above_the_limit_is_replaced(tmp_path, models):
+    """It keeps the freed memory of a body."""
     path = tmp_path / "control"
     variables = {LIMIT: str(16 * MIB), "OVMS_REST_CONTROL_BIND": f"unix:{path}"}
     with serve(tmp_path, "-w", "1", config=models, **variables) as service:
@@ -197,11 +197,11 @@ def test_a_control_worker_above_the_limit_is_replaced(tmp_path, models):
         assert "died" not in service.log
 
 
-def test_workers_that_begin_above_the_limit_are_left_alone_and_the_log_says_so_once(tmp_path, models):
+def test_workers_that_start_above_the_limit_are_left_alone_and_logged_once(tmp_path, models):
     with serve(tmp_path, "-w", "2", config=models, **{LIMIT: str(MIB)}) as service:
         service.wait_for_workers(2)
         before = service.workers()
-        line = "a new worker has"
+        line = "a new worker already uses"
         service.wait_for(lambda: line in service.log)
         with clients(service):
             time.sleep(2.5)  # in which the arbiter looks at them twice
@@ -210,7 +210,7 @@ def test_workers_that_begin_above_the_limit_are_left_alone_and_the_log_says_so_o
         assert "ends" not in service.log
 
 
-def test_a_successor_that_cannot_be_started_leaves_the_worker_serving(tmp_path, models):
+def test_successor_that_cannot_be_started_leaves_the_worker_serving(tmp_path, models):
     settings = tmp_path / "settings.py"
     settings.write_text(
         "from ovms_rest.arbiter.gunicorn_settings import *\n"
@@ -237,8 +237,8 @@ def test_a_successor_that_cannot_be_started_leaves_the_worker_serving(tmp_path, 
         service.wait_for(lambda: not is_running(before))
 
 
-def test_a_worker_that_dies_while_another_ends_is_replaced_at_once(tmp_path, models):
-    """Gunicorn counts those that are ending, here the only one that is left."""
+def test_worker_that_dies_while_another_drains_is_replaced_immediately(tmp_path, models):
+    """Gunicorn counts draining workers, here the only one left."""
     with serve(tmp_path, "-w", "2", config=models) as service:
         service.wait_for_workers(2)
         ending, dying = service.workers()

@@ -1,4 +1,4 @@
-"""Loading and unloading models by call, under load; what may go wrong, and what outlives what."""
+"""Loading and unloading models by call, under load, with failures and restarts."""
 
 import http.client
 import json
@@ -17,14 +17,14 @@ from tritonclient.utils import InferenceServerException
 
 
 def serve(directory, *arguments, **variables):
-    """Run a service that lets this host load and unload models from anywhere in the directory, unless set otherwise."""
+    """Run a service on which this host may load and unload models in the directory, unless set otherwise."""
     settings = {"OVMS_REST_MODEL_CONTROL": "local", "OVMS_REST_MODEL_ROOTS": str(directory), **variables}
     return services.serve(directory, *arguments, **settings)
 
 
 @pytest.fixture
 def served(tmp_path):
-    """A service of two models that looks at the disk only when it is told to."""
+    """A service with two models that does not watch its files."""
     model_zoo.save(times(1), tmp_path / "m")
     model_zoo.save(times(7), tmp_path / "other")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"}, {"name": "other", "base_path": "other"})
@@ -64,14 +64,14 @@ UNLOADED = [{"name": "m", "version": "1", "state": "UNAVAILABLE", "reason": "unl
 # --- What happens
 
 
-def test_an_unloaded_model_is_a_404_that_says_how_to_get_it_back(served):
+def test_unloaded_model_is_a_404_that_says_how_to_get_it_back(served):
     assert (unload(served).status, unload(served).status) == (200, 200)
     message = "model 'm' does not serve: it was unloaded; POST /v2/repository/models/m/load serves it again"
     for answer in (served.infer("m", BODY.encode()), served.get("/v2/models/m"), served.get("/v2/models/m/ready")):
         assert (answer.status, answer.json()) == (404, {"error": message})
 
 
-def test_an_unloaded_model_is_told_and_does_not_make_the_service_unready(served):
+def test_unloaded_model_is_listed_and_does_not_make_the_service_unready(served):
     unload(served)
     assert index(served) == UNLOADED
     assert served.request("POST", "/v2/repository/index", {"ready": True}).json() == [
@@ -81,7 +81,7 @@ def test_an_unloaded_model_is_told_and_does_not_make_the_service_unready(served)
     assert served.get("/v2/health/ready").status == 200
 
 
-def test_a_model_comes_and_goes_while_clients_of_another_notice_nothing(served):
+def test_loading_and_unloading_a_model_does_not_affect_clients_of_another(served):
     with Clients(served, "other") as clients:
         for _ in range(3):
             assert unload(served).status == 200
@@ -94,7 +94,7 @@ def test_a_model_comes_and_goes_while_clients_of_another_notice_nothing(served):
 
 
 def test_no_worker_serves_an_unloaded_model_when_the_call_returns(served):
-    """Not on connections either that were there before."""
+    """Connections opened before the call are included."""
     connections = [http.client.HTTPConnection("127.0.0.1", served.port, timeout=60) for _ in range(8)]
     for connection in connections:
         connection.request("POST", "/v2/models/m/infer", BODY)
@@ -112,7 +112,7 @@ def test_no_worker_serves_an_unloaded_model_when_the_call_returns(served):
         connection.close()
 
 
-def test_load_takes_up_a_new_version_without_a_failed_request_and_of_that_model_alone(served, tmp_path):
+def test_load_serves_the_new_version_of_that_model_alone_without_a_failed_request(served, tmp_path):
     model_zoo.save(times(2), tmp_path / "m", 2)
     model_zoo.save(times(8), tmp_path / "other", 2)
     with Clients(served, "m") as clients:
@@ -125,13 +125,13 @@ def test_load_takes_up_a_new_version_without_a_failed_request_and_of_that_model_
     assert result(served, "other") == ("2", 8.0)
 
 
-def test_load_of_what_serves_already_replaces_no_worker(served):
+def test_load_of_an_unchanged_model_replaces_no_worker(served):
     before = served.workers()
     assert load(served).status == 200
     assert served.workers() == before
 
 
-def test_load_reads_the_config_anew_for_that_model(served, tmp_path):
+def test_load_reads_the_config_file_again_for_that_model(served, tmp_path):
     model_zoo.save(times(3), tmp_path / "third")
     names = ("m", "other", "third", "fourth")
     write_config(tmp_path, *({"name": name, "base_path": "third"} for name in names))
@@ -142,8 +142,8 @@ def test_load_reads_the_config_anew_for_that_model(served, tmp_path):
     assert result(served, "m") == ("1", 3.0)
 
 
-def test_the_access_log_tells_how_long_a_call_took(tmp_path):
-    """From when it came, not from when its worker looked for the outcome the last time, which takes microseconds."""
+def test_access_log_has_the_duration_of_a_call(tmp_path):
+    """Since its arrival, not since the last check for the outcome, which takes microseconds."""
     model_zoo.save(times(1), tmp_path / "m")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
     with serve(tmp_path, "-w", "1", config=config, OVMS_REST_ACCESS_LOG="json") as service:
@@ -157,7 +157,7 @@ def test_the_access_log_tells_how_long_a_call_took(tmp_path):
 # --- A configuration that comes with the call
 
 
-def test_a_config_that_comes_with_the_call_takes_the_place_of_the_file_until_the_next_load(served, tmp_path):
+def test_config_sent_with_a_load_overrides_the_file_until_the_next_load(served, tmp_path):
     model_zoo.save(times(2), tmp_path / "m", 2)
     config = {
         "model_version_policy": {"all": {}},
@@ -181,11 +181,11 @@ def test_tritons_client_loads_with_tritons_keys(served, tmp_path):
         assert not client.is_model_ready("m")
         client.load_model("m")
         assert client.get_model_metadata("m")["versions"] == ["2"]
-        with pytest.raises(InferenceServerException, match="files are not taken over HTTP"):
+        with pytest.raises(InferenceServerException, match="files are not accepted over HTTP"):
             client.load_model("m", config="{}", files={"file:1/model.xml": b"x"})
 
 
-def test_a_model_that_is_not_in_the_file_comes_with_its_path_and_may_go_and_come_again(served, tmp_path):
+def test_model_missing_in_the_file_is_loaded_by_its_path_unloaded_and_loaded_again(served, tmp_path):
     model_zoo.save(times(9), tmp_path / "new one")
     assert load(served, "new%20one", {"base_path": "new one"}).status == 200
     assert result(served, "new%20one") == ("1", 9.0)
@@ -197,14 +197,14 @@ def test_a_model_that_is_not_in_the_file_comes_with_its_path_and_may_go_and_come
     assert result(served, "new%20one") == ("1", 9.0)
 
 
-def test_a_model_that_leaves_the_file_is_gone_whatever_config_it_was_loaded_with(served, tmp_path):
+def test_model_removed_from_the_file_is_removed_even_if_loaded_with_its_own_config(served, tmp_path):
     assert load(served, "m", {"shape": "(1,4)"}).status == 200
     write_config(tmp_path, {"name": "other", "base_path": "other"})
     assert served.request("POST", "/v1/config/reload").json() == {"other": status("1")}
     assert load(served).status == 404
 
 
-def test_a_config_that_fails_leaves_everything_as_it_was(served):
+def test_failing_config_changes_nothing(served):
     with Clients(served, "m") as clients:
         answer = load(served, "m", {"shape": "(1,y)"})
         assert answer.status == 412
@@ -217,7 +217,7 @@ def test_a_config_that_fails_leaves_everything_as_it_was(served):
     assert index(served) == UNLOADED
 
 
-def test_a_version_that_fails_is_told_and_the_one_that_served_goes_on(served, tmp_path):
+def test_failing_version_is_reported_and_the_previous_one_keeps_serving(served, tmp_path):
     (tmp_path / "m" / "2").mkdir()
     (tmp_path / "m" / "2" / "model.onnx").write_text("garbage")
     answer = load(served)
@@ -227,7 +227,7 @@ def test_a_version_that_fails_is_told_and_the_one_that_served_goes_on(served, tm
     assert [entry["state"] for entry in index(served)] == ["READY", "UNAVAILABLE"]
 
 
-def test_an_unloaded_model_that_cannot_be_loaded_stays_unloaded(served, tmp_path):
+def test_unloaded_model_that_cannot_be_loaded_stays_unloaded(served, tmp_path):
     unload(served)
     shutil.rmtree(tmp_path / "m" / "1")
     assert load(served).status == 412
@@ -240,7 +240,7 @@ def test_an_unloaded_model_that_cannot_be_loaded_stays_unloaded(served, tmp_path
 
 CONFIG = "parameters.config"
 MISTAKES = [
-    (b"[]", "the request is an array, expected an object or nothing"),
+    (b"[]", "the request is an array, expected an object or an empty body"),
     (b"{", "the request is not valid JSON: "),
     (b'{"parameters": []}', "parameters is an array, expected an object"),
     (b'{"parameters": {"config": {}}}', f"{CONFIG} is an object, expected a string with a JSON object"),
@@ -254,7 +254,7 @@ MISTAKES = [
     (b'{"parameters": {"config": "{\\"shap\\": 1}"}}', "config.shap: unknown key; the nearest known one is 'shape'"),
     (b'{"parameters": {"config": "{\\"name\\": \\"x\\"}"}}', "config.name: is \"x\", the model in the path is 'm'"),
     (b'{"parameters": {"config": "{\\"backend\\": \\"onnx\\"}"}}', 'config.backend: expected openvino, got "onnx"'),
-    (b'{"parameters": {"config": "{}", "file:1/m.xml": "eA=="}}', "parameters.file:1/m.xml: files are not taken over"),
+    (b'{"parameters": {"config": "{}", "file:1/m.xml": "eA=="}}', "parameters.file:1/m.xml: files are not accepted"),
 ]
 
 
@@ -269,13 +269,13 @@ def asked(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("body", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
-def test_a_load_that_is_wrong_is_a_400_in_words(asked, body, message):
+def test_invalid_load_is_a_400_with_the_reason(asked, body, message):
     answer = control(asked, "load", "m", body)
     assert answer.status == 400
     assert answer.json()["error"].startswith(message)
 
 
-def test_a_new_model_needs_a_path(asked):
+def test_new_model_needs_a_path(asked):
     answer = load(asked, "new", {})
     assert (answer.status, answer.json()) == (
         400,
@@ -283,22 +283,22 @@ def test_a_new_model_needs_a_path(asked):
     )
 
 
-def test_a_config_has_a_limit(asked):
+def test_config_has_a_size_limit(asked):
     answer = load(asked, "m", {"base_path": "x" * 70_000})
     assert answer.status == 400
     assert "at most 65536 are allowed" in answer.json()["error"]
 
 
-def test_a_config_has_a_limit_of_its_depth(asked):
+def test_config_has_a_depth_limit(asked):
     config = '{"a": ' * 300 + "1" + "}" * 300
     answer = control(asked, "load", "m", {"parameters": {"config": config}})
     assert (answer.status, answer.json()) == (
         400,
-        {"error": "the request has a value that is nested too deep, at most 253 levels are allowed"},
+        {"error": "the request is nested too deep, at most 253 levels are allowed"},
     )
 
 
-def test_unload_takes_a_flag_and_nothing_else(asked):
+def test_unload_accepts_a_boolean_only(asked):
     answer = control(asked, "unload", "m", {"parameters": {"unload_dependents": 1}})
     assert (answer.status, answer.json()) == (
         400,
@@ -313,7 +313,7 @@ def test_unknown_models_are_404(asked):
         assert "'x'" in answer.json()["error"]
 
 
-def test_a_config_file_that_is_broken_meanwhile_is_told(served, tmp_path):
+def test_config_file_broken_in_the_meantime_is_reported(served, tmp_path):
     (tmp_path / "config.json").write_text("{")
     answer = load(served)
     assert answer.status == 400
@@ -324,7 +324,7 @@ def test_a_config_file_that_is_broken_meanwhile_is_told(served, tmp_path):
 # --- Where its paths may lead
 
 
-def test_a_call_names_no_directory_outside_of_the_configured_models(asked, tmp_path):
+def test_call_may_not_name_a_directory_outside_the_configured_models(asked, tmp_path):
     (tmp_path / "secret-name").touch()
     (tmp_path / "1").mkdir()
     cache = tmp_path / "cache"
@@ -341,7 +341,7 @@ def test_a_call_names_no_directory_outside_of_the_configured_models(asked, tmp_p
     assert index(asked) == [{"name": "m", "version": "1", "state": "READY"}]
 
 
-def test_a_call_may_name_what_is_below_a_configured_model(served, tmp_path):
+def test_call_may_name_a_path_below_a_configured_model(served, tmp_path):
     model_zoo.save(times(5), tmp_path / "m" / "more")
     cache = tmp_path / "m" / "cache"
     assert load(served, "more", {"base_path": "m/more", "plugin_config": {"CACHE_DIR": str(cache)}}).status == 200
@@ -352,7 +352,7 @@ def test_a_call_may_name_what_is_below_a_configured_model(served, tmp_path):
 # --- Who may
 
 
-def test_a_proxy_may_not_load_and_unload_for_its_clients(asked):
+def test_proxy_may_not_load_and_unload_for_its_clients(asked):
     for what in ("load", "unload"):
         answer = control(asked, what, X_Forwarded_For="10.0.0.1")
         assert answer.status == 403
@@ -375,13 +375,13 @@ def test_a_proxy_may_not_load_and_unload_for_its_clients(asked):
     ],
 )
 @pytest.mark.parametrize("path", ["/v2/repository/models/m/load", "/v2/repository/models/m/unload", "/v2/logging"])
-def test_pages_proxies_and_foreign_names_may_not(asked, path, headers):
+def test_web_pages_proxies_and_foreign_host_names_may_not_load_and_unload(asked, path, headers):
     answer = asked.request("POST", path, b"", headers)
     assert answer.status == 403
     assert "OVMS_REST_MODEL_CONTROL is 'local'" in answer.json()["error"]
 
 
-def test_by_default_nobody_may_unless_there_is_a_control_address(tmp_path):
+def test_loading_is_forbidden_by_default_without_a_control_address(tmp_path):
     model_zoo.save(times(1), tmp_path / "m")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
     with serve(tmp_path, "-w", "1", config=config, OVMS_REST_MODEL_CONTROL="") as service:
@@ -393,7 +393,7 @@ def test_by_default_nobody_may_unless_there_is_a_control_address(tmp_path):
         assert "loaded and unloaded by call from nowhere: OVMS_REST_CONTROL_BIND is not set" in service.log
 
 
-def test_nobody_may_when_it_is_turned_off(tmp_path):
+def test_loading_is_forbidden_everywhere_when_turned_off(tmp_path):
     model_zoo.save(times(1), tmp_path / "m")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
     with serve(tmp_path, "-w", "1", config=config, OVMS_REST_MODEL_CONTROL="none") as service:
@@ -401,7 +401,7 @@ def test_nobody_may_when_it_is_turned_off(tmp_path):
         assert "model_repository" not in service.get("/v2").json()["extensions"]
 
 
-def test_where_there_is_a_control_address_only_that_may(tmp_path):
+def test_loading_is_allowed_on_the_control_address_only(tmp_path):
     model_zoo.save(times(1), tmp_path / "m")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
     settings = {"OVMS_REST_MODEL_CONTROL": "", "OVMS_REST_CONTROL_BIND": "127.0.0.1:0"}
@@ -424,7 +424,7 @@ def test_where_there_is_a_control_address_only_that_may(tmp_path):
 # --- What outlives what
 
 
-def test_an_unloaded_model_stays_so_when_workers_die_and_comes_back_with_a_new_start(tmp_path):
+def test_unloaded_model_stays_unloaded_when_workers_die_and_serves_after_a_restart(tmp_path):
     model_zoo.save(times(1), tmp_path / "m")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
     with serve(tmp_path, "-w", "2", config=config, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service:
@@ -443,7 +443,7 @@ def test_an_unloaded_model_stays_so_when_workers_die_and_comes_back_with_a_new_s
         assert result(service) == ("1", 1.0)
 
 
-def test_a_worker_that_dies_while_a_model_loads_is_replaced_meanwhile(served, tmp_path):
+def test_worker_that_dies_while_a_model_loads_is_replaced_during_the_load(served, tmp_path):
     model_zoo.save(model_zoo.endless(), tmp_path / "m", 2)
     before = served.workers()
     served.signal(signal.SIGHUP)
@@ -454,7 +454,7 @@ def test_a_worker_that_dies_while_a_model_loads_is_replaced_meanwhile(served, tm
     assert served.log.count("model 'm' version 2 is being tried") == 1
 
 
-def test_many_calls_at_the_same_time_are_all_answered(served):
+def test_many_concurrent_calls_all_get_a_response(served):
     outcomes = []
 
     def run(calls):

@@ -1,21 +1,16 @@
-"""The service as processes: its start, its signals, its workers' deaths, and what a bad config or model does to it."""
+"""The processes of the service: start, signals, deaths of workers, invalid configs and broken models."""
 
 import os
 import re
 import signal
 import socket
-import types
 
 import model_zoo
 import numpy as np
 import pytest
 from service import PATIENCE, ROOT, receive, run_to_end, serve, write_config
 
-from ovms_rest.arbiter import hooks
 from ovms_rest.host.cores import usable_cores
-from ovms_rest.models.registry import Entry, ModelRegistry
-from ovms_rest.settings import Settings
-from ovms_rest.shared_memory.table import WorkerTable
 
 RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
 
@@ -49,7 +44,7 @@ def works(service):
         ),
     ],
 )
-def test_a_wrong_config_ends_the_start_with_a_readable_line(tmp_path, text, line):
+def test_invalid_config_ends_the_start_with_a_readable_line(tmp_path, text, line):
     path = tmp_path / "config.json"
     if text is not None:
         path.write_text(text)
@@ -59,7 +54,7 @@ def test_a_wrong_config_ends_the_start_with_a_readable_line(tmp_path, text, line
     assert found.startswith(f"ovms_rest: {path}: {line}")
 
 
-def test_a_wrong_setting_ends_the_start_with_a_readable_line(tmp_path):
+def test_invalid_setting_ends_the_start_with_a_readable_line(tmp_path):
     ended = run_to_end(tmp_path, OVMS_REST_MAX_BODY_BYTES="1 GB")
     assert ended.returncode == 1
     assert ended.stderr == (
@@ -95,7 +90,7 @@ def test_more_workers_than_usable_cores_are_warned_about_once(tmp_path, relu):
         assert "but usable cores" not in service.log
 
 
-def test_gunicorn_serves_from_any_directory_by_the_line_of_the_readme(tmp_path):
+def test_gunicorn_command_of_the_readme_serves_from_any_directory(tmp_path):
     """It serves the demo, and its own flags take precedence."""
     (options,) = re.findall(r"^gunicorn (-c python:\S+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     empty = tmp_path / "empty"
@@ -107,7 +102,7 @@ def test_gunicorn_serves_from_any_directory_by_the_line_of_the_readme(tmp_path):
         assert service.get("/v2/models/digits").json()["inputs"][0]["name"] == "image"
 
 
-def test_the_log_tells_what_is_served_and_how(tmp_path):
+def test_log_lists_the_models_and_how_they_are_compiled(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "relu", version=3)
     config = write_config(
         tmp_path,
@@ -135,12 +130,12 @@ def test_the_log_tells_what_is_served_and_how(tmp_path):
 
 
 def refused(ended, address, reason):
-    """Whether a start ended with this one line, so without having loaded a model."""
+    """Return whether a start ended with this one line, without loading a model."""
     (line,) = ended.stderr.splitlines()
     return ended.returncode == 1 and line.endswith(f"[ERROR] cannot listen on {address}: {reason}")
 
 
-def test_an_address_in_use_ends_the_start_before_models_are_loaded(tmp_path, relu):
+def test_address_in_use_ends_the_start_before_models_are_loaded(tmp_path, relu):
     variables = {"OVMS_REST_CONFIG": str(relu)}
     with serve(tmp_path, "-w", "1", config=relu) as service:
         address = f"127.0.0.1:{service.port}"
@@ -162,11 +157,11 @@ def test_an_address_in_use_ends_the_start_before_models_are_loaded(tmp_path, rel
         (f"unix:/tmp/{'x' * 120}", f"unix:/tmp/{'x' * 120}", "the path is longer than 107 bytes"),
     ],
 )
-def test_an_address_that_cannot_be_bound_ends_the_start_before_models_are_loaded(tmp_path, relu, bind, address, reason):
+def test_address_that_cannot_be_bound_ends_the_start_before_models_are_loaded(tmp_path, relu, bind, address, reason):
     assert refused(run_to_end(tmp_path, "-b", bind, OVMS_REST_CONFIG=str(relu)), address, reason)
 
 
-def test_the_socket_of_a_service_that_is_gone_is_replaced(tmp_path, relu):
+def test_socket_of_a_service_that_is_gone_is_replaced(tmp_path, relu):
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -179,7 +174,7 @@ def test_the_socket_of_a_service_that_is_gone_is_replaced(tmp_path, relu):
 # --- Models that do not serve
 
 
-def test_bad_models_leave_the_others_served_and_are_told(tmp_path):
+def test_broken_models_are_reported_and_the_others_serve(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "relu")
     model_zoo.save_crashing(tmp_path / "crashing")
     model_zoo.save(model_zoo.endless(), tmp_path / "hanging")
@@ -207,7 +202,7 @@ def test_bad_models_leave_the_others_served_and_are_told(tmp_path):
 # --- Workers
 
 
-def test_a_worker_that_dies_is_replaced(tmp_path, relu):
+def test_worker_that_dies_is_replaced(tmp_path, relu):
     with serve(tmp_path, "-w", "2", config=relu) as service:
         service.wait_for(lambda: len(service.workers()) == 2)
         before = service.workers()
@@ -217,7 +212,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path, relu):
         assert works(service)
 
 
-def test_workers_come_and_go_by_signals_and_none_hangs(tmp_path, relu):
+def test_signals_add_and_remove_workers_and_none_hangs(tmp_path, relu):
     with serve(tmp_path, "-w", "1", config=relu) as service:
         service.wait_for(lambda: len(service.workers()) == 1)
         service.signal(signal.SIGTTIN)
@@ -233,7 +228,7 @@ def test_workers_come_and_go_by_signals_and_none_hangs(tmp_path, relu):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_signals_that_end_it_end_it_at_once(tmp_path, relu, number):
+def test_termination_signals_end_the_service_immediately(tmp_path, relu, number):
     with serve(tmp_path, "-w", "2", config=relu) as service:
         assert works(service)
         service.signal(number)
@@ -241,7 +236,7 @@ def test_signals_that_end_it_end_it_at_once(tmp_path, relu, number):
         assert "SIGKILL" not in service.log
 
 
-def test_a_worker_that_has_done_its_requests_is_replaced(tmp_path, relu):
+def test_worker_is_replaced_after_max_requests(tmp_path, relu):
     with serve(tmp_path, "-w", "1", "--max-requests", "3", config=relu) as service:
         for _ in range(10):
             assert works(service)
@@ -258,8 +253,8 @@ def test_models_compiled_by_each_worker_serve(tmp_path):
             assert service.infer("shared", RELU).status == 200
 
 
-def test_a_bad_request_does_not_spoil_the_good_ones_after_it(tmp_path):
-    """Shapes that only fail inside the model are a 400 for the client that sent them, and for no other."""
+def test_invalid_request_does_not_affect_valid_ones_after_it(tmp_path):
+    """Shapes that fail only inside the model are a 400 for the client that sent them, and for no other."""
     model_zoo.save(model_zoo.product(), tmp_path / "product")
     config = write_config(tmp_path, {"name": "product", "base_path": "product"})
 
@@ -287,15 +282,7 @@ def test_a_bad_request_does_not_spoil_the_good_ones_after_it(tmp_path):
 # --- Hooks
 
 
-def fork(work):
-    pid = os.fork()
-    if pid == 0:
-        work()
-        os._exit(0)
-    os.waitpid(pid, 0)
-
-
-def test_readiness_falls_at_once_when_the_service_is_told_to_end(tmp_path, relu):
+def test_readiness_falls_immediately_at_shutdown(tmp_path, relu):
     with serve(tmp_path, "-w", "1", config=relu) as service, service.connect() as connection:
         for path, told in ((b"live", b""), (b"ready", b'{"error":"the service is shutting down"}')):
             connection.sendall(b"GET /v2/health/%s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
@@ -308,7 +295,7 @@ def test_readiness_falls_at_once_when_the_service_is_told_to_end(tmp_path, relu)
         assert service.process.wait(PATIENCE) == 0
 
 
-def test_readiness_does_not_fall_with_a_generation_whose_place_another_takes(tmp_path, relu):
+def test_readiness_does_not_fall_when_a_generation_is_replaced(tmp_path, relu):
     with serve(tmp_path, "-w", "1", config=relu) as service, service.connect() as connection:
         told = {}
         while told.get("connection") != "close":
@@ -318,34 +305,3 @@ def test_readiness_does_not_fall_with_a_generation_whose_place_another_takes(tmp
             if not told:
                 service.signal(signal.SIGHUP)
             told = headers
-
-
-def make_arbiter(models):
-    """Make what the hooks need of an arbiter and its application."""
-    app = types.SimpleNamespace(models=models, table=WorkerTable(8, 1), release=lambda slot: [])
-    return types.SimpleNamespace(
-        app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], settings=Settings(), tls=None, WORKERS={}
-    )
-
-
-def test_a_model_at_which_workers_die_is_given_up(caplog):
-    """What the arbiter does about a worker that dies while it opens a model."""
-    models = ModelRegistry({"m": Entry({1: None}), "n": Entry({1: None})})
-    arbiter = make_arbiter(models)
-    for deaths in range(1, hooks.MAX_DEATHS + 1):
-        worker = types.SimpleNamespace(pid=deaths)
-        hooks.pre_fork(arbiter, worker)
-        fork(lambda worker=worker: hooks.note_opening(worker, "m/1"))
-        assert models.versions("m") == ["1"]
-        hooks.child_exit(arbiter, worker)
-        assert f"worker {deaths} died or hung while it opened 'm/1' (model and version)" in caplog.text
-    assert models.versions("m") == []
-    assert models.versions("n") == ["1"]
-
-
-def test_a_worker_that_ends_while_serving_blames_no_model(caplog):
-    worker = types.SimpleNamespace(pid=1)
-    hooks.pre_fork(arbiter := make_arbiter(None), worker)
-    fork(lambda: (hooks.note_opening(worker, "m"), hooks.note_opening(worker, "")))
-    hooks.child_exit(arbiter, worker)
-    assert "died" not in caplog.text

@@ -1,4 +1,4 @@
-"""Reloading under load: on a call, on SIGHUP, on a change of the disk; what fails leaves everything as it was."""
+"""Reloading under load: by a call, SIGHUP, or a change on disk; a failure changes nothing."""
 
 import http.client
 import json
@@ -35,7 +35,7 @@ BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4],
 
 
 class Clients:
-    """Clients that infer with a model all the time; whatever goes wrong for one is kept."""
+    """Clients that infer with a model continuously and keep every failure."""
 
     def __init__(self, service, model, count=3):
         self.failures, self.results = [], []
@@ -55,7 +55,7 @@ class Clients:
             thread.join()
 
     def wait_for_more(self, count=50):
-        """Wait until so many more answers, or a failure, have come."""
+        """Wait for this many more responses, or a failure."""
         enough = len(self.results) + count
         self._service.wait_for(lambda: len(self.results) >= enough or self.failures)
 
@@ -78,7 +78,7 @@ class Clients:
 
 @pytest.fixture
 def served(tmp_path):
-    """A service of two models that looks at the disk only when it is told to."""
+    """A service with two models that does not watch its files."""
     model_zoo.save(times(1), tmp_path / "m")
     model_zoo.save(model_zoo.relu(), tmp_path / "other")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"}, {"name": "other", "base_path": "other"})
@@ -95,12 +95,12 @@ def status(*versions, state="AVAILABLE", code="OK", message="OK"):
     return {"model_version_status": [{"version": version, **entry} for version in versions]}
 
 
-def test_the_status_of_all_models_is_told(served):
+def test_config_route_returns_the_status_of_all_models(served):
     answer = served.get("/v1/config")
     assert (answer.status, answer.json()) == (200, {"m": status("1"), "other": status("1")})
 
 
-def test_the_repository_index_tells_states_and_reasons(served, tmp_path):
+def test_repository_index_lists_states_and_reasons(served, tmp_path):
     (tmp_path / "m" / "2").mkdir()
     (tmp_path / "m" / "2" / "model.onnx").write_text("garbage")
     assert reload(served).status == 412
@@ -250,7 +250,7 @@ def test_outcome_is_kept_for_late_callers_but_not_for_ever(tmp_path):
         client.request(ticket(1))
 
 
-def test_nothing_new_is_a_200_and_no_worker_is_replaced(served):
+def test_reload_without_changes_is_a_200_and_replaces_no_worker(served):
     served.wait_for(lambda: len(served.workers()) == 2)
     before = served.workers()
     answer = reload(served)
@@ -258,7 +258,7 @@ def test_nothing_new_is_a_200_and_no_worker_is_replaced(served):
     assert served.workers() == before
 
 
-def test_a_new_version_is_served_when_the_call_returns_and_no_request_fails(served, tmp_path):
+def test_new_version_is_served_when_the_call_returns_and_no_request_fails(served, tmp_path):
     with Clients(served, "m") as clients:
         model_zoo.save(times(2), tmp_path / "m", 2)
         answer = reload(served)
@@ -269,7 +269,7 @@ def test_a_new_version_is_served_when_the_call_returns_and_no_request_fails(serv
     assert set(clients.results) == {("1", 1.0), ("2", 2.0)}
 
 
-def test_only_what_has_changed_is_compiled(served, tmp_path):
+def test_only_changed_models_are_compiled(served, tmp_path):
     model_zoo.save(times(2), tmp_path / "m", 2)
     assert reload(served).status == 201
     assert served.log.count("model 'm' version 2 is being tried") == 1
@@ -277,7 +277,7 @@ def test_only_what_has_changed_is_compiled(served, tmp_path):
     assert served.log.count("model 'other' version 1 is being tried") == 1
 
 
-def test_a_model_that_was_changed_in_its_place_is_served_anew(served, tmp_path):
+def test_model_changed_in_place_is_loaded_again(served, tmp_path):
     with Clients(served, "m") as clients:
         model_zoo.save(times(5), tmp_path / "new")
         for name in ("model.bin", "model.xml"):
@@ -288,7 +288,7 @@ def test_a_model_that_was_changed_in_its_place_is_served_anew(served, tmp_path):
 
 
 @pytest.mark.parametrize("version", [1, 2], ids=["in the place of the old one", "as a new version"])
-def test_a_broken_model_is_told_and_what_served_goes_on(served, tmp_path, version):
+def test_broken_model_is_reported_and_the_previous_version_keeps_serving(served, tmp_path, version):
     with Clients(served, "m") as clients:
         shutil.rmtree(tmp_path / "m" / str(version), ignore_errors=True)
         (tmp_path / "m" / str(version)).mkdir()
@@ -302,7 +302,7 @@ def test_a_broken_model_is_told_and_what_served_goes_on(served, tmp_path, versio
     assert any(text.startswith("cannot read ") for text in told)
 
 
-def test_a_broken_model_is_tried_again_when_it_is_asked_for(served, tmp_path):
+def test_reload_tries_a_broken_model_again(served, tmp_path):
     (tmp_path / "m" / "2").mkdir()
     (tmp_path / "m" / "2" / "model.onnx").write_text("garbage")
     assert reload(served).status == 412
@@ -312,18 +312,18 @@ def test_a_broken_model_is_tried_again_when_it_is_asked_for(served, tmp_path):
     assert reload(served).json()["m"] == status("2")
 
 
-def test_a_broken_config_is_a_400_and_changes_nothing(served, tmp_path):
+def test_broken_config_is_a_400_and_changes_nothing(served, tmp_path):
     (tmp_path / "config.json").write_text('{"model_config_list": [{"config": {"nam": "m"}}]}')
     with Clients(served, "m") as clients:
         answer = reload(served)
         assert answer.status == 400
         assert "model_config_list[0].config.nam: unknown key" in answer.json()["error"]
         served.signal(signal.SIGHUP)
-        served.wait_for(lambda: "reload failed, the service goes on as it was: " in served.log)
+        served.wait_for(lambda: "reload failed, the service continues unchanged: " in served.log)
     assert clients.failures == []
 
 
-def test_a_broken_config_is_told_by_what_serves_until_it_is_mended(served, tmp_path):
+def test_statuses_mention_a_broken_config_until_it_is_repaired(served, tmp_path):
     config = tmp_path / "config.json"
     good = config.read_text()
     config.write_text('{"model_config_list": [{"config": {"nam": "m"}}]}')
@@ -343,7 +343,7 @@ def test_a_broken_config_is_told_by_what_serves_until_it_is_mended(served, tmp_p
     assert all("reason" not in entry for entry in served.request("POST", "/v2/repository/index").json())
 
 
-def test_models_come_and_go_with_the_config(served, tmp_path):
+def test_reload_adds_and_removes_models_of_the_config(served, tmp_path):
     model_zoo.save(times(3), tmp_path / "third")
     write_config(tmp_path, {"name": "m", "base_path": "m"}, {"name": "third", "base_path": "third"})
     assert reload(served).json() == {"m": status("1"), "third": status("1")}
@@ -362,7 +362,7 @@ def test_sighup_reloads_without_a_failure(served, tmp_path):
     assert clients.results[-1] == ("2", 2.0)
 
 
-def test_calls_at_the_same_time_all_return_with_the_new_generation(served, tmp_path):
+def test_concurrent_reloads_all_return_with_the_new_generation(served, tmp_path):
     model_zoo.save(times(2), tmp_path / "m", 2)
     answers = []
     threads = [threading.Thread(target=lambda: answers.append(reload(served))) for _ in range(6)]
@@ -375,8 +375,8 @@ def test_calls_at_the_same_time_all_return_with_the_new_generation(served, tmp_p
 
 
 @pytest.mark.parametrize("control", ["", "127.0.0.1:0"], ids=["no control address", "a control address"])
-def test_a_change_on_the_disk_is_served_without_being_told(tmp_path, control):
-    """With a control address its worker looks."""
+def test_change_on_disk_is_served_without_a_call(tmp_path, control):
+    """With a control address its worker watches the files."""
     model_zoo.save(times(1), tmp_path / "m")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
     variables = {"OVMS_REST_CONTROL_BIND": control}
@@ -388,7 +388,7 @@ def test_a_change_on_the_disk_is_served_without_being_told(tmp_path, control):
     assert clients.failures == []
 
 
-def test_a_broken_version_on_the_disk_is_tried_once(tmp_path):
+def test_broken_version_on_disk_is_tried_once(tmp_path):
     model_zoo.save(times(1), tmp_path / "m")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
     with serve(tmp_path, "-w", "1", config=config) as service:
@@ -400,7 +400,7 @@ def test_a_broken_version_on_the_disk_is_tried_once(tmp_path):
         assert service.log.count("model 'm' version 2 is being tried") == 1
 
 
-def test_the_end_does_not_wait_for_a_model_that_hangs(served, tmp_path):
+def test_shutdown_does_not_wait_for_a_model_that_hangs(served, tmp_path):
     model_zoo.save(model_zoo.endless(), tmp_path / "m", 2)
     served.signal(signal.SIGHUP)
     served.wait_for(lambda: "model 'm' version 2 is being tried" in served.log)
@@ -419,7 +419,7 @@ def test_reloads_work_with_gunicorns_own_workers(tmp_path, options):
         assert reload(service).json() == {"m": status("2")}
 
 
-def test_the_control_address_reloads_too(tmp_path):
+def test_control_address_reloads_too(tmp_path):
     model_zoo.save(times(1), tmp_path / "m")
     config = write_config(tmp_path, {"name": "m", "base_path": "m"})
     path = tmp_path / "control"

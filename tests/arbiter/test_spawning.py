@@ -1,4 +1,4 @@
-"""Workers that cannot be started or do not become ready: what runs goes on, and the reason is in the log once."""
+"""Workers that cannot be started or do not become ready: the others keep serving, and the reason is logged once."""
 
 import contextlib
 import errno
@@ -50,7 +50,7 @@ def works(service):
 
 
 def clients(service):
-    """Send inferences all the time; none may fail."""
+    """Send inferences continuously; none may fail."""
 
     def send():
         assert works(service), service.log
@@ -59,7 +59,7 @@ def clients(service):
 
 
 def kill_one(service):
-    """Kill a worker and wait until the arbiter knows."""
+    """Kill a worker and wait until the arbiter has noticed."""
     pid = service.workers()[0]
     os.kill(pid, signal.SIGKILL)
     service.wait_for(lambda: pid not in service.workers())
@@ -82,7 +82,7 @@ def limited(service, name, value, prefix=()):
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_an_arbiter_without_descriptors_keeps_what_runs_and_retries(tmp_path, relu, again):
+def test_arbiter_without_descriptors_keeps_its_workers_and_retries(tmp_path, relu, again):
     with serve(tmp_path, "-w", "2", config=relu) as service:
         service.wait_for(lambda: len(service.workers()) == 2)
         before = service.workers()
@@ -105,16 +105,16 @@ def test_an_arbiter_without_descriptors_keeps_what_runs_and_retries(tmp_path, re
 
 
 @pytest.mark.parametrize("how", ["signal", "call", "file"])
-def test_a_reload_without_descriptors_fails_with_the_reason_and_is_made_later(tmp_path, relu, how):
+def test_reload_without_descriptors_fails_with_the_reason_and_is_repeated_later(tmp_path, relu, how):
     with serve(tmp_path, "-w", "2", config=relu, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="1") as service:
         service.wait_for(lambda: len(service.workers()) == 2)
         before = service.workers()
-        reason = "more files may be opened: Too many open files"
+        reason = "file descriptors are free: Too many open files"
         with limited(service, "nofile", 3), clients(service):
             model_zoo.save(model_zoo.relu(), tmp_path / "relu", version=2)
             if how == "signal":
                 service.signal(signal.SIGHUP)
-                service.wait_for(lambda: "the reload failed, the service goes on" in service.log)
+                service.wait_for(lambda: "the reload failed, the service keeps" in service.log)
             elif how == "call":
                 answer = service.request("POST", "/v1/config/reload", b"")
                 assert answer.status == 503
@@ -126,8 +126,8 @@ def test_a_reload_without_descriptors_fails_with_the_reason_and_is_made_later(tm
         assert service.log.count(reason) <= 1
 
 
-def test_an_arbiter_out_of_processes_keeps_what_runs_and_retries():
-    """Not as root, whom the limit does not bind."""
+def test_arbiter_out_of_processes_keeps_its_workers_and_retries():
+    """Not as root, to whom the limit does not apply."""
     if os.geteuid():
         pytest.skip("only root can run the service as a user of its own, whose processes nobody else counts")
     user = 54_321
@@ -176,7 +176,7 @@ def test_pauses_double_up_to_a_limit():
 
 
 class FakeArbiter:
-    """An arbiter that cannot fork, as Spawning sees it."""
+    """An arbiter that cannot fork, as Spawning uses it."""
 
     def __init__(self, error):
         self.pid, self.num_workers, self.WORKERS = os.getpid(), 1, {}
@@ -205,7 +205,7 @@ table_of_one = WorkerTable(1, 1)
         (RuntimeError("there are 4096 workers already"), "RuntimeError: there are 4096 workers already"),
     ],
 )
-def test_what_prevents_a_fork_takes_no_row_and_ends_the_start_after_some_attempts(error, reason, caplog):
+def test_failed_fork_takes_no_slot_and_ends_the_start_after_some_attempts(error, reason, caplog):
     arbiter = FakeArbiter(error)
     Spawning(arbiter, table_of_one)
 
@@ -229,7 +229,7 @@ def test_what_prevents_a_fork_takes_no_row_and_ends_the_start_after_some_attempt
 
 
 @pytest.mark.parametrize("status", [1, 3, 4])
-def test_a_worker_that_exits_while_serving_costs_that_worker_only(tmp_path, relu, status):
+def test_worker_that_exits_while_serving_affects_no_other(tmp_path, relu, status):
     (tmp_path / "exiting.py").write_text(EXITING)
     node = {
         "name": "n",
@@ -268,8 +268,8 @@ def settings_with(directory, hook):
     return str(path)
 
 
-def test_a_worker_gets_a_signal_to_end_that_is_sent_as_soon_as_it_is_forked(tmp_path, relu):
-    """Python drops what arrives before it has taken note of the fork; so it is blocked until then."""
+def test_worker_receives_a_termination_signal_sent_right_after_the_fork(tmp_path, relu):
+    """Python drops signals that arrive before it has handled the fork, so they are blocked until then."""
     hook = (
         "import os, signal\n"
         "def look(): os.write(2, b'blocked: %r' % sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))\n"
@@ -296,10 +296,10 @@ def test_a_worker_gets_a_signal_to_end_that_is_sent_as_soon_as_it_is_forked(tmp_
         ),
         ("def post_fork(arbiter, worker): __import__('os').kill(worker.pid, 9)", "a worker ended with SIGKILL before"),
         ("def pre_fork(arbiter, worker): raise ValueError('mine')", "cannot start a worker: ValueError: mine"),
-        ("def pre_fork(arbiter, worker): pass", "cannot start a worker: RuntimeError: gunicorn's hook pre_fork has to"),
+        ("def pre_fork(arbiter, worker): pass", "cannot start a worker: RuntimeError: gunicorn's hook pre_fork must"),
     ],
 )
-def test_a_start_at_which_no_worker_becomes_ready_ends_with_the_reason(tmp_path, relu, hook, reason):
+def test_start_at_which_no_worker_becomes_ready_ends_with_the_reason(tmp_path, relu, hook, reason):
     ended = run_to_end(tmp_path, "-w", "2", "-c", settings_with(tmp_path, hook), OVMS_REST_CONFIG=str(relu))
     assert ended.returncode == 3, ended.stderr
     assert f"Reason: no worker became ready: {reason}" in ended.stderr
@@ -307,7 +307,7 @@ def test_a_start_at_which_no_worker_becomes_ready_ends_with_the_reason(tmp_path,
     assert ended.stderr.count("Booting worker") <= 6
 
 
-def test_hooks_that_fail_after_a_reload_leave_the_old_workers_until_they_do_not(tmp_path, relu):
+def test_failing_hooks_after_a_reload_keep_the_old_workers_until_they_succeed(tmp_path, relu):
     settings = settings_with(tmp_path, "")
     with serve(tmp_path, "-w", "2", "-c", settings, config=relu) as service:
         service.wait_for(lambda: len(service.workers()) == 2)
@@ -375,7 +375,7 @@ def test_control_address_answers_while_new_workers_fail_and_after(tmp_path, relu
         ("raw_env = ['OVMS_REST_MAX_HELD_BYTES=many']", "OVMS_REST_MAX_HELD_BYTES: expected an integer"),
     ],
 )
-def test_a_reload_with_unusable_settings_leaves_everything_as_it_was(tmp_path, relu, hook, line):
+def test_reload_with_unusable_settings_changes_nothing(tmp_path, relu, hook, line):
     bind = "bind = '127.0.0.1:0'\n"
     settings = settings_with(tmp_path, bind)
     with serve(tmp_path, "-w", "2", "-c", settings, config=relu, bind=()) as service:
@@ -384,7 +384,7 @@ def test_a_reload_with_unusable_settings_leaves_everything_as_it_was(tmp_path, r
         settings_with(tmp_path, bind + hook)
         with clients(service):
             service.signal(signal.SIGHUP)
-            service.wait_for(lambda: "the reload failed, the service goes on with its previous settings" in service.log)
+            service.wait_for(lambda: "the reload failed, the service keeps its previous settings" in service.log)
         assert line in service.log
         assert service.workers() == before
         kill_one(service)  # what is forked now has the old settings
@@ -415,7 +415,7 @@ def test_reload_with_another_address_leaves_nothing_listening_on_the_previous_on
         service.wait_for(lambda: not is_open(previous))
 
 
-def test_log_files_that_cannot_be_reopened_end_nothing(tmp_path, relu):
+def test_log_files_that_cannot_be_reopened_do_not_end_the_service(tmp_path, relu):
     (logs := tmp_path / "logs").mkdir()
     arguments = ("-w", "1", "--access-logfile", str(logs / "access"))
     with serve(tmp_path, *arguments, config=relu) as service:
@@ -449,7 +449,7 @@ exec "$@"
 """
 
 
-def test_the_service_runs_on_a_read_only_file_system_without_a_temporary_directory(tmp_path, relu):
+def test_service_runs_on_a_read_only_file_system_without_a_temporary_directory(tmp_path, relu):
     prefix = ["unshare", "-m", "sh", "-c", READ_ONLY, "sh"]
     probe = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
@@ -466,7 +466,7 @@ def test_the_service_runs_on_a_read_only_file_system_without_a_temporary_directo
         assert "Traceback" not in service.log
 
 
-def test_a_worker_that_hangs_before_it_is_ready_is_ended_and_retried(tmp_path, relu):
+def test_worker_that_hangs_before_it_is_ready_is_killed_and_retried(tmp_path, relu):
     hook = """
 ours = post_fork
 
@@ -483,7 +483,7 @@ def post_fork(arbiter, worker):
 
 
 def test_throwaway_processes_are_not_reaped_by_the_arbiter(tmp_path, relu):
-    """How a process that tried a model ended is known even while the arbiter replaces workers."""
+    """The exit status of a trial is known even while the arbiter replaces workers."""
     model_zoo.save_crashing(tmp_path / "crashing")
     write_config(tmp_path, *({"name": name, "base_path": name} for name in ("relu", "crashing")))
     with serve(tmp_path, "-w", "2", config=relu) as service:

@@ -44,7 +44,7 @@ def replace(directory, kind):
 
 
 def served_certificate(service):
-    """Make a request and return the certificate that came with its answer."""
+    """Make a request and return the certificate of the server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with context.wrap_socket(service.connect()) as connection:
@@ -54,7 +54,7 @@ def served_certificate(service):
 
 
 def clients(service):
-    """Make requests all the time; none may fail."""
+    """Make requests continuously; none may fail."""
     return repeating(lambda: served_certificate(service))
 
 
@@ -125,7 +125,7 @@ def test_unusable_pair_ends_the_start_with_a_line_before_models_are_loaded(tmp_p
         ({"keyfile": "used.key"}, "a keyfile needs a certfile"),
     ],
 )
-def test_the_reason_names_the_file(tmp_path, arguments, settings, reason):
+def test_tls_error_names_the_file(tmp_path, arguments, settings, reason):
     cfg = Config()
     for name, value in settings.items():
         cfg.set(name, value if name == "ciphers" else str(tmp_path / value))
@@ -134,5 +134,5 @@ def test_the_reason_names_the_file(tmp_path, arguments, settings, reason):
     assert reason in str(caught.value)
 
 
-def test_without_files_there_is_no_tls():
+def test_no_files_mean_no_tls():
     assert load_tls(Config()) is None

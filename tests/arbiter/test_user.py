@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may start p
 
 @pytest.fixture
 def directory():
-    """A directory that every user may read; pytest's own are root's alone."""
+    """A directory that every user may read; pytest's own belong to root."""
     made = Path(tempfile.mkdtemp(prefix="ovms_rest-"))
     made.chmod(0o755)
     yield made
@@ -62,7 +62,7 @@ def test_models_are_reloaded_loaded_and_unloaded_by_call(directory, relu):
 
 
 @pytest.mark.parametrize("control", [False, True], ids=["no control address", "a control address"])
-def test_a_new_version_is_noticed(directory, relu, control):
+def test_new_version_is_noticed(directory, relu, control):
     path = directory / "control"
     with serve(directory, *OPTIONS, config=relu, OVMS_REST_CONTROL_BIND=f"unix:{path}" if control else "") as service:
         assert infers(service)
@@ -73,7 +73,7 @@ def test_a_new_version_is_noticed(directory, relu, control):
         assert "only noticed by a reload" not in service.log
 
 
-def test_models_that_only_root_may_read_are_served_and_reloaded_by_call(tmp_path):
+def test_models_readable_by_root_only_serve_and_are_reloaded_by_call(tmp_path):
     """The log says that their changes are not noticed."""
     tmp_path.chmod(0o700)
     with serve(tmp_path, *OPTIONS, config=prepare(tmp_path)) as service:
@@ -88,7 +88,7 @@ def test_models_that_only_root_may_read_are_served_and_reloaded_by_call(tmp_path
 
 
 @pytest.mark.parametrize("options", [(), ("--capture-output",)], ids=["", "--capture-output"])
-def test_logs_in_a_directory_of_root_are_reopened_after_they_were_moved(directory, relu, options):
+def test_logs_in_a_directory_of_root_are_reopened_after_a_move(directory, relu, options):
     names = ("service.log", "access", "requests")
     error, access, requests = (directory / name for name in names)
     files = ("--error-logfile", str(error), "--access-logfile", str(access))

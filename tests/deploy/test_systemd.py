@@ -245,7 +245,7 @@ def test_ready_is_reported_when_the_workers_serve_and_not_before(tmp_path, manag
         service.signal(signal.SIGHUP)
         assert next_message(manager).startswith("RELOADING=1\n")
         assert next_message(manager).startswith("READY=1")
-        assert "goes on with its previous settings" in service.log
+        assert "keeps its previous settings" in service.log
         assert infers(service.port)
 
         service.signal(signal.SIGTERM)

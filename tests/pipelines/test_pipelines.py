@@ -523,7 +523,7 @@ def test_a_library_that_crashes_costs_a_worker_and_not_the_service(tmp_path):
             service.infer("p", {"inputs": [tensor]})
         service.wait_for(lambda: len(service.workers()) == 2 and service.workers() != before)
         (dead,) = set(before) - set(service.workers())
-        assert f"worker {dead} died or was killed at a request to 'p/1' (name and version)" in service.log
+        assert f"worker {dead} died or was killed during an inference with 'p/1' (name and version)" in service.log
         assert infer(service, "p", x=TEN)["y"].tolist() == (2 * TEN).tolist()
 
 

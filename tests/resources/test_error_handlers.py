@@ -89,7 +89,7 @@ def test_unexpected_exception_is_500_without_its_text():
 
 def test_deferred_request_is_passed_on_to_the_worker():
     with pytest.raises(TryLaterError):
-        respond(TryLaterError())
+        respond(TryLaterError(lambda: True))
 
 
 @pytest.mark.parametrize(

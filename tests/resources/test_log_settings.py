@@ -127,8 +127,8 @@ def test_request_without_changes_returns_the_settings(client, body):
             '{"log_file": "/tmp/log"}',
             "log_file cannot be changed while the service runs; --log_path or gunicorn's --error-logfile set it",
         ),
-        ("[]", "the request is an array, expected an object or nothing"),
-        ("null", "the request is null, expected an object or nothing"),
+        ("[]", "the request is an array, expected an object or an empty body"),
+        ("null", "the request is null, expected an object or an empty body"),
     ],
 )
 def test_invalid_settings_are_refused(client, body, message):

@@ -1,4 +1,4 @@
-"""What is counted of every model, by processes that know nothing of each other."""
+"""Counters of models, written by processes independently of each other."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ from ovms_rest.errors import NotFoundError
 from ovms_rest.shared_memory.counters import BATCH_SIZES, Counters
 from ovms_rest.shared_memory.statistics import BOUNDS, FAILURE_KINDS, BatchStatistics, Duration
 
-# ovms_config.md section 8.3
+# OVMS's documentation of metrics
 OVMS_BOUNDS = (
     "10 18 32 58 104 188 340 612 1101 1983 3570 6426 11568 20822 37481 67466 121439 218591 393464 708235 1274823 "
     "2294682 4130428 7434771 13382588 24088659 43359586 78047255 140485060 252873108 455171596 819308872 1474755971"
@@ -41,13 +41,13 @@ def fork(work):
 
 
 def join(*pids):
-    """Wait for children, which have to end well."""
+    """Wait for children, which must exit with 0."""
     for pid in pids:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def bucket_of(histogram):
-    """Return the one bucket that has something."""
+    """Return the only bucket that is not empty."""
     (bucket,) = (index for index, count in enumerate(histogram.buckets) if count)
     return bucket
 
@@ -55,7 +55,7 @@ def bucket_of(histogram):
 # --- What is counted
 
 
-def test_at_first_there_is_nothing():
+def test_new_counters_are_zero():
     _, model = make()
     seen = model.read()
     assert (seen.name, seen.version, seen.last_inference_ms, seen.inference_count) == ("m", "1", 0, 0)
@@ -65,7 +65,7 @@ def test_at_first_there_is_nothing():
     assert set(seen.request_time.buckets) == {0}
 
 
-def test_an_answer_is_counted_with_its_durations():
+def test_inference_is_counted_with_its_durations():
     _, model = make()
     model.record(1, 20, 300, 4000)
     model.record(1, 20, 300, 4000)
@@ -78,7 +78,7 @@ def test_an_answer_is_counted_with_its_durations():
     assert (seen.request_time.ns, seen.inference_time.ns, seen.queue_time.ns) == (2 * 4321, 600, 2)
 
 
-def test_the_inference_count_is_the_sum_of_the_batch_sizes():
+def test_inference_count_is_the_sum_of_the_batch_sizes():
     _, model = make()
     for batch in (1, 8, 0):
         model.record(0, 0, 0, 0, batch)
@@ -86,7 +86,7 @@ def test_the_inference_count_is_the_sum_of_the_batch_sizes():
     assert (seen.inference_count, seen.success.count) == (9, 3)
 
 
-def test_bytes_are_counted_of_answers():
+def test_bytes_of_successful_inferences_are_counted():
     _, model = make()
     model.record(0, 0, 0, 0, 1, 100, 20)
     model.record(0, 0, 0, 0, 1, 3, 4)
@@ -111,7 +111,7 @@ def test_failures_are_counted_by_kind():
     assert seen.success.count == 0
 
 
-def test_questions_are_counted_by_what_was_asked():
+def test_requests_for_metadata_and_readiness_are_counted_separately():
     _, model = make()
     model.answer("ModelMetadata")
     model.answer("ModelReady")
@@ -119,7 +119,7 @@ def test_questions_are_counted_by_what_was_asked():
     assert model.read().questions == {"ModelMetadata": 1, "ModelReady": 2}
 
 
-def test_the_last_inference_is_that_of_any_worker():
+def test_last_inference_is_the_latest_of_all_workers():
     counters, model = make()
     before = time.time_ns() // 1_000_000
     model.record(0, 0, 0, 0)
@@ -131,7 +131,7 @@ def test_the_last_inference_is_that_of_any_worker():
 
 
 @pytest.mark.parametrize("end", [lambda model: model.record(0, 0, 0, 0), lambda model: model.fail("failed", 0)])
-def test_an_inference_is_under_way_until_it_is_counted(end):
+def test_inference_is_active_until_it_is_counted(end):
     counters, model = make()
     model.begin()
     counters.claim(1)
@@ -144,14 +144,14 @@ def test_an_inference_is_under_way_until_it_is_counted(end):
 # --- Batch sizes
 
 
-def test_batch_sizes_are_told_apart_in_ascending_order():
+def test_batch_sizes_are_listed_separately_in_ascending_order():
     _, model = make()
     for batch in (8, 1, 8):
         model.record(9, 1, 2, 3, batch)
     assert model.read().batches == [BatchStatistics(1, 1, 1, 2, 3), BatchStatistics(8, 2, 2, 4, 6)]
 
 
-def test_batch_sizes_are_summed_over_workers_that_met_them_in_another_order():
+def test_batch_sizes_are_summed_over_workers_whatever_their_order():
     counters, model = make()
     for slot, sizes in enumerate([(1, 2), (2, 1), (2,)]):
         counters.claim(slot)
@@ -160,7 +160,7 @@ def test_batch_sizes_are_summed_over_workers_that_met_them_in_another_order():
     assert model.read().batches == [BatchStatistics(1, 2, 2, 2, 2), BatchStatistics(2, 3, 3, 3, 3)]
 
 
-def test_batch_sizes_for_which_there_is_no_room_are_in_the_totals_alone():
+def test_batch_sizes_without_room_are_in_the_totals_alone():
     _, model = make()
     sizes = range(1, BATCH_SIZES + 10)
     for size in (*sizes, *sizes, 0):
@@ -171,7 +171,7 @@ def test_batch_sizes_for_which_there_is_no_room_are_in_the_totals_alone():
     assert seen.inference_count == 2 * sum(sizes)
 
 
-def test_a_successor_goes_on_with_the_batch_sizes_that_it_finds():
+def test_successor_adds_to_the_batch_sizes_of_its_slot():
     counters, model = make()
     sizes = range(1, BATCH_SIZES + 1)
     for order in (sizes, reversed(sizes)):
@@ -185,12 +185,12 @@ def test_a_successor_goes_on_with_the_batch_sizes_that_it_finds():
 # --- Buckets
 
 
-def test_the_bounds_are_those_of_ovms():
+def test_bounds_are_those_of_ovms():
     assert " ".join(map(str, BOUNDS)) == OVMS_BOUNDS
 
 
 @pytest.mark.parametrize(("index", "bound"), list(enumerate(BOUNDS)))
-def test_a_bound_belongs_to_the_bucket_below(index, bound):
+def test_bound_belongs_to_the_bucket_below(index, bound):
     _, on = make()
     on.record(0, bound * 1000, 0, 0)
     _, above = make()
@@ -199,14 +199,14 @@ def test_a_bound_belongs_to_the_bucket_below(index, bound):
     assert bucket_of(above.read().request_time) == index + 1
 
 
-def test_no_time_at_all_falls_into_the_first_bucket():
+def test_duration_of_zero_falls_into_the_first_bucket():
     _, model = make()
     model.record(0, 0, 0, 0)
     seen = model.read()
     assert [bucket_of(times) for times in (seen.request_time, seen.inference_time, seen.queue_time)] == [0, 0, 0]
 
 
-def test_each_histogram_is_of_its_own_duration():
+def test_each_histogram_counts_its_own_duration():
     _, model = make()
     model.record(17_000, 10_000, 31_000, 40_000)
     seen = model.read()
@@ -216,7 +216,7 @@ def test_each_histogram_is_of_its_own_duration():
 # --- Processes
 
 
-def test_the_sums_of_workers_that_count_at_the_same_time_are_exact():
+def test_sums_of_workers_that_count_concurrently_are_exact():
     counters, model = make()
 
     def work(slot):
@@ -259,7 +259,7 @@ def test_totals_never_fall_while_workers_count():
         assert all(map(int.__le__, before.request_time.buckets, after.request_time.buckets))
 
 
-def test_what_a_killed_worker_counted_stays():
+def test_counts_of_a_killed_worker_stay():
     counters, model = make()
     reader, writer = os.pipe()
 
@@ -282,7 +282,7 @@ def test_what_a_killed_worker_counted_stays():
     assert (seen.compute_infer, seen.active) == (Duration(1000, 5000), 0)
 
 
-def test_a_successor_in_a_slot_adds_to_what_is_there():
+def test_successor_in_a_slot_adds_to_its_counts():
     counters, model = make()
 
     def work():
@@ -297,7 +297,7 @@ def test_a_successor_in_a_slot_adds_to_what_is_there():
     assert (seen.success, seen.fail) == (Duration(30, 120), Duration(30, 30))
 
 
-def test_a_successor_in_a_slot_is_not_at_what_its_predecessor_was():
+def test_successor_in_a_slot_is_not_active_with_the_inference_of_its_predecessor():
     counters, model = make()
     join(fork(lambda: (counters.claim(2), model.begin())))
     assert model.read().active == 1
@@ -319,7 +319,7 @@ def test_one_worker_does_not_touch_the_row_of_another():
     assert (seen.request_bytes, seen.response_bytes, seen.fail) == (50 * count, 60 * count, Duration(0, 0))
 
 
-def test_a_process_that_claims_no_slot_counts_too():
+def test_process_that_claims_no_slot_counts_too():
     _, model = make(slots=1)
     model.record(0, 0, 0, 0)
     assert model.read().success.count == 1
@@ -341,7 +341,7 @@ def test_models_that_are_loaded_later_are_counted_by_the_slot_that_was_claimed()
     assert model.read().active == 0
 
 
-def test_what_is_not_configured_any_more_is_forgotten():
+def test_counters_of_removed_models_are_dropped():
     counters, model = make()
     counters.of("later", "1").record(0, 0, 0, 0)
     counters.keep({("later", "1"), ("never", "1")})
@@ -351,12 +351,12 @@ def test_what_is_not_configured_any_more_is_forgotten():
 
 
 def resident_shared_kilobytes():
-    """Return how much there is in the anonymous shared maps of this process, which have this name."""
+    """Return the size of the anonymous shared maps of this process, which have this name."""
     maps = re.findall(r" /dev/zero \(deleted\)\n(?:.*\n)*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text())
     return sum(map(int, maps))
 
 
-def test_slots_that_no_worker_has_cost_no_memory():
+def test_unused_slots_take_no_memory():
     counters, model = make(4096)
     counters.claim(1)
     model.record(0, 0, 0, 0)
@@ -370,7 +370,7 @@ def test_slots_that_no_worker_has_cost_no_memory():
 # --- Models
 
 
-def test_a_version_has_the_same_counters_ever_after():
+def test_version_always_has_the_same_counters():
     counters, model = make()
     model.record(0, 0, 0, 0)
     assert counters.of("m", "1") is model
@@ -378,7 +378,7 @@ def test_a_version_has_the_same_counters_ever_after():
     assert counters.of("n", "1").read().success.count == 0
 
 
-def test_statistics_are_of_a_version_of_a_model_or_of_all():
+def test_statistics_select_a_version_a_model_or_all():
     counters, _ = make()
     for name, version in [("m", "2"), ("n", "1")]:
         counters.of(name, version)
@@ -395,13 +395,13 @@ def test_statistics_are_of_a_version_of_a_model_or_of_all():
     ("name", "version", "message"),
     [("x", None, "model 'x'"), ("x", "1", "version '1' of model 'x'"), ("m", "01", "version '01' of model 'm'")],
 )
-def test_what_was_never_loaded_has_no_statistics(name, version, message):
+def test_model_that_was_never_loaded_has_no_statistics(name, version, message):
     counters, _ = make()
     with pytest.raises(NotFoundError, match=f"^{message} has no statistics"):
         counters.statistics(name, version)
 
 
-def test_there_are_no_statistics_of_no_models():
+def test_statistics_without_models_are_empty():
     assert Counters(1).statistics() == []
 
 
@@ -412,7 +412,7 @@ RECORDS = st.lists(st.tuples(st.integers(0, 2), DURATIONS, DURATIONS, DURATIONS,
 
 
 @given(RECORDS)
-def test_sums_are_those_of_what_was_written(records):
+def test_sums_equal_the_written_counts(records):
     counters, model = make(slots=3)
     for slot, *record in records:
         counters.claim(slot)

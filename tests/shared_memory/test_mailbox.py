@@ -1,4 +1,4 @@
-"""What workers ask of the arbiter, and what it tells them."""
+"""Messages from workers to the arbiter, and its published value."""
 
 import os
 import resource
@@ -45,33 +45,33 @@ def test_messages_arrive_whole_and_in_order(mailbox):
     assert mailbox.receive() == []
 
 
-def test_so_many_wait_and_more_are_refused(mailbox):
+def test_queue_of_messages_is_limited(mailbox):
     assert send(mailbox, *({"id": str(index)} for index in range(100_000))) == BusyError.__name__
     assert 1 <= len(mailbox.receive()) < 100_000
     assert send(mailbox, {"id": "again"}) == ""
 
 
-def test_whoever_adopts_a_worker_gets_no_signal(mailbox):
-    """The worker of an arbiter that is gone has another parent, which may be the init of the system."""
+def test_process_that_adopts_a_worker_gets_no_signal(mailbox):
+    """A worker whose arbiter is gone has another parent, which may be the init process."""
     mailbox._arbiter = -1
     assert send(mailbox, {"id": "1"}) == BusyError.__name__
     assert mailbox.receive() == []
 
 
-def test_a_message_has_a_limit(mailbox):
+def test_message_has_a_size_limit(mailbox):
     assert send(mailbox, {"text": "x" * MAX_MESSAGE_BYTES}) == InvalidRequestError.__name__
     assert mailbox.receive() == []
 
 
 def nest(depth):
-    """Nest so many objects."""
+    """Nest this many objects."""
     value = {}
     for _ in range(depth - 1):
         value = {"a": value}
     return value
 
 
-def test_a_value_of_a_message_has_a_limit_of_its_depth(mailbox):
+def test_value_in_a_message_has_a_depth_limit(mailbox):
     message = {"config": nest(MAX_VALUE_DEPTH)}
     assert send(mailbox, message) == ""
     assert mailbox.receive() == [message]
@@ -79,8 +79,8 @@ def test_a_value_of_a_message_has_a_limit_of_its_depth(mailbox):
     assert mailbox.receive() == []
 
 
-def test_a_message_signals_the_arbiter_though_the_worker_may_not(mailbox):
-    """As with --user, where root's arbiter has workers of another user."""
+def test_message_signals_the_arbiter_though_the_worker_may_not(mailbox):
+    """With --user, an arbiter of root has workers of another user."""
     signals = []
     before = signal.signal(CONTROL, lambda number, frame: signals.append(number))
     pid = os.fork()
@@ -98,7 +98,7 @@ def test_a_message_signals_the_arbiter_though_the_worker_may_not(mailbox):
     assert mailbox.receive() == [{"id": "1"}]
 
 
-def test_every_process_reads_what_was_published_last(mailbox):
+def test_every_process_reads_the_value_published_last(mailbox):
     assert mailbox.read() is None
     before = mailbox.writes()
     mailbox.publish({"models": {"m": [1, "ü"]}})
@@ -107,7 +107,7 @@ def test_every_process_reads_what_was_published_last(mailbox):
     assert mailbox.read() == {"models": {}}
 
 
-def test_a_value_of_any_length_is_published(mailbox):
+def test_value_of_any_length_is_published(mailbox):
     value = {"text": "ü" * 2**23}
     mailbox.publish(value)
     assert mailbox.read() == value
@@ -115,7 +115,7 @@ def test_a_value_of_any_length_is_published(mailbox):
     assert mailbox.read() == "short"
 
 
-def test_a_value_that_cannot_be_written_leaves_none_and_the_next_is_read(mailbox):
+def test_failed_write_leaves_no_value_and_the_next_is_read(mailbox):
     mailbox.publish("old")
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -131,8 +131,8 @@ def test_a_value_that_cannot_be_written_leaves_none_and_the_next_is_read(mailbox
     assert mailbox.read() == "new"
 
 
-def test_half_a_value_is_none(mailbox, monkeypatch):
-    """While the arbiter writes, who reads tries later."""
+def test_half_written_value_is_not_read(mailbox, monkeypatch):
+    """Readers try again while the arbiter writes."""
     mailbox.publish("old")
     seen = []
 

@@ -1,4 +1,4 @@
-"""What workers tell each other: rows, who is freer, and waking."""
+"""The rows of workers, the choice of a freer one, and waking."""
 
 import os
 import signal
@@ -26,15 +26,15 @@ def make(*workers, cores=9):
 # --- Rows
 
 
-def test_rows_are_handed_out_until_there_are_none():
+def test_rows_are_taken_until_none_is_free():
     table = WorkerTable(3, 2)
     rows = [table.take() for _ in range(3)]
     assert len({row.start for row in rows}) == 3
-    with pytest.raises(RuntimeError, match="3 workers already"):
+    with pytest.raises(RuntimeError, match="already 3 workers, the limit"):
         table.take()
 
 
-def test_a_row_that_was_taken_back_is_handed_out_again_empty():
+def test_freed_row_is_empty_when_taken_again():
     table, rows = make((1, 5), (2, 5), (3, 5))
     table.free(rows[1])
     again = table.take()
@@ -42,13 +42,13 @@ def test_a_row_that_was_taken_back_is_handed_out_again_empty():
     assert rows[0].find_freer(9) == 102, "the new row tells nothing yet, though the old one was idle"
 
 
-def test_rows_are_apart_by_a_cache_line():
+def test_each_row_has_its_own_cache_line():
     _, rows = make((0, 0), (0, 0))
     assert rows[1].start - rows[0].start == 8
     assert rows[0].start == 8, "and apart from what is in front"
 
 
-def test_other_processes_see_what_a_worker_tells():
+def test_other_processes_read_the_row_of_a_worker():
     table, rows = make((0, 0), (0, 0))
     later = table.take()
     pid = os.fork()
@@ -80,7 +80,7 @@ def test_other_processes_see_what_a_worker_tells():
         (3, [(4, 1), (5, 0), (3, 1)], None),
     ],
 )
-def test_the_freer_worker_is_idle_and_has_the_fewest_connections_below_ones_own(connections, others, freer):
+def test_freer_worker_is_idle_and_has_the_fewest_connections_below_ones_own(connections, others, freer):
     _, rows = make((connections, 1), *others)
     assert rows[0].find_freer(connections) == freer
 
@@ -99,7 +99,7 @@ def test_the_freer_worker_is_idle_and_has_the_fewest_connections_below_ones_own(
     ],
 )
 def test_not_more_workers_get_connections_than_there_are_cores(connections, others, freer):
-    """One without connections leaves them to those that have some, though they may be busy."""
+    """A worker without connections leaves them to those with some, though these may be busy."""
     _, rows = make((connections, 1), *others, cores=2)
     assert rows[0].find_freer(connections) == freer
 
@@ -107,18 +107,18 @@ def test_not_more_workers_get_connections_than_there_are_cores(connections, othe
 @pytest.mark.parametrize(
     ("others", "idle"), [([(1, 5)], True), ([(0, 5)], True), ([(1, 0), (0, 5)], False), ([(0, 0), (0, 5)], True)]
 )
-def test_an_idle_worker_without_a_core_to_run_on_does_not_count(others, idle):
+def test_idle_worker_without_a_core_to_run_on_does_not_count(others, idle):
     _, rows = make((3, 0), *others, cores=2)
     assert rows[0].is_another_idle(10) is idle
 
 
-def test_an_idle_worker_with_more_connections_does_not_count():
+def test_idle_worker_with_more_connections_does_not_count():
     _, rows = make((3, 0), (2, 5), (9, 5))
     assert rows[0].is_another_idle(10, 2)
     assert not rows[0].is_another_idle(10, 1)
 
 
-def test_workers_that_come_up_or_end_and_the_control_worker_are_no_streams():
+def test_streams_exclude_starting_and_draining_workers_and_the_control_worker():
     table, rows = make(*[(0, 1)] * 4)
     assert table.streams() == 0
     for row in rows:
@@ -129,7 +129,7 @@ def test_workers_that_come_up_or_end_and_the_control_worker_are_no_streams():
     assert table.streams() == 2
 
 
-def test_a_worker_that_ends_was_ready_and_its_row_is_fresh_for_the_next():
+def test_draining_worker_was_ready_and_its_freed_row_is_not():
     table, rows = make((0, 1), (0, 1))
     assert not rows[0].was_ready()
     rows[0].set_ready()
@@ -139,14 +139,14 @@ def test_a_worker_that_ends_was_ready_and_its_row_is_fresh_for_the_next():
     assert not table.take().was_ready()
 
 
-def test_rows_of_workers_that_could_not_be_forked_are_taken_back():
+def test_rows_of_workers_that_could_not_be_forked_are_freed():
     table = WorkerTable(3, 1)
     rows = [table.take() for _ in range(3)]
     table.keep(rows[1:2])
     assert [table.take().index for _ in range(2)] == [0, 2]
 
 
-def test_a_worker_is_not_freer_than_itself():
+def test_worker_is_not_freer_than_itself():
     _, rows = make((0, 1))
     assert rows[0].find_freer(5) is None
     assert not rows[0].is_another_idle(10)
@@ -156,12 +156,12 @@ def test_a_worker_is_not_freer_than_itself():
     ("others", "until", "idle"),
     [([], 10, False), ([0], 10, False), ([10], 10, True), ([11], 10, False), ([0, 11, 3], 10, True)],
 )
-def test_another_is_idle_when_it_has_been_so_for_long_enough(others, until, idle):
+def test_another_worker_counts_as_idle_after_a_while(others, until, idle):
     _, rows = make((0, 1), *((0, since) for since in others))
     assert rows[0].is_another_idle(until) is idle
 
 
-def test_a_worker_that_is_gone_is_not_found():
+def test_dead_worker_is_not_found():
     table, rows = make((3, 0), (0, 1), (0, 1))
     table.free(rows[1])
     assert rows[0].find_freer(3) == 102
@@ -170,8 +170,8 @@ def test_a_worker_that_is_gone_is_not_found():
     assert not rows[0].is_another_idle(10)
 
 
-def test_a_worker_that_came_after_one_that_is_gone_is_found():
-    """Rows are read up to the last that was ever taken, not up to the number of those that are."""
+def test_worker_in_a_slot_after_a_freed_one_is_found():
+    """Rows are read up to the last one ever taken, not up to the number of those taken now."""
     table, rows = make((3, 0), (0, 0), (1, 1))
     table.free(rows[1])
     assert rows[0].find_freer(3) == 102
@@ -180,7 +180,7 @@ def test_a_worker_that_came_after_one_that_is_gone_is_found():
 # --- Waking
 
 
-def test_waking_sends_the_signal_and_misses_nobody():
+def test_waking_sends_the_signal_and_ignores_dead_workers():
     script = (
         "import signal, sys\n"
         f"signal.pthread_sigmask(signal.SIG_BLOCK, [{int(WAKE)}])\n"
@@ -194,7 +194,7 @@ def test_waking_sends_the_signal_and_misses_nobody():
     wake(2**31 - 1)  # no process has such an id
 
 
-def test_the_signal_is_none_of_gunicorns():
+def test_wake_signal_is_not_used_by_gunicorn():
     assert WAKE not in {
         *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGABRT, signal.SIGCHLD),
         *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH),

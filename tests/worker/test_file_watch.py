@@ -86,7 +86,7 @@ def test_system_error_is_logged_once_for_each_kind_and_the_watch_goes_on(tmp_pat
         watch.look()
     assert errors == []
     assert [record.message for record in caplog.records] == [
-        "cannot tell whether the config or a model has changed, and goes on trying: "
+        "cannot check whether the config or a model has changed, trying again: "
         f"[Errno {error}] {os.strerror(error)}: '{config}'"
         for error in (ESTALE, EIO)
     ]
