@@ -1,4 +1,4 @@
-"""Reading JSON that people write, and checks of its values: each returns what is wrong in words, or None."""
+"""Reading JSON files that people write, and checks of their values, which return what is wrong in words, or None."""
 
 import codecs
 import difflib
@@ -16,45 +16,43 @@ from ovms_rest.protocol.words import cut, explain_json_error, list_names
 Problem = str
 Check = Callable[[Any], Problem | None]
 
-# How many unknown keys, or wrong values, of an object are listed. To find what a key may have been meant to be takes
-# 0.3 ms, and longer for a long one.
+# Limit for the unknown keys, or invalid values, of an object that are listed. To find a similar key takes 0.3 ms, and
+# longer for a long key.
 _MOST_LISTED = 10
 
-# How much two keys have in common when one may be meant by the other, from 0 to 1; measured by the keys of the tests.
+# The similarity of a known key to name it alone, from 0 to 1; measured with the keys of the tests.
 _NEAR = 0.5
 
 
 def is_a(type_name: str, *types: type) -> Check:
-    """Make the check for a value of these types."""
+    """Return a check for a value of these types."""
     return lambda value: None if type(value) in types else f"expected {type_name}, got {as_json(value)}"
 
 
 def check_name(value: Any) -> Problem | None:
-    """Check the name of a model or pipeline, which stands in URLs and lines of a log."""
+    """Check the name of a model or pipeline, which appears in URLs and log lines."""
     if type(value) is not str or not value or "/" in value or any(unicodedata.category(char) == "Cc" for char in value):
-        return f"expected a string that is not empty and has no '/' and no control characters, got {as_json(value)}"
+        return f"expected a non-empty string without '/' and control characters, got {as_json(value)}"
     return None
 
 
 def check_values(owner: dict[str, Any], fits: Callable[[Any], bool], form: str) -> Problem | None:
-    """Check the values of an object, whatever their keys are."""
+    """Check the values of an object with any keys."""
     wrong = [
-        f"the value of {cut(key)} has to be {form}, got {as_json(item)}"
-        for key, item in owner.items()
-        if not fits(item)
+        f"the value of {cut(key)} must be {form}, got {as_json(item)}" for key, item in owner.items() if not fits(item)
     ]
-    more = [f"{len(wrong) - _MOST_LISTED} more are wrong"] if len(wrong) > _MOST_LISTED else []
+    more = [f"{len(wrong) - _MOST_LISTED} more are invalid"] if len(wrong) > _MOST_LISTED else []
     return "; ".join(wrong[:_MOST_LISTED] + more) or None
 
 
 def never(reason: str) -> Check:
-    """Make the check for what must not be there."""
+    """Return a check for a key that is not supported."""
     return _Never(reason)
 
 
 @dataclass(frozen=True, slots=True)
 class _Never:
-    """Refuses every value, for this reason."""
+    """Refuses every value."""
 
     reason: str
 
@@ -65,9 +63,9 @@ class _Never:
 def check_keys(
     owner: dict[str, Any], place: str, checks: Mapping[str, Check], required: tuple[str, ...]
 ) -> Iterator[Problem]:
-    """Check an object: its required keys, the values of those that are known, and that there are no others.
+    """Check that an object has its required keys, valid values for known keys, and no unknown keys.
 
-    `place` stands before the name of a key in a message.
+    `place` is the prefix of a key in messages.
     """
     for key in required:
         if key not in owner:
@@ -77,17 +75,17 @@ def check_keys(
         if key not in checks:
             unknown += 1
             if unknown <= _MOST_LISTED:
-                yield f"{place}{cut(key)}: {_tell_unknown(cut(key), checks)}"
+                yield f"{place}{cut(key)}: {_explain_unknown(cut(key), checks)}"
         elif problem := checks[key](value):
             yield f"{place}{key}: {problem}"
     if unknown > _MOST_LISTED:
         yield f"{place.removesuffix('.') or 'the root'}: {unknown - _MOST_LISTED} more unknown keys"
 
 
-def _tell_unknown(key: str, checks: Mapping[str, Check]) -> Problem:
-    """Tell what an unknown key may have been meant to be; no key that is refused, unless it is that one in other words.
+def _explain_unknown(key: str, checks: Mapping[str, Check]) -> Problem:
+    """Return a message for an unknown key that names the nearest known key, and all of them if none is near.
 
-    Where none is near, the nearest says little, and all are told.
+    Keys that are not supported count only if the unknown one differs from them by case or a plural.
     """
     allowed = []
     for known, check in checks.items():
@@ -99,16 +97,16 @@ def _tell_unknown(key: str, checks: Mapping[str, Check]) -> Problem:
     is_near = difflib.SequenceMatcher(None, nearest, key.lower()).ratio() >= _NEAR
     if len(allowed) == 1 and not is_near:
         return f"unknown key; the only known one is {nearest!r}"
-    among = "" if is_near else f"; known are {list_names(allowed, most=20)}"
+    among = "" if is_near else f"; known: {list_names(allowed, most=20)}"
     return f"unknown key; the nearest known one is {nearest!r}{among}"
 
 
 def as_json(value: Any) -> str:
-    """Show a value in a message, cut where it is long."""
+    """Return a value as JSON for a message, cut if it is long."""
     try:
         text = orjson.dumps(value).decode()
-    except TypeError:  # nested deeper than orjson writes, though it reads it
-        return "a value nested too deep to be shown"
+    except TypeError:  # nested too deeply for orjson to write, though not to read
+        return "a value nested too deeply to be shown"
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
@@ -116,9 +114,9 @@ def as_json(value: Any) -> str:
 
 
 def read_json(content: bytes) -> tuple[Any, list[Problem]]:
-    """Read a JSON file, of which orjson would take the last of repeated keys; return it with a line for each of these.
+    """Return the value of a JSON file, and a line for each duplicate key, of which orjson takes the last.
 
-    A byte order mark of UTF-8 is passed over. Raises ValueError with what is wrong in a line.
+    A byte order mark of UTF-8 is skipped. Raises ValueError with the reason in one line.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("is not valid JSON: it is UTF-16 by its first two bytes, expected UTF-8")
@@ -132,29 +130,29 @@ def read_json(content: bytes) -> tuple[Any, list[Problem]]:
         root = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise ValueError(f"is not valid JSON: {explain_json_error(text, error)}") from error
-    return root, list(_find_repeated_keys(text))
+    return root, list(_find_duplicate_keys(text))
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that knows which of its keys were there more than once."""
+    """A JSON object with the keys that it had more than once."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
         self.repeated = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
 
 
-def _find_repeated_keys(text: str) -> Iterator[Problem]:
-    """Find the keys that an object has more than once in JSON that orjson takes, by the values that come last."""
+def _find_duplicate_keys(text: str) -> Iterator[Problem]:
+    """Find the duplicate keys in JSON that orjson accepts; of their values only the last is searched."""
     try:
         root = json.loads(text, object_pairs_hook=_Object)
-    except RecursionError:  # about as deep as orjson takes, and deeper than any value that is allowed
+    except RecursionError:  # about orjson's limit, and deeper than any allowed value
         return
     found = [("", root)]
     while found:
         place, value = found.pop()
         if isinstance(value, _Object):
             inside = f"{place}." if place else ""
-            yield from (f"{inside}{key}: the key is there more than once" for key in value.repeated)
+            yield from (f"{inside}{key}: duplicate key" for key in value.repeated)
             found += reversed([(f"{inside}{key}", item) for key, item in value.items()])
         elif isinstance(value, list):
             found += reversed([(f"{place}[{index}]", item) for index, item in enumerate(value)])

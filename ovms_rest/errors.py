@@ -1,18 +1,18 @@
-"""What can go wrong: with a request, as one family; with the start; with one model.
+"""All errors: those of requests, which are ServingErrors, those of the start, and those of a model.
 
-The message is written for the person who has to act on it: what was at fault, what came, what is allowed. Which HTTP
-status a ServingError becomes stands in `serving.error_handlers`, nowhere else.
+A message is for the person who can act on it: what was wrong, what came, what is allowed. Only
+`resources/error_handlers.py` knows the HTTP status of a ServingError.
 """
 
 from collections.abc import Callable, Sequence
 
 
 class ServingError(Exception):
-    """A request that cannot be answered as asked; its text goes to the client."""
+    """A request that fails; the message goes to the client."""
 
 
 class InvalidRequestError(ServingError):
-    """The request breaks the protocol or does not fit the model: the client's mistake."""
+    """The client's mistake: the request breaks the protocol or does not fit the model."""
 
 
 class NotFoundError(ServingError):
@@ -20,15 +20,15 @@ class NotFoundError(ServingError):
 
 
 class BodyTooLargeError(ServingError):
-    """The body, or what it decompresses to, is over the limit."""
+    """The body, as received or decompressed, is over the limit."""
 
 
 class UnsupportedEncodingError(ServingError):
-    """The body has a `Content-Encoding` that cannot be undone."""
+    """The body has a `Content-Encoding` that is not supported."""
 
 
 class NotReadyError(ServingError):
-    """Something that is configured does not serve."""
+    """A configured model or pipeline does not serve."""
 
 
 class ForbiddenError(ServingError):
@@ -52,10 +52,9 @@ class UnavailableError(ReloadError):
 
 
 class DeadlineError(ServingError):
-    """The request waited longer for its inference than it allows: `waited_ns`."""
+    """The request waited for its inference (`waited_ns`) beyond its timeout."""
 
     def __init__(self, timeout_us: int, waited_ns: int) -> None:
-        """Write the message."""
         super().__init__(
             f"the request could not start within its timeout of {timeout_us} us, it waited {waited_ns // 1000} us"
         )
@@ -67,7 +66,7 @@ class EndingError(ServingError):
 
 
 class BusyError(ServingError):
-    """There is too much to do already; the same request may succeed a little later."""
+    """The service is overloaded; the same request may succeed a little later."""
 
 
 class TryLaterError(Exception):
@@ -79,25 +78,24 @@ class TryLaterError(Exception):
 
 
 class InferenceError(ServingError):
-    """The model failed at this request; OpenVINO's own text is in the log."""
+    """The inference failed; OpenVINO's own text is in the log."""
 
 
 class NoContentError(ServingError):
-    """There is nothing to answer: a demultiplexer of a pipeline has found nothing to go on with."""
+    """The response is empty, because a demultiplexer of the pipeline produced no shards."""
 
 
 class ConfigError(Exception):
-    """Settings or a config file that the service cannot start with; `problems` has a line for each fault."""
+    """Invalid settings or an invalid config file; `problems` has a line for each fault."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        """Keep the lines."""
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
 
 
 class LoadError(Exception):
-    """A model that cannot be served; its text is the reason, in one line."""
+    """A model that cannot be served; the message is the reason, in one line."""
 
 
 class ShortageError(Exception):
-    """The system lacks something for now, say processes or descriptors; its text names it. A later try may succeed."""
+    """The system lacks a resource for now, such as processes or descriptors; a later try may succeed."""

@@ -13,10 +13,10 @@ from ovms_rest.models.repository import LATEST, VersionPolicy
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
 
 NIREQ = "expected an integer from 0 to 100000, got"
-NAME = "expected a string that is not empty and has no '/' and no control characters, got"
+NAME = "expected a non-empty string without '/' and control characters, got"
 BASE_PATH = "expected the path of a directory or a model file, got"
 LOCAL = "only local directories and files can be served, got"
-PLUGIN_VALUE = "has to be a string, a number or a boolean, got"
+PLUGIN_VALUE = "must be a string, a number or a boolean, got"
 VERSION_POLICY = (
     'expected {"latest": {"num_versions": 2}}, {"all": {}} or {"specific": {"versions": [1, 3]}} '
     "with numbers from 1 on, got"
@@ -40,7 +40,7 @@ ONLY_CONFIG = "unknown key; the only known one is 'config'"
 
 
 KNOWN = (
-    "known are 'name', 'base_path', 'target_device', 'plugin_config', 'nireq', 'allow_cache', 'model_version_policy', "
+    "known: 'name', 'base_path', 'target_device', 'plugin_config', 'nireq', 'allow_cache', 'model_version_policy', "
     "'batch_size', 'shape', 'layout', 'mean', 'scale', 'color_format', 'precision', 'trial', "
     "'cpu_extension'"
 )
@@ -479,14 +479,14 @@ MODEL_MISTAKES = [
     ({"shape": [1, 2.5]}, f"shape: {SHAPES} [1,2.5]"),
     ({"shape": [1, True]}, f"shape: {SHAPES} [1,true]"),
     ({"shape": [[1, 2]]}, f"shape: {SHAPES} [[1,2]]"),
-    ({"shape": {"x": None}}, f"shape: the value of x has to be {SHAPE}, got null"),
+    ({"shape": {"x": None}}, f"shape: the value of x must be {SHAPE}, got null"),
     (
         {"shape": {"x": 1, "y": "(1)", "z": {"a": "(1)"}}},
-        f'shape: the value of x has to be {SHAPE}, got 1; the value of z has to be {SHAPE}, got {{"a":"(1)"}}',
+        f'shape: the value of x must be {SHAPE}, got 1; the value of z must be {SHAPE}, got {{"a":"(1)"}}',
     ),
     ({"layout": ["N", "C"]}, f'layout: {LAYOUTS} ["N","C"]'),
     ({"layout": None}, f"layout: {LAYOUTS} null"),
-    ({"layout": {"x": ["N"]}}, f'layout: the value of x has to be {LAYOUT}, got ["N"]'),
+    ({"layout": {"x": ["N"]}}, f'layout: the value of x must be {LAYOUT}, got ["N"]'),
     ({"mean": None}, f"mean: {PER_CHANNEL} null"),
     ({"mean": True}, f"mean: {PER_CHANNEL} true"),
     ({"mean": [1, 2, 3]}, f"mean: {PER_CHANNEL} [1,2,3]"),
@@ -578,8 +578,8 @@ def test_only_some_of_many_unknown_keys_and_wrong_values_are_listed(problems):
     lines = problems(models({"name": "m", **keys}))
     assert (len(lines), lines[-1]) == (11, "model_config_list[0].config: 990 more unknown keys")
     (line,) = problems(models({"name": "m", "plugin_config": {key: [] for key in keys}}))
-    assert line.count("has to be") == 10
-    assert line.endswith("got []; 990 more are wrong")
+    assert line.count("must be") == 10
+    assert line.endswith("got []; 990 more are invalid")
 
 
 def test_a_model_without_a_name_is_told(problems):
@@ -684,7 +684,7 @@ def test_what_needs_a_layout_is_not_told_to_lack_the_one_that_has_another_type(p
 
 # --- Repeated keys
 
-REPEATED = "the key is there more than once"
+REPEATED = "duplicate key"
 
 
 @pytest.mark.parametrize(

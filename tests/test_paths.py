@@ -152,7 +152,7 @@ def test_every_mistake_is_a_line_that_begins_with_the_argument():
 def test_a_name_that_is_not_allowed_is_refused(argument, shown):
     make("m.onnx", "a\nb.onnx")
     assert problems(argument) == [
-        f"{argument}: invalid name: expected a string that is not empty and has no '/' and no control characters, "
+        f"{argument}: invalid name: expected a non-empty string without '/' and control characters, "
         f"got {shown}; give another one as NAME=PATH"
     ]
 

@@ -1,6 +1,6 @@
-"""What a body that is not an inference request probably is, and how its content is sent.
+"""Hints in the refusal of a body that is not an inference request: what it seems to be, and how to send its content.
 
-Everything here is for the message of a request that was refused already.
+All of this runs only for requests that were refused already.
 """
 
 import json
@@ -21,25 +21,25 @@ _IMAGES = (
     (re.compile(rb"\x89PNG"), "a PNG file"),
     (re.compile(rb"GIF8[79]a"), "a GIF file"),
     (re.compile(rb"RIFF.{1,4}WEBP", re.DOTALL), "a WebP file"),
-    # Its size, and 4 bytes that are 0.
+    # The file size, and 4 zero bytes.
     (re.compile(rb"BM.{4}\0{4}.{4}[\x0c\x28\x38\x40\x6c\x7c]\0\0\0", re.DOTALL), "a BMP file"),
     (re.compile(rb"P[1-6][ \t\r\n#]"), "a PNM file"),
 )
 _MULTIPART = re.compile(rb"--[^\r\n]{1,70}\r?\nContent-", re.IGNORECASE)
 _URLENCODED = re.compile(rb"[A-Za-z_][\w.+-]*=")
-# Where the end of the JSON is looked for.
+# How far into the body the end of the JSON is searched for.
 _MOST_JSON = 2**16
 _SPACE = b" \t\r\n"
 
 
 def name_image(data: memoryview) -> str:
-    """Return the name of the image file that data begin like, "" for other data."""
+    """Return the image format whose signature the data begin with, "" for other data."""
     start = bytes(data[:64])
     return next((name for signature, name in _IMAGES if signature.match(start)), "")
 
 
 def explain_body(body: memoryview, header_length: int | None, model: ModelMetadata | None) -> str:
-    """Say what a body is whose first `header_length` bytes (None: all) are not valid JSON, "" where it is unclear."""
+    """Return what a body is whose first `header_length` bytes (None: all) are not valid JSON, "" if that is unclear."""
     part = body if header_length is None else body[:header_length]
     end = _find_json(body)
     if end is not None and (end > len(part) or bytes(part[end : end + 256]).strip(_SPACE)):
@@ -50,17 +50,17 @@ def explain_body(body: memoryview, header_length: int | None, model: ModelMetada
     if _MULTIPART.match(start):
         return f"it is multipart/form-data, as `curl -F` sends it; {_explain_image(model)}"
     if start.startswith(b"\x1f\x8b"):
-        return "it is compressed by gzip, which the header 'Content-Encoding: gzip' has to say"
+        return "it is compressed by gzip; send the header 'Content-Encoding: gzip'"
     if start.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         return "it begins with a byte order mark, expected UTF-8 without one"
     if start.lstrip(_SPACE)[:1] != b"{" and _is_binary(start):
         return (
-            f"it is binary data, beginning with the bytes {start[:8].hex(' ')}; binary data come after a JSON that "
-            "gives name, shape and datatype, whose length is the header Inference-Header-Content-Length"
+            f"it is binary data that begins with the bytes {start[:8].hex(' ')}; binary data must follow JSON with "
+            "name, shape and datatype, and the header Inference-Header-Content-Length gives the length of that JSON"
         )
     if _URLENCODED.match(start):
         return (
-            "it looks like the fields of a form, name=value; expected is JSON such as "
+            "it looks like the fields of a form, name=value; expected JSON such as "
             f"{json.dumps({'inputs': [{'name': _first_input(model), 'shape': [1], 'datatype': 'FP32', 'data': [0]}]})}"
         )
     return ""
@@ -71,7 +71,7 @@ def _explain_image(model: ModelMetadata | None) -> str:
 
 
 def explain_image(inputs: Mapping[str, TensorMetadata] | None, model: str = "MODEL") -> str:
-    """Say how an image is sent to a model of these inputs (None: they are unknown), with the command."""
+    """Return how to send an image to a model with these inputs (None: unknown), with the command."""
     tensors = [] if inputs is None else list(inputs.values())
     names = [tensor.name for tensor in tensors if tensor.images is not None]
     names += [tensor.name for tensor in tensors if tensor.datatype == BYTES]
@@ -82,8 +82,8 @@ def explain_image(inputs: Mapping[str, TensorMetadata] | None, model: str = "MOD
     url = f"http://HOST:PORT/v2/models/{quote(model, safe='')}/infer"
     others = [tensor.name for tensor in tensors if tensor.name != name]
     return (
-        "an image follows a JSON and its own length as 4 little-endian bytes, and the header "
-        "Inference-Header-Content-Length gives the length of the JSON. For FILE: n=$(wc -c <FILE); "
+        "send JSON, the length of the image as 4 little-endian bytes, and the image, with the length of the JSON in "
+        "the header Inference-Header-Content-Length. For FILE: n=$(wc -c <FILE); "
         f"(printf %s {shlex.quote(text)}; "
         r"""printf "$(printf '\\%03o' $((n&255)) $((n>>8&255)) $((n>>16&255)) $((n>>24)))"; cat FILE) | """
         f"curl --data-binary @- -H 'Inference-Header-Content-Length: {len(text)}' {shlex.quote(url)}"
@@ -92,14 +92,14 @@ def explain_image(inputs: Mapping[str, TensorMetadata] | None, model: str = "MOD
 
 
 def explain_prefix(section: memoryview, count: int) -> str:
-    """Say what is missing where the data of `count` strings begin like an image, "" for other data."""
+    """Return what is missing if the data of `count` strings begin like an image, "" for other data."""
     image = name_image(section)
     if not image:
         return ""
     own = f", here {struct.pack('<I', len(section)).hex(' ')}" if count == 1 and len(section) < 2**32 else ""
     return (
-        f"; the data begin like {image}, but each element is preceded by its length as 4 little-endian bytes{own}, "
-        "which binary_data_size counts too"
+        f"; the data begin like {image}, but each element must be preceded by its length as 4 little-endian "
+        f"bytes{own}, and binary_data_size includes them"
     )
 
 
@@ -107,14 +107,14 @@ def _explain_length(end: int, rest: int, header_length: int | None) -> str:
     if header_length is None:
         return (
             f"the JSON ends after {count_of(end, 'byte')} and {count_of(rest, 'byte')} more follow; data after "
-            f"the JSON need the header 'Inference-Header-Content-Length: {end}'"
+            f"the JSON needs the header 'Inference-Header-Content-Length: {end}'"
         )
     return f"the JSON ends after {count_of(end, 'byte')}, but Inference-Header-Content-Length is {header_length}"
 
 
 def _find_json(body: memoryview) -> int | None:
-    """Return the length of the JSON of a request that a body begins with, None if it does not."""
-    text = bytes(body[:_MOST_JSON]).decode("latin-1")  # a byte is a character, so that positions are the same
+    """Return the length of the JSON request at the beginning of a body, None if there is none."""
+    text = bytes(body[:_MOST_JSON]).decode("latin-1")  # one character per byte, so positions are the same
     try:
         root, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
@@ -128,7 +128,7 @@ def _is_binary(start: bytes) -> bool:
     try:
         text = start.decode()
     except UnicodeDecodeError as error:
-        if len(start) - error.start >= 4 or len(start) < 256:  # not just cut in the middle of a character
+        if len(start) - error.start >= 4 or len(start) < 256:  # not just the cut in the middle of a character
             return True
         text = start[: error.start].decode()
     return any(character < " " and character not in "\t\n\r" for character in text)

@@ -4,7 +4,7 @@ import numpy as np
 
 from ovms_rest.protocol.header_length import read_header_length
 
-# A cache line, and what OpenVINO aligns its own tensors to.
+# A cache line; OpenVINO aligns its own tensors to it too.
 ALIGNMENT = 64
 
 

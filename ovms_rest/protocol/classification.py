@@ -1,4 +1,4 @@
-"""Triton's classification extension: an output answered as its highest values with their indices and labels."""
+"""Triton's classification extension: the highest values of an output with their indices and labels."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from ovms_rest.protocol.datatypes import BYTES
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Tensor
 
-# From so many values in a row on it is quicker to set the highest apart before they are sorted: 31 ms instead of 760 ms
-# for five million. Up to there it makes no difference, and all rows are sorted at once.
+# In longer rows, the highest values are partitioned off before they are sorted: 31 ms instead of 760 ms for five
+# million. In shorter ones that makes no difference, and all rows are sorted together.
 _MANY = 16_384
-# numpy sorts these slower than FP32, which holds all of their values.
+# numpy sorts these more slowly than FP32, which holds all of their values.
 _HALVES = frozenset({"FP16", "BF16"})
-# What `BytesArray` can number. A string has the 317 characters of the lowest FP64, an index, and its label. So few of
-# them fit whatever labels there are.
+# The offsets of a `BytesArray` end here. A string has up to 317 characters (of the lowest FP64), an index, and its
+# label. _FEW strings always fit.
 _MAX_BYTES = 2**31 - 1
 _LONGEST = 340
-# A string takes 1.2 us and 350 bytes until it is sent: five million held a worker for 7 s.
+# A string costs 1.2 us and 350 bytes until it is sent: five million blocked a worker for 7 s.
 _MAX_STRINGS = 2**20
 _FEW = 500
 
@@ -29,11 +29,10 @@ _FEW = 500
 def classify(tensor: Tensor, k: int, labels: Sequence[str]) -> Tensor:
     """Return the `k` highest values of an output as BYTES, each "<value>:<index>" or "<value>:<index>:<label>".
 
-    The highest comes first, of equal ones that of the lower index; NaNs come last. `k` beyond the number of classes
-    means all. The shape is [batch, k] for an output of rank 2 or more, whose other dims are flattened, else [k]. Floats
-    are written with six decimals, as C's "%f" does it (Triton's std::to_string), BOOL as 0 and 1. An index without a
-    label, or with an empty one, gets none. Raises InvalidRequestError for an output of BYTES, and for more than fits
-    into a tensor.
+    The highest comes first, equal values by index, NaNs last. A `k` above the number of classes means all of them. The
+    shape is [batch, k] for an output of rank 2 or more, whose other dims are flattened, else [k]. Floats have six
+    decimals, as C's "%f" (Triton's std::to_string) writes them, BOOL is 0 or 1. Missing and empty labels are left out.
+    Raises InvalidRequestError for an output of BYTES, and for more strings than fit into a tensor.
     """
     array = tensor.array
     if isinstance(array, BytesArray):
@@ -47,7 +46,7 @@ def classify(tensor: Tensor, k: int, labels: Sequence[str]) -> Tensor:
         most = min(_MAX_STRINGS, _MAX_BYTES // longest)
         if count > most:
             raise InvalidRequestError(
-                f"output {tensor.name!r}: parameters.classification means {count} strings of up to {longest} bytes, "
+                f"output {tensor.name!r}: parameters.classification asks for {count} strings of up to {longest} bytes, "
                 f"at most {most} are allowed"
             )
     elements: list[bytes] = []
@@ -69,7 +68,7 @@ def refuse_strings(name: str) -> NoReturn:
 
 def _find_highest(values: NDArray[Any], k: int) -> NDArray[np.intp]:
     """Return the indices of the highest values of every row, [rows, k], highest first."""
-    # What sorts the other way round: numpy puts NaNs last, and the complement (of BOOL too) has no overflow as minus.
+    # Keys in reverse order: numpy puts NaNs last, and unlike a minus the complement (of BOOL too) does not overflow.
     keys = -values if values.dtype.kind == "f" else ~values
     if k < keys.shape[1] and keys.shape[1] > _MANY:
         return np.stack([_find_lowest(row, k) for row in keys])
@@ -77,9 +76,9 @@ def _find_highest(values: NDArray[Any], k: int) -> NDArray[np.intp]:
 
 
 def _find_lowest(keys: NDArray[Any], k: int) -> NDArray[np.intp]:
-    """Do the same for the keys of one long row."""
+    """Return the indices of the lowest keys of one long row, lowest first."""
     bound = np.partition(keys, k - 1)[k - 1]
-    candidates = np.flatnonzero(~(keys > bound))  # with all that equal the last one, and NaNs
+    candidates = np.flatnonzero(~(keys > bound))  # all that equal the last one, and NaNs, included
     return candidates[np.argsort(keys[candidates], kind="stable")[:k]]
 
 

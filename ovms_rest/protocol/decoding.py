@@ -1,8 +1,8 @@
 """From the bytes of an inference request to an InferenceRequest (KServe v2 and its binary tensor data extension).
 
-Every function raises InvalidRequestError for what the client got wrong, and nothing else whatever the bytes are, except
-that `decode_request` raises BodyTooLargeError for JSON that would take too much memory.
-`label` arguments name the place in the request for such a message: `inputs[0] 'image'`.
+Whatever the bytes are, every function raises only InvalidRequestError, for a mistake of the client; `decode_request`
+also raises BodyTooLargeError for JSON that would take too much memory.
+A `label` names the place in the request for a message: `inputs[0] 'image'`.
 """
 
 import gc
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.body_forms import explain_body, explain_image, explain_prefix, name_image
-from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype, round_to_bfloat16
+from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype
 from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choose_budget
 from ovms_rest.protocol.numbers import NumberArray, UnsuitedError, looks_numeric, parse_numeric, to_array
 from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, count_of, unpack
@@ -41,15 +41,16 @@ from ovms_rest.protocol.words import ABSENT, cut, describe, join, list_names, qu
 MAX_DEPTH = 100
 # Bytes of JSON from which simdjson is tried. It gains from 4 KB on where numbers have 6 digits, from 11 KB with 18.
 LARGE_SIZE = 8192
-# What the values of a JSON text may take by default, and from how many bytes of it on they are many.
+# The default limit for the memory of the values of a JSON text.
 MAX_JSON_MEMORY = choose_budget(2**28)
+# Bytes of JSON from which the garbage collector is paused.
 _MANY_VALUES = 2**20
-# numpy's; OpenVINO knows no model of more.
+# numpy's limit; no OpenVINO model has more.
 MAX_RANK = 64
-# The dims of a tensor without elements cost nothing, and outputs may be made of them: [1099511627776,0] sums up to as
-# many zeros.
+# The dims of a tensor without elements cost a client nothing, but may become those of outputs: the sum over dim 1 of
+# [1099511627776,0] has as many zeros.
 MAX_EMPTY = 2**20
-# So many numbers are sooner compared one by one than looked at by numpy.
+# Comparing up to this many numbers one by one is faster than numpy.
 _FEW = 64
 _ELEMENTS = {str: "the string ", bool: "the boolean "}
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
@@ -60,10 +61,10 @@ _REQUEST_START = re.compile(r"(?:t=)?(?:([0-9]{1,10})\.([0-9]{1,9})|([0-9]{13})|
 
 
 def decode_request_start(value: str) -> int | None:
-    """Read `X-Request-Start`, when a proxy took the request: nanoseconds since 1970; None for what cannot be read.
+    """Return the time in `X-Request-Start`, when a proxy took the request, in nanoseconds since 1970; None if invalid.
 
-    No standard says what it looks like. nginx and others send "t=" and seconds with a fraction, or milliseconds or
-    microseconds without one; the "t=" may be left out.
+    No standard defines it. nginx and others send "t=" and seconds with a fraction, or milliseconds or microseconds
+    without one; the "t=" may be left out.
     """
     match = _REQUEST_START.fullmatch(value)
     if match is None:
@@ -83,12 +84,11 @@ def decode_request(
 ) -> InferenceRequest:
     """Decode the body of an inference request.
 
-    The first `header_length` bytes (None: all) are JSON, what follows are the binary tensors in the order of the
-    inputs. Binary tensors become views on `body`. JSON of `large_size` bytes and more is tried as numbers first, which
-    changes the time that it takes and nothing else.
+    The first `header_length` bytes (None: all) are JSON; the binary tensors follow in the order of the inputs and
+    become views on `body`. JSON of `large_size` bytes and more is tried as numbers first, which changes only the time.
 
-    More inputs or outputs than `model` has are refused before they are decoded. `json_memory` is how many bytes the
-    values of the JSON may take; beyond that BodyTooLargeError is raised.
+    More inputs or outputs than `model` has are refused before they are decoded. `json_memory` limits the bytes that the
+    values of the JSON may take; beyond it BodyTooLargeError is raised.
     """
     json_part, binary_part = (body, body[:0]) if header_length is None else (body[:header_length], body[header_length:])
     try:
@@ -101,7 +101,7 @@ def decode_request(
 def _decode_json(
     json_part: memoryview, binary_part: memoryview, large_size: int, model: ModelMetadata | None, json_memory: int
 ) -> InferenceRequest:
-    """Decode by the way that suits the size of the JSON."""
+    """Decode with the parser that suits the size of the JSON."""
     if len(json_part) < large_size:
         return _decode_root(_parse_json(json_part), binary_part, model)
     if looks_numeric(json_part):
@@ -112,13 +112,13 @@ def _decode_json(
     check_memory(json_part, OBJECTS, json_memory)
     if len(json_part) < _MANY_VALUES:
         return _decode_root(_parse_json(json_part), binary_part, model)
-    with _garbage_left():
+    with _without_garbage_collection():
         return _decode_root(_parse_json(json_part), binary_part, model)
 
 
 @contextmanager
-def _garbage_left() -> Iterator[None]:
-    """Keep Python from looking for garbage among millions of new values: none is, and it takes twice their time."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause the garbage collector, which finds nothing among millions of new values and doubles their time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -131,10 +131,10 @@ def _garbage_left() -> Iterator[None]:
 def decode_numeric(
     json_part: memoryview, binary_part: memoryview, model: ModelMetadata | None = None
 ) -> InferenceRequest | None:
-    """Decode a request whose `data` are numbers, without an object for each; None when orjson has to decide."""
+    """Return a request whose `data` are numbers, decoded without an object for each; None when orjson must decide."""
     try:
         return _decode_root(parse_numeric(json_part, MAX_DEPTH), binary_part, model)
-    except (UnsuitedError, InvalidRequestError):  # the words for what is invalid are found once, on orjson's way
+    except (UnsuitedError, InvalidRequestError):  # only the path through orjson writes messages
         return None
 
 
@@ -150,7 +150,7 @@ def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMeta
         parameters = _decode_parameters(root, "")
         binary_output = _decode_flag(parameters, "binary_data_output", "")
         timeout_us = _decode_integer(parameters, "timeout", "")
-        _decode_integer(parameters, "priority", "")  # which counts where requests wait, before they are decoded
+        _decode_integer(parameters, "priority", "")  # the queue has read it; here it is only checked
     try:
         inputs = _decode_inputs(root, binary_part)
     except InvalidRequestError:
@@ -168,10 +168,10 @@ def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMeta
 
 
 def decode_raw_request(body: memoryview, inputs: Mapping[str, TensorMetadata]) -> InferenceRequest:
-    """Decode a body that is nothing but the data of a model's only input (header length 0).
+    """Decode a body that is just the data of a model's only input (header length 0; protocol/README.md section 4).
 
-    The shape is the model's. One dimension that is not static is computed from the size; with more of them dim 0
-    counts as 1. A BYTES input takes the body as its one element. All outputs are answered as binary.
+    The shape is the model's. One dim that is not static is computed from the size; with more of them dim 0 counts as 1.
+    A BYTES input takes the body as its one element. All outputs are returned as binary.
     """
     if len(inputs) != 1:
         raise InvalidRequestError(
@@ -209,8 +209,8 @@ def _raw_shape(dims: tuple[Dim, ...], datatype: Datatype, size: int, label: obje
         sizes[open_dims.pop(0)] = 1
     if len(open_dims) > 1:
         raise InvalidRequestError(
-            f"{label} leaves {len(open_dims)} dims open besides dim 0, which the size of a raw body does not settle; "
-            "send a JSON header that gives the shape"
+            f"{label} has {len(open_dims)} open dims besides dim 0, which the size of a raw body does not determine; "
+            "send JSON that gives the shape"
         )
     if open_dims:
         row = datatype.size * math.prod(dim for index, dim in enumerate(sizes) if index != open_dims[0])
@@ -238,9 +238,9 @@ def _parse_json(part: memoryview) -> dict[str, Any]:
 
 
 def _check_unknown(owner: dict[str, Any], known: frozenset[str], depth: int) -> None:
-    """Ignore what is unknown in an object at that depth, but refuse what is nested deeper than MAX_DEPTH.
+    """Refuse values of unknown keys that are nested deeper than MAX_DEPTH, in an object at that depth.
 
-    What is known is either no container or looked into where it is decoded.
+    The depth of known keys is limited where they are decoded.
     """
     if not known.issuperset(owner):
         _check_depth([value for key, value in owner.items() if key not in known], depth)
@@ -284,7 +284,7 @@ def _decode_flag(parameters: Parameters, name: str, label: object, default: bool
 
 
 def _decode_integer(parameters: Parameters, name: str, label: object, low: int = 0) -> int:
-    """Read a parameter that is an integer of at least `low`; 0 when it is absent."""
+    """Return a parameter that is an integer of at least `low`; 0 when it is missing."""
     if name not in parameters:
         return 0
     number = parameters[name]
@@ -322,7 +322,7 @@ def _refuse_count(items: list[Any], key: str, model: ModelMetadata, tensors: Map
 
 
 def _check_names(items: Any, model: ModelMetadata) -> None:
-    """Refuse an unknown input, which says more than what is wrong with its data."""
+    """Refuse an unknown input, a better hint than what is wrong with its data."""
     for item in items if type(items) is list else ():
         name = item.get("name") if type(item) is dict else None
         if type(name) is str and name not in model.inputs:
@@ -330,7 +330,7 @@ def _check_names(items: Any, model: ModelMetadata) -> None:
 
 
 def _find_surplus(items: list[Any], key: str, tensors: Mapping[str, TensorMetadata]) -> str:
-    """Name the first entry that is unknown or repeated, which is among the first few."""
+    """Return a note on the first entry that is unknown or repeated, which is among the first few."""
     known = set()
     for index, item in enumerate(items[: len(tensors) + 1]):
         name = item.get("name") if type(item) is dict else None
@@ -427,7 +427,7 @@ def _refuse_strings(count: int, label: object) -> NoReturn:
 
 
 class _Label:
-    """The name of an input or output for messages, which is put together only when there is one."""
+    """The place of an input or output for messages, formatted only when there is one."""
 
     __slots__ = ("_index", "_key", "_name")
 
@@ -441,7 +441,7 @@ class _Label:
 
 
 def _take_rest(items: list[Any], index: int, left: int, label: object) -> int:
-    """Return how many bytes a BYTES input takes that does not say it: all that are left, when no binary one follows."""
+    """Return the size of a BYTES input without binary_data_size: all bytes left, if no binary input follows."""
     if any(type(item) is dict and "data" not in item for item in items[index + 1 :]):
         raise InvalidRequestError(
             f"{label}: parameters.binary_data_size is missing; a BYTES input may leave it out only when it is the "
@@ -493,7 +493,7 @@ def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: o
 
 
 def _flatten(data: list[Any]) -> tuple[list[Any], set[type]]:
-    """Flatten an array nested in any form; return its elements and the types that occur among them."""
+    """Return the elements of an array nested in any form, and their types."""
     depth = 4  # root, inputs, inputs[i], data
     while (types := set(map(type, data))) == {list}:
         depth += 1
@@ -508,7 +508,7 @@ def _flatten(data: list[Any]) -> tuple[list[Any], set[type]]:
 
 
 def _flatten_mixed(items: list[Any], elements: list[Any], depth: int) -> None:
-    """Append the elements of an array in which arrays stand beside elements; each is touched once."""
+    """Append the elements of an array that mixes arrays and elements, in one pass."""
     if depth > MAX_DEPTH:
         _refuse_depth()
     for item in items:
@@ -519,7 +519,7 @@ def _flatten_mixed(items: list[Any], elements: list[Any], depth: int) -> None:
 
 
 def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: object) -> NDArray[Any]:
-    """Convert JSON elements, rounding floats once from 64 bits and refusing whatever does not fit the datatype."""
+    """Return JSON elements as an array, floats rounded once from 64 bits. Raises for elements that do not fit."""
     if (
         0 < len(elements) <= _FEW
         and types <= datatype.json_types
@@ -529,13 +529,10 @@ def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: o
         return np.array(elements, datatype.dtype)
     values = f"{datatype.name} takes {datatype.json_values}"
     if not types <= datatype.json_types:
-        _refuse_element(elements, datatype.json_types, values, f"{datatype.name} takes {_kind(datatype)}", label)
+        _refuse_element(elements, datatype.json_types, values, f"{datatype.name} takes {datatype.json_kind}", label)
     try:
         with np.errstate(over="ignore"):
-            if datatype.name == "BF16":
-                array = round_to_bfloat16(np.array(elements, np.float64))
-            else:
-                array = np.array(elements, datatype.dtype)
+            array = datatype.read(elements)
     except OverflowError as error:  # numpy's refusal of an integer out of range
         limits = np.iinfo(datatype.dtype)
         index = next(index for index, element in enumerate(elements) if not limits.min <= element <= limits.max)
@@ -546,15 +543,10 @@ def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: o
     return array
 
 
-def _kind(datatype: Datatype) -> str:
-    """Name the JSON values of a datatype without their range."""
-    return "numbers" if float in datatype.json_types else "true or false" if datatype.name == BOOL else "integers"
-
-
 def _refuse_element(
     elements: list[Any], allowed: set[type] | frozenset[type], values: str, kind: str, label: object
 ) -> NoReturn:
-    """Refuse the first element of another JSON type; only to a number the range of the datatype means anything."""
+    """Refuse the first element of another JSON type, with the range of the datatype if it is a number."""
     index, element = next((index, item) for index, item in enumerate(elements) if type(item) not in allowed)
     found = f"{_ELEMENTS.get(type(element), '')}{show(element)}"
     expected = values if type(element) is float or type(element) is int else kind
@@ -564,7 +556,7 @@ def _refuse_element(
 def _decode_binary_data(
     rest: memoryview, size: Any, datatype: str, shape: tuple[int, ...], label: object
 ) -> tuple[Array, memoryview]:
-    """Take a tensor from the front of `rest`; return it and what is left. `size` None is no `binary_data_size`."""
+    """Return the tensor at the front of `rest`, and the bytes after it. `size` None is a missing binary_data_size."""
     if size is not None and (type(size) is not int or size < 0):
         raise InvalidRequestError(
             f"{label}: parameters.binary_data_size is {show(size)}, expected an integer of at least 0"
@@ -581,7 +573,7 @@ def _decode_binary_data(
     if size > len(rest):
         raise InvalidRequestError(
             f"{label} needs {count_of(size, 'byte')} of binary data, but the body has {len(rest)} left after the JSON "
-            "(Inference-Header-Content-Length tells where the JSON ends)"
+            "(Inference-Header-Content-Length says where the JSON ends)"
         )
     section, rest = rest[:size], rest[size:]
     if datatype == BYTES:
@@ -602,7 +594,7 @@ def _strings(begins: Sequence[int], ends: Sequence[int], symbols: memoryview, sh
 
 
 def _view(section: memoryview, datatype: Datatype, shape: tuple[int, ...], label: object) -> NDArray[Any]:
-    """See bytes as an array. Only one that begins at an odd place for its datatype is copied."""
+    """Return bytes as an array: a view, or a copy if they are not aligned for the datatype."""
     array = np.frombuffer(section, np.uint8)
     if datatype.name == BOOL and array.size and array.max() > 1:
         index = int((array > 1).argmax())

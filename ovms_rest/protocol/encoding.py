@@ -1,4 +1,4 @@
-"""From an InferenceResponse to the bytes that are sent: the JSON, then the binary tensors."""
+"""From an InferenceResponse to the bytes of its body: the JSON, then the binary tensors."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 
 from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.datatypes import DATATYPES
 from ovms_rest.protocol.strings import BytesArray, pack
 from ovms_rest.protocol.tensors import InferenceResponse, Tensor
 
@@ -13,17 +14,17 @@ Buffer = bytes | memoryview
 
 
 def encode_response(response: InferenceResponse) -> tuple[bytes, list[Buffer]]:
-    """Encode a response: its JSON and, in the order of the outputs, the data of the binary ones that have any.
+    """Return the JSON of a response and, in the order of the outputs, the data of binary outputs that are not empty.
 
-    The data are views on the tensors' memory wherever a tensor is contiguous. Raises InvalidRequestError for a
-    string that JSON cannot hold.
+    The data of contiguous tensors are views on their memory. Raises InvalidRequestError for a string that JSON cannot
+    hold.
     """
     outputs, sections = [], []
     for tensor, binary in response.outputs:
         output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.array.shape}
         if binary:
             section = _encode_binary(tensor)
-            # Clients in C++ take any other key of an output's parameters for a failure.
+            # Clients in C++ fail at any other key in the parameters of an output.
             output["parameters"] = {"binary_data_size": len(section)}
             if section:
                 sections.append(section)
@@ -40,15 +41,15 @@ def encode_response(response: InferenceResponse) -> tuple[bytes, list[Buffer]]:
 def _encode_binary(tensor: Tensor) -> Buffer:
     if isinstance(tensor.array, BytesArray):
         return pack(tensor.array)
-    return np.ascontiguousarray(tensor.array).reshape(-1).view(np.uint8).data  # numpy has no buffer of bfloat16
+    return np.ascontiguousarray(tensor.array).reshape(-1).view(np.uint8).data  # numpy exports no buffer of bfloat16
 
 
 def _encode_json(tensor: Tensor) -> Any:
-    """Flatten a tensor to what orjson writes as protocol.md section 5 says: shortest floats, null for what is none."""
+    """Return the elements for orjson, which writes shortest floats and null for NaN (protocol/README.md section 5)."""
     if isinstance(tensor.array, BytesArray):
         return _encode_strings(tensor.name, tensor.array)
     flat = np.ascontiguousarray(tensor.array).reshape(-1)
-    return flat.astype(np.float32) if tensor.datatype == "BF16" else flat
+    return DATATYPES[tensor.datatype].widen(flat)
 
 
 def _encode_strings(name: str, array: BytesArray) -> list[str]:
@@ -58,7 +59,7 @@ def _encode_strings(name: str, array: BytesArray) -> list[str]:
             strings.append(element.decode())
         except UnicodeDecodeError as error:
             raise InvalidRequestError(
-                f"output {name!r}: string {index} is not valid UTF-8 and cannot be answered in JSON; ask for binary "
+                f"output {name!r}: string {index} is not valid UTF-8 and cannot be returned in JSON; ask for binary "
                 f"by parameters.binary_data of the output or parameters.binary_data_output of the request"
             ) from error
     return strings

@@ -1,7 +1,7 @@
-"""Numeric requests, large ones whose data are numbers: read by simdjson without a Python object for each number.
+"""Large requests whose data are numbers, read by simdjson without a Python object for each number.
 
-orjson stays the judge of what is JSON and of what a request may hold. What is read here is what orjson would have
-read, bit for bit; whatever else comes raises UnsuitedError, which says nothing but that orjson has to read it.
+orjson decides what valid JSON is. This module reads only requests that orjson would read to the same bits, and raises
+UnsuitedError for all others, so that orjson reads or rejects them.
 """
 
 import math
@@ -12,54 +12,48 @@ import numpy as np
 import simdjson
 from numpy.typing import NDArray
 
-from ovms_rest.protocol.datatypes import BOOL, DATATYPES, Datatype, round_to_bfloat16
+from ovms_rest.protocol.datatypes import DATATYPES, Datatype
 
-# An array of JSON as simdjson holds it. While one lives, its parser parses nothing else.
+# A JSON array inside simdjson. While one lives, its parser cannot parse anything else.
 NumberArray = simdjson.Array
 
-# For how large a JSON a parser's memory is kept for the next: new pages from the kernel double the time. A parser takes
-# 2 bytes for each byte of numbers of 18 digits, and up to 13 for 1,1,1,1.
+# A parser's memory is kept for the next request up to this size of JSON: new pages from the kernel double the time. A
+# parser takes 2 bytes for each byte of numbers of 18 digits, and up to 13 for 1,1,1,1.
 MAX_KEPT_SIZE = 2**23
-# Keys of an object, and items of an array other than data. simdjson finds a key by going through those before it.
+# Limit for the keys of an object, and the items of an array other than data: simdjson searches keys one by one.
 MAX_MEMBERS = 256
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _NUMERIC: Final = b"0123456789+-.eE,[] \t\r\n"
 _QUOTE, _BACKSLASH = b'"\\'
-# What a byte does to the depth.
+# The change of depth at each byte.
 _STEPS = np.zeros(256, np.int8)
 _STEPS[[*b"[{"]] = 1
 _STEPS[[*b"]}"]] = -1
-# Bytes looked at in one go. What is made of them stays in the cache and in memory that the process already has.
+# Bytes examined at a time, so that the arrays made of them stay in the cache and in memory that the process has.
 _BLOCK = 3 * 2**15
-# Whose brackets are held at a time: an array of one digit has as many bytes of places as 16 times its own.
+# Bytes whose brackets are held at a time: in arrays of one digit, the positions take 16 times the bytes of the text.
 _PIECE = 10 * _BLOCK
 
-# As what simdjson gives the elements: FP64, INT64 or UINT64.
-_Kind = Literal["d", "i", "u"]
-_KINDS: dict[str, _Kind] = {
-    name: "d" if float in row.json_types else "u" if row.dtype.kind == "u" else "i"
-    for name, row in DATATYPES.items()
-    if name != BOOL
-}
-_DTYPES: dict[_Kind, np.dtype[Any]] = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
+# simdjson's names for FP64, INT64 and UINT64.
+_WIDE_TYPES: dict[str, Literal["d", "i", "u"]] = {"f": "d", "i": "i", "u": "u"}
 
 
 class UnsuitedError(Exception):
-    """The request is not for this module. It may be valid, and it may be not."""
+    """A request that this module cannot read; it may be valid or not."""
 
 
 def looks_numeric(part: memoryview) -> bool:
-    """Guess from three places whether a large JSON is mostly numbers, so that texts are not parsed in vain."""
+    """Guess from three places whether a large JSON is mostly numbers, to avoid parsing texts twice."""
     quarter = len(part) // 4
     return any(not bytes(part[place : place + 32]).strip(_NUMERIC) for place in (quarter, 2 * quarter, 3 * quarter))
 
 
 def parse_numeric(part: memoryview, max_depth: int) -> dict[str, Any]:
-    """Parse the JSON of a request to what orjson makes of it, except that an array as `data` is a NumberArray.
+    """Parse the JSON of a request as orjson does, except that an array as `data` becomes a NumberArray.
 
-    Raises UnsuitedError for what is no JSON, no object with an array of objects as `inputs`, nested deeper than
-    `max_depth` levels, or beyond what is read here: a repeated key, an integer of more than 64 bits.
+    Raises UnsuitedError for invalid JSON, for anything but an object with an array of objects as `inputs`, for nesting
+    deeper than `max_depth` levels, for repeated keys and for integers of more than 64 bits.
     """
     if bytes(part[:3]) == _BYTE_ORDER_MARK:  # which simdjson skips
         raise UnsuitedError
@@ -71,26 +65,26 @@ def parse_numeric(part: memoryview, max_depth: int) -> dict[str, Any]:
 
 
 def to_array(numbers: NumberArray, datatype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Convert numbers, nested in any form, to an array of that datatype and shape; floats are rounded once from FP64.
+    """Return numbers, nested in any form, as an array of a datatype and shape; floats are rounded once from FP64.
 
-    Raises UnsuitedError for BOOL and BYTES, for elements that do not fit the datatype, and where the shape means
-    another count.
+    Raises UnsuitedError for BOOL and BYTES, for elements that do not fit the datatype, and if their number does not fit
+    the shape.
     """
-    kind = _KINDS.get(datatype)
-    if kind is None:
+    row = DATATYPES.get(datatype)
+    if row is None or row.wide_dtype.kind not in _WIDE_TYPES:
         raise UnsuitedError
     try:
-        values = np.frombuffer(numbers.as_buffer(of_type=kind), _DTYPES[kind])
-    except (TypeError, ValueError, MemoryError) as error:  # of another type; beyond the kind's range
+        values = np.frombuffer(numbers.as_buffer(of_type=_WIDE_TYPES[row.wide_dtype.kind]), row.wide_dtype)
+    except (TypeError, ValueError, MemoryError) as error:  # another type, or out of range
         raise UnsuitedError from error
     if len(values) != math.prod(shape):
         raise UnsuitedError
-    return _narrow(values, DATATYPES[datatype]).reshape(shape)
+    return _narrow(values, row).reshape(shape)
 
 
 def _narrow(values: NDArray[Any], datatype: Datatype) -> NDArray[Any]:
     with np.errstate(over="ignore"):
-        array = round_to_bfloat16(values) if datatype.name == "BF16" else values.astype(datatype.dtype, copy=False)
+        array = datatype.narrow(values)
     fits = np.isfinite(array) if float in datatype.json_types else array == values
     if not fits.all():
         raise UnsuitedError
@@ -115,7 +109,7 @@ def _parse(part: memoryview) -> Any:
     try:
         return parser.parse(part)
     except (ValueError, RuntimeError, MemoryError) as error:
-        # It may be that an array which outlived its request holds the parser: then the next request needs another.
+        # An array that outlived its request may hold the parser: then the next request needs another.
         _kept.parser = simdjson.Parser()
         raise UnsuitedError from error
 
@@ -124,7 +118,7 @@ def _members(value: Any) -> dict[str, Any]:
     if type(value) is not simdjson.Object or len(value) > MAX_MEMBERS:
         raise UnsuitedError
     names = list(value)
-    # simdjson finds the first of equal keys, where the last counts, and compares a key up to a NUL.
+    # simdjson finds the first of equal keys, but the last counts, and it compares keys up to a NUL.
     if len(set(names)) < len(names) or "\0" in "".join(names):
         raise UnsuitedError
     return {name: value[name] for name in names}
@@ -144,7 +138,7 @@ def _input(item: Any) -> dict[str, Any]:
 
 
 def _to_python(value: Any) -> Any:
-    # Not by as_dict and as_list of simdjson, which write past the end of an array of 2**24 items.
+    # Without simdjson's as_dict and as_list, which write past the end of an array of 2**24 items.
     if type(value) is simdjson.Object:
         return {name: _to_python(member) for name, member in _members(value).items()}
     if type(value) is simdjson.Array:
@@ -156,15 +150,14 @@ def _to_python(value: Any) -> Any:
 
 
 def is_shallow(text: NDArray[np.uint8], max_depth: int) -> bool:
-    """Tell whether JSON is nested no deeper than `max_depth` levels.
+    """Return whether JSON is nested no deeper than `max_depth` levels.
 
-    False may be wrong where a backslash stands before a quote, True never is. Of what is no JSON the answer means
-    nothing.
+    False may be wrong if a quote follows a backslash, True never is. For invalid JSON the result means nothing.
     """
     depth, quotes_before, brackets_before = 0, 0, 0
-    held: list[tuple[int, NDArray[np.intp]]] = []  # what is not looked at unless there are many brackets
+    held: list[tuple[int, NDArray[np.intp]]] = []  # examined only if there are many brackets
     for begin in range(0, len(text), _PIECE):
-        # With these bits all four brackets are 0x7f, and so are only Y, y, _ and DEL, which are no step in depth.
+        # With these bits all four brackets are 0x7f; so are only Y, y, _ and DEL, which do not change the depth.
         brackets = _places(text[begin : begin + _PIECE], 0x26, 0x7F)
         held.append((begin, brackets))
         brackets_before += len(brackets)
@@ -173,7 +166,7 @@ def is_shallow(text: NDArray[np.uint8], max_depth: int) -> bool:
         for start, places in held:
             piece = text[start : start + _PIECE]
             quotes = _places(piece, 0, _QUOTE)
-            if (text[start + quotes - 1] == _BACKSLASH).any():  # a quote that may be part of a string
+            if (text[start + quotes - 1] == _BACKSLASH).any():  # the quote may be part of a string
                 return False
             outside = (np.searchsorted(quotes, places) + quotes_before) % 2 == 0
             depths = np.cumsum(_STEPS[piece[places[outside]]]) + depth
@@ -186,7 +179,7 @@ def is_shallow(text: NDArray[np.uint8], max_depth: int) -> bool:
 
 
 def _places(text: NDArray[np.uint8], bits: int, value: int) -> NDArray[np.intp]:
-    """Return where a byte with the bits set is the value. Such are few, so eight bytes are looked at together."""
+    """Return where a byte with the bits set is the value. Few are, so eight bytes are tested together."""
     whole = len(text) // 8 * 8
     found = np.empty(whole // 8, np.bool_)
     for begin in range(0, whole, _BLOCK):

@@ -1,12 +1,12 @@
-"""The memory that a worker has left for requests and responses, and what a response takes of it.
+"""Whether a response fits into the memory that a worker has left for requests and responses.
 
 A response is refused before its inference where the shapes of its outputs are static, otherwise before it is encoded.
-Other servers than our own worker say nothing of their memory; with them nothing is checked.
+Under servers other than our own worker, responses are not limited.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import orjson
@@ -18,71 +18,52 @@ from ovms_rest.protocol.tensors import ModelMetadata, RequestedOutput, Tensor
 
 # Outputs with no more bytes than this together are not measured.
 SMALL_OUTPUTS = 2**16
-# The most characters that an element takes in JSON, with its comma.
-_LONGEST = {
-    "BOOL": 6,
-    "INT8": 5,
-    "INT16": 7,
-    "INT32": 12,
-    "INT64": 21,
-    "UINT8": 4,
-    "UINT16": 6,
-    "UINT32": 11,
-    "UINT64": 21,
-    "FP16": 26,
-    "BF16": 26,
-    "FP32": 26,
-    "FP64": 26,
-}
-# The fewest: a digit and a comma.
-_SHORTEST = 2
-# A string in binary has its length before it, in JSON two quotes and a comma behind it. While it is encoded it is a
-# bytes object and a str besides.
+# A string in binary comes after its length; in JSON it has two quotes and a comma. While it is encoded it also is a
+# bytes object and a str.
 _LENGTH = 4
 _QUOTED = 3
 _STRING_OBJECTS = 110
-# So many elements are encoded at once to find their size.
+# Elements that are encoded at a time to find their size.
 _STEP = 2**16
-
-Environ = dict[str, Any]
 
 
 class Room(NamedTuple):
-    """Bytes: what unfinished requests and responses hold, and the most that they may hold together."""
+    """Bytes: the total of unfinished requests and responses, and the limit of that total."""
 
     held: int
     limit: int
 
 
-_UNLIMITED = Room(0, 2**63)
+def unlimited() -> Room:
+    """Return the room under a server that does not limit its memory."""
+    return Room(0, 2**63)
 
 
 def describe_lack(what: str, size: int, room: Room) -> str:
-    """Return the message for a request or response of so many bytes that does not fit in."""
+    """Return the message for a request or response of `size` bytes that does not fit."""
     if size > room.limit:
         return f"no room for {what} of {size} bytes: OVMS_REST_MAX_HELD_BYTES allows {room.limit}"
     return f"no room for {what} of {size} bytes: unfinished requests and responses hold {room.held} of {room.limit}"
 
 
-def check_requested(requested: Sequence[RequestedOutput], metadata: ModelMetadata, environ: Environ) -> None:
-    """Raise BusyError when the outputs cannot fit in, as far as their shapes are static."""
+def check_requested(requested: Sequence[RequestedOutput], metadata: ModelMetadata, room: Room) -> None:
+    """Raise BusyError when those of the outputs whose shapes are static cannot fit."""
     size = 0
     for name, is_binary, classification in requested:
         output = metadata.outputs[name]
         if output.static_shape is not None and not classification:
-            elements = math.prod(output.static_shape)
-            size += elements * (_size_in_binary(output.datatype) if is_binary else _SHORTEST)
-    _check(size, _find_room(environ))
+            size += math.prod(output.static_shape) * _least_size(output.datatype, is_binary)
+    _check(size, room)
 
 
-def check_outputs(outputs: Sequence[tuple[Tensor, bool]], environ: Environ) -> None:
-    """Raise BusyError when the response with these outputs, each binary or not, does not fit in."""
+def check_outputs(outputs: Sequence[tuple[Tensor, bool]], find_room: Callable[[], Room]) -> None:
+    """Raise BusyError when a response with these outputs, each binary or not, does not fit."""
     size = 0
     for tensor, _ in outputs:
         size += tensor.array.nbytes
     if size <= SMALL_OUTPUTS:
         return
-    room, least, most = _find_room(environ), 0, 0
+    room, least, most = find_room(), 0, 0
     for tensor, is_binary in outputs:
         low, high = _measure(tensor, is_binary)
         least, most = least + low, most + high
@@ -91,37 +72,37 @@ def check_outputs(outputs: Sequence[tuple[Tensor, bool]], environ: Environ) -> N
         _check_encoded(outputs, room)
 
 
-def _find_room(environ: Environ) -> Room:
-    find_room: Callable[[], Room] | None = environ.get("ovms_rest.room")  # our own worker's
-    return _UNLIMITED if find_room is None else find_room()
-
-
 def _check(size: int, room: Room) -> None:
     if room.held + size > room.limit:
         raise BusyError(describe_lack("a response", size, room))
 
 
-def _size_in_binary(datatype: str) -> int:
-    return _LENGTH if datatype == BYTES else DATATYPES[datatype].size
+def _least_size(datatype: str, is_binary: bool) -> int:
+    """Return the fewest bytes that an element takes in a response."""
+    if datatype == BYTES:
+        return _LENGTH if is_binary else _QUOTED
+    row = DATATYPES[datatype]
+    return row.size if is_binary else row.shortest_json + 1  # with a comma
 
 
 def _measure(tensor: Tensor, is_binary: bool) -> tuple[int, int]:
-    """Return the least and the most bytes that a tensor may take in a response, or while that is made."""
+    """Return the least and the most bytes that a tensor may take in a response, or while it is encoded."""
     array = tensor.array
     if isinstance(array, BytesArray):
         count, size = array.begins.size, int((array.ends - array.begins).sum(dtype=np.int64))
         if is_binary:
             return size + _LENGTH * count, size + _LENGTH * count
-        # What is escaped takes up to six characters.
         objects = 2 * size + _STRING_OBJECTS * count
+        # An escaped character takes up to six.
         return size + _QUOTED * count + objects, 6 * size + _QUOTED * count + objects
     if is_binary:
         return array.nbytes, array.nbytes
-    return array.size * _SHORTEST, array.size * _LONGEST[tensor.datatype]
+    row = DATATYPES[tensor.datatype]
+    return array.size * (row.shortest_json + 1), array.size * (row.longest_json + 1)
 
 
 def _check_encoded(outputs: Sequence[tuple[Tensor, bool]], room: Room) -> None:
-    """Find the exact size of numbers in JSON piece by piece, no further than there is room."""
+    """Find the exact size of numbers in JSON piece by piece, until they no longer fit."""
     size = 0
     for tensor, is_binary in outputs:
         array = tensor.array
@@ -129,9 +110,8 @@ def _check_encoded(outputs: Sequence[tuple[Tensor, bool]], room: Room) -> None:
             size += _measure(tensor, is_binary)[1]
             _check(size, room)
             continue
-        flat = np.ascontiguousarray(array).reshape(-1)
+        flat, widen = np.ascontiguousarray(array).reshape(-1), DATATYPES[tensor.datatype].widen
         for start in range(0, flat.size, _STEP):
-            part = flat[start : start + _STEP]
-            part = part.astype(np.float32) if tensor.datatype == "BF16" else part
-            size += len(orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)) - 1
+            numbers = widen(flat[start : start + _STEP])
+            size += len(orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)) - 1
             _check(size, room)

@@ -1,19 +1,19 @@
-"""The path of a request: decoded once, by protocol.md section 1, for whoever decides by it."""
+"""The path of a request, decoded once for all modules (protocol/README.md section 1)."""
 
 import re
 from urllib.parse import unquote_to_bytes
 
-# RFC 3986 section 3.1 and 3.2: what stands before the path in a target of absolute form.
+# RFC 3986 sections 3.1 and 3.2: scheme and authority, before the path in a target of absolute form.
 _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 _ENCODED_SLASH = re.compile("%(?=2[Ff])")
 _INFERENCE = re.compile(r"/v2/models/([^/]*)(?:/versions/([^/]*))?/infer")
 
-# The path of a request outside of SCRIPT_NAME; no route has it.
+# The path of a request outside SCRIPT_NAME; it matches no route.
 OUTSIDE = ""
 
 
 def read_script_name(variable: str) -> str:
-    """Return the path that the service is mounted below, "" for none, in WSGI's form, from the variable SCRIPT_NAME."""
+    """Return the path at which the service is mounted, "" for the root, in WSGI's form, from SCRIPT_NAME."""
     name = variable.strip("/").encode(errors="surrogateescape").decode("latin-1")
     return f"/{name}" if name else ""
 
@@ -21,8 +21,8 @@ def read_script_name(variable: str) -> str:
 def read_path(target: str, script_name: str = "") -> str:
     """Return the path of a request target below `script_name` as WSGI's PATH_INFO; OUTSIDE if it is not below it.
 
-    Whoever decides by the path of a request uses this one. Percent-encoding is decoded except that of a slash, so that
-    the model `a%2Fready` does not look like the readiness of `a`. A slash at the end is dropped.
+    Percent-encoding is decoded except that of a slash, so that the model `a%2Fready` does not look like the readiness
+    of `a`. A slash at the end is dropped.
     """
     path = target.partition("?")[0]
     if not path.startswith("/"):
@@ -40,7 +40,7 @@ def read_path(target: str, script_name: str = "") -> str:
 
 
 def read_authority(target: str) -> str | None:
-    """Return host and port in a target of absolute form, None for any other target."""
+    """Return host and port of a target of absolute form, None for any other target."""
     authority = _AUTHORITY.match(target.partition("?")[0])
     return None if authority is None else authority[0].partition("://")[2].rpartition("@")[2]
 
@@ -51,12 +51,12 @@ def drop_slash(path: str) -> str:
 
 
 def is_inference(method: str, path: str) -> bool:
-    """Return whether a request infers, and so may have to wait for its turn; `path` comes from `read_path`."""
+    """Return whether a request is an inference, which may be queued; `path` comes from `read_path`."""
     return method == "POST" and path.endswith("/infer") and _INFERENCE.fullmatch(path) is not None
 
 
 def read_inference(path: str) -> tuple[str, str | None]:
-    """Return the model, and the version or None, in the path of an inference."""
+    """Return model and version (or None) in the path of an inference."""
     found = _INFERENCE.fullmatch(path.encode("latin-1").decode("utf-8", "replace"))
     assert found is not None
     return found[1], found[2]

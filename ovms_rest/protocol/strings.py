@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
 
-# Strings that the inputs of a request may have together: each is gone through by itself, which takes 250 ns. OVMS
-# allows 33,554,432 in a tensor; they would occupy a worker for 8 s.
+# Limit for the strings of all inputs of a request: each takes 250 ns. OVMS allows 33,554,432 in a tensor, which would
+# block a worker for 8 s.
 MAX_ELEMENTS = 2**23
-# OVMS's bound for strings that are laid out as a matrix.
+# OVMS's limit for strings that become a matrix.
 MAX_MATRIX_BYTES = 2**30
-# What 32-bit offsets, OpenVINO's, can point at.
+# The range of OpenVINO's 32-bit offsets.
 MAX_BYTES = 2**31 - 1
 
-# From so many strings on, the memory that their places take counts more than the time it takes to make an array.
+# From this many strings on, the memory of their offsets matters more than the time to make an array.
 _MANY = 256
 
 _LENGTH = struct.Struct("<I")
@@ -31,7 +31,7 @@ class BytesArray:
 
     Element i is `symbols[begins.flat[i]:ends.flat[i]]`; the shape of `begins` and `ends` (int32) is the array's.
     These are the three tensors of OpenVINO's StringTensorPack. `symbols` (uint8, one dimension) may hold bytes that
-    belong to no element, so that a received body serves as it is. Its length stays below 2**31 because the limit of a
+    belong to no element, so it can be a view on a received body. Its length stays below 2**31 because the limit of a
     body does (`settings`).
     """
 
@@ -41,12 +41,12 @@ class BytesArray:
 
     @classmethod
     def of(cls, elements: Iterable[bytes], shape: tuple[int, ...]) -> Self:
-        """Lay out elements, in row-major order, as an array of that shape."""
+        """Return elements, in row-major order, as an array of that shape."""
         elements = list(elements)
         ends = np.cumsum([len(element) for element in elements], dtype=np.int64).astype(np.int32)
         begins = np.zeros_like(ends)
         begins[1:] = ends[:-1]
-        # A bytearray, for OpenVINO wants memory that may be written to.
+        # A bytearray, for OpenVINO needs writable memory.
         symbols = np.frombuffer(bytearray(b"".join(elements)), np.uint8)
         return cls(begins.reshape(shape), ends.reshape(shape), symbols)
 
@@ -72,15 +72,15 @@ class BytesArray:
 
 
 def count_of(number: int, noun: str) -> str:
-    """Write how many there are of something, for a message: "1 byte", "2 bytes"."""
+    """Return a number with its noun for a message: "1 byte", "2 bytes"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def unpack(section: memoryview, count: int, label: object) -> tuple[MutableSequence[int], MutableSequence[int]]:
-    """Find the elements of a binary BYTES tensor: a 4-byte little-endian length and that many bytes for each.
+    """Return where the elements of a binary BYTES tensor begin, and where they end, in `section`.
 
-    Returns where each begins and ends in `section`. Raises InvalidRequestError, beginning with `label`, unless
-    exactly `count` elements fill the section.
+    Each is a 4-byte little-endian length and that many bytes. Raises InvalidRequestError, beginning with `label`,
+    unless exactly `count` elements fill the section.
     """
     begins: MutableSequence[int]
     ends: MutableSequence[int]
@@ -114,7 +114,7 @@ def unpack(section: memoryview, count: int, label: object) -> tuple[MutableSeque
 
 
 def pack(array: BytesArray) -> bytes:
-    """Lay out an array as a binary BYTES tensor, the reverse of `unpack`."""
+    """Return an array as a binary BYTES tensor, the reverse of `unpack`."""
     parts: list[bytes] = []
     for element in array.elements():
         parts += (_LENGTH.pack(len(element)), element)
@@ -122,7 +122,7 @@ def pack(array: BytesArray) -> bytes:
 
 
 def measure_matrix(array: BytesArray, label: str) -> tuple[int, int]:
-    """Return the shape of the matrix that strings, shape [n], become: [n, longest + 1].
+    """Return the shape of the matrix of strings of shape [n]: [n, longest + 1].
 
     Raises InvalidRequestError, beginning with `label`, when the matrix would be larger than 1 GiB.
     """
@@ -136,7 +136,7 @@ def measure_matrix(array: BytesArray, label: str) -> tuple[int, int]:
 
 
 def to_matrix(array: BytesArray, label: str) -> NDArray[np.uint8]:
-    """Lay out strings, shape [n], as UINT8 rows [n, longest + 1], each ended and filled with NULs (OVMS's form).
+    """Return strings of shape [n] as UINT8 rows [n, longest + 1], each padded with at least one NUL, as in OVMS.
 
     Raises InvalidRequestError as `measure_matrix` does.
     """
@@ -148,6 +148,6 @@ def to_matrix(array: BytesArray, label: str) -> NDArray[np.uint8]:
 
 
 def from_matrix(matrix: NDArray[np.uint8]) -> BytesArray:
-    """Read UINT8 rows [n, width] as n strings, each up to its first NUL: the reverse of `to_matrix`."""
+    """Return UINT8 rows [n, width] as n strings, each up to its first NUL, the reverse of `to_matrix`."""
     rows: Sequence[bytes] = [row.tobytes().partition(b"\0")[0] for row in matrix]
     return BytesArray.of(rows, (len(rows),))

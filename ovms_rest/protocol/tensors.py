@@ -1,6 +1,6 @@
-"""The messages of the protocol as values: tensors, what a model takes and gives, requests and responses.
+"""The messages of the protocol as values: tensors, metadata of models, requests and responses.
 
-What is made for every request is a NamedTuple, which costs a third of a frozen dataclass to make.
+Values made for every request are NamedTuples, which take a third of the time of frozen dataclasses.
 """
 
 import math
@@ -40,10 +40,10 @@ def copy_array(array: Array) -> Array:
 
 
 class Tensor(NamedTuple):
-    """A named array on its way in or out: an ndarray of the datatype's dtype, or a BytesArray for BYTES.
+    """An input or output: an ndarray of the datatype's dtype, or a BytesArray for BYTES, with its name.
 
-    The array keeps its memory alive itself: it owns it, or numpy's chain of bases leads to what owns it. So a view on
-    it, such as a section of a response, may outlive the request.
+    The array owns its memory, or refers to the owner through numpy's chain of bases. So a view on it, such as a section
+    of a response, may outlive the request.
     """
 
     name: str
@@ -57,21 +57,21 @@ class Tensor(NamedTuple):
 
 
 def batch_of(shape: tuple[int, ...]) -> int:
-    """Return how many inferences a tensor of a shape stands for: its first dim, 1 of a scalar.
+    """Return the number of inferences that a tensor of a shape counts as: its first dim, 1 for a scalar.
 
-    Without elements it is none; the first dim may then be larger than counters hold.
+    Without elements it is 0, for its first dim may be larger than counters hold.
     """
     return 0 if 0 in shape else shape[0] if shape else 1
 
 
 class Dim(NamedTuple):
-    """The sizes one dimension may have, both ends included; `high` None is no upper bound."""
+    """The sizes that a dimension may have, from `low` to `high`, both included; `high` None means no upper bound."""
 
     low: int
     high: int | None
 
     def __str__(self) -> str:
-        """Write it as the configuration does: 3, -1 or 1:8."""
+        """Return it as in the configuration: 3, -1 or 1:8."""
         if self.low == self.high:
             return str(self.low)
         if self.low == 0 and self.high is None:
@@ -80,27 +80,27 @@ class Dim(NamedTuple):
 
     @property
     def size(self) -> int | None:
-        """The size of a static dimension, None of any other."""
+        """The size of a static dimension, None for any other."""
         return self.low if self.low == self.high else None
 
     def holds(self, size: int) -> bool:
-        """Tell whether a tensor may have that size here."""
+        """Return whether a tensor may have that size here."""
         return self.low <= size and (self.high is None or size <= self.high)
 
 
 class ImageDecoder(Protocol):
-    """Makes the array of an input of encoded images."""
+    """Decodes the encoded images of an input."""
 
     def read(self, strings: BytesArray, label: str) -> NDArray[Any]:
-        """Decode the images of a request; messages begin with `label`. Raises InvalidRequestError."""
+        """Return the images of a request as an array. Raises InvalidRequestError, beginning with `label`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The input of a model behind what the client sees, for messages: what its configuration changed and could change.
+    """For messages: how the configuration changed an input of a model, and how it could.
 
-    `layout` is the setting that transposes, "NHWC:NCHW", with `dims` as the model itself has them; "" when none does.
-    `has_precision` is whether a `precision` can be set that is not set yet.
+    `layout` is the setting that transposes, such as "NHWC:NCHW" ("" for none); `dims` are those of the model itself.
+    `has_precision` is whether the setting `precision` is available and unset.
     """
 
     layout: str = ""
@@ -110,9 +110,9 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class TensorMetadata:
-    """An input or output as the client sees it; `dims` None is an unknown rank, which only outputs have.
+    """An input or output as the client sees it; `dims` None means an unknown rank, which only outputs have.
 
-    `images` is of an input that takes encoded images besides, `origin` of the input of a model.
+    Inputs that also take encoded images have `images`, inputs of models `origin`.
     """
 
     name: str
@@ -120,17 +120,17 @@ class TensorMetadata:
     dims: tuple[Dim, ...] | None
     images: ImageDecoder | None = field(default=None, compare=False)
     origin: Origin | None = field(default=None, compare=False)
-    # The shape when every dim is static: one comparison settles it.
+    # The shape when every dim is static, to check a request by one comparison.
     static_shape: tuple[int, ...] | None = field(init=False)
 
     def __post_init__(self) -> None:
-        """Settle at load what every request would ask again."""
+        """Compute at load what every request needs."""
         sizes = None if self.dims is None else tuple(dim.size for dim in self.dims)
         static = sizes if sizes is not None and None not in sizes else None
         object.__setattr__(self, "static_shape", static)
 
     def holds(self, shape: tuple[int, ...]) -> bool:
-        """Tell whether a tensor of that shape fits."""
+        """Return whether a tensor of that shape fits."""
         if self.static_shape is not None:
             return shape == self.static_shape
         if self.dims is None:
@@ -143,7 +143,7 @@ class TensorMetadata:
         return True
 
     def describe_shape(self) -> str:
-        """Write the shape for a person: [1,3,200:500,-1]."""
+        """Return the shape for messages: [1,3,200:500,-1]."""
         return "[...]" if self.dims is None else f"[{','.join(map(str, self.dims))}]"
 
     def to_json(self) -> dict[str, Any]:
@@ -155,9 +155,9 @@ class TensorMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """What a served version takes and gives; `inputs` and `outputs` are keyed by name, in alphabetical order.
+    """The tensors of a served version; `inputs` and `outputs` are keyed by name, in alphabetical order.
 
-    `labels` are what the classes of its outputs are called, by their index.
+    `labels` are the names of the classes of its outputs, by index.
     """
 
     name: str
@@ -166,14 +166,14 @@ class ModelMetadata:
     outputs: Mapping[str, TensorMetadata]
     rt_info: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ()
-    # All outputs, as a request that names none wants them: as JSON and as binary.
+    # All outputs, for requests that name none: as JSON and as binary.
     all_outputs: tuple[tuple["RequestedOutput", ...], tuple["RequestedOutput", ...]] = field(init=False)
     # The elements of the outputs whose shapes are static, and whether there are other outputs.
     static_elements: int = field(init=False)
     has_dynamic_outputs: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        """Settle at load what every request would ask again."""
+        """Compute at load what every request needs."""
         shapes = [output.static_shape for output in self.outputs.values()]
         object.__setattr__(self, "static_elements", sum(math.prod(shape) for shape in shapes if shape is not None))
         object.__setattr__(self, "has_dynamic_outputs", None in shapes)
@@ -181,7 +181,7 @@ class ModelMetadata:
         object.__setattr__(self, "all_outputs", (as_json, as_binary))
 
     def to_json(self, versions: list[str]) -> dict[str, Any]:
-        """Return the model metadata response (protocol.md section 2)."""
+        """Return the model metadata response (protocol/README.md section 2)."""
         return {
             "name": self.name,
             "versions": versions,
@@ -192,7 +192,7 @@ class ModelMetadata:
 
 
 class RequestedOutput(NamedTuple):
-    """An output as the client wants it: its name, whether as binary, and of how many classes, 0 for its values."""
+    """An output in a request: its name, whether as binary, and the number of classes, 0 for its values."""
 
     name: str
     binary: bool
@@ -200,9 +200,9 @@ class RequestedOutput(NamedTuple):
 
 
 class InferenceRequest(NamedTuple):
-    """A decoded request. No `outputs` means all of them, each `binary_output` or not.
+    """A decoded request. Empty `outputs` means all of them, as binary if `binary_output`.
 
-    `timeout_us` is how long it may wait for its inference, 0 for ever.
+    `timeout_us` is how long it may wait for its inference, 0 without a limit.
     """
 
     inputs: tuple[Tensor, ...]
@@ -214,7 +214,7 @@ class InferenceRequest(NamedTuple):
 
 
 class InferenceResponse(NamedTuple):
-    """What is answered: the outputs in the order in which they are sent, each with whether it is sent as binary."""
+    """A response: the outputs in the order of sending, each with whether it is sent as binary."""
 
     model_name: str
     model_version: str

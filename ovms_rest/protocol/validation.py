@@ -1,4 +1,4 @@
-"""Whether a request fits a model, and the arrays that it gives to the model's inputs."""
+"""Checks whether a request fits a model, and the arrays for the model's inputs."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,14 +9,14 @@ from ovms_rest.protocol.strings import BytesArray, count_of, measure_matrix, to_
 from ovms_rest.protocol.tensors import Array, InferenceRequest, ModelMetadata, RequestedOutput, Tensor, TensorMetadata
 from ovms_rest.protocol.words import join, list_names, quote
 
-# The datatypes as the configuration of a model writes them.
+# The datatypes in the spelling of a model's configuration.
 _PRECISIONS = {name: name.lower() for name in DATATYPES if name != BOOL}
 
 
 def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[str, Array]:
-    """Match the request's inputs with the model's: each exactly once, its datatype, a shape that fits.
+    """Return the array for every input of the model, by name.
 
-    Returns the array for every input of the model, by name. Raises InvalidRequestError.
+    Raises InvalidRequestError unless the request has each input exactly once, with its datatype and a shape that fits.
     """
     arrays: dict[str, Array] = {}
     for tensor in request.inputs:
@@ -36,16 +36,16 @@ def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[
 
 
 def unknown_input(name: str, metadata: ModelMetadata) -> InvalidRequestError:
-    """Return the refusal of an input that a model does not have."""
+    """Return the error for an input that a model does not have."""
     return InvalidRequestError(
         f"input {quote(name)} is unknown to model {metadata.name!r}, whose inputs are {_names(metadata.inputs)}"
     )
 
 
 def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tuple[RequestedOutput, ...]:
-    """Return the outputs to answer, in order: those asked for, or all in alphabetical order.
+    """Return the outputs of the response in order: the requested ones, or all in alphabetical order.
 
-    Raises InvalidRequestError for a name that is unknown or repeated, and for the classes of an output of strings.
+    Raises InvalidRequestError for an unknown or repeated name, and for the classes of an output of strings.
     """
     if not request.outputs:
         return metadata.all_outputs[request.binary_output]
@@ -84,7 +84,7 @@ def _fit(tensor: Tensor, expected: TensorMetadata) -> Array:
 
 
 def _suggest_precision(tensor: Tensor, expected: TensorMetadata) -> str:
-    """Name the setting that has OpenVINO convert numbers, where it does."""
+    """Return a hint at the setting that would have OpenVINO convert the numbers, "" without one."""
     if expected.origin is None or not expected.origin.has_precision:
         return ""
     if tensor.datatype not in _PRECISIONS or expected.datatype not in _PRECISIONS:
@@ -96,7 +96,7 @@ def _suggest_precision(tensor: Tensor, expected: TensorMetadata) -> str:
 
 
 def _explain_layout(shape: tuple[int, ...], expected: TensorMetadata) -> str:
-    """Say that a shape is in the layout of the model, where clients send another."""
+    """Return a hint for a shape in the model's own layout where clients send another, "" for other shapes."""
     origin = expected.origin
     if origin is None or not origin.layout or not TensorMetadata("", expected.datatype, origin.dims).holds(shape):
         return ""
@@ -108,7 +108,7 @@ def _explain_layout(shape: tuple[int, ...], expected: TensorMetadata) -> str:
 
 
 def _takes_strings(expected: TensorMetadata) -> bool:
-    """A UINT8 matrix takes BYTES too, a string in each row (OVMS; protocol.md section 7)."""
+    """Return whether an input is a UINT8 matrix, which also takes BYTES (protocol/README.md section 7)."""
     return expected.datatype == UINT8 and expected.dims is not None and len(expected.dims) == 2
 
 

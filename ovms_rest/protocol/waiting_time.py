@@ -1,4 +1,4 @@
-"""Since when a request waits, for those that say how long they can."""
+"""The time since when a request has been waiting, for requests with a timeout."""
 
 import time
 from collections.abc import Mapping
@@ -6,14 +6,14 @@ from typing import Any
 
 from ovms_rest.protocol.decoding import decode_request_start
 
-# What X-Request-Start tells is no waiting but a clock that is wrong when it lies further back.
+# An X-Request-Start further back means that a clock is wrong.
 _LONGEST_WAIT_NS = 3600 * 10**9
 
 
 def waits_since(environ: Mapping[str, Any], received_ns: int) -> int:
-    """Tell since when a request waits: since it came, at `received_ns`, or since the proxy in front of us had it.
+    """Return since when a request has been waiting: since `received_ns`, or since a proxy in front received it.
 
-    Both are nanoseconds of the monotonic clock.
+    Both are in nanoseconds of the monotonic clock.
     """
     began = decode_request_start(environ.get("HTTP_X_REQUEST_START", ""))
     waited = 0 if began is None else time.time_ns() - began

@@ -12,7 +12,7 @@ from ovms_rest.protocol.decoding import decode_raw_request, decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
 from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.protocol.json_memory import choose_budget
-from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requested
+from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requested, unlimited
 from ovms_rest.protocol.tensors import InferenceRequest, InferenceResponse, ModelMetadata, batch_of
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.protocol.waiting_time import waits_since
@@ -65,7 +65,7 @@ class Infer:
             if request.timeout_us:
                 _check_deadline(request.timeout_us, environ, received)
             if metadata.static_elements > SMALL_OUTPUTS:
-                check_requested(requested, metadata, environ)
+                check_requested(requested, metadata, environ.get("ovms_rest.room", unlimited)())
             decoded = time.monotonic_ns()
             if is_observed:
                 _note(environ, input_ns=decoded - started)
@@ -76,7 +76,7 @@ class Infer:
                 for name, binary, classification in requested
             ]
             if metadata.has_dynamic_outputs or metadata.static_elements > SMALL_OUTPUTS:
-                check_outputs(outputs, environ)
+                check_outputs(outputs, environ.get("ovms_rest.room", unlimited))
             response = InferenceResponse(metadata.name, metadata.version, outputs, request.id)
             size = self._respond(req, resp, *encode_response(response))
         except Exception as error:

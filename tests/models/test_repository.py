@@ -559,7 +559,7 @@ STRING = "expected a string that is not empty"
         ('{"outputs": {"a": "x", "b": "x"}}', "outputs[\"b\"]: 'x' is the name for 'a' already"),
         (
             '{"inputs": {}, "inputs": {"x": "a", "x": "b"}}',
-            "inputs: the key is there more than once; inputs.x: the key is there more than once",
+            "inputs: duplicate key; inputs.x: duplicate key",
         ),
         (
             b'{"inputs": {\n"x": "\xff"}}',

@@ -13,7 +13,7 @@ from ovms_rest.pipelines.definition import (
 )
 
 PLACE = "pipeline_config_list[0]"
-NAME = "expected a string that is not empty and has no '/' and no control characters, got"
+NAME = "expected a non-empty string without '/' and control characters, got"
 COUNT = "expected an integer from 1 to 10000, or -1 for any count, got"
 CONNECTION = "expected an object with one key, the name of a tensor, got"
 SOURCE = "expected an object with node_name and data_item, got"
@@ -206,7 +206,7 @@ def test_a_node_has_a_type():
         ({"version": "1"}, 'version: expected an integer of at least 1, got "1"'),
         ({"version": True}, "version: expected an integer of at least 1, got true"),
         ({"params": []}, "params: expected an object, got []"),
-        ({"params": {"a": "1", "b": 2}}, "params: the value of b has to be a string, got 2"),
+        ({"params": {"a": "1", "b": 2}}, "params: the value of b must be a string, got 2"),
         ({"demultiply_count": -2}, f"demultiply_count: {COUNT} -2"),
         ({"gather_from_node": ["d"]}, 'gather_from_node: expected a string, got ["d"]'),
         ({"inputs": {}}, "inputs: expected an array, got {}"),
@@ -222,7 +222,7 @@ def test_a_node_has_a_type():
         ),
         (
             {"inputs": [{"b": {"node_name": "n", "data_item": "x", "alias": "y"}}]},
-            "inputs[0].b.alias: unknown key; the nearest known one is 'data_item'; known are 'node_name', 'data_item'",
+            "inputs[0].b.alias: unknown key; the nearest known one is 'data_item'; known: 'node_name', 'data_item'",
         ),
         ({"outputs": ["a"]}, 'outputs[0]: expected an object with data_item and alias, got "a"'),
         ({"outputs": [{"alias": "x"}]}, "outputs[0].data_item: is missing"),

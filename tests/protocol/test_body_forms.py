@@ -34,14 +34,14 @@ def refusal(body, length=None, model=STRINGS):
 
 @pytest.mark.parametrize("model", [STRINGS, None])
 @pytest.mark.parametrize("name", FILES)
-def test_an_image_as_the_body_is_recognized(name, model):
+def test_image_as_body_is_recognized(name, model):
     message = refusal(FILES[name], model=model)
-    assert message.startswith(f"the request is not valid JSON: it is {name}; an image follows a JSON ")
+    assert message.startswith(f"the request is not valid JSON: it is {name}; send JSON, the length of the image ")
     assert "Inference-Header-Content-Length" in message
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_image_is_recognized_without_the_bytes_that_curl_d_removes(name):
+def test_image_is_recognized_without_the_bytes_that_curl_d_removes(name):
     body = FILES[name].translate(None, b"\r\n\0")
     message = refusal(body)
     if name in ("a BMP file", "a PNM file"):  # of which too little is left
@@ -50,14 +50,14 @@ def test_an_image_is_recognized_without_the_bytes_that_curl_d_removes(name):
         assert f": it is {name}; " in message
 
 
-def test_a_form_of_curl_is_recognized():
+def test_form_sent_by_curl_is_recognized():
     body = (
         b'--------------------------d74496d6\r\nContent-Disposition: form-data; name="f"\r\n\r\n' + FILES["a PNG file"]
     )
-    assert ": it is multipart/form-data, as `curl -F` sends it; an image follows a JSON " in refusal(body)
+    assert ": it is multipart/form-data, as `curl -F` sends it; send JSON, the length of the image " in refusal(body)
 
 
-def test_a_model_without_images_is_not_said_to_take_one():
+def test_model_without_image_inputs_gets_no_image_command():
     message = refusal(FILES["a PNG file"], model=NUMBERS)
     assert message.endswith("it is a PNG file; the model has no input that takes images; its inputs are 'x'")
 
@@ -65,9 +65,9 @@ def test_a_model_without_images_is_not_said_to_take_one():
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"\x00\x00\x80\x3f", "it is binary data, beginning with the bytes 00 00 80 3f; "),
-        (b"\xfe\xdc" * 500, "it is binary data, beginning with the bytes fe dc fe dc fe dc fe dc; "),
-        (b"\x1f\x8b\x08\x00", "it is compressed by gzip, "),
+        (b"\x00\x00\x80\x3f", "it is binary data that begins with the bytes 00 00 80 3f; "),
+        (b"\xfe\xdc" * 500, "it is binary data that begins with the bytes fe dc fe dc fe dc fe dc; "),
+        (b"\x1f\x8b\x08\x00", "it is compressed by gzip; "),
         (b"\xef\xbb\xbf" + HEAD, "it begins with a byte order mark, "),
         (b"image=cat.jpg", "it looks like the fields of a form, "),
     ],
@@ -77,47 +77,47 @@ def test_other_bodies_are_recognized(body, reason):
 
 
 @pytest.mark.parametrize("body", [b"hello", b"{'inputs':[]}", "é".encode() * 300, b'{"id":"\xff"}', HEAD[:-1], b"   {"])
-def test_bad_json_is_described_by_its_parser(body):
+def test_invalid_json_gets_the_message_of_the_parser(body):
     assert refusal(body).startswith("the request is not valid JSON: ")
     assert "binary" not in refusal(body)
 
 
-def test_a_forgotten_header_length_is_named_with_its_value():
+def test_missing_header_length_is_suggested_with_its_value():
     assert refusal(HEAD + b"\x02\0\0\0ab\xff") == (
-        "the request is not valid JSON: the JSON ends after 56 bytes and 7 bytes more follow; data after the JSON need "
-        "the header 'Inference-Header-Content-Length: 56'"
+        "the request is not valid JSON: the JSON ends after 56 bytes and 7 bytes more follow; data after the JSON "
+        "needs the header 'Inference-Header-Content-Length: 56'"
     )
 
 
 @pytest.mark.parametrize("length", [50, 60])
-def test_a_wrong_header_length_is_named_with_the_right_one(length):
+def test_wrong_header_length_is_corrected_in_the_message(length):
     assert refusal(HEAD + b"\x02\0\0\0ab\xff", length) == (
         f"the request is not valid JSON: the JSON ends after 56 bytes, but Inference-Header-Content-Length is {length}"
     )
 
 
-def test_spaces_after_the_json_are_part_of_it():
+def test_whitespace_after_the_json_belongs_to_it():
     request = decode_request(memoryview(HEAD + b" \n\x01\0\0\0a"), 58, model=STRINGS)
     assert request.inputs[0].array.elements() == [b"a"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_image_without_its_length_is_named_with_the_length(name):
+def test_image_without_length_prefix_is_recognized_and_its_length_given(name):
     file = FILES[name]
     message = refusal(HEAD + file, len(HEAD))
     assert message.endswith(
-        f"; the data begin like {name}, but each element is preceded by its length as 4 little-endian bytes, here "
-        f"{len(file).to_bytes(4, 'little').hex(' ')}, which binary_data_size counts too"
+        f"; the data begin like {name}, but each element must be preceded by its length as 4 little-endian bytes, here "
+        f"{len(file).to_bytes(4, 'little').hex(' ')}, and binary_data_size includes them"
     )
 
 
-def test_an_image_as_raw_data_of_numbers_is_recognized():
+def test_image_as_raw_numeric_data_is_recognized():
     with pytest.raises(InvalidRequestError, match="it is a PNG file; the model has no input that takes images"):
         decode_raw_request(memoryview(FILES["a PNG file"]), NUMBERS.inputs)
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
-def test_the_command_of_the_message_sends_the_picture(tmp_path, shell):
+def test_command_in_the_message_sends_the_image(tmp_path, shell):
     """It is pasted as it stands, for the demo's pipeline."""
     picture = ROOT / "ovms_rest" / "demo" / "samples" / "number-65902.png"
     with serve(tmp_path) as service:

@@ -35,11 +35,11 @@ def shape_of(shape, k):
 # --- The order
 
 
-def test_the_highest_come_first():
+def test_highest_values_come_first():
     assert highest([3, 10, -1, 7], 3) == ["10.000000:1", "7.000000:3", "3.000000:0"]
 
 
-def test_of_equal_values_the_lower_index_comes_first():
+def test_equal_values_are_ordered_by_index():
     assert indices([1, 5, 1, 5, 5, 1], 4) == [1, 3, 4, 0]
 
 
@@ -52,20 +52,20 @@ def test_nans_come_last():
 
 
 @pytest.mark.parametrize("datatype", ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"])
-def test_the_limits_of_integers_are_in_order(datatype):
+def test_limits_of_integers_are_ordered(datatype):
     limits = np.iinfo(DTYPES[datatype])
     values = [limits.min, limits.max, limits.min + 1, limits.max - 1]
     assert highest(values, datatype=datatype) == [f"{values[index]}:{index}" for index in (1, 3, 2, 0)]
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32", "FP64"])
-def test_the_limits_of_floats_are_in_order(datatype):
+def test_limits_of_floats_are_ordered(datatype):
     largest = float(ml_dtypes.finfo(DTYPES[datatype]).max)
     assert indices([largest, -INF, -largest, INF, 0], datatype=datatype) == [3, 0, 4, 2, 1]
 
 
 @pytest.mark.parametrize("k", [1, 2, 999, 39_998, 39_999, 40_000, 40_001])
-def test_rows_of_many_classes_are_in_the_same_order(k):
+def test_long_rows_have_the_same_order_as_short_ones(k):
     """They are sorted in another way, in which equal values and NaNs could get lost."""
     values = np.random.default_rng(0).integers(-9, 9, (2, 40_000)).astype(np.float32)
     values[:, ::7] = NAN
@@ -73,7 +73,7 @@ def test_rows_of_many_classes_are_in_the_same_order(k):
     assert indices(values, k) == expected.ravel().tolist()
 
 
-def test_rows_of_many_equal_classes_begin_with_the_first():
+def test_long_rows_of_equal_values_are_ordered_by_index():
     assert indices(np.zeros(50_000), 3) == [0, 1, 2]
 
 
@@ -101,7 +101,7 @@ def test_floats_have_six_decimals(value, text):
 
 
 @pytest.mark.parametrize("value", [0.1, 1e-7, 5e-7, 2.5e-6, 1e22, 1 / 3, -1e300, 5e-324, INF, -INF])
-def test_floats_are_written_as_by_c(value):
+def test_floats_are_written_as_by_printf(value):
     """Triton writes them by std::to_string, which is printf's %f."""
     buffer = ctypes.create_string_buffer(400)
     ctypes.CDLL(None).snprintf(buffer, ctypes.c_size_t(400), b"%f:0", ctypes.c_double(value))
@@ -109,7 +109,7 @@ def test_floats_are_written_as_by_c(value):
 
 
 @pytest.mark.parametrize(("datatype", "text"), [("FP16", "0.333252"), ("BF16", "0.333984"), ("FP32", "0.333333")])
-def test_a_float_is_written_as_the_value_that_its_datatype_has(datatype, text):
+def test_float_is_written_with_the_precision_of_its_datatype(datatype, text):
     assert highest([1 / 3], datatype=datatype) == [f"{text}:0"]
 
 
@@ -125,7 +125,7 @@ def test_labels_follow_the_index():
     assert highest([1, 2], labels=("cat", "größe")) == ["2.000000:1:größe", "1.000000:0:cat"]
 
 
-def test_an_index_without_a_label_gets_none():
+def test_missing_label_is_left_out():
     assert highest([1, 3, 2], labels=("cat", "")) == ["3.000000:1", "2.000000:2", "1.000000:0:cat"]
 
 
@@ -157,7 +157,7 @@ def test_an_index_without_a_label_gets_none():
         ((0, 40_000), 2, (0, 2)),
     ],
 )
-def test_the_shape_is_of_batch_and_classes(shape, k, expected):
+def test_shape_is_batch_and_classes(shape, k, expected):
     assert shape_of(shape, k) == expected
 
 
@@ -165,20 +165,20 @@ def test_every_row_has_its_own_classes():
     assert highest([[1, 2, 3], [6, 5, 4]], 2) == ["3.000000:2", "2.000000:1", "6.000000:0", "5.000000:1"]
 
 
-def test_the_other_dims_are_flattened():
+def test_dims_after_the_batch_are_flattened():
     assert indices([[[1, 2], [4, 3]], [[8, 7], [5, 6]]], 2) == [2, 3, 0, 1]
 
 
-def test_a_scalar_is_one_class():
+def test_scalar_has_one_class():
     assert highest(4.5) == ["4.500000:0"]
 
 
-def test_an_output_that_is_not_contiguous_is_read_in_its_order():
+def test_non_contiguous_output_is_read_in_row_major_order():
     values = np.arange(6, dtype=np.float32).reshape(2, 3).T
     assert highest(values, 1) == ["3.000000:1", "4.000000:1", "5.000000:1"]
 
 
-def test_the_output_stays_as_it_was():
+def test_classified_output_is_not_changed():
     array = np.array([1, 2, 3], np.float32)
     classify(Tensor("y", "FP32", array), 2, ())
     assert array.tolist() == [1, 2, 3]
@@ -187,7 +187,7 @@ def test_the_output_stays_as_it_was():
 # --- What is refused
 
 
-def test_strings_have_no_classes():
+def test_output_of_strings_is_rejected():
     """Some outputs are known to be strings only after the inference (protocol.md section 7)."""
     with pytest.raises(InvalidRequestError) as caught:
         classify(Tensor("rows_string", "BYTES", BytesArray.of([b"a"], (1,))), 1, ())
@@ -204,13 +204,13 @@ def test_strings_have_no_classes():
     ],
     ids=["many strings", "long labels"],
 )
-def test_more_strings_than_a_tensor_may_hold_are_refused(count, label, message):
+def test_more_strings_than_a_tensor_holds_are_rejected(count, label, message):
     with pytest.raises(InvalidRequestError) as caught:
         classify(Tensor("y", "BOOL", np.zeros(count, np.bool_)), 2**40, ("x" * label,))
-    assert str(caught.value) == f"output 'y': parameters.classification means {message}"
+    assert str(caught.value) == f"output 'y': parameters.classification asks for {message}"
 
 
-def test_the_longest_text_is_what_the_limit_reckons_with():
+def test_limit_assumes_the_longest_text():
     lowest = float(np.finfo(np.float64).min)
     assert len(highest([lowest], datatype="FP64")[0]) == 317 + len(":0")
 
@@ -239,7 +239,7 @@ def relu_input(*rows):
     ],
     ids=["binary", "JSON"],
 )
-def test_nvidias_client_gets_classes(client, binary, expected):
+def test_tritonclient_gets_classes(client, binary, expected):
     wanted = InferRequestedOutput("y", binary_data=binary, class_count=2)
     result = client.infer("relu", [relu_input([1, 2.5, -4, 7], [4, 3, 2, 1])], outputs=[wanted])
     assert result.get_output("y")["datatype"] == "BYTES"
@@ -247,7 +247,7 @@ def test_nvidias_client_gets_classes(client, binary, expected):
 
 
 @pytest.mark.parametrize("model", ["strings", "matrix"])
-def test_nvidias_client_is_told_that_strings_have_no_classes(client, model):
+def test_tritonclient_gets_an_error_for_an_output_of_strings(client, model):
     """A model of strings, and one whose UINT8 matrix is answered as strings."""
     name, output = {"strings": ("text", "text"), "matrix": ("rows", "rows_string")}[model]
     sent = InferInput(name, [1], "BYTES")

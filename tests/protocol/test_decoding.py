@@ -91,26 +91,26 @@ def nested(levels, brackets=b"[]"):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_json_data_become_the_array(case):
+def test_json_data_becomes_the_array(case):
     (array,) = decode_inputs({"name": "x", "shape": case.shape, "datatype": case.datatype, "data": case.data})
     assert fingerprint(array) == fingerprint(case.array)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_binary_data_become_the_array(case):
+def test_binary_data_becomes_the_array(case):
     item = {"name": "x", "shape": case.shape, "datatype": case.datatype}
     (array,) = decode_inputs(item | {"parameters": {"binary_data_size": len(case.binary)}}, binary=case.binary)
     assert fingerprint(array) == fingerprint(case.array)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_size_of_the_only_binary_input_may_be_left_out(case):
+def test_only_binary_input_may_omit_its_size(case):
     item = {"name": "x", "shape": case.shape, "datatype": case.datatype}
     (array,) = decode_inputs(item, binary=case.binary)
     assert fingerprint(array) == fingerprint(case.array)
 
 
-def test_all_cases_can_follow_each_other_in_one_binary_request():
+def test_all_wire_cases_fit_into_one_binary_request():
     items = [
         {
             "name": case.name,
@@ -127,18 +127,18 @@ def test_all_cases_can_follow_each_other_in_one_binary_request():
 # --- The root
 
 
-def test_a_request_has_what_the_client_sent():
+def test_request_has_the_keys_of_its_json():
     request = decode({"id": "7", "parameters": {"a": 1, "b": 2.5, "c": "d", "e": True}, "inputs": [VALID]})
     assert (request.id, request.parameters) == ("7", {"a": 1, "b": 2.5, "c": "d", "e": True})
     assert [(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs] == [("x", "FP32", (1,))]
 
 
-def test_what_is_absent_has_a_default():
+def test_missing_keys_have_defaults():
     request = decode({"inputs": [VALID]})
     assert (request.id, request.outputs, request.binary_output, dict(request.parameters)) == ("", (), False, {})
 
 
-def test_empty_id_outputs_and_parameters_are_as_if_absent():
+def test_empty_id_outputs_and_parameters_equal_missing_ones():
     request = decode({"id": "", "outputs": [], "parameters": {}, "inputs": [VALID]})
     assert (request.id, request.outputs, dict(request.parameters)) == ("", (), {})
 
@@ -173,7 +173,7 @@ NO_JSON = {
 
 
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
-def test_what_is_no_json_is_refused(body):
+def test_invalid_json_is_rejected(body):
     assert refusal(body).startswith("the request is not valid JSON: ")
 
 
@@ -188,15 +188,15 @@ def test_what_is_no_json_is_refused(body):
     ],
     ids=["id", "key", "value of an unknown key", "overlong NUL", "surrogate"],
 )
-def test_invalid_utf8_is_refused_wherever_it_stands(body):
+def test_invalid_utf8_is_rejected_everywhere(body):
     assert refusal(body).startswith("the request is not valid JSON: ")
 
 
-def test_an_empty_body_is_refused():
+def test_empty_body_is_rejected():
     assert refusal(b"") == "the request has no JSON, expected an object with the key 'inputs'"
 
 
-def test_a_header_length_of_0_leaves_no_json():
+def test_empty_json_part_is_rejected():
     assert refusal(b"", b"abc") == "the request has no JSON, expected an object with the key 'inputs'"
 
 
@@ -210,7 +210,7 @@ def test_a_header_length_of_0_leaves_no_json():
         (b"1.5", "the number 1.5"),
     ],
 )
-def test_a_root_that_is_no_object_is_refused(body, found):
+def test_root_other_than_an_object_is_rejected(body, found):
     assert refusal(body) == f"the request is {found}, expected an object with the key 'inputs'"
 
 
@@ -275,11 +275,11 @@ WRONG_INPUT = "expected an object with name, shape and datatype"
         ({"inputs": [1]}, f"inputs[0] is the number 1, {WRONG_INPUT}"),
     ],
 )
-def test_a_wrong_type_is_refused_by_its_place(keys, message):
+def test_wrong_type_is_rejected_with_its_place(keys, message):
     assert refusal({"inputs": [VALID]} | keys) == message
 
 
-def test_missing_inputs_are_refused():
+def test_missing_inputs_are_rejected():
     assert refusal({}) == f"inputs is missing, {WRONG_INPUTS}"
 
 
@@ -329,7 +329,7 @@ WRONG_DATA = "expected an array"
         ({"data": True}, f"inputs[0] 'x': data is a boolean, {WRONG_DATA}"),
     ],
 )
-def test_a_wrong_key_of_an_input_is_refused_by_its_place(keys, message):
+def test_invalid_key_of_an_input_is_rejected_with_its_place(keys, message):
     assert refusal_of_input(VALID | keys) == message
 
 
@@ -341,21 +341,21 @@ def test_a_wrong_key_of_an_input_is_refused_by_its_place(keys, message):
         ("datatype", f"inputs[0] 'x': datatype is missing, {WRONG_DATATYPE}"),
     ],
 )
-def test_a_missing_key_of_an_input_is_refused_by_its_place(key, message):
+def test_missing_key_of_an_input_is_rejected_with_its_place(key, message):
     assert refusal_of_input(without(VALID, key)) == message
 
 
-def test_the_place_of_a_later_input_is_named_by_its_index():
+def test_message_names_the_index_of_a_later_input():
     message = refusal({"inputs": [VALID, VALID | {"name": "z", "data": "1"}]})
     assert message == f"inputs[1] 'z': data is a string, {WRONG_DATA}"
 
 
-def test_a_long_name_is_cut_in_a_message():
+def test_long_name_is_cut_in_the_message():
     message = refusal_of_input(VALID | {"name": "n" * 1000, "shape": None})
     assert message == f"inputs[0] '{'n' * 60}...': shape is null, {WRONG_SHAPE}"
 
 
-def test_a_long_value_is_cut_in_a_message():
+def test_long_value_is_cut_in_the_message():
     message = refusal_of_input(VALID | {"datatype": "F" * 1000})
     assert message == f"inputs[0] 'x': datatype is \"{'F' * 59}..., {WRONG_DATATYPE}"
 
@@ -412,7 +412,7 @@ def test_data_may_nest_97_arrays():
 
 
 @pytest.mark.parametrize("data", ["[" * 98 + "1.5" + "]" * 98, "[" * 98 + "]" * 98, "[" * 1000 + "]" * 1000])
-def test_data_that_nest_more_than_97_arrays_are_refused(data):
+def test_data_nested_in_more_than_97_arrays_is_rejected(data):
     assert refusal(written("FP32", [1], data)) == TOO_DEEP
 
 
@@ -436,18 +436,18 @@ def test_unknown_keys_may_nest_up_to_100_levels_in_total(place, brackets):
 
 @pytest.mark.parametrize("brackets", [b"[]", b"{}"])
 @pytest.mark.parametrize("place", PLACES)
-def test_unknown_keys_that_nest_deeper_than_100_levels_are_refused(place, brackets):
+def test_unknown_keys_deeper_than_100_levels_are_rejected(place, brackets):
     level, text = PLACES[place]
     assert refusal(text % nested(102 - level, brackets)) == TOO_DEEP
 
 
-def test_depth_counts_through_arrays_and_objects_alike():
+def test_arrays_and_objects_both_count_as_levels():
     _, text = PLACES["root"]
     assert decode(text % (b'{"k":[' * 49 + b"[]" + b"]}" * 49)).inputs
     assert refusal(text % (b'{"k":[' * 49 + b"[[]]" + b"]}" * 49)) == TOO_DEEP
 
 
-def test_the_deepest_of_several_values_counts():
+def test_deepest_of_several_values_counts():
     _, text = PLACES["root"]
     assert refusal(text % (b'[1,[],{"a":2},' + nested(99) + b",[]]")) == TOO_DEEP
 
@@ -466,7 +466,7 @@ def test_the_deepest_of_several_values_counts():
     ids=["parameters", "parameters of an input", "id", "outputs", "name", "shape", "datatype"],
 )
 @pytest.mark.parametrize("brackets", [b"[]", b"{}"])
-def test_what_is_too_deep_in_known_keys_is_refused_for_what_it_is(text, brackets):
+def test_container_in_a_known_key_is_rejected_for_its_type(text, brackets):
     """None of them takes an array or object, but for `data`, whose depth is told."""
     assert "expected" in refusal(text % nested(300, brackets))
 
@@ -482,12 +482,12 @@ def test_what_is_too_deep_in_known_keys_is_refused_for_what_it_is(text, brackets
         ),
     ],
 )
-def test_what_is_too_deep_and_of_the_wrong_type_is_refused(text, message):
+def test_too_deep_value_of_the_wrong_type_is_rejected(text, message):
     assert refusal(text % nested(300, b"{}")) == message
 
 
 @pytest.mark.parametrize("datatype", ["BOOL", "INT8", "FP32", "BYTES"])
-def test_a_deep_object_among_the_elements_is_refused(datatype):
+def test_deep_object_among_the_elements_is_rejected(datatype):
     """An object is no element, however deep it is, and is too deep for orjson to be repeated in a message."""
     message = refusal(written(datatype, [1], "[" + nested(300, b"{}").decode() + "]"))
     assert message.startswith("inputs[0] 'x': data[0] is an object, ")
@@ -498,7 +498,7 @@ def test_a_deep_object_among_the_elements_is_refused(datatype):
 
 @pytest.mark.parametrize("shape", [[0], [0, 10], [2**20, 0], [0, 2**19, 2], [0] * 64, [1, 0, 1]])
 @pytest.mark.parametrize("datatype", ["BOOL", "BF16", "FP64", "BYTES"])
-def test_a_shape_of_no_element_is_kept(datatype, shape):
+def test_shape_without_elements_is_kept(datatype, shape):
     (array,) = decode_inputs({"name": "x", "shape": shape, "datatype": datatype, "data": []})
     assert array.shape == tuple(shape)
 
@@ -507,7 +507,7 @@ def test_a_shape_of_no_element_is_kept(datatype, shape):
     "shape", [[0, 2**20 + 1], [2**63 - 1, 0], [2**31, 2**31, 0], [0] + [2**63 - 1] * 63], ids=lambda shape: len(shape)
 )
 @pytest.mark.parametrize("datatype", ["BOOL", "FP64", "BYTES"])
-def test_a_shape_of_no_element_is_refused_where_its_other_dims_are_giant(datatype, shape):
+def test_shape_without_elements_but_huge_dims_is_rejected(datatype, shape):
     for item in ({"data": []}, {}):
         message = refusal_of_input({"name": "x", "shape": shape, "datatype": datatype} | item)
         dims = ",".join(map(str, shape))
@@ -516,7 +516,7 @@ def test_a_shape_of_no_element_is_refused_where_its_other_dims_are_giant(datatyp
         )
 
 
-def test_a_shape_may_have_64_dims():
+def test_shape_may_have_64_dims():
     (array,) = decode_inputs(VALID | {"shape": [1] * 64})
     assert array.shape == (1,) * 64
 
@@ -537,11 +537,11 @@ def test_a_shape_may_have_64_dims():
         ),
     ],
 )
-def test_a_count_of_elements_that_is_not_the_shapes_is_refused(shape, data, message):
+def test_number_of_elements_other_than_the_shapes_is_rejected(shape, data, message):
     assert refusal_of_input(VALID | {"shape": shape, "data": data}) == message
 
 
-def test_a_shape_of_64_giant_dims_is_refused():
+def test_shape_of_64_huge_dims_is_rejected():
     shape = [2**63 - 1] * 64
     assert refusal_of_input(VALID | {"shape": shape}).endswith(f" needs {math.prod(shape)}")
     assert "bytes of binary data, but the body has 0 left" in refusal_of_input(
@@ -566,7 +566,7 @@ def test_a_shape_of_64_giant_dims_is_refused():
     ],
     ids=["flat", "natural", "other", "deeper", "ragged", "mixed", "mixed with empty", "mixed and deep"],
 )
-def test_data_nested_in_any_form_are_flattened(data):
+def test_data_nested_in_any_form_is_flattened(data):
     (numbers,) = decode_inputs(VALID | {"shape": [2, 3], "data": data})
     assert numbers.tolist() == [[1, 2, 3], [4, 5, 6]]
     text = json.loads(json.dumps(data), parse_int=lambda digits: f"s{digits}")
@@ -580,7 +580,7 @@ def test_data_without_elements_may_be_nested(data):
     assert array.shape == (2, 0)
 
 
-def test_the_element_at_fault_is_named_by_its_place_in_the_flattened_data():
+def test_invalid_element_is_named_by_its_index_in_the_flattened_data():
     message = refusal_of_input(VALID | {"shape": [2, 2], "data": [[1, 2], [3, None]]})
     assert message == "inputs[0] 'x': data[3] is null, FP32 takes numbers"
 
@@ -589,14 +589,14 @@ def test_the_element_at_fault_is_named_by_its_place_in_the_flattened_data():
 
 
 @pytest.mark.parametrize("datatype", INTEGERS)
-def test_an_integer_datatype_takes_its_whole_range(datatype):
+def test_integer_datatype_takes_its_whole_range(datatype):
     low, high = INTEGERS[datatype]
     assert decode_numbers(datatype, f"{low},{high}").tolist() == [low, high]
 
 
 @pytest.mark.parametrize("beyond", [1, 1000, 2**64])
 @pytest.mark.parametrize("datatype", INTEGERS)
-def test_an_integer_out_of_range_is_refused(datatype, beyond):
+def test_integer_out_of_range_is_rejected(datatype, beyond):
     low, high = INTEGERS[datatype]
     for number in (low - beyond, high + beyond):
         message = refusal(written(datatype, [2], f"[1,{number}]"))
@@ -604,28 +604,28 @@ def test_an_integer_out_of_range_is_refused(datatype, beyond):
         assert message.endswith(f", {datatype} takes integers from {low} to {high}")
 
 
-def test_an_integer_out_of_range_is_repeated_in_the_message():
+def test_message_repeats_an_integer_out_of_range():
     message = refusal_of_input(VALID | {"datatype": "INT8", "shape": [3], "data": [127, 128, 300]})
     assert message == "inputs[0] 'x': data[1] is 128, INT8 takes integers from -128 to 127"
 
 
 @pytest.mark.parametrize("number", ["1.0", "1e2", "1E2", "1.5", "-0.0", "0e0"])
 @pytest.mark.parametrize("datatype", INTEGERS)
-def test_a_number_with_fraction_or_exponent_is_no_integer(datatype, number):
+def test_number_with_fraction_or_exponent_is_not_an_integer(datatype, number):
     low, high = INTEGERS[datatype]
     message = refusal(written(datatype, [1], f"[{number}]"))
     assert message == f"inputs[0] 'x': data[0] is {float(number)}, {datatype} takes integers from {low} to {high}"
 
 
 @pytest.mark.parametrize("dim", [[], [1], {}, {"a": 1}])
-def test_an_array_or_object_is_no_dim(dim):
+def test_array_or_object_is_not_a_dim(dim):
     message = refusal_of_input(VALID | {"shape": [dim]})
     assert message.startswith("inputs[0] 'x': shape has the dim ")
     assert message.endswith(WRONG_DIM)
 
 
 @pytest.mark.parametrize("dims", ["[1.0]", "[1e2]", "[1E0]", "[0.0]"])
-def test_a_number_with_fraction_or_exponent_is_no_dim(dims):
+def test_number_with_fraction_or_exponent_is_not_a_dim(dims):
     message = refusal(b'{"inputs":[{"name":"x","shape":%s,"datatype":"FP32","data":[1]}]}' % dims.encode())
     assert message.endswith(WRONG_DIM)
 
@@ -651,7 +651,7 @@ def test_minus_zero_is_the_integer_zero(datatype):
         ("BYTES", '"a"', ["1", "1.5", "true", "null"], "BYTES takes strings"),
     ],
 )
-def test_an_element_of_another_json_type_is_refused(datatype, good, bad, values):
+def test_element_of_another_json_type_is_rejected(datatype, good, bad, values):
     for element in bad:
         message = refusal(written(datatype, [2], f"[{good},{element}]"))
         kind = "the string " if element[0] == '"' else "the boolean " if element in ("true", "false") else ""
@@ -667,7 +667,7 @@ def test_an_element_of_another_json_type_is_refused(datatype, good, bad, values)
         ("BYTES", "BYTES takes strings"),
     ],
 )
-def test_an_object_among_the_elements_is_refused(datatype, values):
+def test_object_among_the_elements_is_rejected(datatype, values):
     message = refusal(written(datatype, [1], '[{"a":1}]'))
     assert message.startswith("inputs[0] 'x': data[0] is ")
     assert message.endswith(values)
@@ -678,7 +678,7 @@ def test_strings_become_utf8_with_their_nuls():
     assert array.elements() == [b"\xc3\xa9\0", b"", b"\xf0\x9f\x98\x80"]
 
 
-def test_more_strings_than_a_request_may_have_are_refused_whatever_their_inputs():
+def test_limit_of_strings_counts_all_inputs_of_a_request():
     most = 2**23
     items = [{"name": name, "shape": [count], "datatype": "BYTES", "data": []} for name, count in (("a", 0), ("b", 1))]
     message = refusal({"inputs": [{**items[0], "shape": [most + 1]}]})
@@ -688,7 +688,7 @@ def test_more_strings_than_a_request_may_have_are_refused_whatever_their_inputs(
     assert message == f"inputs[1] 'b': the request has {most + 1} strings up to here, at most {most} are allowed"
 
 
-def test_as_many_strings_as_a_request_may_have_are_decoded():
+def test_largest_allowed_number_of_strings_is_decoded():
     (array,) = decode_inputs({**STRINGS, "shape": [2**23]}, binary=bytes(2**25))
     assert array.begins[-1] == array.ends[-1] == 2**25
 
@@ -704,7 +704,7 @@ ONE_AND_TWO = ModelMetadata("m", "1", takes("x"), takes("y", "z"))
 
 
 @pytest.mark.parametrize("large_size", [0, 10**6], ids=["simdjson", "orjson"])
-def test_more_inputs_than_the_model_has_are_refused_before_they_are_decoded(large_size):
+def test_more_inputs_than_the_model_has_are_rejected_before_decoding(large_size):
     body = memoryview(json.dumps({"inputs": [VALID, {"name": 0}, None]}).encode())
     with pytest.raises(InvalidRequestError) as caught:
         decode_request(body, None, large_size, ONE_AND_TWO)
@@ -714,27 +714,27 @@ def test_more_inputs_than_the_model_has_are_refused_before_they_are_decoded(larg
 @pytest.mark.parametrize(
     ("names", "fault"), [(["x", "q"], "inputs[1] 'q' is unknown"), (["x", "x"], "inputs[1] 'x' is repeated")]
 )
-def test_of_more_inputs_than_the_model_has_the_first_at_fault_is_named(names, fault):
+def test_first_invalid_one_of_too_many_inputs_is_named(names, fault):
     body = memoryview(json.dumps({"inputs": [{**VALID, "name": name} for name in names]}).encode())
     with pytest.raises(InvalidRequestError) as caught:
         decode_request(body, model=ONE_AND_TWO)
     assert str(caught.value) == f"inputs has 2 entries, but model 'm' has only 1: 'x'; {fault}"
 
 
-def test_more_outputs_than_the_model_has_are_refused_before_they_are_decoded():
+def test_more_outputs_than_the_model_has_are_rejected_before_decoding():
     body = memoryview(json.dumps({"inputs": [VALID], "outputs": [None] * 3}).encode())
     with pytest.raises(InvalidRequestError) as caught:
         decode_request(body, model=ONE_AND_TWO)
     assert str(caught.value) == "outputs has 3 entries, but model 'm' has only 2: 'y', 'z'"
 
 
-def test_as_many_inputs_and_outputs_as_the_model_has_are_decoded():
+def test_all_inputs_and_outputs_of_the_model_are_decoded():
     body = memoryview(json.dumps({"inputs": [VALID], "outputs": [{"name": "z"}, {"name": "y"}]}).encode())
     request = decode_request(body, model=ONE_AND_TWO)
     assert ([tensor.name for tensor in request.inputs], len(request.outputs)) == (["x"], 2)
 
 
-def test_a_million_inputs_cost_no_more_than_their_json():
+def test_million_inputs_cost_no_more_than_their_json():
     """They ended a worker by its timeout."""
     make = 'from test_decoding import *; item = b\'{"name":"x","shape":[0],"datatype":"FP32"},\'; '
     make += "body = memoryview(b'{\"inputs\":[' + (item * 1_000_000)[:-1] + b']}')"
@@ -824,7 +824,7 @@ def test_json_numbers_are_rounded_once_from_64_bits(datatype, data):
         ("FP64", 1 + 2**-52, 1 + 2**-52),
     ],
 )
-def test_a_tie_goes_to_even_and_what_is_beside_it_to_the_nearest(datatype, value, rounded):
+def test_ties_round_to_even_and_other_values_to_the_nearest(datatype, value, rounded):
     for sign in (1, -1):
         array = decode_numbers(datatype, repr(sign * value))
         assert array.astype(np.float64).tobytes() == np.float64(sign * rounded).tobytes()
@@ -849,14 +849,14 @@ OVERFLOWS = [
 
 
 @pytest.mark.parametrize(("datatype", "first", "largest"), OVERFLOWS)
-def test_a_number_just_below_the_overflow_becomes_the_largest(datatype, first, largest):
+def test_number_just_below_the_overflow_becomes_the_largest(datatype, first, largest):
     below = math.nextafter(first, 0)
     assert decode_numbers(datatype, f"{below},{-below}").tolist() == [largest, -largest]
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0, 1e200])
 @pytest.mark.parametrize(("datatype", "first", "largest"), OVERFLOWS)
-def test_an_overflow_to_infinity_is_refused(datatype, first, largest, factor):
+def test_overflow_to_infinity_is_rejected(datatype, first, largest, factor):
     for value in (first * factor, -first * factor):
         message = refusal(written(datatype, [2], f"[1,{value}]"))
         shown = message.removeprefix("inputs[0] 'x': data[1] is ").split(",", 1)[0]
@@ -864,7 +864,7 @@ def test_an_overflow_to_infinity_is_refused(datatype, first, largest, factor):
         assert message.endswith(f", {datatype} takes numbers up to {largest:.6g}")
 
 
-def test_an_integer_overflows_like_any_number():
+def test_integer_overflows_a_float_datatype_like_any_number():
     message = refusal(written("FP16", [2], "[1,100000]"))
     assert message == "inputs[0] 'x': data[1] is 100000, FP16 takes numbers up to 65504"
 
@@ -900,7 +900,7 @@ def test_binary_and_json_inputs_mix():
     ],
     ids=["only", "last", "before JSON", "between JSON", "second of BYTES"],
 )
-def test_the_last_binary_input_may_leave_out_its_size_as_bytes(items):
+def test_last_binary_input_of_bytes_may_omit_its_size(items):
     before = {"INT16": b"\1\0\2\0", "BYTES": bytes.fromhex("02000000 6869")}
     sent = [item for item in items if "data" not in item]
     binary = b"".join(before[item["datatype"]] for item in sent[:-1]) + bytes.fromhex("03000000 616263")
@@ -910,7 +910,7 @@ def test_the_last_binary_input_may_leave_out_its_size_as_bytes(items):
 
 
 @pytest.mark.parametrize("after", [BINARY, STRINGS, BINARY | {"shape": [0]}])
-def test_an_earlier_binary_input_of_bytes_may_not_leave_out_its_size(after):
+def test_earlier_binary_input_of_bytes_must_have_its_size(after):
     message = refusal({"inputs": [STRINGS, after]}, bytes.fromhex("03000000 616263 00000000"))
     assert message == (
         "inputs[0] 's': parameters.binary_data_size is missing; a BYTES input may leave it out only when it is the "
@@ -921,26 +921,26 @@ def test_an_earlier_binary_input_of_bytes_may_not_leave_out_its_size(after):
 @pytest.mark.parametrize("keys", [{}, {"parameters": {"binary_data_size": 0}}], ids=["no size", "size 0"])
 @pytest.mark.parametrize("shape", [[0], [3, 0]])
 @pytest.mark.parametrize("datatype", DTYPES)
-def test_a_binary_input_of_no_element_takes_no_bytes(datatype, shape, keys):
+def test_binary_input_without_elements_takes_no_bytes(datatype, shape, keys):
     empty, numbers = decode_inputs(
         {"name": "e", "shape": shape, "datatype": datatype} | keys, BINARY, binary=b"\1\0\2\0"
     )
     assert (empty.shape, numbers.tolist()) == (tuple(shape), [1, 2])
 
 
-def test_a_binary_input_of_no_string_takes_no_bytes():
+def test_binary_input_without_strings_takes_no_bytes():
     item = STRINGS | {"shape": [3, 0], "parameters": {"binary_data_size": 0}}
     empty, numbers = decode_inputs(item, BINARY, binary=b"\1\0\2\0")
     assert (empty.shape, numbers.tolist()) == ((3, 0), [1, 2])
 
 
 @pytest.mark.parametrize("binary", [None, b""])
-def test_binary_inputs_of_no_element_need_no_binary_part(binary):
+def test_binary_inputs_without_elements_need_no_binary_part(binary):
     first, second = decode_inputs(BINARY | {"shape": [0]}, STRINGS | {"shape": [0]}, binary=binary)
     assert (first.shape, second.shape) == ((0,), (0,))
 
 
-TELLS = "(Inference-Header-Content-Length tells where the JSON ends)"
+TELLS = "(Inference-Header-Content-Length says where the JSON ends)"
 
 
 @pytest.mark.parametrize(
@@ -965,7 +965,7 @@ TELLS = "(Inference-Header-Content-Length tells where the JSON ends)"
         ),
     ],
 )
-def test_too_few_binary_bytes_are_refused(item, binary, message):
+def test_too_few_binary_bytes_are_rejected(item, binary, message):
     assert refusal_of_input(item, binary) == message
 
 
@@ -986,12 +986,12 @@ def test_too_few_binary_bytes_are_refused(item, binary, message):
         ),
     ],
 )
-def test_binary_bytes_left_over_are_refused(item, binary, message):
+def test_extra_binary_bytes_are_rejected(item, binary, message):
     assert refusal_of_input(item, binary) == message
 
 
 @pytest.mark.parametrize("size", [0, 2, 3, 5, 8, 2**64 - 1])
-def test_a_binary_size_that_is_not_the_shapes_is_refused(size):
+def test_binary_size_other_than_the_shapes_is_rejected(size):
     message = refusal_of_input(BINARY | {"parameters": {"binary_data_size": size}}, b"12345678")
     assert message == f"inputs[0] 'x': parameters.binary_data_size is {size}, but INT16 of shape [2] takes 4 bytes"
 
@@ -1001,27 +1001,27 @@ def test_a_binary_size_that_is_not_the_shapes_is_refused(size):
     [("-1", "-1"), ("4.0", "4.0"), ("0.4e1", "4.0"), ("4e0", "4.0"), ("true", "true"), ('"4"', '"4"')],
 )
 @pytest.mark.parametrize("datatype", ["UINT8", "BYTES"])
-def test_a_binary_size_that_is_no_integer_from_0_is_refused(datatype, size, found):
+def test_binary_size_other_than_an_integer_from_0_is_rejected(datatype, size, found):
     text = b'{"inputs":[{"name":"x","shape":[4],"datatype":"%s","parameters":{"binary_data_size":%s}}]}'
     message = refusal(text % (datatype.encode(), size.encode()), b"1234")
     assert message == f"inputs[0] 'x': parameters.binary_data_size is {found}, expected an integer of at least 0"
 
 
 @pytest.mark.parametrize(("size", "found"), [(None, "null"), ([4], "an array"), ({}, "an object")])
-def test_a_binary_size_that_is_no_parameter_is_refused(size, found):
+def test_binary_size_of_a_type_invalid_for_parameters_is_rejected(size, found):
     message = refusal_of_input(BINARY | {"parameters": {"binary_data_size": size}}, b"1234")
     assert message == f"inputs[0] 'x': parameters.binary_data_size is {found}, {WRONG_PARAMETER}"
 
 
 @pytest.mark.parametrize("size", [0, 4, -1, "4", True, 4.0])
 @pytest.mark.parametrize("data", [[], [1.5], None])
-def test_data_together_with_a_binary_size_are_refused(data, size):
+def test_data_together_with_a_binary_size_is_rejected(data, size):
     message = refusal_of_input(VALID | {"data": data, "parameters": {"binary_data_size": size}}, b"1234")
     assert message == "inputs[0] 'x' has both data and parameters.binary_data_size, expected only one of them"
 
 
 @pytest.mark.parametrize("byte", [2, 127, 128, 255])
-def test_a_bool_byte_other_than_0_and_1_is_refused(byte):
+def test_bool_byte_other_than_0_and_1_is_rejected(byte):
     message = refusal_of_input({"name": "x", "shape": [2, 2], "datatype": "BOOL"}, bytes([0, 1, byte, 3]))
     assert message == f"inputs[0] 'x': BOOL element 2 is the byte {byte}, expected 0 or 1"
 
@@ -1054,19 +1054,19 @@ def test_a_bool_byte_other_than_0_and_1_is_refused(byte):
         ([8388609], "", "inputs[0] 's': the request has 8388609 strings up to here, at most 8388608 are allowed"),
     ],
 )
-def test_binary_strings_that_do_not_fill_their_section_are_refused(shape, binary, message):
+def test_binary_strings_that_do_not_fill_their_section_are_rejected(shape, binary, message):
     section = bytes.fromhex(binary)
     assert refusal_of_input(STRINGS | {"shape": shape}, section) == message
     sized = STRINGS | {"shape": shape, "parameters": {"binary_data_size": len(section)}}
     assert refusal_of_input(sized, section) == message
 
 
-def test_binary_strings_may_be_no_utf8():
+def test_binary_strings_need_not_be_utf8():
     (array,) = decode_inputs(STRINGS, binary=b"\3\0\0\0\xff\0\0")
     assert array.elements() == [b"\xff\0\0"]
 
 
-def test_nans_and_infinities_come_through_in_binary():
+def test_nans_and_infinities_are_kept_in_binary():
     (array,) = decode_inputs(
         {"name": "x", "shape": [3], "datatype": "FP32"}, binary=bytes.fromhex("0100c07f 0000807f 000080ff")
     )
@@ -1074,13 +1074,13 @@ def test_nans_and_infinities_come_through_in_binary():
     assert np.isnan(array).tolist() == [True, False, False]
 
 
-def test_a_header_length_that_cuts_the_json_is_refused():
+def test_header_length_that_cuts_the_json_is_rejected():
     body = json.dumps({"inputs": [VALID]}).encode()
     with pytest.raises(InvalidRequestError, match=r"^the request is not valid JSON: "):
         decode_request(memoryview(body), len(body) - 1)
 
 
-def test_a_header_length_that_reaches_into_the_tensors_is_refused():
+def test_header_length_that_reaches_into_the_tensors_is_rejected():
     body = json.dumps({"inputs": [BINARY]}).encode() + b"\1\0\2\0"
     with pytest.raises(InvalidRequestError, match=r"^the request is not valid JSON: "):
         decode_request(memoryview(body), len(body) - 3)
@@ -1099,7 +1099,7 @@ def aligned(head, binary, offset=0):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.binary], ids=lambda case: case.name)
-def test_a_binary_tensor_is_a_view_on_the_body(case):
+def test_binary_tensor_is_a_view_on_the_body(case):
     head = json.dumps({"inputs": [{"name": "x", "shape": case.shape, "datatype": case.datatype}]}).encode()
     body = aligned(head, case.binary)
     array = decode_request(body.data, len(head)).inputs[0].array
@@ -1107,7 +1107,7 @@ def test_a_binary_tensor_is_a_view_on_the_body(case):
 
 
 @pytest.mark.parametrize("datatype", DTYPES)
-def test_only_a_binary_tensor_at_an_odd_place_is_copied(datatype):
+def test_only_unaligned_binary_tensors_are_copied(datatype):
     dtype = np.dtype(DTYPES[datatype])
     head = json.dumps({"inputs": [{"name": "x", "shape": [3], "datatype": datatype}]}).encode()
     for offset in range(1, 9):
@@ -1118,7 +1118,7 @@ def test_only_a_binary_tensor_at_an_odd_place_is_copied(datatype):
         assert array.tolist() == [0, 0, 0]
 
 
-def test_a_raw_tensor_is_a_view_on_the_body():
+def test_raw_tensor_is_a_view_on_the_body():
     body = aligned(b"", bytes(8))
     array = raw(body.data, "FP32", Dim(2, 2)).inputs[0].array
     assert np.shares_memory(array, body)
@@ -1160,7 +1160,7 @@ def refusal_of_raw(body, datatype, *dims):
         ((ANY, ANY), 0, (1, 0)),
     ],
 )
-def test_a_raw_body_has_the_shape_of_the_model(dims, size, shape):
+def test_raw_body_has_the_shape_of_the_model(dims, size, shape):
     (tensor,) = raw(bytes(size), "FP32", *dims).inputs
     assert (tensor.name, tensor.datatype, tensor.shape) == ("x", "FP32", shape)
 
@@ -1168,7 +1168,7 @@ def test_a_raw_body_has_the_shape_of_the_model(dims, size, shape):
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.datatype != "BYTES" and case.binary], ids=lambda case: case.name
 )
-def test_a_raw_body_becomes_the_array(case):
+def test_raw_body_becomes_the_array(case):
     (tensor,) = raw(case.binary, case.datatype, *(Dim(dim, dim) for dim in case.shape)).inputs
     assert fingerprint(tensor.array) == fingerprint(case.array)
 
@@ -1177,12 +1177,12 @@ def test_a_raw_body_becomes_the_array(case):
     "dims", [(), (Dim(1, 1),), (ANY,), (ANY, ANY), (Dim(0, 4), Dim(1, 1)), (Dim(1, None),)], ids=range(6)
 )
 @pytest.mark.parametrize("body", [b"", b"abc", b"\xff\0\0", b"\3\0\0\0abc"])
-def test_a_raw_body_of_bytes_is_one_string(dims, body):
+def test_raw_body_of_bytes_is_one_string(dims, body):
     (tensor,) = raw(body, "BYTES", *dims).inputs
     assert (tensor.shape, tensor.array.elements()) == ((1,) * len(dims), [body])
 
 
-def test_a_raw_request_asks_for_all_outputs_in_binary():
+def test_raw_request_gets_all_outputs_in_binary():
     request = raw(bytes(4), "FP32")
     assert (request.outputs, request.binary_output, request.id) == ((), True, "")
 
@@ -1204,37 +1204,37 @@ def test_a_raw_request_asks_for_all_outputs_in_binary():
             "FP32",
             (ANY, ANY, ANY),
             24,
-            "input 'x': shape [-1,-1,-1] leaves 2 dims open besides dim 0, which the size of a raw body does not "
-            "settle; send a JSON header that gives the shape",
+            "input 'x': shape [-1,-1,-1] has 2 open dims besides dim 0, which the size of a raw body does not "
+            "determine; send JSON that gives the shape",
         ),
         (
             "FP32",
             (Dim(2, 2), ANY, Dim(1, 8)),
             24,
-            "input 'x': shape [2,-1,1:8] leaves 2 dims open besides dim 0, which the size of a raw body does not "
-            "settle; send a JSON header that gives the shape",
+            "input 'x': shape [2,-1,1:8] has 2 open dims besides dim 0, which the size of a raw body does not "
+            "determine; send JSON that gives the shape",
         ),
         ("BYTES", (Dim(2, 2),), 3, "input 'x': a raw body is one string, but the model's shape is [2]"),
         ("BYTES", (Dim(0, 0),), 3, "input 'x': a raw body is one string, but the model's shape is [0]"),
         ("BYTES", (ANY, Dim(2, 3)), 3, "input 'x': a raw body is one string, but the model's shape is [-1,2:3]"),
     ],
 )
-def test_a_raw_body_that_does_not_fit_the_model_is_refused(datatype, dims, size, message):
+def test_raw_body_that_does_not_fit_the_model_is_rejected(datatype, dims, size, message):
     assert refusal_of_raw(bytes(size), datatype, *dims) == message
 
 
 @pytest.mark.parametrize("size", [0, 4])
-def test_a_raw_body_does_not_settle_a_dim_beside_one_of_size_0(size):
+def test_raw_body_cannot_determine_a_dim_beside_one_of_size_0(size):
     message = refusal_of_raw(bytes(size), "FP32", ANY, Dim(0, 0))
     assert message.startswith("input 'x': shape [-1,0] takes ")
     assert message.endswith(f" bytes of FP32, the body has {size}")
 
 
-def test_a_raw_bool_body_holds_only_0_and_1():
+def test_raw_bool_body_takes_only_0_and_1():
     assert refusal_of_raw(b"\0\2", "BOOL", ANY) == "input 'x': BOOL element 1 is the byte 2, expected 0 or 1"
 
 
-def test_a_raw_body_for_a_model_of_two_inputs_is_refused():
+def test_raw_body_for_a_model_with_two_inputs_is_rejected():
     inputs = {name: TensorMetadata(name, "FP32", (Dim(1, 1),)) for name in ("a", "b")}
     with pytest.raises(InvalidRequestError) as caught:
         decode_raw_request(memoryview(bytes(4)), inputs)
@@ -1265,20 +1265,20 @@ def test_requested_outputs_keep_their_order_and_repetitions():
         ({"binary_data": True}, {"binary_data_output": True}, False),
     ],
 )
-def test_the_flag_of_an_output_wins_over_that_of_the_request(of_request, of_output, binary):
+def test_flag_of_an_output_overrides_that_of_the_request(of_request, of_output, binary):
     request = decode({"inputs": [VALID], "parameters": of_request, "outputs": [{"name": "y", "parameters": of_output}]})
     assert request.outputs == (("y", binary, 0),)
 
 
 @pytest.mark.parametrize(("parameters", "binary"), [({}, False), ({"binary_data_output": True}, True)])
-def test_the_flag_of_the_request_is_kept_for_outputs_not_listed(parameters, binary):
+def test_flag_of_the_request_applies_to_outputs_not_listed(parameters, binary):
     assert decode({"inputs": [VALID], "parameters": parameters}).binary_output == binary
 
 
 @pytest.mark.parametrize(
     ("flag", "found"), [(1, "the number 1"), (0, "the number 0"), (1.0, "the number 1.0"), ("true", "a string")]
 )
-def test_a_flag_that_is_no_boolean_is_refused(flag, found):
+def test_flag_other_than_a_boolean_is_rejected(flag, found):
     request = {"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"binary_data": flag}}]}
     assert refusal(request) == f"outputs[0] 'y': parameters.binary_data is {found}, expected a boolean"
     request = {"inputs": [VALID], "parameters": {"binary_data_output": flag}}
@@ -1286,24 +1286,24 @@ def test_a_flag_that_is_no_boolean_is_refused(flag, found):
 
 
 @pytest.mark.parametrize("k", [1, 5, 2**64 - 1])
-def test_an_output_may_be_asked_for_as_its_classes(k):
+def test_output_may_be_requested_as_classes(k):
     request = decode({"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"classification": k}}]})
     assert request.outputs == (("y", False, k),)
 
 
-def test_classes_may_be_asked_for_in_binary():
+def test_classes_may_be_requested_in_binary():
     parameters = {"classification": 2, "binary_data": True}
     request = decode({"inputs": [VALID], "outputs": [{"name": "y", "parameters": parameters}]})
     assert request.outputs == (("y", True, 2),)
 
 
-def test_classes_are_answered_as_the_request_says_for_all_outputs():
+def test_classes_follow_the_flag_of_the_request():
     output = {"name": "y", "parameters": {"classification": 2}}
     request = decode({"inputs": [VALID], "parameters": {"binary_data_output": True}, "outputs": [output]})
     assert request.outputs == (("y", True, 2),)
 
 
-def test_classification_means_nothing_as_a_parameter_of_the_request():
+def test_classification_in_the_parameters_of_the_request_is_ignored():
     assert decode({"inputs": [VALID], "parameters": {"classification": "x"}}).outputs == ()
 
 
@@ -1320,12 +1320,12 @@ NO_INTEGERS = [
 
 
 @pytest.mark.parametrize(("k", "found"), [(0, "0"), *NO_INTEGERS])
-def test_a_classification_that_is_no_integer_from_1_is_refused(k, found):
+def test_classification_other_than_an_integer_from_1_is_rejected(k, found):
     message = refusal({"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"classification": k}}]})
     assert message == f"outputs[0] 'y': parameters.classification is {found}, expected an integer of at least 1"
 
 
-def test_a_classification_of_null_is_refused():
+def test_classification_null_is_rejected():
     message = refusal({"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"classification": None}}]})
     assert message == f"outputs[0] 'y': parameters.classification is null, {WRONG_PARAMETER}"
 
@@ -1334,11 +1334,11 @@ def test_a_classification_of_null_is_refused():
 
 
 @pytest.mark.parametrize("timeout", [0, 1, 1000, 2**64 - 1])
-def test_the_timeout_of_a_request_is_kept(timeout):
+def test_timeout_of_a_request_is_kept(timeout):
     assert decode({"inputs": [VALID], "parameters": {"timeout": timeout}}).timeout_us == timeout
 
 
-def test_a_request_without_timeout_may_wait_for_ever():
+def test_request_without_timeout_has_no_limit():
     assert decode({"inputs": [VALID], "parameters": {"priority": 1}}).timeout_us == 0
 
 
@@ -1349,18 +1349,18 @@ def test_any_priority_is_accepted(priority):
 
 @pytest.mark.parametrize("name", ["priority", "timeout"])
 @pytest.mark.parametrize(("value", "found"), NO_INTEGERS)
-def test_a_priority_or_timeout_that_is_no_integer_from_0_is_refused(name, value, found):
+def test_priority_or_timeout_other_than_an_integer_from_0_is_rejected(name, value, found):
     message = refusal({"inputs": [VALID], "parameters": {name: value}})
     assert message == f"parameters.{name} is {found}, expected an integer of at least 0"
 
 
-def test_a_large_request_is_refused_for_its_timeout_in_the_same_words():
+def test_invalid_timeout_of_a_large_request_gets_the_same_message():
     values = [0.123456789] * 2000
     request = {"inputs": [VALID | {"shape": [2000], "data": values}], "parameters": {"timeout": -1}}
     assert refusal(request) == "parameters.timeout is -1, expected an integer of at least 0"
 
 
-def test_a_large_request_keeps_its_timeout():
+def test_large_request_keeps_its_timeout():
     values = [0.123456789] * 2000
     request = {"inputs": [VALID | {"shape": [2000], "data": values}], "parameters": {"timeout": 7, "priority": 2}}
     assert decode(request).timeout_us == 7
@@ -1375,7 +1375,7 @@ def test_a_large_request_keeps_its_timeout():
         {"sequence_id": 2**64 - 1, "sequence_start": True, "sequence_end": True},
     ],
 )
-def test_parameters_of_sequences_are_accepted_and_mean_nothing(parameters):
+def test_sequence_parameters_are_accepted_and_ignored(parameters):
     request = decode({"inputs": [VALID], "parameters": parameters})
     assert (request.parameters, request.timeout_us, request.inputs[0].array.tolist()) == (parameters, 0, [1.5])
 
@@ -1396,7 +1396,7 @@ def test_parameters_of_sequences_are_accepted_and_mean_nothing(parameters):
         ("1612345678123456", 1612345678_123_456_000),
     ],
 )
-def test_the_start_of_a_request_is_read_in_every_form_that_proxies_send(value, start):
+def test_request_start_is_read_in_all_forms_of_proxies(value, start):
     assert decode_request_start(value) == start
 
 
@@ -1445,7 +1445,7 @@ def test_the_start_of_a_request_is_read_in_every_form_that_proxies_send(value, s
         "161234567812\u00b3",
     ],
 )
-def test_what_is_no_start_of_a_request_is_none(value):
+def test_invalid_request_start_is_none(value):
     assert decode_request_start(value) is None
 
 
@@ -1458,17 +1458,17 @@ NO_SHARED_MEMORY = (
 
 
 @pytest.mark.parametrize("item", [VALID, without(VALID, "data")], ids=["with data", "without data"])
-def test_an_input_in_shared_memory_is_refused(item):
+def test_input_in_shared_memory_is_rejected(item):
     parameters = {"shared_memory_region": "region", "shared_memory_byte_size": 4}
     assert refusal_of_input(item | {"parameters": parameters}) == f"inputs[0] 'x': {NO_SHARED_MEMORY}"
 
 
-def test_an_output_in_shared_memory_is_refused():
+def test_output_in_shared_memory_is_rejected():
     output = {"name": "y", "parameters": {"shared_memory_region": "region", "shared_memory_byte_size": 4}}
     assert refusal({"inputs": [VALID], "outputs": [output]}) == f"outputs[0] 'y': {NO_SHARED_MEMORY}"
 
 
-def test_an_unknown_input_is_refused_before_its_data_are_counted():
+def test_unknown_input_is_rejected_before_its_elements_are_counted():
     model = ModelMetadata("m", "1", {"x": TensorMetadata("x", "FP32", (ANY,))}, {})
     body = json.dumps({"inputs": [{"name": "y", "shape": [784], "datatype": "FP32", "data": [0]}]}).encode()
     with pytest.raises(InvalidRequestError, match="input 'y' is unknown to model 'm', whose inputs are 'x'"):

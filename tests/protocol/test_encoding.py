@@ -43,7 +43,7 @@ def refusal(*tensors):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.datatype not in HALVES], ids=lambda case: case.name)
-def test_an_array_becomes_json_data(case):
+def test_array_becomes_json_data(case):
     """By their text, for which 1, 1.0 and true are different things and so are 0.0 and -0.0."""
     head, sections = encode(Tensor("y", case.datatype, case.array))
     (output,) = json.loads(head)["outputs"]
@@ -52,7 +52,7 @@ def test_an_array_becomes_json_data(case):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.datatype in HALVES], ids=lambda case: case.name)
-def test_a_half_becomes_numbers_that_round_back(case):
+def test_16_bit_floats_become_numbers_that_round_back(case):
     head, _ = encode(Tensor("y", case.datatype, case.array))
     (output,) = json.loads(head)["outputs"]
     assert (output["datatype"], tuple(output["shape"])) == (case.datatype, case.shape)
@@ -60,7 +60,7 @@ def test_a_half_becomes_numbers_that_round_back(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_an_array_becomes_binary_data(case):
+def test_array_becomes_binary_data(case):
     head, sections = encode(Tensor("y", case.datatype, case.array), binary=True)
     (output,) = json.loads(head)["outputs"]
     assert output == {
@@ -76,7 +76,7 @@ def test_an_array_becomes_binary_data(case):
 
 
 @pytest.mark.parametrize("datatype", HALVES)
-def test_every_half_has_a_json_number_that_rounds_back_or_null(datatype):
+def test_every_16_bit_float_has_a_json_number_that_rounds_back_or_null(datatype):
     array = np.arange(2**16, dtype=np.uint16).view(HALVES[datatype])
     data = json.loads(encode_json(array, datatype))
     finite = np.isfinite(array.astype(np.float32))
@@ -94,11 +94,11 @@ def test_every_half_has_a_json_number_that_rounds_back_or_null(datatype):
         ([16777216.0, 123456.79], "[16777216.0,123456.79]"),
     ],
 )
-def test_fp32_are_written_in_their_shortest_form(values, text):
+def test_fp32_is_written_in_its_shortest_form(values, text):
     assert encode_json(np.array(values, np.float32)) == text
 
 
-def test_fp64_are_written_in_their_shortest_form():
+def test_fp64_is_written_in_its_shortest_form():
     assert encode_json(np.array([0.1, 1 / 3, 0.1 + 0.2]), "FP64") == "[0.1,0.3333333333333333,0.30000000000000004]"
 
 
@@ -125,29 +125,29 @@ def test_nans_and_infinities_are_intact_in_binary(datatype, digits):
 # --- Keys
 
 
-def test_a_response_has_its_keys_in_order():
+def test_response_has_its_keys_in_order():
     head, _ = encode(Tensor("y", "FP32", np.zeros(1, np.float32)), request_id="7")
     response = json.loads(head)
     assert list(response) == ["model_name", "model_version", "id", "outputs"]
     assert (response["model_name"], response["model_version"], response["id"]) == ("m", "3", "7")
 
 
-def test_a_response_has_no_id_when_none_was_given():
+def test_response_has_no_id_without_one_in_the_request():
     head, _ = encode(Tensor("y", "FP32", np.zeros(1, np.float32)))
     assert list(json.loads(head)) == ["model_name", "model_version", "outputs"]
 
 
-def test_a_json_output_has_data_and_no_parameters():
+def test_json_output_has_data_and_no_parameters():
     head, _ = encode(Tensor("y", "FP32", np.zeros(1, np.float32)))
     assert list(json.loads(head)["outputs"][0]) == ["name", "datatype", "shape", "data"]
 
 
-def test_a_binary_output_has_parameters_and_no_data():
+def test_binary_output_has_parameters_and_no_data():
     head, _ = encode(Tensor("y", "FP32", np.zeros(1, np.float32)), binary=True)
     assert list(json.loads(head)["outputs"][0]) == ["name", "datatype", "shape", "parameters"]
 
 
-def test_a_response_is_written_without_blanks():
+def test_response_has_no_whitespace():
     head, _ = encode(Tensor("y", "INT8", np.zeros((1, 2), np.int8)), request_id="7")
     assert head == (
         b'{"model_name":"m","model_version":"3","id":"7",'
@@ -155,7 +155,7 @@ def test_a_response_is_written_without_blanks():
     )
 
 
-def test_names_and_ids_of_any_text_come_through():
+def test_names_and_ids_may_be_any_text():
     text = '\u00e9\u65e5\U0001f600"\\\0\n'
     response = InferenceResponse(text, "1", [(Tensor(text, "INT8", np.zeros(0, np.int8)), False)], text)
     root = json.loads(encode_response(response)[0])
@@ -170,7 +170,7 @@ def test_outputs_keep_their_order():
     assert [output["name"] for output in json.loads(encode(*tensors)[0])["outputs"]] == ["z", "a", "m"]
 
 
-def test_binary_data_follow_in_the_order_of_the_outputs():
+def test_binary_data_follows_in_the_order_of_the_outputs():
     tensors = [
         Tensor("z", "INT8", np.array([1, 2], np.int8)),
         Tensor("j", "INT8", np.array([3], np.int8)),
@@ -189,7 +189,7 @@ def test_binary_data_follow_in_the_order_of_the_outputs():
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (2**40, 0)])
 @pytest.mark.parametrize("datatype", [*DTYPES, "BYTES"])
-def test_a_binary_output_of_no_element_has_size_0_and_no_section(datatype, shape):
+def test_empty_binary_output_has_size_0_and_no_section(datatype, shape):
     if datatype == "BYTES":
         array = BytesArray(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(0, np.uint8))
     else:
@@ -204,14 +204,14 @@ def test_a_binary_output_of_no_element_has_size_0_and_no_section(datatype, shape
 
 @pytest.mark.parametrize("datatype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
-def test_a_binary_section_is_a_view_on_the_tensor(datatype, shape):
+def test_binary_section_is_a_view_on_the_tensor(datatype, shape):
     array = np.zeros(shape, DTYPES[datatype])
     _, (section,) = encode(Tensor("y", datatype, array), binary=True)
     assert np.shares_memory(np.frombuffer(section, np.uint8), array)
     assert len(section) == array.nbytes
 
 
-def test_a_tensor_of_read_only_memory_is_encoded_too():
+def test_tensor_in_read_only_memory_is_encoded():
     array = np.frombuffer(b"\1\0\2\0", np.int16)
     assert encode_json(array, "INT16") == "[1,2]"
     assert encode_binary(array, "INT16") == b"\1\0\2\0"
@@ -232,14 +232,14 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("datatype", ["UINT8", "BF16", "FP32"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_array_that_does_not_lie_together_becomes_row_major_json(layout, datatype):
+def test_non_contiguous_array_becomes_row_major_json(layout, datatype):
     array = LAYOUTS[layout](DTYPES[datatype])
     assert json.loads(encode_json(array, datatype)) == array.astype(np.float64).ravel().tolist()
 
 
 @pytest.mark.parametrize("datatype", ["UINT8", "BF16", "FP32"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_array_that_does_not_lie_together_becomes_row_major_binary(layout, datatype):
+def test_non_contiguous_array_becomes_row_major_binary(layout, datatype):
     """The section is one contiguous buffer, for so a socket sends it."""
     array = LAYOUTS[layout](DTYPES[datatype])
     head, (section,) = encode(Tensor("y", datatype, array), binary=True)
@@ -252,18 +252,18 @@ def test_an_array_that_does_not_lie_together_becomes_row_major_binary(layout, da
 
 
 @pytest.mark.parametrize("element", [b"\xff", b"abc\x80", b"\xc3", b"\xed\xa0\x80", b"\xc0\x80"])
-def test_a_string_that_is_not_utf8_is_refused_in_json(element):
+def test_string_that_is_not_utf8_is_rejected_in_json(element):
     assert refusal(Tensor("y", "BYTES", BytesArray.of([b"ok", element], (2,)))) == (
-        "output 'y': string 1 is not valid UTF-8 and cannot be answered in JSON; ask for binary by "
+        "output 'y': string 1 is not valid UTF-8 and cannot be returned in JSON; ask for binary by "
         "parameters.binary_data of the output or parameters.binary_data_output of the request"
     )
 
 
-def test_a_string_that_is_not_utf8_is_kept_in_binary():
+def test_string_that_is_not_utf8_is_kept_in_binary():
     assert encode_binary(BytesArray.of([b"\xff\0"], (1,)), "BYTES") == b"\2\0\0\0\xff\0"
 
 
-def test_strings_that_share_their_bytes_with_a_body_are_encoded_alone():
+def test_strings_inside_a_body_are_encoded_without_its_other_bytes():
     array = BytesArray(np.array([1], np.int32), np.array([2], np.int32), np.frombuffer(b"\xffa\xff", np.uint8))
     assert encode_json(array, "BYTES") == '["a"]'
     assert encode_binary(array, "BYTES") == b"\1\0\0\0a"

@@ -45,7 +45,7 @@ def data(datatype, repeated, count):
 
 
 @pytest.mark.parametrize("repeated", ["{}", "[]", '{\\"\\":1}', "[1]", "[[]]", '\\"\\"', '\\"ab\\"'])
-def test_values_without_use_are_refused_before_they_take_memory(repeated):
+def test_useless_values_are_rejected_before_they_take_memory(repeated):
     cost = bomb(repeated, 16_000_000)
     assert cost.error.startswith("BodyTooLargeError: the values of the JSON would take 13")
     assert cost.mebibytes < 8
@@ -55,7 +55,7 @@ def test_values_without_use_are_refused_before_they_take_memory(repeated):
 @pytest.mark.parametrize(
     "repeated", ["{}", "[]", '{\\"\\":1}', "[1]", "[[]]", '\\"\\"', '\\"ab\\"', "1", "1.5", "true"]
 )
-def test_values_that_are_allowed_take_no_more_than_was_estimated(repeated):
+def test_allowed_values_take_no_more_memory_than_estimated(repeated):
     count = 400_000
     cost = bomb(repeated, count)
     assert cost.error == ""
@@ -64,7 +64,7 @@ def test_values_that_are_allowed_take_no_more_than_was_estimated(repeated):
     assert cost.mebibytes < estimate + 2
 
 
-def test_the_members_of_an_object_take_no_more_than_was_estimated():
+def test_object_members_take_no_more_memory_than_estimated():
     count = 400_000
     make = "body = b'{' + b','.join(b'\"%07d\":1' % i for i in range(400_000)) + b',\"inputs\":[{\"name\":\"x\",'"
     make += ' b\'"shape":[1],"datatype":"FP32","data":[1]}]}\''
@@ -87,21 +87,21 @@ def test_large_requests_are_decoded_within_the_budget(datatype, repeated, count)
     assert cost.mebibytes < choose_budget(2**28) / MIB + 2 * text
 
 
-def test_the_budget_is_five_times_the_limit_of_a_body_and_at_least_64_mib():
+def test_budget_is_five_times_the_limit_of_a_body_and_at_least_64_mib():
     assert [choose_budget(limit) for limit in (1, 2**23, 2**24, 2**28)] == [2**26, 2**26, 5 * 2**24, 5 * 2**28]
 
 
 # --- What counts
 
 
-def test_what_stands_in_strings_is_no_value():
+def test_characters_in_strings_do_not_count():
     text = b'["' + b"{},[]:" * 100_000 + b'"]'
     assert weigh(text, 100_000) == ""
     outside = b"[" + b"{},[]:" * 100_000 + b"]"
     assert weigh(outside, 100_000).startswith("the values of the JSON would take ")
 
 
-def test_the_message_says_what_is_allowed_and_what_to_do():
+def test_message_gives_the_limit_and_a_remedy():
     message = "the values of the JSON would take 9000 bytes of memory or more, at most 8999 are allowed"
     assert weigh(b"," * 100, 8999) == f"{message}; send large tensors as binary data"
     assert weigh(b"," * 100, 9000) == ""
@@ -130,7 +130,7 @@ values = st.recursive(
 @settings(deadline=None, max_examples=150)
 @given(value=values)
 @example(value=['\\"', "\\", '\\\\"'])
-def test_separators_are_counted_as_json_is_read(block, value):
+def test_separators_are_counted_as_in_parsed_json(block, value):
     """The estimate is refused at its own value less one and allowed at it, wherever blocks begin."""
     text = json.dumps(value).encode()
     exact = reference(value)
@@ -143,7 +143,7 @@ def test_separators_are_counted_as_json_is_read(block, value):
 
 @pytest.mark.parametrize("weights", [OBJECTS, NUMBERS])
 @pytest.mark.parametrize("repeated", [b"{},", b"[],", b"1,", b'"",', b'{"":1},', b"[[]],", b'"":1,', b"[1],"])
-def test_no_text_outweighs_what_is_assumed_of_each_byte(weights, repeated):
+def test_no_text_exceeds_the_assumed_weight_per_byte(weights, repeated):
     """Short texts are not looked at because of it."""
     assert sum(repeated.count(character) * weight for character, weight in weights.items()) <= len(repeated) * (
         most_per_byte(weights)

@@ -185,13 +185,13 @@ def sent_back(response):
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=200), header_lengths)
-def test_any_bytes_are_refused_or_decoded(body, header_length):
+def test_any_bytes_are_rejected_or_decoded(body, header_length):
     assert isinstance(outcome(decode_request, memoryview(body), header_length), (InferenceRequest, InvalidRequestError))
 
 
 @settings(deadline=None, max_examples=300)
 @given(anything, st.binary(max_size=20))
-def test_any_json_is_refused_or_decoded(root, binary):
+def test_any_json_is_rejected_or_decoded(root, binary):
     head = json.dumps(root).encode()
     for arguments in ((memoryview(head),), (memoryview(head + binary), len(head))):
         assert isinstance(outcome(decode_request, *arguments), (InferenceRequest, InvalidRequestError))
@@ -199,7 +199,7 @@ def test_any_json_is_refused_or_decoded(root, binary):
 
 @settings(deadline=None, max_examples=400)
 @given(st.sampled_from(DATATYPES), anything)
-def test_any_json_as_an_element_is_refused_or_decoded(datatype, element):
+def test_any_json_as_an_element_is_rejected_or_decoded(datatype, element):
     root = {"inputs": [{"name": "x", "shape": [1], "datatype": datatype, "data": [element]}]}
     request = outcome(decode_request, memoryview(json.dumps(root).encode()))
     assert isinstance(request, (InferenceRequest, InvalidRequestError))
@@ -207,7 +207,7 @@ def test_any_json_as_an_element_is_refused_or_decoded(datatype, element):
 
 @settings(deadline=None, max_examples=400)
 @given(keys, anything, st.sampled_from(["request", "input", "output"]))
-def test_any_json_as_a_key_of_a_valid_request_is_refused_or_decoded(key, value, level):
+def test_any_json_as_a_key_of_a_valid_request_is_rejected_or_decoded(key, value, level):
     item, output = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}, {"name": "y"}
     root = {"inputs": [item], "outputs": [output]}
     {"request": root, "input": item, "output": output}[level][key] = value
@@ -217,7 +217,7 @@ def test_any_json_as_a_key_of_a_valid_request_is_refused_or_decoded(key, value, 
 
 @settings(deadline=None, max_examples=600)
 @given(requests | mutated(requests), st.binary(max_size=40))
-def test_json_near_to_a_request_is_refused_or_decoded(root, binary):
+def test_mutated_request_is_rejected_or_decoded(root, binary):
     head = json.dumps(root).encode()
     for arguments in ((memoryview(head),), (memoryview(head + binary), len(head))):
         assert isinstance(outcome(decode_request, *arguments), (InferenceRequest, InvalidRequestError))
@@ -225,7 +225,7 @@ def test_json_near_to_a_request_is_refused_or_decoded(root, binary):
 
 @settings(deadline=None, max_examples=300)
 @given(complete_requests())
-def test_a_complete_request_is_decoded(complete):
+def test_complete_request_is_decoded(complete):
     root, binary = complete
     head = json.dumps(root).encode()
     request = decode_request(memoryview(head + binary), len(head))
@@ -234,7 +234,7 @@ def test_a_complete_request_is_decoded(complete):
 
 @settings(deadline=None, max_examples=300)
 @given(complete_requests(), st.integers(0, 2000), st.binary(max_size=4), header_lengths)
-def test_a_complete_request_with_bytes_exchanged_is_refused_or_decoded(complete, place, other, header_length):
+def test_complete_request_with_replaced_bytes_is_rejected_or_decoded(complete, place, other, header_length):
     root, binary = complete
     head = json.dumps(root).encode()
     body = head + binary
@@ -255,7 +255,7 @@ metadata = st.builds(TensorMetadata, st.just("t"), st.sampled_from(DATATYPES), s
 
 @settings(deadline=None, max_examples=500)
 @given(st.binary(max_size=64) | st.integers(0, 64).map(bytes), st.lists(metadata, min_size=1, max_size=2))
-def test_any_raw_body_is_refused_or_becomes_a_tensor_of_the_whole_body(body, inputs):
+def test_any_raw_body_is_rejected_or_becomes_one_tensor(body, inputs):
     by_name = {f"t{index}": tensor for index, tensor in enumerate(inputs)}
     request = outcome(decode_raw_request, memoryview(body), by_name)
     if not isinstance(request, InvalidRequestError):
@@ -270,7 +270,7 @@ def test_any_raw_body_is_refused_or_becomes_a_tensor_of_the_whole_body(body, inp
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=40) | st.lists(st.binary(max_size=3)).map(joined), st.integers(0, 12))
-def test_any_section_is_refused_or_filled_by_its_elements(section, count):
+def test_any_section_is_rejected_or_filled_by_its_elements(section, count):
     found = outcome(unpack, memoryview(section), count, "x")
     if not isinstance(found, InvalidRequestError):
         elements = [section[begin:end] for begin, end in zip(*found, strict=True)]
@@ -280,7 +280,7 @@ def test_any_section_is_refused_or_filled_by_its_elements(section, count):
 
 @settings(deadline=None, max_examples=300)
 @given(st.text(max_size=25) | st.text("0123456789.t=", max_size=25) | st.from_regex(r"(t=)?[0-9]+\.?[0-9]*"))
-def test_any_start_of_a_request_is_unreadable_or_a_time(value):
+def test_any_request_start_is_a_time_or_none(value):
     start = decode_request_start(value)
     assert start is None or 0 <= start < 10**19
 
@@ -298,7 +298,7 @@ def classified(values, k):
 
 @settings(deadline=None, max_examples=400)
 @given(tensors().filter(lambda tensor: tensor.datatype != "BYTES"), st.integers(1, 30))
-def test_the_classes_of_any_output_are_its_highest_values(tensor, k):
+def test_classes_of_any_output_are_its_highest_values(tensor, k):
     array = tensor.array
     rows = array if array.ndim >= 2 else array.reshape(1, -1)
     found = classify(tensor, k, ())
@@ -312,7 +312,7 @@ def test_the_classes_of_any_output_are_its_highest_values(tensor, k):
 
 @settings(deadline=None, max_examples=400)
 @given(tensors())
-def test_a_binary_tensor_comes_back_bit_for_bit(tensor):
+def test_binary_tensor_survives_a_round_trip(tensor):
     (returned,) = sent_back(InferenceResponse("m", "1", [(tensor, True)])).inputs
     assert (returned.name, returned.datatype) == (tensor.name, tensor.datatype)
     assert fingerprint(returned.array) == fingerprint(tensor.array)
@@ -320,7 +320,7 @@ def test_a_binary_tensor_comes_back_bit_for_bit(tensor):
 
 @settings(deadline=None, max_examples=400)
 @given(tensors().filter(is_text))
-def test_a_json_tensor_comes_back_bit_for_bit(tensor):
+def test_json_tensor_survives_a_round_trip(tensor):
     array = finite(tensor.array)
     (returned,) = sent_back(InferenceResponse("m", "1", [(Tensor("t", tensor.datatype, array), False)])).inputs
     assert (returned.name, returned.datatype) == (tensor.name, tensor.datatype)
@@ -329,7 +329,7 @@ def test_a_json_tensor_comes_back_bit_for_bit(tensor):
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(names, tensors().filter(is_text), st.booleans()), min_size=1, max_size=4), names)
-def test_several_tensors_come_back_in_their_order(items, request_id):
+def test_several_tensors_keep_their_order_in_a_round_trip(items, request_id):
     sent = [(Tensor(name, tensor.datatype, finite(tensor.array)), binary) for name, tensor, binary in items]
     request = sent_back(InferenceResponse("m", "1", sent, request_id))
     assert request.id == request_id
@@ -340,7 +340,7 @@ def test_several_tensors_come_back_in_their_order(items, request_id):
 
 @settings(deadline=None, max_examples=200)
 @given(tensors().filter(lambda tensor: tensor.datatype != "BYTES"))
-def test_a_raw_body_comes_back_bit_for_bit(tensor):
+def test_raw_body_survives_a_round_trip(tensor):
     static = TensorMetadata("t", tensor.datatype, tuple(Dim(size, size) for size in tensor.shape))
     (returned,) = decode_raw_request(memoryview(tensor.array.tobytes()), {"t": static}).inputs
     assert fingerprint(returned.array) == fingerprint(tensor.array)
@@ -348,7 +348,7 @@ def test_a_raw_body_comes_back_bit_for_bit(tensor):
 
 @settings(deadline=None, max_examples=200)
 @given(hnp.arrays(np.float32, st.integers(0, 20)))
-def test_fp32_are_written_with_no_digit_too_many(array):
+def test_fp32_is_written_without_superfluous_digits(array):
     head, _ = encode_response(InferenceResponse("m", "1", [(Tensor("t", "FP32", finite(array)), False)]))
     texts = json.loads(head, parse_float=str)["outputs"][0]["data"]
     digits = [text.lower().split("e")[0].replace(".", "").lstrip("-").strip("0") for text in texts]
@@ -358,7 +358,7 @@ def test_fp32_are_written_with_no_digit_too_many(array):
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.binary(max_size=10), max_size=10))
-def test_any_strings_come_back_from_their_binary_form(elements):
+def test_any_strings_survive_packing(elements):
     packed = pack(BytesArray.of(elements, (len(elements),)))
     assert packed == joined(elements)
     begins, ends = unpack(memoryview(packed), len(elements), "x")
@@ -367,5 +367,5 @@ def test_any_strings_come_back_from_their_binary_form(elements):
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.binary(max_size=10).map(lambda element: element.replace(b"\0", b"")), max_size=10))
-def test_any_strings_without_nul_come_back_from_a_matrix(elements):
+def test_any_strings_without_nul_survive_a_matrix(elements):
     assert from_matrix(to_matrix(BytesArray.of(elements, (len(elements),)), "x")).elements() == elements

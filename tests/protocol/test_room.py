@@ -7,15 +7,15 @@ import pytest
 from ovms_rest.errors import BusyError
 from ovms_rest.protocol.datatypes import DATATYPES
 from ovms_rest.protocol.encoding import encode_response
-from ovms_rest.protocol.room import SMALL_OUTPUTS, Room, check_outputs, check_requested, describe_lack
+from ovms_rest.protocol.room import SMALL_OUTPUTS, Room, check_outputs, check_requested, describe_lack, unlimited
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, InferenceResponse, ModelMetadata, RequestedOutput, Tensor, TensorMetadata
 
 COUNT = SMALL_OUTPUTS + 1000
 
 
-def environ(limit, held=0):
-    return {"ovms_rest.room": lambda: Room(held, limit)}
+def room(limit, held=0):
+    return lambda: Room(held, limit)
 
 
 def extremes(datatype):
@@ -38,47 +38,47 @@ def written(tensor):
 
 @pytest.mark.parametrize("values", ["extremes", "zeros"])
 @pytest.mark.parametrize("datatype", list(DATATYPES))
-def test_numbers_in_json_fit_in_exactly_where_there_is_room_for_them(datatype, values):
+def test_numbers_in_json_are_measured_exactly(datatype, values):
     array = extremes(datatype) if values == "extremes" else np.zeros(COUNT, DATATYPES[datatype].dtype)
     outputs = [(Tensor("y", datatype, array.reshape(2, -1)), False)]
     size = written(outputs[0][0])
     pieces = -(-COUNT // 2**16)
-    check_outputs(outputs, environ(size + pieces))
-    check_outputs(outputs, environ(size + pieces + 5000, held=5000))
+    check_outputs(outputs, room(size + pieces))
+    check_outputs(outputs, room(size + pieces + 5000, held=5000))
     with pytest.raises(BusyError, match=r"no room for a response of \d+ bytes: OVMS_REST_MAX_HELD_BYTES allows \d+$"):
-        check_outputs(outputs, environ(size - pieces - 1))
+        check_outputs(outputs, room(size - pieces - 1))
     with pytest.raises(BusyError, match=r"unfinished requests and responses hold 5000 of \d+$"):
-        check_outputs(outputs, environ(size - pieces - 1 + 5000, held=5000))
+        check_outputs(outputs, room(size - pieces - 1 + 5000, held=5000))
 
 
 @pytest.mark.parametrize("datatype", list(DATATYPES))
-def test_binary_outputs_take_their_bytes(datatype):
+def test_binary_outputs_count_their_bytes(datatype):
     array = np.zeros(COUNT, DATATYPES[datatype].dtype)
     outputs = [(Tensor("y", datatype, array), True), (Tensor("z", datatype, array), True)]
-    check_outputs(outputs, environ(2 * array.nbytes))
+    check_outputs(outputs, room(2 * array.nbytes))
     with pytest.raises(BusyError, match=f"a response of {2 * array.nbytes} bytes"):
-        check_outputs(outputs, environ(2 * array.nbytes - 1))
+        check_outputs(outputs, room(2 * array.nbytes - 1))
 
 
-def test_strings_take_their_bytes_and_in_json_the_objects_made_of_them():
+def test_strings_count_their_bytes_and_in_json_their_python_objects():
     array = BytesArray.of([b"abc"] * COUNT, (COUNT,))
-    check_outputs([(Tensor("y", "BYTES", array), True)], environ(7 * COUNT))
+    check_outputs([(Tensor("y", "BYTES", array), True)], room(7 * COUNT))
     with pytest.raises(BusyError):
-        check_outputs([(Tensor("y", "BYTES", array), True)], environ(7 * COUNT - 1))
+        check_outputs([(Tensor("y", "BYTES", array), True)], room(7 * COUNT - 1))
     with pytest.raises(BusyError):
-        check_outputs([(Tensor("y", "BYTES", array), False)], environ(100 * COUNT))
-    check_outputs([(Tensor("y", "BYTES", array), False)], environ(150 * COUNT))
+        check_outputs([(Tensor("y", "BYTES", array), False)], room(100 * COUNT))
+    check_outputs([(Tensor("y", "BYTES", array), False)], room(150 * COUNT))
 
 
-def test_few_strings_may_be_large():
+def test_few_large_strings_are_measured():
     array = BytesArray.of([b"x" * 1_000_000], (1,))
     with pytest.raises(BusyError):
-        check_outputs([(Tensor("y", "BYTES", array), True)], environ(1_000_000))
+        check_outputs([(Tensor("y", "BYTES", array), True)], room(1_000_000))
 
 
 def test_small_outputs_are_not_measured():
     """Which the worker does, when they are encoded."""
-    check_outputs([(Tensor("y", "UINT8", np.zeros(SMALL_OUTPUTS, np.uint8)), True)], environ(0))
+    check_outputs([(Tensor("y", "UINT8", np.zeros(SMALL_OUTPUTS, np.uint8)), True)], room(0))
 
 
 @pytest.mark.parametrize(
@@ -91,23 +91,23 @@ def test_small_outputs_are_not_measured():
         (RequestedOutput("strings", True), 400_000),
     ],
 )
-def test_before_the_inference_static_shapes_alone_count(output, size):
+def test_only_static_shapes_count_before_the_inference(output, size):
     shapes = {"static": ("FP32", 1_000_000), "dynamic": ("FP32", None), "strings": ("BYTES", 100_000)}
     outputs = {name: TensorMetadata(name, datatype, (Dim(dim or 0, dim),)) for name, (datatype, dim) in shapes.items()}
     metadata = ModelMetadata("m", "1", {}, outputs)
     assert (metadata.static_elements, metadata.has_dynamic_outputs) == (1_100_000, True)
-    check_requested([output], metadata, environ(size))
+    check_requested([output], metadata, Room(0, size))
     if size:
         with pytest.raises(BusyError, match=f"a response of {size} bytes"):
-            check_requested([output], metadata, environ(size - 1))
+            check_requested([output], metadata, Room(0, size - 1))
 
 
-def test_other_servers_have_no_limit():
+def test_room_is_unlimited_under_other_servers():
     outputs = [(Tensor("y", "FP32", np.zeros(COUNT, np.float32)), False)]
-    check_outputs(outputs, {})
+    check_outputs(outputs, unlimited)
 
 
-def test_what_never_fits_names_the_setting_and_what_might_does_not():
+def test_only_a_size_beyond_the_limit_names_the_setting():
     assert (
         describe_lack("a body", 11, Room(0, 10)) == "no room for a body of 11 bytes: OVMS_REST_MAX_HELD_BYTES allows 10"
     )

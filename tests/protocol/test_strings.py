@@ -27,41 +27,41 @@ def refusal(function, *arguments):
 
 
 @pytest.mark.parametrize("elements", LISTS.values(), ids=LISTS)
-def test_an_array_gives_back_its_elements(elements):
+def test_array_returns_its_elements(elements):
     assert BytesArray.of(elements, (len(elements),)).elements() == elements
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 3), (3, 1, 2), (1, 6)])
-def test_an_array_has_the_shape_it_was_made_with(shape):
+def test_array_has_the_shape_it_was_made_with(shape):
     array = BytesArray.of([b"a", b"", b"ccc", b"d", b"e", b"f"], shape)
     assert array.shape == array.begins.shape == array.ends.shape == shape
     assert array.elements() == [b"a", b"", b"ccc", b"d", b"e", b"f"]
 
 
 @pytest.mark.parametrize(("elements", "shape"), [([b"a"], ()), ([], (0,)), ([], (2, 0, 3))])
-def test_scalars_and_arrays_of_no_element_have_a_shape_too(elements, shape):
+def test_scalars_and_empty_arrays_keep_their_shape(elements, shape):
     array = BytesArray.of(elements, shape)
     assert (array.shape, array.elements()) == (shape, elements)
 
 
-def test_an_array_can_be_made_of_an_iterator():
+def test_array_can_be_made_of_an_iterator():
     assert BytesArray.of(iter([b"a", b"b"]), (2,)).elements() == [b"a", b"b"]
 
 
-def test_elements_lie_one_behind_the_other():
+def test_elements_are_contiguous():
     array = BytesArray.of([b"ab", b"", b"cde"], (3,))
     assert array.begins.tolist() == [0, 2, 2]
     assert array.ends.tolist() == [2, 2, 5]
     assert array.symbols.tobytes() == b"abcde"
 
 
-def test_the_parts_have_the_types_of_a_string_tensor_pack():
+def test_parts_have_the_types_of_a_string_tensor_pack():
     array = BytesArray.of([b"ab"], (1,))
     assert (array.begins.dtype, array.ends.dtype, array.symbols.dtype) == (np.int32, np.int32, np.uint8)
     assert array.symbols.flags.writeable
 
 
-def test_symbols_may_hold_bytes_of_no_element():
+def test_symbols_may_hold_bytes_outside_all_elements():
     array = BytesArray(np.array([4, 1], np.int32), np.array([6, 1], np.int32), np.frombuffer(b"....ab..", np.uint8))
     assert array.elements() == [b"ab", b""]
 
@@ -76,23 +76,23 @@ def test_elements_come_in_row_major_order_whatever_the_memory_order():
 # --- pack and unpack
 
 
-def test_packing_puts_a_4_byte_little_endian_length_before_each_element():
+def test_packed_elements_follow_their_4_byte_little_endian_length():
     packed = pack(BytesArray.of([b"a", b"", b"x" * 258], (3,)))
     assert packed == b"\x01\0\0\0a" + b"\0\0\0\0" + b"\x02\x01\0\0" + b"x" * 258
 
 
-def test_no_element_packs_to_no_byte():
+def test_empty_array_packs_to_no_bytes():
     assert pack(BytesArray.of([], (0,))) == b""
 
 
 @pytest.mark.parametrize("elements", LISTS.values(), ids=LISTS)
-def test_unpacking_finds_what_was_packed(elements):
+def test_unpacking_reverses_packing(elements):
     packed = pack(BytesArray.of(elements, (len(elements),)))
     begins, ends = unpack(memoryview(packed), len(elements), "x")
     assert [packed[begin:end] for begin, end in zip(begins, ends, strict=True)] == elements
 
 
-def test_packing_leaves_out_bytes_of_no_element():
+def test_packing_skips_bytes_outside_all_elements():
     array = BytesArray(np.array([2], np.int32), np.array([3], np.int32), np.frombuffer(b"..a..", np.uint8))
     assert pack(array) == b"\x01\0\0\0a"
 
@@ -115,7 +115,7 @@ def test_packing_leaves_out_bytes_of_no_element():
         (b"", 2**200, f"x: its shape needs {2**200} strings, but the data has 0"),
     ],
 )
-def test_a_section_that_its_elements_do_not_fill_is_refused(section, count, message):
+def test_section_not_filled_by_its_elements_is_rejected(section, count, message):
     assert refusal(unpack, memoryview(section), count, "x") == message
 
 
@@ -133,17 +133,17 @@ def test_a_section_that_its_elements_do_not_fill_is_refused(section, count, mess
         ([b"a\0", b"b"], [b"a\0\0", b"b\0\0"]),
     ],
 )
-def test_a_matrix_is_one_wider_than_the_longest_string(elements, rows):
+def test_matrix_is_one_wider_than_the_longest_string(elements, rows):
     matrix = to_matrix(BytesArray.of(elements, (len(elements),)), "x")
     assert (matrix.dtype, matrix.shape) == (np.uint8, (len(rows), len(rows[0])))
     assert [row.tobytes() for row in matrix] == rows
 
 
-def test_a_matrix_of_no_string_has_no_row():
+def test_matrix_without_strings_has_no_rows():
     assert to_matrix(BytesArray.of([], (0,)), "x").shape == (0, 1)
 
 
-def test_a_matrix_of_more_than_1_gib_is_refused():
+def test_matrix_of_more_than_1_gib_is_rejected():
     """One long string makes the rows of all others as wide."""
     message = refusal(to_matrix, BytesArray.of([b"x" * 32_768, *[b""] * 32_767], (32_768,)), "x")
     assert message == (
@@ -162,21 +162,21 @@ def test_a_matrix_of_more_than_1_gib_is_refused():
         ([b"\xff\xfe\0"], [b"\xff\xfe"]),
     ],
 )
-def test_a_row_is_read_up_to_its_first_nul(rows, elements):
+def test_row_is_read_up_to_its_first_nul(rows, elements):
     array = from_matrix(np.array([list(row) for row in rows], np.uint8))
     assert (array.shape, array.elements()) == ((len(rows),), elements)
 
 
 @pytest.mark.parametrize(("shape", "elements"), [((0, 4), []), ((0, 0), []), ((2, 0), [b"", b""])])
-def test_a_matrix_without_bytes_is_read_too(shape, elements):
+def test_matrix_of_width_0_is_read(shape, elements):
     assert from_matrix(np.zeros(shape, np.uint8)).elements() == elements
 
 
-def test_rows_that_do_not_lie_together_are_read_too():
+def test_non_contiguous_rows_are_read():
     matrix = np.array([[97, 0, 98], [99, 0, 100]], np.uint8)
     assert from_matrix(matrix.T).elements() == [b"ac", b"", b"bd"]
 
 
-def test_strings_without_nul_come_back_from_a_matrix():
+def test_strings_without_nul_survive_a_matrix():
     elements = [b"abc", b"", b"\xff"]
     assert from_matrix(to_matrix(BytesArray.of(elements, (3,)), "x")).elements() == elements

@@ -59,7 +59,7 @@ def requested(*outputs, binary=False):
 # --- Inputs
 
 
-def test_the_arrays_are_returned_by_name_as_they_came():
+def test_arrays_are_returned_unchanged_by_name():
     first, second = zeros(1, name="a"), zeros(2, name="b")
     arrays = validate(model(takes("FP32", ONE, name="a"), takes("FP32", TWO, name="b")), second, first)
     assert arrays.keys() == {"a", "b"}
@@ -84,7 +84,7 @@ def test_the_arrays_are_returned_by_name_as_they_came():
         ((Dim(0, None), Dim(2, 3), TWO), (5, 3, 2)),
     ],
 )
-def test_a_shape_that_fits_is_accepted(dims, shape):
+def test_shape_that_fits_is_accepted(dims, shape):
     assert validate(model(takes("FP32", *dims)), zeros(*shape))["x"].shape == shape
 
 
@@ -108,39 +108,39 @@ def test_a_shape_that_fits_is_accepted(dims, shape):
         ((Dim(0, 4),), (5,), "input 'x': shape is [5], the model takes [0:4]"),
     ],
 )
-def test_a_shape_that_does_not_fit_is_refused(dims, shape, message):
+def test_shape_that_does_not_fit_is_rejected(dims, shape, message):
     assert refusal(model(takes("FP32", *dims)), zeros(*shape)) == message
 
 
 @pytest.mark.parametrize("expected", ["FP64", "FP16", "INT32", "UINT32", "BYTES"])
-def test_a_datatype_is_not_converted(expected):
+def test_datatype_is_not_converted(expected):
     assert refusal(model(takes(expected, ONE)), zeros(1)) == (
         f"input 'x': datatype is FP32, the model takes {expected}"
     )
 
 
-def test_the_datatype_is_looked_at_before_the_shape():
+def test_datatype_is_checked_before_the_shape():
     assert refusal(model(takes("INT8", ONE)), zeros(2)) == "input 'x': datatype is FP32, the model takes INT8"
 
 
-def test_an_unknown_input_is_refused_with_the_known_ones():
+def test_unknown_input_is_rejected_with_the_known_ones():
     metadata = model(takes("FP32", ONE, name="a"), takes("FP32", ONE, name="b"))
     assert refusal(metadata, zeros(1, name="a"), zeros(1, name="c")) == (
         "input 'c' is unknown to model 'm', whose inputs are 'a', 'b'"
     )
 
 
-def test_the_name_of_an_input_is_compared_with_its_case():
+def test_input_names_are_case_sensitive():
     assert refusal(model(takes("FP32", ONE)), zeros(1, name="X")) == (
         "input 'X' is unknown to model 'm', whose inputs are 'x'"
     )
 
 
-def test_a_repeated_input_is_refused():
+def test_repeated_input_is_rejected():
     assert refusal(model(takes("FP32", ONE)), zeros(1), zeros(1)) == "input 'x' is given more than once"
 
 
-def test_a_missing_input_is_refused():
+def test_missing_input_is_rejected():
     metadata = model(takes("FP32", ONE, name="a"), takes("FP32", ONE, name="b"))
     assert refusal(metadata, zeros(1, name="b")) == "input 'a' of model 'm' is missing from the request"
 
@@ -153,18 +153,18 @@ def test_missing_inputs_are_named_in_alphabetical_order():
 # --- Strings
 
 
-def test_strings_fit_a_model_of_strings_as_they_came():
+def test_strings_are_unchanged_for_an_input_of_strings():
     tensor = strings([b"a", b"", b"b\0", b"d"], (2, 2))
     assert validate(model(takes("BYTES", ANY, TWO)), tensor)["x"] is tensor.array
 
 
-def test_the_shape_of_strings_has_to_fit_too():
+def test_shape_of_strings_must_fit():
     assert refusal(model(takes("BYTES", THREE)), strings([b"a", b"b"])) == (
         "input 'x': shape is [2], the model takes [3]"
     )
 
 
-def test_a_model_of_strings_takes_no_uint8():
+def test_uint8_for_an_input_of_strings_is_rejected():
     tensor = Tensor("x", "UINT8", np.zeros(1, np.uint8))
     assert refusal(model(takes("BYTES", ANY)), tensor) == "input 'x': datatype is UINT8, the model takes BYTES"
 
@@ -191,7 +191,7 @@ def test_empty_strings_for_a_uint8_matrix_become_rows_of_one_nul():
     assert validate(model(takes("UINT8", ANY, ANY)), strings([b"", b""]))["x"].tolist() == [[0], [0]]
 
 
-def test_nuls_at_the_end_of_strings_count_for_the_width_of_a_matrix():
+def test_trailing_nuls_count_for_the_width_of_a_matrix():
     assert validate(model(takes("UINT8", ANY, ANY)), strings([b"a\0"]))["x"].tolist() == [[97, 0, 0]]
 
 
@@ -208,7 +208,7 @@ def test_nuls_at_the_end_of_strings_count_for_the_width_of_a_matrix():
         ((ANY, Dim(6, None)), "[-1,6:]"),
     ],
 )
-def test_strings_that_make_no_matrix_of_the_model_are_refused(dims, shape):
+def test_strings_whose_matrix_does_not_fit_are_rejected(dims, shape):
     message = refusal(model(takes("UINT8", *dims)), strings([b"abcd", b"ab"]))
     assert message == (
         "input 'x': shape is [2,5] once its strings are padded with NULs (the longest has 4 bytes), "
@@ -220,13 +220,13 @@ def test_strings_that_make_no_matrix_of_the_model_are_refused(dims, shape):
     ("elements", "shape", "shown"),
     [([b"a", b"b"], (2, 1), "[2,1]"), ([b"a"], (), "[]"), ([], (0,), "[0]"), ([], (0, 4), "[0,4]")],
 )
-def test_strings_for_a_uint8_matrix_come_in_one_dim_and_at_least_one(elements, shape, shown):
+def test_strings_for_a_uint8_matrix_need_one_dim_and_one_element(elements, shape, shown):
     assert refusal(model(takes("UINT8", ANY, ANY)), strings(elements, shape)) == (
         f"input 'x': BYTES for this UINT8 input must have shape [n] with n at least 1, not {shown}"
     )
 
 
-def test_strings_that_make_a_matrix_of_more_than_1_gib_are_refused():
+def test_strings_whose_matrix_exceeds_1_gib_are_rejected():
     tensor = strings([b"x" * 32_768, *[b""] * 32_767])
     assert refusal(model(takes("UINT8", ANY, ANY)), tensor) == (
         "input 'x': 32768 strings, the longest of 32768 bytes, make a matrix of 1073774592 bytes, "
@@ -235,20 +235,20 @@ def test_strings_that_make_a_matrix_of_more_than_1_gib_are_refused():
 
 
 @pytest.mark.parametrize("dims", [(), (ANY,), (ANY, ANY, ANY)], ids=["scalar", "1-D", "3-D"])
-def test_strings_do_not_fit_uint8_of_another_rank(dims):
+def test_strings_for_uint8_of_another_rank_are_rejected(dims):
     assert refusal(model(takes("UINT8", *dims)), strings([b"a"])) == (
         "input 'x': datatype is BYTES, the model takes UINT8"
     )
 
 
 @pytest.mark.parametrize("datatype", ["INT8", "BOOL", "FP32"])
-def test_strings_do_not_fit_a_matrix_of_another_datatype(datatype):
+def test_strings_for_a_matrix_of_another_datatype_are_rejected(datatype):
     assert refusal(model(takes(datatype, ANY, ANY)), strings([b"a"])) == (
         f"input 'x': datatype is BYTES, the model takes {datatype}"
     )
 
 
-def test_numbers_for_a_uint8_matrix_stay_as_they_came():
+def test_numbers_for_a_uint8_matrix_are_unchanged():
     tensor = Tensor("x", "UINT8", np.zeros((2, 3), np.uint8))
     assert validate(model(takes("UINT8", ANY, ANY)), tensor)["x"] is tensor.array
 
@@ -257,34 +257,34 @@ def test_numbers_for_a_uint8_matrix_stay_as_they_came():
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_all_outputs_are_answered_when_none_is_asked_for(binary):
+def test_all_outputs_are_returned_by_default(binary):
     outputs = validate_outputs(requested(binary=binary), model(outputs=["a", "b", "c"]))
     assert outputs == (("a", binary, 0), ("b", binary, 0), ("c", binary, 0))
 
 
-def test_outputs_are_answered_in_the_order_in_which_they_are_asked_for():
+def test_outputs_are_returned_in_the_requested_order():
     outputs = validate_outputs(requested(("c", True), ("a", False)), model(outputs=["a", "b", "c"]))
     assert outputs == (("c", True, 0), ("a", False, 0))
 
 
-def test_an_unknown_output_is_refused_with_the_known_ones():
+def test_unknown_output_is_rejected_with_the_known_ones():
     with pytest.raises(InvalidRequestError) as caught:
         validate_outputs(requested(("a", False), ("z", False)), model(outputs=["a", "b"]))
     assert str(caught.value) == "output 'z' is unknown to model 'm', whose outputs are 'a', 'b'"
 
 
-def test_a_repeated_output_is_refused():
+def test_repeated_output_is_rejected():
     with pytest.raises(InvalidRequestError) as caught:
         validate_outputs(requested(("a", False), ("b", False), ("a", True)), model(outputs=["a", "b"]))
     assert str(caught.value) == "output 'a' is requested more than once"
 
 
-def test_the_classes_of_an_output_of_numbers_are_accepted():
+def test_classes_of_a_numeric_output_are_accepted():
     outputs = validate_outputs(requested(("b", True, 5), ("a", False)), model(outputs=["a", "b"]))
     assert outputs == (("b", True, 5), ("a", False, 0))
 
 
-def test_the_classes_of_an_output_of_strings_are_refused():
+def test_classes_of_an_output_of_strings_are_rejected():
     metadata = ModelMetadata("m", "1", {}, {"text": TensorMetadata("text", "BYTES", (ANY,))})
     with pytest.raises(InvalidRequestError) as caught:
         validate_outputs(requested(("text", True, 1)), metadata)
@@ -308,7 +308,7 @@ def test_the_classes_of_an_output_of_strings_are_refused():
     ],
     ids=["scalar", "static", "zero", "dynamic", "ranged", "unknown rank"],
 )
-def test_metadata_write_minus_one_for_what_is_not_static(dims, shape):
+def test_dims_that_are_not_static_are_minus_one_in_metadata(dims, shape):
     assert TensorMetadata("x", "FP32", dims).to_json() == {"name": "x", "datatype": "FP32", "shape": shape}
 
 
@@ -321,16 +321,16 @@ def test_metadata_write_minus_one_for_what_is_not_static(dims, shape):
         (None, "[...]"),
     ],
 )
-def test_a_shape_is_described_as_the_configuration_writes_it(dims, text):
+def test_shape_is_described_as_in_the_configuration(dims, text):
     assert TensorMetadata("x", "FP32", dims).describe_shape() == text
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
-def test_an_unknown_rank_holds_every_shape(shape):
+def test_unknown_rank_fits_every_shape(shape):
     assert TensorMetadata("y", "FP32", None).holds(shape)
 
 
-def test_model_metadata_write_tensors_and_versions():
+def test_model_metadata_has_tensors_and_versions():
     metadata = ModelMetadata(
         "m", "2", {"x": takes("FP32", ANY, TWO)}, {"y": TensorMetadata("y", "INT64", ())}, {"model_info": {"a": "b"}}
     )
@@ -344,11 +344,11 @@ def test_model_metadata_write_tensors_and_versions():
     }
 
 
-def test_model_metadata_have_no_rt_info_where_the_model_has_none():
+def test_model_metadata_has_rt_info_only_if_the_model_does():
     assert "rt_info" not in model(takes("FP32")).to_json(["1"])
 
 
-def test_a_datatype_that_openvino_could_convert_names_the_setting():
+def test_convertible_datatype_is_rejected_with_the_setting():
     tensor = TensorMetadata("x", "FP32", (ONE,), origin=Origin(has_precision=True))
     pixel = Tensor("x", "UINT8", np.zeros(1, np.uint8))
     assert refusal(model(tensor), pixel) == (
@@ -359,7 +359,7 @@ def test_a_datatype_that_openvino_could_convert_names_the_setting():
     assert refusal(model(tensor), strings([b"a"])).endswith("the model takes FP32")
 
 
-def test_a_shape_in_the_layout_of_the_model_itself_is_called_that():
+def test_shape_in_the_models_own_layout_is_recognized():
     dims = (ONE, FIVE, TWO, THREE)
     tensor = TensorMetadata("x", "FP32", dims, origin=Origin("NHWC:NCHW", (ONE, THREE, FIVE, TWO)))
     assert refusal(model(tensor), zeros(1, 3, 5, 2)) == (

@@ -205,7 +205,7 @@ def test_a_name_with_control_characters_is_refused(service, control):
     name = quote(f"a{control}b")
     body = json.dumps({"parameters": {"config": '{"base_path": "m"}'}}).encode()
     answer = service.request("POST", f"/v2/repository/models/{name}/load", body)
-    expected = "name in the path: expected a string that is not empty and has no '/' and no control characters, got "
+    expected = "name in the path: expected a non-empty string without '/' and control characters, got "
     assert answer.status == 400
     assert answer.json()["error"].startswith(expected)
     for path, method in ((f"/v2/models/{name}", "GET"), (f"/v2/models/{name}/infer", "POST")):
