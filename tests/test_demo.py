@@ -1,4 +1,4 @@
-"""The demo that is served without a config: its model and the requests that come with it."""
+"""The demo that is served by default: its model, pipeline and sample requests."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def sample(pattern: str) -> Path:
 
 
 @pytest.mark.parametrize("digit", DIGITS)
-def test_the_requests_are_classified_as_what_they_are(demo, digit):
+def test_the_sample_requests_are_classified_correctly(demo, digit):
     as_json = demo.infer("digits", sample(f"digit-{digit}.json").read_bytes())
     binary = sample(f"digit-{digit}-*.bin")
     length = binary.stem.split("-")[-1]
@@ -60,24 +60,24 @@ def test_the_pipeline_finds_the_digits_of_a_picture(demo):
     assert lefts == sorted(lefts)
 
 
-def test_a_picture_without_digits_is_answered_with_nothing(demo):
+def test_a_picture_without_digits_is_a_204(demo):
     answer = infer_number(demo, np.zeros((40, 60), np.uint8))
     assert (answer.status, answer.body) == (204, b"")
 
 
-def test_a_picture_in_colours_is_refused_in_words(demo):
+def test_a_colour_picture_is_rejected_with_a_message(demo):
     answer = infer_number(demo, np.zeros((40, 60, 3), np.uint8))
     assert answer.status == 400
     assert "image 0 has 3 channels, the model takes 1" in answer.json()["error"]
 
 
-def test_the_picture_is_the_one_in_the_request():
+def test_the_sample_picture_is_the_one_in_its_request():
     picture = sample("number-*.png").read_bytes()
     assert sample("number-*-*.bin").read_bytes().endswith(picture)
 
 
 @pytest.mark.parametrize("digit", DIGITS)
-def test_a_picture_comes_with_every_request(digit):
+def test_every_sample_request_has_its_picture(digit):
     assert sample(f"digit-{digit}.png").read_bytes().startswith(b"\x89PNG")
     (tensor,) = json.loads(sample(f"digit-{digit}.json").read_bytes())["inputs"]
     binary = sample(f"digit-{digit}-*.bin")

@@ -58,26 +58,10 @@ class Servable(Protocol):
 class _NotCounted:
     """Counters that count nothing."""
 
-    def begin(self) -> None:
+    def _ignore(self, *args: object, **kwargs: object) -> None:
         pass
 
-    def record(
-        self,
-        queue_ns: int,
-        input_ns: int,
-        infer_ns: int,
-        output_ns: int,
-        batch: int = 1,
-        request_bytes: int = 0,
-        response_bytes: int = 0,
-    ) -> None:
-        pass
-
-    def fail(self, kind: FailureKind, total_ns: int) -> None:
-        pass
-
-    def answer(self, question: Question) -> None:
-        pass
+    begin = record = fail = answer = _ignore
 
 
 NOT_COUNTED: InferenceCounters = _NotCounted()

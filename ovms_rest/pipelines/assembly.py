@@ -127,7 +127,7 @@ def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Servable |
     entry = models.get(node.model)
     if entry is None:
         known = list_names(models) or "none"
-        return Missing(f"model {node.model!r} is not configured; configured are {known}")
+        return Missing(f"model {node.model!r} is not configured; configured: {known}")
     if entry.ended:
         return Missing(f"model {node.model!r} was unloaded", is_unloaded=True)
     version = max(entry.versions, default=0) if node.version is None else node.version

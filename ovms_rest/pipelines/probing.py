@@ -26,19 +26,19 @@ def probe(code: Code, timeout: float, stop: Callable[[], bool] = lambda: False, 
     """
     task = {**code._asdict(), "params": dict(code.params), "path": sys.path}
     with start(try_code, task, stop, descriptors) as process:
-        answer = process.receive(timeout)
-    if "reason" in answer:
-        raise LoadError(answer["reason"])
-    return answer["answer"]
+        message = process.receive(timeout)
+    if "reason" in message:
+        raise LoadError(message["reason"])
+    return message["result"]
 
 
-def try_code(task: dict[str, Any], report: Send) -> None:
+def try_code(task: dict[str, Any], send: Send) -> None:
     """Run in the throwaway process: load a Code, given as JSON with its import `path`, and report the result."""
     sys.path[:] = task.pop("path")
     try:
-        report(answer=_load(Code(**task), lambda step: report(step=step)))
+        send(result=_load(Code(**task), lambda step: send(step=step)))
     except LoadError as error:
-        report(reason=str(error))
+        send(reason=str(error))
 
 
 def _load(code: Code, report: Callable[[str], None]) -> c_nodes.Description | None:

@@ -228,8 +228,8 @@ def _translated(what: str) -> Iterator[None]:
         raise
     except BaseException as error:  # SystemExit too: a module must not end the service
         name = type(error).__name__
-        said = " ".join(str(error).split())[:_MAX_TEXT]
-        raise LoadError(f"{what} {name}{said and ': '}{said}{_find_place(error)}") from error
+        text = " ".join(str(error).split())[:_MAX_TEXT]
+        raise LoadError(f"{what} {name}{text and ': '}{text}{_find_place(error)}") from error
 
 
 def _find_place(error: BaseException) -> str:

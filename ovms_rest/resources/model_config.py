@@ -1,7 +1,7 @@
-"""Triton's model configuration extension: what a client tool reads of how a model is served.
+"""Triton's model configuration extension, for its client tools.
 
-A version is described as one that does not batch: `max_batch_size` is 0 and `dims` are the whole shape, so that
-perf_analyzer passes shapes on as they are. Names, datatypes and order are those of the metadata.
+A version is described as one without batching: `max_batch_size` is 0 and `dims` are the whole shape, so that
+perf_analyzer uses shapes unchanged. Names, datatypes and order are those of the metadata.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,30 +15,30 @@ from ovms_rest.models.servable import Servable
 from ovms_rest.protocol.datatypes import BYTES
 from ovms_rest.protocol.tensors import TensorMetadata
 
-# Triton has names for these layouts only; their dims are in the shape as they are here.
+# The only layouts that Triton has names for.
 _FORMATS = {"NHWC": "FORMAT_NHWC", "NCHW": "FORMAT_NCHW"}
 
 
 class ConfiguredModels(Protocol):
-    """What is served."""
+    """The registry."""
 
     def find(self, name: str, version: str | None = None, explain: bool = False) -> Servable:
-        """Return the version asked for, None being the highest. Raises NotFoundError, with the reason to `explain`."""
+        """Return a version, the highest for None. Raises NotFoundError, with the reason if `explain` is set."""
 
     def version_policy(self, name: str) -> dict[str, Any]:
-        """Return which versions of a model are wanted, as Triton writes it."""
+        """Return the version policy of a model in Triton's form."""
 
 
 class ModelConfiguration:
     """GET /v2/models/{name}[/versions/{version}]/config."""
 
     def __init__(self, models: ConfiguredModels, count_workers: Callable[[], int]) -> None:
-        """Take what is served, and what counts the workers that serve it; 0 is not known."""
+        """Describe models of a registry; `count_workers` returns 0 if the number is unknown."""
         self._models = models
         self._count_workers = count_workers
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
-        """Answer how the model is served."""
+        """Respond with the model's configuration."""
         servable = self._models.find(name, version, explain=True)
         resp.data = orjson.dumps(describe_config(servable, self._models.version_policy(name), self._count_workers()))
 

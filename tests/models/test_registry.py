@@ -8,11 +8,11 @@ from ovms_rest.protocol.tensors import ModelMetadata
 
 
 class FakeModel:
-    """A version that opens, or fails to for a reason; a pipeline if it has `parts`."""
+    """A version that opens, or fails to for a reason; a pipeline if it has `dependencies`."""
 
-    def __init__(self, name="m", version=1, failure="", parts=()):
+    def __init__(self, name="m", version=1, failure="", dependencies=()):
         self.metadata = ModelMetadata(name, str(version), {}, {})
-        self.failure, self.parts = failure, parts
+        self.failure, self.dependencies = failure, dependencies
         self.is_open = False
 
     def open(self, retire):
@@ -95,7 +95,7 @@ def test_opening_reports_each_version_before_it_is_opened():
 
 def test_model_that_fails_to_open_is_given_up_with_the_pipelines_that_need_it():
     a, b = FakeModel("a", failure="lacks a device"), FakeModel("b")
-    pipelines = {"p": FakeModel("p", parts=(b, a)), "q": FakeModel("q", parts=(b,))}
+    pipelines = {"p": FakeModel("p", dependencies=(b, a)), "q": FakeModel("q", dependencies=(b,))}
     models = ModelRegistry(
         {"a": Entry({1: a}), "b": Entry({1: b})}
         | {name: Entry({1: pipeline}, kind="pipeline") for name, pipeline in pipelines.items()}

@@ -1,4 +1,4 @@
-"""Pipelines made of what is served and of libraries: what is found, what is taken over, and why something is not."""
+"""Assembling pipelines from models and libraries: finding, reusing, and the reasons of failures."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ HOST = Host(cores=1, load_timeout=60)
 
 
 class FakeModel:
-    """A model x FP32 [1,2] -> y FP32 [1,2] that is described and not run."""
+    """A model x FP32 [1,2] -> y FP32 [1,2] that is never run."""
 
     def __init__(self, name="m", version="1", datatype="FP32"):
         dims = (Dim(1, 1), Dim(2, 2))
@@ -32,13 +32,13 @@ def definition(version=None, library="", count=None):
 
 
 def assemble(models, previous=None, pipeline=None, libraries=None):
-    """Assemble the pipeline p; return what became of it."""
+    """Assemble the pipeline p; return its entry."""
     found = assemble_pipelines([pipeline or definition()], libraries or {}, models, previous or {}, HOST)
     assert list(found) == ["p"]
     return found["p"]
 
 
-def test_a_pipeline_is_made_of_the_highest_version_or_of_the_one_it_names():
+def test_a_pipeline_uses_the_highest_version_or_the_one_it_names():
     models = {"m": Entry({2: FakeModel(version="2"), 10: FakeModel(version="10")})}
     for pipeline, version in ((definition(), 10), (definition(version=2), 2)):
         entry = assemble(models, pipeline=pipeline)
@@ -49,8 +49,8 @@ def test_a_pipeline_is_made_of_the_highest_version_or_of_the_one_it_names():
 @pytest.mark.parametrize(
     ("models", "version", "why"),
     [
-        ({"a": Entry(), "b": Entry()}, None, "model 'm' is not configured; configured are 'a', 'b'"),
-        ({}, None, "model 'm' is not configured; configured are none"),
+        ({"a": Entry(), "b": Entry()}, None, "model 'm' is not configured; configured: 'a', 'b'"),
+        ({}, None, "model 'm' is not configured; configured: none"),
         ({"m": Entry(ended=(1,))}, None, "model 'm' was unloaded"),
         ({"m": Entry(reason="has no versions")}, None, "model 'm' does not serve: has no versions"),
         ({"m": Entry(failures={1: "is broken"})}, 1, "model 'm' does not serve: version 1 is broken"),
@@ -58,14 +58,14 @@ def test_a_pipeline_is_made_of_the_highest_version_or_of_the_one_it_names():
         ({"m": Entry({1: FakeModel()}, {2: "is broken"})}, 2, "version 2 of model 'm' is broken"),
     ],
 )
-def test_why_a_model_is_not_there(models, version, why):
+def test_a_missing_model_is_reported_with_its_reason(models, version, why):
     entry = assemble(models, pipeline=definition(version=version))
     assert entry.versions == {}
     assert (entry.reason, entry.details) == (f"node 'n': {why}", (f"node 'n': {why}",))
     assert entry.problems("p") == [f"pipeline 'p': node 'n': {why}"]
 
 
-def test_what_is_made_of_the_same_is_taken_over():
+def test_an_unchanged_pipeline_is_reused():
     models = {"m": Entry({1: FakeModel()})}
     first = assemble(models)
     assert assemble(models, {"p": first}) is first
@@ -73,7 +73,7 @@ def test_what_is_made_of_the_same_is_taken_over():
     assert assemble(models, {"p": first.end()}) is not first
 
 
-def test_a_pipeline_whose_new_definition_is_wrong_goes_on_while_its_models_are_there():
+def test_a_pipeline_with_a_wrong_new_definition_keeps_the_old_one_while_its_models_serve():
     models = {"m": Entry({1: FakeModel()})}
     first = assemble(models)
     wrong = definition(version=2)
@@ -85,7 +85,7 @@ def test_a_pipeline_whose_new_definition_is_wrong_goes_on_while_its_models_are_t
     assert (third.versions, third.reason) == ({}, "node 'n': model 'm' was unloaded")
 
 
-def test_a_pipeline_takes_the_place_of_a_model_of_its_name_that_served_before():
+def test_a_pipeline_replaces_a_model_of_the_same_name():
     models = {"m": Entry({1: FakeModel()})}
     entry = assemble(models, {"p": Entry({1: FakeModel("p")})})
     assert entry.kind == "pipeline"
@@ -104,7 +104,7 @@ def execute(inputs, params):
 """
 
 
-def test_a_library_is_loaded_again_when_it_has_changed_and_not_before(tmp_path):
+def test_a_library_is_loaded_again_only_after_it_has_changed(tmp_path):
     file = tmp_path / "node.py"
     file.write_text(CODE)
     pipeline, libraries = definition(library="own"), {"own": Library("own", "node.py", tmp_path)}
@@ -120,7 +120,7 @@ def test_a_library_is_loaded_again_when_it_has_changed_and_not_before(tmp_path):
     assert third.failures[1].startswith("node 'n': library 'own': ")
 
 
-def test_a_library_is_loaded_again_when_what_it_imports_has_changed(tmp_path):
+def test_a_library_is_loaded_again_after_a_module_beside_it_has_changed(tmp_path):
     (tmp_path / "helper.py").write_text("WIDTH = 2\n")
     (tmp_path / "node.py").write_text("from helper import WIDTH\n" + CODE.replace("[1, 2]", "[1, WIDTH]"))
     pipeline, libraries = definition(library="own"), {"own": Library("own", "node.py", tmp_path)}
@@ -130,7 +130,7 @@ def test_a_library_is_loaded_again_when_what_it_imports_has_changed(tmp_path):
     assert second.versions[1].metadata.inputs["in"].static_shape == (1, 3)
 
 
-def test_a_library_that_is_not_in_the_list_is_told():
+def test_an_unknown_library_is_reported():
     entry = assemble({}, pipeline=definition(library="own"))
     assert entry.reason == "node 'n': library 'own' is not in custom_node_library_config_list"
 
@@ -148,17 +148,17 @@ def test_a_library_that_is_not_in_the_list_is_told():
         ("ovms_rest.pipelines.nodes.add_one", True),
     ],
 )
-def test_a_library_that_no_pipeline_uses_is_told_when_it_is_not_there(tmp_path, caplog, base_path, is_there):
-    """It is not loaded: the file would end the process."""
+def test_an_unused_library_without_code_is_a_warning(tmp_path, caplog, base_path, is_there):
+    """Its code is not loaded: the file would end the process."""
     (tmp_path / "node.py").write_text("import os; os._exit(1)")
     libraries = {"own": Library("own", base_path, tmp_path)}
     assemble({"m": Entry({1: FakeModel()})}, libraries=libraries)
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(told) == (0 if is_there else 1)
-    assert is_there or told[0].startswith("library 'own', which no pipeline uses: there is no file ")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (0 if is_there else 1)
+    assert is_there or warnings[0].startswith("library 'own', which no pipeline uses: there is no file ")
 
 
-def test_a_broken_library_is_tried_again(tmp_path):
+def test_a_broken_library_is_loaded_again_at_the_next_load(tmp_path):
     pipeline, libraries = definition(library="own"), {"own": Library("own", "node.py", Path(tmp_path))}
     first = assemble({}, pipeline=pipeline, libraries=libraries)
     assert first.versions == {}
@@ -174,7 +174,7 @@ def test_a_broken_library_is_tried_again(tmp_path):
         ({"other": Entry(ended=(1,))}, False),
     ],
 )
-def test_a_pipeline_whose_model_was_unloaded_is_not_expected_to_serve(models, is_ready):
+def test_a_pipeline_that_lacks_only_unloaded_models_does_not_make_the_service_unready(models, is_ready):
     registry = ModelRegistry({"p": assemble(models)})
     if is_ready:
         registry.check_ready()
@@ -183,7 +183,7 @@ def test_a_pipeline_whose_model_was_unloaded_is_not_expected_to_serve(models, is
             registry.check_ready()
 
 
-def test_a_library_that_is_being_written_is_marked_for_another_try(tmp_path, monkeypatch):
+def test_a_library_that_is_being_written_is_marked_as_changing(tmp_path, monkeypatch):
     monkeypatch.setattr("ovms_rest.models.copies._PATIENCE_SECONDS", 0.1)
     file = tmp_path / "node.so"
     file.write_text("garbage")

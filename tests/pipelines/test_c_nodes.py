@@ -1,4 +1,4 @@
-"""Custom nodes in C: what goes in and out of a library, who frees what, and what is said of one that fails."""
+"""Custom nodes in C: inputs and outputs, ownership of memory, and failures."""
 
 import ctypes
 import faulthandler
@@ -64,7 +64,7 @@ def run_in_child(work) -> int:
 # --- A good one
 
 
-def test_what_a_library_takes_and_gives_is_asked_for_with_0_for_any_size(directory):
+def test_a_dim_of_0_in_an_info_means_any_size(directory):
     node = load(directory)
     assert node.inputs == {"x": TensorMetadata("x", "FP32", (Dim(0, None), Dim(2, 2)))}
     assert node.outputs == {"y": TensorMetadata("y", "FP32", (Dim(0, None), Dim(0, None)))}
@@ -83,32 +83,32 @@ def test_an_input_that_is_not_contiguous_is_copied(directory):
     assert np.array_equal(opened(directory, add="1").execute({"x": X.T})["y"], X.T + 1)
 
 
-def test_an_input_may_be_read_only(directory):
+def test_a_read_only_input_is_accepted(directory):
     given = X.copy()
     given.flags.writeable = False
     assert np.array_equal(opened(directory, add="1").execute({"x": given})["y"], X + 1)
 
 
-def test_two_nodes_of_a_library_have_each_what_initialize_made(directory):
+def test_each_node_of_a_library_has_its_own_handle(directory):
     one, two = opened(directory, add="1"), opened(directory, add="2")
     assert [node.execute({"x": X})["y"][0, 0] for node in (one, two, one)] == [2, 3, 2]
 
 
-def test_a_library_may_find_nothing(directory):
+def test_an_output_may_have_no_elements(directory):
     assert opened(directory, "nothing found").execute({"x": X})["y"].shape == (0, 2)
 
 
-def test_an_output_that_is_not_declared_is_nobodys(directory):
+def test_an_undeclared_output_is_ignored(directory):
     assert list(opened(directory, "one more").execute({"x": X})) == ["y"]
 
 
-def test_a_library_without_params_gets_none(directory):
+def test_a_node_without_params_passes_null(directory):
     node = load_node(Library("lib", "node.so", directory), {}, 60)
     node.open()
     assert np.array_equal(node.execute({"x": X})["y"], X)
 
 
-def test_the_library_is_not_opened_where_its_node_is_loaded(tmp_path):
+def test_loading_a_node_does_not_open_its_library_in_this_process(tmp_path):
     build(tmp_path / "unopened.so", "-DWITH_DEINITIALIZE")
     node = load_node(Library("lib", "unopened.so", tmp_path), {}, 60)
     assert "unopened.so" not in Path("/proc/self/maps").read_text()
@@ -116,7 +116,7 @@ def test_the_library_is_not_opened_where_its_node_is_loaded(tmp_path):
     assert "/memfd:unopened.so" in Path("/proc/self/maps").read_text()
 
 
-def test_a_library_that_is_overwritten_stays_as_it_was_loaded(tmp_path):
+def test_an_overwritten_library_stays_as_it_was_loaded(tmp_path):
     file = build(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
     node = load(tmp_path, add="1")
 
@@ -130,7 +130,7 @@ def test_a_library_that_is_overwritten_stays_as_it_was_loaded(tmp_path):
     assert run_in_child(work) == 0
 
 
-def test_nodes_with_the_same_library_share_its_state(tmp_path):
+def test_nodes_of_one_library_share_its_global_state(tmp_path):
     build(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
     nodes = [load(tmp_path, add=add) for add in "12"]
     for node in nodes:
@@ -170,7 +170,7 @@ PRECISIONS = {
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_precision_is_a_datatype_of_kserve(directory, precision):
+def test_every_precision_maps_to_a_datatype(directory, precision):
     datatype, dtype = PRECISIONS[precision]
     node = opened(directory, precision=precision)
     found = node.execute({"x": X.astype(dtype)})["y"]
@@ -220,7 +220,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("mode", GARBAGE)
-def test_garbage_is_told_and_its_memory_released(directory, caplog, mode):
+def test_an_invalid_output_is_reported_and_its_memory_released(directory, caplog, mode):
     node = opened(directory, mode)
     before = count(directory)
     with pytest.raises(InferenceError) as caught:
@@ -234,14 +234,14 @@ def test_garbage_is_told_and_its_memory_released(directory, caplog, mode):
 FAILURES = {
     "fails": ("failed: execute returned 5, expected 0", 0),
     "null": ("returned NULL as the array of outputs", 0),
-    # The array is released, and not what is said to be in it.
+    # Only the array itself is released.
     "none": ("returned 0 outputs, expected 1 to 1024", 1),
     "too many": ("returned 1073741824 outputs, expected 1 to 1024", 1),
 }
 
 
 @pytest.mark.parametrize("mode", FAILURES)
-def test_a_failure_is_told_and_what_may_be_released_is(directory, mode):
+def test_a_failure_is_reported_and_only_owned_memory_released(directory, mode):
     node = opened(directory, mode)
     message, released = FAILURES[mode]
     before = count(directory)
@@ -251,7 +251,7 @@ def test_a_failure_is_told_and_what_may_be_released_is(directory, mode):
     assert count(directory)[1] - before[1] == released
 
 
-def test_a_crash_in_execute_ends_the_process_that_runs_it_and_no_other(directory):
+def test_a_crash_in_execute_ends_only_its_own_process(directory):
     node = load(directory, "crash")
 
     def work() -> None:
@@ -299,7 +299,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("mode", UNFIT)
-def test_a_library_that_does_not_come_up_is_told(directory, mode):
+def test_a_library_that_fails_to_load_is_reported(directory, mode):
     with pytest.raises(LoadError) as caught:
         load(directory, mode)
     assert str(caught.value) == f"{directory}/node.so: {UNFIT[mode]}"
@@ -311,7 +311,7 @@ def test_a_library_that_hangs_is_stopped(directory):
     assert str(caught.value) == (f"{directory}/node.so: timed out after 1 s while in initialize")
 
 
-def test_a_function_that_is_missing_is_named(tmp_path):
+def test_a_missing_function_is_named(tmp_path):
     build(tmp_path / "node.so")
     with pytest.raises(LoadError) as caught:
         load(tmp_path)
@@ -320,7 +320,7 @@ def test_a_function_that_is_missing_is_named(tmp_path):
     )
 
 
-def test_a_file_that_is_no_library_is_told_with_the_loaders_words(tmp_path):
+def test_a_file_that_is_not_a_library_is_reported_with_the_linkers_reason(tmp_path):
     (tmp_path / "node.so").write_text("garbage")
     with pytest.raises(LoadError) as caught:
         load(tmp_path)
@@ -328,7 +328,7 @@ def test_a_file_that_is_no_library_is_told_with_the_loaders_words(tmp_path):
     assert str(caught.value) == f"{file}: cannot be opened: {file}: file too short"
 
 
-def test_a_library_that_went_away_since_it_was_loaded_is_told(tmp_path):
+def test_a_library_that_disappeared_after_loading_is_reported(tmp_path):
     file = tmp_path / "node.so"
     node = CNode("lib", file, {}, {"inputs": {}, "outputs": {}})
     with pytest.raises(LoadError) as caught:

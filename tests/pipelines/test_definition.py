@@ -1,4 +1,4 @@
-"""What a config file says of pipelines and libraries: what is read from it, and the line for every mistake of form."""
+"""Reading pipelines and libraries from the config file, and the message for every mistake of form."""
 
 import pytest
 
@@ -20,7 +20,7 @@ SOURCE = "expected an object with node_name and data_item, got"
 
 
 def a_node(**keys):
-    """Make the JSON of a node of a model; a key that is given as ... is left out."""
+    """Make the JSON of a node of a model; keys given as ... are left out."""
     node = {
         "name": "n",
         "type": "DL model",
@@ -37,7 +37,7 @@ def a_custom_node(**keys):
 
 
 def a_pipeline(**keys):
-    """Make the JSON of a pipeline; a key that is given as ... is left out."""
+    """Make the JSON of a pipeline; keys given as ... are left out."""
     pipeline = {
         "name": "p",
         "inputs": ["in"],
@@ -49,14 +49,14 @@ def a_pipeline(**keys):
 
 
 def problems(**keys):
-    """Return what is told of a pipeline with these keys, without its place."""
+    """Return the problems of a pipeline with these keys, without its place."""
     lines = list(check_pipelines([a_pipeline(**keys)]))
     assert all(line.startswith(PLACE) for line in lines)
     return [line.removeprefix(PLACE).removeprefix(".") for line in lines]
 
 
 def node_problems(**keys):
-    """Return what is told of a node with these keys, without its place."""
+    """Return the problems of a node with these keys, without its place."""
     lines = problems(nodes=[a_node(**keys)])
     assert all(line.startswith("nodes[0].") for line in lines)
     return [line.removeprefix("nodes[0].") for line in lines]
@@ -89,7 +89,7 @@ def test_a_custom_node_has_a_library_and_params():
     assert (node.count, node.gather_from) == (4, "d")
 
 
-def test_what_names_the_other_type_of_node_is_not_read():
+def test_keys_of_the_other_type_of_node_are_ignored():
     """OVMS's schema has one object for both types."""
     model, custom = read_pipeline(
         a_pipeline(nodes=[a_node(library_name="lib"), a_custom_node() | {"model_name": "m", "version": 2}])
@@ -107,7 +107,7 @@ def test_a_count_may_be_dynamic(value, count):
 
 
 def test_repeated_inputs_and_aliases_of_a_node_are_kept():
-    """Planning tells of them."""
+    """Planning reports them."""
     item = a_node(inputs=a_node()["inputs"] * 2, outputs=a_node()["outputs"] * 2)
     assert problems(nodes=[item]) == []
     (node,) = read_pipeline(a_pipeline(nodes=[item])).nodes
@@ -119,17 +119,17 @@ def test_repeated_inputs_and_aliases_of_a_node_are_kept():
 
 
 @pytest.mark.parametrize("items", [None, [], {}, "x"])
-def test_there_need_not_be_pipelines(items):
-    """That the list is an array, is checked with the root of the file."""
+def test_the_lists_may_be_empty(items):
+    """The check of the root reports a list that is not an array."""
     assert list(check_pipelines(items)) == []
 
 
-def test_a_pipeline_is_an_object():
+def test_a_pipeline_that_is_not_an_object_is_rejected():
     assert list(check_pipelines([7])) == [f"{PLACE}: expected an object with name, inputs, nodes and outputs, got 7"]
 
 
 @pytest.mark.parametrize("key", ["name", "inputs", "nodes", "outputs"])
-def test_a_pipeline_has_all_of_its_keys(key):
+def test_a_missing_key_of_a_pipeline_is_reported(key):
     assert problems(**{key: ...}) == [f"{key}: is missing"]
 
 
@@ -157,17 +157,17 @@ def test_a_pipeline_has_all_of_its_keys(key):
         ({"nodes": [7]}, "nodes[0]: expected an object with name, type, inputs and outputs, got 7"),
     ],
 )
-def test_a_mistake_in_a_pipeline_is_told(keys, problem):
+def test_a_mistake_in_a_pipeline_is_reported(keys, problem):
     assert problems(**keys) == [problem]
 
 
-def test_the_names_of_pipelines_are_unique():
+def test_a_repeated_pipeline_name_is_rejected():
     assert list(check_pipelines([a_pipeline(), a_pipeline(name="q"), a_pipeline()])) == [
         f"pipeline_config_list[2].name: 'p' is already the name of {PLACE}"
     ]
 
 
-def test_every_mistake_is_told():
+def test_all_mistakes_are_reported_together():
     assert problems(name=..., inputs=7, nodes=[a_node(name=7, outputs=...)], outputs=[{}]) == [
         "name: is missing",
         "inputs: expected an array of strings, got 7",
@@ -181,15 +181,15 @@ def test_every_mistake_is_told():
 
 
 @pytest.mark.parametrize("key", ["name", "model_name", "inputs", "outputs"])
-def test_a_node_of_a_model_has_all_of_its_keys(key):
+def test_a_missing_key_of_a_model_node_is_reported(key):
     assert node_problems(**{key: ...}) == [f"{key}: is missing"]
 
 
-def test_a_custom_node_has_a_library():
+def test_a_custom_node_without_a_library_is_rejected():
     assert node_problems(type="custom", model_name=...) == ["library_name: is missing"]
 
 
-def test_a_node_has_a_type():
+def test_a_node_without_a_type_is_rejected():
     assert node_problems(type=...) == ["type: is missing"]
 
 
@@ -230,7 +230,7 @@ def test_a_node_has_a_type():
         ({"outputs": [{"data_item": 7, "alias": "x"}]}, "outputs[0].data_item: expected a string, got 7"),
     ],
 )
-def test_a_mistake_in_a_node_is_told(keys, problem):
+def test_a_mistake_in_a_node_is_reported(keys, problem):
     assert node_problems(**keys) == [problem]
 
 
@@ -240,7 +240,7 @@ LIBRARIES = "custom_node_library_config_list"
 
 
 @pytest.mark.parametrize("items", [None, [], {}, [{"name": "lib", "base_path": "lib.so"}]])
-def test_libraries_have_names_and_paths(items):
+def test_valid_libraries_have_no_problems(items):
     assert list(check_libraries(items)) == []
 
 
@@ -262,5 +262,5 @@ def test_libraries_have_names_and_paths(items):
         ),
     ],
 )
-def test_a_mistake_in_a_library_is_told(items, problem):
+def test_a_mistake_in_a_library_is_reported(items, problem):
     assert list(check_libraries(items)) == [f"{LIBRARIES}{problem}"]

@@ -1,4 +1,4 @@
-"""Pipelines that run: what comes out, of which memory, and what goes wrong, against models that overwrite it."""
+"""Running pipelines: results, memory and failures, with models that overwrite their outputs."""
 
 import weakref
 
@@ -25,11 +25,11 @@ from ovms_rest.shared_memory.counters import Counters
 POISON = 85
 
 
-# --- What pipelines are made of
+# --- Models, nodes, pipelines
 
 
 def tensor(name, *sizes, datatype="FP32"):
-    """Describe a tensor; -1 is any size."""
+    """Describe a tensor; -1 means any size."""
     return TensorMetadata(name, datatype, tuple(Dim(0, None) if size == -1 else Dim(size, size) for size in sizes))
 
 
@@ -38,10 +38,10 @@ def by_name(*tensors):
 
 
 class FakeModel:
-    """A model whose inference is a function of arrays by name, and begins by spoiling all that it gave before."""
+    """A model that infers by a function of arrays by name, and overwrites all its earlier outputs first."""
 
     def __init__(self, function, inputs, outputs, name="m"):
-        """Take tensors."""
+        """Describe the tensors."""
         self.metadata = ModelMetadata(name, "1", by_name(*inputs), by_name(*outputs))
         self.counters = NOT_COUNTED
         self.function = function
@@ -49,7 +49,7 @@ class FakeModel:
 
     def infer(self, arrays):
         """Infer."""
-        for array in self.given[self.spoiled :]:  # those before are spoiled for good
+        for array in self.given[self.spoiled :]:  # the earlier ones are overwritten already
             (array.symbols if isinstance(array, BytesArray) else array)[...] = POISON
         for array in arrays.values():
             if not isinstance(array, BytesArray):
@@ -65,13 +65,13 @@ class FakeNode:
     """A custom node that is a function of arrays by name."""
 
     def __init__(self, function, inputs, outputs):
-        """Take tensors."""
+        """Describe the tensors."""
         self.inputs, self.outputs = by_name(*inputs), by_name(*outputs)
         self.execute = lambda arrays: function(**arrays)
         self.opened = 0
 
     def open(self):
-        """Count."""
+        """Count the calls."""
         self.opened += 1
 
 
@@ -86,7 +86,7 @@ def node(function, inputs, outputs):
 
 
 def make(inputs, steps, outputs, count=None, name="p"):
-    """Make a pipeline: of steps (name, wires, other fields), and of outputs by name, both with (step, item)."""
+    """Make a pipeline of steps (name, wires, other fields) and outputs {name: (step, item)}."""
     taken = [(wire[1], wire[2]) for _, wires, _ in steps for wire in wires] + list(outputs.values())
     made = []
     for index, (step, wires, fields) in enumerate(steps):
@@ -102,7 +102,7 @@ def numbers(*shape):
 
 
 def infer(pipeline, **arrays):
-    """Infer; return the arrays by name."""
+    """Infer; return arrays by name."""
     return {name: tensor.array for name, tensor in pipeline.infer(arrays).items()}
 
 
@@ -111,7 +111,7 @@ IN = tensor("in", 1, 10)
 
 
 def split(count, *sizes, name="whole"):
-    """Make the fields of a node x -> whole = x, which is split."""
+    """Make the fields of a node x -> whole = x, whose output is split."""
     return {
         **node(lambda x: {name: x.copy()}, [tensor("x", *sizes)], [tensor(name, *sizes)]),
         "count": count,
@@ -124,16 +124,16 @@ def chain(first, second):
     return make([tensor("in", *(dim.low for dim in first.metadata.inputs["x"].dims))], steps, {"out": (1, "y")})
 
 
-# --- The examples of the reference (7.7)
+# --- OVMS's examples
 
 
-def test_a_chain_of_one_model_used_twice():
+def test_a_model_can_run_twice_in_a_chain():
     model = adder()
     x = numbers(1, 10)
     assert (infer(chain(model, model), **{"in": x})["out"] == x + 2).all()
 
 
-def test_models_side_by_side_come_together():
+def test_parallel_models_feed_one_node():
     joined = FakeModel(
         lambda left, right: {"sum": left + right},
         [tensor("left", 1, 10), tensor("right", 1, 10)],
@@ -154,7 +154,7 @@ FACTORS = tensor("factors", 1, 4)
 
 
 def operations(**fields):
-    """Make the steps of a static demultiplexer and a model behind it."""
+    """Make the steps of a static demultiplexer followed by a model."""
 
     def operate(x, factors):
         add, subtract, multiply, divide = factors[0]
@@ -177,7 +177,7 @@ def test_a_static_demultiplexer_is_gathered_by_a_node():
     assert (infer(make([IN, FACTORS], steps, {"out": (2, "max")}), **GIVEN)["out"] == (OPERATED + 1).max(0)).all()
 
 
-def test_what_no_node_gathers_the_response_does():
+def test_the_response_gathers_shards_that_no_node_gathers():
     results = infer(make([IN, FACTORS], operations(), {"out": (1, "y"), "whole": (0, "results")}), **GIVEN)
     assert (results["out"] == OPERATED + 1).all()
     assert (results["whole"] == OPERATED).all()
@@ -203,7 +203,7 @@ def detection(found):
 
 
 @pytest.mark.parametrize("found", [1, 3])
-def test_a_dynamic_demultiplexer_runs_as_often_as_something_was_found(found):
+def test_a_dynamic_demultiplexer_runs_once_per_shard(found):
     steps, outputs = detection(found)
     results = infer(make([IN], steps, outputs), **{"in": numbers(1, 10)})
     crops = np.stack([numbers(1, 10)[:, :4] * i for i in range(found)])
@@ -213,7 +213,7 @@ def test_a_dynamic_demultiplexer_runs_as_often_as_something_was_found(found):
     assert results["confidences"].shape == (found, 1, 1)
 
 
-def test_a_dynamic_demultiplexer_that_finds_nothing_ends_the_request_without_content():
+def test_a_dynamic_demultiplexer_without_shards_raises_no_content():
     steps, outputs = detection(0)
     with pytest.raises(NoContentError) as caught:
         infer(make([IN], steps, outputs), **{"in": numbers(1, 10)})
@@ -222,7 +222,7 @@ def test_a_dynamic_demultiplexer_that_finds_nothing_ends_the_request_without_con
 
 
 @pytest.mark.parametrize("count", [3, DYNAMIC])
-def test_a_pipeline_splits_its_requests(count):
+def test_a_pipeline_with_a_count_splits_its_requests(count):
     steps = [("n", [("x", REQUEST, "in")], {"model": adder(1, 1, 4), "level": (REQUEST,)})]
     x = numbers(3, 1, 4)
     results = infer(
@@ -232,7 +232,7 @@ def test_a_pipeline_splits_its_requests(count):
     assert results["in"] is x
 
 
-def test_a_node_in_front_of_a_model():
+def test_a_custom_node_feeds_a_model():
     normalize = node(lambda x: {"image": (x - 2) / 4}, [tensor("x", 1, 10)], [tensor("image", 1, 10)])
     steps = [
         ("prepare", [("x", REQUEST, "in")], normalize),
@@ -257,7 +257,7 @@ def nested():
 NESTED = tensor("in", 2, 3, 4)
 
 
-def test_demultiplexers_in_demultiplexers_are_gathered_in_reverse():
+def test_nested_demultiplexers_are_gathered_in_reverse():
     by_sum = FakeModel(lambda x: {"y": x - x.sum()}, [tensor("x", 3, 4)], [tensor("y", 3, 4)])
     total = FakeModel(lambda x: {"y": x * 2}, [tensor("x", 2, 3, 4)], [tensor("y", 2, 3, 4)])
     steps = [
@@ -276,7 +276,7 @@ def test_the_response_gathers_all_levels_outermost_first():
     assert (results["rows"] == numbers(2, 3, 4)).all()
 
 
-def test_a_demultiplexer_is_gathered_at_once_as_a_whole():
+def test_a_node_gathering_from_its_source_gets_the_whole_output():
     model = adder(1, 3, 4)
     steps = [
         ("split", [("x", REQUEST, "in")], split(3, 3, 4)),
@@ -287,7 +287,7 @@ def test_a_demultiplexer_is_gathered_at_once_as_a_whole():
     ).all()
 
 
-def test_shards_of_one_dim_are_arrays_without_dims():
+def test_shards_of_a_vector_are_arrays_without_dims():
     steps = [
         ("split", [("x", REQUEST, "in")], split(3, 3)),
         (
@@ -302,7 +302,7 @@ def test_shards_of_one_dim_are_arrays_without_dims():
     assert infer(make([tensor("in", 3)], steps, {"out": (1, "y")}), **{"in": numbers(3)})["out"].tolist() == [1, 2, 3]
 
 
-def test_a_dimension_of_nothing_is_gathered():
+def test_empty_shards_are_gathered():
     steps = [
         ("split", [("x", REQUEST, "in")], split(2, 2, 0)),
         ("n", [("x", 0, "whole")], {"model": adder(1, 0), "level": (0,)}),
@@ -311,7 +311,7 @@ def test_a_dimension_of_nothing_is_gathered():
     assert infer(make([tensor("in", 2, 0)], steps, {"out": (2, "y")}), **{"in": numbers(2, 0)})["out"].shape == (2, 0)
 
 
-def test_sessions_may_give_shapes_of_their_own_to_the_next_node():
+def test_sessions_may_pass_different_shapes_to_the_next_node():
     grow = FakeModel(lambda x: {"y": np.repeat(x, int(x[0]) + 1)}, [tensor("x", 1)], [tensor("y", -1)])
     shrink = FakeModel(lambda x: {"y": np.float32([x.size])}, [tensor("x", -1)], [tensor("y", 1)])
     steps = [
@@ -327,26 +327,26 @@ def test_sessions_may_give_shapes_of_their_own_to_the_next_node():
 
 
 def weigh(x, y):
-    """Compute of a session what depends on all of it."""
+    """Compute a value that depends on all inputs of a session."""
     return {"z": np.asarray(2 * x + y + x.sum()), "w": np.asarray(x - y)}
 
 
 def expect(x, y, depth):
-    """Compute the same for all sessions, whose levels are the first dims."""
+    """Compute the same for all sessions in numpy, with their levels as the first dims."""
     axes = tuple(range(depth, x.ndim))
     return {"z": 2 * x + y + x.sum(axes, keepdims=True), "w": x - y}
 
 
 @st.composite
 def pipelines(draw):
-    """Make a pipeline, its input and its outputs, where numpy has the dims of their levels in front."""
+    """Make a pipeline, its input, and its outputs as computed by numpy."""
     shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)))
     ports = [TensorMetadata(name, "INT64", None) for name in "xyzw"]
     models = [FakeModel(weigh, ports[:2], ports[2:]) for _ in range(2)]
     count = draw(st.sampled_from([None, shape[0], DYNAMIC]))
     given = np.arange(np.prod(shape)).reshape(shape)
     values = {(REQUEST, "in"): given}
-    # The values by the demultiplexers that are open behind them.
+    # The values by the demultiplexers that are open after them.
     behind = {(REQUEST,) if count else (): [(REQUEST, "in")]}
     steps = []
     for index in range(draw(st.integers(1, 7))):
@@ -376,9 +376,9 @@ def pipelines(draw):
 
 @settings(max_examples=500, deadline=None)
 @given(pipelines())
-def test_every_pipeline_gives_what_numpy_does(case):
+def test_every_pipeline_computes_the_same_as_numpy(case):
     pipeline, given, expected = case
-    for _ in range(2):  # once more over what the first has left
+    for _ in range(2):  # again, over the memory that the first run left
         results = infer(pipeline, **{"in": given.copy()})
         assert results.keys() == expected.keys()
         for name, array in expected.items():
@@ -397,7 +397,7 @@ def test_a_chain_of_two_models_copies_nothing():
     assert result is second.given[0]
 
 
-def test_a_model_used_twice_gives_its_last_result_uncopied():
+def test_the_last_result_of_a_model_used_twice_is_not_copied():
     model = adder()
     assert infer(chain(model, model), **{"in": numbers(1, 10)})["out"] is model.given[1]
 
@@ -443,8 +443,8 @@ def test_the_gathered_array_goes_to_the_response_and_to_a_node_as_one_memory():
     assert (results["all"] == OPERATED + 1).all()
 
 
-def test_what_a_model_passes_through_is_copied():
-    """OpenVINO answers with a view on the input, which does not keep its memory alive."""
+def test_an_input_that_a_model_passes_through_is_copied():
+    """OpenVINO returns a view of the input that does not keep its memory alive."""
     through = FakeModel(lambda x: {"y": x.view()}, [tensor("x", 1, 10)], [tensor("y", 1, 10)])
     first = adder()
     steps = [
@@ -457,7 +457,7 @@ def test_what_a_model_passes_through_is_copied():
     assert (results["out"] == numbers(1, 10) + 2).all()
 
 
-def test_memory_is_free_after_its_last_use():
+def test_memory_is_freed_after_its_last_use():
     made, alive = [], []
 
     def give(x):
@@ -495,7 +495,7 @@ def reverser():
     return FakeModel(reverse, [tensor("x", -1, datatype="BYTES")], [tensor("y", -1, datatype="BYTES")])
 
 
-def test_strings_go_from_the_request_to_a_node_and_from_there_to_the_response():
+def test_strings_pass_from_the_request_through_a_node_to_the_response():
     model = reverser()
     steps = [("n", [("x", REQUEST, "in")], {"model": model})]
     (result,) = make([tensor("in", -1, datatype="BYTES")], steps, {"out": (0, "y")}).infer({"in": texts()}).values()
@@ -503,13 +503,13 @@ def test_strings_go_from_the_request_to_a_node_and_from_there_to_the_response():
     assert result.array is model.given[0]
 
 
-def test_strings_go_from_one_node_to_another():
+def test_strings_pass_between_nodes():
     steps = [("n1", [("x", REQUEST, "in")], {"model": reverser()}), ("n2", [("x", 0, "y")], {"model": reverser()})]
     result = infer(make([tensor("in", -1, datatype="BYTES")], steps, {"out": (1, "y")}), **{"in": texts()})["out"]
     assert result.elements() == texts().elements()
 
 
-def test_strings_are_copied_as_numbers_are():
+def test_strings_are_copied_like_numbers():
     model = reverser()
     steps = [("n1", [("x", REQUEST, "in")], {"model": model}), ("n2", [("x", REQUEST, "in")], {"model": model})]
     results = infer(
@@ -549,7 +549,7 @@ def test_strings_of_sessions_are_gathered_by_the_response(model):
     assert result.array.elements() == [b"0", b"1", b"2", b"3", b"4", b"5"]
 
 
-def test_a_matrix_that_became_strings_fits_no_model():
+def test_a_uint8_matrix_that_became_strings_fits_no_model():
     taker = FakeModel(lambda x: {"y": x}, [tensor("x", -1, -1, datatype="UINT8")], [tensor("y", -1, -1)])
     steps = [
         ("n", [("x", REQUEST, "in")], {"model": namer("y_string", "UINT8")}),
@@ -560,7 +560,7 @@ def test_a_matrix_that_became_strings_fits_no_model():
     assert str(caught.value) == "pipeline 'p' node 'n2' input 'x': shape is [2], the model takes [-1,-1]"
 
 
-# --- What goes wrong
+# --- Failures
 
 
 def failing(error):
@@ -571,7 +571,7 @@ def failing(error):
 
 
 def dynamic(*shapes, count=DYNAMIC, sizes=(-1, -1)):
-    """Make in -> a node with an output of each shape, all of them split, -> an adder of the first."""
+    """Make in -> a node that splits an output of each shape -> an adder of the first."""
     names = [f"o{index}" for index in range(len(shapes))]
     made = node(
         lambda x: {name: np.zeros(shape, np.float32) for name, shape in zip(names, shapes, strict=True)},
@@ -602,15 +602,15 @@ def dynamic(*shapes, count=DYNAMIC, sizes=(-1, -1)):
         (dynamic((), sizes=()), "output 'o0': a tensor without dims cannot be split"),
     ],
 )
-def test_what_cannot_be_split(pipeline, message):
+def test_an_output_that_cannot_be_split_fails(pipeline, message):
     with pytest.raises(InferenceError) as caught:
         infer(pipeline, **{"in": numbers(1, 10)})
     assert str(caught.value) == f"pipeline 'p' node 'n' {message}"
 
 
 @pytest.mark.parametrize("gathered", [True, False])
-def test_sessions_make_no_more_than_memory_can_hold(monkeypatch, gathered):
-    """By a small request: each of its parts may become something large."""
+def test_sessions_that_need_too_much_memory_are_rejected(monkeypatch, gathered):
+    """A small request can have many shards that each become large."""
     monkeypatch.setattr(execution, "MAX_VALUE_BYTES", 400)
     wide = FakeModel(lambda x: {"y": np.repeat(x, 30, axis=-1)}, [tensor("x", 1)], [tensor("y", 30)])
     short = FakeModel(lambda y: {"z": y[:1]}, [tensor("y", 30)], [tensor("z", 1)], name="short")
@@ -629,7 +629,7 @@ def test_sessions_make_no_more_than_memory_can_hold(monkeypatch, gathered):
     )
 
 
-def test_as_many_as_can_be_split_are():
+def test_the_largest_number_of_shards_is_accepted():
     assert infer(dynamic((10_000, 2)), **{"in": numbers(1, 10)})["out"].shape == (10_000, 2)
 
 
@@ -645,7 +645,7 @@ def test_as_many_as_can_be_split_are():
         ),
     ],
 )  # fmt: skip
-def test_a_request_that_cannot_be_split(count, x, y, error, message):
+def test_a_request_that_cannot_be_split_is_rejected(count, x, y, error, message):
     both = FakeModel(lambda x, y: {"z": x + y}, [tensor("x", 1), tensor("y", 1)], [tensor("z", 1)])
     steps = [("n", [("x", REQUEST, "x"), ("y", REQUEST, "y")], {"model": both, "level": (REQUEST,)})]
     pipeline = make([tensor("x", -1, 1), tensor("y", -1, 1)], steps, {"out": (0, "z")}, count)
@@ -655,13 +655,13 @@ def test_a_request_that_cannot_be_split(count, x, y, error, message):
 
 
 def repeater(*sizes):
-    """Make a model x -> y, which has as many elements as x says."""
+    """Make a model x -> y with x elements."""
     return FakeModel(
         lambda x: {"y": np.zeros((1, int(x.max())), np.float32)}, [tensor("x", *sizes)], [tensor("y", 1, -1)]
     )
 
 
-def test_shapes_that_differ_cannot_be_gathered():
+def test_different_shapes_cannot_be_gathered():
     steps = [
         ("split", [("x", REQUEST, "in")], split(2, 2, 1)),
         ("n", [("x", 0, "whole")], {"model": repeater(1), "level": (0,)}),
@@ -680,7 +680,7 @@ def test_shapes_that_differ_cannot_be_gathered():
         (node(lambda x: {"y": x}, [tensor("x", 1, 5)], [tensor("y", 1, 5)]), "node"),
     ],
 )
-def test_a_shape_that_does_not_fit_is_told(taker, word):
+def test_a_shape_that_does_not_fit_is_reported(taker, word):
     steps = [("a", [("x", REQUEST, "in")], {"model": repeater(1)}), ("n", [("x", 0, "y")], taker)]
     pipeline = make([tensor("in", 1)], steps, {"out": (1, "y")})
     assert infer(pipeline, **{"in": np.float32([5])})["out"].shape == (1, 5)
@@ -689,8 +689,8 @@ def test_a_shape_that_does_not_fit_is_told(taker, word):
     assert str(caught.value) == f"pipeline 'p' node 'n' input 'x': shape is [1,10], the {word} takes [1,5]"
 
 
-def test_the_shape_of_every_session_has_to_fit():
-    """What a session of n gives is 1x3, then 1x4; a takes the first."""
+def test_the_shape_of_every_session_must_fit():
+    """The sessions of n output 1x3, then 1x4; a accepts only the first."""
     steps = [
         ("split", [("x", REQUEST, "in")], split(2, 2, 1)),
         ("n", [("x", 0, "whole")], {"model": repeater(1), "level": (0,)}),
@@ -700,7 +700,7 @@ def test_the_shape_of_every_session_has_to_fit():
         infer(make([tensor("in", 2, 1)], steps, {"out": (2, "y")}), **{"in": numbers(2, 1) + 3})
 
 
-def test_a_gathered_shape_has_to_fit():
+def test_a_gathered_shape_must_fit():
     steps = [
         ("n", [("x", REQUEST, "in")], {"model": adder(1, 1), "level": (REQUEST,)}),
         ("all", [("x", 0, "y")], {"model": adder(1, 2, 1), "gathers": REQUEST}),
@@ -712,7 +712,7 @@ def test_a_gathered_shape_has_to_fit():
 
 
 @pytest.mark.parametrize("kind", ["model", "custom"])
-def test_a_failure_is_told_with_pipeline_and_node(kind):
+def test_a_failure_names_its_pipeline_and_node(kind):
     fields = {"model": FakeModel, "custom": FakeNode}
     step = {kind: fields[kind](failing(InferenceError("failed")), [tensor("x", 1, 10)], [tensor("y", 1, 10)])}
     with pytest.raises(InferenceError) as caught:
@@ -720,7 +720,7 @@ def test_a_failure_is_told_with_pipeline_and_node(kind):
     assert str(caught.value) == "pipeline 'p' node 'n': failed"
 
 
-def test_what_a_node_refuses_is_passed_on():
+def test_an_error_that_a_node_raises_for_the_client_is_unchanged():
     step = node(failing(InvalidRequestError("no image")), [tensor("x", 1, 10)], [tensor("y", 1, 10)])
     with pytest.raises(InvalidRequestError, match=r"^no image$"):
         infer(make([IN], [("n", [("x", REQUEST, "in")], step)], {"out": (0, "y")}), **{"in": numbers(1, 10)})
@@ -729,7 +729,7 @@ def test_what_a_node_refuses_is_passed_on():
 # --- As a servable
 
 
-def test_opening_opens_the_custom_nodes():
+def test_opening_a_pipeline_opens_its_custom_nodes():
     step = node(lambda x: {"y": x}, [tensor("x", 1, 10)], [tensor("y", 1, 10)])
     pipeline = make(
         [IN], [("n", [("x", REQUEST, "in")], step), ("m", [("x", 0, "y")], {"model": adder()})], {"out": (1, "y")}
@@ -738,13 +738,13 @@ def test_opening_opens_the_custom_nodes():
     assert step["custom"].opened == 1
 
 
-def test_its_parts_are_its_models_each_once():
+def test_its_dependencies_are_its_models_without_repetition():
     model, other = adder(), adder()
     steps = [(f"n{i}", [("x", i - 1, "y" if i else "in")], {"model": m}) for i, m in enumerate((model, other, model))]
     assert make([IN], steps, {"out": (2, "y")}).dependencies == (model, other)
 
 
-def test_every_inference_of_a_model_is_counted_there():
+def test_every_inference_is_counted_by_its_model():
     steps = operations()
     model = steps[1][2]["model"]
     model.counters = Counters(1).of("m", "1")
@@ -756,7 +756,7 @@ def test_every_inference_of_a_model_is_counted_there():
 
 
 @pytest.mark.parametrize("error", [InferenceError("failed"), RuntimeError("a bug")])
-def test_every_failure_of_a_model_is_counted_there(error):
+def test_every_failure_is_counted_by_its_model(error):
     model = FakeModel(failing(error), [tensor("x")], [tensor("y")])
     model.counters = Counters(1).of("m", "1")
     with pytest.raises(type(error)):
@@ -768,7 +768,7 @@ def test_every_failure_of_a_model_is_counted_there(error):
     assert (read.failures["failed"].count, read.success.count, read.active) == (1, 0, 0)
 
 
-def test_the_inference_of_a_model_is_under_way_while_it_lasts():
+def test_a_model_is_active_during_its_inference():
     model = adder()
     model.counters = Counters(1).of("m", "1")
     active = []
@@ -779,7 +779,7 @@ def test_the_inference_of_a_model_is_under_way_while_it_lasts():
 
 # --- OpenVINO
 
-LARGE = (1, 100_000)  # more than what is copied anyway
+LARGE = (1, 100_000)  # larger than the arrays that are copied in any case
 
 
 def load(directory, model, name="m"):
@@ -831,8 +831,8 @@ def test_a_demultiplexer_before_a_model_of_openvino(tmp_path):
     ).all()
 
 
-def test_what_a_model_of_openvino_passes_through_lives_on(tmp_path):
-    """The input of `through` is memory that the pipeline lets go."""
+def test_an_input_that_openvino_passes_through_stays_valid(tmp_path):
+    """The pipeline frees the input of `through`."""
     model, through = (
         load(tmp_path, increment(), "a"),
         load(tmp_path, model_zoo.passthrough(x=(Type.f32, (2, *LARGE))), "b"),
@@ -864,8 +864,10 @@ def test_strings_go_through_a_model_of_openvino(tmp_path):
     assert infer(pipeline, **{"in": texts()})["out"].elements() == [b"a", b"", b"b\0"]
 
 
-def test_a_failure_of_a_model_of_openvino_is_told_with_pipeline_and_node(tmp_path):
+def test_a_failure_of_openvino_names_its_pipeline_and_node(tmp_path):
     steps = [("n", [("left", REQUEST, "in"), ("right", REQUEST, "in")], {"model": load(tmp_path, model_zoo.product())})]
-    said = r"^pipeline 'p' node 'n': model 'm' version 1 cannot compute this request: node 'MatMul_\d+': Incompatible"
-    with pytest.raises(InvalidRequestError, match=said):
+    message = (
+        r"^pipeline 'p' node 'n': model 'm' version 1 cannot compute this request: node 'MatMul_\d+': Incompatible"
+    )
+    with pytest.raises(InvalidRequestError, match=message):
         infer(make([tensor("in", -1, -1)], steps, {"out": (0, "product")}), **{"in": numbers(2, 3)})

@@ -1,4 +1,4 @@
-"""Pipelines through the whole service: the examples of OVMS, mistakes and where they are told, changes, crashes."""
+"""Pipelines in a whole service: OVMS's examples, reports of mistakes, changes and crashes."""
 
 import json
 import shutil
@@ -279,7 +279,7 @@ FAILS = pipeline("fails", ["x"], [custom_node("n", "failing", {"x": "request.x"}
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """Models and nodes."""
+    """A service with all models, libraries and pipelines."""
     path = tmp_path_factory.mktemp("pipelines")
     picture = model_zoo.parameter("x", (1, 2, 2, 3), Type.f32)
     model_zoo.save(plus_one(), path / "dummy")
@@ -341,7 +341,7 @@ FACTORS = np.array([[100, 5, 3, 2]], np.float32)
 # --- The examples of OVMS
 
 
-def test_a_chain(served):
+def test_a_chain_is_served(served):
     assert infer(served, "chain", **{"in": TEN})["out"].tolist() == (TEN + 2).tolist()
 
 
@@ -353,21 +353,21 @@ def test_fan_out_and_fan_in_with_outputs_in_alphabetical_order(served):
 
 
 @pytest.mark.parametrize("kind", ["minimum", "average", "maximum"])
-def test_a_static_demultiplexer_that_is_gathered(served, kind):
+def test_a_static_demultiplexer_is_gathered_by_a_node(served, kind):
     choose = {"minimum": np.min, "average": np.mean, "maximum": np.max}[kind]
     candidates = [TEN + 100 + 1, TEN - 5 + 1, TEN * 3 + 1, TEN / 2 + 1]
     found = infer(served, f"maximum_{kind}", numbers=TEN, factors=FACTORS)["best"]
     assert found.tolist() == max(candidates, key=choose).tolist()
 
 
-def test_the_response_gathers_what_is_open(served):
+def test_the_response_gathers_open_demultiplexers(served):
     found = infer(served, "all_results", numbers=TEN, factors=FACTORS)
     assert found["before"].shape == found["all"].shape == (4, 1, 10)
     assert found["all"].tolist() == (found["before"] + 1).tolist()
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_dynamic_demultiplexer(served, count):
+def test_a_dynamic_demultiplexer_returns_a_result_per_shard(served, count):
     image = np.zeros((1, 3, 8, 8), np.float32)
     image[:, :, 2:6] = np.repeat(np.arange(1, 5), 2)
     image[0, 0, 0, 0] = count
@@ -378,7 +378,7 @@ def test_a_dynamic_demultiplexer(served, count):
     assert found["confidence_levels"].shape == (count, 1, 1)
 
 
-def test_nothing_found_is_a_204_without_a_body(served):
+def test_no_shards_are_a_204_without_a_body(served):
     data = {"name": "image", "datatype": "FP32", "shape": [1, 3, 8, 8], "data": [0.0] * 192}
     answer = served.infer("vehicles", {"inputs": [data]})
     assert (answer.status, answer.body) == (204, b"")
@@ -387,12 +387,12 @@ def test_nothing_found_is_a_204_without_a_body(served):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_a_demultiplexer_of_requests(served, count):
+def test_a_pipeline_with_a_count_splits_its_requests(served, count):
     x = np.arange(count * 10, dtype=np.float32).reshape(count, 1, 10)
     assert infer(served, "any_batch", **{"in": x})["out"].tolist() == (x + 1).tolist()
 
 
-def test_a_node_that_prepares(served):
+def test_a_custom_node_feeds_a_model(served):
     picture = np.full((1, 4, 6, 3), 9, np.float32)
     assert infer(served, "transformed", **{"0": picture})["1463"].tolist() == [[[[4, 3.5, 3]] * 2] * 2]
 
@@ -400,7 +400,7 @@ def test_a_node_that_prepares(served):
 # --- The same routes as a model
 
 
-def test_metadata(served):
+def test_metadata_describes_the_pipelines_tensors(served):
     def tensor(name, shape):
         return {"name": name, "datatype": "FP32", "shape": shape}
 
@@ -419,7 +419,7 @@ def test_metadata(served):
     }
 
 
-def test_readiness_and_versions(served):
+def test_a_pipeline_is_ready_and_has_version_1(served):
     for path in ("/v2/health/ready", "/v2/models/chain/ready", "/v2/models/chain/versions/1/ready"):
         assert served.get(path).status == 200
     answer = served.get("/v2/models/chain/versions/2/ready")
@@ -429,7 +429,7 @@ def test_readiness_and_versions(served):
     )
 
 
-def test_a_client_of_triton_cannot_tell_it_from_a_model(served):
+def test_tritonclient_uses_a_pipeline_like_a_model(served):
     with InferenceServerClient(f"127.0.0.1:{served.port}") as client:
         tensor = InferInput("in", [1, 10], "FP32")
         tensor.set_data_from_numpy(TEN)
@@ -441,12 +441,12 @@ def test_a_client_of_triton_cannot_tell_it_from_a_model(served):
         assert stats["inference_stats"]["success"]["count"] >= 1
 
 
-def test_what_the_request_got_wrong_is_a_400(served):
+def test_a_mistake_in_the_request_is_a_400(served):
     answer = served.infer("chain", {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 9], "data": [0] * 9}]})
     assert (answer.status, answer.json()) == (400, {"error": "input 'in': shape is [1,9], the model takes [1,10]"})
 
 
-def test_strings_pass(served):
+def test_strings_pass_through_a_pipeline(served):
     body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a", "ü"]}]}
     (output,) = served.infer("words", body).json()["outputs"]
     assert output["data"] == ["a", "ü"]
@@ -465,20 +465,20 @@ def infer_images(service, name, tensor, *pictures):
     return answer if output is None else np.array(output["data"]).reshape(output["shape"])
 
 
-def test_images_are_the_parts_of_a_request_that_is_split(served):
-    """Each becomes a part, and is resized for the model, whose layout is NHWC."""
+def test_each_image_of_a_split_request_is_a_shard(served):
+    """Each is resized for the model, whose layout is NHWC."""
     pictures = [np.full((size, size, 3), size, np.uint8) for size in (2, 5, 7)]
     found = infer_images(served, "pictures", "image", *pictures)
     assert found.shape == (3, 1, 2, 2, 3)
     assert found[:, 0, 0, 0, 0].tolist() == [2, 5, 7]
 
 
-def test_images_go_to_custom_nodes_as_they_are(served):
+def test_images_go_to_custom_nodes_without_resizing(served):
     picture = np.full((3, 5, 3), 9, np.uint8)
     assert infer_images(served, "transformed", "0", picture).tolist() == [[[[4, 3.5, 3]] * 2] * 2]
 
 
-def test_metrics_of_pipelines_and_of_the_models_in_them(served):
+def test_metrics_count_pipelines_and_their_models(served):
     def count(family, name):
         line = next(line for line in served.get("/metrics").body.decode().splitlines() if line.startswith(family)
                     and f'name="{name}"' in line and 'method="ModelMetadata"' not in line)  # fmt: skip
@@ -505,7 +505,7 @@ def test_an_exception_in_a_node_is_a_500_with_its_traceback_in_the_log(served):
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no C compiler")
-def test_a_library_that_crashes_costs_a_worker_and_not_the_service(tmp_path):
+def test_a_crashing_library_ends_a_worker_but_not_the_service(tmp_path):
     (tmp_path / "node.c").write_text(CRASHING)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", "libnode.so", "node.c"], cwd=tmp_path, check=True)
     node = custom_node("n", "own", {"x": "request.x"}, {"y": "y"})
@@ -527,7 +527,7 @@ def test_a_library_that_crashes_costs_a_worker_and_not_the_service(tmp_path):
         assert infer(service, "p", x=TEN)["y"].tolist() == (2 * TEN).tolist()
 
 
-# --- Mistakes are told where they are made
+# --- Reports of mistakes
 
 
 def broken(directory, *pipelines, libraries=(), models=("dummy",)):
@@ -539,7 +539,7 @@ def broken(directory, *pipelines, libraries=(), models=("dummy",)):
 
 @pytest.fixture
 def own(directory, tmp_path):
-    """A directory with the model dummy alone."""
+    """A directory with only the model dummy."""
     shutil.copytree(directory / "dummy", tmp_path / "dummy")
     return tmp_path
 
@@ -556,7 +556,7 @@ WRONG = pipeline(
 )
 
 
-def test_all_mistakes_of_a_pipeline_are_told_everywhere(own):
+def test_all_mistakes_of_a_pipeline_are_reported_everywhere(own):
     config = broken(own, CHAIN, WRONG)
     checked = subprocess.run(["ovms-rest", "check", str(config)], capture_output=True, text=True, check=False)
     lines = [line for line in checked.stdout.splitlines() if line.startswith("problem: pipeline 'wrong': ")]
@@ -580,7 +580,7 @@ def test_all_mistakes_of_a_pipeline_are_told_everywhere(own):
         assert infer(service, "chain", **{"in": TEN})["out"].tolist() == (TEN + 2).tolist()
 
 
-def test_a_pipeline_becomes_available_when_its_model_is(own):
+def test_a_pipeline_becomes_available_with_its_model(own):
     config = broken(own, CHAIN, models=())
     with serve(own, "-w", "1", config=config, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service:
         answer = service.get("/v2/models/chain/ready")
@@ -594,7 +594,7 @@ def test_a_pipeline_becomes_available_when_its_model_is(own):
 # --- Changes
 
 
-def test_pipelines_follow_their_models_and_libraries(own):
+def test_pipelines_follow_changes_of_models_and_libraries(own):
     double = FAILING.replace('raise ZeroDivisionError("a bug of the user\'s")', 'return {"y": FACTOR * inputs["x"]}')
     (own / "times.py").write_text("FACTOR = 2\n" + double)
     nodes = [
@@ -623,7 +623,7 @@ def test_pipelines_follow_their_models_and_libraries(own):
         assert infer(service, "p", **{"in": TEN})["out"].tolist() == (30 * TEN).tolist()
 
 
-def test_a_node_that_is_changed_on_the_disk_is_taken_up_without_being_told(own):
+def test_a_changed_file_of_a_node_is_loaded_without_a_reload_call(own):
     code = FAILING.replace('raise ZeroDivisionError("a bug of the user\'s")', 'return {"y": inputs["x"] + ADDED}')
     (own / "node.py").write_text("ADDED = 1\n" + code)
     definition = pipeline("p", ["x"], [custom_node("n", "own", {"x": "request.x"}, {"y": "y"})], {"y": "n.y"})
@@ -634,7 +634,7 @@ def test_a_node_that_is_changed_on_the_disk_is_taken_up_without_being_told(own):
         service.wait_for(lambda: infer(service, "p", x=TEN)["y"].tolist() == (TEN + 2).tolist())
 
 
-def test_unloading_a_model_takes_its_pipelines_along_when_asked_to(own):
+def test_unloading_a_model_with_dependents_unloads_its_pipelines(own):
     with serve(own, "-w", "1", config=broken(own, CHAIN), OVMS_REST_MODEL_CONTROL="local") as service:
 
         def control(what, name, **parameters):

@@ -1,4 +1,4 @@
-"""The README of pipelines: its example is the demo, its code runs, its tables list what the code has."""
+"""The README of pipelines: its example is the demo, its code runs, its tables are complete."""
 
 import importlib
 import re

@@ -448,7 +448,7 @@ def test_a_repeated_output_name_is_rejected():
 
 
 def test_only_the_reason_of_a_missing_part_is_reported():
-    reason = "model 'm' is not configured; configured are 'n'"
+    reason = "model 'm' is not configured; configured: 'n'"
     assert problems(node("n1", Missing(reason), b="request.in", aliases=(("a", "z"),)), node("n2", b="n1.a")) == [
         f"node 'n1': {reason}"
     ]

@@ -1,4 +1,4 @@
-"""Custom nodes in Python: what the code gets, what it may return, and what is said of code that fails."""
+"""Custom nodes in Python: their inputs and outputs, loading, and failures."""
 
 import re
 import sys
@@ -16,12 +16,12 @@ X = np.array([[1, 2], [3, 4]], np.float32)
 
 
 class Code:
-    """A node x FP32 [-1,2] -> y FP32 [-1,2] of what a test has it do."""
+    """A node x FP32 [-1,2] -> y FP32 [-1,2] whose functions a test can replace."""
 
-    def __init__(self, execute=lambda inputs, params: {"y": inputs["x"] + 1}, **told):
+    def __init__(self, execute=lambda inputs, params: {"y": inputs["x"] + 1}, **tensors):
         self.execute = execute
-        self.inputs = lambda params: told.get("inputs", {"x": ("FP32", [-1, 2])})
-        self.outputs = lambda params: told.get("outputs", {"y": ("FP32", [-1, 2])})
+        self.inputs = lambda params: tensors.get("inputs", {"x": ("FP32", [-1, 2])})
+        self.outputs = lambda params: tensors.get("outputs", {"y": ("FP32", [-1, 2])})
 
 
 def returning(value):
@@ -44,7 +44,7 @@ def test_a_node_runs_its_code():
     assert np.array_equal(found["y"], X + 1)
 
 
-def test_the_code_cannot_change_its_inputs_which_stay_writable_for_others():
+def test_inputs_are_read_only_for_the_code_and_writable_for_others():
     def execute(inputs, params):
         inputs["x"][0, 0] = 9
 
@@ -55,7 +55,7 @@ def test_the_code_cannot_change_its_inputs_which_stay_writable_for_others():
     assert np.array_equal(given, X)
 
 
-def test_the_inputs_are_not_copied():
+def test_inputs_are_not_copied():
     seen = []
     PythonNode("lib", Code(lambda inputs, params: seen.append(inputs["x"]) or {"y": X}), {}).execute({"x": X})
     assert np.shares_memory(seen[0], X)
@@ -94,7 +94,7 @@ def text_node(execute):
 TEXTS = BytesArray.of([b"a", b"", b"\xff\0", "ü".encode()], (2, 2))
 
 
-def test_strings_come_and_go_as_arrays_of_bytes_objects():
+def test_strings_are_arrays_of_bytes_objects():
     seen = []
 
     def reverse(inputs, params):
@@ -112,21 +112,21 @@ def test_str_is_encoded_as_utf8():
     assert found["text"].elements() == ["ü".encode(), b"a"]
 
 
-def test_no_strings_are_a_tensor_too():
+def test_an_empty_tensor_of_strings_is_accepted():
     found = text_node(lambda inputs, params: {"text": np.empty((0, 2), object)}).execute({"text": TEXTS})["text"]
     assert (found.shape, found.elements()) == ((0, 2), [])
 
 
 @pytest.mark.parametrize(
-    ("output", "said"),
+    ("output", "message"),
     [
         (np.array([["a", 1]], object), "element 1 of output 'text' as int, expected bytes or str"),
         (np.array([["a", "b"]]), "output 'text' with the dtype <U1, expected object for BYTES"),
         (np.array(["a", "b"], object), "output 'text' with the shape [2], expected [-1,2]"),
     ],
 )
-def test_what_is_no_array_of_strings_is_an_error_of_the_node(output, said):
-    with pytest.raises(InferenceError, match=re.escape(said)):
+def test_invalid_strings_are_an_error_of_the_node(output, message):
+    with pytest.raises(InferenceError, match=re.escape(message)):
         text_node(lambda inputs, params: {"text": output}).execute({"text": TEXTS})
 
 
@@ -139,7 +139,7 @@ def test_an_output_that_is_not_contiguous_is_copied():
     assert np.array_equal(found, X.T)
 
 
-def test_an_output_that_is_an_input_or_a_part_of_one_is_copied():
+def test_an_output_that_is_a_view_of_an_input_is_copied():
     node = PythonNode("lib", Code(lambda inputs, params: {"y": inputs["x"][:1]}), {})
     found = node.execute({"x": X})["y"]
     assert found.flags.carray
@@ -151,7 +151,7 @@ def test_any_other_output_is_not_copied():
     assert returning({"y": output}).execute({"x": X})["y"] is output
 
 
-def test_outputs_that_are_not_declared_are_nobodys():
+def test_undeclared_outputs_are_ignored():
     assert list(returning({"z": 1, "y": X}).execute({"x": X})) == ["y"]
 
 
@@ -161,7 +161,7 @@ def test_outputs_come_in_alphabetical_order():
     assert list(node.outputs) == list(node.execute({"x": X})) == ["a", "b"]
 
 
-def test_an_output_of_every_size_that_was_declared_is_taken():
+def test_an_output_of_any_declared_size_is_accepted():
     node = returning({"y": X[:0]})
     assert node.execute({"x": X})["y"].shape == (0, 2)
 
@@ -183,7 +183,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_what_does_not_fit_is_told(caplog, words):
+def test_an_output_that_does_not_fit_is_reported(caplog, words):
     with pytest.raises(InferenceError) as caught:
         returning(WRONG[words]).execute({"x": X})
     assert str(caught.value) == f"custom node library 'lib' {words}"
@@ -191,7 +191,7 @@ def test_what_does_not_fit_is_told(caplog, words):
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, MemoryError, AssertionError])
-def test_an_exception_of_the_code_is_in_the_log_and_not_told_to_the_client(caplog, kind):
+def test_an_exception_of_the_code_is_logged_but_not_shown_to_the_client(caplog, kind):
     node = PythonNode("lib", Code(failing(kind, "secret")), {})
     with pytest.raises(InferenceError) as caught:
         node.execute({"x": X})
@@ -202,7 +202,7 @@ def test_an_exception_of_the_code_is_in_the_log_and_not_told_to_the_client(caplo
     assert f"{kind.__name__}: secret" in caplog.text
 
 
-def test_code_may_tell_the_client_that_the_request_is_wrong(caplog):
+def test_code_may_reject_a_request_with_a_message(caplog):
     node = PythonNode("lib", Code(failing(InvalidRequestError, "the image is too small")), {})
     with pytest.raises(InvalidRequestError, match=r"^the image is too small$"):
         node.execute({"x": X})
@@ -248,13 +248,13 @@ UNFIT = [
 
 @pytest.mark.parametrize("kind", ["inputs", "outputs"])
 @pytest.mark.parametrize(("tensors", "words"), UNFIT)
-def test_tensors_of_another_form_are_told(kind, tensors, words):
+def test_tensors_of_an_invalid_form_are_reported(kind, tensors, words):
     with pytest.raises(LoadError) as caught:
         PythonNode("lib", Code(**{kind: tensors}), {})
     assert str(caught.value) == f"{kind}(params) returned {words}"
 
 
-def test_functions_that_are_missing_are_told():
+def test_missing_functions_are_reported():
     class Half:
         inputs = staticmethod(lambda params: {})
         execute = 3
@@ -263,7 +263,7 @@ def test_functions_that_are_missing_are_told():
         PythonNode("lib", Half, {})
 
 
-def test_an_exception_of_inputs_is_told_with_its_line():
+def test_an_exception_of_inputs_is_reported_with_its_line():
     code = Code()
     code.inputs = failing(KeyError, "width")
     line = failing.__code__.co_firstlineno + 2
@@ -272,7 +272,7 @@ def test_an_exception_of_inputs_is_told_with_its_line():
     assert str(caught.value) == f"inputs(params) failed with KeyError: 'width' at {__file__}:{line}"
 
 
-def test_a_reason_that_the_code_gives_itself_is_told_as_it_is():
+def test_a_load_error_raised_by_the_code_is_unchanged():
     code = Code()
     code.outputs = failing(LoadError, "the param 'width' is missing")
     with pytest.raises(LoadError, match=r"^the param 'width' is missing$"):
@@ -304,8 +304,8 @@ def run(node):
     return float(node.execute({"x": np.zeros(1, np.float32)})["x"][0])
 
 
-def test_a_file_is_read_anew_at_each_load(tmp_path):
-    """A change of the same size in the same second too, which Python's own cache overlooks."""
+def test_a_file_is_executed_again_at_each_load(tmp_path):
+    """Also after a change of the same size in the same second, which Python's bytecode cache misses."""
     file = tmp_path / "node.py"
     found = []
     for step in (1, 2, 3):
@@ -315,7 +315,7 @@ def test_a_file_is_read_anew_at_each_load(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["node.py"]
 
 
-def test_a_file_may_import_what_lies_beside_it_and_gets_it_anew(tmp_path):
+def test_modules_beside_a_file_are_imported_again_at_each_load(tmp_path):
     sibling, package = tmp_path / "step_of_test.py", tmp_path / "package_of_test"
     package.mkdir()
     write(package / "__init__.py", "from package_of_test.inner import ZERO")
@@ -332,7 +332,7 @@ def test_a_file_may_import_what_lies_beside_it_and_gets_it_anew(tmp_path):
     assert not {"step_of_test", "package_of_test", "package_of_test.inner"} & sys.modules.keys()
 
 
-def test_files_of_two_directories_have_each_their_own_sibling(tmp_path):
+def test_files_of_two_directories_import_their_own_siblings(tmp_path):
     nodes = []
     for step in (1, 2):
         directory = tmp_path / str(step)
@@ -343,15 +343,15 @@ def test_files_of_two_directories_have_each_their_own_sibling(tmp_path):
     assert list(map(run, nodes)) == [1, 2]
 
 
-def test_what_a_file_imports_from_elsewhere_stays_imported(tmp_path):
+def test_modules_imported_from_elsewhere_stay_imported(tmp_path):
     sys.modules.pop("colorsys", None)
     file = write(tmp_path / "node.py", NODE + "    import colorsys\n    STEP = 1\n")
     load_file("lib", file, {})
     assert "colorsys" in sys.modules
 
 
-def test_a_file_may_have_dataclasses(tmp_path):
-    """They look up their module by its name."""
+def test_a_file_may_define_dataclasses(tmp_path):
+    """Dataclasses look up their module by name."""
     text = "from __future__ import annotations\nfrom dataclasses import dataclass\nSTEP = 1\n"
     text += "@dataclass\nclass A:\n    a: int\n"
     file = tmp_path / "node.py"
@@ -372,7 +372,7 @@ def test_a_module_is_forgotten_with_its_node(tmp_path):
     assert not sys.modules.keys() - before
 
 
-def test_modules_and_objects_in_them_are_loaded_by_name(tmp_path, monkeypatch):
+def test_modules_and_their_objects_are_loaded_by_name(tmp_path, monkeypatch):
     write(
         tmp_path / "named_of_test.py",
         NODE + "    STEP = 1\n    import sys\n    class A:\n        this = sys.modules[__name__]\n",
@@ -398,7 +398,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("text", "words"), BROKEN)
-def test_a_file_that_cannot_be_imported_is_told(tmp_path, text, words):
+def test_a_file_that_cannot_be_imported_is_reported(tmp_path, text, words):
     file = tmp_path / "node.py"
     file.write_text(text)
     with pytest.raises(LoadError) as caught:
@@ -406,6 +406,6 @@ def test_a_file_that_cannot_be_imported_is_told(tmp_path, text, words):
     assert str(caught.value) == f"cannot be imported: {words.format(file=file)}"
 
 
-def test_a_module_that_is_not_there_is_told():
+def test_a_missing_module_is_reported():
     with pytest.raises(LoadError, match=r"^cannot be imported: ModuleNotFoundError: No module named 'no_such'$"):
         load_name("lib", "no_such.module", {})
