@@ -6,14 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import falcon
 
 from ovms_rest.arbiter.changes import Housekeeping
 from ovms_rest.arbiter.reloading import Reloading
-from ovms_rest.config import Config, load_config
+from ovms_rest.config import read_config
 from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageError, TryLaterError
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.models.configuration import ModelConfig
@@ -35,7 +34,7 @@ from ovms_rest.resources.health import Live, ModelReady, Ready
 from ovms_rest.resources.inference import Infer, Registry
 from ovms_rest.resources.log_settings import Logging
 from ovms_rest.resources.metadata import EXTENSIONS, ModelDescription, ServerDescription
-from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
+from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics
 from ovms_rest.resources.model_config import ModelConfiguration
 from ovms_rest.resources.permission import Permission
 from ovms_rest.resources.routing import Request, Router
@@ -173,7 +172,7 @@ def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
     settings = read_settings(environ)
     now = stamp(settings.config)
-    config, metrics = read_config(settings.config, settings)
+    config = read_config(settings.config, settings)
     host, models, table = host_of(settings), ModelRegistry({}), WorkerTable(SLOTS, usable_cores())
     telemetry = Telemetry(models, table, settings.max_waiting)
 
@@ -198,27 +197,7 @@ def load_app(environ: Mapping[str, str]) -> App:
     allowed = partial(find_roots, model_roots=settings.model_roots, cache_dir=settings.cache_dir)
     reloading = Reloading(settings.config, models, load, assemble, allowed)
     reloading.start(config, now)
-    return App(settings, models, telemetry, table, reloading, metrics)
-
-
-def read_config(path: Path, settings: Settings) -> tuple[Config, list[str] | None]:
-    """Read a config; return it with the names of the metrics to serve: [] for all, None to disable them.
-
-    Raises ConfigError with all problems of the file and of the settings of metrics.
-    """
-    names = [name.strip() for name in settings.metrics_list.split(",") if name.strip()]
-    problems = [f"OVMS_REST_METRICS_LIST: {problem}" for problem in check_metrics_list(names).values()]
-    if names and not settings.metrics_enable:
-        problems.append("OVMS_REST_METRICS_LIST: needs OVMS_REST_METRICS_ENABLE=true")
-    try:
-        config = load_config(path)
-    except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from error
-    if config.metrics is not None and settings.metrics_enable:
-        problems.append(f"{path}: monitoring: metrics are already enabled by OVMS_REST_METRICS_ENABLE")
-    if problems:
-        raise ConfigError(problems)
-    return config, names if settings.metrics_enable else config.metrics
+    return App(settings, models, telemetry, table, reloading, config.metrics)
 
 
 def _log_progress(name: str, version: int) -> None:

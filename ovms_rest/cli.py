@@ -1,4 +1,4 @@
-"""The command `ovms-rest`: it starts the service; `check` loads what a config or paths name, and reports."""
+"""The command `ovms-rest`: it starts the service; `ovms-rest check` loads all models and reports on them."""
 
 import argparse
 import logging
@@ -13,8 +13,8 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.util import import_app
 
-from ovms_rest.app import App, host_of, read_config
-from ovms_rest.config import load_config
+from ovms_rest.app import App, host_of
+from ovms_rest.config import load_config, read_config
 from ovms_rest.errors import ConfigError, ShortageError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
 from ovms_rest.host.cores import usable_cores
@@ -31,7 +31,7 @@ from ovms_rest.worker import log_escaping
 
 log = logging.getLogger("gunicorn.error.ovms_rest")
 
-_EX_PATH = 2  # as a shell's tools have it for a file that is not there
+_EX_PATH = 2  # the exit code of ls and others for a missing file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,14 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _serve(read_flags(arguments, usable_cores()))
     except UsageError as error:
         print(f"usage: {USAGE}", file=sys.stderr)
-        _tell(error.problems)
+        _print_problems(error.problems)
         return os.EX_USAGE
     except PathError as error:
-        _tell(error.problems)
+        _print_problems(error.problems)
         return _EX_PATH
 
 
-def _tell(problems: Sequence[str]) -> None:
+def _print_problems(problems: Sequence[str]) -> None:
     for problem in problems:
         print(f"ovms-rest: {escape(problem)}", file=sys.stderr)
 
@@ -59,25 +59,22 @@ def _tell(problems: Sequence[str]) -> None:
 
 
 class Application(BaseApplication):  # type: ignore[misc]
-    """The service as gunicorn runs it: our settings, those of GUNICORN_CMD_ARGS, and the flags before them."""
+    """The service in gunicorn; flags take precedence over GUNICORN_CMD_ARGS, and this over our defaults."""
 
     def __init__(self, start: Start) -> None:
-        """Take what it is to be started with."""
         self.start = start
         super().__init__(prog="ovms-rest")
 
     def load_config(self) -> None:
         """Set gunicorn's settings; gunicorn calls this again at a reload."""
-        # The import readies gunicorn and the table of workers, which `check` has no use for.
+        # Imported here, since it prepares gunicorn and the worker table, which `check` does not need.
         from ovms_rest.arbiter import gunicorn_settings
 
         for name in gunicorn_settings.__all__:
             self.cfg.set(name, getattr(gunicorn_settings, name))
         others = vars(self.cfg.parser().parse_args(self.cfg.get_cmd_args_from_env()))
         if others["config"]:
-            raise ValueError(
-                "GUNICORN_CMD_ARGS: a config file of gunicorn's is read by gunicorn only, not by ovms-rest"
-            )
+            raise ValueError(f"GUNICORN_CMD_ARGS: ovms-rest reads no gunicorn config file, got -c {others['config']}")
         for name, value in others.items():
             if name in self.cfg.settings and value is not None:
                 self.cfg.set(name, value)
@@ -85,19 +82,21 @@ class Application(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> App:
-        """Make the application. When none of the given models serves, the process ends, as OVMS does with its one."""
+        """Return the application; exit if none of the models given on the command line serves, as OVMS does."""
         for level, note in self.start.notes:
             log.log(level, "%s", note)
         app: App = import_app(self.cfg.wsgi_app)
         entries = app.models.entries
         if self.start.models and not any(entry.versions for entry in entries.values()):
-            _tell([f"{entry.kind} {name!r} does not serve: {entry.explain()}" for name, entry in entries.items()])
+            _print_problems(
+                [f"{entry.kind} {name!r} does not serve: {entry.explain()}" for name, entry in entries.items()]
+            )
             sys.exit(1)
         return app
 
 
 def _serve(start: Start) -> int:
-    """Run gunicorn in this process, which ends it."""
+    """Run gunicorn, which ends this process."""
     os.environ.update(start.environ)
     if start.models:
         os.environ["OVMS_REST_CONFIG"] = str(_write_config(start.models))
@@ -105,19 +104,19 @@ def _serve(start: Start) -> int:
         try:
             handler = logging.FileHandler(start.log_path)
         except OSError as error:
-            _tell([f"--log_path: {start.log_path} cannot be written: {error.strerror}"])
+            _print_problems([f"--log_path: {start.log_path} cannot be written: {error.strerror}"])
             return 1
         handler.setFormatter(logging.Formatter(Logger.error_fmt, Logger.datefmt))
-        # Beside gunicorn's own handler. gunicorn opens it anew at SIGUSR1 with the others.
+        # In addition to gunicorn's own handler; gunicorn reopens both at SIGUSR1.
         logging.getLogger("gunicorn.error").addHandler(handler)
     Application(start).run()
     return 0
 
 
 def _write_config(models: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the config of these models into a file that ends with this process; return its path.
+    """Write a config of these models to a file in memory; return its path.
 
-    Raises UsageError for values that a config may not have.
+    Raises UsageError for values that are invalid in a config.
     """
     descriptor = os.memfd_create("config.json")
     with open(os.dup(descriptor), "wb") as stream:
@@ -128,7 +127,7 @@ def _write_config(models: Sequence[Mapping[str, Any]]) -> Path:
     except ConfigError as error:
         problems = error.problems
         for flag in (flag for flag in FLAGS.values() if flag.key):
-            for separator in (".", ": "):  # of types, and of values
+            for separator in (".", ": "):  # before a key in messages on types, and on values
                 place = f"{path}: model_config_list[0].config{separator}{flag.key}"
                 problems = tuple(problem.replace(place, f"--{flag.name}") for problem in problems)
         raise UsageError(problems) from error
@@ -165,9 +164,9 @@ def _check(options: argparse.Namespace) -> int:
     log_escaping.install()
     try:
         settings = read_settings(os.environ)
-        config, _ = read_config(_find_config(options.paths) or settings.config, settings)
+        config = read_config(_find_config(options.paths) or settings.config, settings)
         host = host_of(settings)
-        registry = load_models(config.models, host, _tell_progress)
+        registry = load_models(config.models, host, _print_progress)
         pipelines, libraries = config.pipelines, config.libraries
         registry.entries |= assemble_pipelines(pipelines, libraries, registry.entries, {}, host)
     except ConfigError as error:
@@ -184,7 +183,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _find_config(arguments: Sequence[str]) -> Path | None:
-    """Return the config that is to be checked: the given one, or one of the given models; None without arguments.
+    """Return the config to check: the given file, or one of the given models; None without arguments.
 
     Raises PathError.
     """
@@ -201,12 +200,12 @@ def _find_config(arguments: Sequence[str]) -> Path | None:
 
 
 def _is_config(argument: str) -> bool:
-    """Return whether an argument looks like a config and not like a model, whether it exists or not."""
+    """Return whether an argument looks like a config and not like a model; neither needs to exist."""
     is_named = "=" in argument and not os.path.lexists(argument)
     return not (is_named or os.path.isdir(argument) or argument.endswith(MODEL_SUFFIXES))
 
 
-def _tell_progress(name: str, version: int) -> None:
+def _print_progress(name: str, version: int) -> None:
     print(f"loading {name!r} version {version} ...", file=sys.stderr, flush=True)
 
 
@@ -214,7 +213,7 @@ def _tell_progress(name: str, version: int) -> None:
 
 
 def describe_registry(registry: ModelRegistry) -> dict[str, Any]:
-    """Describe all models, and what is wrong with them in a line for each, as plain values."""
+    """Return the report on all models and pipelines, with a line for each problem, as plain values."""
     models = [_describe_entry(name, entry) for name, entry in registry.entries.items() if entry.kind == "model"]
     pipelines = [_describe_pipeline(name, entry) for name, entry in registry.entries.items() if entry.kind != "model"]
     return {"models": models, "pipelines": pipelines, "problems": registry.problems()}

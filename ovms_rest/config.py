@@ -1,11 +1,10 @@
-"""The JSON config file, in the form of the OpenVINO Model Server: what is to be served.
+"""The JSON config file in the format of the OpenVINO Model Server: models, pipelines, libraries and metrics.
 
-Every mistake of a file is found in one reading and told with its place (`model_config_list[1].config.name`). The keys
-that OVMS documents are all known. Those that this version does not carry out are accepted while they change nothing
-and refused where they would.
+One reading finds every mistake in a file and names its place (`model_config_list[1].config.name`). All keys documented
+by OVMS are known. A key without effect here is accepted if ignoring it changes nothing, and refused otherwise.
 
-A wrong type or key is a mistake of the file. A wrong value of a right type, such as a shape that cannot be read, is
-that model's alone: `check_values_of` tells it when the model is loaded, and the others are served.
+A wrong type or key refuses the whole file. A wrong value of the right type, such as an invalid shape, concerns its
+model alone: `check_values_of` reports it when the model is loaded, and the other models are served.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,13 +24,11 @@ from ovms_rest.pipelines.definition import (
     read_pipeline,
 )
 from ovms_rest.resources.metrics import check_metrics_list
+from ovms_rest.settings import Settings
 
 
 class Config(NamedTuple):
-    """What a config file names: models, pipelines of them, libraries of custom nodes by name, and metrics.
-
-    These are [] for all and None for none at all.
-    """
+    """Models, pipelines, libraries of custom nodes by name, and the metrics to serve: [] for all, None for none."""
 
     models: tuple[ModelConfig, ...]
     pipelines: tuple[PipelineDefinition, ...] = ()
@@ -39,12 +36,32 @@ class Config(NamedTuple):
     metrics: list[str] | None = None
 
 
+def read_config(path: Path, settings: Settings) -> Config:
+    """Read a config file for the start of the service; the settings may choose the metrics in its place.
+
+    Raises ConfigError with a line for every mistake in the file and in the settings of metrics.
+    """
+    names = [name.strip() for name in settings.metrics_list.split(",") if name.strip()]
+    problems = [f"OVMS_REST_METRICS_LIST: {problem}" for problem in check_metrics_list(names).values()]
+    if names and not settings.metrics_enable:
+        problems.append("OVMS_REST_METRICS_LIST: requires OVMS_REST_METRICS_ENABLE=true")
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    if config.metrics is not None and settings.metrics_enable:
+        problems.append(f"{path}: monitoring: OVMS_REST_METRICS_ENABLE enables metrics already; remove one of the two")
+    if problems:
+        raise ConfigError(problems)
+    return config._replace(metrics=names) if settings.metrics_enable else config
+
+
 def load_config(path: Path) -> Config:
     """Read a config file. Raises ConfigError with a line for every mistake."""
     try:
         str(path).encode()
-    except UnicodeEncodeError as error:  # no answer could name it, or what lies beside it
-        raise ConfigError([f"{str(path)!a}: the path of a config has to be UTF-8"]) from error
+    except UnicodeEncodeError as error:  # no JSON could name it or a file beside it
+        raise ConfigError([f"{str(path)!a}: the path of a config must be valid UTF-8"]) from error
     try:
         root, problems = read_json(path.read_bytes())
     except OSError as error:
@@ -53,7 +70,7 @@ def load_config(path: Path) -> Config:
         raise ConfigError([f"{path}: {error}"]) from error
     problems += _check_root(root)
     if problems:
-        # Those that would not have refused the file are told with the others.
+        # The values of models, which alone would not refuse the file, are reported with the rest.
         problems += _check_values_of_models(root, path.parent)
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     libraries = root.get("custom_node_library_config_list", [])
@@ -66,18 +83,18 @@ def load_config(path: Path) -> Config:
 
 
 def parse_model(name: str, config: dict[str, Any], directory: Path, base: ModelConfig | None) -> ModelConfig:
-    """Read the configuration of a model that came with a call: keys of the file, or those of Triton that mean the same.
+    """Read the configuration in a load request: keys of the config file, or Triton's keys of the same meaning.
 
-    Paths are relative to `directory`. A `base` is the model as it is known, and has the path when none came. Raises
-    ConfigError with a line for every mistake, one in the name included.
+    Paths are relative to `directory`. `base` is the known configuration of the model, whose path is used if the request
+    has none. Raises ConfigError with a line for every mistake, including one in the name.
     """
     config = {_TRITON_KEYS.get(key, key): value for key, value in config.items()}
     problems = [] if (problem := check_name(name)) is None else [f"name in the path: {problem}"]
     problems += check_keys(config, "config.", {**_MODEL_KEYS, **_OTHER_KEYS, **_FILE_KEYS}, required=())
     if config.get("name", name) != name:
-        problems.append(f"config.name: is {as_json(config['name'])}, the model in the path is {name!r}")
+        problems.append(f"config.name: expected {as_json(name)} as in the path, got {as_json(config['name'])}")
     if base is None and "base_path" not in config:
-        problems.append(f"config.base_path: is missing, and model {name!r} is not known yet")
+        problems.append(f"config.base_path: is missing, and model {name!r} is new")
     if problems:
         raise ConfigError(problems)
     known = {} if base is None else {"base_path": base.remote or str(base.base_path)}
@@ -93,7 +110,7 @@ def _model_config(config: dict[str, Any], directory: Path) -> ModelConfig:
     base_path = config.get("base_path", "")
     return ModelConfig(
         name=config["name"],
-        # OVMS forbids ".." for the sake of remote storage; paths here are local, and absolute ones lead anywhere.
+        # OVMS forbids ".." because of remote storage; here paths are local, and absolute ones may lead anywhere.
         base_path=directory / base_path,
         target_device=config.get("target_device") or "CPU",
         plugin_config=config.get("plugin_config", {}),
@@ -106,7 +123,7 @@ def _model_config(config: dict[str, Any], directory: Path) -> ModelConfig:
 
 
 def _version_policy(value: Any) -> VersionPolicy | None:
-    """Read a policy; None for what is none."""
+    """Return a version policy, None if it is invalid."""
     if type(value) is not dict or [type(content) for content in value.values()] != [dict]:
         return None
     ((form, content),) = value.items()
@@ -140,13 +157,13 @@ def _model_options(config: dict[str, Any], directory: Path) -> ModelOptions:
 
 
 def _shape(value: Any) -> Any:
-    """Write an array as the text that it stands for, alone or below names."""
+    """Return a shape, or each shape of an object by input, as text: an array [1,3] becomes "(1,3)"."""
     if type(value) is dict:
         return {name: _shape(item) for name, item in value.items()}
     return f"({','.join(map(str, value))})" if type(value) is list else value
 
 
-# --- Checks of values: each returns what is wrong, or None
+# --- Checks of values: each returns a problem, or None
 
 
 def _check_base_path(value: Any) -> Problem | None:
@@ -192,7 +209,7 @@ def _check_trial(value: Any) -> Problem | None:
 
 
 def _check_nireq(value: Any) -> Problem | None:
-    if type(value) is not int or value < 0:  # one that is too high is its model's alone, as in OVMS
+    if type(value) is not int or value < 0:  # a value that is too high concerns its model alone, as in OVMS
         return f"expected an integer from 0 to {MAX_NIREQ}, got {as_json(value)}"
     return None
 
@@ -219,14 +236,14 @@ def _check_framework(value: Any) -> Problem | None:
 
 
 def _only_empty(reason: str) -> Check:
-    return lambda value: None if value == [] else f"{reason}, only [] is allowed"
+    return lambda value: None if value == [] else f"is not supported: {reason}; expected [], got {as_json(value)}"
 
 
 _SHAPE = 'a string such as "(1,3,224,224)" or an array such as [1,3,224,224]'
 _LAYOUT = 'a string such as "NHWC:NCHW"'
 _PER_CHANNEL = is_a('a number or a string such as "(123.7,116.3,103.5)"', int, float, str)
 _MEDIAPIPE = "MediaPipe graphs are not served here"
-_CUSTOM_LOADER = "custom loaders, deprecated by OVMS too, would have to be compiled C++"
+_CUSTOM_LOADER = "custom loaders are compiled C++, and OVMS has deprecated them"
 _STATEFUL = "OVMS removed stateful models"
 
 _ITEM_KEYS: Mapping[str, Check] = {"config": is_a("an object", dict)}
@@ -236,8 +253,8 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "base_path": _check_base_path,
     "target_device": is_a("a string", str),
     "plugin_config": _check_plugin_config,
-    "nireq": _check_nireq,  # changes nothing: as many inferences run at once as there are workers
-    "allow_cache": is_a("true or false", bool),  # changes nothing: "auto", which OVMS asks it for, is cached anyway
+    "nireq": _check_nireq,  # without effect: each worker runs one inference at a time
+    "allow_cache": is_a("true or false", bool),  # without effect: models with "auto" are cached anyway
     "model_version_policy": _check_version_policy,
     "batch_size": is_a('an integer or a string such as "1:16"', int, str),
     "shape": _check_shape,
@@ -248,7 +265,7 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "precision": is_a('a string such as "uint8:fp32"', str),
     "trial": _check_trial,
     "cpu_extension": _check_extension,
-    "version": never("model_version_policy says which versions are served"),
+    "version": never("model_version_policy selects the versions to serve"),
     "custom_loader_options": never(_CUSTOM_LOADER),
     "graph_path": never(_MEDIAPIPE),
     "subconfig": never(_MEDIAPIPE),
@@ -258,10 +275,10 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "max_sequence_number": never(_STATEFUL),
 }
 
-# What a call may not change: code that would run in the service.
-_FILE_KEYS: Mapping[str, Check] = {"cpu_extension": never("a library is named in the config file only")}
+# Keys that a load request may not have: they would run code in the service.
+_FILE_KEYS: Mapping[str, Check] = {"cpu_extension": never("only the config file may name a library")}
 
-# Of Triton's model configuration: what means the same under another name, and what does not change anything.
+# Keys of Triton's model configuration: other names of the same, and keys without effect.
 _TRITON_KEYS = {"version_policy": "model_version_policy"}
 _OTHER_KEYS: Mapping[str, Check] = {
     "platform": _check_framework,
@@ -270,7 +287,7 @@ _OTHER_KEYS: Mapping[str, Check] = {
         ("max_batch_size", "input", "output", "parameters", "default_model_filename", "model_transaction_policy"),
         never("it follows from the model; leave it out"),
     ),
-    "instance_group": never("there are as many instances as workers; leave it out"),
+    "instance_group": never("each worker is one instance; leave it out"),
 }
 
 _ROOT_KEYS: Mapping[str, Check] = {
@@ -278,8 +295,8 @@ _ROOT_KEYS: Mapping[str, Check] = {
     "pipeline_config_list": is_a("an array", list),
     "custom_node_library_config_list": is_a("an array", list),
     "monitoring": is_a("an object", dict),
-    "custom_loader_config_list": _only_empty(f"is not supported: {_CUSTOM_LOADER}"),
-    "mediapipe_config_list": _only_empty(f"is not supported: {_MEDIAPIPE}"),
+    "custom_loader_config_list": _only_empty(_CUSTOM_LOADER),
+    "mediapipe_config_list": _only_empty(_MEDIAPIPE),
 }
 
 _MONITORING_KEYS: Mapping[str, Check] = {"metrics": is_a("an object", dict)}
@@ -306,7 +323,7 @@ def _check_root(root: Any) -> Iterator[Problem]:
     yield from _check_monitoring(root.get("monitoring"))
 
 
-# The walks below pass over a value of another type, which is told as a mistake of its key.
+# The functions below skip values of a wrong type, which `check_keys` reports.
 
 
 def _check_models(items: Any) -> Iterator[Problem]:
@@ -323,11 +340,11 @@ def _check_models(items: Any) -> Iterator[Problem]:
         yield from check_keys(config, f"{place}.config.", _MODEL_KEYS, required=("name",))
         name = config.get("name")
         if type(name) is str and (first := first_places.setdefault(name, place)) != place:
-            yield f"{place}.config.name: {name!r} is the name of {first} already"
+            yield f"{place}.config.name: {name!r} is already the name of {first}"
 
 
 def _check_names_of_pipelines(root: dict[str, Any]) -> Iterator[Problem]:
-    """Models and pipelines share the names in the URLs."""
+    """Check that no pipeline has the name of a model: both are the same part of a URL."""
     models = root.get("model_config_list")
     places: dict[str, int] = {}
     for index, item in enumerate(models if type(models) is list else ()):
@@ -338,7 +355,7 @@ def _check_names_of_pipelines(root: dict[str, Any]) -> Iterator[Problem]:
     for index, item in enumerate(pipelines if type(pipelines) is list else ()):
         if type(item) is dict and type(name := item.get("name")) is str and name in places:
             taken = f"model_config_list[{places[name]}]"
-            yield f"pipeline_config_list[{index}].name: {name!r} is the name of {taken} already"
+            yield f"pipeline_config_list[{index}].name: {name!r} is already the name of {taken}"
 
 
 def _check_monitoring(monitoring: Any) -> Iterator[Problem]:
@@ -354,14 +371,14 @@ def _check_monitoring(monitoring: Any) -> Iterator[Problem]:
 
 
 def _check_values_of_models(root: Any, directory: Path) -> Iterator[Problem]:
-    """Check the values of right types in a file that is refused for others."""
+    """Check the values of the right type in a file with other mistakes."""
     items = root.get("model_config_list") if type(root) is dict else None
     for index, item in enumerate(items if type(items) is list else ()):
         given = item.get("config") if type(item) is dict else None
         if type(given) is not dict:
             continue
         config = {key: value for key, value in given.items() if key in _MODEL_KEYS and _MODEL_KEYS[key](value) is None}
-        if "layout" in given and "layout" not in config:  # these need one, which is there
+        if "layout" in given and "layout" not in config:  # these require a layout, and there is one
             config = {key: value for key, value in config.items() if key not in ("mean", "scale", "color_format")}
         for problem in check_values_of(_model_config({**config, "name": ""}, directory)):
             yield f"model_config_list[{index}].config: {problem}"

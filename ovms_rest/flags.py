@@ -1,7 +1,7 @@
 """The command line of `ovms-rest`: paths of models, and flags, which are those of the OpenVINO Model Server.
 
-`GROUPS` lists the flags, `-b` and `-w` of gunicorn's among them. Flags that only OVMS has are refused by name, with the
-reason. `read_flags` finds every mistake in one reading.
+`GROUPS` lists the flags, including gunicorn's `-b` and `-w`. OVMS's other flags are refused with a reason. `read_flags`
+finds every mistake in one reading.
 """
 
 import argparse
@@ -27,15 +27,14 @@ Values = Mapping[str, Any]
 
 
 class UsageError(ConfigError):
-    """A call of the command that cannot be understood or carried out."""
+    """An invalid command line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What the service is to be started with.
+    """A command line as the variables of settings, gunicorn's settings, and lines for the log with their levels.
 
-    `environ` has variables of settings; `models` are the models as a config has them, none when there is a config file;
-    `gunicorn` has settings of gunicorn's; `notes` is for the log.
+    `models` are models in the form of a config, none if a config file is given.
     """
 
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -47,7 +46,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A flag: how its value is read, and what it becomes: a variable, a key of the model, or a setting of gunicorn's.
+    """A flag: how to read its value, and the variable, the key of a model or the setting of gunicorn that it sets.
 
     `letter` is its short form.
     """
@@ -62,7 +61,7 @@ class Flag:
     letter: str = ""
 
 
-# --- Values: each function reads a text that is not empty, or raises ValueError
+# --- Values: each function parses a non-empty text, or raises ValueError
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -84,12 +83,12 @@ def _json(text: str) -> Any:
 
 
 def _absolute_path(text: str) -> str:
-    """Make a path absolute, symbolic links left as they are; the config refuses what is remote."""
+    """Make a path absolute and keep its symbolic links; a remote path is left for the config to refuse."""
     return text if "://" in text else str(Path(text).absolute())
 
 
 def _addresses(text: str) -> list[str]:
-    """Split a list of addresses, those of IPv6 with or without their brackets."""
+    """Split a list of addresses; those of IPv6 may have brackets."""
     addresses = [address.strip() for address in text.split(",")]
     if not all(map(_is_address, addresses)):
         raise ValueError("expected IP addresses or host names, separated by commas")
@@ -105,7 +104,7 @@ def _is_address(text: str) -> bool:
 
 
 def _binds(text: str) -> list[str]:
-    """Split a list of addresses in the form of gunicorn's `-b`."""
+    """Split a list of addresses in the format of gunicorn's `-b`."""
     binds = [bind.strip() for bind in text.split(",")]
     if not all(re.fullmatch(r"unix:.+|fd://\d+|[^/]*:\d{1,5}", bind) for bind in binds):
         raise ValueError("expected HOST:PORT, unix:PATH or fd://N, several separated by commas")
@@ -139,7 +138,7 @@ _COUNT = integer_between(0, 10**9)
 _SERVABLES = (
     Flag("config_path", parse_text, "FILE", "JSON config with the models", setting="OVMS_REST_CONFIG"),
     Flag("model_name", parse_text, "NAME", "name of a single model, as in its URL", key="name"),
-    Flag("model_path", _absolute_path, "PATH", "its directory of versions, or its model file", key="base_path"),
+    Flag("model_path", _absolute_path, "PATH", "directory of its versions, or its model file", key="base_path"),
 )
 _MODEL = (
     Flag("batch_size", parse_text, "N", "8, -1 (any) or 1:16", key="batch_size"),
@@ -158,7 +157,7 @@ _MODEL = (
         "plugin_config", _json_object, "JSON", "OpenVINO properties of the device, a JSON object", key="plugin_config"
     ),
     Flag("mean", parse_text, "VALUES", 'values to subtract: 127.5 or "(123.7,116.3,103.5)"', key="mean"),
-    Flag("scale", parse_text, "VALUES", "values to divide by after that, in the same form", key="scale"),
+    Flag("scale", parse_text, "VALUES", "values to divide by afterwards, in the same form", key="scale"),
     Flag("color_format", parse_text, "FORMATS", "RGB:BGR: the model takes RGB, clients send BGR", key="color_format"),
     Flag("precision", parse_text, "TYPES", "uint8:fp32: clients send UINT8, the model takes FP32", key="precision"),
 )
@@ -176,7 +175,7 @@ _SERVER = (
         "workers",
         integer_between(1, 10_000),
         "N",
-        "worker processes, as for gunicorn: as many as given",
+        "worker processes, as for gunicorn: no maximum",
         gunicorn="workers",
         letter="w",
     ),
@@ -212,7 +211,7 @@ _SERVER = (
         setting="OVMS_REST_CPU_EXTENSION",
     ),
     Flag("log_level", _level, "LEVEL", f"{', '.join(_LEVELS)}; default: INFO"),
-    Flag("log_path", parse_text, "FILE", "file for the log, in addition to the standard error"),
+    Flag("log_path", parse_text, "FILE", "file for the log, in addition to standard error"),
     Flag(
         "allowed_origins",
         parse_text,
@@ -267,9 +266,9 @@ GROUPS: Mapping[str, Sequence[Flag]] = {
 }
 FLAGS: Mapping[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
 
-_GENERATIVE = "it belongs to the generative API /v3, which is not served here"
-_PULLING = "it fetches and prepares generative models, which are not served here"
-_MANAGING = "it edits a config file, which is left to you; `ovms-rest check CONFIG` tells whether it is right"
+_GENERATIVE = "it belongs to the generative API /v3, which is not served"
+_PULLING = "it downloads and prepares generative models, which are not served"
+_MANAGING = "it edits a config file; edit the file yourself, and check it with `ovms-rest check CONFIG`"
 _STATEFUL = "OVMS removed stateful models"
 
 REFUSED: Mapping[str, str] = {
@@ -301,8 +300,8 @@ USAGE = """ovms-rest [NAME=]PATH [[NAME=]PATH ...] [FLAG ...]
 _DESCRIPTION = """Serve OpenVINO models over the KServe v2 REST API, by HTTP.
 
 A PATH is a model file (OpenVINO .xml with its .bin, .onnx, .pdmodel, .pb, .tflite), the directory of a
-model, or a directory with the directories of several models. The name of a model, which is part of its
-URL, is taken from PATH, or is NAME:
+model, or a directory of several such directories. The name of a model, part of its URL, is NAME, or is
+taken from PATH:
 
   ovms-rest resnet50.onnx              serves 'resnet50' on http://127.0.0.1:8000
   ovms-rest models/bert                serves 'bert' from models/bert/1, or the highest version there
@@ -311,23 +310,23 @@ URL, is taken from PATH, or is NAME:
                                        serves 'en' and 'de' on port 9000 of all addresses
 
 `curl http://127.0.0.1:8000/v2/models/resnet50` then shows the inputs and outputs of the model, and a
-POST to that address with /infer behind it is an inference. With PATH the service is reachable from this
-host only, on port 8000, unless -b or --rest_bind_address says otherwise.
+POST to that URL with /infer appended runs an inference. With PATH the service listens on port 8000 and
+is reachable from this host only, unless -b or --rest_bind_address is given.
 
 Flags are those of the OpenVINO Model Server, written as `--name value` or `--name=value`, and -b and -w
-of gunicorn. A PATH that is called 'check' is written as ./check."""
+of gunicorn. Write ./check for a PATH called 'check'."""
 
-_EPILOG = """`ovms-rest check` loads everything that a config or the given paths name, reports on it and exits
-without serving. Settings without a flag come from OVMS_REST_* environment variables, gunicorn's own
-from GUNICORN_CMD_ARGS; flags take precedence. The exit code is 64 for a usage error, 2 for a PATH
-without a model, 1 when the service cannot start."""
+_EPILOG = """`ovms-rest check` loads all models that a config or paths name, reports on them and exits without
+serving. Settings without a flag are set by OVMS_REST_* environment variables, those of gunicorn by
+GUNICORN_CMD_ARGS; flags take precedence. The exit code is 64 for a usage error, 2 for a PATH without a
+model, 1 if the service cannot start."""
 
 
 # --- Reading them
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises its errors."""
+    """A parser that raises an exception for errors."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
@@ -335,19 +334,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_flags(arguments: Sequence[str], cores: int) -> Start:
-    """Read a command line and settle it for a host with so many usable cores.
+    """Read a command line for a host with this many usable cores.
 
-    Raises UsageError with all mistakes, those of paths included, and PathError when there are no others. `--help` and
-    `--version` print and raise SystemExit.
+    Raises UsageError with all mistakes, or PathError if all of them are in paths. `--help` and `--version` print and
+    raise SystemExit.
     """
     arguments, ending = _split_ending(arguments)
     parsed, rest = _make_parser().parse_known_args(_join_booleans(arguments))
     texts = {name: text for name, text in vars(parsed).items() if text is not None}
     problems, values = list(_refuse(rest)), {}
-    paths = [] if problems else [*rest, *ending]  # behind an unknown flag one would be its value
+    paths = [] if problems else [*rest, *ending]  # after an unknown flag a path may be its value
     for name, text in texts.items():
         try:
-            if text:  # an empty one counts as not given
+            if text:  # an empty value is none
                 values[name] = FLAGS[name].parse(text)
         except ValueError as error:
             problems.append(f"--{name}: {error}, got {text!r}")
@@ -368,13 +367,13 @@ def read_flags(arguments: Sequence[str], cores: int) -> Start:
 
 
 def _split_ending(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Split a command line at `--`, behind which there are only paths."""
+    """Split a command line at `--`, after which there are only paths."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:end], arguments[end + 1 :]
 
 
 def _join_booleans(arguments: Sequence[str]) -> list[str]:
-    """Give `true` to each flag that needs no value when what follows is none, but a path."""
+    """Add `=true` to each boolean flag without a value, so that a path after it is not taken for one."""
     booleans = {f"--{flag.name}" for flag in FLAGS.values() if not flag.metavar}
     followers = [*arguments, ""][1:]
     return [
@@ -406,7 +405,7 @@ def _make_parser() -> Parser:
 
 
 class _Version(argparse.Action):
-    """argparse's own would join the lines."""
+    """Prints the versions in lines of their own, which argparse would join."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(self.const)
@@ -414,7 +413,7 @@ class _Version(argparse.Action):
 
 
 def _refuse(rest: Sequence[str]) -> Iterator[str]:
-    """Describe what is wrong with arguments that look like flags and are unknown."""
+    """Yield a problem for each unknown flag."""
     for name in (argument.partition("=")[0] for argument in rest if argument.startswith("-")):
         if reason := REFUSED.get(name.removeprefix("--")):
             yield f"{name} is not supported: {reason}"
@@ -444,17 +443,17 @@ def _check_servable(values: Values, found: NamedPaths | None) -> Iterator[str]:
             advice = "; the name of a model is given as NAME=PATH" if named == ["--model_name"] else ""
             yield f"use either PATH or {' and '.join(named)}{advice}"
         if model and len(found.models) > 1:
-            yield f"{_list(model)}: parameters of a model are for a single one, but there are {len(found.models)}"
+            yield f"{_list(model)}: model parameters apply to a single model, got {len(found.models)} models"
     elif not named:
-        yield f"there is nothing to serve: give a PATH, or {servable}"
+        yield f"nothing to serve: give a PATH, or {servable}"
     elif "config_path" not in values:
         missing = [f"--{name}" for name in ("model_name", "model_path") if name not in values]
         if missing:
             yield f"{servable}; {' and '.join(missing)} is missing"
     elif len(named) > 1:
-        yield "use either --config_path, or --model_path with --model_name"
+        yield f"use either {servable.removeprefix('use ')}"
     elif model:
-        yield f"{_list(model)}: parameters of a model do not go with --config_path, the file has them"
+        yield f"{_list(model)}: model parameters cannot be combined with --config_path; set them in the file"
 
 
 def _check_addresses(values: Values, found: NamedPaths | None) -> Iterator[str]:
@@ -464,7 +463,7 @@ def _check_addresses(values: Values, found: NamedPaths | None) -> Iterator[str]:
             yield f"use either --bind or {_list(given)}"
     elif not rest_port:
         if port:
-            yield "--rest_port is missing: --port is gRPC's, which is not served here"
+            yield "--rest_port is missing: --port is for gRPC, which is not served"
         elif rest_port == 0 or not (found or _is_without_servable(values)):
             yield "--rest_port is missing: --port and --rest_port cannot both be unset"
     elif port == rest_port:
@@ -476,7 +475,7 @@ def _is_without_servable(values: Values) -> bool:
 
 
 def _environ(values: Values) -> dict[str, str]:
-    """Write settings as their variables."""
+    """Return the variables of the settings that flags set."""
     return {
         FLAGS[name].setting: str(value).lower() if type(value) is bool else str(value)
         for name, value in values.items()
@@ -485,7 +484,7 @@ def _environ(values: Values) -> dict[str, str]:
 
 
 def _models(values: Values, found: NamedPaths) -> tuple[dict[str, Any], ...]:
-    """Describe the models as a config does."""
+    """Return the models in the form of a config."""
     options = {FLAGS[name].key: value for name, value in values.items() if FLAGS[name].key}
     if not found.models:
         return (options,)
@@ -493,7 +492,7 @@ def _models(values: Values, found: NamedPaths) -> tuple[dict[str, Any], ...]:
 
 
 def _gunicorn(values: Values, cores: int, default: str) -> dict[str, Any]:
-    """Settle gunicorn's settings; `default` is the address that goes with a port alone."""
+    """Return the settings of gunicorn that flags set; `default` is the address if only a port is given."""
     settings: dict[str, Any] = {FLAGS[name].gunicorn: value for name, value in values.items() if FLAGS[name].gunicorn}
     if "rest_port" in values or "rest_bind_address" in values:
         addresses = values.get("rest_bind_address", [default])
@@ -508,25 +507,25 @@ def _gunicorn(values: Values, cores: int, default: str) -> dict[str, Any]:
 
 
 def _covered(addresses: Sequence[str]) -> list[str]:
-    """Return the addresses that another of the list takes as well, with which they would collide.
+    """Return the addresses that a wildcard address in the list covers, which could not be bound beside it.
 
-    The socket of :: takes IPv4 too, which OVMS's recipe for both families does not know of.
+    A socket on :: accepts IPv4 too, so OVMS's `0.0.0.0,::` for both families becomes ::.
     """
     widest = next((address for address in ("::", _ANY_IPV4) if address in addresses), None)
     return [address for address in addresses if widest and address != widest and (widest == "::" or ":" not in address)]
 
 
 def _notes(values: Values, cores: int, found: NamedPaths) -> Iterator[tuple[int, str]]:
-    """Tell which flags do not have the effect that they have in OVMS; one that asks for nothing is not told."""
+    """Yield lines for the log: flags whose effect differs from OVMS's, and the notes on paths."""
     if values.get("rest_workers", 0) > cores:
         yield (
             logging.INFO,
-            f"--rest_workers: {cores} instead of {values['rest_workers']}: one per usable core is the maximum",
+            f"--rest_workers: {cores} instead of {values['rest_workers']}: the maximum is one per usable core",
         )
     addresses = values.get("rest_bind_address", ())
     if covered := _covered(addresses):
-        widest = "::, which takes IPv4 too" if "::" in addresses else _ANY_IPV4
-        yield logging.INFO, f"--rest_bind_address: {', '.join(covered)} left out, covered by {widest}"
+        widest = "::, which accepts IPv4 too" if "::" in addresses else _ANY_IPV4
+        yield logging.INFO, f"--rest_bind_address: left out {', '.join(covered)}, covered by {widest}"
     if tolerated := [flag.name for flag in _TOLERATED if values.get(flag.name)]:
         yield logging.INFO, f"{_list(tolerated)}: ignored: {_WHY_IGNORED}"
     yield from ((logging.WARNING, note) for note in found.notes)

@@ -1,7 +1,7 @@
 """Models given by paths on the command line, as `PATH` or `NAME=PATH`, with names taken from the paths.
 
-A path is a model file, a directory with the versions of a model or with the files of one, or a repository: a directory
-with a directory for each of several models, as Triton has it. Nothing is loaded here; only names of files are read.
+A path is a model file, a directory with the versions or the files of a model, or a repository as in Triton: a directory
+with one directory per model. Nothing is loaded here; only file names are read.
 """
 
 import os
@@ -23,11 +23,11 @@ from ovms_rest.protocol.words import list_names
 
 
 class PathError(ConfigError):
-    """Paths on the command line that cannot be served."""
+    """Paths on the command line without a model to serve."""
 
 
 class NamedPath(NamedTuple):
-    """A model to serve: its name, and the absolute path of its directory or file, symbolic links left as they are."""
+    """A model to serve: its name, and the absolute path of its directory or file, symbolic links kept."""
 
     name: str
     path: Path
@@ -35,16 +35,16 @@ class NamedPath(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NamedPaths:
-    """What the paths of a command line hold: models, and a line for each mistake and for each ignored directory."""
+    """The models at the paths of a command line, a line for each mistake, and one for each ignored directory."""
 
     models: tuple[NamedPath, ...] = ()
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-# File names that frameworks give to every model; the name is then that of the directory.
+# File names that frameworks give to every model, which is named after its directory then.
 _GENERIC_STEMS = frozenset({"", "model", "saved_model", "openvino_model", "inference", "frozen_inference_graph"})
-# Directories inside a version or a model that say nothing of it, and those that hold models of any kind.
+# Directories inside a version or a model that do not name it, and directories of models of any kind.
 _WRAPPERS = frozenset({"saved_model", "model.savedmodel"})
 _COLLECTIONS = frozenset({"", "model", "models"})
 
@@ -52,7 +52,7 @@ _FILES = f"model files end in {', '.join(MODEL_SUFFIXES)}"
 
 
 def find_models(arguments: Sequence[str]) -> NamedPaths:
-    """Find the models that the paths of a command line hold, and a name for each."""
+    """Find the models at the paths of a command line, and a name for each."""
     found: list[NamedPath] = []
     problems: list[str] = []
     notes: list[str] = []
@@ -60,7 +60,7 @@ def find_models(arguments: Sequence[str]) -> NamedPaths:
     for argument in arguments:
         (given, text), path = _split(argument), paths[argument]
         if path.suffix in WEIGHTS and path.with_suffix(WEIGHTS[path.suffix]) in paths.values():
-            continue  # `models/*` in a shell names the weights too
+            continue  # `models/*` in a shell includes the weights
         try:
             if "://" in text:
                 raise LoadError("only local files and directories can be served")
@@ -74,7 +74,7 @@ def find_models(arguments: Sequence[str]) -> NamedPaths:
 
 
 def _split(argument: str) -> tuple[str | None, str]:
-    """Split NAME=PATH; the whole is a path when it exists, or has a '/' before the '='."""
+    """Split NAME=PATH; an argument that exists, or has a '/' before the '=', is a path as a whole."""
     name, equals, path = argument.partition("=")
     if not equals or "/" in name or os.path.lexists(argument):
         return None, argument
@@ -93,7 +93,7 @@ def _find(path: Path, notes: list[str]) -> list[NamedPath]:
         raise LoadError(getattr(error, "strerror", None) or str(error)) from error
     if path.is_file():
         if not path.name.endswith(MODEL_SUFFIXES):
-            raise LoadError(_tell_foreign(path))
+            raise LoadError(_explain_foreign(path))
         return [NamedPath(_name_file(path), path)]
     if not path.is_dir():
         raise LoadError("not a file and not a directory")
@@ -102,7 +102,7 @@ def _find(path: Path, notes: list[str]) -> list[NamedPath]:
     return _find_in_repository(path, notes)
 
 
-def _tell_foreign(path: Path) -> str:
+def _explain_foreign(path: Path) -> str:
     if path.suffix == ".json":
         return "a JSON file, not a model; for a config use --config_path"
     if path.suffix in WEIGHTS and path.with_suffix(WEIGHTS[path.suffix]).is_file():
@@ -111,7 +111,7 @@ def _tell_foreign(path: Path) -> str:
 
 
 def _is_model(directory: Path) -> bool:
-    """Return whether a directory is a model. Raises LoadError for one that is several."""
+    """Return whether a directory is a model. Raises LoadError if it holds several."""
     if has_versions(directory):
         return True
     files = find_model_names(directory)
@@ -126,11 +126,11 @@ def _find_in_repository(directory: Path, notes: list[str]) -> list[NamedPath]:
     if not models:
         content = list_names(sorted(entry.name for entry in directory.iterdir()))
         raise LoadError(
-            f"no model in this directory, {f'which has {content}' if content else 'which is empty'}; expected a model "
+            f"no model in this directory, which {f'has {content}' if content else 'is empty'}; expected a model "
             f"file, or a directory per version named by a number from 1 on; {_FILES}"
         )
     if ignored := [name for name in subdirectories if name not in models]:
-        notes.append(f"ignored in {directory}: {list_names(ignored)}: no model there")
+        notes.append(f"ignored in {directory}: {list_names(ignored)}, without a model")
     return [NamedPath(_name_directory(directory / name), directory / name) for name in subdirectories if name in models]
 
 
@@ -142,7 +142,7 @@ def _rename(name: str, models: Sequence[NamedPath]) -> NamedPath:
 
 
 def _check(model: NamedPath) -> NamedPath:
-    """Return a model whose name is allowed. Raises LoadError."""
+    """Return the model if its name is valid. Raises LoadError."""
     if problem := check_name(model.name):
         raise LoadError(f"invalid name: {problem}; give another one as NAME=PATH")
     return model
@@ -155,14 +155,14 @@ def _find_clashes(models: Sequence[NamedPath]) -> Iterator[str]:
     for name, others in paths.items():
         if len(others) > 1:
             where = " and ".join(map(str, others))
-            yield f"{name!r} would be the name of {where}; give each a name of its own, as in {name}-2={others[1]}"
+            yield f"{name!r} would be the name of {where}; give each its own name, as in {name}-2={others[1]}"
 
 
 # --- Names
 
 
 def _name_file(path: Path) -> str:
-    """Name a model after its file, or after its directory where the file's name says nothing."""
+    """Return the name of a model file: that of the file, or of its directory if the file has a generic name."""
     stem = path.name.removesuffix(path.suffix)
     if stem not in _GENERIC_STEMS and not stem.isdecimal():
         return stem
@@ -171,7 +171,7 @@ def _name_file(path: Path) -> str:
 
 
 def _name_directory(path: Path) -> str:
-    """Name a model after its directory; a version, or what lies in one, after the directory above."""
+    """Return the name of a model's directory; for a version, or a directory inside one, that of the directory above."""
     resolved = Path(os.path.realpath(path)) if ".." in path.parts else path
     for directory in (resolved, *resolved.parents):
         if not directory.name.isdecimal() and directory.name not in _WRAPPERS:

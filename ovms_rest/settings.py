@@ -15,16 +15,16 @@ PREFIX = "OVMS_REST_"
 DEMO_CONFIG = Path(__file__).parent / "demo" / "config.json"
 
 
-# --- Values: each function reads a text that is not empty, or raises ValueError; flags.py uses the public ones too
+# --- Values: each function parses a non-empty text, or raises ValueError; flags.py uses the public ones too
 
 
 def parse_text(value: str) -> str:
-    """Take any text."""
+    """Return any text unchanged."""
     return value
 
 
 def parse_boolean(value: str) -> bool:
-    """Read true or false, in any case, or 1 or 0."""
+    """Parse true or false, in upper or lower case, or 1 or 0."""
     try:
         return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
     except KeyError:
@@ -32,7 +32,7 @@ def parse_boolean(value: str) -> bool:
 
 
 def integer_between(low: int, high: int) -> Callable[[str], int]:
-    """Return what reads an integer within these limits, written with the digits 0 to 9 alone."""
+    """Return a parser of integers within these limits, written with the digits 0 to 9 only."""
 
     def parse(value: str) -> int:
         if not (value.isascii() and value.isdigit() and low <= int(value.lstrip("0")[:20] or 0) <= high):
@@ -60,12 +60,12 @@ def _setting(default: Any, parse: Callable[[str], Any], meaning: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every field is set by the variable of its name in capitals behind `OVMS_REST_`."""
+    """The settings; the variable of each is `OVMS_REST_` and its name in capitals."""
 
     config: Path = _setting(DEMO_CONFIG, Path, "path of the JSON config; without it the demo model is served")
     max_body_bytes: int = _setting(
         256 * 2**20,
-        # Strings are found in a body by 32-bit offsets, which OpenVINO's string tensors have.
+        # OpenVINO's string tensors have 32-bit offsets into the body.
         integer_between(1, 2**31 - 1),
         "largest request body, as received and after decompression, of which control routes take 1 MiB; a larger one "
         "is answered 413, and so is JSON whose values would take more than five times as much memory",
@@ -174,12 +174,12 @@ class Settings:
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
-    """Read the settings from environment variables; empty ones count as not set.
+    """Read the settings from environment variables; empty variables count as unset.
 
-    A name that is nearly a setting's is told in the log. Others are left alone: Kubernetes puts variables of its own,
-    such as OVMS_REST_SERVICE_HOST, into every pod beside a Service called ovms-rest.
+    A name similar to that of a setting is reported in the log. Others are ignored: Kubernetes puts variables such as
+    OVMS_REST_SERVICE_HOST into every pod of a namespace that has a Service called ovms-rest.
 
-    Raises ConfigError for a value that is not allowed.
+    Raises ConfigError for invalid values.
     """
     known = {PREFIX + setting.name.upper(): setting for setting in fields(Settings)}
     values, problems = {}, []
@@ -188,7 +188,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             continue
         if variable not in known:
             for near in difflib.get_close_matches(variable, known, n=1, cutoff=0.8):
-                log.warning("%s is no setting and has no effect; did you mean %s?", variable, near)
+                log.warning("unknown setting %s ignored; did you mean %s?", variable, near)
             continue
         try:
             values[known[variable].name] = known[variable].metadata["parse"](text)
@@ -200,14 +200,14 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 
 def cors_headers(settings: Settings) -> dict[str, str]:
-    """Return the headers of every response, none when CORS is off."""
+    """Return the CORS headers of every response, none if CORS is off."""
     if not settings.allowed_origins:
         return {}
     headers = {
         "Access-Control-Allow-Origin": settings.allowed_origins,
         "Access-Control-Allow-Methods": settings.allowed_methods,
         "Access-Control-Allow-Headers": settings.allowed_headers,
-        # A page could not read a binary answer without it.
+        # Without it a page could not read a binary response.
         "Access-Control-Expose-Headers": "Inference-Header-Content-Length",
     }
     if settings.allow_credentials:

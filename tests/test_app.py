@@ -1251,6 +1251,6 @@ def test_invalid_environment_ends_the_process_with_its_lines(monkeypatch, capsys
     assert caught.value.code == 1
     assert capsys.readouterr().err.splitlines() == [
         f"ovms_rest: {config}: model_config_list: expected an array, got 1",
-        f"ovms_rest: {config}: mediapipe_config_list: is not supported: MediaPipe graphs are not served here, "
-        "only [] is allowed",
+        f"ovms_rest: {config}: mediapipe_config_list: is not supported: MediaPipe graphs are not served here; "
+        "expected [], got [1]",
     ]

@@ -36,7 +36,7 @@ def run(home, *arguments, **variables):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """A config with a model that each worker compiles, one with a broken version, and one that is not there."""
+    """A config with a model that each worker compiles, one with a broken version, and a missing one."""
     directory = tmp_path_factory.mktemp("mixed")
     model_zoo.save(model_zoo.relu((1, 4)), directory / "m")
     (directory / "m" / "2").mkdir()
@@ -46,7 +46,7 @@ def mixed(tmp_path_factory):
     return write_config(directory, latency, named, {"name": "absent", "base_path": "absent"})
 
 
-def test_a_good_config_is_reported_and_exits_with_0(tmp_path):
+def test_check_of_a_valid_config_exits_with_0(tmp_path):
     done = run(tmp_path, "check", DEMO_CONFIG)
     assert done.returncode == 0
     lines = done.stdout.splitlines()
@@ -62,13 +62,13 @@ def test_a_good_config_is_reported_and_exits_with_0(tmp_path):
     assert lines[-1] == "1 of 1 models and 1 of 1 pipelines serve, 0 problems"
 
 
-def test_check_without_an_argument_checks_what_would_be_served(tmp_path):
+def test_check_without_argument_checks_the_configured_service(tmp_path):
     config = write_config(tmp_path, {"name": "absent", "base_path": "absent"})
     assert run(tmp_path, "check").stdout.endswith("1 of 1 models and 1 of 1 pipelines serve, 0 problems\n")
     assert run(tmp_path, "check", OVMS_REST_CONFIG=str(config)).stdout.endswith("0 of 1 models serve, 1 problems\n")
 
 
-def test_the_module_is_the_command(tmp_path):
+def test_module_is_the_command(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "ovms_rest", "--version"],
         capture_output=True,
@@ -80,8 +80,8 @@ def test_the_module_is_the_command(tmp_path):
     assert done.stdout == run(tmp_path, "--version").stdout
 
 
-def test_the_precision_in_which_a_model_is_computed_is_reported(tmp_path):
-    """A CPU that can compute FP32 models in BF16 does so by default."""
+def test_check_reports_the_precision_of_inference(tmp_path):
+    """A CPU with BF16 instructions computes FP32 models in BF16 by default."""
     can = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     model_zoo.save(model_zoo.relu((1, 4)), tmp_path / "m")
     for plugin_config, is_noted in (({"INFERENCE_PRECISION_HINT": "f32"}, False), ({}, can)):
@@ -91,13 +91,13 @@ def test_the_precision_in_which_a_model_is_computed_is_reported(tmp_path):
         assert ("computes FP32 in BF16" in done.stdout) == is_noted
 
 
-def test_progress_is_told_apart_from_the_report(tmp_path):
+def test_progress_goes_to_standard_error(tmp_path):
     done = run(tmp_path, "check", DEMO_CONFIG, "--json")
     assert "loading 'digits' version 1 ...\n" in done.stderr
     assert json.loads(done.stdout)["models"][0]["name"] == "digits"
 
 
-def test_every_problem_is_reported_and_exits_with_1(tmp_path, mixed):
+def test_check_reports_every_problem_and_exits_with_1(tmp_path, mixed):
     done = run(tmp_path, "check", mixed)
     assert done.returncode == 1
     problems = [line for line in done.stdout.splitlines() if line.startswith("problem: ")]
@@ -109,7 +109,7 @@ def test_every_problem_is_reported_and_exits_with_1(tmp_path, mixed):
     assert done.stdout.endswith("2 of 3 models serve, 2 problems\n")
 
 
-def test_the_report_for_machines_says_the_same(tmp_path, mixed):
+def test_json_report_has_the_same_content(tmp_path, mixed):
     done = run(tmp_path, "check", "--json", mixed)
     assert done.returncode == 1
     report = json.loads(done.stdout)
@@ -124,7 +124,7 @@ def test_the_report_for_machines_says_the_same(tmp_path, mixed):
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_the_mistakes_of_a_file_are_all_reported(tmp_path, flags):
+def test_check_reports_all_mistakes_of_a_file(tmp_path, flags):
     config = write_config(tmp_path, {"name": "a", "bas_path": "x"}, {"base_path": "y"})
     done = run(tmp_path, "check", config, *flags)
     assert done.returncode == 1
@@ -132,25 +132,25 @@ def test_the_mistakes_of_a_file_are_all_reported(tmp_path, flags):
         assert text in done.stdout
 
 
-def test_wrong_settings_are_problems_too(tmp_path):
+def test_check_reports_invalid_settings(tmp_path):
     done = run(tmp_path, "check", DEMO_CONFIG, OVMS_REST_MAX_WAITING="no")
     assert done.returncode == 1
     assert "problem: OVMS_REST_MAX_WAITING: expected an integer" in done.stdout
 
 
-def test_the_version(tmp_path):
+def test_version_is_printed(tmp_path):
     assert run(tmp_path, "--version").stdout == f"ovms_rest {__version__}\nOpenVINO {version('openvino')}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"]])
-def test_help_tells_of_check(tmp_path, arguments):
+def test_help_describes_check(tmp_path, arguments):
     done = run(tmp_path, *arguments)
     assert done.returncode == 0
     assert "that a config" in " ".join(done.stdout.lower().split())
 
 
 @pytest.mark.parametrize("arguments", [[], ["--chekc"], ["check", "--a"], ["--config_path", "c", "--pull"]])
-def test_a_wrong_call_is_told_on_the_standard_error(tmp_path, arguments):
+def test_usage_error_goes_to_standard_error(tmp_path, arguments):
     done = run(tmp_path, *arguments)
     assert (done.returncode, done.stdout) == (64, "")
     assert done.stderr.startswith("usage: ovms-rest [NAME=]PATH")
@@ -162,7 +162,7 @@ def test_a_wrong_call_is_told_on_the_standard_error(tmp_path, arguments):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A repository with the models a and b, and a model file beside it."""
+    """A repository with the models a and b, and a model file next to it."""
     directory = tmp_path_factory.mktemp("paths")
     model_zoo.save(model_zoo.relu((1, 4)), directory / "models" / "a")
     model_zoo.save(model_zoo.relu((1, 4)), directory / "models" / "b")
@@ -171,14 +171,14 @@ def models(tmp_path_factory):
     return directory
 
 
-def test_paths_are_checked_as_a_config_is(models):
+def test_check_takes_paths_as_well_as_a_config(models):
     done = run(models, "check", models / "models", f"n={models}/relu.xml", "--json")
     assert done.returncode == 0
     report = json.loads(done.stdout)
     assert [model["name"] for model in report["models"]] == ["a", "b", "n"]
 
 
-def test_paths_without_a_model_are_problems_of_a_check(models):
+def test_check_reports_paths_without_a_model(models):
     done = run(models, "check", models / "absent", models / "relu.bin")
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
@@ -188,7 +188,7 @@ def test_paths_without_a_model_are_problems_of_a_check(models):
     ]
 
 
-def test_paths_without_a_model_are_reported_in_a_line_each(models):
+def test_paths_without_a_model_are_reported_one_per_line(models):
     done = run(models, models / "absent", models / "models" / "a", models / "relu.bin")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
@@ -205,7 +205,7 @@ SINGLE = ("--model_name=digits", f"--model_path={DIGITS}")
 
 @contextlib.contextmanager
 def serve(directory, *arguments, **variables):
-    """Run the service on a free port, in a directory without a gunicorn.conf.py; end it, and check what is left."""
+    """Run the service on a free port, in a directory without gunicorn.conf.py; end it, and check for leftovers."""
     log = directory / "service.log"
     port = free_port()
     with log.open("wb") as stream:
@@ -246,7 +246,7 @@ def classify(service):
     return answer.json()["outputs"][0]["data"]
 
 
-def test_a_config_file_is_served_by_a_worker_per_core(tmp_path):
+def test_config_file_is_served_by_one_worker_per_core(tmp_path):
     with serve(tmp_path, "--config_path", DEMO_CONFIG) as service:
         assert classify(service) == [7]
         assert f"Listening at: http://0.0.0.0:{service.port}" in service.log
@@ -254,7 +254,7 @@ def test_a_config_file_is_served_by_a_worker_per_core(tmp_path):
         service.wait_for(lambda: len(service.workers()) == usable_cores())
 
 
-def test_a_single_model_is_served_with_its_options(tmp_path):
+def test_single_model_is_served_with_its_options(tmp_path):
     model_zoo.save(model_zoo.relu((1, 4)), tmp_path / "m")
     options = ("--shape", '{"x": "(2,4)"}', "--layout=NC", "--model_version_policy", '{"specific": {"versions": [1]}}')
     with serve(tmp_path, "--model_name=a b", "--model_path=m", *options) as service:
@@ -264,7 +264,7 @@ def test_a_single_model_is_served_with_its_options(tmp_path):
         assert service.get("/v2/health/ready").status == 200
 
 
-def test_paths_are_served_under_their_names_and_stay_after_a_reload(models, tmp_path):
+def test_paths_are_served_under_their_names_and_survive_a_reload(models, tmp_path):
     with serve(tmp_path, models / "models", f"n={models}/relu.xml", "-w1") as service:
         assert [model["name"] for model in service.get("/v2/models").json()["models"]] == ["a", "b", "n"]
         body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [-1, 2, -3, 4]}]}
@@ -273,13 +273,13 @@ def test_paths_are_served_under_their_names_and_stay_after_a_reload(models, tmp_
         assert service.request("POST", "/v1/config/reload").status == 200
 
 
-def test_a_path_called_check_is_served(tmp_path):
+def test_path_called_check_is_served(tmp_path):
     model_zoo.save(model_zoo.relu((1, 4)), tmp_path / "check")
     with serve(tmp_path, "./check", "--shape=(2,4)") as service:
         assert service.get("/v2/models/check").json()["inputs"][0]["shape"] == [2, 4]
 
 
-def test_a_model_that_fails_leaves_the_others_of_a_repository(tmp_path):
+def test_failing_model_of_a_repository_leaves_the_others(tmp_path):
     model_zoo.save(model_zoo.relu((1, 4)), tmp_path / "models" / "good")
     model_zoo.save(model_zoo.relu((1, 4)), tmp_path / "models" / "bad")
     (tmp_path / "models" / "bad" / "1" / "model.xml").write_text("garbage")
@@ -291,7 +291,7 @@ def test_a_model_that_fails_leaves_the_others_of_a_repository(tmp_path):
     assert "\novms-rest: model 'bad' does not serve: version 1 cannot read " in done.stderr
 
 
-def test_the_command_line_of_kserve_serves(tmp_path):
+def test_command_line_of_kserve_is_served(tmp_path):
     line = "--port=8001 --file_system_poll_wait_seconds=0 --grpc_bind_address=127.0.0.1 --rest_bind_address=127.0.0.1"
     with serve(tmp_path, *SINGLE, *line.split(), "--log_level", "INFO") as service:
         assert classify(service) == [7]
@@ -300,7 +300,7 @@ def test_the_command_line_of_kserve_serves(tmp_path):
         assert "[INFO] --port, --grpc_bind_address: ignored: there is no gRPC" in service.log
 
 
-def test_a_port_in_use_ends_the_start_before_models_are_loaded(tmp_path):
+def test_port_in_use_ends_the_start_before_models_are_loaded(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         ended = run(tmp_path, *SINGLE, "--rest_bind_address=127.0.0.1", f"--rest_port={port}")
@@ -309,7 +309,7 @@ def test_a_port_in_use_ends_the_start_before_models_are_loaded(tmp_path):
     assert line.endswith(f"[ERROR] cannot listen on 127.0.0.1:{port}: Address already in use")
 
 
-def test_both_families_of_addresses_are_served(tmp_path):
+def test_ipv4_and_ipv6_are_served_together(tmp_path):
     if not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
     with serve(tmp_path, *SINGLE, "--rest_bind_address=0.0.0.0,::") as service:
@@ -319,8 +319,8 @@ def test_both_families_of_addresses_are_served(tmp_path):
             assert connection.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
 
 
-def test_a_flag_goes_before_variables_and_these_before_the_default(tmp_path):
-    """Of settings, of the number of workers and of gunicorn's own."""
+def test_flags_override_variables_and_these_override_defaults(tmp_path):
+    """For settings, the number of workers and gunicorn's own settings."""
     variables = {
         "OVMS_REST_CONFIG": "/nowhere.json",
         "OVMS_REST_ALLOWED_ORIGINS": "http://a",
@@ -339,18 +339,18 @@ def test_a_flag_goes_before_variables_and_these_before_the_default(tmp_path):
     assert service.log.count("Booting worker with pid: ") == 1
 
 
-def test_without_a_flag_the_number_of_workers_is_that_of_the_variable(tmp_path):
+def test_variable_sets_the_number_of_workers(tmp_path):
     with serve(tmp_path, *SINGLE, WEB_CONCURRENCY="3") as service:
         service.wait_for(lambda: len(service.workers()) == 3)
 
 
-def test_more_workers_than_cores_are_not_started(tmp_path):
+def test_rest_workers_starts_no_more_workers_than_cores(tmp_path):
     with serve(tmp_path, *SINGLE, "--rest_workers=64") as service:
         service.wait_for(lambda: len(service.workers()) == usable_cores())
         assert f"--rest_workers: {usable_cores()} instead of 64: " in service.log
 
 
-def test_the_log_goes_to_its_file_too_and_that_is_opened_anew(tmp_path):
+def test_log_file_is_written_and_reopened(tmp_path):
     with serve(tmp_path, *SINGLE, "--log_path=own.log") as service:
         own = tmp_path / "own.log"
         assert "model 'digits' version 1 serves from " in own.read_text()
@@ -361,7 +361,7 @@ def test_the_log_goes_to_its_file_too_and_that_is_opened_anew(tmp_path):
     assert "Shutting down: Master" in own.read_text()
 
 
-def test_a_reload_keeps_flags_and_model(tmp_path):
+def test_reload_keeps_flags_and_model(tmp_path):
     with serve(tmp_path, *SINGLE, "--rest_workers=1") as service:
         service.wait_for(lambda: len(service.workers()) == 1)
         (first,) = service.workers()
@@ -377,7 +377,7 @@ def test_a_reload_keeps_flags_and_model(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT])
-def test_signals_are_those_of_gunicorn(tmp_path, number):
+def test_signals_of_gunicorn_end_the_service(tmp_path, number):
     with serve(tmp_path, *SINGLE) as service:
         assert service.get("/v2/health/live").status == 200
         service.signal(number)
@@ -387,13 +387,13 @@ def test_signals_are_those_of_gunicorn(tmp_path, number):
 # --- A start that fails
 
 
-def test_a_single_model_that_does_not_serve_ends_the_start(tmp_path):
+def test_single_model_that_does_not_serve_ends_the_start(tmp_path):
     done = run(tmp_path, "--rest_port=1", "--model_name=m", f"--model_path={tmp_path}/absent")
     assert done.returncode == 1
     assert f"\novms-rest: model 'm' does not serve: cannot read the model directory {tmp_path}/absent" in done.stderr
 
 
-def test_a_model_of_a_config_file_that_does_not_serve_leaves_the_others(tmp_path):
+def test_failing_model_of_a_config_leaves_the_others(tmp_path):
     config = write_config(tmp_path, {"name": "absent", "base_path": "absent"}, {"name": "d", "base_path": str(DIGITS)})
     with serve(tmp_path, "--config_path", config) as service:
         assert service.get("/v2/models/d/ready").status == 200
@@ -401,8 +401,8 @@ def test_a_model_of_a_config_file_that_does_not_serve_leaves_the_others(tmp_path
 
 
 @pytest.mark.parametrize("base_path", ["x" * 300, "x" * 5000 + ".py", "d/" * 3000, "m\0", "s3://bucket/m"])
-def test_a_path_that_cannot_be_is_a_reason_and_no_other_error(tmp_path, base_path):
-    """In the file, and in a call."""
+def test_impossible_path_is_reported_as_a_reason(tmp_path, base_path):
+    """In the config file, and in a load request."""
     wrong = {"name": "wrong", "base_path": base_path}
     config = write_config(tmp_path, wrong, {"name": "d", "base_path": str(DIGITS)})
     settings = {"OVMS_REST_MODEL_CONTROL": "local", "OVMS_REST_MODEL_ROOTS": str(tmp_path)}
@@ -416,13 +416,13 @@ def test_a_path_that_cannot_be_is_a_reason_and_no_other_error(tmp_path, base_pat
         assert "Traceback" not in service.log
 
 
-def test_a_config_file_that_is_not_there_ends_the_start(tmp_path):
+def test_missing_config_file_ends_the_start(tmp_path):
     done = run(tmp_path, "--rest_port=1", "--config_path=absent.json")
     assert done.returncode == 1
     assert "absent.json: cannot be read: No such file or directory" in done.stderr
 
 
-def test_a_log_that_cannot_be_written_ends_the_start(tmp_path):
+def test_unwritable_log_ends_the_start(tmp_path):
     done = run(tmp_path, "--rest_port=1", *SINGLE, f"--log_path={tmp_path}/absent/x.log")
     assert done.returncode == 1
     assert (
@@ -430,13 +430,13 @@ def test_a_log_that_cannot_be_written_ends_the_start(tmp_path):
     )
 
 
-def test_a_config_file_of_gunicorns_is_refused(tmp_path):
+def test_gunicorn_config_file_is_refused(tmp_path):
     done = run(tmp_path, "--rest_port=1", *SINGLE, GUNICORN_CMD_ARGS="-c mine.py")
     assert done.returncode == 1
-    assert "a config file of gunicorn's is read by gunicorn only" in done.stderr
+    assert "GUNICORN_CMD_ARGS: ovms-rest reads no gunicorn config file, got -c mine.py" in done.stderr
 
 
-def test_values_that_a_config_may_not_have_are_told_by_their_flags(tmp_path):
+def test_values_invalid_in_a_config_are_reported_with_their_flags(tmp_path):
     values = ("--model_name=a/b", "--model_path=s3://b/m", "--model_version_policy={}", '--plugin_config={"A": []}')
     done = run(tmp_path, "--rest_port=1", *values)
     assert done.returncode == 64
@@ -450,39 +450,39 @@ def test_values_that_a_config_may_not_have_are_told_by_their_flags(tmp_path):
     assert problems[3] == 'ovms-rest: --model_path: only local directories and files can be served, got "s3://b/m"'
 
 
-def test_a_single_model_whose_values_are_wrong_ends_the_start_with_all_of_them(tmp_path):
+def test_all_invalid_values_of_a_single_model_end_the_start(tmp_path):
     done = run(tmp_path, "--rest_port=1", "--model_name=m", "--model_path=s3://b/m", "--shape=(1,x)")
     assert done.returncode == 1
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("ovms-rest: model 'm' does not serve: ")]
-    assert "base_path: only local directories and files can be served" in told
-    assert "; shape: expected " in told
+    (problem,) = [line for line in done.stderr.splitlines() if line.startswith("ovms-rest: model 'm' does not serve: ")]
+    assert "base_path: only local directories and files can be served" in problem
+    assert "; shape: expected " in problem
 
 
 # --- Metrics
 
 
 def write_metrics(directory, *names, enable=True):
-    """Write a config with a model that is there and a list of metrics; return its path."""
+    """Write a config with an existing model and a list of metrics; return its path."""
     config = write_config(directory, {"name": "d", "base_path": str(DIGITS)})
     root = json.loads(config.read_text())
     config.write_text(json.dumps(root | {"monitoring": {"metrics": {"enable": enable, "metrics_list": names}}}))
     return config
 
 
-METRICS_FAULTS = [
+METRICS_MISTAKES = [
     (("ovms_foo",), True, {}, "monitoring.metrics.metrics_list[0]: unknown metric 'ovms_foo'; "),
     (("ovms_foo",), False, {}, "monitoring.metrics.metrics_list[0]: unknown metric 'ovms_foo'; "),
     (
         ("ovms_streams",),
         True,
         {"OVMS_REST_METRICS_ENABLE": "true"},
-        "monitoring: metrics are already enabled by OVMS_REST_METRICS_ENABLE",
+        "monitoring: OVMS_REST_METRICS_ENABLE enables metrics already; remove one of the two",
     ),
     (
         (),
         False,
         {"OVMS_REST_METRICS_LIST": "ovms_streams"},
-        "OVMS_REST_METRICS_LIST: needs OVMS_REST_METRICS_ENABLE=true",
+        "OVMS_REST_METRICS_LIST: requires OVMS_REST_METRICS_ENABLE=true",
     ),
     (
         (),
@@ -493,27 +493,27 @@ METRICS_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("names", "enable", "variables", "told"), METRICS_FAULTS)
-def test_what_is_wrong_with_metrics_is_told_before_a_model_is_loaded(tmp_path, names, enable, variables, told):
+@pytest.mark.parametrize(("names", "enable", "variables", "problem"), METRICS_MISTAKES)
+def test_mistakes_of_metrics_are_reported_before_models_are_loaded(tmp_path, names, enable, variables, problem):
     config = write_metrics(tmp_path, *names, enable=enable)
     checked = run(tmp_path, "check", config, **variables)
     started = run(tmp_path, "--rest_port=1", "--config_path", config, **variables)
     assert (checked.returncode, started.returncode) == (1, 1)
-    assert told in checked.stdout
+    assert problem in checked.stdout
     assert "0 of 0 models serve, 1 problems" in checked.stdout
-    assert told in started.stderr
-    for told_besides in (checked.stderr, started.stderr):
-        assert "loading" not in told_besides
-        assert "is being tried" not in told_besides
+    assert problem in started.stderr
+    for progress in (checked.stderr, started.stderr):
+        assert "loading" not in progress
+        assert "is being tried" not in progress
 
 
-def test_what_is_wrong_with_settings_and_file_is_told_at_once(tmp_path):
+def test_mistakes_of_settings_and_file_are_reported_together(tmp_path):
     config = write_metrics(tmp_path, "ovms_foo", "ovms_bar")
     done = run(tmp_path, "check", config, OVMS_REST_METRICS_LIST="ovms_streams")
     assert done.stdout.count("problem: ") == 3
 
 
-def test_what_has_no_effect_is_in_the_report(tmp_path):
+def test_check_reports_settings_without_effect(tmp_path):
     model = {"name": "d", "base_path": str(DIGITS), "nireq": 8, "shape": {"image": "(-1,8,8,1)"}, "batch_size": 7}
     config = write_config(tmp_path, model)
     root = json.loads(config.read_text())
@@ -525,7 +525,7 @@ def test_what_has_no_effect_is_in_the_report(tmp_path):
     assert "WARNING: library 'l', which no pipeline uses: there is no file " in done.stderr
 
 
-def test_what_could_not_be_tried_is_in_the_report_and_exits_with_0(tmp_path):
+def test_check_reports_a_model_that_could_not_be_tried_and_exits_with_0(tmp_path):
     model_zoo.save(model_zoo.split(), tmp_path / "split")
     done = run(tmp_path, "check", write_config(tmp_path, {"name": "split", "base_path": "split"}))
     assert done.returncode == 0

@@ -1,16 +1,17 @@
-"""The JSON config file: what is accepted, what it means, and the line for every mistake."""
+"""The JSON config file: accepted content, its meaning, and a line for every mistake."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from ovms_rest.config import load_config, parse_model
+from ovms_rest.config import load_config, parse_model, read_config
 from ovms_rest.errors import ConfigError
 from ovms_rest.models.configuration import ModelConfig, check_values_of
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
+from ovms_rest.settings import Settings
 
 NIREQ = "expected an integer from 0 to 100000, got"
 NAME = "expected a non-empty string without '/' and control characters, got"
@@ -31,7 +32,7 @@ COLOR_FORMAT = 'expected a string such as "RGB:BGR", got'
 PRECISION = 'expected a string such as "uint8:fp32", got'
 METRICS_LIST = "monitoring.metrics.metrics_list: expected an array of strings, got"
 LIBRARY = "expected an object with the keys 'name' and 'base_path', got"
-CUSTOM_LOADER = "is not supported: custom loaders, deprecated by OVMS too, would have to be compiled C++"
+CUSTOM_LOADER = "is not supported: custom loaders are compiled C++, and OVMS has deprecated them"
 MEDIAPIPE = "is not supported: MediaPipe graphs are not served here"
 STATEFUL = "is not supported: OVMS removed stateful models"
 ITEM = "expected an object with the only key 'config', an object, got"
@@ -48,7 +49,7 @@ KNOWN = (
 
 @pytest.fixture
 def load(tmp_path):
-    """Load a config of this content from the file `tmp_path / "config.json"`."""
+    """Load a config of this content from the file `tmp_path / "config.json"`; return its models."""
 
     def load(content):
         file = tmp_path / "config.json"
@@ -60,7 +61,7 @@ def load(tmp_path):
 
 @pytest.fixture
 def problems(load, tmp_path):
-    """Return the lines that a config of this content is refused with, without the file's path at their beginning."""
+    """Return the problems of a config of this content, without the path of the file."""
 
     def problems(content):
         with pytest.raises(ConfigError) as caught:
@@ -73,24 +74,24 @@ def problems(load, tmp_path):
 
 
 def models(*configs):
-    """Make the root of a config file with these models."""
+    """Return the root of a config with these models."""
     return {"model_config_list": [{"config": config} for config in configs]}
 
 
 def model(**keys):
-    """Make the root of a config file with one model."""
+    """Return the root of a config with one model."""
     return models({"name": "m", **keys})
 
 
 def root(**keys):
-    """Make the root of a config file without models."""
+    """Return the root of a config without models."""
     return {"model_config_list": [], **keys}
 
 
-# --- What is accepted
+# --- Accepted content
 
 
-def test_a_model_needs_no_more_than_a_name(load, tmp_path):
+def test_model_needs_only_a_name(load, tmp_path):
     assert load(models({"name": "m"})) == (
         ModelConfig("m", tmp_path, "CPU", {}, VersionPolicy(latest=1), ModelOptions(), nireq=0, allow_cache=False),
     )
@@ -100,7 +101,7 @@ def test_models_keep_the_order_of_the_file(load):
     assert [config.name for config in load(models({"name": "b"}, {"name": "a"}))] == ["b", "a"]
 
 
-def test_there_may_be_no_model(load):
+def test_config_may_have_no_models(load):
     assert load(root()) == ()
 
 
@@ -115,33 +116,33 @@ def test_there_may_be_no_model(load):
         ("a/model.onnx", "a/model.onnx"),
     ],
 )
-def test_base_path_is_relative_to_the_file_unless_absolute(load, tmp_path, base_path, expected):
+def test_relative_base_path_starts_at_the_file(load, tmp_path, base_path, expected):
     (config,) = load(model(base_path=base_path))
     assert config.base_path == tmp_path / expected
 
 
 @pytest.mark.parametrize("name", ["resnet 50", "modèle", "a.b", "模型", "a%2Fb"])
-def test_a_name_may_have_any_character_but_a_slash(load, name):
+def test_name_may_have_any_character_but_a_slash(load, name):
     assert load(models({"name": name}))[0].name == name
 
 
 @pytest.mark.parametrize(("target_device", "expected"), [("CPU", "CPU"), ("AUTO:CPU", "AUTO:CPU"), ("", "CPU")])
-def test_target_device_is_taken_as_it_is(load, target_device, expected):
+def test_target_device_is_kept(load, target_device, expected):
     assert load(model(target_device=target_device))[0].target_device == expected
 
 
-def test_plugin_config_is_taken_as_it_is(load):
+def test_plugin_config_is_kept(load):
     properties = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 2, "ENABLE_CPU_PINNING": False, "F": 0.5}
     assert load(model(plugin_config=properties))[0].plugin_config == properties
 
 
 @pytest.mark.parametrize("nireq", [0, 1, 100_000])
-def test_nireq_is_taken_as_it_is(load, nireq):
+def test_nireq_is_kept(load, nireq):
     assert load(model(nireq=nireq))[0].nireq == nireq
 
 
 @pytest.mark.parametrize("allow_cache", [True, False])
-def test_allow_cache_is_taken_as_it_is(load, allow_cache):
+def test_allow_cache_is_kept(load, allow_cache):
     assert load(model(allow_cache=allow_cache))[0].allow_cache is allow_cache
 
 
@@ -155,7 +156,7 @@ def test_allow_cache_is_taken_as_it_is(load, allow_cache):
         ({"specific": {"versions": []}}, VersionPolicy(specific=frozenset())),
     ],
 )
-def test_a_version_policy_has_one_of_three_forms(load, policy, expected):
+def test_version_policy_has_three_forms(load, policy, expected):
     assert load(model(model_version_policy=policy))[0].version_policy == expected
 
 
@@ -184,7 +185,7 @@ def test_a_version_policy_has_one_of_three_forms(load, policy, expected):
         ("trial", False),
     ],
 )
-def test_options_are_taken_as_they_are(load, key, value):
+def test_options_are_kept(load, key, value):
     assert load(model(**{key: value}))[0].options == ModelOptions(**{key: value})
 
 
@@ -197,7 +198,7 @@ def test_options_are_taken_as_they_are(load, key, value):
         ({"x": [1, -1], "y": "(1,2)"}, {"x": "(1,-1)", "y": "(1,2)"}),
     ],
 )
-def test_a_shape_as_an_array_is_the_text_of_its_dims(load, shape, expected):
+def test_shape_as_array_becomes_text(load, shape, expected):
     assert load(model(shape=shape))[0].options.shape == expected
 
 
@@ -223,8 +224,8 @@ def test_a_shape_as_an_array_is_the_text_of_its_dims(load, shape, expected):
         {"base_path": "a" * 300},
     ],
 )
-def test_a_wrong_text_is_no_mistake_of_the_file(load, keys):
-    """The model alone is not served; the others of the file are."""
+def test_invalid_value_does_not_refuse_the_file(load, keys):
+    """Its model alone is not served."""
     assert [config.name for config in load(models({"name": "m", **keys}, {"name": "n"}))] == ["m", "n"]
 
 
@@ -242,11 +243,11 @@ def test_a_wrong_text_is_no_mistake_of_the_file(load, keys):
         {"monitoring": {"metrics": {"enable": False, "metrics_list": ["ovms_requests_success", "ovms_streams"]}}},
     ],
 )
-def test_keys_of_the_root_that_change_no_model_are_accepted(load, keys):
+def test_other_keys_of_the_root_are_accepted(load, keys):
     assert load(root(**keys)) == ()
 
 
-# The complete example of OVMS's documentation.
+# The complete example in OVMS's documentation.
 EVERY_KEY = {
     "model_config_list": [
         {
@@ -276,7 +277,7 @@ EVERY_KEY = {
 }
 
 
-def test_a_file_with_every_part_is_read(load, tmp_path):
+def test_file_with_every_key_is_read(load, tmp_path):
     assert load(EVERY_KEY) == (
         ModelConfig(
             name="resnet",
@@ -296,16 +297,16 @@ def test_a_file_with_every_part_is_read(load, tmp_path):
     )
 
 
-# --- What is refused: the file as a whole
+# --- Refused files
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "none.json")
     assert caught.value.problems == (f"{tmp_path}/none.json: cannot be read: No such file or directory",)
 
 
-def test_a_directory_is_no_file(tmp_path):
+def test_directory_is_not_a_config(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path)
     assert caught.value.problems == (f"{tmp_path}: cannot be read: Is a directory",)
@@ -323,7 +324,7 @@ def test_a_directory_is_no_file(tmp_path):
         b"// comment\n{}",
     ],
 )
-def test_a_file_that_is_not_json_is_told(problems, content):
+def test_invalid_json_is_reported(problems, content):
     (line,) = problems(content)
     assert line.startswith("is not valid JSON: ")
 
@@ -338,11 +339,11 @@ def test_a_file_that_is_not_json_is_told(problems, content):
         ([{"config": {}}], '[{"config":{}}]'),
     ],
 )
-def test_the_root_is_an_object(problems, content, shown):
+def test_root_must_be_an_object(problems, content, shown):
     assert problems(content) == [f"expected an object with the key 'model_config_list', got {shown}"]
 
 
-# --- What is refused: key by key
+# --- Refused keys
 
 ROOT_MISTAKES = [
     ({}, ["model_config_list: is missing"]),
@@ -428,15 +429,15 @@ ROOT_MISTAKES = [
         root(monitoring={"metrics": {"enable": True, "Endpoint_Path": "/metrics"}}),
         ["monitoring.metrics.Endpoint_Path: is not supported: OVMS removed it, the path is always /metrics"],
     ),
-    (root(custom_loader_config_list=[{}]), [f"custom_loader_config_list: {CUSTOM_LOADER}, only [] is allowed"]),
-    (root(custom_loader_config_list=None), [f"custom_loader_config_list: {CUSTOM_LOADER}, only [] is allowed"]),
-    (root(mediapipe_config_list=[{}]), [f"mediapipe_config_list: {MEDIAPIPE}, only [] is allowed"]),
-    (root(mediapipe_config_list={}), [f"mediapipe_config_list: {MEDIAPIPE}, only [] is allowed"]),
+    (root(custom_loader_config_list=[{}]), [f"custom_loader_config_list: {CUSTOM_LOADER}; expected [], got [{{}}]"]),
+    (root(custom_loader_config_list=None), [f"custom_loader_config_list: {CUSTOM_LOADER}; expected [], got null"]),
+    (root(mediapipe_config_list=[{}]), [f"mediapipe_config_list: {MEDIAPIPE}; expected [], got [{{}}]"]),
+    (root(mediapipe_config_list={}), [f"mediapipe_config_list: {MEDIAPIPE}; expected [], got {{}}"]),
 ]
 
 
 @pytest.mark.parametrize(("content", "lines"), ROOT_MISTAKES)
-def test_a_mistake_in_the_root_is_told_with_its_place(problems, content, lines):
+def test_mistake_in_the_root_names_its_place(problems, content, lines):
     assert problems(content) == lines
 
 
@@ -496,7 +497,7 @@ MODEL_MISTAKES = [
     ({"precision": 32}, f"precision: {PRECISION} 32"),
     ({"trial": None}, "trial: expected the path of a file with a request, true or false, got null"),
     ({"trial": ""}, 'trial: expected the path of a file with a request, true or false, got ""'),
-    ({"version": 1}, "version: is not supported: model_version_policy says which versions are served"),
+    ({"version": 1}, "version: is not supported: model_version_policy selects the versions to serve"),
     ({"custom_loader_options": {}}, f"custom_loader_options: {CUSTOM_LOADER}"),
     ({"graph_path": "graph.pbtxt"}, f"graph_path: {MEDIAPIPE}"),
     ({"subconfig": "subconfig.json"}, f"subconfig: {MEDIAPIPE}"),
@@ -509,8 +510,8 @@ MODEL_MISTAKES = [
     ({"target-device": "CPU"}, "target-device: unknown key; the nearest known one is 'target_device'"),
     ({"plugin_confg": {}}, "plugin_confg: unknown key; the nearest known one is 'plugin_config'"),
     ({"SHAPE": "(1)"}, "SHAPE: unknown key; the nearest known one is 'shape'"),
-    # Keys that are refused themselves are proposed by none, and meant by their plural and by other letters.
-    ({"versions": 1}, "versions: is not supported: model_version_policy says which versions are served"),
+    # Unsupported keys are never proposed, and recognized in the plural and in upper case.
+    ({"versions": 1}, "versions: is not supported: model_version_policy selects the versions to serve"),
     ({"Stateful": True}, f"Stateful: {STATEFUL}"),
     ({"status": 1}, f"status: {UNKNOWN} 'base_path'; {KNOWN}"),
     ({"states": 1}, f"states: {UNKNOWN} 'shape'"),
@@ -550,7 +551,7 @@ VERSION_POLICY_MISTAKES = [
 
 
 @pytest.mark.parametrize("policy", VERSION_POLICY_MISTAKES)
-def test_a_version_policy_of_another_form_is_told(problems, policy):
+def test_version_policy_of_another_form_is_refused(problems, policy):
     shown = json.dumps(policy, separators=(",", ":"))
     assert problems(model(model_version_policy=policy)) == [
         f"model_config_list[0].config.model_version_policy: {VERSION_POLICY} {shown}"
@@ -558,7 +559,7 @@ def test_a_version_policy_of_another_form_is_told(problems, policy):
 
 
 @pytest.mark.parametrize(("keys", "line"), MODEL_MISTAKES)
-def test_a_mistake_in_a_model_is_told_with_its_place(problems, keys, line):
+def test_mistake_in_a_model_names_its_place(problems, keys, line):
     assert problems(models({"name": "first"}, {"name": "m", **keys})) == [f"model_config_list[1].config.{line}"]
 
 
@@ -567,13 +568,13 @@ def test_a_mistake_in_a_model_is_told_with_its_place(problems, keys, line):
     [("", ""), ("\U0001f600", "\U0001f600"), ("x" * 1000, "x" * 60 + "...")],
     ids=["empty", "emoji", "long"],
 )
-def test_a_key_like_no_known_one_is_refused_too(problems, key, shown):
+def test_key_unlike_any_known_one_is_refused(problems, key, shown):
     (line,) = problems(root(**{key: 1}))
     assert line.startswith(f"{shown}: unknown key; the nearest known one is ")
 
 
-def test_only_some_of_many_unknown_keys_and_wrong_values_are_listed(problems):
-    """Each takes a while to look for what may have been meant."""
+def test_list_of_unknown_keys_and_wrong_values_is_limited(problems):
+    """Finding the nearest known key takes time for each."""
     keys = {f"key {index}": 1 for index in range(1000)}
     lines = problems(models({"name": "m", **keys}))
     assert (len(lines), lines[-1]) == (11, "model_config_list[0].config: 990 more unknown keys")
@@ -582,22 +583,22 @@ def test_only_some_of_many_unknown_keys_and_wrong_values_are_listed(problems):
     assert line.endswith("got []; 990 more are invalid")
 
 
-def test_a_model_without_a_name_is_told(problems):
+def test_model_without_name_is_refused(problems):
     assert problems(models({"base_path": "m"})) == ["model_config_list[0].config.name: is missing"]
 
 
-def test_a_name_that_comes_again_is_told_with_its_first_place(problems):
+def test_repeated_name_is_refused_with_its_first_place(problems):
     assert problems(models({"name": "m"}, {"name": "n"}, {"name": "m"}, {"name": "m"})) == [
-        "model_config_list[2].config.name: 'm' is the name of model_config_list[0] already",
-        "model_config_list[3].config.name: 'm' is the name of model_config_list[0] already",
+        "model_config_list[2].config.name: 'm' is already the name of model_config_list[0]",
+        "model_config_list[3].config.name: 'm' is already the name of model_config_list[0]",
     ]
 
 
-def test_names_that_differ_in_case_are_different(load):
+def test_names_are_case_sensitive(load):
     assert len(load(models({"name": "m"}, {"name": "M"}))) == 2
 
 
-def test_all_mistakes_are_told_at_once(problems):
+def test_all_mistakes_are_reported_together(problems):
     content = {
         "monitoring": {},
         "pipelines": 1,
@@ -615,14 +616,14 @@ def test_all_mistakes_are_told_at_once(problems):
         f'model_config_list[0].config.nireq: {NIREQ} "4"',
         f"model_config_list[0].config.shape: {SHAPES} 1",
         f"model_config_list[1]: {ITEM} 7",
-        "model_config_list[3].config.name: 'm' is the name of model_config_list[2] already",
+        "model_config_list[3].config.name: 'm' is already the name of model_config_list[2]",
         "custom_node_library_config_list[0].base_path: is missing",
         "monitoring.metrics: is missing",
         f'model_config_list[3].config: base_path: {LOCAL} "s3://b"',
     ]
 
 
-def test_the_text_of_the_error_is_its_lines(load, tmp_path):
+def test_text_of_the_error_is_its_problems(load, tmp_path):
     with pytest.raises(ConfigError) as caught:
         load({"model_config_list": 1, "mediapipe_config_list": 1})
     assert str(caught.value) == "\n".join(caught.value.problems)
@@ -631,18 +632,18 @@ def test_the_text_of_the_error_is_its_lines(load, tmp_path):
 @pytest.mark.parametrize(
     ("text", "shown"), [("x" * 76, f'["{"x" * 76}"]'), ("x" * 77, f'["{"x" * 77}"...'), ("x" * 999, f'["{"x" * 78}...')]
 )
-def test_a_long_value_is_cut_in_the_message(problems, text, shown):
+def test_long_value_is_cut_in_the_message(problems, text, shown):
     assert problems(model(precision=[text])) == [f"model_config_list[0].config.precision: {PRECISION} {shown}"]
 
 
-def test_a_deeply_nested_value_is_told_like_any_other(problems):
+def test_deeply_nested_value_is_reported_like_any_other(problems):
     """Orjson reads 1024 levels but writes only 254."""
     content = b'{"model_config_list": ' + b'{"a":' * 300 + b"1" + b"}" * 300 + b"}"
     (line,) = problems(content)
     assert line.startswith("model_config_list: expected an array, got ")
 
 
-# --- What is wrong with values
+# --- Invalid values
 
 
 @pytest.mark.parametrize(
@@ -653,12 +654,12 @@ def test_a_deeply_nested_value_is_told_like_any_other(problems):
         ({"base_path": "azfs://share/m"}, [f'base_path: {LOCAL} "azfs://share/m"']),
     ],
 )
-def test_what_is_wrong_with_a_value_is_told_apart(load, keys, lines):
+def test_invalid_value_is_a_problem_of_its_model(load, keys, lines):
     (config,) = load(model(**keys))
     assert check_values_of(config) == lines
 
 
-def test_all_wrong_values_of_a_model_are_told(load):
+def test_all_invalid_values_of_a_model_are_reported(load):
     (config,) = load(model(nireq=100_001, shape="(1", layout="Q:", plugin_config={"NUM_STREAMS": "x"}))
     nireq, options, plugin_config = check_values_of(config)
     assert nireq.startswith("nireq: ")
@@ -667,7 +668,7 @@ def test_all_wrong_values_of_a_model_are_told(load):
     assert plugin_config.startswith("plugin_config.NUM_STREAMS: ")
 
 
-def test_a_file_that_is_refused_tells_of_wrong_values_too(problems):
+def test_refused_file_reports_invalid_values_too(problems):
     unknown, shape, layout = problems(
         models({"name": "a", "shape": "(1", "foo": 1}, {"name": "b", "layout": "Q:"}, {"name": "c"})
     )
@@ -676,7 +677,7 @@ def test_a_file_that_is_refused_tells_of_wrong_values_too(problems):
     assert layout.startswith("model_config_list[1].config: layout: expected ")
 
 
-def test_what_needs_a_layout_is_not_told_to_lack_the_one_that_has_another_type(problems):
+def test_layout_of_a_wrong_type_is_not_reported_as_missing(problems):
     assert problems(model(layout=5, color_format="RGB:BGR", mean="(1,2,3)")) == [
         f"model_config_list[0].config.layout: {LAYOUTS} 5"
     ]
@@ -710,12 +711,12 @@ REPEATED = "duplicate key"
         ),
     ],
 )
-def test_a_key_that_comes_again_is_told_with_its_place(problems, content, lines):
+def test_repeated_key_names_its_place(problems, content, lines):
     assert [line for line in problems(content.encode()) if not line.startswith("xy: unknown")] == lines
 
 
-def test_values_nested_deeper_than_python_reads_are_no_other_error(problems):
-    """Orjson reads 1024 levels; no value that is allowed has as many, so that it does not matter what is in there."""
+def test_values_nested_deeper_than_python_reads_are_reported_like_any_other(problems):
+    """Orjson reads 1024 levels, more than any valid value has."""
     content = b'{"model_config_list": ' + b'{"a":' * 1000 + b"1" + b"}" * 1000 + b"}"
     (line,) = problems(content)
     assert line.startswith("model_config_list: expected an array, got ")
@@ -725,21 +726,21 @@ def test_values_nested_deeper_than_python_reads_are_no_other_error(problems):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_a_file_in_utf_16_is_told(problems, encoding):
+def test_utf_16_is_reported(problems, encoding):
     mark = "" if encoding == "utf-16" else "\ufeff"
     assert problems((mark + json.dumps(root())).encode(encoding)) == [
         "is not valid JSON: it is UTF-16 by its first two bytes, expected UTF-8"
     ]
 
 
-def test_a_byte_that_is_not_utf_8_is_told_with_its_place(problems):
+def test_byte_that_is_not_utf_8_names_its_place(problems):
     content = '{\n "model_config_list": [\n  {"config": {"name": "ü", "base_path": "modèles"}}]}'
     latin = content.encode().replace("è".encode(), b"\xe8")
     column = content.splitlines()[2].index("è") + 1
     assert problems(latin) == [f"is not valid JSON: line 3 column {column}: byte 0xe8 is not UTF-8"]
 
 
-def test_a_byte_order_mark_of_utf_8_is_passed_over(load):
+def test_byte_order_mark_of_utf_8_is_skipped(load):
     assert load(b"\xef\xbb\xbf" + json.dumps(root()).encode()) == ()
 
 
@@ -761,13 +762,62 @@ def test_metrics_are_those_of_the_list_or_all_or_none(tmp_path, monitoring, metr
     assert load_config(file).metrics == metrics
 
 
+ALL = {"monitoring": {"metrics": {"enable": True}}}
+
+
+@pytest.mark.parametrize(
+    ("monitoring", "settings", "metrics"),
+    [
+        ({}, {}, None),
+        (ALL, {}, []),
+        ({}, {"metrics_enable": True}, []),
+        (
+            {},
+            {"metrics_enable": True, "metrics_list": "ovms_streams, ovms_current_requests,"},
+            ["ovms_streams", "ovms_current_requests"],
+        ),
+    ],
+)
+def test_settings_may_choose_the_metrics_instead_of_the_file(tmp_path, monitoring, settings, metrics):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(root(**monitoring)))
+    assert read_config(file, Settings(**settings)).metrics == metrics
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "lines"),
+    [
+        (root(), {"metrics_list": "ovms_streams"}, ["OVMS_REST_METRICS_LIST: requires OVMS_REST_METRICS_ENABLE=true"]),
+        (
+            root(**ALL),
+            {"metrics_enable": True},
+            ["{}: monitoring: OVMS_REST_METRICS_ENABLE enables metrics already; remove one of the two"],
+        ),
+        (
+            {},
+            {"metrics_enable": True, "metrics_list": "ovms_foo"},
+            [
+                "OVMS_REST_METRICS_LIST: unknown metric 'ovms_foo'; the nearest known one is 'ovms_responses'",
+                "{}: model_config_list: is missing",
+            ],
+        ),
+    ],
+)
+def test_mistakes_in_settings_and_file_are_reported_together(tmp_path, content, settings, lines):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError) as caught:
+        read_config(file, Settings(**settings))
+    assert caught.value.problems == tuple(line.format(file) for line in lines)
+
+
 # --- Pipelines
 
 
 PIPELINE = {"name": "p", "inputs": [], "nodes": [], "outputs": []}
 
 
-def test_pipelines_and_libraries_are_read_with_the_models(tmp_path):
+def test_pipelines_and_libraries_are_read(tmp_path):
     file = tmp_path / "config.json"
     libraries = [{"name": "crop", "base_path": "nodes/crop.py"}]
     file.write_text(json.dumps(root(pipeline_config_list=[PIPELINE], custom_node_library_config_list=libraries)))
@@ -777,36 +827,36 @@ def test_pipelines_and_libraries_are_read_with_the_models(tmp_path):
     assert config.libraries["crop"].path == tmp_path / "nodes" / "crop.py"
 
 
-def test_models_and_pipelines_share_their_names(problems):
+def test_pipeline_may_not_have_the_name_of_a_model(problems):
     content = model(name="p") | {"pipeline_config_list": [PIPELINE, PIPELINE | {"name": "q"}]}
-    assert problems(content) == ["pipeline_config_list[0].name: 'p' is the name of model_config_list[0] already"]
+    assert problems(content) == ["pipeline_config_list[0].name: 'p' is already the name of model_config_list[0]"]
 
 
-def test_models_and_pipelines_without_names_do_not_share_them(problems):
+def test_missing_names_do_not_clash(problems):
     content = models({"base_path": "m"}) | {"pipeline_config_list": [{**PIPELINE, "name": None}, {"inputs": []}]}
-    assert not [line for line in problems(content) if "is the name of" in line]
+    assert not [line for line in problems(content) if "the name of" in line]
 
 
-def test_names_of_pipelines_are_their_own(problems):
+def test_pipelines_have_different_names(problems):
     assert problems(root(pipeline_config_list=[PIPELINE, PIPELINE])) == [
         "pipeline_config_list[1].name: 'p' is already the name of pipeline_config_list[0]"
     ]
 
 
-# --- The configuration of one model that comes with a call
+# --- The configuration in a load request
 
 
 DESCRIBING = "is not supported: it follows from the model; leave it out"
 
 
-def test_a_model_comes_with_keys_of_the_file_and_those_of_triton():
+def test_load_request_takes_keys_of_the_file_and_of_triton():
     given = {"base_path": "models/m", "version_policy": {"all": {}}, "backend": "openvino", "platform": "OpenVINO"}
     assert parse_model("m", given, Path("/etc"), None) == ModelConfig(
         "m", Path("/etc/models/m"), version_policy=VersionPolicy()
     )
 
 
-def test_a_known_model_keeps_its_path_and_nothing_else():
+def test_known_model_keeps_only_its_path():
     base = ModelConfig("m", Path("/srv/m"), nireq=7)
     assert parse_model("m", {"target_device": "GPU"}, Path("/etc"), base) == ModelConfig(
         "m", Path("/srv/m"), target_device="GPU"
@@ -820,30 +870,30 @@ def test_a_known_model_keeps_its_path_and_nothing_else():
     ("given", "problem"),
     [
         ({"nam": "m"}, "config.nam: unknown key; the nearest known one is 'name'"),
-        ({"name": "n"}, "config.name: is \"n\", the model in the path is 'm'"),
+        ({"name": "n"}, 'config.name: expected "m" as in the path, got "n"'),
         ({"backend": "onnxruntime"}, 'config.backend: expected openvino, got "onnxruntime"'),
         ({"platform": 1}, "config.platform: expected openvino, got 1"),
         ({"max_batch_size": 8}, f"config.max_batch_size: {DESCRIBING}"),
         ({"input": []}, f"config.input: {DESCRIBING}"),
         (
             {"instance_group": []},
-            "config.instance_group: is not supported: there are as many instances as workers; leave it out",
+            "config.instance_group: is not supported: each worker is one instance; leave it out",
         ),
         ({"version_policy": {"none": {}}}, f'config.model_version_policy: {VERSION_POLICY} {{"none":{{}}}}'),
     ],
 )
-def test_what_is_wrong_with_a_model_that_comes_with_a_call(given, problem):
+def test_mistake_in_a_load_request_names_its_key(given, problem):
     with pytest.raises(ConfigError) as caught:
         parse_model("m", given, Path("/etc"), ModelConfig("m", Path("/srv/m")))
     assert caught.value.problems == (problem,)
 
 
-def test_a_new_model_needs_a_path():
+def test_new_model_needs_a_path():
     with pytest.raises(ConfigError) as caught:
         parse_model("m", {"nireq": "4"}, Path("/etc"), None)
     assert caught.value.problems == (
         f'config.nireq: {NIREQ} "4"',
-        "config.base_path: is missing, and model 'm' is not known yet",
+        "config.base_path: is missing, and model 'm' is new",
     )
 
 
@@ -858,11 +908,11 @@ def test_a_new_model_needs_a_path():
         (b"{}\n# comment", "#"),
     ],
 )
-def test_a_comment_in_a_file_is_called_one(problems, content, sign):
+def test_comment_is_reported_as_such(problems, content, sign):
     (line,) = problems(content)
     assert line.startswith(f"is not valid JSON: {sign} begins a comment, which JSON does not have: ")
 
 
-def test_a_comment_s_sign_within_a_string_is_not_a_comment(problems):
+def test_comment_sign_in_a_string_is_not_a_comment(problems):
     (line,) = problems(b'{"a": "// #", "b": }')
     assert "comment" not in line

@@ -1,4 +1,4 @@
-"""OVMS's flags: what they become, and which calls are refused."""
+"""OVMS's flags: the settings that they become, and the command lines that are refused."""
 
 import logging
 from dataclasses import fields
@@ -25,27 +25,27 @@ def refusals(*arguments):
     return list(caught.value.problems)
 
 
-# --- What flags become
+# --- Values of flags
 
 
-def test_a_config_file_is_the_setting_of_that_name():
+def test_config_path_becomes_a_setting():
     start = read(*CONFIG, *PORT)
     assert start.environ == {"OVMS_REST_CONFIG": "c.json"}
     assert start.models == ()
 
 
-def test_a_single_model_is_described_as_in_a_config():
+def test_single_model_has_the_form_of_a_config():
     start = read(*SINGLE, *PORT)
     assert start.models == ({"name": "m", "base_path": "/m"},)
     assert start.environ == {}
 
 
-def test_a_relative_model_path_is_of_the_working_directory():
+def test_relative_model_path_starts_at_the_working_directory():
     start = read("--model_name", "m", "--model_path", "models/m", *PORT)
     assert start.models[0]["base_path"] == f"{Path.cwd()}/models/m"
 
 
-def test_a_remote_model_path_is_left_for_the_config_to_refuse():
+def test_remote_model_path_is_left_for_the_config_to_refuse():
     assert read("--model_name", "m", "--model_path", "s3://b/m", *PORT).models[0]["base_path"] == "s3://b/m"
 
 
@@ -66,13 +66,13 @@ MODEL_CASES = {
 
 @pytest.mark.parametrize("form", ["apart", "joined"])
 @pytest.mark.parametrize(("flag", "text", "value"), [(k, *case) for k, cases in MODEL_CASES.items() for case in cases])
-def test_a_flag_of_the_model_is_the_key_of_that_name(flag, text, value, form):
+def test_model_flag_becomes_the_key_of_its_name(flag, text, value, form):
     given = [f"--{flag}", text] if form == "apart" else [f"--{flag}={text}"]
     layout = [] if flag == "layout" else ["--layout", "NHWC"]
     assert read(*SINGLE, *PORT, *given, *layout).models[0][flag] == value
 
 
-def test_every_flag_of_the_model_has_a_case():
+def test_every_model_flag_has_a_case():
     assert set(MODEL_CASES) == {flag.name for flag in FLAGS.values() if flag.key} - {"model_name", "model_path"}
 
 
@@ -85,17 +85,17 @@ SETTING_CASES = [
     (["--allow_credentials"], {"OVMS_REST_ALLOW_CREDENTIALS": "true"}),
     (["--allow_credentials=false"], {"OVMS_REST_ALLOW_CREDENTIALS": "false"}),
     (["--allow_credentials", "TRUE"], {"OVMS_REST_ALLOW_CREDENTIALS": "true"}),
-    # An empty value is the setting's default, whatever the variable was.
+    # An empty value restores the setting's default, even if its variable is set.
     (["--allowed_origins="], {"OVMS_REST_ALLOWED_ORIGINS": ""}),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "environ"), SETTING_CASES)
-def test_a_flag_is_a_setting(arguments, environ):
+def test_flag_becomes_a_setting(arguments, environ):
     assert read(*SINGLE, *PORT, *arguments).environ == environ
 
 
-def test_flags_name_settings_that_there_are():
+def test_flags_name_existing_settings():
     known = {PREFIX + setting.name.upper() for setting in fields(Settings)}
     assert {flag.setting for flag in FLAGS.values() if flag.setting} <= known
 
@@ -128,15 +128,15 @@ GUNICORN_CASES = [
 
 
 @pytest.mark.parametrize(("arguments", "settings"), GUNICORN_CASES)
-def test_a_flag_is_a_setting_of_gunicorn(arguments, settings):
+def test_flag_becomes_a_setting_of_gunicorn(arguments, settings):
     assert read(*CONFIG, *PORT, *arguments).gunicorn == settings
 
 
-def test_the_last_of_a_flag_given_twice_counts():
+def test_last_of_repeated_flags_wins():
     assert read(*CONFIG, *PORT, "--rest_port=8001").gunicorn["bind"] == ["0.0.0.0:8001"]
 
 
-def test_the_path_of_the_log():
+def test_log_path_is_kept():
     assert read(*CONFIG, *PORT).log_path == ""
     assert read(*CONFIG, *PORT, "--log_path", "x.log").log_path == "x.log"
 
@@ -144,7 +144,7 @@ def test_the_path_of_the_log():
 NOTE_CASES = [
     ([], []),
     (["--rest_workers", str(CORES)], []),
-    (["--rest_workers", "16"], [(logging.INFO, "--rest_workers: 4 instead of 16: one per usable core is the maximum")]),
+    (["--rest_workers", "16"], [(logging.INFO, "--rest_workers: 4 instead of 16: the maximum is one per usable core")]),
     (["--metrics_enable=false"], []),
     (["--metrics_enable"], []),
     (["--port=0"], []),
@@ -170,24 +170,24 @@ NOTE_CASES = [
     ),
     (
         ["--rest_bind_address=0.0.0.0,::"],
-        [(logging.INFO, "--rest_bind_address: 0.0.0.0 left out, covered by ::, which takes IPv4 too")],
+        [(logging.INFO, "--rest_bind_address: left out 0.0.0.0, covered by ::, which accepts IPv4 too")],
     ),
     (
         ["--rest_bind_address=0.0.0.0,127.0.0.1"],
-        [(logging.INFO, "--rest_bind_address: 127.0.0.1 left out, covered by 0.0.0.0")],
+        [(logging.INFO, "--rest_bind_address: left out 127.0.0.1, covered by 0.0.0.0")],
     ),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "notes"), NOTE_CASES)
-def test_what_has_no_effect_is_noted_unless_it_asks_for_nothing(arguments, notes):
+def test_flags_without_effect_are_noted(arguments, notes):
     assert list(read(*CONFIG, *PORT, *arguments).notes) == notes
 
 
-# --- Calls that are refused
+# --- Refused command lines
 
 SERVABLE = "use --config_path, or --model_path with --model_name"
-NOTHING = f"there is nothing to serve: give a PATH, or {SERVABLE}"
+NOTHING = f"nothing to serve: give a PATH, or {SERVABLE}"
 COMBINATIONS = [
     (PORT, [NOTHING]),
     ([*PORT, "--config_path="], [NOTHING]),
@@ -196,7 +196,7 @@ COMBINATIONS = [
     ([*PORT, *CONFIG, *SINGLE], ["use either --config_path, or --model_path with --model_name"]),
     (
         [*PORT, *CONFIG, "--nireq=1", "--layout=NC"],
-        ["--layout, --nireq: parameters of a model do not go with --config_path, the file has them"],
+        ["--layout, --nireq: model parameters cannot be combined with --config_path; set them in the file"],
     ),
     *(
         ([*PORT, *SINGLE, f"--{name}", value], [f"--{name} requires --layout to be set"])
@@ -204,7 +204,7 @@ COMBINATIONS = [
     ),
     (CONFIG, ["--rest_port is missing: --port and --rest_port cannot both be unset"]),
     ([*CONFIG, "--rest_port=0", "--port=0"], ["--rest_port is missing: --port and --rest_port cannot both be unset"]),
-    ([*CONFIG, "--port=9000"], ["--rest_port is missing: --port is gRPC's, which is not served here"]),
+    ([*CONFIG, "--port=9000"], ["--rest_port is missing: --port is for gRPC, which is not served"]),
     ([*CONFIG, *PORT, "--port=8000"], ["--port and --rest_port cannot have the same value, got 8000"]),
     ([*CONFIG, *PORT, "--metrics_list=a"], ["--metrics_list requires --metrics_enable"]),
     ([*CONFIG, *PORT, "--metrics_list=a", "--metrics_enable=false"], ["--metrics_list requires --metrics_enable"]),
@@ -215,7 +215,7 @@ COMBINATIONS = [
 
 
 @pytest.mark.parametrize(("arguments", "problems"), COMBINATIONS)
-def test_flags_that_do_not_go_together_are_refused(arguments, problems):
+def test_incompatible_flags_are_refused(arguments, problems):
     assert refusals(*arguments) == problems
 
 
@@ -246,29 +246,29 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("flag", "text", "problem"), VALUES)
-def test_a_value_that_a_flag_cannot_have_is_refused(flag, text, problem):
+def test_invalid_value_is_refused(flag, text, problem):
     assert refusals(f"--{flag}={text}") == [f"--{flag}: {problem}, got {text!r}"]
 
 
 @pytest.mark.parametrize(("flag", "text"), [("shape", "{'a': 1}"), ("layout", "[NC"), ("plugin_config", "{NUM: 1}")])
-def test_json_text_that_cannot_be_read_is_refused(flag, text):
+def test_invalid_json_is_refused(flag, text):
     (problem,) = refusals(f"--{flag}={text}")
     assert problem.startswith(f"--{flag}: is not valid JSON (")
     assert problem.endswith(f"), got {text!r}")
 
 
-def test_a_comment_in_json_text_is_named():
+def test_comment_in_json_is_reported_as_such():
     (problem,) = refusals("--plugin_config={ # mine }")
     assert problem.startswith("--plugin_config: is not valid JSON (# begins a comment, which JSON does not have: ")
 
 
-def test_a_flag_without_its_value_is_refused():
+def test_flag_without_value_is_refused():
     assert refusals("--rest_port", "--config_path", "x") == ["--rest_port: expected one argument"]
 
 
 @pytest.mark.parametrize("arguments", [["--{}"], ["--{}=x"], ["--{}", "x"]])
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_ovms_has_besides_is_refused_with_the_reason(name, arguments):
+def test_unsupported_flag_of_ovms_is_refused_with_the_reason(name, arguments):
     given = [argument.format(name) for argument in arguments]
     assert refusals(*CONFIG, *PORT, *given) == [f"--{name} is not supported: {REFUSED[name]}"]
 
@@ -286,11 +286,11 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize(("argument", "problem"), UNKNOWN)
-def test_an_unknown_flag_is_refused_with_the_nearest(argument, problem):
+def test_unknown_flag_is_refused_with_the_nearest(argument, problem):
     assert refusals(*CONFIG, *PORT, argument) == [problem]
 
 
-def test_gunicorns_own_flags_for_addresses_and_workers():
+def test_gunicorns_flags_for_addresses_and_workers():
     for flags in (["-b", "0.0.0.0:80,unix:/x", "-w", "64"], ["--bind=0.0.0.0:80, unix:/x", "--workers=64"]):
         assert read(*CONFIG, *flags).gunicorn == {"bind": ["0.0.0.0:80", "unix:/x"], "workers": 64}
 
@@ -332,14 +332,14 @@ def test_paths_need_no_port(model, flags, settings):
         "m.onnx --metrics_enable",
     ],
 )
-def test_paths_stand_before_and_behind_flags(model, line):
+def test_paths_may_precede_and_follow_flags(model, line):
     assert read(*line.split()).models == (model,)
 
 
-def test_options_of_a_model_go_with_a_single_path(model):
+def test_model_flags_apply_to_a_single_path(model):
     assert read("m.onnx", "--layout=NC").models == (model | {"layout": "NC"},)
     assert refusals("a=m.onnx", "b=m.onnx", "--layout=NC") == [
-        "--layout: parameters of a model are for a single one, but there are 2"
+        "--layout: model parameters apply to a single model, got 2 models"
     ]
 
 
@@ -349,11 +349,11 @@ def test_options_of_a_model_go_with_a_single_path(model):
         ("m.onnx --config_path c.json", "use either PATH or --config_path"),
         ("m.onnx --model_name n", "use either PATH or --model_name; the name of a model is given as NAME=PATH"),
         ("m.onnx --model_name n --model_path p", "use either PATH or --model_name and --model_path"),
-        ("m.onnx --port 80", "--rest_port is missing: --port is gRPC's, which is not served here"),
+        ("m.onnx --port 80", "--rest_port is missing: --port is for gRPC, which is not served"),
         ("m.onnx --port 80 --rest_port 80", "--port and --rest_port cannot have the same value, got 80"),
     ],
 )
-def test_paths_and_flags_that_do_not_go_together_are_refused(model, line, problem):
+def test_incompatible_paths_and_flags_are_refused(model, line, problem):
     assert refusals(*line.split()) == [problem]
 
 
@@ -365,7 +365,7 @@ def test_mistakes_of_flags_and_paths_are_reported_together(model):
     ]
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_mistakes_are_reported_together():
     assert refusals("--pull", "--rest_prot", "1", "--port=x", "--nireq=y") == [
         f"--pull is not supported: {REFUSED['pull']}",
         "--rest_prot: unknown flag; the nearest known one is --rest_port",
@@ -374,7 +374,7 @@ def test_all_mistakes_are_told_at_once():
     ]
 
 
-# --- Command lines of others
+# --- Command lines of other products
 
 KSERVE = "--model_name=m --model_path=/mnt/models --port=9000 --rest_port=8080 --file_system_poll_wait_seconds=0"
 OPENSHIFT = (
@@ -384,7 +384,7 @@ OPENSHIFT = (
 
 
 @pytest.mark.parametrize(("line", "port"), [(KSERVE, 8080), (OPENSHIFT, 8888)])
-def test_the_command_lines_of_runtimes_are_understood(line, port):
+def test_command_lines_of_serving_runtimes_are_understood(line, port):
     start = read(*line.split())
     assert start.models[0]["base_path"] == "/mnt/models"
     metrics = {"OVMS_REST_METRICS_ENABLE": "true"} if "--metrics_enable" in line else {}
@@ -392,7 +392,7 @@ def test_the_command_lines_of_runtimes_are_understood(line, port):
     assert start.gunicorn == {"bind": [f"0.0.0.0:{port}"]}
 
 
-def test_the_help_has_a_line_for_every_flag(capsys):
+def test_help_has_a_line_for_every_flag(capsys):
     with pytest.raises(SystemExit) as ended:
         read("--help")
     assert ended.value.code == 0
@@ -402,5 +402,5 @@ def test_the_help_has_a_line_for_every_flag(capsys):
     assert [words[0].lstrip("-") for words in lines] == ["version", *(name for name in FLAGS if not FLAGS[name].letter)]
     assert all(f"\n  -{flag.letter} {flag.metavar}, --{flag.name}" in text for flag in FLAGS.values() if flag.letter)
     assert max(map(len, text.splitlines())) <= 104
-    # The longest name alone has its meaning in the next line.
+    # Only the longest name has its meaning on the next line.
     assert [words[0] for words in lines if len(words) <= 2] == ["--custom_node_resources_cleaner_interval_seconds"]

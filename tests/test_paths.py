@@ -1,4 +1,4 @@
-"""Paths on the command line: the models they hold, and the names these get."""
+"""Paths on the command line: their models, and the names of these."""
 
 import os
 from pathlib import Path
@@ -35,13 +35,13 @@ def problems(*arguments):
 
 
 NAMES = [
-    # A file, by its own name.
+    # A file is named after itself.
     ("resnet50.xml", "resnet50.xml", "resnet50"),
     ("bert.onnx", "bert.onnx", "bert"),
     ("yolo.v8.onnx", "yolo.v8.onnx", "yolo.v8"),
     ("net.pdmodel", "net.pdmodel", "net"),
     ("a b.tflite", "a b.tflite", "a b"),
-    # A file whose name says nothing, by its directory.
+    # A file with a generic name is named after its directory.
     ("resnet/model.xml", "resnet/model.xml", "resnet"),
     ("resnet/openvino_model.xml", "resnet/openvino_model.xml", "resnet"),
     ("resnet/saved_model.pb", "resnet/saved_model.pb", "resnet"),
@@ -53,7 +53,7 @@ NAMES = [
     ("model.onnx", "model.onnx", "work"),
     ("models/model.onnx", "models/model.onnx", "model"),
     ("models/1.onnx", "models/1.onnx", "models"),
-    # A directory, by its name.
+    # A directory is named after itself.
     ("resnet/1/anything.onnx", "resnet", "resnet"),
     ("resnet/1/anything.onnx", "resnet/", "resnet"),
     ("resnet/1/anything.onnx", "./resnet/.", "resnet"),
@@ -64,7 +64,7 @@ NAMES = [
     ("1/x.onnx", ".", "work"),
     ("1/x.onnx", "1", "work"),
     ("check/1/x.onnx", "./check", "check"),
-    # A name that is given.
+    # NAME=PATH.
     ("resnet/1/x.onnx", "other=resnet", "other"),
     ("a=b/x.onnx", "x=a=b/x.onnx", "x"),
     # A path with "=".
@@ -75,7 +75,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("file", "argument", "name"), NAMES)
-def test_a_model_is_named_after_its_path(file, argument, name):
+def test_model_is_named_after_its_path(file, argument, name):
     make(file)
     assert names(argument) == [name]
 
@@ -88,7 +88,7 @@ def test_paths_are_absolute_and_keep_their_symbolic_links(directory):
     assert found == (("resnet", directory / "resnet.onnx"), ("current", directory / "current"))
 
 
-def test_every_model_of_a_repository_is_served(directory):
+def test_every_model_of_a_repository_is_found(directory):
     make("models/a/1/x.onnx", "models/b/2/model.xml", "models/c/c.onnx", "models/README", "models/.git/1/x.onnx")
     Path("models/lost+found").mkdir()
     found = find_models(["models"])
@@ -96,7 +96,7 @@ def test_every_model_of_a_repository_is_served(directory):
     assert (found.problems, found.notes) == ((), ())
 
 
-def test_a_repository_of_one_model_may_be_given_a_name():
+def test_repository_of_one_model_may_be_named():
     make("models/a/1/x.onnx")
     assert names("n=models") == ["n"]
 
@@ -105,21 +105,21 @@ def test_directories_without_a_model_are_ignored_with_a_note():
     make("models/a/1/x.onnx", "models/scripts/x.py")
     found = find_models(["models"])
     assert [model.name for model in found.models] == ["a"]
-    assert found.notes == (f"ignored in {Path.cwd()}/models: 'scripts': no model there",)
+    assert found.notes == (f"ignored in {Path.cwd()}/models: 'scripts', without a model",)
 
 
-def test_weights_beside_their_model_are_passed_over():
-    """A shell makes them of `models/*`."""
+def test_weights_beside_their_model_are_skipped():
+    """A shell expands `models/*` to them."""
     make("m/a.xml", "m/a.bin", "m/b.pdmodel", "m/b.pdiparams")
     assert names(*sorted(map(str, Path("m").iterdir()))) == ["a", "b"]
 
 
-def test_kinds_of_one_model_in_a_directory_are_not_several():
+def test_formats_of_one_model_in_a_directory_are_one_model():
     make("m/net.xml", "m/net.onnx")
     assert names("m") == ["m"]
 
 
-def test_every_mistake_is_a_line_that_begins_with_the_argument():
+def test_problems_begin_with_their_argument():
     make("x.txt", "net.xml", "net.bin", "c.json", "two/a.onnx", "two/b.onnx", "models/a/1/x.onnx", "models/b/1/x.onnx")
     make("notes/x.txt", "Big.ONNX")
     Path("empty").mkdir()
@@ -149,7 +149,7 @@ def test_every_mistake_is_a_line_that_begins_with_the_argument():
 @pytest.mark.parametrize(
     ("argument", "shown"), [("=m.onnx", '""'), ("a\nb=m.onnx", '"a\\nb"'), ("a\nb.onnx", '"a\\nb"')]
 )
-def test_a_name_that_is_not_allowed_is_refused(argument, shown):
+def test_invalid_name_is_refused(argument, shown):
     make("m.onnx", "a\nb.onnx")
     assert problems(argument) == [
         f"{argument}: invalid name: expected a non-empty string without '/' and control characters, "
@@ -157,10 +157,10 @@ def test_a_name_that_is_not_allowed_is_refused(argument, shown):
     ]
 
 
-def test_two_models_of_one_name_are_refused_with_the_way_to_name_them():
+def test_models_of_the_same_name_are_refused_with_a_way_to_name_them():
     make("a/net.onnx", "b/net.onnx", "c/net.onnx")
     first, second = Path("a/net.onnx").absolute(), Path("b/net.onnx").absolute()
     assert problems("a/net.onnx", "b/net.onnx", "n=c/net.onnx") == [
-        f"'net' would be the name of {first} and {second}; give each a name of its own, as in net-2={second}"
+        f"'net' would be the name of {first} and {second}; give each its own name, as in net-2={second}"
     ]
     assert names("a/net.onnx", f"net-2={second}", "n=c/net.onnx") == ["net", "net-2", "n"]

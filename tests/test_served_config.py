@@ -1,4 +1,4 @@
-"""Models served as their configs say, through a real service: the complete example, images, strings, versions."""
+"""The effect of a config on the served models, through a service: OVMS's example, devices, images."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ FURTHER = [{"name": "photo", **PHOTO}, {"name": "broken", "base_path": "models/p
 
 
 def example_config():
-    """Return the example but for its absolute path, and further models."""
+    """Return the example with a relative path, and further models."""
     config = copy.deepcopy(EVERY_KEY)
     models = config["model_config_list"]
     models[1]["config"]["base_path"] = "models/bert"
@@ -24,13 +24,13 @@ def example_config():
 
 
 def classifier():
-    """Like ResNet-50 from outside: image FP32 [1,3,224,224] -> means FP32 [1,3]."""
+    """A model with the tensors of ResNet-50: image FP32 [1,3,224,224] -> means FP32 [1,3]."""
     image = model_zoo.parameter("image", (1, 3, 224, 224), Type.f32)
     return model_zoo.model_of({"means": opset15.reduce_mean(image, np.int64([2, 3]), keep_dims=False)}, [image])
 
 
 def encoder():
-    """Like BERT from outside: input_ids INT64 [-1,-1], attention_mask INT64 [-1,-1] -> tokens, attended FP32 [-1]."""
+    """A model with the inputs of BERT, both INT64 [-1,-1] -> tokens, attended FP32 [-1]."""
     ids, mask = (model_zoo.parameter(name, (-1, -1), Type.i64) for name in ("input_ids", "attention_mask"))
     sums = {
         name: opset15.reduce_sum(opset15.convert(node, "f32"), np.int64([1]), keep_dims=False)
@@ -40,7 +40,7 @@ def encoder():
 
 
 def photo():
-    """A picture, image FP32 [1,3,4,6] -> the same pixels."""
+    """A model of pictures: image FP32 [1,3,4,6] -> the same pixels."""
     return model_zoo.model_of(
         {"pixels": opset15.relu(image := model_zoo.parameter("image", (1, 3, 4, 6), Type.f32))}, [image]
     )
@@ -68,7 +68,7 @@ def tensor(name, datatype, array):
     return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": array.ravel().tolist()}
 
 
-def test_the_metadata_are_those_that_the_config_asks_for(example):
+def test_config_determines_the_metadata(example):
     resnet, bert = (example.get(f"/v2/models/{name}").json() for name in ("resnet", "bert"))
     assert resnet["versions"] == ["3", "7"]
     assert resnet["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 224, 224, 3]}]
@@ -79,7 +79,7 @@ def test_the_metadata_are_those_that_the_config_asks_for(example):
 
 
 @pytest.mark.parametrize("batch", [1, 5, 16])
-def test_batches_of_the_range_are_taken(example, batch):
+def test_batches_within_the_range_are_accepted(example, batch):
     array = np.random.default_rng(0).random((batch, 224, 224, 3), np.float32)
     head = [{"name": "image", "datatype": "FP32", "shape": list(array.shape)}]
     answer = infer(example, "resnet", head, array.tobytes())
@@ -87,14 +87,14 @@ def test_batches_of_the_range_are_taken(example, batch):
     np.testing.assert_allclose(means, array.mean((1, 2)), rtol=0.02)
 
 
-def test_a_batch_outside_of_the_range_is_a_400_with_the_range(example):
+def test_batch_outside_the_range_is_400_with_the_range(example):
     head = [{"name": "image", "datatype": "FP32", "shape": [17, 224, 224, 3]}]
     answer = infer(example, "resnet", head, bytes(17 * 224 * 224 * 3 * 4))
     assert answer.status == 400
     assert answer.json()["error"].endswith("shape is [17,224,224,3], the model takes [1:16,224,224,3]")
 
 
-def test_a_version_of_the_policy_is_served_by_its_number(example):
+def test_versions_of_the_policy_are_served(example):
     array = np.zeros((1, 224, 224, 3), np.float32)
     head = json.dumps({"inputs": [{"name": "image", "datatype": "FP32", "shape": list(array.shape)}]}).encode()
     answer = example.infer("resnet/versions/3", head + array.tobytes(), Inference_Header_Content_Length=str(len(head)))
@@ -102,7 +102,7 @@ def test_a_version_of_the_policy_is_served_by_its_number(example):
     assert example.get("/v2/models/resnet/versions/1").status == 404
 
 
-def test_the_shapes_of_several_inputs_are_their_own(example):
+def test_each_input_has_its_own_shape(example):
     ids, mask = np.arange(20).reshape(1, 20), np.ones((1, 20), int)
     answer = infer(example, "bert", [tensor("input_ids", "INT64", ids), tensor("attention_mask", "INT64", mask)])
     assert {item["name"]: item["data"] for item in answer.json()["outputs"]} == {"tokens": [190], "attended": [20]}
@@ -112,7 +112,7 @@ def test_the_shapes_of_several_inputs_are_their_own(example):
     assert answer.json()["error"].endswith("shape is [1,15], the model takes [1,16:512]")
 
 
-def test_what_is_done_with_streams_and_the_mistake_of_one_model_are_told(example):
+def test_ignored_streams_are_logged_and_a_mistake_concerns_its_model_alone(example):
     assert "PERFORMANCE_HINT=THROUGHPUT" in example.log
     assert "NUM_STREAMS=4" in example.log
     answer = example.get("/v2/models/broken")
@@ -129,7 +129,7 @@ DEVICES = ["CPU", "cpu", "AUTO", "AUTO:CPU", "HETERO:CPU", "MULTI:CPU", "BATCH:C
 
 @pytest.fixture(scope="module")
 def devices(tmp_path_factory):
-    """The same model on every device that a machine with a CPU has, named by its place in the list, with a cache."""
+    """The same model on every device of a machine with a CPU, named by its index in the list, with a cache."""
     directory = tmp_path_factory.mktemp("devices")
     model_zoo.save(model_zoo.relu((1, 4)), directory / "relu")
     models = [{"name": f"m{index}", "base_path": "relu", "target_device": name} for index, name in enumerate(DEVICES)]
@@ -141,7 +141,7 @@ def devices(tmp_path_factory):
 
 
 @pytest.mark.parametrize("index", range(len(DEVICES)))
-def test_devices_answer_and_those_that_are_no_plain_cpu_are_compiled_by_each_worker(devices, index):
+def test_devices_infer_and_all_but_a_plain_cpu_are_compiled_by_each_worker(devices, index):
     for _ in range(2):
         answer = infer(devices, f"m{index}", [tensor("x", "FP32", np.float32([[1, -2, 3, -4]]))])
         assert answer.json()["outputs"][0]["data"] == [1, 0, 3, 0]
@@ -149,7 +149,7 @@ def test_devices_answer_and_those_that_are_no_plain_cpu_are_compiled_by_each_wor
     assert ("compiled once" in line, f"target_device is {DEVICES[index]})" in line) == (index < 2, index >= 2)
 
 
-def test_a_device_that_is_not_there_fails_its_model_and_its_reason_is_not_for_those_who_infer(devices):
+def test_missing_device_fails_its_model_and_inferences_do_not_get_the_reason(devices):
     asked = devices.get("/v2/models/gone/ready")
     assert (asked.status, "cannot be compiled for GPU.7: " in asked.json()["error"]) == (404, True)
     inferred = infer(devices, "gone", [tensor("x", "FP32", np.zeros((1, 4), np.float32))])
@@ -161,7 +161,7 @@ def test_compiled_models_are_cached(devices):
     assert list(devices.cache.glob("*.blob"))
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path):
+def test_unwritable_cache_is_reported(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "relu")
     config = write_config(tmp_path, {"name": "relu", "base_path": "relu"})
     (tmp_path / "file").touch()
@@ -186,7 +186,7 @@ def png(image):
 
 
 @pytest.mark.parametrize("size", [(4, 6), (8, 9), (40, 60)])
-def test_an_image_is_decoded_and_resized(example, size):
+def test_image_is_decoded_and_resized(example, size):
     image = picture(*size)
     answer = infer(example, "photo", [{"name": "image", "datatype": "BYTES", "shape": [1]}], encoded(png(image)))
     (output,) = answer.json()["outputs"]
@@ -203,21 +203,21 @@ def test_an_image_is_decoded_and_resized(example, size):
         ([1, 1], encoded(png(picture(4, 6))), "[1,1]"),
     ],
 )
-def test_images_that_do_not_fit_are_a_400(example, shape, data, message):
+def test_unsuitable_images_are_400(example, shape, data, message):
     answer = infer(example, "photo", [{"name": "image", "datatype": "BYTES", "shape": shape}], data)
     assert answer.status == 400
     assert answer.json()["error"].startswith("input 'image'")
     assert message in answer.json()["error"]
 
 
-def test_a_grey_image_is_three_equal_channels(example):
+def test_grey_image_becomes_three_equal_channels(example):
     grey = picture(4, 6)[..., 0]
     answer = infer(example, "photo", [{"name": "image", "datatype": "BYTES", "shape": [1]}], encoded(png(grey)))
     (output,) = answer.json()["outputs"]
     np.testing.assert_array_equal(np.reshape(output["data"], (3, 4, 6)), [grey] * 3)
 
 
-def test_a_shape_in_the_layout_of_the_model_is_called_that(example):
+def test_shape_in_the_models_own_layout_is_recognized(example):
     root = {"inputs": [{"name": "image", "shape": [1, 3, 4, 6], "datatype": "UINT8", "data": [0] * 72}]}
     answer = example.request("POST", "/v2/models/photo/infer", json.dumps(root))
     assert answer.status == 400
@@ -227,7 +227,7 @@ def test_a_shape_in_the_layout_of_the_model_is_called_that(example):
     )
 
 
-def test_the_precision_that_a_model_lacks_is_named_and_makes_it_take_the_datatype(tmp_path):
+def test_refused_datatype_names_the_precision_that_would_accept_it(tmp_path):
     model_zoo.save(photo(), tmp_path / "plain")
     config = write_config(
         tmp_path,

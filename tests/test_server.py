@@ -1,4 +1,4 @@
-"""The service as users meet it: real gunicorn with two workers, real OpenVINO, requests over sockets."""
+"""The service end to end: gunicorn with two workers, OpenVINO, requests over sockets."""
 
 import gzip
 import json
@@ -20,13 +20,13 @@ def tensor(name, datatype, shape, **rest):
 
 
 def binary(request, *sections):
-    """Put a request's JSON and its binary tensors together; return the body and the header."""
+    """Return the body of a request with binary tensors, and its header."""
     head = json.dumps(request).encode()
     return b"".join([head, *sections]), {"Inference_Header_Content_Length": str(len(head))}
 
 
 def split(answer):
-    """Return the JSON of an answer and the binary part behind it."""
+    """Return the JSON of a response and the binary data after it."""
     length = int(answer.headers["inference-header-content-length"])
     return json.loads(answer.body[:length]), answer.body[length:]
 
@@ -43,7 +43,7 @@ def post(path, body, *headers):
 # --- Routes
 
 
-def test_server_metadata(service):
+def test_server_metadata_name_version_and_extensions(service):
     assert service.get("/v2").json() == {
         "name": "ovms_rest",
         "version": __version__,
@@ -51,13 +51,13 @@ def test_server_metadata(service):
     }
 
 
-def test_health(service):
+def test_healthy_server_and_model_respond_200_without_body(service):
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/relu/ready", "/v2/models/relu/versions/1/ready"):
         answer = service.get(path)
         assert (answer.status, answer.body) == (200, b"")
 
 
-def test_metadata_of_a_model(service):
+def test_model_metadata_name_all_tensors(service):
     for path in ("/v2/models/add", "/v2/models/add/versions/1", "/v2/models/add/"):
         assert service.get(path).json() == {
             "name": "add",
@@ -68,14 +68,14 @@ def test_metadata_of_a_model(service):
         }
 
 
-def test_metadata_names_every_datatype(service):
+def test_model_metadata_name_every_datatype(service):
     inputs = service.get("/v2/models/types").json()["inputs"]
     assert [item["datatype"] for item in inputs] == sorted(ELEMENT_TYPES)
     assert service.get("/v2/models/strings").json()["inputs"] == [tensor("text", "BYTES", [-1])]
     assert service.get("/v2/models/scalar").json()["inputs"] == [tensor("x", "FP32", [])]
 
 
-def test_head_is_get_without_the_body(service):
+def test_head_is_get_without_body(service):
     for path in ("/v2", "/v2/models/add", "/v2/health/ready"):
         head, get = service.request("HEAD", path), service.get(path)
         assert (head.status, head.body) == (200, b"")
@@ -98,14 +98,14 @@ def test_head_is_get_without_the_body(service):
         ("FOO", "/v2/health/live", 405, "method FOO is not allowed for '/v2/health/live', allowed: GET, HEAD"),
     ],
 )
-def test_unknown_paths_and_wrong_methods(service, method, path, status, message):
+def test_unknown_paths_are_404_and_wrong_methods_405(service, method, path, status, message):
     answer = service.request(method, path)
     assert (answer.status, answer.headers["content-type"]) == (status, "application/json")
     assert answer.json()["error"].startswith(message)
     assert ("allow" in answer.headers) == (status == 405)
 
 
-def test_options(service):
+def test_options_names_the_allowed_methods(service):
     answer = service.request("OPTIONS", "/v2/models/relu/infer")
     assert (answer.status, answer.headers["allow"], answer.body) == (200, "POST", b"")
     answer = service.raw(b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -115,7 +115,7 @@ def test_options(service):
 # --- Inference
 
 
-def test_json_in_json_out(service):
+def test_json_request_has_a_json_response(service):
     answer = service.infer("relu", {**RELU, "id": "seven"})
     assert answer.headers["content-type"] == "application/json"
     assert answer.json() == {
@@ -126,7 +126,7 @@ def test_json_in_json_out(service):
     }
 
 
-def test_binary_in_binary_out(service):
+def test_binary_request_has_a_binary_response(service):
     array = np.array([[0.5, -1, 2, -3], [-4, 5, -6, 7]], np.float32)
     request = {"inputs": [tensor("x", "FP32", [2, 4])], "outputs": [{"name": "y", "parameters": {"binary_data": True}}]}
     body, header = binary(request, array.tobytes())
@@ -137,7 +137,7 @@ def test_binary_in_binary_out(service):
     assert data == np.maximum(array, 0).tobytes()
 
 
-def test_inputs_and_outputs_mix_json_and_binary(service):
+def test_json_and_binary_tensors_mix(service):
     request = {
         "inputs": [
             tensor("right", "FP32", [1, 3], parameters={"binary_data_size": 12}),
@@ -154,7 +154,7 @@ def test_inputs_and_outputs_mix_json_and_binary(service):
     assert np.frombuffer(data, np.float32).tolist() == [9, 18, 27]
 
 
-def test_outputs_not_listed_come_in_alphabetical_order_and_as_the_request_says(service):
+def test_unlisted_outputs_are_in_alphabetical_order(service):
     request = {
         "inputs": [tensor(name, "FP32", [1, 3], data=[1, 2, 3]) for name in ("left", "right")],
         "parameters": {"binary_data_output": True},
@@ -164,7 +164,7 @@ def test_outputs_not_listed_come_in_alphabetical_order_and_as_the_request_says(s
     assert np.frombuffer(data, np.float32).tolist() == [0, 0, 0, 2, 4, 6]
 
 
-def test_every_datatype_in_json_and_binary(service):
+def test_every_datatype_works_in_json_and_binary(service):
     values = {"BOOL": [True, False]} | {
         name: [1, 0] if name.startswith("U") else [-1, 1] for name in ELEMENT_TYPES if name != "BOOL"
     }
@@ -185,7 +185,7 @@ def test_every_datatype_in_json_and_binary(service):
     assert data == b"".join(sections)
 
 
-def test_no_elements_at_all(service):
+def test_empty_tensor_is_plain_json(service):
     request = {
         "inputs": [tensor("x", "FP32", [0, 4], data=[])],
         "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
@@ -196,13 +196,13 @@ def test_no_elements_at_all(service):
     assert answer.json()["outputs"] == [tensor("y", "FP32", [0, 4], parameters={"binary_data_size": 0})]
 
 
-def test_a_scalar(service):
+def test_scalar_has_an_empty_shape(service):
     answer = service.infer("scalar", {"inputs": [tensor("x", "FP32", [], data=[0.1])]})
     assert answer.json()["outputs"] == [tensor("y", "FP32", [], data=[0.1])]
     assert b'"data":[0.1]' in answer.body
 
 
-def test_not_a_number_is_null_in_json_and_intact_in_binary(service):
+def test_nan_is_null_in_json_and_intact_in_binary(service):
     array = np.array([[1, np.inf, np.nan, 2]], np.float32)
     body, header = binary({"inputs": [tensor("x", "FP32", [1, 4])]}, array.tobytes())
     assert service.infer("relu", body, **header).json()["outputs"][0]["data"] in (
@@ -218,7 +218,7 @@ def test_not_a_number_is_null_in_json_and_intact_in_binary(service):
     assert split(service.infer("types", body, **header))[1] == array[0, 1:3].tobytes()
 
 
-def test_strings(service):
+def test_strings_keep_every_byte(service):
     request = {"inputs": [tensor("text", "BYTES", [3], data=["zebra", "", "größe\u0000"])]}
     assert service.infer("strings", request).json()["outputs"] == [
         tensor("text", "BYTES", [3], data=["zebra", "", "größe\u0000"])
@@ -232,21 +232,21 @@ def test_strings(service):
     assert data == section
 
 
-def test_a_string_that_is_not_utf8_has_to_be_asked_for_as_binary(service):
+def test_string_that_is_not_utf_8_requires_binary(service):
     body, header = binary({"inputs": [tensor("text", "BYTES", [1])]}, b"\x01\0\0\0\xff")
     answer = service.infer("strings", body, **header)
     assert answer.status == 400
     assert answer.json()["error"].startswith("output 'text': string 0 is not valid UTF-8")
 
 
-def test_strings_as_rows_of_a_matrix(service):
+def test_strings_become_rows_of_a_matrix(service):
     request = {"inputs": [tensor("rows", "BYTES", [2], data=["String_123", ""])]}
     assert service.infer("matrix", request).json()["outputs"] == [
         tensor("rows_string", "BYTES", [2], data=["String_123", ""])
     ]
 
 
-def test_a_raw_body(service):
+def test_raw_body_is_the_data_of_the_only_input(service):
     array = np.array([[1, -2, 3, -4], [5, -6, 7, -8]], np.float32)
     answer = service.infer("relu", array.tobytes(), Inference_Header_Content_Length="0")
     head, data = split(answer)
@@ -259,24 +259,24 @@ def test_a_raw_body(service):
 
 
 @pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("Deflate", zlib.compress)])
-def test_compressed_requests(service, encoding, compress):
+def test_compressed_request_is_decoded(service, encoding, compress):
     answer = service.infer("relu", compress(json.dumps(RELU).encode()), Content_Encoding=encoding)
     assert answer.json()["outputs"][0]["data"] == [1, 0, 3, 0]
 
 
-def test_onnx(service):
+def test_onnx_model_is_served(service):
     answer = service.infer("onnx", {"inputs": [tensor("x", "FP32", [1, 2], data=[1, 2])]})
     assert answer.json()["outputs"] == [tensor("y", "FP32", [1, 2], data=[2, 3])]
 
 
-def test_a_large_tensor_comes_back_whole(service):
+def test_large_tensor_is_returned_completely(service):
     array = np.random.default_rng(0).standard_normal((50_000, 4), np.float32)
     request = {"inputs": [tensor("x", "FP32", [50_000, 4])], "parameters": {"binary_data_output": True}}
     body, header = binary(request, array.tobytes())
     assert split(service.infer("relu", body, **header))[1] == np.maximum(array, 0).tobytes()
 
 
-# --- What a client gets wrong
+# --- Mistakes of clients
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_a_large_tensor_comes_back_whole(service):
         ),
     ],
 )
-def test_mistakes_are_400_with_their_place(service, model, request_, message):
+def test_mistakes_are_400_and_name_their_place(service, model, request_, message):
     answer = service.infer(model, request_)
     assert (answer.status, answer.headers["content-type"]) == (400, "application/json")
     assert answer.json()["error"].startswith(message)
@@ -309,7 +309,7 @@ def test_unsupported_encodings_are_415(service):
     assert answer.json()["error"] == "unsupported Content-Encoding 'br'; supported: gzip, deflate, identity"
 
 
-def test_repeated_header_lengths_have_to_be_equal(service):
+def test_repeated_header_lengths_must_be_equal(service):
     body = json.dumps(RELU).encode()
     length = f"Inference-Header-Content-Length: {len(body)}"
     assert service.raw(post("/v2/models/relu/infer", body, length, length)).status == 200
@@ -320,7 +320,7 @@ def test_repeated_header_lengths_have_to_be_equal(service):
 # --- HTTP
 
 
-def test_chunked_bodies(service):
+def test_chunked_body_is_decoded(service):
     body = json.dumps(RELU).encode()
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:7], body[7:])) + b"0\r\n\r\n"
     head = b"POST /v2/models/relu/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -329,7 +329,7 @@ def test_chunked_bodies(service):
     assert (answer.status, list(answer.json())) == (400, ["error"])
 
 
-def test_expectations(service):
+def test_only_the_expectation_100_continue_is_accepted(service):
     body = json.dumps(RELU).encode()
     answer = service.raw(post("/v2/models/relu/infer", body, "Expect: 100-continue", "Connection: close"))
     assert answer.status == 200
@@ -337,7 +337,7 @@ def test_expectations(service):
     assert (answer.status, list(answer.json())) == (417, ["error"])
 
 
-def test_http_1_0(service):
+def test_http_1_0_is_served(service):
     assert service.raw(b"GET /v2/health/live HTTP/1.0\r\n\r\n").status == 200
 
 
@@ -363,7 +363,7 @@ def test_malformed_requests_are_refused_in_json(service, data, status):
     assert answer.json()["error"]
 
 
-def test_a_body_that_ends_early_is_nobodys_bug(service):
+def test_body_that_ends_early_is_not_logged_as_a_bug(service):
     before = service.log.count("Traceback")
     answer = service.raw(post("/v2/models/relu/infer", json.dumps(RELU).encode())[:-10], half=True)
     assert (answer.status, answer.json()["error"]) == (400, "the body ended after 78 of 88 bytes")

@@ -1,4 +1,4 @@
-"""The settings from environment variables."""
+"""Settings from environment variables."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,7 @@ from ovms_rest.settings import DEMO_CONFIG, Settings, read_settings
 FLAG = "expected true or false, got"
 
 
-def test_without_variables_all_settings_have_their_defaults():
+def test_settings_have_defaults():
     assert read_settings({}) == Settings(
         config=DEMO_CONFIG,
         max_body_bytes=268_435_456,
@@ -42,11 +42,11 @@ def test_without_variables_all_settings_have_their_defaults():
     )
 
 
-def test_the_default_config_is_a_file_of_the_package():
+def test_default_config_is_a_file_of_the_package():
     assert DEMO_CONFIG.is_file()
 
 
-def test_every_setting_has_its_variable():
+def test_every_setting_has_a_variable():
     environ = {
         "OVMS_REST_CONFIG": "/srv/config.json",
         "OVMS_REST_MAX_BODY_BYTES": "1000",
@@ -107,12 +107,12 @@ def test_every_setting_has_its_variable():
 
 
 @pytest.mark.parametrize("variable", [f"OVMS_REST_{setting.name.upper()}" for setting in dataclasses.fields(Settings)])
-def test_an_empty_variable_counts_as_not_set(variable):
+def test_empty_variable_counts_as_unset(variable):
     assert read_settings({variable: ""}) == Settings()
 
 
 @pytest.mark.parametrize("setting", dataclasses.fields(Settings), ids=lambda setting: setting.name)
-def test_every_setting_has_its_meaning_in_words(setting):
+def test_every_setting_has_a_description(setting):
     assert setting.metadata["meaning"]
 
 
@@ -120,7 +120,7 @@ def test_every_setting_has_its_meaning_in_words(setting):
     ("text", "expected"),
     [("true", True), ("TRUE", True), ("True", True), ("1", True), ("false", False), ("FALSE", False), ("0", False)],
 )
-def test_a_flag_is_true_or_false(text, expected):
+def test_boolean_is_true_or_false(text, expected):
     assert read_settings({"OVMS_REST_RESPONSE_COMPRESSION": text}).response_compression is expected
 
 
@@ -134,7 +134,7 @@ def test_a_flag_is_true_or_false(text, expected):
         ("OVMS_REST_LOAD_TIMEOUT_SECONDS", "86400", 86400),
     ],
 )
-def test_an_integer_may_be_anything_within_its_limits(variable, text, expected):
+def test_integer_may_have_any_value_within_its_limits(variable, text, expected):
     name = variable.removeprefix("OVMS_REST_").lower()
     assert getattr(read_settings({variable: text}), name) == expected
 
@@ -167,20 +167,20 @@ LOAD_TIMEOUT = "OVMS_REST_LOAD_TIMEOUT_SECONDS: expected an integer from 1 to 86
         ("OVMS_REST_ALLOW_CREDENTIALS", " true", f"OVMS_REST_ALLOW_CREDENTIALS: {FLAG} ' true'"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_variable(variable, text, problem):
+def test_invalid_value_is_reported_with_its_variable(variable, text, problem):
     with pytest.raises(ConfigError) as caught:
         read_settings({variable: text})
     assert caught.value.problems == (problem,)
 
 
-def test_leading_zeros_lead_no_number_past_the_limit():
+def test_leading_zeros_do_not_hide_a_number_beyond_the_limit():
     text = "0" * 19 + "3" + "0" * 12
     with pytest.raises(ConfigError) as caught:
         read_settings({"OVMS_REST_MAX_BODY_BYTES": text})
     assert caught.value.problems == (f"{MAX_BODY} '{text}'",)
 
 
-def test_all_wrong_values_are_told_at_once():
+def test_all_invalid_values_are_reported_together():
     environ = {
         "OVMS_REST_MAX_BODY_BYTES": "x",
         "OVMS_REST_CONFIG": "a.json",
@@ -208,10 +208,10 @@ def test_all_wrong_values_are_told_at_once():
         ("OVMS_REST_COMPRESSION", "OVMS_REST_RESPONSE_COMPRESSION"),
     ],
 )
-def test_a_name_that_is_nearly_a_settings_is_told_in_the_log(caplog, variable, near):
+def test_name_similar_to_a_setting_is_logged(caplog, variable, near):
     assert read_settings({variable: "1"}) == Settings()
     assert caplog.record_tuples == [
-        ("gunicorn.error.ovms_rest", 30, f"{variable} is no setting and has no effect; did you mean {near}?")
+        ("gunicorn.error.ovms_rest", 30, f"unknown setting {variable} ignored; did you mean {near}?")
     ]
 
 
@@ -232,11 +232,11 @@ def test_a_name_that_is_nearly_a_settings_is_told_in_the_log(caplog, variable, n
         "PATH",
     ],
 )
-def test_a_foreign_name_is_left_alone(caplog, variable):
+def test_foreign_variable_is_ignored(caplog, variable):
     assert read_settings({variable: "tcp://10.0.0.1:8000"}) == Settings()
     assert caplog.records == []
 
 
-def test_an_empty_variable_of_nearly_a_settings_name_is_left_alone(caplog):
+def test_empty_variable_similar_to_a_setting_is_ignored(caplog):
     read_settings({"OVMS_REST_CONFG": ""})
     assert caplog.records == []

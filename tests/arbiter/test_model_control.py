@@ -252,7 +252,7 @@ MISTAKES = [
     ),
     (b'{"parameters": {"config": "[]"}}', f"{CONFIG} holds an array, expected an object"),
     (b'{"parameters": {"config": "{\\"shap\\": 1}"}}', "config.shap: unknown key; the nearest known one is 'shape'"),
-    (b'{"parameters": {"config": "{\\"name\\": \\"x\\"}"}}', "config.name: is \"x\", the model in the path is 'm'"),
+    (b'{"parameters": {"config": "{\\"name\\": \\"x\\"}"}}', 'config.name: expected "m" as in the path, got "x"'),
     (b'{"parameters": {"config": "{\\"backend\\": \\"onnx\\"}"}}', 'config.backend: expected openvino, got "onnx"'),
     (b'{"parameters": {"config": "{}", "file:1/m.xml": "eA=="}}', "parameters.file:1/m.xml: files are not accepted"),
 ]
@@ -279,7 +279,7 @@ def test_new_model_needs_a_path(asked):
     answer = load(asked, "new", {})
     assert (answer.status, answer.json()) == (
         400,
-        {"error": "config.base_path: is missing, and model 'new' is not known yet"},
+        {"error": "config.base_path: is missing, and model 'new' is new"},
     )
 
 
