@@ -377,6 +377,6 @@ def test_a_load_that_fails_leaves_the_model_as_it_was(control):
     with pytest.raises(InferenceServerException) as error:
         control.load_model("relu", config=json.dumps({"shape": {"none": "(1,4)"}}))
     assert error.value.status() == "412"
-    assert "shape: 'none' is no input of the model, whose inputs are 'x'" in error.value.message()
+    assert "shape: the model has no input 'none'; it has 'x'" in error.value.message()
     result = control.infer("relu", [tensor("x", np.ones((1, 4), np.float32), "FP32")])
     assert result.as_numpy("y").tolist() == [[1, 1, 1, 1]]

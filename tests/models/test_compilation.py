@@ -26,19 +26,19 @@ def test_a_model_without_plugin_config_is_shared(target_device, cores):
 @pytest.mark.parametrize(
     ("plugin_config", "reason"),
     [
-        ({"PERFORMANCE_HINT": "THROUGHPUT"}, f"{PLAIN} serves what PERFORMANCE_HINT=THROUGHPUT asks for"),
-        ({"PERFORMANCE_HINT": "throughput"}, f"{PLAIN} serves what PERFORMANCE_HINT=THROUGHPUT asks for"),
-        ({"NUM_STREAMS": 4}, f"{PLAIN} serves what NUM_STREAMS=4 asks for"),
-        ({"NUM_STREAMS": "AUTO"}, f"{PLAIN} serves what NUM_STREAMS=AUTO asks for"),
+        ({"PERFORMANCE_HINT": "THROUGHPUT"}, f"{PLAIN} satisfies PERFORMANCE_HINT=THROUGHPUT"),
+        ({"PERFORMANCE_HINT": "throughput"}, f"{PLAIN} satisfies PERFORMANCE_HINT=THROUGHPUT"),
+        ({"NUM_STREAMS": 4}, f"{PLAIN} satisfies NUM_STREAMS=4"),
+        ({"NUM_STREAMS": "AUTO"}, f"{PLAIN} satisfies NUM_STREAMS=AUTO"),
         ({"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}, None),
         ({"INFERENCE_NUM_THREADS": 0}, None),
-        ({"INFERENCE_NUM_THREADS": "1"}, f"{PLAIN} serves what INFERENCE_NUM_THREADS=1 asks for"),
+        ({"INFERENCE_NUM_THREADS": "1"}, f"{PLAIN} satisfies INFERENCE_NUM_THREADS=1"),
         ({"INFERENCE_NUM_THREADS": 1.0}, None),
         ({"ENABLE_CPU_PINNING": True}, PLAIN),
         ({"ENABLE_CPU_PINNING": "YES"}, PLAIN),
         (
             {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "8"},
-            f"{PLAIN} serves what PERFORMANCE_HINT=THROUGHPUT, NUM_STREAMS=8 asks for",
+            f"{PLAIN} satisfies PERFORMANCE_HINT=THROUGHPUT, NUM_STREAMS=8",
         ),
     ],
 )
@@ -50,7 +50,7 @@ def test_what_one_thread_in_each_worker_serves_as_well_is_shared(plugin_config, 
 
 def test_pinning_is_left_out_with_a_note():
     (note,) = plan_compilation("CPU", {"ENABLE_CPU_PINNING": "YES"}, 2).notes
-    assert note == "ENABLE_CPU_PINNING=True is left out: it would put every worker on the same core"
+    assert note == "ENABLE_CPU_PINNING=True is ignored: it would put all workers on the same core"
 
 
 def test_no_pinning_needs_no_note():
@@ -65,9 +65,7 @@ def test_the_reason_leaves_out_properties_that_are_kept():
 def test_properties_that_have_nothing_to_do_with_threads_are_kept():
     kept = {"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": "/srv/cache", "LOG_LEVEL": "LOG_NONE"}
     plan = plan_compilation("CPU", kept | {"NUM_STREAMS": 2}, 2)
-    assert plan == Compilation(
-        "CPU", kept | ONE_THREAD, shared=True, reason=f"{PLAIN} serves what NUM_STREAMS=2 asks for"
-    )
+    assert plan == Compilation("CPU", kept | ONE_THREAD, shared=True, reason=f"{PLAIN} satisfies NUM_STREAMS=2")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +94,7 @@ def test_what_needs_more_than_one_thread_of_the_cpu_is_compiled_by_each_worker_a
     plan = plan_compilation(target_device, plugin_config, 2)
     pinning = {} if target_device.startswith(("GPU", "NPU")) else {"ENABLE_CPU_PINNING": False}
     threads = target_device == "CPU" and not plugin_config.get("INFERENCE_NUM_THREADS")
-    notes = ("every worker may use all 2 cores for it at the same time",) if threads else ()
+    notes = ("each worker may use all 2 cores at the same time",) if threads else ()
     assert plan == Compilation(target_device, plugin_config | pinning, shared=False, reason=reason, notes=notes)
 
 
@@ -105,7 +103,7 @@ def test_what_needs_more_than_one_thread_of_the_cpu_is_compiled_by_each_worker_a
 def test_workers_that_compile_for_themselves_are_not_pinned_to_the_same_cores(target_device, asked):
     plan = plan_compilation(target_device, {"INFERENCE_NUM_THREADS": 2, **asked}, 4)
     assert plan.properties["ENABLE_CPU_PINNING"] is False
-    assert "ENABLE_CPU_PINNING=True is left out: it would put every worker on the same core" in plan.notes
+    assert "ENABLE_CPU_PINNING=True is ignored: it would put all workers on the same core" in plan.notes
 
 
 def test_properties_of_devices_are_taken_as_openvino_writes_them_and_keep_a_model_from_being_shared():
@@ -205,12 +203,12 @@ def test_dropped_names_count_when_it_is_settled_whether_a_model_is_shared():
 @pytest.mark.parametrize(
     ("plugin_config", "notes"),
     [
-        ({"CPU_THREADS_NUM": "8"}, ("CPU_THREADS_NUM=8 is taken as INFERENCE_NUM_THREADS=8",)),
+        ({"CPU_THREADS_NUM": "8"}, ("CPU_THREADS_NUM=8 is read as INFERENCE_NUM_THREADS=8",)),
         (
             {"CPU_THROUGHPUT_STREAMS": "CPU_THROUGHPUT_AUTO", "AFFINITY": "NONE"},
             (
-                "CPU_THROUGHPUT_STREAMS=CPU_THROUGHPUT_AUTO is taken as PERFORMANCE_HINT=THROUGHPUT",
-                "AFFINITY=NONE is taken as ENABLE_CPU_PINNING=False",
+                "CPU_THROUGHPUT_STREAMS=CPU_THROUGHPUT_AUTO is read as PERFORMANCE_HINT=THROUGHPUT",
+                "AFFINITY=NONE is read as ENABLE_CPU_PINNING=False",
             ),
         ),
         ({"INFERENCE_NUM_THREADS": "8"}, ()),
@@ -225,19 +223,19 @@ def test_notes_tell_what_came_under_a_dropped_name(plugin_config, notes):
     [
         (
             {"NUM_STREAMS": 2, "CPU_THROUGHPUT_STREAMS": 4},
-            "plugin_config.CPU_THROUGHPUT_STREAMS: gives NUM_STREAMS a second time, after NUM_STREAMS",
+            "plugin_config.CPU_THROUGHPUT_STREAMS: sets NUM_STREAMS again, after NUM_STREAMS",
         ),
         (
             {"CPU_THREADS_NUM": 2, "INFERENCE_NUM_THREADS": 2},
-            "plugin_config.INFERENCE_NUM_THREADS: gives INFERENCE_NUM_THREADS a second time, after CPU_THREADS_NUM",
+            "plugin_config.INFERENCE_NUM_THREADS: sets INFERENCE_NUM_THREADS again, after CPU_THREADS_NUM",
         ),
         (
             {"PERFORMANCE_HINT": "LATENCY", "GPU_THROUGHPUT_STREAMS": "GPU_THROUGHPUT_AUTO"},
-            "plugin_config.GPU_THROUGHPUT_STREAMS: gives PERFORMANCE_HINT a second time, after PERFORMANCE_HINT",
+            "plugin_config.GPU_THROUGHPUT_STREAMS: sets PERFORMANCE_HINT again, after PERFORMANCE_HINT",
         ),
         (
             {"CPU_BIND_THREAD": "NO", "AFFINITY": "NONE"},
-            "plugin_config.AFFINITY: gives ENABLE_CPU_PINNING a second time, after CPU_BIND_THREAD",
+            "plugin_config.AFFINITY: sets ENABLE_CPU_PINNING again, after CPU_BIND_THREAD",
         ),
     ],
 )

@@ -50,7 +50,7 @@ def load(directory, cache, read_only=None):
 def refusal(cache):
     return (
         f"the cache directory {cache} cannot be written: Read-only file system; "
-        "models that it does not hold are compiled at each start"
+        "models that are missing there are compiled at each start"
     )
 
 

@@ -26,10 +26,8 @@ from ovms_rest.protocol.tensors import Dim, TensorMetadata
 ANY = Dim(0, None)
 LABEL = "input 'x'"
 FORMATS = "BMP, GIF, JPEG, PNG, PNM, WebP"
-NO_LAYOUT = (
-    'the configuration of the model has no "layout", which is "NHWC", or "NHWC:NCHW" when the model itself takes NCHW'
-)
-SET_SHAPE = 'set a "shape" without open dims in the configuration of the model, such as'
+NO_LAYOUT = 'the configuration of the model has no "layout"; set "NHWC", or "NHWC:NCHW" for a model that takes NCHW'
+SET_SHAPE = 'set a "shape" without unbounded dims in the configuration of the model, such as'
 DTYPES = {
     "FP64": np.float64,
     "FP32": np.float32,
@@ -281,7 +279,7 @@ def test_an_fp32_model_gets_values_from_0_to_255():
 @pytest.mark.parametrize("datatype", ["BOOL", "INT64", "UINT32", "UINT64"])
 def test_another_precision_is_refused(datatype):
     assert refusal([PIXEL], 1, 1, 1, 3, datatype=datatype) == (
-        f"input 'x': image 0 cannot become {datatype}, the precision of this input; images become "
+        f"input 'x': image 0 cannot be converted to {datatype}, the precision of this input; supported are "
         "FP64, FP32, FP16, BF16, INT32, INT16, UINT16, UINT8, INT8"
     )
 
@@ -367,7 +365,7 @@ def test_these_layouts_take_images_of_the_right_size(layout):
 )
 def test_these_layouts_do_not_resize(layout, reason):
     assert refusal([PNG], 1, 3, 5, 3, layout=layout) == (
-        "input 'x': image 0 is 6x5 (height x width), the model takes 3x5 (height x width), and it is not resized: "
+        "input 'x': image 0 is 6x5 (height x width), the model takes 3x5 (height x width), and images are not resized: "
         + reason
     )
 
@@ -386,7 +384,7 @@ def test_these_layouts_do_not_resize(layout, reason):
 )
 def test_another_layout_is_refused_and_the_one_to_set_is_named(layout, setting):
     assert refusal([PIXEL], 1, 3, 1, 1, layout=layout) == (
-        f"input 'x': encoded images need the layout NHWC, the layout of this input is {layout}; "
+        f"input 'x': encoded images need the layout NHWC, this input has {layout}; "
         f'set "layout": "{setting}" in the configuration of the model'
     )
 
@@ -426,7 +424,7 @@ def test_an_open_size_is_the_images_as_far_as_its_bounds_allow(height, width, ex
     ],
 )
 def test_nothing_is_resized_where_a_dim_is_open(dims, shape):
-    assert f", and it is not resized: the model's shape is {shape}" in refusal([PNG], *dims)
+    assert f", and images are not resized: the model's shape is {shape}" in refusal([PNG], *dims)
 
 
 def test_a_range_without_resizing_takes_what_is_inside_of_it():
@@ -456,7 +454,7 @@ def test_images_of_different_sizes_are_each_resized():
 )
 def test_images_of_different_sizes_are_refused_where_nothing_is_resized(dims, layout, reason):
     assert refusal([PNG, PIXEL], *dims, layout=layout) == (
-        "input 'x': image 1 is 1x1 (height x width), image 0 is 6x5 (height x width), and they are not resized: "
+        "input 'x': image 1 is 1x1 (height x width), image 0 is 6x5 (height x width), and images are not resized: "
         + reason
     )
 
@@ -536,14 +534,14 @@ def test_the_message_for_a_model_of_nchw_without_a_layout_says_what_to_set():
 @pytest.mark.parametrize(
     ("batch", "count", "message"),
     [
-        (1, 2, "2 images came, the model takes 1"),
-        (2, 1, "1 image came, the model takes 2"),
-        (1, 0, "0 images came, the model takes 1"),
-        ((2, 4), 1, "1 image came, the model takes 2:4"),
-        ((2, 4), 5, "5 images came, the model takes 2:4"),
-        (ANY, 0, "no image came, at least one is needed"),
-        (0, 0, "no image came, at least one is needed"),
-        ((0, 2), 0, "no image came, at least one is needed"),
+        (1, 2, "got 2 images, the model takes 1"),
+        (2, 1, "got 1 image, the model takes 2"),
+        (1, 0, "got 0 images, the model takes 1"),
+        ((2, 4), 1, "got 1 image, the model takes 2:4"),
+        ((2, 4), 5, "got 5 images, the model takes 2:4"),
+        (ANY, 0, "got no image, at least one is needed"),
+        (0, 0, "got no image, at least one is needed"),
+        ((0, 2), 0, "got no image, at least one is needed"),
     ],
 )
 def test_a_number_of_images_that_the_model_does_not_take_is_refused(batch, count, message):
@@ -560,7 +558,7 @@ def test_images_in_another_shape_are_refused(shape, written):
     strings = files(*([PIXEL] if 0 not in shape else []), shape=shape)
     with pytest.raises(InvalidRequestError) as caught:
         reader(1, 1, 1, 3).read(strings, LABEL)
-    assert str(caught.value) == f"input 'x': encoded images come in shape [n], not {written}"
+    assert str(caught.value) == f"input 'x': encoded images need the shape [n], got {written}"
 
 
 # --- Files that are none
@@ -600,7 +598,7 @@ BROKEN = {
 @pytest.mark.parametrize("file", BROKEN.values(), ids=BROKEN)
 def test_what_cannot_be_decoded_is_refused_with_its_index(file):
     assert refusal([PIXEL, file], ANY, 1, 1, 3) == (
-        f"input 'x': image 1 cannot be decoded, expected is a whole file in one of {FORMATS}"
+        f"input 'x': image 1 cannot be decoded, expected a complete file in one of {FORMATS}"
     )
 
 
@@ -616,7 +614,7 @@ def test_opencv_writes_nothing_about_a_file(capfd):
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_empty_image_is_refused_with_its_index(count):
     assert refusal([PIXEL] * count + [b""], ANY, 1, 1, 3) == (
-        f"input 'x': image {count} is empty, expected is a whole file in one of {FORMATS}"
+        f"input 'x': image {count} is empty, expected a complete file in one of {FORMATS}"
     )
 
 
@@ -651,7 +649,7 @@ def test_the_pixels_of_all_images_are_limited():
 
 @pytest.mark.parametrize("dims", [(1, 6, 5, 3), (1, 5, 6, 3)])
 def test_the_values_of_the_array_are_limited(dims):
-    message = f"input 'x': the images become an array of shape [{','.join(map(str, dims))}] with 90 values, at most 89"
+    message = f"input 'x': the decoded images have the shape [{','.join(map(str, dims))}] with 90 values, at most 89"
     assert refusal([PNG], *dims, limits=ImageLimits(30, 89)) == f"{message} are allowed"
 
 
@@ -844,9 +842,7 @@ def test_a_picture_with_changed_bytes_is_read_or_refused_and_has_the_size_of_its
 
 # --- The work of a request
 
-WORK = (
-    r"input 'x': up to image (\d+), the images of \d+ pixels take as much work to decode as \d+ pixels, at most \d+ are"
-)
+WORK = r"input 'x': up to image (\d+), decoding \d+ pixels takes as much work as \d+ usual ones, at most \d+ are"
 
 
 def with_data(file, data):
@@ -877,7 +873,7 @@ def test_many_files_that_take_long_are_refused_before_they_do():
         with pytest.raises(InvalidRequestError) as caught:
             reading.read(strings, LABEL)
         seconds[name] = time.process_time() - started
-        assert re.search(f"{WORK}|input 'x': image \\d+ holds more data than its pixels take", str(caught.value)), name
+        assert re.search(f"{WORK}|input 'x': image \\d+ has more data than its pixels need", str(caught.value)), name
     assert max(seconds.values()) < 0.5, seconds
 
 
@@ -892,7 +888,7 @@ def test_more_images_than_can_be_decoded_in_time_are_not_even_looked_at():
     for take in (reader(ANY, ANY, ANY, ANY), ShardedImageReader(reader(1, ANY, ANY, ANY))):
         with pytest.raises(InvalidRequestError) as caught:
             take.read(many, LABEL)
-        assert str(caught.value) == "input 'x': 200000 images came, at most 83886 are allowed"
+        assert str(caught.value) == "input 'x': got 200000 images, at most 83886 are allowed"
 
 
 USEFUL = {
@@ -973,12 +969,12 @@ def test_what_is_wrong_with_a_part_names_it():
     images = [encode(noise(4, 4, 3)), b"garbage"]
     assert shards_refusal(images, 1, 4, 4, 3).startswith("input 'x': image 1 cannot be decoded")
     images = [encode(noise(4, 4, 3)), encode(noise(4, 4, 1))]
-    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': part 0: image 0 has 3 channels, the model takes 4"
+    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': shard 0: image 0 has 3 channels, the model takes 4"
     images = [encode(noise(4, 4, 4)), encode(noise(4, 4, 1))]
-    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': part 1: image 0 has 1 channel, the model takes 4"
+    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': shard 1: image 0 has 1 channel, the model takes 4"
     images = [encode(noise(4, 4, 3)), encode(noise(5, 4, 3))]
-    assert shards_refusal(images, 1, ANY, 4, 3) == "input 'x': part 1 becomes [1,5,4,3], part 0 [1,4,4,3]"
-    assert shards_refusal([], 1, 4, 4, 3) == "input 'x': encoded images come in shape [n], not [0]"
+    assert shards_refusal(images, 1, ANY, 4, 3) == "input 'x': shard 1 has the shape [1,5,4,3], shard 0 [1,4,4,3]"
+    assert shards_refusal([], 1, 4, 4, 3) == "input 'x': encoded images need the shape [n], got [0]"
 
 
 def test_parts_are_bounded_together():
@@ -987,5 +983,5 @@ def test_parts_are_bounded_together():
     assert shards_refusal(images, 1, 4, 4, 3, limits=limits).startswith("input 'x': the images have 48 pixels together")
     limits = ImageLimits(image=100, request=400)
     assert shards_refusal(images, 1, 9, 9, 3, limits=limits).endswith(
-        "become an array of shape [3,1,9,9,3] with 729 values, at most 400 are allowed"
+        "the decoded images have the shape [3,1,9,9,3] with 729 values, at most 400 are allowed"
     )

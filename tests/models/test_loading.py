@@ -63,7 +63,7 @@ def test_models_that_cannot_be_served_are_kept_with_their_reason_and_the_others_
     assert infer(models.find("good")) == [[0, 2, 0, 4]]
     reasons = {
         "missing": f"cannot read the model directory {tmp_path}/missing: No such file or directory",
-        "empty": f"no version in {tmp_path}/empty: expected a directory per version, named by a number from 1 on ",
+        "empty": f"no version in {tmp_path}/empty: expected a directory per version, named by a number from 1 ",
         "crashing": "version 1 ended its trial process with SIGSEGV while being read",
         "hanging": "version 1 timed out after 5 s while inferring for the first time",
     }

@@ -1,4 +1,4 @@
-"""What a config says of shapes, layouts and preprocessing: every form, its meaning, and the text for every mistake."""
+"""Options of a model's config: every format of a value, its meaning, and the message for every mistake."""
 
 import pytest
 
@@ -10,25 +10,24 @@ ANY = Dim(0, None)
 LARGEST = 2**63 - 1
 
 PARENTHESES = 'expected dims in parentheses such as "(1,3,200:500,-1)", or "auto", got'
-DIMS = "expected as each dim a size, -1 for any size, or a range with the smaller first such as 200:500, got"
+DIMS = "expected each dim to be a size, -1 for any size, or an ascending range such as 200:500, got"
 BATCH = (
-    "expected a size such as 16, 0 for the model's own, -1 for any, a range with the smaller first such as "
-    '"1:16", or "auto", got'
+    'expected a size such as 16, 0 for the model\'s own, -1 for any, an ascending range such as "1:16", or "auto", got'
 )
 LAYOUT = (
-    'expected the layout of the client and that of the model such as "NHWC:NCHW", or one for both such as "NHWC", '
+    'expected the layouts of client and model such as "NHWC:NCHW", or one for both such as "NHWC", '
     'each letter once, "?" for any dim and "..." once for several, got'
 )
-NUMBERS = 'expected a number that FP32 can hold, or one for each channel such as "(123.7,116.3,103.5)", got'
-DIVISORS = "expected numbers to divide by such as 255, none of them zero to FP32, got"
+NUMBERS = 'expected a number within FP32, or one for each channel such as "(123.7,116.3,103.5)", got'
+DIVISORS = "expected divisors such as 255 that are not zero in FP32, got"
 CHANNELS = 'needs a layout that says where the channels C are, such as "NHWC", got'
 COLORS = (
-    "expected what the model takes, of RGB, BGR, GRAY, and what the client sends, of RGB, BGR, GRAY, NV12, I420, "
+    "expected the format of the model (RGB, BGR, GRAY) and that of the client (RGB, BGR, GRAY, NV12, I420), "
     'such as "RGB:BGR", got'
 )
 TYPE_NAMES = "fp64, fp32, fp16, bf16, int64, int32, int16, int8, uint64, uint32, uint16, uint8"
 TYPES = (
-    'expected what the client sends and what the model takes such as "uint8:fp32", or the client\'s alone such as '
+    'expected the precisions of client and model such as "uint8:fp32", or the client\'s alone such as '
     f'"uint8", of {TYPE_NAMES}, got'
 )
 
@@ -39,7 +38,7 @@ def parse(**keys):
 
 
 def refusal(**keys):
-    """Return what is told of the options of these keys."""
+    """Return the message about the options of these keys."""
     with pytest.raises(LoadError) as caught:
         parse(**keys)
     return str(caught.value)
@@ -355,8 +354,8 @@ def test_a_color_format_of_another_form_is_told(text):
 )
 def test_planes_in_separate_tensors_are_told_with_what_works(text, name, instead):
     assert refusal(color_format=text, layout="NHWC") == (
-        f"color_format: {name} is not supported, for its planes come in tensors of their own, which would be other "
-        f'inputs than the model\'s, but {instead} in one tensor is, as in "RGB:{instead}", got "{text}"'
+        f"color_format: {name} is not supported, because its planes would be additional inputs; use {instead} in one "
+        f'tensor, as in "RGB:{instead}", got "{text}"'
     )
 
 
@@ -403,7 +402,7 @@ def test_a_precision_of_another_form_is_told(text):
 )
 def test_a_type_without_a_datatype_is_told(text, name):
     assert refusal(precision=text) == (
-        f"precision: {name} is not supported, for KServe has no datatype of it, but {TYPE_NAMES} are, as in "
+        f"precision: {name} is not supported, because KServe has no datatype for it; supported are {TYPE_NAMES}, as in "
         f'"uint8:fp32", got "{text}"'
     )
 

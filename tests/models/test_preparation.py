@@ -89,9 +89,13 @@ def test_a_batch_is_that_of_all_inputs(tmp_path):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (model_zoo.add, {"shape": "(1,3)"}, "shape: one value does not tell which of the inputs 'left', 'right'"),
-        (model_zoo.add, {"shape": {"middle": "(1,3)"}}, "shape: 'middle' is no input of the model, whose inputs are"),
-        (model_zoo.add, {"shape": {"left": "(1,4)"}}, "the model cannot take the shape asked for, left [1,4]: "),
+        (model_zoo.add, {"shape": "(1,3)"}, "shape: one value is ambiguous for the inputs 'left', 'right'"),
+        (
+            model_zoo.add,
+            {"shape": {"middle": "(1,3)"}},
+            "shape: the model has no input 'middle'; it has 'left', 'right'",
+        ),
+        (model_zoo.add, {"shape": {"left": "(1,4)"}}, "the model cannot be reshaped to left [1,4]: "),
         (lambda: model_zoo.relu(()), {"batch_size": 2}, "batch_size: input 'x' has no batch dim; its shape is []"),
         (model_zoo.relu, {"batch_size": 2, "layout": "HW"}, "batch_size: input 'x' has no batch dim; its shape is"),
     ],
@@ -140,8 +144,8 @@ def test_a_model_may_declare_its_layout(tmp_path):
     ("model", "layout", "message"),
     [
         (image_model, "NHW", "layout: NHW has 3 dims, tensor 'x' [1,3,2,2]"),
-        (image_model, {"z": "NCHW"}, "layout: 'z' is no tensor of the model, which has 'x', 'y'"),
-        (model_zoo.add, "NC", "layout: one value does not tell which of the inputs 'left', 'right' it is for"),
+        (image_model, {"z": "NCHW"}, "layout: the model has no tensor 'z'; it has 'x', 'y'"),
+        (model_zoo.add, "NC", "layout: one value is ambiguous for the inputs 'left', 'right'"),
         (image_model, "NHWD:NCHW", "layout or preprocessing cannot be applied: "),
     ],
 )
@@ -205,7 +209,7 @@ def test_colours_are_converted_in_the_layout_that_was_declared(tmp_path, layout,
 @pytest.mark.parametrize("options", [{"mean": 1}, {"scale": 2}, {"precision": "uint8"}])
 def test_preprocessing_is_for_numbers(tmp_path, options):
     (key,) = options
-    message = f"{key}: works for numbers, input 'text' takes strings"
+    message = f"{key}: needs an input of numbers, 'text' takes strings"
     assert refusal(tmp_path, model_zoo.strings(), **options) == message
 
 
@@ -220,9 +224,7 @@ def test_an_output_of_the_same_name_does_not_take_the_layout_of_an_input(tmp_pat
 
 @pytest.mark.parametrize("options", [{"mean": 1}, {"scale": 2}, {"precision": "uint8:fp32"}])
 def test_preprocessing_is_for_models_of_one_input(tmp_path, options):
-    assert "works for models with one input, this one has 'left', 'right'" in refusal(
-        tmp_path, model_zoo.add(), **options
-    )
+    assert "needs a model with one input, this one has 'left', 'right'" in refusal(tmp_path, model_zoo.add(), **options)
 
 
 # --- Names
@@ -246,9 +248,9 @@ def test_options_go_by_the_mapped_names(tmp_path):
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"inputs": {"middle": "a"}}, "mapping_config.json: inputs: 'middle' is not of the model, which has"),
-        ({"outputs": {"left": "a"}}, "mapping_config.json: outputs: 'left' is not of the model, which has"),
-        ({"inputs": {"left": "right"}}, "the model has 2 inputs with 1 different names: 'right', 'right'"),
+        ({"inputs": {"middle": "a"}}, "mapping_config.json: inputs: the model has no 'middle'; it has"),
+        ({"outputs": {"left": "a"}}, "mapping_config.json: outputs: the model has no 'left'; it has"),
+        ({"inputs": {"left": "right"}}, "the model has inputs with the same name: 'right', 'right'"),
     ],
 )
 def test_mappings_that_do_not_fit_are_refused(tmp_path, mapping, message):

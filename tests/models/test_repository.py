@@ -120,7 +120,7 @@ def test_directories_of_other_names_are_told_in_one_warning(tmp_path, caplog):
     find_versions(tmp_path)
     assert warnings(caplog) == [
         f"ignored in {tmp_path}: '0', '02', 'latest', 'new\\nline'; "
-        "a version is a directory named by a number from 1 on without leading zeros"
+        "a version is a directory named by a number from 1 without leading zeros"
     ]
 
 
@@ -190,9 +190,7 @@ def test_a_flat_model_that_lacks_a_file_is_version_1_too(tmp_path):
     """So that the reason given later names the file."""
     make_files(tmp_path, "model.pdmodel")
     (version,) = find_versions(tmp_path).values()
-    assert refusal(find_model_file, version) == (
-        f"no model in {tmp_path}: 'model.pdmodel' has no 'model.pdiparams' beside it"
-    )
+    assert refusal(find_model_file, version) == (f"no model in {tmp_path}: 'model.pdmodel' needs 'model.pdiparams'")
 
 
 def test_versions_go_before_a_model_beside_them(tmp_path):
@@ -211,7 +209,7 @@ def test_a_model_file_is_version_1(tmp_path, suffix):
 def test_another_file_is_no_model(tmp_path, name):
     make_files(tmp_path, name)
     assert refusal(find_versions, tmp_path / name) == (
-        f"{tmp_path}/{name} is no model: expected a directory with a directory per version, such as {tmp_path}/1, "
+        f"{tmp_path}/{name} is not a model: expected a directory with a directory per version, such as {tmp_path}/1, "
         "or a file that ends in .xml, .onnx, .pdmodel, .pdiparams, .pb, .tflite"
     )
 
@@ -221,19 +219,19 @@ def test_another_file_is_no_model(tmp_path, name):
     [
         ((), (), "it is empty"),
         ((".git",), (".model.onnx",), "it is empty"),
-        (("0",), (), "there is '0'"),
-        (("latest", "01"), ("README.md", "2"), "there is '01', '2', 'README.md', 'latest'"),
-        (("model.onnx",), (), "there is 'model.onnx'"),
-        ((), ("model.bin", "config.json"), "there is 'config.json', 'model.bin'"),
-        ((), ("fingerprint.pb",), "there is 'fingerprint.pb'"),
-        (tuple("abcdefghijk"), (), "there is 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', ..."),
+        (("0",), (), "it has '0'"),
+        (("latest", "01"), ("README.md", "2"), "it has '01', '2', 'README.md', 'latest'"),
+        (("model.onnx",), (), "it has 'model.onnx'"),
+        ((), ("model.bin", "config.json"), "it has 'config.json', 'model.bin'"),
+        ((), ("fingerprint.pb",), "it has 'fingerprint.pb'"),
+        (tuple("abcdefghijk"), (), "it has 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', ..."),
     ],
 )
 def test_a_model_directory_without_versions_is_told(tmp_path, caplog, directories, files, told):
     make_directories(tmp_path, *directories)
     make_files(tmp_path, *files)
     assert refusal(find_versions, tmp_path) == (
-        f"no version in {tmp_path}: expected a directory per version, named by a number from 1 on without leading "
+        f"no version in {tmp_path}: expected a directory per version, named by a number from 1 without leading "
         f"zeros, such as {tmp_path}/1 with {EXPECTED}; {told}"
     )
     assert warnings(caplog) == []
@@ -297,7 +295,7 @@ def test_ir_is_a_xml_with_the_bin_of_its_name(tmp_path):
 def test_a_xml_without_its_bin_is_read_with_the_first_that_is_of_no_other(tmp_path, caplog, given):
     make_files(tmp_path, "a.xml", "w.bin", "v.bin")
     assert find_model_file(tmp_path / given) == tmp_path / "a.xml"
-    assert warnings(caplog) == [f"{tmp_path}/a.xml has no .bin of its name: 'v.bin' is read with it"]
+    assert warnings(caplog) == [f"{tmp_path}/a.xml has no .bin of its name: using 'v.bin'"]
 
 
 @pytest.mark.parametrize(
@@ -320,7 +318,7 @@ def test_weights_are_named_where_openvino_does_not_find_them(tmp_path, files, fi
 def test_a_xml_alone_is_taken_for_a_model_without_weights_and_told(tmp_path, caplog):
     make_files(tmp_path, "model.xml")
     assert find_model_file(tmp_path) == tmp_path / "model.xml"
-    assert warnings(caplog) == [f"{tmp_path}/model.xml has no .bin beside it: it is read without weights"]
+    assert warnings(caplog) == [f"{tmp_path}/model.xml has no .bin: reading it without weights"]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +334,7 @@ def test_a_xml_alone_is_taken_for_a_model_without_weights_and_told(tmp_path, cap
 def test_of_several_models_the_first_by_name_is_taken_and_the_others_are_told(tmp_path, caplog, files, model, others):
     make_files(tmp_path, *files)
     assert find_model_file(tmp_path) == tmp_path / model
-    assert warnings(caplog) == [f"several models in {tmp_path}: {model!r} is taken, ignored are {others}"]
+    assert warnings(caplog) == [f"several models in {tmp_path}: using {model!r}, ignoring {others}"]
 
 
 @pytest.mark.parametrize("hidden", [".a.onnx", "._b.onnx"])
@@ -356,7 +354,7 @@ def test_a_saved_model_is_its_directory(tmp_path, caplog):
 def test_a_saved_model_goes_before_another_graph(tmp_path, caplog):
     make_files(tmp_path, "saved_model.pb", "frozen.pb")
     assert find_model_file(tmp_path) == tmp_path
-    assert warnings(caplog) == [f"several models in {tmp_path}: 'saved_model.pb' is taken, ignored are 'frozen.pb'"]
+    assert warnings(caplog) == [f"several models in {tmp_path}: using 'saved_model.pb', ignoring 'frozen.pb'"]
 
 
 def test_a_directory_is_no_model_file(tmp_path):
@@ -440,7 +438,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2
 def test_a_pointer_of_git_lfs_is_told(tmp_path, pointer, files, model):
     make_files(tmp_path, *files)
     (tmp_path / pointer).write_bytes(POINTER)
-    told = f"{tmp_path}/{pointer} is a pointer of Git LFS to the file, which `git lfs pull` fetches"
+    told = f"{tmp_path}/{pointer} is only a Git LFS pointer; `git lfs pull` fetches the file"
     assert refusal(find_model_file, tmp_path) == told
     assert refusal(check_model_file, tmp_path / model) == told
 
@@ -449,11 +447,11 @@ def test_a_pointer_of_git_lfs_is_told(tmp_path, pointer, files, model):
     ("files", "told"),
     [
         ((), f"expected {EXPECTED}; it is empty"),
-        (("model.bin",), f"expected {EXPECTED}; there is 'model.bin'"),
-        (("model.PB", "model.txt"), f"expected {EXPECTED}; there is 'model.PB', 'model.txt'"),
-        (("a.pdmodel",), "'a.pdmodel' has no 'a.pdiparams' beside it"),
-        (("a.pdiparams", "a.json"), "'a.pdiparams' has no 'a.pdmodel' beside it"),
-        (("a.pdmodel", "b.pdiparams"), "'a.pdmodel' has no 'a.pdiparams' beside it"),
+        (("model.bin",), f"expected {EXPECTED}; it has 'model.bin'"),
+        (("model.PB", "model.txt"), f"expected {EXPECTED}; it has 'model.PB', 'model.txt'"),
+        (("a.pdmodel",), "'a.pdmodel' needs 'a.pdiparams'"),
+        (("a.pdiparams", "a.json"), "'a.pdiparams' needs 'a.pdmodel'"),
+        (("a.pdmodel", "b.pdiparams"), "'a.pdmodel' needs 'a.pdiparams'"),
     ],
 )
 def test_a_version_directory_without_a_model_is_told(tmp_path, files, told):
@@ -483,9 +481,9 @@ def test_a_single_file_is_taken_whatever_lies_beside_it(tmp_path, files, given, 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("a.pdmodel", "'a.pdmodel' has no 'a.pdiparams' beside it"),
-        ("a.pdiparams", "'a.pdiparams' has no 'a.pdmodel' beside it"),
-        ("a.txt", f"expected {EXPECTED}; there is 'a.txt'"),
+        ("a.pdmodel", "'a.pdmodel' needs 'a.pdiparams'"),
+        ("a.pdiparams", "'a.pdiparams' needs 'a.pdmodel'"),
+        ("a.txt", f"expected {EXPECTED}; it has 'a.txt'"),
     ],
 )
 def test_a_single_file_that_is_no_whole_model_is_told(tmp_path, given, told):
@@ -540,8 +538,8 @@ def test_a_mapping_lies_beside_a_single_file(tmp_path, given):
     assert read_mapping(tmp_path / given).inputs == {"x": "image"}
 
 
-OBJECT = "expected an object of the model's names and the names for clients"
-STRING = "expected a string that is not empty"
+OBJECT = "expected an object with a name for clients by the model's name"
+STRING = "expected a non-empty string"
 
 
 @pytest.mark.parametrize(
@@ -555,8 +553,8 @@ STRING = "expected a string that is not empty"
         ('{"inputs": {"x": 1}}', f'inputs["x"]: {STRING}, got 1'),
         ('{"inputs": {"x": ""}}', f'inputs["x"]: {STRING}, got ""'),
         ('{"outputs": {"y": {"z": true}}}', f'outputs["y"]: {STRING}, got {{"z":true}}'),
-        ('{"inputs": {"a": "x", "b": "x"}}', "inputs[\"b\"]: 'x' is the name for 'a' already"),
-        ('{"outputs": {"a": "x", "b": "x"}}', "outputs[\"b\"]: 'x' is the name for 'a' already"),
+        ('{"inputs": {"a": "x", "b": "x"}}', "inputs[\"b\"]: 'x' is already the name for 'a'"),
+        ('{"outputs": {"a": "x", "b": "x"}}', "outputs[\"b\"]: 'x' is already the name for 'a'"),
         (
             '{"inputs": {}, "inputs": {"x": "a", "x": "b"}}',
             "inputs: duplicate key; inputs.x: duplicate key",
@@ -607,7 +605,7 @@ def make_loop(path):
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, make_dangling_link, make_loop])
 def test_a_mapping_that_is_no_file_is_told(tmp_path, make):
     make(tmp_path / "mapping_config.json")
-    assert refusal(read_mapping, tmp_path) == f"{tmp_path}/mapping_config.json: expected a file, or a link to one"
+    assert refusal(read_mapping, tmp_path) == f"{tmp_path}/mapping_config.json is missing or not a file"
 
 
 # --- What cannot be read

@@ -138,16 +138,18 @@ def test_a_file_beside_a_single_file_is_read(tmp_path):
     ("make", "reason"),
     [
         (lambda file: file.write_bytes(b"cat\n\xff"), "'utf-8' codec can't decode byte 0xff in position 4"),
-        (lambda file: file.write_bytes(b"x" * (2**20 + 1)), "it has more than 1048576 bytes"),
-        (lambda file: file.mkdir(), "it is no file"),
-        (os.mkfifo, "it is no file"),
-        (lambda file: file.symlink_to("nowhere"), "it is no file"),
+        (lambda file: file.write_bytes(b"x" * (2**20 + 1)), "labels.txt has more than 1048576 bytes"),
+        (lambda file: file.mkdir(), "is missing or not a file"),
+        (os.mkfifo, "is missing or not a file"),
+        (lambda file: file.symlink_to("nowhere"), "is missing or not a file"),
     ],
     ids=["not UTF-8", "too large", "directory", "pipe", "broken link"],
 )
 def test_a_file_that_cannot_be_read_is_told_and_ignored(labels_of, caplog, tmp_path, make, reason):
     assert labels_of(make) == ()
-    assert f"{tmp_path}/1/labels.txt: is ignored, classes have no labels: {reason}" in caplog.text
+    (line,) = [line for line in caplog.messages if line.startswith("classes have no labels")]
+    assert line.startswith(f"classes have no labels, {tmp_path}/1/labels.txt is ignored: ")
+    assert reason in line
 
 
 # --- Inference
@@ -494,7 +496,7 @@ def test_a_tensor_name_that_is_not_utf8_is_told(tmp_path):
 def test_what_does_not_fit_into_memory_is_told_with_its_shapes(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path)
     model = Model("m", 1, tmp_path / "1", EXACT, ModelOptions(shape="(1000000000000,4)"))
-    with pytest.raises(LoadError, match=r"^cannot be compiled for CPU: there is not enough memory for inputs of x \["):
+    with pytest.raises(LoadError, match=r"^cannot be compiled for CPU: not enough memory for inputs of x \["):
         model.compile()
 
 
@@ -528,7 +530,7 @@ def test_a_datatype_outside_the_protocol_is_refused(tmp_path):
     x = opset15.parameter([2], Type.u4, name="x")
     x.output(0).set_names({"x"})
     model_zoo.save(openvino.Model([opset15.result(opset15.convert(x, "f32"))], [x]), tmp_path)
-    with pytest.raises(LoadError, match=r"^tensor 'x' has the element type u4, which KServe v2 has no datatype for$"):
+    with pytest.raises(LoadError, match=r"^KServe v2 has no datatype for u4, the element type of tensor 'x'$"):
         open_model(tmp_path)
 
 
@@ -538,7 +540,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
     y = opset15.relu(x)
     y.output(0).set_names({"y"})
     model_zoo.save(openvino.Model([opset15.result(y), opset15.result(y)], [x]), tmp_path)
-    with pytest.raises(LoadError, match=r"^the model has 2 outputs with 1 different names: 'y', 'y'$"):
+    with pytest.raises(LoadError, match=r"^the model has outputs with the same name: 'y', 'y'$"):
         open_model(tmp_path)
 
 

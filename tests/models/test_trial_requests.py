@@ -47,7 +47,7 @@ def infer(model, *values):
 
 def test_a_model_that_computes_no_invented_input_opens_with_a_warning_and_infers(tmp_path):
     model = open_model(save_split(tmp_path))
-    assert model.warning.startswith("it could not be tried with invented inputs: ")
+    assert model.warning.startswith("the trial with invented inputs failed: ")
     assert "Total length of splits" in model.warning
     assert infer(model, 2, 4) == [[1, 2], [3, 4, 5, 6]]
     assert infer(model, 5, 1) == [[1, 2, 3, 4, 5], [6]]
@@ -169,7 +169,7 @@ def test_file_that_is_no_valid_request_is_refused_with_the_reason(content, reaso
 
 
 def test_file_that_is_missing_is_named(tmp_path, metadata):
-    with pytest.raises(LoadError, match=r"^trial request .*/request: there is no such file$"):
+    with pytest.raises(LoadError, match=r"^trial request: .*/request is missing or not a file$"):
         read_trial(tmp_path / "request", metadata)
 
 
@@ -194,7 +194,7 @@ def test_service_serves_models_by_their_trials_and_a_mended_request_brings_a_mod
         for name in ("warned", "tried", "latency", "untried"):
             outputs = service.infer(name, request).json()["outputs"]
             assert [output["data"] for output in outputs] == [[1, 2], [3, 4, 5, 6]], name
-        assert service.log.count("could not be tried with invented inputs") == 1
+        assert service.log.count("the trial with invented inputs failed") == 1
         reason = service.get("/v2/models/failing/ready").json()["error"]
         assert "fails at its trial request" in reason
         assert "Total length of splits: 2" in reason
