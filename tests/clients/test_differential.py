@@ -129,7 +129,7 @@ DIFFERENCES = [
         (501,),
     ),
     Difference(
-        "protocol.md section 1: malformed framing is refused whatever the route; gunicorn may not read the body",
+        "protocol/README.md section 1: malformed framing is refused whatever the route; gunicorn may not read the body",
         lambda request: not has_whole_body(request),
         (400,),
     ),

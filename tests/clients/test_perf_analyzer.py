@@ -1,4 +1,4 @@
-"""The calls of perf_analyzer, in its order, and what it reads of the answers without a check (peers.md 4.1)."""
+"""The calls of perf_analyzer, in its order, and what it reads of the answers without a check."""
 
 import http.client
 import json

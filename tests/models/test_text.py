@@ -22,9 +22,9 @@ from ovms_rest.protocol.strings import BytesArray
 EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
 TEXTS = ["Hello, world!", "a", "The cats sat; hello hello hello!", "", "Zürich \N{CJK UNIFIED IDEOGRAPH-4E16}"]
 LIBRARY = extensions.find_tokenizers()
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "ovms_rest" / "models" / "README.md").read_text()
 EXAMPLE, SCRIPT = re.search(
-    r"^### Text\n.*?^```json\n(.*?)^```.*?^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL
+    r"^## Text\n.*?^```json\n(.*?)^```.*?^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL
 ).groups()
 
 
@@ -75,7 +75,7 @@ def test_texts_without_a_token_are_refused_rather_than_answered_with_anothers(to
 
 
 def test_a_forked_process_makes_tokens(tokenizer):
-    """The extension is inherited like a model that is compiled for one thread (design.md section 1)."""
+    """The extension is inherited like a model that is compiled for one thread (see ovms_rest/README.md)."""
     expected = infer(tokenizer, TEXTS)["input_ids"].tolist()
     for _ in range(10):
         pid = os.fork()

@@ -188,7 +188,7 @@ def test_classified_output_is_not_changed():
 
 
 def test_output_of_strings_is_rejected():
-    """Some outputs are known to be strings only after the inference (protocol.md section 7)."""
+    """Some outputs are known to be strings only after the inference (protocol/README.md section 7)."""
     with pytest.raises(InvalidRequestError) as caught:
         classify(Tensor("rows_string", "BYTES", BytesArray.of([b"a"], (1,))), 1, ())
     assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""No answer depends on another request (protocol.md section 9): many clients at once, every answer checked.
+"""No response depends on another request (protocol/README.md section 9): many clients, every response checked.
 
 What a client gets is compared with what this process computes, while others fail, vanish, read slowly and have files
 replaced.
