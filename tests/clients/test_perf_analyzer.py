@@ -1,4 +1,4 @@
-"""The calls of perf_analyzer, in its order, and what it reads of the answers without a check."""
+"""The calls of perf_analyzer, in its order, and the parts of the responses that it reads without a check."""
 
 import http.client
 import json
@@ -58,8 +58,8 @@ def counts(entry):
 
 def test_a_measurement_from_the_first_call_to_the_last(call, get, service):
     metadata, config = get(MODEL), get(f"{MODEL}/config")
-    for told, known in ((config["input"], metadata["inputs"]), (config["output"], metadata["outputs"])):
-        assert [tensor["name"] for tensor in told] == [tensor["name"] for tensor in known]
+    for configured, known in ((config["input"], metadata["inputs"]), (config["output"], metadata["outputs"])):
+        assert [tensor["name"] for tensor in configured] == [tensor["name"] for tensor in known]
     assert "statistics" in get("/v2")["extensions"]
     before = statistics(get)
 

@@ -271,7 +271,7 @@ def test_compressed_answers(compressing, capsys, algorithm, binary):
             request_compression_algorithm=algorithm,
             response_compression_algorithm=algorithm,
         )
-    assert f"'content-encoding': '{algorithm}'" in capsys.readouterr().out  # what the client tells of the answer
+    assert f"'content-encoding': '{algorithm}'" in capsys.readouterr().out  # the client's own line about the response
     assert result.as_numpy("y").tolist() == array.tolist()
 
 
@@ -366,11 +366,11 @@ def test_a_model_of_no_name_is_neither_loaded_nor_unloaded(control):
         assert error.value.message().startswith("model 'none' is ")
 
 
-def test_files_are_not_taken(control):
+def test_files_are_not_accepted(control):
     with pytest.raises(InferenceServerException) as error:
         control.load_model("relu", config="{}", files={"file:1/model.xml": b"<net/>"})
     assert error.value.status() == "400"
-    assert error.value.message().startswith("parameters.file:1/model.xml: files are not taken over HTTP")
+    assert error.value.message().startswith("parameters.file:1/model.xml: files are not accepted over HTTP")
 
 
 def test_a_load_that_fails_leaves_the_model_as_it_was(control):

@@ -1,4 +1,4 @@
-"""The ONNX backend cases, served and in process: what the service refuses or answers otherwise than OpenVINO."""
+"""The ONNX backend cases, served and in process: those refused or computed differently from OpenVINO."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

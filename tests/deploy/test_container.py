@@ -1,6 +1,6 @@
 """The image of deploy/container, built, started, checked and stopped as tests/helpers/containers.py says.
 
-What is replaced there (base images, dependencies, limits) is not shown by these tests.
+These tests do not show the replaced parts (base images, dependencies, limits).
 """
 
 import json
@@ -64,7 +64,7 @@ def infer(container, model, request, port=8000):
 
 
 def facts(container):
-    """Return what the kernel says of the first process of a container, by the names of proc(5)."""
+    """Return the kernel's status of the first process of a container, by the names of proc(5)."""
     text = container.execute("cat", "/proc/1/status").stdout
     return dict(re.findall(r"^(\w+):\s*(.*)$", text, re.MULTILINE))
 

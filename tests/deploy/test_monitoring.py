@@ -1,6 +1,6 @@
 """The files of deploy/monitoring with the real promtool and a real Prometheus that scrapes a real service.
 
-Grafana itself is not run: it is in no registry that the tests reach. What it would ask Prometheus is.
+Grafana itself is not run, because the tests have no registry for it. Its queries are, by Prometheus.
 """
 
 import contextlib

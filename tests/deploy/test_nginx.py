@@ -456,11 +456,11 @@ def inferences(service, model):
     return service.get(f"/v2/models/{model}/stats").json()["model_stats"][0]["execution_count"]
 
 
-# --- What the service gets
+# --- Requests as the service receives them
 
 
 class Backend:
-    """Stands for the service where a test looks at what it gets, or has it die: `answers` are sent in turn.
+    """Stands for the service where a test reads its requests, or ends it: `answers` are sent in turn.
 
     An answer of None closes the connection after the request.
     """
@@ -794,7 +794,7 @@ def test_a_client_above_its_rate_is_429_with_retry_after_and_others_are_not(serv
             ask("192.0.2.1", path)
         for path in ("/v2", RELU_PATH, "/metrics", "/nothing"):
             answer = ask("192.0.2.1", path)
-            # nginx answers `return` before it counts; nothing behind it is reached
+            # nginx answers `return` before it counts; nothing after it is reached
             assert answer.status == 429 or path in ("/metrics", "/nothing")
             assert error_of(answer)
         refused = ask("192.0.2.1")

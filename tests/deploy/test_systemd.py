@@ -194,7 +194,7 @@ def next_message(manager):
 
 @pytest.fixture
 def gate(tmp_path):
-    """A config file of gunicorn's whose workers come up only while the file `open` exists."""
+    """A gunicorn config file with workers that start only while the file `open` exists."""
     (tmp_path / "conf.py").write_text(
         textwrap.dedent(
             f"""
