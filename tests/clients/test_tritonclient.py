@@ -178,7 +178,7 @@ def test_the_settings_of_the_log(client):
         ("/v2/cudasharedmemory/unregister", lambda client: client.unregister_cuda_shared_memory()),
     ],
 )
-def test_what_there_is_not_is_told_by_its_path(client, path, call):
+def test_unsupported_route_is_refused_with_its_path(client, path, call):
     with pytest.raises(InferenceServerException) as error:
         call(client)
     assert (error.value.status(), error.value.message()) == ("404", f"path {path!r} is unknown")
@@ -240,7 +240,7 @@ def test_asynchronous_calls_at_the_same_time(service):
             assert call.get_result().as_numpy("y").tolist() == (array * index).tolist()
 
 
-def test_an_asynchronous_call_that_fails_tells_so_when_its_result_is_asked_for(client):
+def test_failed_asynchronous_call_raises_when_its_result_is_read(client):
     call = client.async_infer("relu", [tensor("x", np.ones((1, 5), np.float32), "FP32")])
     with pytest.raises(InferenceServerException) as error:
         call.get_result()

@@ -270,7 +270,7 @@ def test_a_panel_has_data(prometheus, name):
 
 
 @needs_prometheus
-def test_the_dashboard_shows_what_was_done(prometheus):
+def test_dashboard_shows_the_requests_made(prometheus):
     def shown(title):
         return values(prometheus, QUERIES[f"{title} A"])
 

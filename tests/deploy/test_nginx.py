@@ -747,7 +747,7 @@ def test_a_malformed_head_is_refused_in_json_before_any_key(keys):
     check_malformed(keys)
 
 
-def test_the_key_files_as_they_come_allow_nothing(service, tmp_path):
+def test_shipped_key_files_allow_nothing(service, tmp_path):
     with nginx.run(tmp_path / "nginx", service.directory, "http", "api_keys") as running:
         assert running.get("/v2").status == 401
         assert running.infer("relu", RELU, **bearer(KEY)).status == 401
@@ -843,7 +843,7 @@ def test_nothing_is_compressed_without_the_variant(plain):
 # --- TLS
 
 
-def test_https_takes_tls_1_3_only_and_nothing_in_the_clear(service, tmp_path):
+def test_https_accepts_only_tls_1_3_and_no_plain_text(service, tmp_path):
     with run_tls(tmp_path / "nginx", service, "https") as running:
         answer = curl(running, RELU_PATH, "-d", RELU.decode())
         assert (answer.status, answer.version) == (200, "1.1")
@@ -864,7 +864,7 @@ def test_https_takes_tls_1_3_only_and_nothing_in_the_clear(service, tmp_path):
         client.close()
 
 
-def test_mutual_tls_takes_certificates_of_its_authority_only(service, tmp_path):
+def test_mutual_tls_accepts_only_certificates_of_its_authority(service, tmp_path):
     with run_tls(tmp_path / "nginx", service, "https", "mutual_tls") as running:
 
         def certificate(name):
