@@ -67,24 +67,24 @@ class Settings:
         256 * 2**20,
         # OpenVINO's string tensors have 32-bit offsets into the body.
         integer_between(1, 2**31 - 1),
-        "largest request body, as received and after decompression, of which control routes take 1 MiB; a larger one "
-        "is answered 413, and so is JSON whose values would take more than five times as much memory",
+        "bytes allowed in the body of a request, as received and after decompression; control routes allow 1 MiB at "
+        "most; a larger body gets 413, and so does JSON whose values would take more than five times as much memory",
     )
     max_waiting: int = _setting(
         64,
         integer_between(1, 1_000_000),
-        "inferences that may wait in one worker; beyond that the answer is 503 with Retry-After",
+        "inferences that may be queued in one worker; further ones get 503 with Retry-After",
     )
     max_held_bytes: int = _setting(
         2**30,
         integer_between(1, 2**40),
-        "bytes of received requests and unsent responses that one worker may hold; a request or response that does "
-        "not fit in is answered 503 with Retry-After",
+        "bytes of received requests and unsent responses that one worker may hold; a request or response that would "
+        "exceed them gets 503 with Retry-After",
     )
     max_worker_memory_bytes: int = _setting(
         0,
         integer_between(0, 2**50),
-        "bytes of memory that one worker may have of its own, besides what all share; one that has more is replaced "
+        "bytes of memory that one worker may use in addition to shared memory; a worker that uses more is replaced "
         "once its successor is ready; 0 for no limit",
     )
     head_timeout_seconds: int = _setting(
@@ -94,7 +94,7 @@ class Settings:
         30,
         integer_between(1, 86400),
         "seconds allowed for receiving a body; every 100,000 bytes received add one, but the time left never exceeds "
-        "this setting; beyond it the answer is 408",
+        "this setting; beyond it the response is 408",
     )
     send_timeout_seconds: int = _setting(
         30,
@@ -110,21 +110,21 @@ class Settings:
     model_control: str = _setting(
         "auto",
         _one_of("auto", "local", "none", "all"),
-        "from where API calls may load and unload models and change the log: `auto`: the control address only; "
-        "`local`: this host too, but not through a proxy or from a web page of another site; `none`: nowhere; `all`: "
-        "every address",
+        "who may load and unload models and change the log by requests: `auto`: clients of the control address only; "
+        "`local`: also this host, but not through a proxy or from a web page of another site; `none`: nobody; `all`: "
+        "everyone",
     )
     model_roots: str = _setting(
         "",
         parse_text,
-        "directories, separated by `:`, below which the configuration in a load call may name paths, besides those of "
+        "directories, separated by `:`, below which a load request may name paths, in addition to the directories of "
         "the models in the config file",
     )
     load_timeout_seconds: int = _setting(
         300,
         integer_between(1, 86400),
-        "seconds a model may take to be read, compiled and tried before it counts as failed; while workers serve, time "
-        "for which it gets no core does not count, up to three times as much",
+        "seconds allowed for reading, compiling and trying a model; while workers serve, time for which the model gets "
+        "no core does not count, up to three times as much",
     )
     file_system_poll_wait_seconds: int = _setting(
         1,
@@ -135,22 +135,22 @@ class Settings:
         "",
         parse_text,
         "directory where OpenVINO caches compiled models, unless a model's `CACHE_DIR` names another; empty for none. "
-        "One that cannot be written is only read",
+        "A directory that cannot be written is only read",
     )
     cpu_extension: str = _setting(
         "",
         parse_text,
-        "library of an OpenVINO extension, with operations for all models that name none by `cpu_extension`; those of "
-        "tokenizers need none where `openvino-tokenizers` is installed",
+        "library of an OpenVINO extension with operations for all models that name none by `cpu_extension`; tokenizers "
+        "need none if `openvino-tokenizers` is installed",
     )
     max_image_pixels: int = _setting(
-        2**26, integer_between(1, 2**30), "pixels that one encoded image may have; a larger one is answered 400"
+        2**26, integer_between(1, 2**30), "pixels allowed in one encoded image; a larger image gets 400"
     )
     max_request_pixels: int = _setting(
         2**28,
         integer_between(1, 2**34),
-        "pixels that all encoded images of one input may have together, and values (channels counted) that the array "
-        "they become may have; beyond either the answer is 400. What files cost to decode besides is bounded by it too",
+        "pixels allowed in all encoded images of one input together, and values (channels counted) in the array that "
+        "they become; beyond either the response is 400. It also bounds the other costs of decoding them",
     )
     access_log: str = _setting(
         "none",
@@ -158,12 +158,10 @@ class Settings:
         "format of the access log, one line per request: `text` or `json`; `none` turns it off",
     )
     access_log_file: str = _setting(
-        "-", parse_text, "path of the access log, reopened on SIGUSR1; `-` is the standard output"
+        "-", parse_text, "path of the access log, reopened on SIGUSR1; `-` is standard output"
     )
     metrics_enable: bool = _setting(False, parse_boolean, "serve /metrics, as `monitoring` in the config does")
-    metrics_list: str = _setting(
-        "", parse_text, "metrics to serve, separated by commas; empty for all but the optional ones"
-    )
+    metrics_list: str = _setting("", parse_text, "metrics to serve, separated by commas; empty for the default ones")
     response_compression: bool = _setting(
         False, parse_boolean, "compress inference responses for clients whose Accept-Encoding names gzip or deflate"
     )

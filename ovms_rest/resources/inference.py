@@ -23,10 +23,10 @@ from ovms_rest.shared_memory.statistics import Served
 
 
 class Registry(Protocol):
-    """What is served."""
+    """The served models and pipelines."""
 
     def find(self, name: str, version: str | None = None, explain: bool = False) -> Servable:
-        """Return the version asked for, None being the highest. Raises NotFoundError, with the reason to `explain`."""
+        """Return a version, the highest for None. Raises NotFoundError, with the reason if `explain` is true."""
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model that serve, lowest first."""

@@ -11,15 +11,19 @@ from ovms_rest.errors import (
     EndingError,
     ForbiddenError,
     InferenceError,
+    InvalidConfigError,
     InvalidRequestError,
+    LoadFailedError,
     NoContentError,
     NotFoundError,
     NotReadyError,
+    ReloadError,
     ServingError,
     TryLaterError,
+    UnavailableError,
     UnsupportedEncodingError,
 )
-from ovms_rest.resources.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
+from ovms_rest.resources.error_handlers import STATUSES, hand_on, handle_serving_error, serialize_falcon_error
 from ovms_rest.resources.routing import Request, Router
 
 
@@ -53,6 +57,10 @@ def respond(error, path="/fails", method="GET"):
         (BodyTooLargeError("reason"), 413),
         (UnsupportedEncodingError("reason"), 415),
         (InferenceError("reason"), 500),
+        (InvalidConfigError("reason"), 400),
+        (LoadFailedError("reason"), 412),
+        (UnavailableError("reason"), 503),
+        (ReloadError("reason"), 500),
         (BusyError("reason"), 503),
         (EndingError("reason"), 503),
     ],
@@ -74,6 +82,14 @@ def test_error_has_its_status_and_its_message_as_json(error, status):
 )
 def test_error_has_its_headers(error, header, value):
     assert respond(error).headers.get(header) == value
+
+
+def test_every_error_has_a_status():
+    errors, found = [ServingError], set()
+    while errors:
+        found.update(subclasses := errors.pop().__subclasses__())
+        errors += subclasses
+    assert found == STATUSES.keys()
 
 
 def test_error_without_content_is_204():

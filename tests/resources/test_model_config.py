@@ -1,4 +1,4 @@
-"""Triton's model configuration extension: what is told of a model, and that it fits the metadata."""
+"""Triton's model configuration extension: the description of a model, and its agreement with the metadata."""
 
 import model_zoo
 import pytest
@@ -20,10 +20,10 @@ def describe(directory, model, options=None, compilation=None, workers=0):
     return describe_config(Model("m", 1, directory / "1", compilation, options or ModelOptions()), LATEST, workers)
 
 
-# --- What is told
+# --- The description
 
 
-def test_a_model_is_told_whole(tmp_path):
+def test_model_is_described_completely(tmp_path):
     compilation = Compilation(
         "CPU",
         {"NUM_STREAMS": 0, "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": "f32"},
@@ -68,11 +68,11 @@ def test_a_model_is_told_whole(tmp_path):
     }
 
 
-def test_an_unknown_number_of_workers_is_left_out(tmp_path):
+def test_unknown_number_of_workers_is_left_out(tmp_path):
     assert describe(tmp_path, model_zoo.relu())["instance_group"] == [{"name": "m", "kind": "KIND_CPU"}]
 
 
-def test_a_device_that_is_not_the_cpu_is_left_to_openvino(tmp_path):
+def test_device_other_than_cpu_has_kind_auto(tmp_path):
     compilation = Compilation("AUTO:GPU,CPU", {}, shared=False, reason="")
     described = describe(tmp_path, model_zoo.relu(), compilation=compilation)
     assert described["instance_group"] == [{"name": "m", "kind": "KIND_AUTO"}]
@@ -91,43 +91,43 @@ def test_dims_are_the_whole_shape(tmp_path, shape, dims):
 
 
 @pytest.mark.parametrize(
-    ("layout", "told"), [("NHWC", "NHWC"), ("NCHW", "NCHW"), ("NHWC:NCHW", "NHWC"), ("NDHW", "NONE")]
+    ("layout", "format_"), [("NHWC", "NHWC"), ("NCHW", "NCHW"), ("NHWC:NCHW", "NHWC"), ("NDHW", "NONE")]
 )
-def test_the_layout_that_clients_see_is_the_format(tmp_path, layout, told):
+def test_format_is_the_layout_of_clients(tmp_path, layout, format_):
     described = describe(tmp_path, model_zoo.relu((1, 3, 3, 3)), ModelOptions(layout=layout))
-    assert described["input"][0]["format"] == f"FORMAT_{told}"
+    assert described["input"][0]["format"] == f"FORMAT_{format_}"
 
 
 # --- By HTTP
 
 
 @pytest.mark.parametrize("model", ["relu", "add", "types", "scalar", "strings", "text2d", "matrix", "onnx"])
-def test_names_datatypes_shapes_and_order_are_those_of_the_metadata(service, model):
+def test_names_datatypes_shapes_and_order_match_the_metadata(service, model):
     config, metadata = service.get(f"/v2/models/{model}/config").json(), service.get(f"/v2/models/{model}").json()
-    for told, known in ((config["input"], metadata["inputs"]), (config["output"], metadata["outputs"])):
-        assert [(tensor["name"], tensor["dims"]) for tensor in told] == [
+    for described, known in ((config["input"], metadata["inputs"]), (config["output"], metadata["outputs"])):
+        assert [(tensor["name"], tensor["dims"]) for tensor in described] == [
             (tensor["name"], tensor["shape"]) for tensor in known
         ]
-        assert [tensor["data_type"].replace("STRING", "BYTES") for tensor in told] == [
+        assert [tensor["data_type"].replace("STRING", "BYTES") for tensor in described] == [
             f"TYPE_{tensor['datatype']}" for tensor in known
         ]
 
 
-def test_how_a_served_model_was_compiled_is_told(service):
+def test_parameters_show_how_a_model_was_compiled(service):
     answer = service.get("/v2/models/relu/versions/1/config")
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     config = answer.json()
     assert config["parameters"]["INFERENCE_PRECISION_HINT"] == {"string_value": "f32"}
 
 
-def test_the_workers_that_serve_are_counted(service):
+def test_workers_are_counted(service):
     def instances():
         return service.get("/v2/models/relu/config").json()["instance_group"]
 
     service.wait_for(lambda: instances() == [{"name": "relu", "kind": "KIND_CPU", "count": 2}])
 
 
-def test_head_is_answered_as_get_is(service):
+def test_head_works_where_get_does(service):
     answer = service.request("HEAD", "/v2/models/relu/config")
     assert (answer.status, answer.body) == (200, b"")
 
@@ -140,18 +140,18 @@ def test_head_is_answered_as_get_is(service):
         ("/v2/models/relu/versions/01/config", "version '01' of model 'relu' is not served; served: 1"),
     ],
 )
-def test_what_does_not_serve_is_not_found(service, path, beginning):
+def test_unserved_model_is_not_found(service, path, beginning):
     answer = service.get(path)
     assert answer.status == 404
     assert answer.json()["error"].startswith(beginning)
 
 
-def test_posting_is_not_allowed(service):
+def test_post_is_not_allowed(service):
     answer = service.request("POST", "/v2/models/relu/config", {})
     assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
-def test_the_version_policy_and_the_reason_of_a_failure_are_told(tmp_path):
+def test_version_policy_and_reason_of_a_failure_are_returned(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "m", 1)
     model_zoo.save(model_zoo.relu((1, 4), Type.i32), tmp_path / "m", 3)
     model_zoo.save(model_zoo.relu(), tmp_path / "broken")
@@ -168,8 +168,8 @@ def test_the_version_policy_and_the_reason_of_a_failure_are_told(tmp_path):
     ]
     config = write_config(tmp_path, *models, {"name": "broken", "base_path": "broken"})
     with serve(tmp_path, "-w", "1", config=config) as service:
-        for name, (_, told) in policies.items():
-            assert service.get(f"/v2/models/{name.replace(' ', '%20')}/config").json()["version_policy"] == told
+        for name, (_, expected) in policies.items():
+            assert service.get(f"/v2/models/{name.replace(' ', '%20')}/config").json()["version_policy"] == expected
         assert service.get("/v2/models/all/config").json()["input"][0]["data_type"] == "TYPE_INT32"
         assert service.get("/v2/models/all/versions/1/config").json()["input"][0]["data_type"] == "TYPE_FP32"
         answer = service.get("/v2/models/broken/config")
