@@ -583,7 +583,7 @@ BROKEN = {
     "a PNG with a second header": PNG[:33] + PNG[8:],
     "a PNG without an end": PNG[:-12],
     "a JPEG without a frame": b"\xff\xd8\xff\xd9",
-    "a JPEG whose scan comes first": b"\xff\xd8\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9",
+    "a JPEG that begins with a scan": b"\xff\xd8\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9",
     "a JPEG of zeros": b"\xff\xd8\xff" + bytes(100),
     "a JPEG of segments and nothing else": b"\xff\xd8" + b"\xff\xfe\x00\x02" * 100_000,
     "a RIFF that is no WebP": b"RIFF" + bytes(4) + b"WAVE" + bytes(40),

@@ -204,8 +204,10 @@ def test_invalid_value_fails_its_model_alone(tmp_path, config, reason):
 def test_batch_size_beside_a_shape_causes_a_warning(tmp_path, caplog):
     model_zoo.save(model_zoo.relu((2, 4)), tmp_path / "m")
     load(tmp_path, "m", options=ModelOptions(shape="(3,4)", batch_size=7))
-    told = "Both shape and batch size have been defined. Batch size parameter will be ignored."
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [f"model 'm': {told}"]
+    message = "Both shape and batch size have been defined. Batch size parameter will be ignored."
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"model 'm': {message}"
+    ]
 
 
 def test_keys_without_effect_are_logged(tmp_path, caplog):

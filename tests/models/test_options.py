@@ -407,7 +407,7 @@ def test_type_without_a_datatype_is_refused(text, name):
     )
 
 
-# --- All at once
+# --- Several options
 
 
 def test_every_key_of_an_image_model_is_read():
