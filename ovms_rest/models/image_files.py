@@ -29,7 +29,7 @@ _MAX_GIF_CLEARS, _LEAST_PIXELS_FOR_CLEAR = 256, 200
 _MAX_PARTS, _LEAST_BYTES_OF_PART = 1000, 64
 
 
-# Measured costs of decoding besides the pixels, in units of 10 ns, which is about a pixel of a JPEG.
+# Measured costs of decoding in addition to the pixels, in units of 10 ns, which is about a pixel of a JPEG.
 IMAGE_WORK = 5000
 _GIF_CLEAR_WORK, _PART_WORK, _PROFILE_WORK = 1900, 50, 25_000
 # libpng unpacks a text to at most 8 MB, in 23 ms.
@@ -72,9 +72,9 @@ def measure(file: NDArray[np.uint8]) -> Picture | None:
     return None
 
 
-def _picture(file: memoryview, width: int, height: int, per_pixel: float = 1, besides: float = 0) -> Picture:
-    """Make a picture from its costs per pixel and besides; a byte of the file costs a quarter of a unit."""
-    return Picture(width, height, int(IMAGE_WORK + width * height * per_pixel + len(file) / 4 + besides))
+def _picture(file: memoryview, width: int, height: int, per_pixel: float = 1, extra: float = 0) -> Picture:
+    """Make a picture from its costs per pixel and extra costs; a byte of the file costs a quarter of a unit."""
+    return Picture(width, height, int(IMAGE_WORK + width * height * per_pixel + len(file) / 4 + extra))
 
 
 def _measure_bmp(file: memoryview) -> Picture | None:
@@ -108,8 +108,8 @@ def _measure_gif(file: memoryview) -> Picture | None:
     clears = _count_gif_clears(b"".join(blocks), bits, most)
     if clears > most:
         return None
-    besides = len(file) + clears * _GIF_CLEAR_WORK + (allowed - parts + len(blocks)) * _PART_WORK
-    return _picture(file, width, height, 4, besides)
+    extra = len(file) + clears * _GIF_CLEAR_WORK + (allowed - parts + len(blocks)) * _PART_WORK
+    return _picture(file, width, height, 4, extra)
 
 
 def _count_gif_colors(flags: int) -> int:
@@ -204,7 +204,7 @@ def _count_scans(file: memoryview, position: int) -> int:
 
 def _measure_png(file: memoryview) -> Picture | None:
     width, height = struct.unpack_from(">II", file, 16)
-    texts, packed, parts, besides = 0, 0, 0, 0.0
+    texts, packed, parts, extra = 0, 0, 0, 0.0
     most = _allow_parts(file)
     for kind, begin, end in _split_png(file):
         if (kind == b"IHDR") != (begin == _PNG_FIRST):
@@ -216,13 +216,13 @@ def _measure_png(file: memoryview) -> Picture | None:
         if kind == b"IDAT":
             packed += end - begin
         elif kind == b"iCCP":
-            besides += _PROFILE_WORK
+            extra += _PROFILE_WORK
         elif kind in (b"zTXt", b"iTXt"):
             texts += 1
             if texts > _MAX_PNG_TEXTS:
                 return None
-            besides += min((end - begin) * _MOST_RATIO, _MAX_TEXT_BYTES) * _TEXT_WORK
-    picture = _picture(file, width, height, besides=besides + parts * _PART_WORK)
+            extra += min((end - begin) * _MOST_RATIO, _MAX_TEXT_BYTES) * _TEXT_WORK
+    picture = _picture(file, width, height, extra=extra + parts * _PART_WORK)
     return picture._replace(packed=packed) if packed * _MOST_RATIO > _allow_png_bytes(file) else picture
 
 
