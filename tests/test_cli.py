@@ -529,6 +529,6 @@ def test_check_reports_a_model_that_could_not_be_tried_and_exits_with_0(tmp_path
     model_zoo.save(model_zoo.split(), tmp_path / "split")
     done = run(tmp_path, "check", write_config(tmp_path, {"name": "split", "base_path": "split"}))
     assert done.returncode == 0
-    assert "\n            it could not be tried with invented inputs: " in done.stdout
-    assert "WARNING: model 'split' version 1: it could not be tried with invented inputs: " in done.stderr
+    assert "\n            the trial with invented inputs failed: " in done.stdout
+    assert "WARNING: model 'split' version 1: the trial with invented inputs failed: " in done.stderr
     assert done.stdout.splitlines()[-1] == "1 of 1 models serve, 0 problems"

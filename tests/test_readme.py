@@ -1,5 +1,6 @@
-"""The README: its requests give what it shows, its tables are those of the code, its test command is CI's."""
+"""The READMEs: requests return the responses shown, tables list what the code has, and cited pages exist."""
 
+import ast
 import re
 import subprocess
 from dataclasses import fields
@@ -10,8 +11,16 @@ from service import ROOT, environment, serve
 from ovms_rest.config import _MODEL_KEYS, _ROOT_KEYS
 from ovms_rest.settings import PREFIX, Settings
 
+PACKAGE = ROOT / "ovms_rest"
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+MODELS = (PACKAGE / "models" / "README.md").read_text()
+PAGES = [path for path in sorted(ROOT.rglob("*.md")) if not any(part.startswith(".") for part in path.parts[1:])]
+SOURCES = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
+BLOCKS = [
+    block
+    for page in (README, *(path.read_text() for path in sorted(PACKAGE.rglob("README.md"))))
+    for block in re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+]
 REQUESTS = [
     (command, answer) for block in BLOCKS for command, answer in re.findall(r"^\$ (.*)\n(.*)\n", block, re.MULTILINE)
 ]
@@ -29,7 +38,7 @@ def demo(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("command", "answer"), REQUESTS)
-def test_a_request_gives_what_the_readme_shows(demo, command, answer, tmp_path):
+def test_request_returns_the_response_shown(demo, command, answer, tmp_path):
     assert DEMO in command or CONTROL in command
     command = command.replace(DEMO, f"http://127.0.0.1:{demo.port}").replace(CONTROL, demo.control)
     done = subprocess.run(
@@ -44,14 +53,64 @@ def test_a_request_gives_what_the_readme_shows(demo, command, answer, tmp_path):
     assert re.fullmatch(pattern, done.stdout.strip())
 
 
-def test_the_readme_has_requests():
-    assert len(REQUESTS) >= 5
+def test_readmes_show_requests():
+    assert len(REQUESTS) >= 12
 
 
-def test_the_python_example_runs(demo, tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    code, text = blocks  # tests/models/test_text.py runs the other one
-    assert "openvino_tokenizers" in text
+def test_top_readme_has_at_most_250_lines():
+    assert len(README.splitlines()) <= 250
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_of_a_page_lead_to_files_and_headings(page):
+    """Links of a page are relative to it; a fragment is a heading as GitHub writes it."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\((?!\w+:)([^)\s]*)\)", text):
+        path, _, fragment = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        if fragment:
+            linked = linked / "README.md" if linked.is_dir() else linked
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            assert fragment in [re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in titles], target
+
+
+@pytest.mark.parametrize("page", sorted(PACKAGE.rglob("*.md")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_named_by_a_page_of_the_package_exist(page):
+    """A path in code quotes, such as `worker/` or `models/runtime.py`, is relative to the page or the package."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for name in re.findall(r"`([a-z_/]+(?:\.py|/))`", text):
+        folders = (PACKAGE, page.parent, ROOT)
+        assert any((folder / name).exists() for folder in folders), name
+
+
+def test_pages_cited_by_the_code_exist():
+    """A citation is a path below the repository, the package or its own folder; docs/ belongs to other projects."""
+    missing = []
+    for source in SOURCES:
+        for name, section in re.findall(
+            r"(?<![\w/.{*<-])((?!docs/)(?:\w+/)*\w+\.md)\b(?:,? section (\d+))?", _comments(source)
+        ):
+            folders = (ROOT, PACKAGE, source.parent)
+            found = next((folder / name for folder in folders if (folder / name).exists()), None)
+            if found is None or (section and f"\n## {section}." not in found.read_text()):
+                missing.append(f"{source.relative_to(ROOT)}: {name} {section}")
+    assert not missing
+
+
+def _comments(source):
+    """Return the comments and docstrings of a module, as one text."""
+    text = source.read_text()
+    docstrings = [
+        ast.get_docstring(node) or ""
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    ]
+    return "\n".join([*docstrings, *re.findall(r"(?:^|\s)# .*$", text, re.MULTILINE)])
+
+
+def test_python_example_runs(demo, tmp_path):
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     done = subprocess.run(
         ["python", "-c", code.replace("127.0.0.1:8000", f"127.0.0.1:{demo.port}")],
         env=environment(tmp_path),
@@ -63,8 +122,8 @@ def test_the_python_example_runs(demo, tmp_path):
 
 
 @pytest.mark.parametrize(("language", "interpreter"), [("sh", "sh"), ("sh", "bash"), ("py", "python")])
-def test_the_recipes_send_a_picture(demo, tmp_path, language, interpreter):
-    section = README.split("\n### Images\n")[1].split("\n### ")[0]
+def test_recipe_sends_a_picture(demo, tmp_path, language, interpreter):
+    section = MODELS.split("\n## Images\n")[1].split("\n## ")[0]
     (code,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     done = subprocess.run(
         [interpreter, "-c", code.replace("127.0.0.1:8000", f"127.0.0.1:{demo.port}")],
@@ -77,8 +136,9 @@ def test_the_recipes_send_a_picture(demo, tmp_path, language, interpreter):
     assert "[6,5,9,0,2]" in done.stdout.replace(" ", "")
 
 
-def test_the_table_of_settings_is_the_code_s():
-    rows = re.findall(r"^\| `(OVMS_REST_\w+)` \| (.*?) \| (.*) \|$", README, re.MULTILINE)
+def test_table_of_settings_lists_those_of_the_code():
+    page = (PACKAGE / "SETTINGS.md").read_text()
+    rows = re.findall(r"^\| `(OVMS_REST_\w+)` \| (.*?) \| (.*) \|$", page, re.MULTILINE)
     expected = [(PREFIX + field.name.upper(), field.default, field.metadata["meaning"]) for field in fields(Settings)]
     assert [(name, meaning) for name, _, meaning in rows] == [(name, meaning) for name, _, meaning in expected]
     assert [default for _, default, _ in rows[1:]] == [
@@ -88,13 +148,13 @@ def test_the_table_of_settings_is_the_code_s():
 
 
 @pytest.mark.parametrize(("title", "checks"), [("the file", _ROOT_KEYS), ("a model", _MODEL_KEYS)])
-def test_the_tables_of_keys_are_the_code_s(title, checks):
-    """Those that are always refused are told below the tables."""
-    table = README.split(f"### Keys of {title}\n", 1)[1].split("\n\n", 2)[0]
+def test_table_of_keys_lists_those_of_the_code(title, checks):
+    """The keys that are always refused are listed below the tables."""
+    table = MODELS.split(f"## Keys of {title}\n", 1)[1].split("\n\n", 2)[0]
     keys = [key for names in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", names)]
     assert sorted(keys) == sorted(key for key, check in checks.items() if "is not supported" not in str(check(None)))
 
 
-def test_ci_runs_the_readme_s_test_command():
+def test_ci_runs_the_test_command_of_the_readme():
     (command,) = re.findall(r"^(pip install '\.\[test\]'.*)$", README, re.MULTILINE)
     assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text()

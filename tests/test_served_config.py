@@ -199,7 +199,7 @@ def test_image_is_decoded_and_resized(example, size):
     ("shape", "data", "message"),
     [
         ([1], encoded(b"no image"), "image 0"),
-        ([2], encoded(png(picture(4, 6)), png(picture(4, 6))), "2 images came, the model takes 1"),
+        ([2], encoded(png(picture(4, 6)), png(picture(4, 6))), "got 2 images, the model takes 1"),
         ([1, 1], encoded(png(picture(4, 6))), "[1,1]"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Requests that fit a model's metadata, and checks of their answers; plain Python, without locust.
+"""Requests that fit a model's metadata, and checks of their responses; plain Python, without locust.
 
-The messages of `WrongAnswerError` hold nothing that varies from one answer to the next, because locust groups by them.
+The messages of `WrongAnswerError` contain nothing that varies between responses, because locust groups by them.
 """
 
 import json
@@ -55,11 +55,11 @@ class UnusableError(Exception):
 
 
 class WrongAnswerError(Exception):
-    """An answer that the request should not have had."""
+    """A response that does not fit its request."""
 
 
 class RefusedError(WrongAnswerError):
-    """An answer of a server that has too much to do: 429 or 503."""
+    """A response of an overloaded server: 429 or 503."""
 
 
 class Options(NamedTuple):
@@ -70,7 +70,7 @@ class Options(NamedTuple):
     picture_size: int = 64  # for a dynamic height or width
     integers: tuple[int, int] = (0, 1)  # the lowest and the highest value
     pictures: Sequence[bytes] = ()  # image files to send instead of generated ones
-    allow_no_content: bool = False  # a pipeline whose demultiplexer yields no parts answers 204
+    allow_no_content: bool = False  # a pipeline whose demultiplexer makes no shards responds 204
 
 
 class Request(NamedTuple):
@@ -254,7 +254,7 @@ def encode_png(pixels: bytes, height: int, width: int, channels: int) -> bytes:
     )
 
 
-# --- answers
+# --- responses
 
 
 def check_models(status: int, content: bytes | None) -> list[str]:
@@ -298,7 +298,7 @@ def _is_shape(shape: object, least: int) -> bool:
 
 
 def read_object(status: int, content: bytes | None) -> dict[str, Any]:
-    """Return the JSON object of an answer. Raises RefusedError or WrongAnswerError when it is an error or not JSON."""
+    """Return the JSON object of a response. Raises RefusedError or WrongAnswerError when it is an error or not JSON."""
     check_status(status, content)
     try:
         found = _decode((content or b"").decode())
@@ -329,9 +329,9 @@ def check_answer(
     content: bytes | None,
     allow_no_content: bool = False,
 ) -> None:
-    """Check the answer to a request: status, id, names, datatypes, shapes, and that all elements are there.
+    """Check the response to a request: status, id, names, datatypes, shapes, and that all elements are there.
 
-    `json_length` is the answer's Inference-Header-Content-Length. Raises WrongAnswerError,
+    `json_length` is the response's Inference-Header-Content-Length. Raises WrongAnswerError,
     for 429 and 503 RefusedError.
     """
     if status == 204 and not content:

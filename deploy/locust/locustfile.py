@@ -1,4 +1,4 @@
-"""Locust users that read the metadata of models and send inferences that fit it, each answer being checked.
+"""Locust users that read the metadata of models and send inferences that fit it, and check each response.
 
 README.md says how to run it. Requests appear in locust's statistics as "MODEL KIND", such as "digits binary".
 """
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures",
         default="",
-        include_in_web_ui=False,  # or whoever opens the page could send any file of this host
+        include_in_web_ui=False,  # or every visitor of the page could send any file of this host
         help="image files to send instead of generated ones, as a pattern such as 'pictures/*.jpg'",
     )
     add(
@@ -87,7 +87,7 @@ def _checked(parse: Any) -> Any:
 
 
 class Prepared(NamedTuple):
-    """A request and what its answer is checked against."""
+    """A request and the expectations on its response."""
 
     path: str
     label: str
@@ -192,7 +192,7 @@ plan = Plan()
 
 @events.test_start.add_listener
 def forget_requests(**_: Any) -> None:
-    """Make the requests of each test anew: the web page may have changed what is wanted."""
+    """Make the requests of each test again: the web page may have changed the options."""
     global plan
     plan = Plan()
 
@@ -210,7 +210,7 @@ class KServeUser(FastHttpUser):
 
     @task
     def infer(self) -> None:
-        """Send one request and check its answer."""
+        """Send one request and check its response."""
         if not plan.ensure(self):
             gevent.sleep(RETRY_SECONDS)
             return
@@ -219,7 +219,7 @@ class KServeUser(FastHttpUser):
             path, data=request.body, headers=request.headers, name=label, catch_response=True
         ) as response:
             if not response.status_code:
-                return  # without an answer locust reports why
+                return  # without a response locust reports why
             length = response.headers.get("Inference-Header-Content-Length")
             allow_no_content = bool(self.environment.parsed_options.allow_no_content)
             try:

@@ -133,7 +133,7 @@ class Steps(LoadTestShape):
         self._begin_test()
 
     def reset_time(self) -> None:
-        """Begin anew, as the web page's button does."""
+        """Begin again, as the web page's button does."""
         super().reset_time()
         self._begin_test()
 

@@ -1,13 +1,13 @@
-"""Models: found on disk, proven, compiled, inferred."""
+"""Models: found on disk, tried, compiled, inferred."""
 
 import os
 import sys
 
-# OpenVINO's import of its conversion tools, which serving does not need, sends usage statistics over the network from a
-# process that it forks. OpenVINO does without the tools when they cannot be imported.
+# The import of OpenVINO's conversion tools, which serving does not need, sends usage statistics over the network from a
+# forked process. OpenVINO works without the tools if they cannot be imported.
 sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
 
-# TBB, in which OpenVINO infers, binds the thread to the cores that it may use anyway before each inference and after
-# it: three system calls and as much again of hwloc's, 3 of 8 us of a small inference. Told that the topology is not
-# this machine's, hwloc does not bind (its documentation, "Environment Variables").
+# Before and after each inference TBB binds the thread to the cores that it may use anyway: three system calls, and as
+# much time again in hwloc, together 3 of 8 us of a small inference. With this setting hwloc assumes the topology of
+# another machine and does not bind (hwloc's documentation, "Environment Variables").
 os.environ.setdefault("HWLOC_THISSYSTEM", "0")

@@ -1,12 +1,12 @@
-"""How a model is to be compiled: with which properties, and once for all workers or by each worker for itself.
+"""Plans of compilation: the properties, and whether a model is compiled once for all workers or in each worker.
 
-A compiled model survives a fork only when its inference runs on the calling thread and no other; with more threads
-the forked worker hangs at its first inference. NUM_STREAMS=0 with one thread is such a setting (measured, OpenVINO
-2026.4.1: 0 hangs in 300 forks). NUM_STREAMS=1 with one thread is another, as fast, but its synchronous inference drops
-every exception and leaves the outputs of the inference before, so that a failure would look like an answer.
+A compiled model survives a fork only when its inference runs on the calling thread alone; with more threads the forked
+worker hangs at its first inference. NUM_STREAMS=0 with one thread is such a setting (measured, OpenVINO 2026.4.1: 0
+hangs in 300 forks). NUM_STREAMS=1 with one thread is another, as fast, but its synchronous inference drops exceptions
+and keeps the previous outputs, so that a failure would look like a success.
 
-A model that OpenVINO imports from its cache survives in the same way (0 hangs in 300 forks) and shares its weights as
-well as a compiled one does, so shared models are cached like the others.
+A model that OpenVINO imports from its cache survives a fork too (0 hangs in 300 forks) and shares its weights just as
+well, so shared models are cached like the others.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from ovms_rest.protocol.words import cut, show
 
 PluginValue = str | int | float | bool
 
-# Pinning would put the threads of every worker on the same cores.
+# Pinning would put the threads of all workers on the same cores.
 ONE_THREAD: Mapping[str, PluginValue] = {
     "NUM_STREAMS": 0,
     "INFERENCE_NUM_THREADS": 1,
@@ -35,10 +35,10 @@ _OF_DEVICES = "DEVICE_PROPERTIES"
 
 _COMPOSITES = ("AUTO", "BATCH", "HETERO", "MULTI")
 
-# Hints that one thread in each worker does not serve.
+# Hints that one thread in each worker cannot satisfy.
 _THREADED_HINTS = ("LATENCY", "CUMULATIVE_THROUGHPUT")
 
-# Properties that OpenVINO takes for every device, whether that lists them or not (2026.4.1, tried on the CPU).
+# Properties that OpenVINO accepts for every device, listed or not (2026.4.1, tried on the CPU).
 _OF_EVERY_DEVICE = (
     "ALLOW_AUTO_BATCHING",
     "AUTO_BATCH_TIMEOUT",
@@ -53,9 +53,9 @@ _OF_EVERY_DEVICE = (
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """The device and its properties; `shared` when the arbiter compiles for all workers; `reason` says why.
+    """The device and its properties; whether the arbiter compiles for all workers (`shared`), and the `reason`.
 
-    `notes` tell what of the configuration was given under another name or replaced.
+    `notes` are about settings that were renamed or replaced.
     """
 
     device: str
@@ -68,40 +68,36 @@ class Compilation:
 def plan_compilation(
     target_device: str, plugin_config: Mapping[str, PluginValue], cores: int, cache_dir: str = ""
 ) -> Compilation:
-    """Settle how a model with this configuration is compiled on a machine with so many usable cores.
+    """Return the plan for a model with this configuration on a machine with this number of usable cores.
 
-    `cache_dir` is where OpenVINO keeps compiled models when the configuration names no place of its own. Raises
-    LoadError for names and values in the configuration that cannot be what was meant.
+    `cache_dir` is the cache of compiled models for configurations without a CACHE_DIR. Raises LoadError for invalid
+    names and values in the configuration.
     """
     device = target_device.upper() or "CPU"
     properties, notes = _normalize(plugin_config)
     if cache_dir:
         properties.setdefault(_CACHE, cache_dir)
     if _uses_cpu(device) and properties.get(_PINNING):
-        notes += (f"{_PINNING}={properties[_PINNING]} is left out: it would put every worker on the same core",)
+        notes += (f"{_PINNING}={properties[_PINNING]} is ignored: it would put all workers on the same core",)
     obstacle = _find_obstacle(device, properties, cores)
     if obstacle:
         if _uses_cpu(device):
             properties[_PINNING] = False
         if device == "CPU" and not properties.get(_THREADS):
-            notes += (f"every worker may use all {cores} cores for it at the same time",)
+            notes += (f"each worker may use all {cores} cores at the same time",)
         return Compilation(device, properties, shared=False, reason=obstacle, notes=notes)
     asked = ", ".join(f"{key}={properties[key]}" for key in (_HINT, _STREAMS, _THREADS) if key in properties)
-    reason = "one thread in each worker" + (f" serves what {asked} asks for" if asked else "")
+    reason = "one thread in each worker" + (f" satisfies {asked}" if asked else "")
     kept = {key: value for key, value in properties.items() if key not in (_HINT, *ONE_THREAD)}
     return Compilation(device, {**kept, **ONE_THREAD}, shared=True, reason=reason, notes=notes)
 
 
 def maps_files(compilation: Compilation) -> bool:
-    """Return whether the user wants the files of the model mapped into memory, rather than private copies of them.
+    """Return whether the user wants the files of the model mapped into memory, instead of private copies.
 
-    OpenVINO's own default is to map them, which harms whoever overwrites a file that serves.
+    OpenVINO maps them by default, and overwriting a mapped file changes or kills the service.
     """
     return bool(compilation.properties.get(_MMAP))
-
-
-# So many are listed, for finding the nearest property takes a millisecond for each.
-_MOST_PROBLEMS = 10
 
 
 def check_properties(
@@ -110,11 +106,11 @@ def check_properties(
     supported: Mapping[str, str],
     accepts: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Raise LoadError with every property that the device does not know or does not let be set.
+    """Raise LoadError with every property that the device does not have or that is read-only.
 
-    `supported` is the SUPPORTED_PROPERTIES of the device, or of all that a composite one consists of, merged: "RO",
-    "RW" or "WO" by name. Without any there is no such device, which compiling for it tells better. Devices also take
-    properties that they do not list: `accepts` is asked about those.
+    `supported` is the SUPPORTED_PROPERTIES of the device, or of all devices in a composite one: "RO", "RW" or "WO" by
+    name. It is empty for an unknown device, which the compilation will report. Devices also accept properties that they
+    do not list; for those `accepts` decides.
     """
     if not supported:
         return
@@ -135,17 +131,17 @@ def check_properties(
 
 
 def _uses_cpu(device: str) -> bool:
-    """Tell whether a device is the CPU, or one that may make use of it."""
+    """Return whether a device is the CPU, or a composite one that may use it."""
     composite, _, named = device.partition(":")
     return device == "CPU" or (composite in _COMPOSITES and (not named or "CPU" in named))
 
 
 def _find_obstacle(device: str, properties: Mapping[str, PluginValue], cores: int) -> str | None:
-    """Tell what keeps one thread of the CPU, in each worker, from serving what is asked for; None if nothing does."""
+    """Return the reason why one CPU thread in each worker cannot satisfy the configuration, None if it can."""
     threads = properties.get(_THREADS, 0)
     if device != "CPU":
         return f"target_device is {device}"
-    if _OF_DEVICES in properties:  # which may say anything
+    if _OF_DEVICES in properties:  # may contain any property
         return f"{_OF_DEVICES} is given"
     if threads not in (0, 1):
         return f"{_THREADS} is {threads}"
@@ -158,9 +154,9 @@ def _find_obstacle(device: str, properties: Mapping[str, PluginValue], cores: in
 
 
 def _normalize(plugin_config: Mapping[str, PluginValue]) -> tuple[dict[str, PluginValue], tuple[str, ...]]:
-    """Give properties the names and types of today; return them, with a note on each that came under another name.
+    """Return the properties under OpenVINO's current names and types, with a note for each that was renamed.
 
-    Raises LoadError with all that is wrong.
+    Raises LoadError with all problems.
     """
     properties: dict[str, PluginValue] = {}
     givers: dict[str, str] = {}
@@ -169,7 +165,7 @@ def _normalize(plugin_config: Mapping[str, PluginValue]) -> tuple[dict[str, Plug
         meant, value = _RENAMED_VALUES.get((key, str(given).upper()), (key, given))
         name = _RENAMED.get(meant, meant)
         if name in givers:
-            problems.append(f"plugin_config.{key}: gives {name} a second time, after {givers[name]}")
+            problems.append(f"plugin_config.{key}: sets {name} again, after {givers[name]}")
             continue
         givers[name] = key
         try:
@@ -178,13 +174,13 @@ def _normalize(plugin_config: Mapping[str, PluginValue]) -> tuple[dict[str, Plug
             problems.append(f"plugin_config.{key}: expected {expected}, got {show(given)}")
             continue
         if name != key:
-            notes.append(f"{key}={given} is taken as {name}={properties[name]}")
+            notes.append(f"{key}={given} is read as {name}={properties[name]}")
     if problems:
         raise LoadError("; ".join(problems))
     return properties, tuple(notes)
 
 
-# A reader makes the value for OpenVINO of one in a config, or raises ValueError with what it expects.
+# A reader returns OpenVINO's value for one in a config, or raises ValueError with the expectation.
 
 
 def _read_count(value: PluginValue) -> int:
@@ -198,14 +194,14 @@ def _read_streams(value: PluginValue) -> PluginValue:
     text = str(value).upper()
     if text in ("AUTO", "NUMA"):
         return text
-    # What OpenVINO calls AUTO and NUMA are these numbers.
+    # -1 and -2 are OpenVINO's numbers for AUTO and NUMA.
     if text not in ("-1", "-2") and not text.removesuffix(".0").isdecimal():
         raise ValueError("AUTO, NUMA or an integer of at least 0")
     return value
 
 
 def _read_word(words: Mapping[str, PluginValue]) -> Callable[[PluginValue], PluginValue]:
-    """Make a reader for words in any case."""
+    """Return a reader of words in any case."""
 
     def read(value: PluginValue) -> PluginValue:
         word = str(value).upper()
@@ -216,10 +212,10 @@ def _read_word(words: Mapping[str, PluginValue]) -> Callable[[PluginValue], Plug
     return read
 
 
-# More are no number that OpenVINO takes.
+# OpenVINO refuses numbers with more digits.
 _DIGITS = 18
 
-# Names that OpenVINO dropped, most of them with 2024.0 and AFFINITY later, and the properties that took their place.
+# Names that OpenVINO dropped, most of them in 2024.0 and AFFINITY later, and the properties that replaced them.
 _RENAMED = {
     "CPU_THROUGHPUT_STREAMS": _STREAMS,
     "GPU_THROUGHPUT_STREAMS": _STREAMS,
@@ -228,7 +224,7 @@ _RENAMED = {
     "AFFINITY": _PINNING,
     "ENFORCE_BF16": _PRECISION,
 }
-# Values of old names that stand for another property, or for a value of another name.
+# Values of dropped names that stand for another property, or for a value of another name.
 _RENAMED_VALUES: Mapping[tuple[str, str], tuple[str, PluginValue]] = {
     ("CPU_THROUGHPUT_STREAMS", "CPU_THROUGHPUT_AUTO"): (_HINT, "THROUGHPUT"),
     ("GPU_THROUGHPUT_STREAMS", "GPU_THROUGHPUT_AUTO"): (_HINT, "THROUGHPUT"),
@@ -245,7 +241,7 @@ _READERS: Mapping[str, Callable[[PluginValue], PluginValue]] = {
     "CPU_THROUGHPUT_STREAMS": _read_streams,
     "GPU_THROUGHPUT_STREAMS": _read_streams,
     _HINT: _read_word({hint: hint for hint in ("LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT")}),
-    # Threads bound to a NUMA node only are not pinned to a core.
+    # Threads that are bound to a NUMA node are not pinned to a core.
     "CPU_BIND_THREAD": _read_word(_FLAGS | {"HYBRID_AWARE": True, "NUMA": False}),
     "AFFINITY": _read_word({"CORE": True, "HYBRID_AWARE": True, "NUMA": False, "NONE": False}),
     "ENFORCE_BF16": _read_word({word: "bf16" if flag else "f32" for word, flag in _FLAGS.items()}),

@@ -1,4 +1,4 @@
-"""What the config says of one model."""
+"""The configuration of one model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ MAX_NIREQ = 100_000
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A model to serve; `base_path` is a directory with its versions, or its file, and `remote` a URL instead."""
+    """A model to serve; `base_path` is the directory of its versions or its file, `remote` the URL given instead."""
 
     name: str
     base_path: Path
@@ -29,7 +29,7 @@ class ModelConfig:
 
 
 def check_values_of(config: ModelConfig) -> list[Problem]:
-    """Check the values of a model whose types are right; return what is wrong, for which it alone is not served."""
+    """Check values of the right types; return the problems, which affect this model alone."""
     problems = []
     if config.remote:
         problems.append(f"base_path: only local directories and files can be served, got {as_json(config.remote)}")

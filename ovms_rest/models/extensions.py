@@ -1,7 +1,7 @@
-"""Libraries with operations that OpenVINO itself does not have, which some models need to be read.
+"""Extension libraries with operations that OpenVINO lacks and some models need.
 
-Those of `openvino_tokenizers` turn strings into tokens and back; they are found where that package is installed. Others
-are named in the config.
+`openvino_tokenizers`, which turns strings into tokens and back, is found where that package is installed. Other
+libraries are named in the config.
 """
 
 import functools
@@ -12,24 +12,24 @@ from typing import Any
 from ovms_rest.errors import LoadError
 
 _TOKENIZERS = "openvino_tokenizers"
-# What OpenVINO says of an IR with operations that no library has brought yet.
+# OpenVINO's messages about operations that are missing.
 _UNKNOWN = ("unsupported opset: extension", "Cannot create")
 ADVICE = (
-    "it has operations that OpenVINO itself lacks: those of tokenizers come with `pip install 'ovms_rest[text]'`, a "
-    "library with others is named by cpu_extension"
+    "OpenVINO lacks operations of this model: `pip install 'ovms_rest[text]'` adds those of tokenizers, and "
+    "cpu_extension names a library with others"
 )
 
 
 def lacks_operations(error: Exception) -> bool:
-    """Return whether OpenVINO failed to read a model for want of operations."""
+    """Return whether OpenVINO failed to read a model because it lacks operations."""
     return any(text in str(error) for text in _UNKNOWN)
 
 
 @functools.cache
 def find_tokenizers() -> str | None:
-    """Return the path of the library that openvino_tokenizers brings, None where it is not installed.
+    """Return the path of the library in openvino_tokenizers, None where that is not installed.
 
-    The package itself is not imported: it changes OpenVINO's classes.
+    The package itself is not imported, because it changes OpenVINO's classes.
     """
     spec = importlib.util.find_spec(_TOKENIZERS)
     if spec is None or not spec.submodule_search_locations:

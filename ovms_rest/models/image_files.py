@@ -1,8 +1,8 @@
-"""Files of encoded images: what they are and how large, read from their headers before OpenCV sees them.
+"""Headers of encoded images: format, size and decoding costs, read before OpenCV sees the files.
 
-A file of a few KB can hold a picture of gigabytes, or take minutes. What OpenCV 5.0 decodes besides these formats is
-refused, as in OVMS, whose OpenCV is built without: a TIFF of 260 KB with one pixel in a tile of 16368x16368 took 1 GB
-(`OPENCV_IO_MAX_IMAGE_PIXELS` does not look at tiles).
+A file of a few KB can contain a picture of gigabytes, or take minutes. Other formats of OpenCV 5.0 are refused, as in
+OVMS, whose OpenCV is built without them: a TIFF of 260 KB with one pixel in a tile of 16368x16368 took 1 GB
+(`OPENCV_IO_MAX_IMAGE_PIXELS` does not limit tiles).
 """
 
 import re
@@ -16,36 +16,36 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# A scan costs 60 ms at 64 million pixels and may have 20 bytes; progressive pictures have some ten.
+# A scan costs 60 ms at 64 million pixels and may have only 20 bytes; progressive pictures have about ten scans.
 _MAX_JPEG_SCANS = 64
-# Before the frame: metadata is in segments of 64 KB.
+# The limit before the frame; metadata is in segments of 64 KB.
 _MAX_JPEG_MARKERS = 10_000
-# A text is unpacked to as much as 8 MB, whatever its size, and kept.
+# A text of any size may be unpacked to 8 MB, which stay in memory.
 _MAX_PNG_TEXTS = 16
-# Clearing the table costs 14 us in OpenCV and here, and may be 3 bits. It is cleared when it is full, after 4 KB, and
-# by the simplest writers every 254 pixels.
+# Clearing the table costs 14 us in OpenCV and here, and takes only 3 bits. Writers clear it when it is full, after
+# 4 KB, and the simplest ones every 254 pixels.
 _MAX_GIF_CLEARS, _LEAST_PIXELS_FOR_CLEAR = 256, 200
-# The chunks of a PNG and the blocks of a GIF are walked through one by one; writers fill them, with 255 bytes at least.
+# Chunks of a PNG and blocks of a GIF are visited one by one; writers fill them with at least 255 bytes.
 _MAX_PARTS, _LEAST_BYTES_OF_PART = 1000, 64
 
 
-# What decoding costs besides the pixels, in units of 10 ns, about a pixel of a JPEG: measured, as the comments above.
+# Measured costs of decoding in addition to the pixels, in units of 10 ns, which is about a pixel of a JPEG.
 IMAGE_WORK = 5000
 _GIF_CLEAR_WORK, _PART_WORK, _PROFILE_WORK = 1900, 50, 25_000
-# libpng unpacks a text to 8 MB at most, in 23 ms.
+# libpng unpacks a text to at most 8 MB, in 23 ms.
 _TEXT_WORK, _MAX_TEXT_BYTES = 0.3, 8_000_000
-_SCAN_WORK = 0.15  # for each pixel
-# deflate makes no more than this of a byte.
+_SCAN_WORK = 0.15  # per pixel
+# The highest ratio of deflate.
 _MOST_RATIO = 1032
-# How much more than its rows the data of a PNG may become; libpng unpacks all of it, however much that is.
+# Bytes that the data of a PNG may have beyond its rows; libpng unpacks any amount.
 _PNG_ROOM = 2**16
 _PNG_PIECE = 2**17
 
 
 class Picture(NamedTuple):
-    """What the header of a file says: width and height in pixels, and what it costs to decode, in units of 10 ns.
+    """The header of a file: width and height in pixels, and the work of decoding, in units of 10 ns.
 
-    `packed` is how many bytes of it may become more than the pixels, which only unpacking them can show.
+    `packed` is the number of bytes that may unpack to more than the pixels need, 0 if they cannot.
     """
 
     width: int
@@ -55,12 +55,12 @@ class Picture(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """The pixels."""
+        """The number of pixels."""
         return self.width * self.height
 
 
 def measure(file: NDArray[np.uint8]) -> Picture | None:
-    """Return the picture that OpenCV will find; None for what it is not to decode."""
+    """Return the picture that OpenCV will find; None for a file that must not be decoded."""
     signature = file[:8].tobytes()
     for begin, read in FORMATS.values():
         if signature.startswith(begin):
@@ -72,19 +72,19 @@ def measure(file: NDArray[np.uint8]) -> Picture | None:
     return None
 
 
-def _picture(file: memoryview, width: int, height: int, per_pixel: float = 1, besides: float = 0) -> Picture:
-    """Make a picture whose pixels cost so much each, and its bytes a quarter."""
-    return Picture(width, height, int(IMAGE_WORK + width * height * per_pixel + len(file) / 4 + besides))
+def _picture(file: memoryview, width: int, height: int, per_pixel: float = 1, extra: float = 0) -> Picture:
+    """Make a picture from its costs per pixel and extra costs; a byte of the file costs a quarter of a unit."""
+    return Picture(width, height, int(IMAGE_WORK + width * height * per_pixel + len(file) / 4 + extra))
 
 
 def _measure_bmp(file: memoryview) -> Picture | None:
     (header,) = struct.unpack_from("<I", file, 14)
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", file, 18)
-    return _picture(file, width, abs(height))  # a negative height is a picture whose first row is at the top
+    return _picture(file, width, abs(height))  # a negative height means that the first row is at the top
 
 
 _GIF_IMAGE, _GIF_EXTENSION = 0x2C, 0x21
-_GIF_CODES = 4096  # of a full table
+_GIF_CODES = 4096  # in a full table
 
 
 def _measure_gif(file: memoryview) -> Picture | None:
@@ -101,24 +101,24 @@ def _measure_gif(file: memoryview) -> Picture | None:
     position += 10 + _count_gif_colors(_byte(file, position + 9))
     bits = _byte(file, position)
     blocks, _ = _split_gif_blocks(file, position + 1, parts)
-    # As OpenCV has it. With 1 bit there is no place for the codes that clear and end.
+    # OpenCV's limits. With 1 bit there is no room for the codes that clear and end.
     if not 2 <= bits <= 11 or len(blocks) > parts:
         return None
     most = _MAX_GIF_CLEARS + width * height // _LEAST_PIXELS_FOR_CLEAR
     clears = _count_gif_clears(b"".join(blocks), bits, most)
     if clears > most:
         return None
-    besides = len(file) + clears * _GIF_CLEAR_WORK + (allowed - parts + len(blocks)) * _PART_WORK
-    return _picture(file, width, height, 4, besides)
+    extra = len(file) + clears * _GIF_CLEAR_WORK + (allowed - parts + len(blocks)) * _PART_WORK
+    return _picture(file, width, height, 4, extra)
 
 
 def _count_gif_colors(flags: int) -> int:
-    """Return the bytes of the table of colors of which flags tell."""
+    """Return the size in bytes of the color table that the flags announce."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _split_gif_blocks(file: memoryview, position: int, most: int) -> tuple[list[memoryview], int]:
-    """Return what is in the blocks up to an empty one, and what is behind that; not many more blocks than `most`."""
+    """Return the blocks up to an empty one, few more than `most`, and the position after them."""
     blocks: list[memoryview] = []
     while (size := _byte(file, position)) and len(blocks) <= most:
         blocks.append(file[position + 1 : position + 1 + size])
@@ -127,15 +127,13 @@ def _split_gif_blocks(file: memoryview, position: int, most: int) -> tuple[list[
 
 
 def _count_gif_clears(data: bytes, bits: int, most: int) -> int:
-    """Count the codes that empty the table of LZW: those that clear it, and those that end but are not at the end.
+    """Count the codes that clear the LZW table, and end codes before the end of the data; stop beyond `most`.
 
-    Beyond `most` the count ends.
-
-    How many bits a code has follows from how many there were since the table was empty, whatever they were.
+    The size of a code in bits depends only on the number of codes since the table was cleared.
     """
     begins, sizes = _lay_out_gif_codes(bits)
     padded = np.frombuffer(data + bytes(3), np.uint8)
-    words = np.ndarray((len(data),), "<u4", padded, strides=(1,))  # one for each byte and the three behind it
+    words = np.ndarray((len(data),), "<u4", padded, strides=(1,))  # each byte with the next three
     full, end = _GIF_CODES - 1 - 2**bits, 2**bits + 1
     place, codes, clears, window = 0, 0, 0, 256
     while place < 8 * len(data):
@@ -157,7 +155,7 @@ def _count_gif_clears(data: bytes, bits: int, most: int) -> int:
 
 @cache
 def _lay_out_gif_codes(bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where codes begin and how many bits they have, from an empty table to behind a full one."""
+    """Return the first bit and the number of bits of all codes, from an empty table to beyond a full one."""
     entries = np.minimum(2**bits + 1 + np.arange(2 * _GIF_CODES), _GIF_CODES)
     sizes = np.minimum(np.searchsorted(2 ** np.arange(13), entries, side="right"), 12)
     return np.cumsum(sizes) - sizes, sizes
@@ -195,7 +193,7 @@ def _measure_jpeg(file: memoryview) -> Picture | None:
 
 
 def _count_scans(file: memoryview, position: int) -> int:
-    """Count the scans from the first one on: each goes over the whole picture, however few bytes it has."""
+    """Count the scans; each covers the whole picture, however few bytes it has."""
     scans = 1
     for found in _JPEG_SCAN_OR_END.finditer(file, position):
         if file[found.end() - 1] == _JPEG_END or scans > _MAX_JPEG_SCANS:
@@ -206,34 +204,34 @@ def _count_scans(file: memoryview, position: int) -> int:
 
 def _measure_png(file: memoryview) -> Picture | None:
     width, height = struct.unpack_from(">II", file, 16)
-    texts, packed, parts, besides = 0, 0, 0, 0.0
+    texts, packed, parts, extra = 0, 0, 0, 0.0
     most = _allow_parts(file)
     for kind, begin, end in _split_png(file):
         if (kind == b"IHDR") != (begin == _PNG_FIRST):
             return None
-        # OpenCV takes memory for a chunk's size before it looks for its bytes: 91 bytes took 4 GB.
+        # OpenCV allocates a chunk's size before it reads the bytes: a file of 91 bytes took 4 GB.
         parts += 1
         if end + 4 > len(file) or parts > most:
             return None
         if kind == b"IDAT":
             packed += end - begin
         elif kind == b"iCCP":
-            besides += _PROFILE_WORK
+            extra += _PROFILE_WORK
         elif kind in (b"zTXt", b"iTXt"):
             texts += 1
             if texts > _MAX_PNG_TEXTS:
                 return None
-            besides += min((end - begin) * _MOST_RATIO, _MAX_TEXT_BYTES) * _TEXT_WORK
-    picture = _picture(file, width, height, besides=besides + parts * _PART_WORK)
+            extra += min((end - begin) * _MOST_RATIO, _MAX_TEXT_BYTES) * _TEXT_WORK
+    picture = _picture(file, width, height, extra=extra + parts * _PART_WORK)
     return picture._replace(packed=packed) if packed * _MOST_RATIO > _allow_png_bytes(file) else picture
 
 
-_PNG_FIRST = 16  # where the first chunk begins, behind its size and kind
+_PNG_FIRST = 16  # position of the first chunk, after its size and kind
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 def _split_png(file: memoryview) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the chunks of a PNG up to the last: their kinds, and where they begin and end."""
+    """Yield the kind, the beginning and the end of each chunk of a PNG."""
     position, kind = 8, b""
     while kind != b"IEND":
         size, kind = struct.unpack_from(">I4s", file, position)
@@ -242,16 +240,16 @@ def _split_png(file: memoryview) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _allow_png_bytes(file: memoryview) -> int:
-    """Return how many bytes the data of a PNG may become: its rows, twice for those of an interlaced one."""
+    """Return how many bytes the data of a PNG may unpack to: twice its rows, for interlaced ones."""
     width, height, bits, color = (int(number) for number in struct.unpack_from(">IIBB", file, 16))
     row = 1 + (width * bits * _PNG_CHANNELS.get(color, 4) + 7) // 8
     return 2 * height * row + _PNG_ROOM
 
 
 def is_honest(file: NDArray[np.uint8]) -> bool:
-    """Unpack the data of a PNG that was measured; return whether they are not much more than its rows.
+    """Return whether the data of a measured PNG unpack to little more than its rows.
 
-    It takes nearly as long as to decode it.
+    Unpacking takes nearly as long as decoding.
     """
     allowed, decompressor = _allow_png_bytes(file.data), zlib.decompressobj()
     try:
@@ -263,13 +261,13 @@ def is_honest(file: NDArray[np.uint8]) -> bool:
                     if allowed < 0:
                         return False
                     data = decompressor.unconsumed_tail
-    except zlib.error:  # which is OpenCV's to find
+    except zlib.error:  # OpenCV will report it
         pass
     return True
 
 
 def _allow_parts(file: memoryview) -> int:
-    """Return how many parts a file may have."""
+    """Return how many chunks or blocks a file may have."""
     return _MAX_PARTS + len(file) // _LEAST_BYTES_OF_PART
 
 
@@ -281,7 +279,7 @@ def _byte(file: memoryview, position: int) -> int:
 # Comments cost 11 ns a byte here.
 _MAX_PNM_HEADER = 2**16
 
-# As OpenCV reads them: space or comments, a number, one byte that ends it, and again.
+# The header as OpenCV reads it: space or comments, a number, one byte that ends it, and the same again.
 _PNM_HEADER = re.compile(
     rb"P[1-6](?=\s)(?:\s|#[^\r\n]*+[\r\n])*+0*+(\d{1,10})\D(?:\s|#[^\r\n]*+[\r\n])*+0*+(\d{1,10})(?!\d)"
 )
@@ -306,7 +304,7 @@ def _measure_webp(file: memoryview) -> Picture | None:
     return _picture(file, width & 0x3FFF, height & 0x3FFF)
 
 
-# The bytes with which a file begins, and what reads its header: it returns the picture, None for a file that is not to
+# The first bytes of a file, and the reader of its header, which returns the picture, or None for a file that must not
 # be decoded, and raises struct.error for one that ends too soon.
 FORMATS: Mapping[str, tuple[bytes, Callable[[memoryview], Picture | None]]] = MappingProxyType(
     {

@@ -1,6 +1,6 @@
-"""The values of a picture in the precision and size of a model's input.
+"""Conversion of pictures to the precision and size of a model's input.
 
-OVMS converts first and resizes then, by OpenCV's bilinear interpolation, so that it runs in the input's precision.
+Like OVMS, it converts first and then resizes, by OpenCV's bilinear interpolation in the input's precision.
 """
 
 import math
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from ovms_rest.models.opencv import cv2
 from ovms_rest.protocol.datatypes import DATATYPES
 
-# malloc gives a smaller array the pages of the last one in a worker (worker/worker.py), those of a larger one are new.
+# A smaller array gets the pages of an earlier one from malloc (worker/worker.py); a larger one gets new pages.
 _LARGE = 2**25
-# A worker keeps the pages of one large array in which it resized, if they are no more than this.
+# A worker keeps up to this many bytes of pages of one large array that it resized in.
 _KEPT = 2**25
-# From so many rows of a picture for one of the result on it pays to leave out those that are not read.
+# With this many rows of a picture for one of the result, it pays to leave out rows that are not read.
 _SPARSE = 4
 
 
 class Precision(NamedTuple):
-    """How the values of a picture, UINT8 or UINT16, become those of a datatype."""
+    """Rules that convert the values of a picture, UINT8 or UINT16, to a datatype."""
 
     dtype: np.dtype[Any]
-    largest: int  # what is above becomes this
+    largest: int  # larger values are cut to it
     resized_as: np.dtype[Any]
 
 
@@ -36,8 +36,8 @@ def _precision(datatype: str, largest: int = 65535, resized_as: str = "") -> tup
     return datatype, Precision(DATATYPES[datatype].dtype, largest, DATATYPES[resized_as or datatype].dtype)
 
 
-# OpenCV interpolates UINT8, UINT16, INT16, FP32 and FP64, where OVMS fails at the others. Those are interpolated as
-# FP32, which holds all of their values that come of a picture, and rounded, ties to even as OpenCV does.
+# OpenCV interpolates UINT8, UINT16, INT16, FP32 and FP64; OVMS fails for the others. Here those are interpolated as
+# FP32, which represents all their values from a picture, and rounded, ties to even as in OpenCV.
 PRECISIONS: Mapping[str, Precision] = MappingProxyType(
     dict(
         (
@@ -56,7 +56,7 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
 
 
 def write_image(image: NDArray[Any], target: NDArray[Any], precision: Precision) -> None:
-    """Write an image [height,width,channels] of UINT8 or UINT16 in the precision and size of `target`, its place."""
+    """Write an image [height,width,channels] of UINT8 or UINT16 to `target`, in its size and precision."""
     if image.shape == target.shape:
         np.copyto(target, _cut_off(image, precision), casting="unsafe")
     elif image.dtype == precision.dtype == precision.resized_as:
@@ -71,7 +71,7 @@ def write_image(image: NDArray[Any], target: NDArray[Any], precision: Precision)
 
 
 def _convert(values: NDArray[Any], precision: Precision) -> NDArray[Any]:
-    """Give values the range and steps of a precision; what has them already stays as it is."""
+    """Return values in the range and steps of a precision."""
     values = _cut_off(values, precision)
     return values if precision.dtype == precision.resized_as else values.astype(precision.dtype)
 
@@ -86,28 +86,28 @@ def _resize(image: NDArray[Any], target: NDArray[Any]) -> None:
         cv2.resize(image, size, dst=target)
         return
     resized = cv2.resize(image, size).reshape(target.shape)
-    # No interpolated value lies outside of those around it, so none can overflow.
+    # Interpolated values lie between their neighbours, so none can overflow.
     np.copyto(target, np.rint(resized) if np.issubdtype(target.dtype, np.integer) else resized, casting="unsafe")
 
 
 def _find_rows(height: int, target: int) -> NDArray[np.intp]:
-    """Return the rows of a picture of `height` rows that its interpolation to `target` rows reads: two for each."""
+    """Return the rows of a picture of `height` rows that an interpolation to `target` rows reads, two for each."""
     places = (np.arange(target) + 0.5) * (height / target) - 0.5
-    rounding = height * 2.0**-22  # OpenCV has the places in FP32
+    rounding = height * 2.0**-22  # OpenCV computes the places in FP32
     first = np.floor(np.concatenate((places - rounding, places + rounding))).astype(np.intp)
     return np.unique(np.clip(np.concatenate((first, first + 1)), 0, height - 1))
 
 
-# The last large array by what decides which of its pages are written.
+# The last large array, by the properties that decide which of its pages are written.
 _kept: dict[tuple[Any, ...], NDArray[Any]] = {}
 
 
 @contextmanager
 def _canvas(shape: tuple[int, ...], dtype: np.dtype[Any], rows: NDArray[np.intp]) -> Iterator[NDArray[Any]]:
-    """Lend an array of a picture's shape of which only some rows are written, and in a large one no others have pages.
+    """Lend an array of a picture's shape in which only some rows are written; in a large one only these have pages.
 
-    Without the other rows OpenCV's result would be another in the last bits. A page that is new costs as much as the
-    conversion of what it holds.
+    An array without the other rows would change OpenCV's result in the last bits. A new page costs as much time as the
+    conversion of its values.
     """
     size = math.prod(shape) * dtype.itemsize
     if size < _LARGE:
@@ -118,7 +118,7 @@ def _canvas(shape: tuple[int, ...], dtype: np.dtype[Any], rows: NDArray[np.intp]
     if canvas is None:
         _kept.clear()
         memory = mmap.mmap(-1, size)
-        with suppress(OSError):  # a kernel without huge pages, which would have all rows
+        with suppress(OSError):  # the kernel has no huge pages, which would back all rows
             memory.madvise(mmap.MADV_NOHUGEPAGE)
         canvas = np.frombuffer(memory, dtype).reshape(shape)
     yield canvas

@@ -1,10 +1,10 @@
-"""Encoded images: the files that come as BYTES for a 4-D input become the array for the model.
+"""Encoded images: files sent as BYTES for a 4-D input are decoded to the array for the model.
 
-The rules are those of the OpenVINO Model Server (protocol.md section 6): OpenCV decodes a file as it stands (BGR, alpha
-and 16 bits kept, EXIF ignored), its values become the input's datatype, and then it is resized where that is allowed.
-Unlike there, an input of three channels takes grey images and images with alpha too.
+The rules are those of the OpenVINO Model Server (protocol/README.md section 6, "Encoded images"): OpenCV decodes a file
+unchanged (BGR, alpha and 16 bits kept, EXIF ignored), its values are converted to the input's datatype, and then it is
+resized where that is allowed. Unlike OVMS, an input of three channels also takes grey images and images with alpha.
 
-What a file costs is bounded by its header (image_files.py).
+Headers are checked first, to limit the costs of decoding (image_files.py).
 """
 
 import dataclasses
@@ -22,37 +22,35 @@ from ovms_rest.models.image_resizing import PRECISIONS, Precision, write_image
 from ovms_rest.models.opencv import cv2
 from ovms_rest.protocol.datatypes import BYTES
 from ovms_rest.protocol.strings import BytesArray, count_of
-from ovms_rest.protocol.tensors import Dim, TensorMetadata
+from ovms_rest.protocol.tensors import TensorMetadata
 from ovms_rest.protocol.words import join
 
-# OVMS resizes under these as they are written, and not under a default. "N?HWC" has the dim of a demultiplexer.
+# OVMS resizes with these configured layouts, but not with a default one. "N?HWC" has the dim of a demultiplexer.
 _RESIZING_LAYOUTS = ("NHWC", "N?HWC", "...")
 _DEFAULT_LAYOUT = "N..."
-_EXPECTED = f"a whole file in one of {', '.join(FORMATS)}"
-# Its users run into this most (issue 912).
-_NO_LAYOUT = (
-    'the configuration of the model has no "layout", which is "NHWC", or "NHWC:NCHW" when the model itself takes NCHW'
-)
+_EXPECTED = f"expected a complete file in one of {', '.join(FORMATS)}"
+# The problem that users of OVMS have most (its issue 912).
+_NO_LAYOUT = 'the configuration of the model has no "layout"; set "NHWC", or "NHWC:NCHW" for a model that takes NCHW'
 
 
-# How images of so many channels become BGR.
+# The conversion to BGR by the number of channels.
 _TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
 
-# What decoding the images of an input may cost, in units of 10 ns (image_files.py): so much whatever they are, 0.17 s,
-# and so much for each pixel, which costs 1, 4 in a GIF, and 13 in one that was not compressed.
+# Limits of the work of decoding the images of an input, in units of 10 ns (image_files.py): a constant, 0.17 s, and a
+# share per pixel, which costs 1, in a GIF 4, and in an uncompressed GIF 13.
 _WORK, _WORK_PER_PIXEL = 2**24, 16
-# The same for each pixel that a request may have, however few it has.
+# The limit per pixel that a request may have, however few it has.
 _WORK_PER_ALLOWED_PIXEL = 1.5
-# Data of PNGs of so many bytes are not unpacked just to see whether they are too many, which takes nearly as long as to
-# decode a PNG. At worst these take 1.1 s.
+# PNGs with up to this many bytes of data are not unpacked just to measure the data, which takes nearly as long as
+# decoding. At worst these take 1.1 s.
 _TRUSTED_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Pixels that one encoded image, and all of one input of a request, may have.
+    """Limits of the pixels of one encoded image, and of all images of one input of a request.
 
-    `request` is also the number of values that the array made of them may have.
+    `request` also limits the values of the array that they are decoded to.
     """
 
     image: int = 2**26
@@ -60,10 +58,10 @@ class ImageLimits:
 
 
 class ImageReader:
-    """Makes the array of an input of encoded images; what its metadata settles is settled once."""
+    """Decodes the images of an input; what depends on its metadata alone is computed once."""
 
     def __init__(self, metadata: TensorMetadata, layout: str | None, limits: ImageLimits) -> None:
-        """Read for an input of 4 dims; `layout` is the one that the client sees, None when it is not declared."""
+        """Prepare for an input of 4 dims; `layout` is the client's, None if none is declared."""
         assert metadata.dims is not None
         self._batch, self._height, self._width, self._channels = metadata.dims
         self._datatype = metadata.datatype
@@ -76,7 +74,7 @@ class ImageReader:
     def read(self, strings: BytesArray, label: str) -> NDArray[Any]:
         """Decode images, an array of shape [n], to the array [n,height,width,channels] of the input.
 
-        Raises InvalidRequestError, beginning with `label`, for images that cannot be read or do not fit.
+        Raises InvalidRequestError, whose text begins with `label`, for images that cannot be decoded or do not fit.
         """
         self.check_shape(strings.shape, label)
         files = self.split_files(strings, label)
@@ -84,7 +82,7 @@ class ImageReader:
         return self.decode(files, label)
 
     def decode(self, files: list[NDArray[np.uint8]], label: str) -> NDArray[Any]:
-        """Decode files whose number and work were checked."""
+        """Decode files whose number and work have been checked."""
         image = self._fit_channels(_decode(files[0], _name(label, 0)))
         first, target = image.shape, self._target(image.shape)
         precision = self._check_image(image.shape, first, target, _name(label, 0))
@@ -100,30 +98,30 @@ class ImageReader:
         return array
 
     def _fit_channels(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Make BGR of a grey image, or of one with alpha, for an input of three channels; leave any other as it is."""
+        """Convert a grey image, or one with alpha, to BGR for an input of three channels; return others unchanged."""
         if self._channels.size != 3 or image.shape[2] not in _TO_BGR:
             return image
         return cv2.cvtColor(image, _TO_BGR[image.shape[2]])
 
     def check_shape(self, shape: tuple[int, ...], label: str) -> None:
-        """Refuse another shape than [n], a number of images that the model does not take, and a layout without them."""
+        """Refuse shapes other than [n], a wrong number of images, and layouts that do not allow images."""
         if len(shape) != 1:
-            raise InvalidRequestError(f"{label}: encoded images come in shape [n], not {join(shape)}")
+            raise InvalidRequestError(f"{label}: encoded images need the shape [n], got {join(shape)}")
         if not self._batch.holds(shape[0]):
-            raise InvalidRequestError(f"{label}: {count_of(shape[0], 'image')} came, the model takes {self._batch}")
+            raise InvalidRequestError(f"{label}: got {count_of(shape[0], 'image')}, the model takes {self._batch}")
         if not self._takes_images:
             raise InvalidRequestError(
-                f"{label}: encoded images need the layout NHWC, the layout of this input is {self._layout}; "
+                f"{label}: encoded images need the layout NHWC, this input has {self._layout}; "
                 f'set "layout": "{_change_of(self._layout)}" in the configuration of the model'
             )
         if shape == (0,):
-            raise InvalidRequestError(f"{label}: no image came, at least one is needed")
+            raise InvalidRequestError(f"{label}: got no image, at least one is needed")
 
     def split_files(self, strings: BytesArray, label: str) -> list[NDArray[np.uint8]]:
-        """Return the files that strings of shape [n] are, as views; refuse more than can be decoded in time."""
+        """Return the files in strings of shape [n] as views; refuse more files than can be decoded in time."""
         count, most = strings.shape[0], self._allow_work(self._limits.request) // IMAGE_WORK
         if count > most:
-            raise InvalidRequestError(f"{label}: {count_of(count, 'image')} came, at most {most} are allowed")
+            raise InvalidRequestError(f"{label}: got {count_of(count, 'image')}, at most {most} are allowed")
         begins, ends = strings.begins.tolist(), strings.ends.tolist()
         return [strings.symbols[begin:end] for begin, end in zip(begins, ends, strict=True)]
 
@@ -131,11 +129,11 @@ class ImageReader:
         return _WORK + int(min(_WORK_PER_PIXEL * pixels, _WORK_PER_ALLOWED_PIXEL * self._limits.request))
 
     def check_work(self, files: list[NDArray[np.uint8]], label: str) -> None:
-        """Refuse what is too large to decode, or takes too long; what is behind that is not looked at."""
+        """Refuse files that are too large or take too long to decode; stop at the first one."""
         pixels, work, packed = 0, 0, 0
         for index, file in enumerate(files):
             if file.size == 0:
-                raise InvalidRequestError(f"{_name(label, index)} is empty, expected is {_EXPECTED}")
+                raise InvalidRequestError(f"{_name(label, index)} is empty, {_EXPECTED}")
             picture = measure(file)
             if picture is None:
                 raise _undecodable(_name(label, index))
@@ -148,83 +146,83 @@ class ImageReader:
             packed += picture.packed
             if work > (allowed := self._allow_work(pixels)):
                 raise InvalidRequestError(
-                    f"{label}: up to image {index}, the images of {pixels} pixels take as much work to decode as "
-                    f"{work} pixels, at most {allowed} are allowed"
+                    f"{label}: up to image {index}, decoding {pixels} pixels takes as much work as {work} usual ones, "
+                    f"at most {allowed} are allowed"
                 )
             if picture.packed and packed > _TRUSTED_BYTES and not is_honest(file):
-                raise InvalidRequestError(f"{_name(label, index)} holds more data than its pixels take")
+                raise InvalidRequestError(f"{_name(label, index)} has more data than its pixels need")
         if pixels > self._limits.request:
             raise InvalidRequestError(
                 f"{label}: the images have {pixels} pixels together, at most {self._limits.request} are allowed"
             )
 
     def _target(self, first: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the height, width and channels that every image has to get; the first one settles what is open."""
-        return (_clamp(first[0], self._height), _clamp(first[1], self._width), _clamp(first[2], self._channels))
+        """Return the height, width and channels of all images; where the model leaves them open, the first decides."""
+        return (self._height.clamp(first[0]), self._width.clamp(first[1]), self._channels.clamp(first[2]))
 
     def _check_image(
         self, shape: tuple[int, ...], first: tuple[int, ...], target: tuple[int, ...], name: str
     ) -> Precision:
-        """Refuse an image that cannot become one of the target's shape; return its precision there."""
+        """Refuse an image that cannot be converted to the target's shape; return the precision of the target."""
         if self._obstacle and shape[:2] != first[:2]:
             raise InvalidRequestError(
-                f"{name} is {_size(shape)}, image 0 is {_size(first)}, and they are not resized: {self._obstacle}"
+                f"{name} is {_size(shape)}, image 0 is {_size(first)}, and images are not resized: {self._obstacle}"
             )
         if shape[2] != target[2]:
             hint = f"; {_NO_LAYOUT}" if self._layout == _DEFAULT_LAYOUT else ""
             raise InvalidRequestError(f"{name} has {count_of(shape[2], 'channel')}, the model takes {target[2]}{hint}")
         if self._precision is None:
             raise InvalidRequestError(
-                f"{name} cannot become {self._datatype}, the precision of this input; images become "
+                f"{name} cannot be converted to {self._datatype}, the precision of this input; supported are "
                 f"{', '.join(PRECISIONS)}"
             )
         if self._obstacle and shape[:2] != target[:2]:
             raise InvalidRequestError(
-                f"{name} is {_size(shape)}, the model takes {_size(target)}, and it is not resized: {self._obstacle}"
+                f"{name} is {_size(shape)}, the model takes {_size(target)}, "
+                f"and images are not resized: {self._obstacle}"
             )
         return self._precision
 
     def check_values(self, shape: tuple[int, ...], label: str) -> None:
-        """Refuse what becomes too large an array."""
+        """Refuse a shape with too many values."""
         values = math.prod(shape)
         if values > self._limits.request:
             raise InvalidRequestError(
-                f"{label}: the images become an array of shape {join(shape)} with {values} values, "
+                f"{label}: the decoded images have the shape {join(shape)} with {values} values, "
                 f"at most {self._limits.request} are allowed"
             )
 
 
 class ShardedImageReader:
-    """Makes the array of an input of a pipeline that is split along its first dim: every image is a part of its own."""
+    """Decodes the images of a demultiplexed input of a pipeline, each to a shard of its own."""
 
     def __init__(self, reader: ImageReader) -> None:
-        """Take what reads for the input that the parts go to."""
         self._reader = reader
 
     def read(self, strings: BytesArray, label: str) -> NDArray[Any]:
         """Decode images, an array of shape [n], to the array [n,1,height,width,channels] of the input.
 
-        Raises InvalidRequestError, beginning with `label`, also for images that do not become the same size.
+        Raises InvalidRequestError, whose text begins with `label`, also for images of different sizes.
         """
         if len(strings.shape) != 1 or strings.shape == (0,):
-            raise InvalidRequestError(f"{label}: encoded images come in shape [n], not {join(strings.shape)}")
+            raise InvalidRequestError(f"{label}: encoded images need the shape [n], got {join(strings.shape)}")
         files = self._reader.split_files(strings, label)
         self._reader.check_work(files, label)
-        self._reader.check_shape((1,), f"{label}: part 0")
+        self._reader.check_shape((1,), f"{label}: shard 0")
         arrays: list[NDArray[Any]] = []
         for index, file in enumerate(files):
-            arrays.append(self._reader.decode([file], f"{label}: part {index}"))
+            arrays.append(self._reader.decode([file], f"{label}: shard {index}"))
             if not index:
                 self._reader.check_values((len(files), *arrays[0].shape), label)
             if arrays[index].shape != arrays[0].shape:
                 raise InvalidRequestError(
-                    f"{label}: part {index} becomes {join(arrays[index].shape)}, part 0 {join(arrays[0].shape)}"
+                    f"{label}: shard {index} has the shape {join(arrays[index].shape)}, shard 0 {join(arrays[0].shape)}"
                 )
         return np.stack(arrays)
 
 
 def take_images(port: TensorMetadata, layout: str | None, limits: ImageLimits) -> TensorMetadata:
-    """Have an input of four dims take encoded images too (protocol.md section 6)."""
+    """Return metadata of an input that also accepts encoded images, if it has four dims."""
     if port.datatype == BYTES or port.dims is None or len(port.dims) != 4:
         return port
     return dataclasses.replace(port, images=ImageReader(port, layout, limits))
@@ -242,13 +240,13 @@ def _decode(file: NDArray[np.uint8], name: str) -> NDArray[Any]:
 
 
 def _holds_nhwc(layout: str) -> bool:
-    """Tell whether a layout of 4 dims can be NHWC; "?" is any dim, "..." are any number of them."""
+    """Return whether a layout of 4 dims can be NHWC; "?" is any dim, "..." any number of dims."""
     pattern = re.escape(layout).replace(r"\.\.\.", ".*").replace(r"\?", ".")
     return layout in _RESIZING_LAYOUTS or re.fullmatch(pattern, "NHWC") is not None
 
 
 def _find_obstacle(layout: str, metadata: TensorMetadata) -> str:
-    """Say why images are not resized for an input, nothing when they are."""
+    """Return the reason why images are not resized for an input, "" if they are."""
     if layout == _DEFAULT_LAYOUT:
         return _NO_LAYOUT
     if layout not in _RESIZING_LAYOUTS:
@@ -258,19 +256,14 @@ def _find_obstacle(layout: str, metadata: TensorMetadata) -> str:
         return ""
     sizes = (dim.high or usual for dim, usual in zip(metadata.dims, (1, 224, 224, 3), strict=True))
     return (
-        f'the model\'s shape is {metadata.describe_shape()}; set a "shape" without open dims in the configuration of '
-        f'the model, such as "({",".join(map(str, sizes))})"'
+        f'the model\'s shape is {metadata.describe_shape()}; set a "shape" without unbounded dims in the '
+        f'configuration of the model, such as "({",".join(map(str, sizes))})"'
     )
 
 
 def _change_of(layout: str) -> str:
-    """Return the setting with which clients send NHWC to a model of a layout."""
+    """Return the layout setting that lets clients send NHWC to a model with this layout."""
     return f"NHWC:{layout if sorted(layout) == sorted('NHWC') else 'NCHW'}"
-
-
-def _clamp(size: int, dim: Dim) -> int:
-    """Return the size that a dim allows and that is next to this one."""
-    return max(size, dim.low) if dim.high is None else min(max(size, dim.low), dim.high)
 
 
 def _name(label: str, index: int) -> str:
@@ -282,4 +275,4 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _undecodable(name: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{name} cannot be decoded, expected is {_EXPECTED}")
+    return InvalidRequestError(f"{name} cannot be decoded, {_EXPECTED}")

@@ -230,7 +230,7 @@ def _find_ignored(config: ModelConfig) -> tuple[str, ...]:
     if config.nireq:
         notes.append(
             f"nireq={config.nireq} is ignored: each worker runs one inference at a time; "
-            "as many run at once as there are workers"
+            "as many run in parallel as there are workers"
         )
     if config.allow_cache:
         notes.append("allow_cache=true is ignored: every compiled model may be cached")

@@ -1,7 +1,7 @@
-"""What a config says of how a model is to be changed before it is compiled: shapes, layouts, preprocessing.
+"""Options of a model's config that change it before it is compiled: shapes, layouts, preprocessing.
 
-`ModelOptions` has the values as they stand in the file, `parse_options` makes a `Preparation` of them, which
-`preparation` carries out. Forms and meanings are those of the OpenVINO Model Server.
+`ModelOptions` has the values of the file; `parse_options` makes a `Preparation` of them, which the module `preparation`
+carries out. Formats and meanings are those of the OpenVINO Model Server.
 """
 
 import os
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """The values of the keys of the same names, None where a key is missing; their types are checked already."""
+    """The values of the keys of the same names, None for a missing key; their types are already checked."""
 
     batch_size: int | str | None = None
     shape: str | Mapping[str, str] | None = None
@@ -29,12 +29,12 @@ class ModelOptions:
     color_format: str | None = None
     precision: str | None = None
     trial: str | bool | None = None
-    cpu_extension: str | None = None  # the path of a library, with which the model is read
+    cpu_extension: str | None = None  # the path of a library of operations
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutChange:
-    """The layout of a tensor of the model, and the one that the client sends or gets when that is another."""
+    """The layout of a tensor in the model, and the client's layout if that differs."""
 
     model: str
     client: str | None = None
@@ -42,26 +42,26 @@ class LayoutChange:
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What is to be done with a model. The key None of a mapping is the model's only input, whatever its name."""
+    """The changes to make to a model. In the mappings, the key None stands for the model's only input."""
 
-    shapes: Mapping[str | None, tuple[Dim, ...] | None] = field(default_factory=dict)  # None: every dim is dynamic
+    shapes: Mapping[str | None, tuple[Dim, ...] | None] = field(default_factory=dict)  # None: all dims are dynamic
     batch: Dim | None = None
     layouts: Mapping[str | None, LayoutChange] = field(default_factory=dict)
     mean: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
     color: tuple[str, str] | None = None  # the model's and the client's
-    precision: tuple[str, str] | None = None  # the client's and the model's, as OpenVINO calls them: "u8", "f32"
+    precision: tuple[str, str] | None = None  # the client's and the model's, by OpenVINO's names: "u8", "f32"
     trial_request: str = ""  # the file, relative to the version's directory
     has_trial: bool = True
 
 
-# A dim without bounds, which is also what OVMS makes of "auto", though by reloading the model.
+# A dim without bounds; for "auto" OVMS gets the same by reloading the model.
 _ANY = Dim(0, None)
 _AUTO = "auto"
 _DIM = re.compile(r"([0-9]{1,19})(?: *: *([0-9]{1,19}))?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
-# OpenVINO takes mean and scale as FP32: what is larger becomes infinite, what is smaller may become zero.
+# OpenVINO reads mean and scale as FP32: larger numbers become infinite, smaller ones may become zero.
 _LARGEST = 3.4028234663852886e38
 _SMALLEST = 1.1754943508222875e-38
 
@@ -87,14 +87,14 @@ _PACKED_TYPES = ("int4", "uint4", "uint1")
 
 
 def parse_options(options: ModelOptions) -> Preparation:
-    """Read the texts of options. Raises LoadError, which tells all that is wrong with them.
+    """Parse the options. Raises LoadError with all problems.
 
-    A shape goes before a batch size, as in OVMS: `batch` is None when there are `shapes`. Wrong texts are told where
-    OVMS warns and serves the model as it is, for the client would meet the mistake instead.
+    A shape has precedence over a batch size, as in OVMS: `batch` is None if there are `shapes`. Invalid values are
+    errors, where OVMS warns and serves the unchanged model, which would shift the mistake to the clients.
     """
     faults: list[str] = []
     layouts = _read(faults, "layout", _parse_layout, options.layout)
-    # A layout at fault is told as such, not as one that is missing.
+    # An invalid layout is reported as such, not as a missing one.
     has_channels = bool(faults) or any("C" in layout.model for layout in layouts.values())
     shapes = _read(faults, "shape", _parse_shape, options.shape)
     batch = _read(faults, "batch_size", _parse_batch, options.batch_size).get(None)
@@ -116,7 +116,7 @@ def parse_options(options: ModelOptions) -> Preparation:
 
 
 def _read(faults: list[str], key: str, parse: Callable[[Any], T], value: Any) -> dict[str | None, T]:
-    """Parse what a key has, by the names below it; add what is wrong to the faults."""
+    """Parse the value of a key, or its values by name; append problems to the faults."""
     named = value if isinstance(value, Mapping) else {} if value is None else {None: value}
     parsed: dict[str | None, T] = {}
     for name, item in named.items():
@@ -127,7 +127,7 @@ def _read(faults: list[str], key: str, parse: Callable[[Any], T], value: Any) ->
     return parsed
 
 
-# --- The forms: each parses one text, or raises LoadError with what is wrong
+# --- Parsers of one value each, which raise LoadError
 
 
 def _parse_shape(text: str) -> tuple[Dim, ...] | None:
@@ -139,7 +139,7 @@ def _parse_shape(text: str) -> tuple[Dim, ...] | None:
     dims = [_parse_dim(item) for item in items]
     if wrong := [show(item) for item, dim in zip(items, dims, strict=True) if dim is None]:
         raise LoadError(
-            "expected as each dim a size, -1 for any size, or a range with the smaller first such as 200:500, "
+            "expected each dim to be a size, -1 for any size, or an ascending range such as 200:500, "
             f"got {', '.join(wrong)} in {show(text)}"
         )
     return tuple(filter(None, dims))
@@ -150,7 +150,7 @@ def _parse_batch(value: int | str) -> Dim | None:
     dim = _ANY if text.lower() == _AUTO else _parse_dim(text)
     if dim is None:
         raise LoadError(
-            "expected a size such as 16, 0 for the model's own, -1 for any, a range with the smaller first such as "
+            "expected a size such as 16, 0 for the model's own, -1 for any, an ascending range such as "
             f'"1:16", or "auto", got {show(value)}'
         )
     return dim if dim.size != 0 else None
@@ -164,7 +164,7 @@ def _parse_dim(text: str) -> Dim | None:
     low = int(match[1])
     high = int(match[2] or low)
     if not match[2]:
-        return Dim(low, high) if high < MAX_DIM else None  # which is no bound to OpenVINO
+        return Dim(low, high) if high < MAX_DIM else None  # to OpenVINO, MAX_DIM means no bound
     return Dim(low, high) if low < high <= MAX_DIM else None
 
 
@@ -172,7 +172,7 @@ def _parse_layout(text: str) -> LayoutChange:
     layouts = text.replace(" ", "").upper().split(":")
     if not text.isascii() or len(layouts) > 2 or not all(map(_is_layout, layouts)):
         raise LoadError(
-            'expected the layout of the client and that of the model such as "NHWC:NCHW", or one for both such as '
+            'expected the layouts of client and model such as "NHWC:NCHW", or one for both such as '
             f'"NHWC", each letter once, "?" for any dim and "..." once for several, got {show(text)}'
         )
     client, model = layouts[0], layouts[-1]
@@ -190,8 +190,7 @@ def _parse_numbers(value: float | str) -> tuple[float, ...]:
     numbers = [_parse_number(item) for item in ([text.strip()] if items is None else items)]
     if not numbers or None in numbers:
         raise LoadError(
-            'expected a number that FP32 can hold, or one for each channel such as "(123.7,116.3,103.5)", '
-            f"got {show(value)}"
+            f'expected a number within FP32, or one for each channel such as "(123.7,116.3,103.5)", got {show(value)}'
         )
     return tuple(number for number in numbers if number is not None)
 
@@ -199,7 +198,7 @@ def _parse_numbers(value: float | str) -> tuple[float, ...]:
 def _parse_scale(value: float | str) -> tuple[float, ...]:
     numbers = _parse_numbers(value)
     if any(abs(number) < _SMALLEST for number in numbers):
-        raise LoadError(f"expected numbers to divide by such as 255, none of them zero to FP32, got {show(value)}")
+        raise LoadError(f"expected divisors such as 255 that are not zero in FP32, got {show(value)}")
     return numbers
 
 
@@ -212,13 +211,13 @@ def _parse_color(text: str) -> tuple[str, str]:
     model, colon, client = (part.strip().upper() for part in text.partition(":"))
     if planar := [name for name in _PLANAR_COLORS if name in (model, client)]:
         raise LoadError(
-            f"{planar[0]} is not supported, for its planes come in tensors of their own, which would be other inputs "
-            f'than the model\'s, but {planar[0][:4]} in one tensor is, as in "RGB:{planar[0][:4]}", got {show(text)}'
+            f"{planar[0]} is not supported, because its planes would be additional inputs; use {planar[0][:4]} in one "
+            f'tensor, as in "RGB:{planar[0][:4]}", got {show(text)}'
         )
     if not colon or model not in MODEL_COLORS or client not in _CLIENT_COLORS:
         raise LoadError(
-            f"expected what the model takes, of {', '.join(MODEL_COLORS)}, and what the client sends, of "
-            f'{", ".join(_CLIENT_COLORS)}, such as "RGB:BGR", got {show(text)}'
+            f"expected the format of the model ({', '.join(MODEL_COLORS)}) and that of the client "
+            f'({", ".join(_CLIENT_COLORS)}), such as "RGB:BGR", got {show(text)}'
         )
     return model, client
 
@@ -227,19 +226,19 @@ def _parse_precision(text: str) -> tuple[str, str]:
     names = [name.strip().lower() for name in text.split(":")]
     if packed := [name for name in names if name in _PACKED_TYPES]:
         raise LoadError(
-            f"{packed[0]} is not supported, for KServe has no datatype of it, but {', '.join(_TYPES)} are, "
+            f"{packed[0]} is not supported, because KServe has no datatype for it; supported are {', '.join(_TYPES)}, "
             f'as in "uint8:fp32", got {show(text)}'
         )
     if len(names) > 2 or not all(name in _TYPES for name in names):
         raise LoadError(
-            'expected what the client sends and what the model takes such as "uint8:fp32", or the client\'s '
-            f'alone such as "uint8", of {", ".join(_TYPES)}, got {show(text)}'
+            'expected the precisions of client and model such as "uint8:fp32", or the client\'s alone such as '
+            f'"uint8", of {", ".join(_TYPES)}, got {show(text)}'
         )
     return _TYPES[names[0]], _TYPES[names[1]] if len(names) == 2 else ""
 
 
 def _split(text: str) -> list[str] | None:
-    """Split at its commas what stands in parentheses or brackets; None where there are none."""
+    """Split the items in parentheses or brackets at commas; return None without parentheses or brackets."""
     text = text.strip()
     if text[:1] + text[-1:] not in ("()", "[]"):
         return None

@@ -1,9 +1,9 @@
-"""Bringing a compiled model back after a failed inference.
+"""Recovery of a compiled model after a failed inference.
 
-The CPU plugin (OpenVINO 2026.4.1) computes the shapes within a model anew only where those that come in differ from the
-last inference that succeeded. After one that failed half-way, a request with the shapes of that last success would be
-computed with the shapes of the failed one. An inference that succeeds with other shapes leaves nothing of it, and an
-example, a request whose answer is known, shows that.
+The CPU plugin (OpenVINO 2026.4.1) recomputes the shapes within a model only if the inputs' shapes differ from those of
+the last successful inference. After an inference that failed half-way, a request with the shapes of the last success
+would be computed with the shapes of the failed one. A successful inference with other shapes repairs this, and an
+example, a request whose outputs are known, verifies it.
 """
 
 import contextlib
@@ -14,30 +14,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ovms_rest.models.shapes import Shape, ShapeError
-from ovms_rest.models.trial_shapes import choose_other_shapes
+from ovms_rest.models.trial_shapes import choose_other_shapes, differs
 from ovms_rest.protocol.datatypes import BYTES, DATATYPES
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Array, Tensor, TensorMetadata, copy_array, memory_of, size_of
 
 Arrays = Mapping[str, Array]
 
-# How many inferences are tried after a failure, and shapes looked at for them.
+# Limits of inferences after a failure, and of shapes considered for them.
 _MAX_ATTEMPTS = 16
 _MAX_CANDIDATES = 64
-# How many examples are kept, of inputs and outputs that are no larger, in bytes.
+# Limits of the number of examples, and of the bytes of inputs and outputs of each.
 _MAX_EXAMPLES = 4
 _LARGEST_EXAMPLE = 65_536
 
 
 class _Example(NamedTuple):
-    """A request that the model has computed, and its outputs."""
+    """Inputs that the model has computed, and their outputs."""
 
     arrays: Arrays
     outputs: Mapping[str, Array]
 
 
 class Recovery:
-    """What is remembered of a model's inferences, to bring the model back after one that failed."""
+    """The inferences of a model that help it to recover from a failed one."""
 
     def __init__(
         self,
@@ -46,12 +46,12 @@ class Recovery:
         check_shapes: Callable[[Mapping[str, Shape]], None],
         infer: Callable[[Arrays], Mapping[str, Tensor]],
     ) -> None:
-        """Recover a model with these inputs.
+        """Prepare the recovery of a model with these inputs.
 
-        `trials` are shapes that it may compute; `check_shapes` raises ShapeError for those that it cannot; `infer`
+        `trials` are shapes that it may compute; `check_shapes` raises ShapeError for shapes that it cannot; `infer`
         raises RuntimeError when it fails, and ShapeError when it succeeded without a usable result.
         """
-        self.last: tuple[Shape, ...] = ()  # of the dynamic inputs, at the last success
+        self.last: tuple[Shape, ...] = ()  # shapes of the dynamic inputs at the last success
         self._inputs = inputs
         self._dynamic = [port for port in inputs if port.static_shape is None]
         self._trials = trials
@@ -60,7 +60,7 @@ class Recovery:
         self._examples: list[_Example] = []
 
     def keep(self, arrays: Arrays, tensors: Mapping[str, Tensor]) -> None:
-        """Keep what the model has just computed as an example, if it is small and there are not enough yet."""
+        """Record a success, and keep it as an example if it is small and more are needed."""
         self.last = self._shapes_of(arrays)
         if any(self._shapes_of(example.arrays) == self.last for example in self._examples):
             return
@@ -71,14 +71,14 @@ class Recovery:
             self._examples.append(_Example(*copies))
 
     def recover(self, failed: Mapping[str, Shape]) -> bool:
-        """Have the model compute something after an inference of these shapes failed; return whether it is sane."""
+        """Run inferences after one of these shapes failed; return whether the model is sane again."""
         for arrays in itertools.islice(self._choose_inputs(failed), _MAX_ATTEMPTS):
             if self._computes(arrays) and self.is_sane():
                 return True
         return False
 
     def is_sane(self) -> bool:
-        """Return whether the model computes an example as before; True when there is none."""
+        """Return whether the model computes an example as before; True without examples."""
         if not self._examples:
             return True
         example = next(
@@ -93,15 +93,7 @@ class Recovery:
 
     def differs_from_last(self, shapes: Mapping[str, Shape]) -> bool:
         """Return whether every dynamic dim has another size than at the last success."""
-        return all(
-            len(shapes[port.name]) == len(last)
-            and all(
-                mine != its
-                for mine, its, dim in zip(shapes[port.name], last, port.dims or (), strict=False)
-                if dim.size is None
-            )
-            for port, last in zip(self._dynamic, self.last, strict=False)
-        )
+        return all(differs(port, shapes[port.name], last) for port, last in zip(self._dynamic, self.last, strict=False))
 
     def _shapes_of(self, arrays: Arrays) -> tuple[Shape, ...]:
         return tuple([arrays[port.name].shape for port in self._dynamic])
@@ -117,9 +109,9 @@ class Recovery:
         return True
 
     def _choose_inputs(self, failed: Mapping[str, Shape]) -> Iterator[Arrays]:
-        """Yield inputs that the model may compute, of other shapes than those of the last success."""
+        """Yield inputs that the model may compute, with other shapes than at the last success."""
         last = {port.name: shape for port, shape in zip(self._dynamic, self.last, strict=False)}
-        if not self._dynamic:  # only what is computed from values has other shapes
+        if not self._dynamic:  # only shapes computed from values can differ
             yield from fill(self._inputs, failed)
             return
         for example in self._examples:
@@ -133,10 +125,9 @@ class Recovery:
 
 
 def fill(inputs: Sequence[TensorMetadata], shapes: Mapping[str, Shape]) -> Iterator[dict[str, Array]]:
-    """Yield arrays of these shapes for all inputs, to try a model with: of values that many models can compute.
+    """Yield arrays of these shapes for all inputs, with values that many models can compute.
 
-    Integers are sizes, axes or numbers of something more often than other numbers are, so that 1 goes before 0 there.
-    Strings are empty.
+    Integers are often sizes, axes or counts, so they are 1 first and 0 later. Strings are empty.
     """
     for integer, other in ((1, 0), (0, 0), (1, 1)):
         yield {port.name: _fill(port.datatype, shapes[port.name], integer, other) for port in inputs}

@@ -1,6 +1,6 @@
-"""A model on disk: its versions and which of them are wanted, the file that is the model, the names of its tensors.
+"""A model on disk: its versions, the version policy, the model's file, and the names of its tensors.
 
-Whatever is wrong with what lies there, or cannot be read, is a LoadError.
+Files that are wrong or unreadable raise LoadError.
 """
 
 import functools
@@ -20,11 +20,11 @@ from ovms_rest.protocol.words import list_names, quote, show
 VERSION = re.compile(r"[1-9][0-9]{0,18}")
 MAX_VERSION = 2**63 - 1
 
-# How many mistakes a message lists.
+# The number of problems that a message lists.
 _LISTED = 10
 
-# The kinds of models by the suffix of the file that OpenVINO is given, in OVMS's order, each with the suffix of the
-# file of the same stem that OpenVINO reads besides. The .json of PaddlePaddle 3 is nothing that OpenVINO 2026.4 reads.
+# The model formats by the suffix of their main file, in OVMS's order, each with the suffix of the second file that
+# OpenVINO reads, of the same stem. OpenVINO 2026.4 does not read the .json of PaddlePaddle 3.
 _KINDS = (
     (".xml", ".bin"),
     (".onnx", None),
@@ -38,21 +38,22 @@ MODEL_SUFFIXES = tuple(suffix for suffix, _ in _KINDS)
 # The suffix of a model file by that of its weights.
 WEIGHTS = {second: suffix for suffix, second in _KINDS if second is not None}
 
-# What lies in a working tree of Git instead of a large file that was not fetched begins with this.
+# The beginning of the file that stands for a large file which Git LFS has not fetched.
 _LFS_POINTER = b"version https://git-lfs"
 
-# TensorFlow's SavedModel is a directory that has the first of these; the others may lie beside it.
+# A directory with the first of these files is a TensorFlow SavedModel; it may have the others too.
 SAVED_MODEL = "saved_model.pb"
 _BESIDE_SAVED_MODEL = frozenset({"fingerprint.pb", "keras_metadata.pb"})
 
-# Directories that nobody meant to be a version: those of a file system, of a NAS, of a SavedModel.
+# Directories that are never meant as versions: those of a file system, of a NAS, of a SavedModel.
 _USUAL_DIRECTORIES = frozenset({"lost+found", "@eaDir", "assets", "assets.extra", "variables"})
 
 _DIRECTORIES_OF_SAVED_MODEL = ("assets", "assets.extra", "variables")
 
 _MAPPING_FILE = "mapping_config.json"
+_MAX_MAPPING_BYTES = 2**24
 
-# A model has a few files; a directory with more than these, directories included, is not a model's.
+# Models have a few files; a walk stops after this many files and directories.
 _MAX_FILES = 10_000
 
 _LOCATION = b"\x0a\x08location\x12"
@@ -61,18 +62,18 @@ _SCANNED_BYTES = 2**22
 
 
 class VersionPolicy(NamedTuple):
-    """Which of the existing versions are wanted: so many of the `latest`, those in `specific`, or all of them."""
+    """The version policy of a model: the number of `latest` versions, the `specific` ones, or all if both are None."""
 
     latest: int | None = None
     specific: frozenset[int] | None = None
 
     def choose(self, versions: Iterable[int]) -> list[int]:
-        """Return the versions that are wanted, highest first."""
+        """Return the versions that the policy selects, highest first."""
         allowed = [version for version in versions if self.specific is None or version in self.specific]
         return sorted(allowed, reverse=True)[: self.latest]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it in the form of the config, which is Triton's too."""
+        """Return the policy in the format of the config, which is also Triton's."""
         if self.specific is not None:
             return {"specific": {"versions": sorted(self.specific)}}
         return {"all": {}} if self.latest is None else {"latest": {"num_versions": self.latest}}
@@ -82,7 +83,7 @@ LATEST = VersionPolicy(latest=1)
 
 
 class NameMapping(NamedTuple):
-    """What clients call the inputs and outputs of a model: the exposed name by the real name, where they differ."""
+    """The names of inputs and outputs that clients see, by the model's own names, where they differ."""
 
     inputs: Mapping[str, str] = {}
     outputs: Mapping[str, str] = {}
@@ -92,20 +93,20 @@ class NameMapping(NamedTuple):
 
 
 def parse_version(text: str) -> int | None:
-    """Read a version as a URL or a directory's name has it; None for whatever is none."""
+    """Return the version that a URL or a directory's name stands for, None for any other text."""
     return version if VERSION.fullmatch(text) and (version := int(text)) <= MAX_VERSION else None
 
 
 def find_versions(base_path: Path) -> dict[int, Path]:
-    """Find the versions of a model, lowest first: its directories that are named by numbers.
+    """Return the directories of a model's versions, which are named by numbers, lowest first.
 
-    Without any, a directory that itself holds a model is version 1, and so is a `base_path` that is a model file. What
-    may have been meant to be a version and is none is told in the log. Raises LoadError when there is no version.
+    Without any, a directory with a model in it is version 1, and so is a `base_path` that is a model file. The log
+    names directories and files that may be misnamed versions. Raises LoadError when there is no version.
     """
     if os.path.isfile(base_path):
         if not base_path.name.endswith(_SUFFIXES):
             raise LoadError(
-                f"{base_path} is no model: expected a directory with a directory per version, such as "
+                f"{base_path} is not a model: expected a directory with a directory per version, such as "
                 f"{base_path.parent}/1, or a file that ends in {', '.join(_SUFFIXES)}"
             )
         return {1: base_path}
@@ -118,13 +119,13 @@ def find_versions(base_path: Path) -> dict[int, Path]:
         meant = [name for name in names if parse_version(name) is not None or name.endswith(_SUFFIXES)]
         _check_readable(f"no version in {base_path}", base_path, meant)
         raise LoadError(
-            f"no version in {base_path}: expected a directory per version, named by a number from 1 on without "
-            f"leading zeros, such as {base_path}/1 with {_EXPECTED}; {_tell(names)}"
+            f"no version in {base_path}: expected a directory per version, named by a number from 1 without "
+            f"leading zeros, such as {base_path}/1 with {_EXPECTED}; {_describe(names)}"
         )
     ignored = [name for name in names if (parse_version(name) is None) == (name in directories)]
     if ignored := [name for name in ignored if name not in _USUAL_DIRECTORIES]:
         log.warning(
-            "ignored in %s: %s; a version is a directory named by a number from 1 on without leading zeros",
+            "ignored in %s: %s; a version is a directory named by a number from 1 without leading zeros",
             base_path,
             list_names(ignored),
         )
@@ -132,13 +133,13 @@ def find_versions(base_path: Path) -> dict[int, Path]:
 
 
 def has_versions(directory: Path) -> bool:
-    """Return whether a directory has a directory that is named like a version. Raises LoadError."""
+    """Return whether a directory has a subdirectory named like a version. Raises LoadError."""
     names = _list_names(directory, "directory")
     return any(parse_version(name) is not None and os.path.isdir(directory / name) for name in names)
 
 
 def find_model_names(directory: Path) -> list[str]:
-    """Return the names of the model files in a directory, of those with the same stem one. Raises LoadError."""
+    """Return the names of the model files in a directory, one for each stem. Raises LoadError."""
     files = _keep_files(directory, _list_names(directory, "directory"))
     if SAVED_MODEL in files:
         return [SAVED_MODEL]
@@ -151,7 +152,7 @@ def find_model_names(directory: Path) -> list[str]:
 
 
 def find_subdirectories(directory: Path) -> list[str]:
-    """Return the names of the directories in a directory that somebody made for models. Raises LoadError."""
+    """Return the names of the subdirectories that may be models. Raises LoadError."""
     names = _list_names(directory, "directory")
     return [name for name in names if os.path.isdir(directory / name) and name not in _USUAL_DIRECTORIES]
 
@@ -160,10 +161,10 @@ def find_subdirectories(directory: Path) -> list[str]:
 
 
 def find_model_file(path: Path) -> Path:
-    """Find what OpenVINO is to read of a version, a directory or a single file.
+    """Return the file or directory that OpenVINO reads for a version, a directory or a single file.
 
-    The kinds go in OVMS's order, IR first; of several models of one kind the first by name is taken and the others
-    are told in the log. Raises LoadError when there is none, or one that lacks its second file or cannot be its model.
+    Formats are looked for in OVMS's order, IR first; of several models of one format the first by name is used, and the
+    log names the others. Raises LoadError when there is no model, or one that lacks its second file or is not valid.
     """
     if os.path.isfile(path):
         directory = path.parent
@@ -186,9 +187,9 @@ def find_model_file(path: Path) -> Path:
 
 
 def find_weights(file: Path) -> Path | None:
-    """Find the .bin of a .xml that has none of its own name, as OVMS does: the first that no other .xml has by its own.
+    """Return the weights of a .xml without a .bin of its name: as in OVMS, the first .bin without a .xml of its name.
 
-    None where OpenVINO finds the weights by itself, and where there are none.
+    None if OpenVINO finds the weights by itself, or if there are none.
     """
     if file.suffix != ".xml" or os.path.lexists(file.with_suffix(".bin")):
         return None
@@ -197,37 +198,42 @@ def find_weights(file: Path) -> Path | None:
 
 
 def list_model_files(file: Path) -> list[Path]:
-    """List all files that OpenVINO reads for what `find_model_file` found, that one first.
+    """List all files that OpenVINO reads for a path that `find_model_file` returned; the main file comes first.
 
-    Those of a SavedModel are the files below its directory; an ONNX model names its external data itself. Files that
-    are missing are left out. Raises LoadError.
+    A SavedModel has the files below its directory; an ONNX model names its external data. Missing files are left out.
+    Raises LoadError.
     """
     if file.is_dir():
         below = itertools.chain.from_iterable(walk_files(file / name) for name in _DIRECTORIES_OF_SAVED_MODEL)
         return [file / SAVED_MODEL, *below]
     if file.suffix == ".onnx":
         return [file, *find_external_data(file)]
-    second = find_weights(file) or file.with_suffix(dict(_KINDS).get(file.suffix) or file.suffix)
+    second = _second_file(file)
     return [file, second] if second != file and os.path.isfile(second) else [file]
 
 
+def _second_file(file: Path) -> Path:
+    """Return the path of the file that OpenVINO reads with a model file, or the model file itself if it needs none."""
+    return find_weights(file) or file.with_suffix(dict(_KINDS).get(file.suffix) or file.suffix)
+
+
 def find_external_data(file: Path) -> list[Path]:
-    """Find the files that an ONNX model keeps weights in. Raises LoadError when the model cannot be read."""
+    """Return the files of external weights of an ONNX model. Raises LoadError when the model cannot be read."""
     try:
         status = file.stat()
         locations = _find_locations(str(file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     except OSError as error:
         raise _unreadable("file", file, error) from error
-    paths = (file.parent / location for location in locations)  # an absolute one stays what it is
+    paths = (file.parent / location for location in locations)  # absolute ones stay as they are
     return [path for path in paths if os.path.isfile(path)]
 
 
 @functools.lru_cache(maxsize=1000)
 def _find_locations(path: str, *state: int) -> tuple[str, ...]:
-    """Find the locations of external data in an ONNX file, whose state is part of the key.
+    """Return the locations of external data in an ONNX file; its `state` makes the cache find new ones.
 
-    They are found as bytes: a StringStringEntryProto (onnx.proto) with the key "location", whose fields every writer of
-    protobuf puts in order. Raises OSError.
+    The search is for bytes: a StringStringEntryProto (onnx.proto) with the key "location", whose fields all writers of
+    protobuf put in order. Raises OSError.
     """
     found: dict[str, None] = {}
     tail = b""
@@ -245,7 +251,7 @@ def _find_locations(path: str, *state: int) -> tuple[str, ...]:
 
 
 def _read_string(data: bytes) -> bytes:
-    """Read a string of protobuf's with its length before it, which is one or two bytes; b"" if it is cut off."""
+    """Return a protobuf string, which follows its length of one or two bytes; b"" if it is cut off."""
     if data[:1] < b"\x80":
         size, begin = int.from_bytes(data[:1]), 1
     else:
@@ -255,9 +261,9 @@ def _read_string(data: bytes) -> bytes:
 
 
 def walk_files(top: Path) -> Iterator[Path]:
-    """Return the files below a directory in a fixed order, through symbolic links too, and not more than 10,000.
+    """Yield the files below a directory in a fixed order, at most 10,000; follow symbolic links.
 
-    What cannot be looked at is left out, and so is a directory that was walked through before.
+    Unreadable directories, and those that were visited before, are left out.
     """
     count, walked = 0, set()
     for directory, names, files in os.walk(top, followlinks=True):
@@ -278,23 +284,21 @@ def walk_files(top: Path) -> Iterator[Path]:
 
 
 def _find_foreign_weights(files: Sequence[str]) -> str | None:
-    """Find the first .bin that is of no .xml by its name."""
+    """Return the first .bin without a .xml of its name, None if there is none."""
     weights = [name for name in files if name.endswith(".bin")]
     return next((name for name in weights if f"{name.removesuffix('.bin')}.xml" not in files), None)
 
 
 def check_model_file(file: Path) -> None:
-    """Check what can be told of a model's file, and of that which OpenVINO reads besides, without understanding it.
+    """Check the beginning of a model's file, and of the second file that OpenVINO reads with it.
 
-    Raises LoadError for one that cannot be opened, is empty, or is a pointer of Git LFS to what was not fetched.
+    Raises LoadError for a file that cannot be opened, is empty, or is a Git LFS pointer to a file that was not fetched.
     """
     if not _read_beginning(file):
         raise LoadError(f"{file} is empty")
-    # What is read besides may be empty: a model may have no weights.
-    second = find_weights(file) or file.with_suffix(dict(_KINDS).get(file.suffix) or file.suffix)
-    for each in (file, second):
+    for each in (file, _second_file(file)):  # the second may be empty, for a model without weights
         if os.path.isfile(each) and _read_beginning(each) == _LFS_POINTER:
-            raise LoadError(f"{each} is a pointer of Git LFS to the file, which `git lfs pull` fetches")
+            raise LoadError(f"{each} is only a Git LFS pointer; `git lfs pull` fetches the file")
 
 
 def _read_beginning(file: Path) -> bytes:
@@ -311,27 +315,26 @@ def _choose_model(directory: Path, files: Sequence[str], names: Sequence[str]) -
         stems = [name.removesuffix(suffix) for name in files if name.endswith(suffix)]
         complete = [stem + suffix for stem in stems if second is None or stem + second in files]
         if complete:
-            return _take_first(directory, complete)
+            return _choose_first(directory, complete)
         if suffix == ".xml" and xml and (weights := _find_foreign_weights(files)):
-            first = _take_first(directory, xml)
+            first = _choose_first(directory, xml)
             _check_own_weights(directory, first)
-            log.warning("%s has no .bin of its name: %s is read with it", directory / first, quote(weights))
+            log.warning("%s has no .bin of its name: using %s", directory / first, quote(weights))
             return first
-    # A model without weights needs no .bin, and one with weights is refused by OpenVINO.
+    # A model without weights needs no .bin; one with weights will be refused by OpenVINO.
     if xml:
-        first = _take_first(directory, xml)
+        first = _choose_first(directory, xml)
         _check_own_weights(directory, first)
-        log.warning("%s has no .bin beside it: it is read without weights", directory / first)
+        log.warning("%s has no .bin: reading it without weights", directory / first)
         return first
     for name in files:
         for suffix, missing in ((".pdmodel", ".pdiparams"), (".pdiparams", ".pdmodel")):
             if name.endswith(suffix):
                 raise LoadError(
-                    f"no model in {directory}: {quote(name)} has no {quote(name.removesuffix(suffix) + missing)} "
-                    "beside it"
+                    f"no model in {directory}: {quote(name)} needs {quote(name.removesuffix(suffix) + missing)}"
                 )
     _check_readable(f"no model in {directory}", directory, [name for name in names if name.endswith(_SUFFIXES)])
-    raise LoadError(f"no model in {directory}: expected {_EXPECTED}; {_tell(names)}")
+    raise LoadError(f"no model in {directory}: expected {_EXPECTED}; {_describe(names)}")
 
 
 def _check_own_weights(directory: Path, xml: str) -> None:
@@ -340,10 +343,10 @@ def _check_own_weights(directory: Path, xml: str) -> None:
         _check_readable(f"{directory / xml} has no weights", directory, [own])
 
 
-def _take_first(directory: Path, models: list[str]) -> str:
+def _choose_first(directory: Path, models: list[str]) -> str:
     first, *others = sorted(models, key=lambda name: (name != SAVED_MODEL, name))
     if others:
-        log.warning("several models in %s: %s is taken, ignored are %s", directory, quote(first), list_names(others))
+        log.warning("several models in %s: using %s, ignoring %s", directory, quote(first), list_names(others))
     return first
 
 
@@ -351,23 +354,19 @@ def _take_first(directory: Path, models: list[str]) -> str:
 
 
 def read_mapping(path: Path) -> NameMapping:
-    """Read the mapping_config.json of a version, a directory or a single file that it lies beside (OVMS).
+    """Read OVMS's mapping_config.json of a version, in its directory or beside its single file.
 
-    Without the file no name is mapped. Raises LoadError when something is wrong with it.
+    Without the file no name is mapped. Raises LoadError for problems with it.
     """
-    file = (path if os.path.isdir(path) else path.parent) / _MAPPING_FILE
+    file = directory_of(path) / _MAPPING_FILE
     try:
         os.lstat(file)
     except FileNotFoundError:
         return NameMapping()
     except (OSError, ValueError) as error:
         raise _unreadable("file", file, error) from error
-    if not os.path.isfile(file):  # opening a pipe would take for ever
-        raise LoadError(f"{file}: expected a file, or a link to one")
     try:
-        root, repeated = read_json(file.read_bytes())
-    except OSError as error:
-        raise _unreadable("file", file, error) from error
+        root, repeated = read_json(read_file(file, _MAX_MAPPING_BYTES))
     except ValueError as error:
         raise LoadError(f"{file}: {error}") from error
     if problems := list(itertools.islice(itertools.chain(repeated, _check_mapping(root)), _LISTED)):
@@ -383,7 +382,7 @@ def _check_mapping(root: Any) -> Iterator[str]:
         if key not in NameMapping._fields:
             yield f"{quote(key)}: unknown key; allowed are 'inputs' and 'outputs'"
         elif type(names) is not dict:
-            yield f"{key}: expected an object of the model's names and the names for clients, got {show(names)}"
+            yield f"{key}: expected an object with a name for clients by the model's name, got {show(names)}"
         else:
             yield from _check_names(key, names)
 
@@ -392,16 +391,35 @@ def _check_names(key: str, names: dict[str, Any]) -> Iterator[str]:
     reals: dict[str, str] = {}
     for real, exposed in names.items():
         if type(exposed) is not str or not exposed:
-            yield f"{key}[{show(real)}]: expected a string that is not empty, got {show(exposed)}"
+            yield f"{key}[{show(real)}]: expected a non-empty string, got {show(exposed)}"
         elif (first := reals.setdefault(exposed, real)) != real:
-            yield f"{key}[{show(real)}]: {quote(exposed)} is the name for {quote(first)} already"
+            yield f"{key}[{show(real)}]: {quote(exposed)} is already the name for {quote(first)}"
 
 
-# --- Directories
+# --- Directories and files
+
+
+def directory_of(path: Path) -> Path:
+    """Return the directory of a version, which is a directory or a single file."""
+    return path if os.path.isdir(path) else path.parent
+
+
+def read_file(file: Path, most: int) -> bytes:
+    """Return the content of a file of at most `most` bytes. Raises LoadError."""
+    if not os.path.isfile(file):  # opening a pipe would block
+        raise LoadError(f"{file} is missing or not a file")
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(most + 1)
+    except OSError as error:
+        raise _unreadable("file", file, error) from error
+    if len(content) > most:
+        raise LoadError(f"{file} has more than {most} bytes")
+    return content
 
 
 def _list_names(directory: Path, what: str) -> list[str]:
-    """List what is in a directory and not hidden, sorted."""
+    """List the names in a directory that are not hidden, sorted."""
     try:
         return sorted(name for name in os.listdir(directory) if not name.startswith("."))
     except (OSError, ValueError) as error:
@@ -411,7 +429,7 @@ def _list_names(directory: Path, what: str) -> list[str]:
 def _unreadable(what: str, path: Path, error: OSError | ValueError) -> LoadError:
     if isinstance(error, OSError):
         return LoadError(f"cannot read the {what} {path}: {error.strerror}")
-    return LoadError(f"cannot read the {what} {str(path)!r}: {error}")  # no file system could have such a path
+    return LoadError(f"cannot read the {what} {str(path)!r}: {error}")  # the path is impossible, such as with a NUL
 
 
 def _keep_files(directory: Path, names: Iterable[str]) -> list[str]:
@@ -419,7 +437,7 @@ def _keep_files(directory: Path, names: Iterable[str]) -> list[str]:
 
 
 def _check_readable(what: str, directory: Path, names: Iterable[str]) -> None:
-    """Raise LoadError for the first of these that cannot be looked at: it could be what is missed."""
+    """Raise LoadError for the first of these that cannot be accessed: it may be the one that is missing."""
     for name in names:
         try:
             os.stat(directory / name)
@@ -427,5 +445,5 @@ def _check_readable(what: str, directory: Path, names: Iterable[str]) -> None:
             raise LoadError(f"{what}: {quote(name)} cannot be read: {error.strerror}") from error
 
 
-def _tell(names: Sequence[str]) -> str:
-    return f"there is {list_names(names)}" if names else "it is empty"
+def _describe(names: Sequence[str]) -> str:
+    return f"it has {list_names(names)}" if names else "it is empty"

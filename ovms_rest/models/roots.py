@@ -1,6 +1,6 @@
-"""Which paths a configuration may name that comes with a call instead of the config file.
+"""Roots: the directories below which the configuration in a call, rather than in the config file, may name paths.
 
-Whoever may load models need not be allowed to look at, or write to, the whole file system.
+A client that may load models need not have access to the whole file system.
 """
 
 import os
@@ -14,15 +14,15 @@ from ovms_rest.models.configuration import ModelConfig
 
 _CACHE = "CACHE_DIR"
 _OF_DEVICES = "DEVICE_PROPERTIES"
-# The names of OpenVINO's properties that are paths, such as CACHE_DIR, WEIGHTS_PATH, CONFIG_FILE, NPUW_DUMP_SUBS_DIR.
+# Names of OpenVINO's properties that are paths, such as CACHE_DIR, WEIGHTS_PATH, CONFIG_FILE, NPUW_DUMP_SUBS_DIR.
 _NAMES_A_PATH = re.compile(r"(?:^|_)(?:DIR|PATH|FILE|DUMP|BLOB|PLAN)(?:_|$)", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[/\\]")
-# What DEVICE_PROPERTIES, which has properties of several devices in one text, may not contain.
+# DEVICE_PROPERTIES, the properties of several devices in one text, must not contain these.
 _HAS_A_PATH = re.compile(r"[/\\]|DIR|PATH|FILE|DUMP|BLOB|PLAN", re.IGNORECASE)
 
 
 class Roots(NamedTuple):
-    """The directories, and model files, below which a call may name models, and caches of compiled models besides."""
+    """Directories and model files below which a call may name models, and directories for caches of compiled models."""
 
     models: frozenset[Path]
     caches: frozenset[Path]
@@ -39,9 +39,9 @@ def find_roots(configured: Iterable[ModelConfig], model_roots: str = "", cache_d
 
 
 def check_paths(given: Mapping[str, Any], config: ModelConfig, roots: Roots) -> Iterator[Problem]:
-    """Check the paths that a call gives, whose keys are in `given` and whose values are read in `config`.
+    """Yield the problems of the paths in a call: `given` has its keys, `config` the parsed values.
 
-    Symbolic links and `..` are resolved first. What a message says does not depend on what is outside of the roots.
+    Symbolic links and `..` are resolved first. Messages do not depend on files outside the roots.
     """
     root = "a root in OVMS_REST_MODEL_ROOTS"
     if "base_path" in given and not config.remote and not _is_below(config.base_path, roots.models):
@@ -67,5 +67,5 @@ def _is_below(path: str | Path, roots: frozenset[Path]) -> bool:
 def _resolve(path: str | Path) -> Path:
     try:
         return Path(os.path.realpath(path))
-    except ValueError:  # of a NUL, with which there is no file
+    except ValueError:  # the path contains a NUL
         return Path(os.path.abspath(path))

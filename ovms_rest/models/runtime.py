@@ -1,10 +1,10 @@
-"""OpenVINO: reading, describing, compiling and inferring.
+"""Models in OpenVINO: read, described, compiled, inferred.
 
 Only this module, `preparation`, `shapes` and `tiles` import it.
 
-Strings never pass OpenVINO's Python binding, which drops NULs at the end of an element and crashes on a tensor without
+Strings bypass OpenVINO's Python binding, which drops NULs at the end of an element and crashes on a tensor without
 elements. A model's string tensors are replaced by the three tensors of StringTensorPack and StringTensorUnpack, which
-a BytesArray is made of; an output has its shape besides.
+make up a BytesArray; an output also has its shape.
 """
 
 import contextlib
@@ -33,9 +33,10 @@ from ovms_rest.models.copies import Source, read_in_place
 from ovms_rest.models.extensions import ADVICE, extend, find_tokenizers, lacks_operations
 from ovms_rest.models.images import ImageLimits, take_images
 from ovms_rest.models.options import LayoutChange, ModelOptions, Preparation, parse_options
-from ovms_rest.models.preparation import find_layout, find_reason, name_tensors, one_line, prepare
+from ovms_rest.models.preparation import find_layout, name_tensors, prepare
+from ovms_rest.models.reasons import find_reason, one_line
 from ovms_rest.models.recovery import Recovery, fill
-from ovms_rest.models.repository import read_mapping
+from ovms_rest.models.repository import directory_of, read_file, read_mapping
 from ovms_rest.models.servable import NOT_COUNTED, InferenceCounters, Servable
 from ovms_rest.models.shapes import Guard, Shape, ShapeChecker, ShapeError
 from ovms_rest.models.signal_stack import use_ordinary_stack
@@ -61,23 +62,23 @@ NO_OPTIONS = ModelOptions()
 DEFAULT_LIMITS = ImageLimits()
 
 _BF16_NOTE = (
-    "computes FP32 in BF16, as OpenVINO does by default on a CPU that can; plugin_config "
+    "computes FP32 in BF16, OpenVINO's default on this CPU; plugin_config "
     '{"INFERENCE_PRECISION_HINT": "f32"} keeps FP32'
 )
 
-# Up to so many bytes copying an input costs less than having OpenVINO take over its memory, some 4 us.
+# Up to this many bytes, copying an input costs less than the 4 us in which OpenVINO takes over its memory.
 _SMALL_INPUT = 16_384
-# How many shapes a model is tried with, at its start and after a failure.
+# The number of shapes that a model is tried with, when opened and after a failure.
 _MAX_TRIALS = 4
-# Shapes that a model has computed are remembered, so that they are checked only once.
+# Shapes that a model has computed are known, and not checked again.
 _MAX_KNOWN_SHAPES = 4096
-# A cache that cannot be written for these reasons is read all the same.
+# For these reasons a cache may be unwritable, and can still be read.
 _UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
 _LOCK = ".lock"
-# Without the wrapper in Python around it, which prepares what is prepared here already.
+# Without its Python wrapper, which prepares inputs that are already prepared here.
 _infer_base = openvino._pyopenvino.InferRequest.infer
-# The functions of opset15 make nodes of the extension's for strings, once a node of Python has imported
-# openvino_tokenizers, which changes OpenVINO's classes.
+# opset15's functions would make the extension's nodes for strings once a Python node has imported openvino_tokenizers,
+# which changes OpenVINO's classes.
 _factory = openvino._pyopenvino.NodeFactory("opset15")
 
 _DATATYPES = {
@@ -100,9 +101,9 @@ _DATATYPES = {
 
 @dataclass(frozen=True, slots=True)
 class _Port:
-    """An input or output: what the client sees, and which tensors of the compiled model it is.
+    """An input or output as the client sees it, and the indices of its tensors in the compiled model.
 
-    For BYTES these are begins, ends and symbols, and of an output the shape.
+    BYTES has begins, ends and symbols, and an output also its shape.
     """
 
     metadata: TensorMetadata
@@ -110,7 +111,7 @@ class _Port:
 
 
 class Model:
-    """A version of a model: read when made, compiled by `compile`, ready to infer in this process after `open`."""
+    """A version of a model: read by the constructor, compiled by `compile`, ready in this process after `open`."""
 
     def __init__(
         self,
@@ -122,9 +123,9 @@ class Model:
         limits: ImageLimits = DEFAULT_LIMITS,
         source: Source | None = None,
     ) -> None:
-        """Read the model of a version's directory, or that file, change it as the options say, and describe it.
+        """Read the model in a version's directory or file, and change it as the options say.
 
-        `source` is what to read for it, the files themselves if None. Raises LoadError.
+        `source` is read instead of the files themselves, if there is one. Raises LoadError.
         """
         preparation = parse_options(options)
         self.compilation = compilation
@@ -135,8 +136,8 @@ class Model:
         self._local = threading.local()
         self._retire: Callable[[], None] = lambda: None
         self._compiled: Any = None
-        self.warning = ""  # what `open` did not show
-        self.notes: tuple[str, ...] = ()  # what a user should know of how it computes
+        self.warning = ""  # what `open` could not show
+        self.notes: tuple[str, ...] = ()  # for the user, about the way it computes
         properties = compilation.properties
         check_properties(
             properties,
@@ -151,7 +152,7 @@ class Model:
         self._read, sizes = prepare(read, *names, preparation)
         split_tiles(self._read)
         inputs, outputs = map(_describe_all, names, (self._read.inputs, self._read.outputs))
-        # By name, None where the model declares none and the config neither.
+        # By name; None where neither the model nor the config declares a layout.
         self.input_layouts, self.output_layouts = (
             dict(zip(named, map(find_layout, nodes), strict=True))
             for named, nodes in zip(names, (self._read.inputs, self._read.outputs), strict=True)
@@ -176,7 +177,7 @@ class Model:
         self._has_trial = preparation.has_trial
         self._trial: Mapping[str, Array] | None = None
         if preparation.trial_request:
-            self._trial_file = (path if os.path.isdir(path) else path.parent) / preparation.trial_request
+            self._trial_file = directory_of(path) / preparation.trial_request
             self._trial = read_trial(self._trial_file, self.metadata)
         self._examine()
 
@@ -184,13 +185,13 @@ class Model:
         """Compile the model for its device. Raises LoadError."""
         device, properties = self.compilation.device, self.compilation.properties
         try:
-            # What OpenVINO imports from its cache is not mapped either, unless the user wants that.
+            # Unless the user enables it, OpenVINO does not map files of its cache either.
             self._compiled = _compile(self._read, device, {"ENABLE_MMAP": False, **properties})
         except RuntimeError as error:
             reason = self._source.clean(one_line(error))
             if "bad_alloc" in reason:
                 inputs = ", ".join(f"{port.name} {port.describe_shape()}" for port in self.metadata.inputs.values())
-                reason = f"there is not enough memory for inputs of {inputs}"
+                reason = f"not enough memory for inputs of {inputs}"
             raise LoadError(f"cannot be compiled for {device}: {reason}") from error
         self._source.check()  # some weights are read only now
         self._read = None
@@ -198,15 +199,14 @@ class Model:
             self.notes = (_BF16_NOTE,)
 
     def open(self, retire: Callable[[], None]) -> None:
-        """Make the model ready in this process: compile it unless that was inherited, and infer once.
+        """Make the model ready in this process: compile it unless it was inherited compiled, and infer once.
 
-        The inference is that of the trial request, which has to succeed, or one with invented values: when that fails,
-        `warning` says so. `retire` will be called after an inference whose failure leaves the model unusable in this
-        process. Raises LoadError.
+        The inference of a trial request has to succeed; if one with invented values fails, `warning` says so. `retire`
+        is called after an inference whose failure leaves the model unusable in this process. Raises LoadError.
         """
         if self._compiled is None:
             self.compile()
-        self._local = threading.local()  # what the process forked from may have left there is not for this one
+        self._local = threading.local()  # the parent process may have left a session in it
         self._retire = retire
         if self._trial is not None:
             self._infer_trial(self._trial)
@@ -224,31 +224,31 @@ class Model:
         return LoadError(f"fails at its trial request {self._trial_file}: {find_reason(error)}")
 
     def _infer_invented(self) -> None:
-        failure = "it computes none of the shapes that were tried"
+        failure = "all shapes that were tried failed"
         metadata = [port.metadata for port in self._inputs]
         for arrays in itertools.chain.from_iterable(fill(metadata, shapes) for shapes in self._trials):
             try:
                 tensors = self._infer(arrays)
-            except ShapeError as error:  # the guard's, of an inference that succeeded
-                log.debug("model %r is warmed up with values that it cannot compute: %s", self.metadata.name, error)
+            except ShapeError as error:  # raised by the guard; the inference itself succeeded
+                log.debug("model %r was warmed up with values that it cannot compute: %s", self.metadata.name, error)
                 return
             except RuntimeError as error:
                 failure = one_line(error)
             else:
                 self._remember(arrays, tensors)
                 return
-        # Clients know better sizes and values.
+        # Clients may know sizes and values that work.
         self.warning = (
-            f"it could not be tried with invented inputs: {failure}; its configuration can name a request that it "
-            'computes as "trial", or have false there'
+            f'the trial with invented inputs failed: {failure}; in the configuration, "trial" can name a file with a '
+            "request, or be false for no trial"
         )
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
 
-        The arrays must be writable, as OpenVINO reads them in place. The memory of a tensor lives as long as the tensor
-        does, but the next inference of the same thread may overwrite it. Raises InvalidRequestError for what the model
-        cannot compute, and BusyError for want of memory, or in a worker that is about to be replaced.
+        The arrays must be writable, as OpenVINO reads them in place. The memory of a tensor lives as long as the
+        tensor, but the thread's next inference may overwrite it. Raises InvalidRequestError for inputs that the model
+        cannot compute, and BusyError when memory is short or the worker is about to be replaced.
         """
         if self._is_damaged:
             return self._infer_damaged(arrays)
@@ -261,7 +261,7 @@ class Model:
                 raise self._cannot_compute(error) from error
         try:
             tensors = self._infer(arrays)
-        except ShapeError as error:  # the guard's: the inference itself succeeded
+        except ShapeError as error:  # raised by the guard; the inference itself succeeded
             raise self._cannot_compute(error) from error
         except RuntimeError as error:
             raise self._fail(error, _shapes_of(arrays)) from error
@@ -274,8 +274,8 @@ class Model:
     # --- Shapes
 
     def _examine(self) -> None:
-        """Settle which shapes need checking; have the model report what shapes alone do not tell."""
-        # The symbols of strings are one more parameter, of any length.
+        """Prepare the checks of shapes, and have the model report what shapes alone do not show."""
+        # The third tensor of strings, their symbols, has any length.
         shaped = {port.metadata.name: port.indices[:2] for port in self._inputs}
         checker = ShapeChecker(self._read, shaped)
         if self._dynamic and self._trial is not None:
@@ -298,7 +298,7 @@ class Model:
             self._checker.check(shapes)
 
     def _remember(self, arrays: Mapping[str, Array], tensors: Mapping[str, Tensor]) -> None:
-        """Note what the model has just computed, with shapes that were not known."""
+        """Add the shapes of a successful inference to the known ones."""
         if len(self._known) >= _MAX_KNOWN_SHAPES:
             self._known.clear()
         self._known.add(tuple([arrays[port].shape for port in self._dynamic]))
@@ -312,21 +312,21 @@ class Model:
         )
 
     def _fail(self, error: RuntimeError, shapes: Mapping[str, Shape]) -> Exception:
-        """Bring the model back to a known state after a failed inference; return the error for the client."""
+        """Recover the model after a failed inference; return the error for the client."""
         name, version = self.metadata.name, self.metadata.version
         log.warning("inference of model %r version %s failed: %s", name, version, one_line(error))
         if self._is_dynamic_within and not self._is_untouched(error, shapes) and not self._recovery.recover(shapes):
-            # The next request may bring it back, if its shapes differ from those of the last success.
-            log.warning("model %r version %s cannot be brought back after that failure yet", name, version)
+            # The next request may recover it, if its shapes differ from those of the last success.
+            log.warning("model %r version %s has not recovered from that failure yet", name, version)
             self._is_damaged = True
         if "bad_alloc" in str(error) or "ot enough memory" in str(error):
-            return BusyError(f"there is not enough memory for this request to model {name!r} version {version}")
+            return BusyError(f"not enough memory for this request to model {name!r} version {version}")
         return self._cannot_compute(find_reason(error))
 
     def _is_untouched(self, error: RuntimeError, shapes: Mapping[str, Shape]) -> bool:
-        """Return whether a failed inference has changed nothing in the compiled model.
+        """Return whether a failed inference left the compiled model unchanged.
 
-        The shapes are those of the last success, and what failed is the one operation that makes shapes out of values.
+        It did if the shapes are those of the last success, and the only operation that makes shapes of values failed.
         """
         if self._checker is None or tuple([shapes[port] for port in self._dynamic]) != self._recovery.last:
             return False
@@ -334,9 +334,9 @@ class Model:
         return len(names) == 1 and f"'{names[0]}'" in str(error)
 
     def _infer_damaged(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-        """Infer with a model that could not be brought back after a failure, where that is safe.
+        """Infer with a model that has not recovered from a failure, if that is safe.
 
-        Otherwise this process has to be replaced, and answers nothing more with the model.
+        Otherwise the model is unusable in this process, which has to be replaced.
         """
         if self._is_broken or not self._recovery.differs_from_last(_shapes_of(arrays)):
             raise self._give_up()
@@ -348,7 +348,7 @@ class Model:
         return copies
 
     def _give_up(self) -> BusyError:
-        """Have this process replaced; return the error for the client, who may ask another one."""
+        """Have this process replaced; return the error for the client, which may try again."""
         name, version = self.metadata.name, self.metadata.version
         if not self._is_broken:
             log.error("model %r version %s is unusable in this worker after a failed inference", name, version)
@@ -379,26 +379,25 @@ def _is_computable(checker: ShapeChecker, shapes: Mapping[str, Shape]) -> bool:
 
 
 class _Session:
-    """OpenVINO's inference request for one thread, and the small inputs that it keeps."""
+    """OpenVINO's inference request for one thread, and its own memory for small inputs."""
 
     def __init__(
         self, compiled: Any, inputs: list[_Port], outputs: list[_Port], has_state: bool, guard: Guard | None
     ) -> None:
-        """Make the request."""
         self._request = compiled.create_infer_request()
         self._inputs = inputs
         self._outputs = [(port, _READERS.get(port.metadata.datatype, _read_numbers)) for port in outputs]
         self._has_state = has_state
         self._guard = guard
         self._own: dict[int, NDArray[Any]] = {}
-        # What OpenVINO reads in place at this inference, and may hand on as an output.
+        # The inputs that OpenVINO reads in place at this inference, and may pass through as outputs.
         self._lent: list[NDArray[Any]] = []
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Infer; see Model.infer. Raises RuntimeError, and ShapeError when the guard finds an output unwritten."""
         if self._has_state:
-            self._request.reset_state()  # whatever the last request left there is not for this one
-        if self._lent:  # by an inference that failed
+            self._request.reset_state()  # requests must not see each other's state
+        if self._lent:  # left by a failed inference
             self._lent = []
         for port in self._inputs:
             array: Any = arrays[port.metadata.name]
@@ -432,8 +431,8 @@ class _Session:
 def _own(result: NDArray[Any], lent: list[NDArray[Any]]) -> NDArray[Any]:
     """Return an array that keeps its memory alive, by numpy's chain of bases.
 
-    An input that a model hands through comes out as a view on the memory of that input, for which OpenVINO (2026.4.1)
-    does nothing. It becomes a view on the input's array instead.
+    If a model passes an input through, OpenVINO (2026.4.1) returns a view that does not keep the input's memory alive.
+    It becomes a view on the input's array.
     """
     for array in lent:
         if np.may_share_memory(result, array):
@@ -446,14 +445,14 @@ def _own(result: NDArray[Any], lent: list[NDArray[Any]]) -> NDArray[Any]:
 @functools.cache
 def _core() -> openvino.Core:
     core = openvino.Core()
-    with contextlib.suppress(RuntimeError):  # the reason comes with the first model
+    with contextlib.suppress(RuntimeError):  # the first model will fail with the reason
         core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin, which sets up a signal stack
     use_ordinary_stack()
     return core
 
 
 def _read(source: Source, extension: str | None) -> openvino.Model:
-    """Read a model, with the operations of an extension, and those of tokenizers if it lacks some. Raises LoadError."""
+    """Read a model, with an extension's operations, and those of tokenizers if some are missing. Raises LoadError."""
     source.check()
     if extension:
         extend(_core(), extension)
@@ -477,10 +476,10 @@ def _read_model(source: Source) -> openvino.Model:
 
 
 def _compile(model: openvino.Model, device: str, properties: dict[str, PluginValue]) -> Any:
-    """Compile a model, or import it from its cache. Raises RuntimeError and LoadError.
+    """Compile a model, or import it from the cache. Raises RuntimeError and LoadError.
 
-    While a process compiles it locks the cache, as OpenVINO writes its files in place: of 50 processes that filled a
-    cache five at a time two died of SIGBUS, none of 100 with the lock.
+    The cache is locked meanwhile, as OpenVINO writes its files in place: of 50 processes that filled a cache five at a
+    time, two died of SIGBUS; of 100 with the lock, none.
     """
     uncached = {name: value for name, value in properties.items() if name != "CACHE_DIR"}
     if not properties.get("CACHE_DIR"):
@@ -490,22 +489,22 @@ def _compile(model: openvino.Model, device: str, properties: dict[str, PluginVal
     if refusal:
         _log_refusal(directory, refusal)
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # nobody can lock a cache that never had a writer
+        with contextlib.suppress(OSError):  # a cache without a lock file never had a writer
             lock = stack.enter_context(open(os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC), "rb"))
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not refusal:
             return _core().compile_model(model, device, properties)
         if os.path.isdir(directory):
-            # Fails where OpenVINO wants to remove a file of its cache, as one of another release of OpenVINO.
+            # Fails if OpenVINO tries to remove a file of the cache, such as one of another release.
             with contextlib.suppress(RuntimeError):
                 return _core().compile_model(model, device, properties)
     return _core().compile_model(model, device, uncached)
 
 
 def _find_refusal(directory: Path) -> str | None:
-    """Make a cache directory and its lock file; return why they cannot be written, None if they can.
+    """Make a cache directory and its lock file; return the reason why they cannot be written, None if they can.
 
-    Raises LoadError for a path that cannot be that of a directory.
+    Raises LoadError for a path that cannot be a directory.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -520,7 +519,7 @@ def _find_refusal(directory: Path) -> str | None:
 @functools.cache
 def _log_refusal(directory: Path, reason: str) -> None:
     log.info(
-        "the cache directory %s cannot be written: %s; models that it does not hold are compiled at each start",
+        "the cache directory %s cannot be written: %s; models that are missing there are compiled at each start",
         directory,
         reason,
     )
@@ -528,37 +527,37 @@ def _log_refusal(directory: Path, reason: str) -> None:
 
 @functools.cache
 def _accepts(device: str, name: str, value: PluginValue) -> bool:
-    """Return whether every device that is named takes a property, whether it lists that or not."""
+    """Return whether all named devices accept a property, even if they do not list it."""
     x = opset15.parameter([1], openvino.Type.f32)
     model = openvino.Model([opset15.result(opset15.relu(x))], [x], "")
     for part in _name_devices(device):
         try:
             _core().compile_model(model, part, {**(ONE_THREAD if part == "CPU" else {}), name: value})
         except RuntimeError as error:
-            if "nsupported" in str(error):  # a wrong value is the model's to be told
+            if "nsupported" in str(error):  # a wrong value is reported when the model is compiled
                 return False
     return True
 
 
 def _name_devices(device: str) -> list[str]:
-    """Return the devices of which a composite one consists; AUTO and its like take any property without a word."""
+    """Return the devices in a composite one, as AUTO and the like accept any property silently."""
     _, _, named = device.partition(":")
     return [name.partition("(")[0] for name in (named or device).replace("-", "").split(",") if name]
 
 
 def _supported_properties(device: str) -> dict[str, str]:
-    """Return the properties of a device, or of all that a composite one names, each "RO" or "RW"."""
+    """Return the properties of a device, or of all devices in a composite one, each "RO" or "RW"."""
     supported: dict[str, str] = {}
     composite, _, named = device.partition(":")
     if not named and composite in ("AUTO", "MULTI"):
         named = ",".join(_core().available_devices)
     for name in [composite, *named.replace("-", "").split(",")]:
-        with contextlib.suppress(RuntimeError):  # the compilation is going to say that there is no such device
+        with contextlib.suppress(RuntimeError):  # the compilation will report an unknown device
             supported |= _core().get_property(name.partition("(")[0], "SUPPORTED_PROPERTIES") if name else {}
     return supported
 
 
-# --- What a model takes and gives
+# --- Metadata
 
 
 def _describe_all(names: list[str], ports: list[Any]) -> list[TensorMetadata]:
@@ -571,7 +570,7 @@ def _is_permutation(change: LayoutChange, rank: int) -> bool:
 
 
 def _trace(port: TensorMetadata, preparation: Preparation, is_only: bool) -> TensorMetadata:
-    """Note what the configuration changed of an input, and whether its precision can be changed."""
+    """Record what the configuration changed of an input, and whether its precision can still be changed."""
     change = preparation.layouts.get(port.name) or (preparation.layouts.get(None) if is_only else None)
     layout, dims = "", tuple[Dim, ...]()
     if change and port.dims and _is_permutation(change, len(port.dims)):
@@ -584,7 +583,7 @@ def _trace(port: TensorMetadata, preparation: Preparation, is_only: bool) -> Ten
 def _describe(name: str, port: Any) -> TensorMetadata:
     element_type = port.get_element_type().get_type_name()
     if element_type not in _DATATYPES:
-        raise LoadError(f"tensor {name!r} has the element type {element_type}, which KServe v2 has no datatype for")
+        raise LoadError(f"KServe v2 has no datatype for {element_type}, the element type of tensor {name!r}")
     shape = port.get_partial_shape()
     dims = None if shape.rank.is_dynamic else tuple(map(_describe_dim, shape))
     return TensorMetadata(name, _DATATYPES[element_type], dims)
@@ -602,35 +601,24 @@ def _describe_rt_info(model: openvino.Model) -> dict[str, Any] | None:
 
 
 def _find_labels(rt_info: Mapping[str, Any] | None, path: Path) -> tuple[str, ...]:
-    """Find what the classes of the outputs are called: in the model's rt_info, else in a labels.txt of the version.
+    """Return the labels of the outputs' classes, from the model's rt_info or from the labels.txt of the version.
 
-    The file lies in the version's directory, or beside the single file that is the model. It has a label on every line;
-    one that cannot be read is told in the log and no reason not to serve.
+    The file is in the version's directory, or beside the model's single file, and has a label per line. If it cannot be
+    read, the log says so and classes have no labels.
     """
     model_info = (rt_info or {}).get("model_info")
     labels = model_info.get("labels") if isinstance(model_info, dict) else None
     if isinstance(labels, str) and labels.split():
         return tuple(labels.split())
-    file = (path if os.path.isdir(path) else path.parent) / _LABELS_FILE
+    file = directory_of(path) / _LABELS_FILE
     if not os.path.lexists(file):
         return ()
     try:
-        lines = _read_labels(file).removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
-        log.warning("%s: is ignored, classes have no labels: %s", file, error)
+        lines = read_file(file, MAX_LABELS_BYTES).decode("utf-8-sig").removesuffix("\n").split("\n")
+    except (LoadError, UnicodeDecodeError) as error:
+        log.warning("classes have no labels, %s is ignored: %s", file, error)
         return ()
     return tuple(line.strip() for line in lines)
-
-
-def _read_labels(file: Path) -> str:
-    """Read the file; raises OSError or ValueError."""
-    if not os.path.isfile(file):  # opening a pipe would take for ever
-        raise ValueError("it is no file")
-    with file.open("rb") as stream:
-        content = stream.read(MAX_LABELS_BYTES + 1)
-    if len(content) > MAX_LABELS_BYTES:
-        raise ValueError(f"it has more than {MAX_LABELS_BYTES} bytes")
-    return content.decode("utf-8-sig")
 
 
 def _plain(value: Any) -> Any:
@@ -643,7 +631,7 @@ def _plain(value: Any) -> Any:
 def _split_strings(
     model: openvino.Model, inputs: list[TensorMetadata], outputs: list[TensorMetadata]
 ) -> tuple[list[_Port], list[_Port]]:
-    """Replace every string tensor by those that a _Port names; return the ports in alphabetical order."""
+    """Replace every string tensor by those of a _Port; return the ports in alphabetical order."""
     parameters = [[parameter] for parameter in model.get_parameters()]
     results = [[result] for result in model.get_results()]
     for nodes in parameters:
@@ -663,7 +651,7 @@ def _split_strings(
         if nodes[0].get_element_type() == openvino.Type.string:
             (whole,) = nodes
             unpacked = _factory.create("StringTensorUnpack", [whole.input_value(0)], {})
-            # A tensor without elements leaves StringTensorUnpack out, with what the last inference left in its outputs.
+            # For a tensor without elements StringTensorUnpack is skipped, and its outputs keep old values.
             shape = opset15.shape_of(whole.input_value(0))
             nodes[:] = [*(opset15.result(unpacked.output(index)) for index in range(3)), opset15.result(shape)]
             model.remove_result(whole)
@@ -680,11 +668,11 @@ def _sort_ports(described: list[TensorMetadata], nodes: list[list[Any]], index_o
     return sorted(ports, key=lambda port: port.metadata.name)
 
 
-# --- Arrays in and out
+# --- Arrays to and from OpenVINO
 
 
 def _share(array: NDArray[Any]) -> openvino.Tensor:
-    if array.dtype == ml_dtypes.bfloat16:  # which the binding does not know
+    if array.dtype == ml_dtypes.bfloat16:  # unknown to the binding
         bits = array.view(np.uint16)
         return openvino.Tensor(bits, bits.shape, openvino.Type.bf16)
     return openvino.Tensor(array, True)
@@ -699,7 +687,7 @@ def _read_bfloat16(port: _Port, results: list[NDArray[Any]]) -> Tensor:
 
 
 def _read_uint8(port: _Port, results: list[NDArray[Any]]) -> Tensor:
-    """A matrix whose name says so holds strings (OVMS; protocol.md section 7)."""
+    """A matrix whose name ends in _string holds strings (protocol/README.md section 7, "Strings")."""
     name, array = port.metadata.name, results[port.indices[0]]
     if array.ndim == 2 and name.lower().endswith("_string"):
         return Tensor(name, BYTES, from_matrix(array))

@@ -1,12 +1,12 @@
-"""Which shapes a model can compute: OpenVINO's own shape inference on a copy of the model without its weights.
+"""Checks whether a model can compute given shapes, by OpenVINO's shape inference on a copy without weights.
 
-The CPU plugin (2026.4.1) has two faults that a request must not run into.
+The CPU plugin (2026.4.1) has two faults that requests must not trigger.
 
-- A failed inference leaves shapes behind in the compiled model, so that the next request may be computed with them.
-  Shapes that do not fit are therefore found before the plugin sees them.
-- A node that gets a tensor without elements is skipped, and its outputs keep what they held before, possibly another
-  client's values. Some nodes handle this themselves (`_WRITTEN`); for the others the request is rejected. Where only
-  the inference tells whether a tensor is empty, as behind a NonZero, `add_guard` has the model report it.
+- A failed inference leaves shapes in the compiled model, and the next request may be computed with them. Shapes that do
+  not fit are therefore rejected before the plugin sees them.
+- A node that gets a tensor without elements is skipped, and its outputs keep old values, possibly another client's.
+  Some nodes handle this themselves (`_WRITTEN`); for the others the request is rejected. If only the inference shows
+  whether a tensor is empty, as after a NonZero, `add_guard` has the model report it.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset15
 
-from ovms_rest.models.preparation import find_reason
+from ovms_rest.models.reasons import find_reason
 
 Shape = tuple[int, ...]
 
-# Larger constants are weights, whose values decide no shape.
+# Larger constants are weights, whose values do not affect shapes.
 _LARGEST_CONSTANT = 4096
 
-# Operations whose outputs are right when an input has no elements, measured with the CPU plugin: either they are
-# computed then, or they have no elements themselves. The others, those of extensions too, are taken to be skipped.
+# Operations whose outputs are right when an input has no elements, measured with the CPU plugin: they are either
+# computed, or without elements themselves. All others, including those of extensions, count as skipped.
 _WRITTEN = frozenset(
     {
         # One output element for each input element, or for each pair that is broadcast: no elements, no output.
@@ -46,13 +46,13 @@ _WRITTEN = frozenset(
         # Along an axis, of the shape of the input.
         *("BatchNormInference", "CumSum", "GRN", "GroupNormalization", "LogSoftmax", "LRN", "MVN", "NormalizeL2"),
         *("RMS", "Softmax"),
-        # Computed, each with its own value for nothing.
+        # Computed, each with a value of its own for an empty input.
         *("Bucketize", "Concat", "EmbeddingBagOffsets", "EmbeddingBagOffsetsSum", "EmbeddingBagPacked"),
         *("EmbeddingBagPackedSum", "EmbeddingSegmentsSum", "MatMul", "NonMaxSuppression", "NonZero", "OneHot", "Pad"),
         *("ReduceL1", "ReduceL2", "ReduceLogicalAnd", "ReduceLogicalOr", "ReduceMax", "ReduceMean", "ReduceMin"),
         *("ReduceProd", "ReduceSum", "ScatterElementsUpdate", "ScatterNDUpdate", "ScatterUpdate", "ShapeOf"),
         *("SliceScatter", "StringTensorPack", "StringTensorUnpack"),
-        # What goes into them is looked at within.
+        # Their bodies are checked instead.
         *("If", "Loop", "TensorIterator"),
         *("Assign", "Constant", "Parameter", "ReadValue", "Result"),
     }
@@ -73,22 +73,22 @@ class _Suspect(NamedTuple):
         return f"{self.node.get_type_name()} {self.node.get_friendly_name()!r} gets a tensor without elements"
 
     def has_output(self) -> bool:
-        """Return whether an output has elements, as far as is known."""
+        """Return whether an output has elements, or may have some."""
         return not all(_is_empty(output.get_partial_shape()) for output in self.node.outputs())
 
     def is_skipped(self) -> bool:
-        """Return whether the shapes that are known leave outputs unwritten."""
+        """Return whether the known shapes leave outputs unwritten."""
         return any(_is_empty(source.get_partial_shape()) for source in self.inputs) and self.has_output()
 
     def may_be_skipped(self) -> bool:
-        """Return whether only the values of the inputs tell whether outputs are left unwritten."""
+        """Return whether the values of the inputs decide if outputs are left unwritten."""
         return any(_may_be_empty(source.get_partial_shape()) for source in self.inputs) and self.has_output()
 
 
 class Guard(NamedTuple):
-    """What the additional output of a guarded model means: an INT64 vector, the smallest dims of some tensors.
+    """The meaning of a guarded model's additional output, an INT64 vector with the smallest dims of some tensors.
 
-    `entries` has for each operation its description, and where in the vector its inputs and its outputs are.
+    `entries` has, for each operation, its description and the indices of its inputs and outputs in the vector.
     """
 
     entries: tuple[tuple[str, list[int], list[int]], ...]
@@ -103,12 +103,12 @@ class Guard(NamedTuple):
 
 
 class ShapeChecker:
-    """Checks shapes against a model, without the model's memory and without touching what is compiled."""
+    """Checks shapes on a copy of a model, which needs little memory and leaves the compiled model alone."""
 
     def __init__(self, model: openvino.Model, inputs: Mapping[str, tuple[int, ...]]) -> None:
         """Copy the structure of a model that is read but not compiled.
 
-        `inputs` gives for every input that clients send the indices of the model's parameters that have its shape.
+        `inputs` has, for every input of a request, the indices of the model's parameters with its shape.
         """
         self._copy = model.clone()
         _settle(self._copy)
@@ -128,7 +128,7 @@ class ShapeChecker:
                     raise ShapeError(suspect.describe())
 
     def find_value_dependent(self, shapes: Mapping[str, Shape]) -> list[str]:
-        """Return the names of the operations that make shapes out of values, at inputs of shapes that were checked."""
+        """Return the names of the operations that make shapes of values, for inputs of checked shapes."""
         with self._lock:
             self._reshape(shapes)
             return [
@@ -139,28 +139,28 @@ class ShapeChecker:
             ]
 
     def _reshape(self, shapes: Mapping[str, Shape]) -> bool:
-        """Propagate shapes through the copy; return False if only the inference tells whether they fit."""
+        """Propagate shapes through the copy; return False if only the inference shows whether they fit."""
         parameters = {
             index: openvino.PartialShape(list(shape)) for name, shape in shapes.items() for index in self._inputs[name]
         }
         try:
             self._copy.reshape(parameters)
         except RuntimeError as error:
-            if self._has_branches:  # what does not fit may be the branch that is not taken
+            if self._has_branches:  # the shapes may not fit a branch that will not be taken
                 return False
             raise ShapeError(find_reason(error)) from error
         return True
 
     def add_guard(self, model: openvino.Model, shapes: Mapping[str, Shape] | None) -> Guard | None:
-        """Give the model that was copied an output that reports what `check` cannot know; return what it means.
+        """Add an output to the original model that reports what `check` cannot know; return the guard that reads it.
 
-        Returns None, and changes nothing, for a model in which shapes alone decide everything. `shapes` are some that
-        the model can compute; without any the model's own count.
+        Returns None, and changes nothing, for a model in which shapes decide everything. `shapes` are some that the
+        model can compute, None for the model's own.
         """
         if shapes is not None:
             self.check(shapes)
         entries: list[tuple[str, list[int], list[int]]] = []
-        sizes: dict[int, tuple[int, Any]] = {}  # by identity, as OpenVINO's == makes a node: place and size
+        sizes: dict[int, tuple[int, Any]] = {}  # index and size by identity, as OpenVINO's == makes a node
         measures = _Measures()
         for copy, node in _pair(self._copy, model):
             for description, *groups in _find_doubts(copy, node, measures):
@@ -180,7 +180,7 @@ def _suspect(node: Any) -> _Suspect | None:
 
 
 def _find_ports(node: Any) -> list[int]:
-    """Return the inputs without which an operation is skipped."""
+    """Return the inputs whose emptiness makes the plugin skip an operation."""
     if node.get_type_name() in _WRITTEN and node.get_type_info().version_id.startswith("opset"):
         return []
     ports = range(node.get_input_size())
@@ -188,7 +188,7 @@ def _find_ports(node: Any) -> list[int]:
 
 
 def find_nodes(model: openvino.Model) -> Iterator[Any]:
-    """Yield the nodes of a model and of those within its loops and branches."""
+    """Yield the nodes of a model, including those within its loops and branches."""
     for node in model.get_ordered_ops():
         yield node
         for body in _find_bodies(node):
@@ -196,9 +196,9 @@ def find_nodes(model: openvino.Model) -> Iterator[Any]:
 
 
 def _pair(copy: openvino.Model, model: openvino.Model) -> list[tuple[Any, Any]]:
-    """Return the nodes of a model, each behind the one of the same kind and name in a copy of it.
+    """Return pairs of a node in the copy and the node of the same kind and name in the model.
 
-    A node whose copy is gone (see `_settle`) or may be several stands for it itself: its shapes are known less exactly.
+    If the copy has no such node (see `_settle`) or several, the model's node stands for it; its shapes are less exact.
     """
     nodes = model.get_ordered_ops()
     copies = {_identify(node): node for node in copy.get_ordered_ops()}
@@ -211,14 +211,14 @@ def _identify(node: Any) -> tuple[str, str]:
 
 
 def _settle(model: openvino.Model) -> None:
-    """Have OpenVINO change a dynamic model as it does at its first reshape, which replaces some of the nodes."""
+    """Reshape a dynamic model once, at which OpenVINO replaces some of its nodes."""
     index = next((index for index, port in enumerate(model.inputs) if port.get_partial_shape().is_dynamic), None)
     if index is None:
         return
     shape = model.inputs[index].get_partial_shape()
     if shape.rank.is_dynamic:
         return
-    with contextlib.suppress(RuntimeError):  # for a shape that the model cannot take, when that is done already
+    with contextlib.suppress(RuntimeError):  # the model cannot take the shape, but its nodes are replaced by then
         model.reshape({index: openvino.PartialShape([1] * len(shape))})
     model.reshape({index: shape})
 
@@ -237,11 +237,10 @@ class _Measures:
     """The smallest dims of tensors, each computed once, since an output of one operation is an input of others."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._known: dict[tuple[str, int], Any] = {}
 
     def smallest_dim(self, tensor: Any) -> Any:
-        """Return the smallest dim of a tensor as an INT64 vector of one element; a scalar's is some large number."""
+        """Return the smallest dim of a tensor as an INT64 vector of one element, a large number for a scalar."""
         place = tensor.get_node().get_name(), tensor.get_index()
         if place not in self._known:
             size, rank = opset15.shape_of(tensor), tensor.get_partial_shape().rank
@@ -252,10 +251,10 @@ class _Measures:
 
 
 def _find_doubts(copy: Any, node: Any, measures: _Measures) -> Iterator[tuple[str, list[Any], list[Any]]]:
-    """Yield what only the inference tells of a node: a description, sizes that must not be 0, and sizes of outputs.
+    """Yield what only the inference shows of a node: a description, sizes that must not be 0, and sizes of outputs.
 
-    When one of the first is 0, an output that has elements was not written. Without sizes of outputs one was not in any
-    case. `copy` is where the shapes are known.
+    If one of the former is 0, outputs with elements were not written; without sizes of outputs, some output was not.
+    `copy` is the node whose shapes are known.
     """
     suspect = _suspect(copy)
     if suspect and suspect.may_be_skipped():
@@ -272,7 +271,7 @@ def _find_doubts(copy: Any, node: Any, measures: _Measures) -> Iterator[tuple[st
 
 
 def _guard_body(copy: openvino.Model, body: openvino.Model) -> Any | None:
-    """Return what is 0 when an operation within a loop or branch is skipped, None where none can be."""
+    """Return a size that is 0 if an operation within a loop or branch was skipped, None if none can be skipped."""
     measures = _Measures()
     doubts = [doubt for pair in _pair(copy, body) for doubt in _find_doubts(*pair, measures)]
     sizes = list({id(size): size for _, ports, _ in doubts for size in ports}.values())
@@ -280,7 +279,7 @@ def _guard_body(copy: openvino.Model, body: openvino.Model) -> Any | None:
 
 
 def _bring_out(node: Any, bodies: list[openvino.Model], smallest: list[Any | None]) -> Any:
-    """Add an output to a loop or a branch that tells the smallest size within."""
+    """Add an output with the smallest size within to a loop or a branch."""
     one = np.ones(1, np.int64)
     if node.get_type_name() == "If":
         results = [opset15.result(opset15.constant(one) if size is None else size) for size in smallest]
@@ -296,7 +295,7 @@ def _bring_out(node: Any, bodies: list[openvino.Model], smallest: list[Any | Non
 
 
 def _find_counts(loop: Any) -> list[Any]:
-    """Return what is 0 when a loop makes no iteration, if its outputs are wrong then."""
+    """Return values that are 0 when a loop makes no iteration, if its outputs are wrong in that case."""
     merged = {item.body_value_index for item in loop.get_input_descriptions() if hasattr(item, "body_value_index")}
     if all(
         type(item).__name__ == "BodyOutputDescription" and item.body_value_index in merged
@@ -312,9 +311,9 @@ def _is_true_constant(node: Any) -> bool:
 
 
 def _drop_weights(model: openvino.Model) -> None:
-    """Replace the constants that are weights by parameters, so that the copy does not keep their memory.
+    """Replace weights by parameters, so that the copy does not keep their memory.
 
-    Those within loops and branches stay: their models may have no parameters that nothing is passed to.
+    Those within loops and branches stay, because every parameter of a body must be connected.
     """
     for node in model.get_ops():
         if node.get_type_name() == "Constant" and node.get_byte_size() > _LARGEST_CONSTANT:

@@ -1,9 +1,9 @@
-"""Where signals are handled: on the ordinary stack, whatever OpenVINO sets up.
+"""Signal handling on the ordinary stack, instead of the one that OpenVINO sets up.
 
 On CPUs with AMX OpenVINO gives the thread that compiles an alternate signal stack of AT_MINSIGSTKSZ + 8192 bytes, some
 20 KB (sigaltstack(2)). Python handles signals on it. A signal may put 12 KB of registers there, so that two that arrive
-together overflow it and the kernel ends the process by SIGSEGV ("overflowed sigaltstack" in its log): a worker that is
-woken for a connection and told to end at the same moment, or the arbiter at any two signals.
+together overflow it and the kernel ends the process by SIGSEGV ("overflowed sigaltstack" in its log): a worker that
+gets a wake-up for a connection and a request to end at the same moment, or the arbiter at any two signals.
 """
 
 import ctypes
@@ -21,12 +21,12 @@ _libc = ctypes.CDLL(None)
 
 
 def use_ordinary_stack() -> None:
-    """Have this thread, and processes that it forks, handle signals on their ordinary stack."""
+    """Handle signals on the ordinary stack, in this thread and in processes that it forks."""
     _libc.sigaltstack(ctypes.byref(_Stack(None, _SS_DISABLE, 0)), None)
 
 
 def has_alternate_stack() -> bool:
-    """Return whether this thread handles signals on a stack of their own."""
+    """Return whether this thread handles signals on an alternate stack."""
     stack = _Stack()
     _libc.sigaltstack(None, ctypes.byref(stack))
     return not stack.flags & _SS_DISABLE

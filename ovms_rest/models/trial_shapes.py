@@ -1,11 +1,11 @@
-"""Shapes to try a model with, before it has seen a request and after one has failed."""
+"""Shapes to try a model with: before the first request, and after a failed one."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
 
-# Those that can be halved several times, which detectors and encoder-decoders do.
+# Sizes that can be halved several times, as detectors and encoder-decoders do.
 _USUAL_SIZES = (32, 64, 224, 640)
 
 Shape = tuple[int, ...]
@@ -13,12 +13,12 @@ Sizes = tuple[int | None, ...]
 
 
 def choose_shapes(inputs: Sequence[TensorMetadata], sizes: Sequence[Sizes]) -> list[Mapping[str, Shape]]:
-    """Return shapes for all inputs by name, those that the model takes most likely first, none twice.
+    """Return different shapes for all inputs by name; those that the model is most likely to accept come first.
 
-    `sizes` are those that the inputs had before the config made them dynamic, None where there is none. What is dynamic
-    gets them, so far as it allows, or else what other inputs have in the same dim, for they often have to agree: the
-    smallest size that all of them allow which are dynamic there, or that of one which is not. Further shapes have
-    another size in one of the dims, or in all that are dynamic.
+    `sizes` are those of the inputs before the config made them dynamic, None where they had none. A dynamic dim gets
+    its former size if it allows that; otherwise the size of the same dim of other inputs, as these often have to agree:
+    the smallest size that all inputs with a dynamic dim there allow, or the size of a static one. Further shapes have
+    another size in one dynamic dim, or in all of them.
     """
     columns = itertools.zip_longest(*(port.dims or () for port in inputs))
     fixed = tuple(max((dim.size or 0 for dim in column if dim is not None), default=0) or None for column in columns)
@@ -39,18 +39,18 @@ def choose_shapes(inputs: Sequence[TensorMetadata], sizes: Sequence[Sizes]) -> l
 
 
 def choose_usual_shapes(inputs: Sequence[TensorMetadata]) -> Iterator[Mapping[str, Shape]]:
-    """Yield shapes for all inputs by name in which dims after the first have sizes that many image models take."""
+    """Yield shapes for all inputs by name, whose dims after the first have sizes that many image models accept."""
     for size in _USUAL_SIZES:
         yield {
             port.name: tuple(
-                _clamp(size if axis else 1, dim) if dim.size is None else dim.size
+                dim.clamp(size if axis else 1) if dim.size is None else dim.size
                 for axis, dim in enumerate(port.dims or ())
             )
             for port in inputs
         }
 
 
-# Of a dim that is not the first. Halves and doubles come before their neighbours, for a division hides those.
+# Changes of dims after the first. Halves and doubles come before neighbours, as a division may hide those.
 _CHANGES: tuple[Callable[[int], int], ...] = (
     lambda size: size // 2,
     lambda size: size * 2,
@@ -64,18 +64,18 @@ _CHANGES: tuple[Callable[[int], int], ...] = (
 def choose_other_shapes(
     inputs: Sequence[TensorMetadata], bases: Iterable[Mapping[str, Shape]], last: Mapping[str, Shape]
 ) -> Iterator[Mapping[str, Shape]]:
-    """Yield shapes for all inputs by name that are like the `bases` and not those of `last`.
+    """Yield shapes for all inputs by name that vary the `bases`; inputs in `last` get another shape than there.
 
-    Every input that is in `last` has another shape than there. Those that differ in all of its dynamic dims come first.
+    Shapes that differ from `last` in all dynamic dims come first.
     """
     late: list[Mapping[str, Shape]] = []
-    seen: list[Mapping[str, Shape]] = []
+    found: list[Mapping[str, Shape]] = []
     for base in bases:
         for shapes in _vary(inputs, base):
-            if shapes in seen or any(shapes[name] == shape for name, shape in last.items()):
+            if shapes in found or any(shapes[name] == shape for name, shape in last.items()):
                 continue
-            seen.append(shapes)
-            if all(_differs(port, shapes[port.name], last[port.name]) for port in inputs if port.name in last):
+            found.append(shapes)
+            if all(differs(port, shapes[port.name], last[port.name]) for port in inputs if port.name in last):
                 yield shapes
             else:
                 late.append(shapes)
@@ -93,12 +93,13 @@ def _change(port: TensorMetadata, shape: Shape, first: Callable[[int], int], cha
     dims = port.dims or (Dim(0, None),) * len(shape)
     changed = ((change if axis else first)(size) for axis, size in enumerate(shape))
     return tuple(
-        size if dim.size is not None else _clamp(max(new, 1), dim)
+        size if dim.size is not None else dim.clamp(max(new, 1))
         for size, new, dim in zip(shape, changed, dims, strict=True)
     )
 
 
-def _differs(port: TensorMetadata, one: Shape, other: Shape) -> bool:
+def differs(port: TensorMetadata, one: Shape, other: Shape) -> bool:
+    """Return whether two shapes of an input have the same rank and other sizes in all dynamic dims."""
     dims = port.dims or (Dim(0, None),) * len(one)
     return len(one) == len(other) and all(
         mine != its for mine, its, dim in zip(one, other, dims, strict=True) if dim.size is None
@@ -113,7 +114,7 @@ def _choose_base(inputs: Sequence[TensorMetadata], sizes: Sequence[Sizes]) -> li
     ]
     return [
         tuple(
-            _clamp(known or least, dim)
+            dim.clamp(known or least)
             for dim, known, least in zip(row, (*own, *[None] * (len(row) - len(own))), smallest, strict=False)
         )
         for row, own in zip(dims, sizes, strict=True)
@@ -121,19 +122,14 @@ def _choose_base(inputs: Sequence[TensorMetadata], sizes: Sequence[Sizes]) -> li
 
 
 def _choose_axes(inputs: Sequence[TensorMetadata]) -> Iterator[frozenset[int]]:
-    """Yield the dims to be varied: none, each that is dynamic somewhere, all of those."""
+    """Yield the dims to vary: none, each dim that is dynamic in some input, all of these."""
     dynamic = {axis for port in inputs for axis, dim in enumerate(port.dims or ()) if dim.size is None}
     yield frozenset()
     yield from (frozenset((axis,)) for axis in sorted(dynamic))
     yield frozenset(dynamic)
 
 
-def _clamp(size: int, dim: Dim) -> int:
-    size = max(size, dim.low)
-    return size if dim.high is None else min(size, dim.high)
-
-
 def _other(size: int, dim: Dim) -> int:
-    """Return the next size that a dim allows, or the one before where there is none."""
-    larger = _clamp(size + 1, dim)
-    return larger if larger != size else _clamp(size - 1, dim)
+    """Return the next larger size that a dim allows, or the next smaller one at its bound."""
+    larger = dim.clamp(size + 1)
+    return larger if larger != size else dim.clamp(size - 1)

@@ -87,6 +87,11 @@ class Dim(NamedTuple):
         """Return whether a tensor may have that size here."""
         return self.low <= size and (self.high is None or size <= self.high)
 
+    def clamp(self, size: int) -> int:
+        """Return the allowed size that is nearest to this one."""
+        size = max(size, self.low)
+        return size if self.high is None else min(size, self.high)
+
 
 class ImageDecoder(Protocol):
     """Decodes the encoded images of an input."""

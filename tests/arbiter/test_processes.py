@@ -113,7 +113,7 @@ def test_log_lists_the_models_and_how_they_are_compiled(tmp_path):
         file = tmp_path / "relu" / "3" / "model.xml"
         assert (
             f"model 'shared' version 3 serves from {file}: x FP32[-1,4] -> y FP32[-1,4]; compiled once for all workers "
-            "(one thread in each worker serves what PERFORMANCE_HINT=THROUGHPUT asks for), ready after "
+            "(one thread in each worker satisfies PERFORMANCE_HINT=THROUGHPUT), ready after "
         ) in service.log
         assert (
             f"model 'own' version 3 serves from {file}: x FP32[-1,4] -> y FP32[-1,4]; compiled by each worker "

@@ -1,4 +1,4 @@
-"""What it costs to count an inference, and to read the sums of all workers.
+"""The cost of counting an inference, and of reading the sums of all workers.
 
     python tests/benchmarks/counting.py [SECONDS [ROUNDS]]
 

@@ -1,4 +1,4 @@
-"""What an encoded image costs the server: one worker against OpenCV's two calls alone.
+"""The cost of an encoded image: one worker against OpenCV's two calls alone.
 
     PYTHONPATH=tests/helpers python tests/benchmarks/images.py [SECONDS [ROUNDS]]
 
@@ -54,7 +54,7 @@ def pixel(element_type, images):
 
 
 def request(file, images):
-    """Make the body and the header of the request with a file, so many times."""
+    """Make the body and the header of the request with a number of copies of a file."""
     head = json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [images]}]}).encode()
     body = head + (struct.pack("<I", file.size) + file.tobytes()) * images
     return body, {"Inference_Header_Content_Length": str(len(head))}

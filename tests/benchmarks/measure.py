@@ -1,6 +1,6 @@
-"""What the benchmarks share: load by wrk, CPU time and memory of processes, OpenVINO without a server.
+"""Shared by the benchmarks: load by wrk, CPU time and memory of processes, OpenVINO without a server.
 
-The machines are shared and noisy: figures mean something only as ratios within one run. What is compared is therefore
+The machines are shared and noisy: figures mean something only as ratios within one run. Compared cases are therefore
 measured in turns, round by round.
 """
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 
 class Load(NamedTuple):
-    """What a load gave: requests per second, CPU milliseconds of the server for a request, cores that wrk took."""
+    """The result of a load: requests per second, CPU milliseconds of the server for a request, cores that wrk took."""
 
     rate: float
     cpu: float

@@ -1,4 +1,4 @@
-"""What the HTTP side of a request costs: our worker against gunicorn's `sync`, and with many workers against few.
+"""The cost of the HTTP side of a request: our worker against gunicorn's `sync`, and with many workers against few.
 
     PYTHONPATH=tests/helpers python tests/benchmarks/overhead.py [SECONDS [ROUNDS]]
 

@@ -1,4 +1,4 @@
-"""What a pipeline costs beyond the inferences that it is made of.
+"""The cost of a pipeline beyond its inferences.
 
     PYTHONPATH=tests/helpers python tests/benchmarks/pipelines.py [SECONDS [ROUNDS]]
 
@@ -42,7 +42,7 @@ class Largest:
         """Do nothing."""
 
     def execute(self, arrays):
-        """Look at a number of each, for the node is not what is measured."""
+        """Read one number of each, because the node itself is not measured."""
         return {"y": arrays["x"][0]}
 
 
@@ -83,7 +83,7 @@ def make_demultiplexer(models, shape, is_gathered):
 
 
 def make(name, steps, inputs, outputs, count=None):
-    """Make a pipeline whose output is that of the last step."""
+    """Make a pipeline with the output of its last step."""
     output = Output("out", len(steps) - 1, "y")
     return Pipeline(Plan(ModelMetadata(name, "1", inputs, outputs), tuple(steps), (output,), count))
 
@@ -127,7 +127,7 @@ def measure(call, seconds):
 
 
 def measure_calls(directory, seconds, rounds):
-    """Print the table of what is measured in process."""
+    """Print the figures measured in process."""
     print("| pipeline | inferences alone, us | pipeline, us | ratio | more for an inference, us: best | median |")
     print("|---|---|---|---|---|---|")
     for name, (call, alone, inferences) in cases(directory).items():
@@ -171,7 +171,7 @@ def node(name, model, source, item):
 
 
 def measure_service(directory, seconds, rounds):
-    """Print the table of what is measured over a service."""
+    """Print the figures measured over a service."""
     print("| request | model, CPU us | an inference, us | chain, CPU us | chain / (model + inference) |")
     print("|---|---|---|---|---|")
     with serve(directory, "-w", "1", config=write_config(directory)) as service:

@@ -115,7 +115,7 @@ def preprocess(subject: Subject, model: openvino.Model) -> openvino.Model:
 
 
 def read_picture(file: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Decode and resize a picture as the service does (protocol.md section 6): in the model's precision."""
+    """Decode and resize a picture as the service does (protocol/README.md section 6): in the model's precision."""
     picture = cv2.imdecode(file, cv2.IMREAD_UNCHANGED).astype(np.float32)
     return cv2.resize(picture, (size[1], size[0]))[None]
 

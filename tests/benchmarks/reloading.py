@@ -74,7 +74,7 @@ def send(port, rate, seconds):
 
 
 def load_often(service, file, stop, loads):
-    """Have the model of a file loaded again every INTERVAL seconds until told to stop; note when and how long."""
+    """Have the model of a file loaded again every INTERVAL seconds until stopped; note the times and durations."""
     due = time.monotonic() + 2
     while not stop.wait(max(0, due - time.monotonic())):
         os.utime(file)
@@ -137,7 +137,7 @@ def main():
 
 
 class Spent(NamedTuple):
-    """What a process has used: seconds of CPU with all threads that it ever had; pages that it faulted in."""
+    """The usage of a process: seconds of CPU with all threads that it ever had; pages that it faulted in."""
 
     policy: str
     cpu: float
@@ -145,7 +145,7 @@ class Spent(NamedTuple):
 
 
 def look_at(pid):
-    """Return what a process has used so far."""
+    """Return the usage of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     policy = {os.SCHED_OTHER: "normal", os.SCHED_IDLE: "idle"}[os.sched_getscheduler(pid)]
     ticks = int(fields[11]) + int(fields[12])

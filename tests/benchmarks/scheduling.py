@@ -27,7 +27,7 @@ BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "d
 
 
 def chain(layers):
-    """Make a model that multiplies matrices so many times: x FP32 [1] -> y FP32 [256,1024]."""
+    """Make a model that multiplies matrices a number of times: x FP32 [1] -> y FP32 [256,1024]."""
     x = model_zoo.parameter("x", (1,), Type.f32)
     random = np.random.default_rng(0)
     data = opset15.multiply(x, opset15.constant(random.random((256, 1024), np.float32)))

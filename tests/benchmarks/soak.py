@@ -42,20 +42,20 @@ from service import serve, write_config
 
 from ovms_rest.host.process_memory import own_bytes
 
-# What of the memory of a worker may be more at the end: megabytes, and as a part of what it was.
+# Allowed growth of a worker's memory: megabytes, and as a fraction of its first size.
 GROWTH = 8, 0.1
 PATIENCE = 120
 
 
 class Failure(Exception):  # noqa: N818
-    """What a client must not meet."""
+    """An outcome that a client must not get."""
 
 
 class Context:
-    """What the clients share."""
+    """The state that the clients share."""
 
     def __init__(self, service, excused: bool) -> None:
-        """Take the service; `excused` tells that connections may end without an answer."""
+        """Take the service; with `excused`, connections may end without a response."""
         self.service, self.excused = service, excused
         self.stopping = threading.Event()
         self.counts: collections.Counter[str] = collections.Counter()
@@ -85,7 +85,7 @@ class Context:
 
 
 def check(answer, condition: bool = True, status: int = 200) -> None:
-    """Fail unless an answer is what it has to be."""
+    """Fail unless a response is as expected."""
     if answer.status != status or not condition:
         raise Failure(f"{answer.status} {answer.headers} {answer.body[:200]!r}")
 
@@ -95,11 +95,11 @@ def is_canceled(answer) -> bool:
     return (answer.status, answer.headers.get("connection")) == (503, "close") and b"cancels the request" in answer.body
 
 
-# --- Clients; each is a turn, after which it begins anew
+# --- Clients; each is a turn, which is repeated
 
 
 def steady(context, generator):
-    """Infer on a connection kept alive, numbers that are no one else's."""
+    """Infer on a connection kept alive, with numbers that no other client sends."""
     with context.connect() as connection:
         for _ in range(generator.randrange(1, 500)):
             data = [generator.randrange(-1000, 1000) for _ in range(4)]
@@ -154,7 +154,7 @@ def expecting(context, generator):
 
 
 def pipelining(context, generator):
-    """Send several requests at once, cut anywhere, and expect the answers in order."""
+    """Send several requests together, cut anywhere, and expect the responses in order."""
     kinds = {"relu": post(RELU_PATH, RELU), "ovms_rest": head("GET", "/v2"), "filling": None}
     names = [generator.choice(list(kinds)) for _ in range(generator.randrange(2, 20))]
     fill = infer("filling", slow_models.fill(1.5, 1000))
@@ -203,7 +203,7 @@ def slow_reader(context, generator):
 
 
 def dribbling(context, generator):
-    """Send a request byte by byte, on several connections at once."""
+    """Send a request byte by byte, on several connections together."""
     data = post(RELU_PATH, RELU, "Connection: close")
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(context.connect()) for _ in range(20)]
@@ -382,7 +382,7 @@ def add_to(config):
 def run_clients(context, seconds, reload, loads):
     """Run all clients for so long, and wait for them to end."""
     context.stopping.clear()
-    # A client library that got an answer with Connection: close while it sent the next request tells of a failure.
+    # A client library that gets a response with Connection: close while it sends the next request reports a failure.
     forgiving = context.excused or reload or loads
     queue = multiprocessing.get_context("spawn").Queue()
     triton = multiprocessing.get_context("spawn").Process(

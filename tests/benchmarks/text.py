@@ -58,7 +58,7 @@ BATCHES = {
 
 
 def make_encoder(file: Path) -> openvino.Model:
-    """The package's transformer, with what its users do behind it: the mean of the tokens' vectors, at length 1."""
+    """The package's transformer, followed by the usual pooling: the mean of the tokens' vectors, at length 1."""
     model = openvino.Core().read_model(file)
     mask = model.input("attention_mask")
     (hidden,) = (result.input_value(0) for result in model.get_results())

@@ -1,4 +1,4 @@
-"""What it costs to match a request with a model of two inputs.
+"""The cost of matching a request with a model of two inputs.
 
     PYTHONPATH=tests/helpers python tests/benchmarks/validation.py [THOUSANDS_OF_REQUESTS [ROUNDS]]
 

@@ -1,7 +1,7 @@
 """The same requests, valid and broken, to the service's own worker and to gunicorn's `gthread`.
 
-What one accepts the other has to accept, and answer alike; where ours is meant to differ stands in DIFFERENCES. Every
-connection ends its sending behind the requests, so that whoever waits for more sees that none comes.
+A request that one accepts the other must accept, with an equal response; DIFFERENCES lists the intended exceptions.
+Every connection shuts down its sending side after the requests, so that a server that waits for more sees the end.
 """
 
 import http.client
@@ -38,11 +38,11 @@ def servers(tmp_path_factory):
         yield Servers(ours, theirs)
 
 
-# --- What a request is, by a reading of its own
+# --- Requests, parsed independently
 
 
 class Request(NamedTuple):
-    """A request as far as one can tell where it is not too broken."""
+    """A request, as far as it can be parsed."""
 
     method: str
     version: str
@@ -74,7 +74,7 @@ _TRAILERS = re.compile(rb"(" + _FORBIDDEN + rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\
 
 
 def has_whole_body(request):
-    """Tell whether the body is there and framed as RFC 9112 sections 6 and 7.1 say."""
+    """Return whether the body is complete and framed as RFC 9112 sections 6 and 7.1 say."""
     if request.values("transfer-encoding"):
         rest = request.body
         while size := _SIZE.match(rest):
@@ -103,7 +103,7 @@ class Difference(NamedTuple):
 
 
 def has_option(request, option):
-    """Tell whether a field Connection has an option that gunicorn does not see: in a list, or behind another field."""
+    """Return whether a field Connection has an option that gunicorn does not see: in a list, or after another field."""
     values = [value.lower() for value in request.values("connection")]
     return any(option in value for value in values) and values[0] != option
 
@@ -124,12 +124,12 @@ DIFFERENCES = [
         (400,),
     ),
     Difference(
-        "RFC 9112 section 6.1: 501 for a transfer coding that is not understood; gunicorn hands the coded body on",
+        "RFC 9112 section 6.1: 501 for an unknown transfer coding; gunicorn passes the coded body on",
         lambda request: any(value.lower() != "chunked" for value in request.values("transfer-encoding")),
         (501,),
     ),
     Difference(
-        "protocol.md section 1: malformed framing is refused whatever the route; gunicorn may not read the body",
+        "protocol/README.md section 1: malformed framing is refused whatever the route; gunicorn may not read the body",
         lambda request: not has_whole_body(request),
         (400,),
     ),
@@ -140,7 +140,7 @@ DIFFERENCES = [
     ),
     Difference("and the connection closed, as what follows is that body", has_too_large_body),
     Difference(
-        "the request line has its limit also behind an empty line, by which gunicorn does not see it",
+        "the request line is limited after an empty line too, where gunicorn does not check it",
         lambda request: len(request.target) > 4000,
         (400, 414),
     ),
@@ -150,7 +150,7 @@ DIFFERENCES = [
         (400, 404, 405),
     ),
     Difference(
-        "RFC 9112 section 3.2.3: what CONNECT names is no path; gunicorn takes the port for one",
+        "RFC 9112 section 3.2.3: the target of CONNECT is not a path; gunicorn takes the port for one",
         lambda request: request.method == "CONNECT",
         (404, 405),
     ),
@@ -174,7 +174,7 @@ DIFFERENCES = [
 
 
 def is_from_the_application(answer):
-    """Tell whether gthread had the answer from the application, and not for a body that it could not receive."""
+    """Return whether gthread's response is the application's, and not one to a body that it could not receive."""
     if "server" not in answer.headers:
         return False
     text = answer.body.decode("latin-1")
@@ -213,7 +213,7 @@ def compare(servers, requests):
 def final(data, methods):
     """Take responses apart and leave out interim ones.
 
-    A refusal of HEAD may have a body: gunicorn does not know the method of what it could not read.
+    A refusal of HEAD may have a body: gunicorn does not know the method of a request that it could not read.
     """
     data = data.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
     try:
@@ -223,7 +223,7 @@ def final(data, methods):
 
 
 def padded(answers, count):
-    """Return so many answers, None for those that did not come."""
+    """Return this number of responses, None for missing ones."""
     return [*answers, *[None] * count][:count]
 
 
@@ -232,12 +232,12 @@ def is_closing(answer):
 
 
 def is_last(answers, answer):
-    """Tell whether nothing came behind an answer, or nothing at all."""
+    """Return whether nothing followed a response, or nothing came."""
     return answer is None or answers[-1] is answer
 
 
 def explained(request, answer):
-    """Tell whether it is a known difference that ours gives this answer, or None for going on or not."""
+    """Return whether this response of ours, or None for the end of the connection, is a known difference."""
     status = answer and answer.status
     return any(
         difference.applies(request) and (status in difference.statuses if status else not difference.statuses)

@@ -1,4 +1,4 @@
-"""The calls of perf_analyzer, in its order, and what it reads of the answers without a check (peers.md 4.1)."""
+"""The calls of perf_analyzer, in its order, and the parts of the responses that it reads without a check."""
 
 import http.client
 import json
@@ -58,8 +58,8 @@ def counts(entry):
 
 def test_a_measurement_from_the_first_call_to_the_last(call, get, service):
     metadata, config = get(MODEL), get(f"{MODEL}/config")
-    for told, known in ((config["input"], metadata["inputs"]), (config["output"], metadata["outputs"])):
-        assert [tensor["name"] for tensor in told] == [tensor["name"] for tensor in known]
+    for configured, known in ((config["input"], metadata["inputs"]), (config["output"], metadata["outputs"])):
+        assert [tensor["name"] for tensor in configured] == [tensor["name"] for tensor in known]
     assert "statistics" in get("/v2")["extensions"]
     before = statistics(get)
 
@@ -85,7 +85,7 @@ def test_a_measurement_from_the_first_call_to_the_last(call, get, service):
         assert after["inference_stats"][name]["ns"] > before["inference_stats"][name]["ns"]
 
 
-def test_the_configuration_has_what_is_read_without_a_check(get):
+def test_configuration_has_the_parts_read_without_a_check(get):
     config = get(f"{MODEL}/config")
     assert config["max_batch_size"] == 0  # else the first dim would be taken off the shapes
     assert config["model_transaction_policy"] == {"decoupled": False}
@@ -93,7 +93,7 @@ def test_the_configuration_has_what_is_read_without_a_check(get):
     assert not config.keys() & {"sequence_batching", "dynamic_batching", "response_cache", "ensemble_scheduling"}
 
 
-def test_the_statistics_have_what_is_read_without_a_check(get):
+def test_statistics_have_the_parts_read_without_a_check(get):
     entry = statistics(get)
     assert (entry["name"], entry["version"]) == ("add", "1")
     assert type(entry["inference_count"]) is type(entry["execution_count"]) is int

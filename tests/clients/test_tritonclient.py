@@ -178,7 +178,7 @@ def test_the_settings_of_the_log(client):
         ("/v2/cudasharedmemory/unregister", lambda client: client.unregister_cuda_shared_memory()),
     ],
 )
-def test_what_there_is_not_is_told_by_its_path(client, path, call):
+def test_unsupported_route_is_refused_with_its_path(client, path, call):
     with pytest.raises(InferenceServerException) as error:
         call(client)
     assert (error.value.status(), error.value.message()) == ("404", f"path {path!r} is unknown")
@@ -240,7 +240,7 @@ def test_asynchronous_calls_at_the_same_time(service):
             assert call.get_result().as_numpy("y").tolist() == (array * index).tolist()
 
 
-def test_an_asynchronous_call_that_fails_tells_so_when_its_result_is_asked_for(client):
+def test_failed_asynchronous_call_raises_when_its_result_is_read(client):
     call = client.async_infer("relu", [tensor("x", np.ones((1, 5), np.float32), "FP32")])
     with pytest.raises(InferenceServerException) as error:
         call.get_result()
@@ -271,7 +271,7 @@ def test_compressed_answers(compressing, capsys, algorithm, binary):
             request_compression_algorithm=algorithm,
             response_compression_algorithm=algorithm,
         )
-    assert f"'content-encoding': '{algorithm}'" in capsys.readouterr().out  # what the client tells of the answer
+    assert f"'content-encoding': '{algorithm}'" in capsys.readouterr().out  # the client's own line about the response
     assert result.as_numpy("y").tolist() == array.tolist()
 
 
@@ -366,17 +366,17 @@ def test_a_model_of_no_name_is_neither_loaded_nor_unloaded(control):
         assert error.value.message().startswith("model 'none' is ")
 
 
-def test_files_are_not_taken(control):
+def test_files_are_not_accepted(control):
     with pytest.raises(InferenceServerException) as error:
         control.load_model("relu", config="{}", files={"file:1/model.xml": b"<net/>"})
     assert error.value.status() == "400"
-    assert error.value.message().startswith("parameters.file:1/model.xml: files are not taken over HTTP")
+    assert error.value.message().startswith("parameters.file:1/model.xml: files are not accepted over HTTP")
 
 
 def test_a_load_that_fails_leaves_the_model_as_it_was(control):
     with pytest.raises(InferenceServerException) as error:
         control.load_model("relu", config=json.dumps({"shape": {"none": "(1,4)"}}))
     assert error.value.status() == "412"
-    assert "shape: 'none' is no input of the model, whose inputs are 'x'" in error.value.message()
+    assert "shape: the model has no input 'none'; it has 'x'" in error.value.message()
     result = control.infer("relu", [tensor("x", np.ones((1, 4), np.float32), "FP32")])
     assert result.as_numpy("y").tolist() == [[1, 1, 1, 1]]

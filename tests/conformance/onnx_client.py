@@ -29,7 +29,7 @@ DATATYPES = {
 
 
 def find_faults(service: Service, model: str, sets: Sequence[Arrays], reference: Reference) -> Iterator[str]:
-    """Send each data set as binary and as JSON; yield what is refused or differs from the reference, in a line."""
+    """Send each data set as binary and as JSON; yield a line for each refusal or difference."""
     answer = service.get(f"/v2/models/{model}")
     if answer.status != 200:
         yield f"is not served: {service.get(f'/v2/models/{model}/ready').json()['error']}"
@@ -47,7 +47,7 @@ def find_faults(service: Service, model: str, sets: Sequence[Arrays], reference:
 
 
 def _find_names(tensors: list[dict[str, Any]], ports: Any) -> list[str]:
-    """Return what the service calls the model's tensors, in the model's order."""
+    """Return the service's names of the model's tensors, in the model's order."""
     served = {tensor["name"]: tensor["datatype"] for tensor in tensors}
     assert len(served) == len(ports)
     names = [next(name for name in served if name in known) for known, _ in ports]

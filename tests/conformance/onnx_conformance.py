@@ -1,4 +1,4 @@
-"""The ONNX backend cases, served and in process: what the service refuses or answers otherwise than OpenVINO."""
+"""The ONNX backend cases, served and in process: those refused or computed differently from OpenVINO."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -98,5 +98,5 @@ def find_refusal(case: Case, reference: Reference) -> str:
     """Return the reason for which a case must not be served, "" if it must be."""
     for _, kind in (*reference.inputs, *reference.outputs):
         if kind not in DATATYPES:
-            return f"has the element type {kind}, which KServe v2 has no datatype for"
+            return f"KServe v2 has no datatype for {kind}"
     return REFUSED.get(case.name, "")

@@ -149,7 +149,7 @@ def _from_tensor(tensor: openvino.Tensor) -> np.ndarray:
 
 
 def _disturb(array: np.ndarray) -> np.ndarray:
-    """Return other floating-point numbers, so that an inference leaves something else behind."""
+    """Return other floating-point numbers, so that an inference leaves other values in its memory."""
     return array * array.dtype.type(2) + array.dtype.type(1) if array.dtype.kind == "f" else array
 
 

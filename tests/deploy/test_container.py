@@ -1,6 +1,6 @@
 """The image of deploy/container, built, started, checked and stopped as tests/helpers/containers.py says.
 
-What is replaced there (base images, dependencies, limits) is not shown by these tests.
+These tests do not show the replaced parts (base images, dependencies, limits).
 """
 
 import json
@@ -64,7 +64,7 @@ def infer(container, model, request, port=8000):
 
 
 def facts(container):
-    """Return what the kernel says of the first process of a container, by the names of proc(5)."""
+    """Return the kernel's status of the first process of a container, by the names of proc(5)."""
     text = container.execute("cat", "/proc/1/status").stdout
     return dict(re.findall(r"^(\w+):\s*(.*)$", text, re.MULTILINE))
 
@@ -116,7 +116,7 @@ def test_a_config_that_is_missing_in_the_mounted_directory_ends_the_container(im
 
 
 @needs_namespaces
-def test_a_container_that_loads_models_stops_at_once(image, tmp_path):
+def test_container_stops_immediately_while_it_loads_models(image, tmp_path):
     """Of signals to the first process of a container, the kernel drops those that have no handler."""
     with run(image, tmp_path / "log") as container:
         container.wait_for(lambda: "is being tried" in container.log)
@@ -124,7 +124,7 @@ def test_a_container_that_loads_models_stops_at_once(image, tmp_path):
         assert "Listening at" not in container.log
 
 
-def test_only_what_the_steps_copy_is_in_the_build_context(context):
+def test_build_context_has_only_the_files_that_the_steps_copy(context):
     assert sorted(path.name for path in context.iterdir()) == sorted(
         ["LICENSE", "README.md", "ovms_rest", "setup.cfg", "setup.py"]
     )
@@ -158,7 +158,7 @@ COMMANDS = re.findall(r"^(docker .*)$", README.read_text(), re.MULTILINE)
 
 @pytest.mark.skipif(not shutil.which("docker"), reason="needs Docker's command line (Debian package docker.io)")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_docker_takes_the_options_of_the_readme(command):
+def test_docker_accepts_the_options_of_the_readme(command):
     """It checks them before it looks for a daemon, and finds none here."""
     done = subprocess.run(
         shlex.split(command),

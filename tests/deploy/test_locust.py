@@ -440,7 +440,7 @@ def test_arguments_choose_models_kinds_pictures_and_the_rate(runs):
 
 
 @pytest.mark.parametrize("message", IMPOSSIBLE)
-def test_runs_that_cannot_do_what_they_should_exit_with_status_1(runs, message):
+def test_runs_that_cannot_do_their_task_exit_with_status_1(runs, message):
     assert runs[message].status == 1, runs[message].output
     assert message in runs[message].output
 

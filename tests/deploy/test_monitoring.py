@@ -1,6 +1,6 @@
 """The files of deploy/monitoring with the real promtool and a real Prometheus that scrapes a real service.
 
-Grafana itself is not run: it is in no registry that the tests reach. What it would ask Prometheus is.
+Grafana itself is not run, because the tests have no registry for it. Its queries are, by Prometheus.
 """
 
 import contextlib
@@ -270,7 +270,7 @@ def test_a_panel_has_data(prometheus, name):
 
 
 @needs_prometheus
-def test_the_dashboard_shows_what_was_done(prometheus):
+def test_dashboard_shows_the_requests_made(prometheus):
     def shown(title):
         return values(prometheus, QUERIES[f"{title} A"])
 

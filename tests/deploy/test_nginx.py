@@ -456,11 +456,11 @@ def inferences(service, model):
     return service.get(f"/v2/models/{model}/stats").json()["model_stats"][0]["execution_count"]
 
 
-# --- What the service gets
+# --- Requests as the service receives them
 
 
 class Backend:
-    """Stands for the service where a test looks at what it gets, or has it die: `answers` are sent in turn.
+    """Stands for the service where a test reads its requests, or ends it: `answers` are sent in turn.
 
     An answer of None closes the connection after the request.
     """
@@ -747,7 +747,7 @@ def test_a_malformed_head_is_refused_in_json_before_any_key(keys):
     check_malformed(keys)
 
 
-def test_the_key_files_as_they_come_allow_nothing(service, tmp_path):
+def test_shipped_key_files_allow_nothing(service, tmp_path):
     with nginx.run(tmp_path / "nginx", service.directory, "http", "api_keys") as running:
         assert running.get("/v2").status == 401
         assert running.infer("relu", RELU, **bearer(KEY)).status == 401
@@ -794,7 +794,7 @@ def test_a_client_above_its_rate_is_429_with_retry_after_and_others_are_not(serv
             ask("192.0.2.1", path)
         for path in ("/v2", RELU_PATH, "/metrics", "/nothing"):
             answer = ask("192.0.2.1", path)
-            # nginx answers `return` before it counts; nothing behind it is reached
+            # nginx answers `return` before it counts; nothing after it is reached
             assert answer.status == 429 or path in ("/metrics", "/nothing")
             assert error_of(answer)
         refused = ask("192.0.2.1")
@@ -843,7 +843,7 @@ def test_nothing_is_compressed_without_the_variant(plain):
 # --- TLS
 
 
-def test_https_takes_tls_1_3_only_and_nothing_in_the_clear(service, tmp_path):
+def test_https_accepts_only_tls_1_3_and_no_plain_text(service, tmp_path):
     with run_tls(tmp_path / "nginx", service, "https") as running:
         answer = curl(running, RELU_PATH, "-d", RELU.decode())
         assert (answer.status, answer.version) == (200, "1.1")
@@ -864,7 +864,7 @@ def test_https_takes_tls_1_3_only_and_nothing_in_the_clear(service, tmp_path):
         client.close()
 
 
-def test_mutual_tls_takes_certificates_of_its_authority_only(service, tmp_path):
+def test_mutual_tls_accepts_only_certificates_of_its_authority(service, tmp_path):
     with run_tls(tmp_path / "nginx", service, "https", "mutual_tls") as running:
 
         def certificate(name):

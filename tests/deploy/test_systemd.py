@@ -194,7 +194,7 @@ def next_message(manager):
 
 @pytest.fixture
 def gate(tmp_path):
-    """A config file of gunicorn's whose workers come up only while the file `open` exists."""
+    """A gunicorn config file with workers that start only while the file `open` exists."""
     (tmp_path / "conf.py").write_text(
         textwrap.dedent(
             f"""
@@ -254,7 +254,7 @@ def test_ready_is_reported_when_the_workers_serve_and_not_before(tmp_path, manag
         assert messages(manager) == []
 
 
-def test_a_service_whose_workers_do_not_come_up_is_never_ready(tmp_path, manager):
+def test_service_without_ready_workers_is_never_ready(tmp_path, manager):
     conf = tmp_path / "conf.py"
     conf.write_text("from ovms_rest.arbiter.gunicorn_settings import *\ndef post_worker_init(worker): raise OSError\n")
     done = subprocess.run(
@@ -431,7 +431,7 @@ def test_a_killed_worker_is_replaced(host):
     assert infers(host.path("/run/ovms_rest/data.sock"))
 
 
-def test_restarts_and_reloads_refuse_no_connection_and_a_reload_tells_how_it_went(host):
+def test_restarts_and_reloads_refuse_no_connection_and_a_reload_reports_its_outcome(host):
     """A reload returns when the new workers serve; one that fails says so and why, and all goes on as before."""
     data, control = host.path("/run/ovms_rest/data.sock"), host.path("/run/ovms_rest/control.sock")
     config, models = host.path("/etc/ovms_rest/config.json"), "/srv/ovms_rest/ovms_rest/demo"

@@ -80,7 +80,7 @@ def copy_context(source: Path, ignore: str, target: Path) -> None:
 
 
 class Stage:
-    """The root of a stage or an image, with what the instructions have set."""
+    """The root of a stage or an image, with the settings of its instructions."""
 
     def __init__(self, root: Path, base: str) -> None:
         """Begin with a base image."""
@@ -201,7 +201,7 @@ class Container:
         return self._log.read_text()
 
     def wait_for(self, condition) -> object:
-        """Wait until a condition holds and return what it gave."""
+        """Wait until a condition holds and return its result."""
         deadline = time.monotonic() + PATIENCE
         while not (found := condition()):
             assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log}"

@@ -1,4 +1,4 @@
-"""What a piece of code costs in a process of its own, for the peak of this one is that of all tests."""
+"""The cost of a piece of code in a process of its own, because the peak memory of this one is that of all tests."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a forked worker may do with models that were compiled before the fork, each scenario in a process of its own.
+"""Uses of models compiled before a fork by forked workers, each scenario in a process of its own.
 
     python fork_scenarios.py SCENARIO DIRECTORY
 
@@ -44,7 +44,7 @@ def load(base_path: Path, cache_dir: Path | str = "", **plugin_config) -> Model:
 
 
 def is_imported(model: Model) -> bool:
-    """Tell whether OpenVINO took a compiled model from its cache."""
+    """Return whether OpenVINO took a compiled model from its cache."""
     return model._compiled.get_property("LOADED_FROM_CACHE")
 
 
@@ -102,7 +102,7 @@ def many_forks_of_an_imported_model(directory: Path) -> None:
 
 
 def infer_in_children(model: Model, reference: Model) -> None:
-    """Infer with a model in many children, which must find what the reference finds here."""
+    """Infer with a model in many children, which must get the results of the reference."""
     reference.open(lambda: None)
     expected = {count: reference.infer({"image": images(count)})["y"].array.copy() for count in (1, 2, 5)}
 
@@ -152,7 +152,7 @@ def measure_children(model: Model) -> None:
 
 
 def compile_while_children_run(directory: Path) -> None:
-    """The arbiter goes on compiling while its children infer, and forks others with what is new."""
+    """The arbiter keeps compiling while its children infer, and forks others with the new models."""
     models = [compiled(directory, "m0", convolutions())]
     go_on, stop = os.pipe()
 
@@ -233,7 +233,7 @@ def compile_in_children(directory: Path) -> None:
 
 
 def import_in_children(directory: Path) -> None:
-    """Children import at once what one of them, as the throwaway process does, has left in OpenVINO's cache."""
+    """Children together import a model from OpenVINO's cache, written by one of them as by a trial."""
     shared = compiled(directory, "shared", convolutions())
     shared.open(lambda: None)
     base_path = model_zoo.save(convolutions(), directory / "own")
@@ -251,7 +251,7 @@ def import_in_children(directory: Path) -> None:
 
 
 def change_a_cached_model(directory: Path) -> None:
-    """A model whose weights changed in place is not taken from OpenVINO's cache."""
+    """A model with weights changed in place is not taken from OpenVINO's cache."""
 
     def infer(model: Model) -> np.ndarray:
         model.open(lambda: None)

@@ -38,7 +38,7 @@ def write_onnx(directory: Path) -> Written:
 
 
 def write_onnx_with_external_data(directory: Path) -> Written:
-    """Write ONNX whose weights lie in a file beside: y = relu(x * w), w being ones."""
+    """Write ONNX with its weights in a separate file: y = relu(x * w), w being ones."""
     return Written(_write_onnx(directory, external=True))
 
 
@@ -171,7 +171,7 @@ def write_paddle(directory: Path) -> Written:
 
 
 def flatbuffer(identifier: bytes, root: dict) -> bytes:
-    """Encode a table and all below it; every object lies behind the one that refers to it."""
+    """Encode a table and all below it; every object follows the one that refers to it."""
     buffer = bytearray(struct.pack("<I4s", 0, identifier))
     _append(buffer, root, 0)
     return bytes(buffer)
@@ -200,11 +200,11 @@ def _append(buffer: bytearray, node: dict | list | str, reference: int) -> None:
 
 
 def _vtable(fields: dict) -> bytes:
-    """Tell the size of the vtable, the size of the table, and where in the table each field is, 0 when it is not."""
+    """Return the size of the vtable, the size of the table, and where in the table each field is, 0 when it is not."""
     slots = [0] * (max(fields, default=-1) + 1)
     for place, number in enumerate(fields):
         slots[number] = 4 + 4 * place
-    slots += [0] * (len(slots) % 2)  # so that the table behind it is aligned
+    slots += [0] * (len(slots) % 2)  # so that the table after it is aligned
     return struct.pack(f"<{2 + len(slots)}H", 4 + 2 * len(slots), 4 + 4 * len(fields), *slots)
 
 

@@ -25,7 +25,7 @@ def model_of(outputs, inputs):
 
 
 def relu(shape=(-1, 4), element_type=Type.f32):
-    """Numbers, x -> y of the same shape, what is negative as 0."""
+    """Numbers, x -> y of the same shape, negative ones as 0."""
     x = parameter("x", shape, element_type)
     return model_of({"y": opset15.relu(x)}, [x])
 

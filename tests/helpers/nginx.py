@@ -26,7 +26,7 @@ class Nginx(Service):
     directory: Path
 
     def reload(self) -> None:
-        """Have nginx read its files anew, and wait until the workers before are gone."""
+        """Have nginx reload its files, and wait until its previous workers are gone."""
         before = set(self.workers())
         self.signal(signal.SIGHUP)
         self.wait_for(lambda: len(after := set(self.workers())) == WORKERS and not before & after)
@@ -35,7 +35,7 @@ class Nginx(Service):
 def install(directory: Path, sockets: Path, *variants: str, **replaced: str) -> tuple[int, int]:
     """Copy Debian's and our files and link variants as the README does; return the ports of clients and operators.
 
-    Only paths and ports are replaced by others, and what a test wants `replaced`.
+    Only paths and ports are replaced, and the texts in `replaced`.
     """
     for name in ("conf.d", "log", "temp", "ovms_rest/enabled"):
         (directory / name).mkdir(parents=True)
@@ -96,7 +96,7 @@ def run(directory: Path, sockets: Path, *variants: str, **replaced: str) -> Iter
 
 @contextlib.contextmanager
 def start(directory: Path, port: int, operator_port: int) -> Iterator[Nginx]:
-    """Check what is installed, run nginx in the foreground, and end it."""
+    """Check the installed files, run nginx in the foreground, and end it."""
     command = [str(PROGRAM), "-p", f"{directory}/", "-c", f"{directory}/nginx.conf"]
     checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr

@@ -54,14 +54,14 @@ def connected(service: Service, *chunks: bytes) -> Iterator[socket.socket]:
 
 
 class _Stream:
-    """What a connection receives, as the file that http.client reads, and not a byte more than that asks for."""
+    """The bytes that a connection receives, as the file that http.client reads, never more than it asks for."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._file = connection.makefile("rb", buffering=0)
         self.readline, self.close, self.flush = self._file.readline, self._file.close, self._file.flush
 
     def read(self, size: int) -> bytes:
-        """Read so many bytes, fewer at the end only."""
+        """Read this number of bytes, fewer at the end only."""
         received = bytearray()
         while len(received) < size and (data := self._file.read(size - len(received))):
             received += data
@@ -111,7 +111,7 @@ def parse(data: bytes, *methods: str) -> list[Answer]:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Wait for what comes next; tell whether it is the end of the connection."""
+    """Wait for the next bytes; return whether the connection has ended."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -165,8 +165,8 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 class Load:
     """Clients that infer without a pause, each on a connection that is kept alive until the server ends it.
 
-    `answered` counts answers, `failures` lists what a client must not meet: an answer that is none to its request, or
-    an end of the connection that no answer had told. With `reconnect` a client goes on when its connection was ended.
+    `answered` counts responses, `failures` lists errors: a response to another request, or an
+    end of the connection that no response had announced. With `reconnect` a client continues after such an end.
     """
 
     def __init__(self, connect: Callable[[], socket.socket], clients: int = 4, reconnect: bool = True) -> None:

@@ -47,7 +47,7 @@ class Service:
         return self._log.read_text()
 
     def wait_for(self, condition: Callable[[], object]) -> object:
-        """Wait until a condition holds and return what it gave; fail with the log when that takes too long."""
+        """Wait until a condition holds and return its result; fail with the log after a timeout."""
         deadline = time.monotonic() + PATIENCE
         while not (found := condition()):
             assert time.monotonic() < deadline, f"in vain:\n{self.log}"
@@ -60,7 +60,7 @@ class Service:
         return [int(pid) for pid in children.split()]
 
     def wait_for_workers(self, count: int) -> None:
-        """Wait until so many workers serve: each has come to its loop, and waits there."""
+        """Wait until this number of workers serve: each has reached its loop, and waits there."""
         self.wait_for(lambda: len(pids := self.workers()) == count and all(map(is_waiting, pids)))
 
     def wait_until_idle(self) -> None:
@@ -167,11 +167,11 @@ def serve(
             assert process.wait(PATIENCE) == 0, service.log
     finally:
         left = _end_session(process)
-    assert not left, f"processes were left behind: {left}\n{service.log}"
+    assert not left, f"processes are left: {left}\n{service.log}"
 
 
 def _end_session(process: subprocess.Popen) -> list[str]:
-    """Kill whatever is left of the service; return what it was."""
+    """Kill the remaining processes of the service; return them."""
     left = [line for stat in Path("/proc").glob("[0-9]*/stat") if f" {process.pid} " in (line := _read(stat))]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -242,7 +242,7 @@ def free_port() -> int:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether a process is there and more than a zombie."""
+    """Return whether a process exists and is not a zombie."""
     return _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()[:1] not in ([], ["Z"])
 
 
@@ -256,7 +256,7 @@ def open_files(pid: int) -> list[str]:
 
 
 def is_waiting(pid: int) -> bool:
-    """Tell whether a worker has come to its loop and waits there."""
+    """Return whether a worker has reached its loop and waits there."""
     return "anon_inode:[eventpoll]" in open_files(pid) and "\nState:\tS" in Path(f"/proc/{pid}/status").read_text()
 
 

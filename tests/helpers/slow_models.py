@@ -1,4 +1,4 @@
-"""Models whose inferences take as long, and whose answers are as large, as the request says."""
+"""Models with inference times and response sizes set by the request."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ WIDE = 3_000_000
 
 
 def counting():
-    """A loop of so many steps, steps INT64 [] -> count FP32 [1], which is the number of steps."""
+    """A loop of the requested steps: steps INT64 [] -> count FP32 [1], the number of steps."""
     steps = model_zoo.parameter("steps", (), Type.i64)
     value = opset15.parameter((1,), Type.f32)
     body = openvino.Model(
@@ -63,7 +63,7 @@ def count(steps: int) -> dict:
 
 
 def fill(value: float, size: int) -> dict:
-    """Make the request for so many copies of a value, in binary."""
+    """Make the binary request for a number of copies of a value."""
     return {
         "inputs": [
             {"name": "value", "datatype": "FP32", "shape": [], "data": [value]},

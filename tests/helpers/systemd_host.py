@@ -65,7 +65,7 @@ umount -l /old
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=other $5 --system --unit=multi-user.target </dev/null
 """
 
-# What it takes at the least.
+# The minimum that it needs.
 _PROBE = """
 set -e
 mount -t tmpfs tmpfs /mnt

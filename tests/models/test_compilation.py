@@ -1,4 +1,4 @@
-"""How a model is compiled, by its configuration and the cores of the machine, and which properties a device takes."""
+"""Plans of compilation by configuration and cores, and checks of a device's properties."""
 
 import re
 
@@ -19,55 +19,53 @@ PLAIN = "one thread in each worker"
 
 @pytest.mark.parametrize("cores", [1, 2, 64])
 @pytest.mark.parametrize("target_device", ["CPU", "cpu", ""])
-def test_a_model_without_plugin_config_is_shared(target_device, cores):
+def test_model_without_plugin_config_is_shared(target_device, cores):
     assert plan_compilation(target_device, {}, cores) == Compilation("CPU", ONE_THREAD, shared=True, reason=PLAIN)
 
 
 @pytest.mark.parametrize(
     ("plugin_config", "reason"),
     [
-        ({"PERFORMANCE_HINT": "THROUGHPUT"}, f"{PLAIN} serves what PERFORMANCE_HINT=THROUGHPUT asks for"),
-        ({"PERFORMANCE_HINT": "throughput"}, f"{PLAIN} serves what PERFORMANCE_HINT=THROUGHPUT asks for"),
-        ({"NUM_STREAMS": 4}, f"{PLAIN} serves what NUM_STREAMS=4 asks for"),
-        ({"NUM_STREAMS": "AUTO"}, f"{PLAIN} serves what NUM_STREAMS=AUTO asks for"),
+        ({"PERFORMANCE_HINT": "THROUGHPUT"}, f"{PLAIN} satisfies PERFORMANCE_HINT=THROUGHPUT"),
+        ({"PERFORMANCE_HINT": "throughput"}, f"{PLAIN} satisfies PERFORMANCE_HINT=THROUGHPUT"),
+        ({"NUM_STREAMS": 4}, f"{PLAIN} satisfies NUM_STREAMS=4"),
+        ({"NUM_STREAMS": "AUTO"}, f"{PLAIN} satisfies NUM_STREAMS=AUTO"),
         ({"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}, None),
         ({"INFERENCE_NUM_THREADS": 0}, None),
-        ({"INFERENCE_NUM_THREADS": "1"}, f"{PLAIN} serves what INFERENCE_NUM_THREADS=1 asks for"),
+        ({"INFERENCE_NUM_THREADS": "1"}, f"{PLAIN} satisfies INFERENCE_NUM_THREADS=1"),
         ({"INFERENCE_NUM_THREADS": 1.0}, None),
         ({"ENABLE_CPU_PINNING": True}, PLAIN),
         ({"ENABLE_CPU_PINNING": "YES"}, PLAIN),
         (
             {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "8"},
-            f"{PLAIN} serves what PERFORMANCE_HINT=THROUGHPUT, NUM_STREAMS=8 asks for",
+            f"{PLAIN} satisfies PERFORMANCE_HINT=THROUGHPUT, NUM_STREAMS=8",
         ),
     ],
 )
-def test_what_one_thread_in_each_worker_serves_as_well_is_shared(plugin_config, reason):
+def test_model_that_one_thread_per_worker_satisfies_is_shared(plugin_config, reason):
     plan = plan_compilation("CPU", plugin_config, 2)
     assert (plan.device, plan.properties, plan.shared) == ("CPU", ONE_THREAD, True)
     assert reason in (None, plan.reason)
 
 
-def test_pinning_is_left_out_with_a_note():
+def test_pinning_is_ignored_with_a_note():
     (note,) = plan_compilation("CPU", {"ENABLE_CPU_PINNING": "YES"}, 2).notes
-    assert note == "ENABLE_CPU_PINNING=True is left out: it would put every worker on the same core"
+    assert note == "ENABLE_CPU_PINNING=True is ignored: it would put all workers on the same core"
 
 
-def test_no_pinning_needs_no_note():
+def test_disabled_pinning_needs_no_note():
     assert plan_compilation("CPU", {"ENABLE_CPU_PINNING": "NO"}, 2).notes == ()
 
 
-def test_the_reason_leaves_out_properties_that_are_kept():
+def test_reason_omits_properties_that_are_kept():
     plan = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, 2)
     assert plan.reason == PLAIN
 
 
-def test_properties_that_have_nothing_to_do_with_threads_are_kept():
+def test_properties_unrelated_to_threads_are_kept():
     kept = {"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": "/srv/cache", "LOG_LEVEL": "LOG_NONE"}
     plan = plan_compilation("CPU", kept | {"NUM_STREAMS": 2}, 2)
-    assert plan == Compilation(
-        "CPU", kept | ONE_THREAD, shared=True, reason=f"{PLAIN} serves what NUM_STREAMS=2 asks for"
-    )
+    assert plan == Compilation("CPU", kept | ONE_THREAD, shared=True, reason=f"{PLAIN} satisfies NUM_STREAMS=2")
 
 
 @pytest.mark.parametrize(
@@ -90,13 +88,13 @@ def test_properties_that_have_nothing_to_do_with_threads_are_kept():
         ("CPU", {"PERFORMANCE_HINT": "CUMULATIVE_THROUGHPUT"}, "PERFORMANCE_HINT is CUMULATIVE_THROUGHPUT"),
     ],
 )
-def test_what_needs_more_than_one_thread_of_the_cpu_is_compiled_by_each_worker_as_configured(
+def test_model_that_needs_several_threads_is_compiled_by_each_worker_as_configured(
     target_device, plugin_config, reason
 ):
     plan = plan_compilation(target_device, plugin_config, 2)
     pinning = {} if target_device.startswith(("GPU", "NPU")) else {"ENABLE_CPU_PINNING": False}
     threads = target_device == "CPU" and not plugin_config.get("INFERENCE_NUM_THREADS")
-    notes = ("every worker may use all 2 cores for it at the same time",) if threads else ()
+    notes = ("each worker may use all 2 cores at the same time",) if threads else ()
     assert plan == Compilation(target_device, plugin_config | pinning, shared=False, reason=reason, notes=notes)
 
 
@@ -105,10 +103,10 @@ def test_what_needs_more_than_one_thread_of_the_cpu_is_compiled_by_each_worker_a
 def test_workers_that_compile_for_themselves_are_not_pinned_to_the_same_cores(target_device, asked):
     plan = plan_compilation(target_device, {"INFERENCE_NUM_THREADS": 2, **asked}, 4)
     assert plan.properties["ENABLE_CPU_PINNING"] is False
-    assert "ENABLE_CPU_PINNING=True is left out: it would put every worker on the same core" in plan.notes
+    assert "ENABLE_CPU_PINNING=True is ignored: it would put all workers on the same core" in plan.notes
 
 
-def test_properties_of_devices_are_taken_as_openvino_writes_them_and_keep_a_model_from_being_shared():
+def test_device_properties_are_passed_on_and_prevent_sharing():
     given = {"DEVICE_PROPERTIES": "{CPU:{NUM_STREAMS:2}}"}
     plan = plan_compilation("CPU", given, 2)
     assert (plan.shared, plan.reason) == (False, "DEVICE_PROPERTIES is given")
@@ -119,7 +117,7 @@ def test_properties_of_devices_are_taken_as_openvino_writes_them_and_keep_a_mode
     ("target_device", "device"),
     [("cpu", "CPU"), ("gpu.1", "GPU.1"), ("Hetero:gpu,Cpu", "HETERO:GPU,CPU"), ("batch:cpu(4)", "BATCH:CPU(4)")],
 )
-def test_devices_are_written_in_upper_case_as_openvino_takes_them(target_device, device):
+def test_devices_are_converted_to_upper_case(target_device, device):
     assert plan_compilation(target_device, {}, 2).device == device
 
 
@@ -132,18 +130,18 @@ def test_devices_are_written_in_upper_case_as_openvino_takes_them(target_device,
         ({"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": "1"}, 8),
     ],
 )
-def test_what_asks_for_more_threads_is_shared_when_there_is_but_one_thread_or_core(plugin_config, cores):
+def test_hint_for_threads_is_shared_with_only_one_thread_or_core(plugin_config, cores):
     plan = plan_compilation("CPU", plugin_config, cores)
     assert (plan.properties, plan.shared) == (ONE_THREAD, True)
 
 
-def test_the_configuration_is_left_as_it_was():
+def test_configuration_is_not_modified():
     plugin_config = {"NUM_STREAMS": 4, "ENFORCE_BF16": "NO"}
     plan_compilation("CPU", plugin_config, 2, "/srv/cache")
     assert plugin_config == {"NUM_STREAMS": 4, "ENFORCE_BF16": "NO"}
 
 
-def test_a_plan_travels_as_json():
+def test_plan_survives_json():
     plan = plan_compilation("CPU", {"CPU_THREADS_NUM": "2", "PERF_COUNT": "YES"}, 2, "/srv/cache")
     travelled = Compilation(**orjson.loads(orjson.dumps(plan)))
     assert (travelled.device, travelled.properties, travelled.shared) == (plan.device, plan.properties, plan.shared)
@@ -155,16 +153,16 @@ def test_a_plan_travels_as_json():
 @pytest.mark.parametrize(
     ("target_device", "plugin_config"), [("CPU", {}), ("CPU", {"PERFORMANCE_HINT": "LATENCY"}), ("GPU", {})]
 )
-def test_models_are_cached_where_the_server_says(target_device, plugin_config):
+def test_models_are_cached_in_the_directory_of_the_service(target_device, plugin_config):
     assert plan_compilation(target_device, plugin_config, 2, "/srv/cache").properties["CACHE_DIR"] == "/srv/cache"
 
 
 @pytest.mark.parametrize("own", ["/srv/own", ""])
-def test_a_cache_of_the_models_own_wins(own):
+def test_cache_of_a_model_has_precedence(own):
     assert plan_compilation("CPU", {"CACHE_DIR": own}, 2, "/srv/cache").properties["CACHE_DIR"] == own
 
 
-def test_without_a_place_nothing_is_cached():
+def test_nothing_is_cached_without_a_directory():
     assert "CACHE_DIR" not in plan_compilation("CPU", {}, 2).properties
 
 
@@ -194,29 +192,29 @@ def test_without_a_place_nothing_is_cached():
         ({"PERFORMANCE_HINT_NUM_REQUESTS": 2}, {"PERFORMANCE_HINT_NUM_REQUESTS": 2}),
     ],
 )
-def test_dropped_names_become_those_of_today(given, properties):
+def test_dropped_names_are_replaced_by_current_ones(given, properties):
     assert plan_compilation("GPU", given, 2).properties == properties
 
 
-def test_dropped_names_count_when_it_is_settled_whether_a_model_is_shared():
+def test_dropped_names_decide_whether_a_model_is_shared():
     assert plan_compilation("CPU", {"CPU_THREADS_NUM": "4"}, 8).reason == "INFERENCE_NUM_THREADS is 4"
 
 
 @pytest.mark.parametrize(
     ("plugin_config", "notes"),
     [
-        ({"CPU_THREADS_NUM": "8"}, ("CPU_THREADS_NUM=8 is taken as INFERENCE_NUM_THREADS=8",)),
+        ({"CPU_THREADS_NUM": "8"}, ("CPU_THREADS_NUM=8 is read as INFERENCE_NUM_THREADS=8",)),
         (
             {"CPU_THROUGHPUT_STREAMS": "CPU_THROUGHPUT_AUTO", "AFFINITY": "NONE"},
             (
-                "CPU_THROUGHPUT_STREAMS=CPU_THROUGHPUT_AUTO is taken as PERFORMANCE_HINT=THROUGHPUT",
-                "AFFINITY=NONE is taken as ENABLE_CPU_PINNING=False",
+                "CPU_THROUGHPUT_STREAMS=CPU_THROUGHPUT_AUTO is read as PERFORMANCE_HINT=THROUGHPUT",
+                "AFFINITY=NONE is read as ENABLE_CPU_PINNING=False",
             ),
         ),
         ({"INFERENCE_NUM_THREADS": "8"}, ()),
     ],
 )
-def test_notes_tell_what_came_under_a_dropped_name(plugin_config, notes):
+def test_notes_list_dropped_names(plugin_config, notes):
     assert plan_compilation("CPU", plugin_config, 2).notes == notes
 
 
@@ -225,23 +223,23 @@ def test_notes_tell_what_came_under_a_dropped_name(plugin_config, notes):
     [
         (
             {"NUM_STREAMS": 2, "CPU_THROUGHPUT_STREAMS": 4},
-            "plugin_config.CPU_THROUGHPUT_STREAMS: gives NUM_STREAMS a second time, after NUM_STREAMS",
+            "plugin_config.CPU_THROUGHPUT_STREAMS: sets NUM_STREAMS again, after NUM_STREAMS",
         ),
         (
             {"CPU_THREADS_NUM": 2, "INFERENCE_NUM_THREADS": 2},
-            "plugin_config.INFERENCE_NUM_THREADS: gives INFERENCE_NUM_THREADS a second time, after CPU_THREADS_NUM",
+            "plugin_config.INFERENCE_NUM_THREADS: sets INFERENCE_NUM_THREADS again, after CPU_THREADS_NUM",
         ),
         (
             {"PERFORMANCE_HINT": "LATENCY", "GPU_THROUGHPUT_STREAMS": "GPU_THROUGHPUT_AUTO"},
-            "plugin_config.GPU_THROUGHPUT_STREAMS: gives PERFORMANCE_HINT a second time, after PERFORMANCE_HINT",
+            "plugin_config.GPU_THROUGHPUT_STREAMS: sets PERFORMANCE_HINT again, after PERFORMANCE_HINT",
         ),
         (
             {"CPU_BIND_THREAD": "NO", "AFFINITY": "NONE"},
-            "plugin_config.AFFINITY: gives ENABLE_CPU_PINNING a second time, after CPU_BIND_THREAD",
+            "plugin_config.AFFINITY: sets ENABLE_CPU_PINNING again, after CPU_BIND_THREAD",
         ),
     ],
 )
-def test_a_property_given_under_two_names_is_refused(plugin_config, message):
+def test_property_with_two_names_is_refused(plugin_config, message):
     with pytest.raises(LoadError, match=f"^{re.escape(message)}$"):
         plan_compilation("CPU", plugin_config, 2)
 
@@ -264,15 +262,15 @@ def test_booleans_may_be_given_as_text_or_number(key, yes, no):
 
 
 @pytest.mark.parametrize("given", ["AUTO", "NUMA", "4", 4, 0, -1, "-2"])
-def test_streams_stay_as_they_are(given):
+def test_streams_are_passed_on(given):
     assert plan_compilation("GPU", {"NUM_STREAMS": given}, 2).properties["NUM_STREAMS"] == given
 
 
-def test_streams_in_lower_case_become_what_openvino_takes():
+def test_streams_are_converted_to_upper_case():
     assert plan_compilation("GPU", {"NUM_STREAMS": "auto"}, 2).properties["NUM_STREAMS"] == "AUTO"
 
 
-def test_hints_in_lower_case_become_what_openvino_takes():
+def test_hints_are_converted_to_upper_case():
     plan = plan_compilation("CPU", {"PERFORMANCE_HINT": "latency"}, 2)
     assert plan.properties["PERFORMANCE_HINT"] == "LATENCY"
 
@@ -297,12 +295,12 @@ def test_hints_in_lower_case_become_what_openvino_takes():
         ("AFFINITY", "YES", 'expected one of CORE, HYBRID_AWARE, NUMA, NONE, got "YES"'),
     ],
 )
-def test_a_value_that_cannot_be_meant_is_refused(key, given, message):
+def test_invalid_value_is_refused(key, given, message):
     with pytest.raises(LoadError, match=f"^{re.escape(f'plugin_config.{key}: {message}')}$"):
         plan_compilation("CPU", {key: given}, 2)
 
 
-def test_everything_wrong_is_told_at_once():
+def test_all_problems_are_reported_together():
     plugin_config = {"INFERENCE_NUM_THREADS": "many", "CPU_THREADS_NUM": 1, "PERF_COUNT": "maybe"}
     with pytest.raises(LoadError) as caught:
         plan_compilation("CPU", plugin_config, 2)
@@ -310,7 +308,7 @@ def test_everything_wrong_is_told_at_once():
     assert keys == list(plugin_config)
 
 
-# --- What a device takes
+# --- Properties of a device
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +325,7 @@ KNOWN = {"NUM_STREAMS": "RW", "PERF_COUNT": "RW", "WEIGHTS_PATH": "WO", "FULL_DE
 
 
 @pytest.mark.parametrize("key", ["NUM_STREAMS", "PERF_COUNT", "WEIGHTS_PATH"])
-def test_a_property_that_can_be_set_passes(key):
+def test_settable_property_is_accepted(key):
     check_properties({key: 1}, "CPU", KNOWN)
 
 
@@ -340,24 +338,24 @@ def test_a_property_that_can_be_set_passes(key):
         ("FULL_DEVICE_NAME", "plugin_config.FULL_DEVICE_NAME: is read-only on CPU"),
     ],
 )
-def test_a_property_that_cannot_be_set_is_refused(key, message):
+def test_unknown_or_read_only_property_is_refused(key, message):
     with pytest.raises(LoadError, match=f"^{re.escape(message)}$"):
         check_properties({key: 1}, "CPU", KNOWN)
 
 
-def test_a_name_near_to_a_read_only_property_is_told_one_that_can_be_set():
+def test_suggestion_for_an_unknown_name_is_settable():
     with pytest.raises(LoadError) as caught:
         check_properties({"FULL_DEVICE_NAM": 1}, "CPU", KNOWN)
     assert "the nearest is FULL_DEVICE_NAME" not in str(caught.value)
 
 
-def test_all_properties_that_cannot_be_set_are_told_at_once():
+def test_all_refused_properties_are_reported_together():
     with pytest.raises(LoadError) as caught:
         check_properties({"NUM_STREAM": 1, "PERF_COUNT": 1, "FULL_DEVICE_NAME": 1, "X": 1}, "CPU", KNOWN)
     assert re.findall(r"plugin_config\.(\w+)", str(caught.value)) == ["NUM_STREAM", "FULL_DEVICE_NAME", "X"]
 
 
-def test_a_device_of_which_nothing_is_known_is_left_to_the_compilation():
+def test_unknown_device_is_left_to_the_compilation():
     check_properties({"NO_SUCH_KEY": 1}, "XPU", {})
 
 
@@ -373,21 +371,21 @@ OF_EVERY_DEVICE = {
 
 
 @pytest.mark.parametrize("key", OF_EVERY_DEVICE)
-def test_what_openvino_takes_itself_passes_for_every_device(key):
+def test_properties_of_openvino_itself_are_accepted_for_every_device(key):
     check_properties({key: OF_EVERY_DEVICE[key]}, "GPU", {"NUM_STREAMS": "RW"})
 
 
 @pytest.mark.parametrize(("key", "value"), OF_EVERY_DEVICE.items())
-def test_the_cpu_compiles_with_what_openvino_takes_itself(core, key, value):
+def test_cpu_compiles_with_properties_of_openvino_itself(core, key, value):
     assert core.compile_model(model_zoo.relu(), "CPU", {**ONE_THREAD, key: value}).inputs
 
 
-def test_the_cpu_has_the_settings_of_shared_models(cpu):
+def test_cpu_has_the_settings_of_shared_models(cpu):
     check_properties(plan_compilation("CPU", {}, 2, "/srv/cache").properties, "CPU", cpu)
 
 
 @pytest.mark.parametrize("key", ["SUPPORTED_PROPERTIES", "AVAILABLE_DEVICES", "FULL_DEVICE_NAME"])
-def test_what_the_cpu_only_tells_is_refused(cpu, key):
+def test_read_only_property_of_the_cpu_is_refused(cpu, key):
     with pytest.raises(LoadError, match="is read-only on CPU"):
         check_properties({key: "x"}, "CPU", cpu)
 
@@ -399,13 +397,13 @@ def test_what_the_cpu_only_tells_is_refused(cpu, key):
         {"CPU_THREADS_NUM": "2", "CPU_BIND_THREAD": "NO", "CPU_THROUGHPUT_STREAMS": "2"},
     ],
 )
-def test_the_cpu_compiles_with_what_dropped_names_become(core, cpu, plugin_config):
+def test_cpu_compiles_with_replaced_names(core, cpu, plugin_config):
     plan = plan_compilation("CPU", plugin_config, 2)
     check_properties(plan.properties, plan.device, cpu)
     assert core.compile_model(model_zoo.relu(), plan.device, plan.properties).inputs
 
 
-def test_every_switch_of_the_cpu_may_be_given_as_a_number(core, cpu):
+def test_every_boolean_of_the_cpu_may_be_given_as_a_number(core, cpu):
     """OpenVINO itself refuses 0 and 1 for a boolean."""
     switches = [
         key for key, access in cpu.items() if access == "RW" and isinstance(core.get_property("CPU", key), bool)

@@ -1,4 +1,4 @@
-"""OpenVINO's cache of compiled models where it cannot be written: what it holds is used, and the rest compiled."""
+"""OpenVINO's cache of compiled models when it is read-only: its models are used, and others compiled."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def directory(tmp_path):
 
 
 def load(directory, cache, read_only=None):
-    """Load the model with a cache, while a directory is mounted read-only: root may write to any other."""
+    """Load the model with a cache, while a directory is mounted read-only, as root may write to any other."""
     command = [sys.executable, "-c", PROGRAM, directory / "relu", cache]
     if read_only is not None:
         root = [] if os.geteuid() == 0 else ["--map-root-user"]
@@ -50,11 +50,11 @@ def load(directory, cache, read_only=None):
 def refusal(cache):
     return (
         f"the cache directory {cache} cannot be written: Read-only file system; "
-        "models that it does not hold are compiled at each start"
+        "models that are missing there are compiled at each start"
     )
 
 
-def test_a_model_that_a_read_only_cache_holds_is_taken_from_it(directory):
+def test_model_in_a_read_only_cache_is_imported(directory):
     cache = directory / "cache"
     assert load(directory, cache)[:2] == [[True], {}]  # after the trial, which filled it
     cached, failures, messages = load(directory, cache, read_only=cache)
@@ -62,7 +62,7 @@ def test_a_model_that_a_read_only_cache_holds_is_taken_from_it(directory):
     assert messages.count(refusal(cache)) == 1
 
 
-def test_a_model_that_a_read_only_cache_does_not_hold_is_compiled(directory):
+def test_model_missing_in_a_read_only_cache_is_compiled(directory):
     cache = directory / "cache"
     cache.mkdir()
     cached, failures, messages = load(directory, cache, read_only=cache)
@@ -71,7 +71,7 @@ def test_a_model_that_a_read_only_cache_does_not_hold_is_compiled(directory):
     assert list(cache.iterdir()) == []
 
 
-def test_a_model_is_compiled_where_a_cache_directory_cannot_be_made(directory):
+def test_model_is_compiled_if_the_cache_directory_cannot_be_made(directory):
     cache = directory / "parent" / "cache"
     cache.parent.mkdir()
     cached, failures, messages = load(directory, cache, read_only=cache.parent)
@@ -79,8 +79,8 @@ def test_a_model_is_compiled_where_a_cache_directory_cannot_be_made(directory):
     assert messages.count(refusal(cache)) == 1
 
 
-def test_a_model_is_compiled_where_a_read_only_cache_holds_what_cannot_be_used(directory):
-    """OpenVINO wants to remove such a file, and fails if it cannot."""
+def test_model_is_compiled_if_a_read_only_cache_is_unusable(directory):
+    """OpenVINO tries to remove such a file, and fails if it cannot."""
     cache = directory / "cache"
     load(directory, cache)
     (blob,) = cache.glob("*.blob")

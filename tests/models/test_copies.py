@@ -1,4 +1,4 @@
-"""Private copies of models: of one state of the files, apart from them from then on, and gone with the model."""
+"""Private copies of models: consistent, independent of the files, and gone with the model."""
 
 import os
 import resource
@@ -62,7 +62,7 @@ def test_every_format_is_loaded_from_its_copy_alone(tmp_path, name, hint):
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)
-def test_without_a_place_every_format_is_read_and_not_mapped(tmp_path, name):
+def test_every_format_is_read_unmapped_without_a_place(tmp_path, name):
     written = formats.FORMATS[name](tmp_path / "1")
     source = copy_model(tmp_path / "1", NO_PLACE)
     assert (source.model, source.may_map) == (str(written.model), False)
@@ -71,7 +71,7 @@ def test_without_a_place_every_format_is_read_and_not_mapped(tmp_path, name):
     assert mapped(tmp_path) == []
 
 
-def test_files_are_mapped_where_the_user_wants_that(tmp_path):
+def test_files_are_mapped_if_the_user_wants_that(tmp_path):
     file = save_constant(tmp_path)
     source = copy_model(tmp_path / "1", NO_PLACE, may_map=True)
     model = load(tmp_path / "1", source)
@@ -80,7 +80,7 @@ def test_files_are_mapped_where_the_user_wants_that(tmp_path):
 
 
 @pytest.mark.parametrize(("config", "is_mapped"), [({}, False), ({"ENABLE_MMAP": "YES"}, True)])
-def test_a_model_from_the_cache_is_mapped_only_where_the_user_wants_that(tmp_path, config, is_mapped):
+def test_model_from_the_cache_is_mapped_only_if_the_user_wants_that(tmp_path, config, is_mapped):
     save_constant(tmp_path)
     cache = tmp_path / "cache"
     for _ in range(2):
@@ -91,14 +91,14 @@ def test_a_model_from_the_cache_is_mapped_only_where_the_user_wants_that(tmp_pat
 
 
 def save_constant(directory, value=1.0, size=2**20):
-    """Write an IR that adds a constant; return the file of its weights."""
+    """Write an IR that adds a constant; return its file of weights."""
     x = model_zoo.parameter("x", (1,), model_zoo.Type.f32)
     y = opset15.add(x, opset15.constant(np.full(size, value, np.float32)))
     model_zoo.save(model_zoo.model_of({"y": y}, [x]), directory)
     return directory / "1" / "model.bin"
 
 
-def test_a_sealed_copy_cannot_be_changed(tmp_path):
+def test_sealed_copy_cannot_be_changed(tmp_path):
     save_constant(tmp_path)
     with open_places(1) as (place,):
         copy_model(tmp_path / "1", place)
@@ -110,7 +110,7 @@ def test_a_sealed_copy_cannot_be_changed(tmp_path):
                 os.ftruncate(descriptor, 0)
 
 
-def test_nothing_is_left_of_places(tmp_path, monkeypatch):
+def test_places_leave_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     formats.write_onnx_with_external_data(tmp_path / "1")
@@ -119,11 +119,11 @@ def test_nothing_is_left_of_places(tmp_path, monkeypatch):
         copy_model(tmp_path / "1", places[1])
         assert len(list((tmp_path / "tmp").iterdir())) == 1
     assert list((tmp_path / "tmp").iterdir()) == []
-    # Garbage of other tests in this process may be collected meanwhile.
+    # Garbage collection may close descriptors of other tests meanwhile.
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
-def test_what_a_killed_service_left_is_removed_and_what_others_use_is_kept(tmp_path, monkeypatch):
+def test_directories_of_killed_services_are_removed_and_those_in_use_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     left = tmp_path / "ovms_rest_copies-left"
     left.mkdir()
@@ -133,7 +133,7 @@ def test_what_a_killed_service_left_is_removed_and_what_others_use_is_kept(tmp_p
         assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_forked_process_holds_no_copies():
+def test_forked_process_holds_no_copies():
     with open_places(1) as (place,):
         if (child := os.fork()) == 0:
             held = [
@@ -144,7 +144,7 @@ def test_a_forked_process_holds_no_copies():
         assert os.path.exists(place.directory.rpartition("/")[0])
 
 
-def test_the_end_of_a_forked_process_leaves_the_places_of_its_parent():
+def test_end_of_a_forked_process_keeps_the_places_of_its_parent():
     with open_places(1) as (place,):
         root = place.directory.rpartition("/")[0]
     program = (
@@ -167,7 +167,7 @@ def test_the_end_of_a_forked_process_leaves_the_places_of_its_parent():
         ("/dev/full/x", "read in place, without a private copy: [Errno 20] Not a directory: '/dev/full/x'"),
     ],
 )
-def test_where_there_is_no_room_files_are_read_in_place(tmp_path, directory, note):
+def test_files_are_read_in_place_without_a_usable_directory(tmp_path, directory, note):
     written = formats.write_onnx_with_external_data(tmp_path / "1")
     with open_places(1) as (place,):
         source = copy_model(tmp_path / "1", replace(place, directory=directory))
@@ -175,7 +175,7 @@ def test_where_there_is_no_room_files_are_read_in_place(tmp_path, directory, not
     assert infer(load(tmp_path / "1", source), written) == Y
 
 
-def test_a_full_disk_is_no_room(tmp_path):
+def test_files_are_read_in_place_when_the_disk_is_full(tmp_path):
     formats.write_onnx_with_external_data(tmp_path / "1")
     with open_places(1) as (place,):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -188,7 +188,7 @@ def test_a_full_disk_is_no_room(tmp_path):
     assert source.note.endswith("File too large")
 
 
-def test_external_data_outside_of_the_directory_is_read_in_place(tmp_path):
+def test_external_data_outside_the_directory_is_read_in_place(tmp_path):
     written = formats.write_onnx_with_external_data(tmp_path / "1")
     content = written.model.read_bytes()
     written.model.write_bytes(content.replace(b"relu.weights", b"../r.weights"))
@@ -198,7 +198,7 @@ def test_external_data_outside_of_the_directory_is_read_in_place(tmp_path):
     assert source.note.endswith(f"{tmp_path}/1/../r.weights is outside {tmp_path}/1")
 
 
-def test_files_that_changed_after_they_were_tried_in_place_are_refused(tmp_path):
+def test_files_that_changed_after_their_trial_in_place_are_refused(tmp_path):
     file = save_constant(tmp_path)
     source = copy_model(tmp_path / "1", NO_PLACE)
     file.write_bytes(file.read_bytes())
@@ -215,14 +215,14 @@ def impatient(monkeypatch):
     monkeypatch.setattr(copies, "_PATIENCE_SECONDS", 0.1)
 
 
-def test_a_file_that_is_open_for_writing_is_refused(tmp_path, impatient):
+def test_file_that_is_open_for_writing_is_refused(tmp_path, impatient):
     file = save_constant(tmp_path)
     message = f"{file} is open for writing in another process"
     with open_places(1) as (place,), file.open("r+b"), pytest.raises(ChangingError, match=message):
         copy_model(tmp_path / "1", place)
 
 
-def test_a_file_that_is_mapped_for_writing_is_refused(tmp_path, impatient):
+def test_file_that_is_mapped_for_writing_is_refused(tmp_path, impatient):
     import mmap
 
     file = save_constant(tmp_path)
@@ -233,7 +233,7 @@ def test_a_file_that_is_mapped_for_writing_is_refused(tmp_path, impatient):
     map_.close()
 
 
-def test_a_writer_is_waited_for(tmp_path):
+def test_copy_waits_for_a_writer(tmp_path):
     file = save_constant(tmp_path)
     stream = file.open("r+b")
     threading.Timer(0.3, stream.close).start()
@@ -243,7 +243,7 @@ def test_a_writer_is_waited_for(tmp_path):
         assert time.monotonic() - began >= 0.25
 
 
-def test_a_file_that_vanishes_after_it_was_found_is_told(tmp_path):
+def test_file_that_vanishes_after_it_was_found_is_refused(tmp_path):
     file = save_constant(tmp_path)
     source = copy_model(tmp_path / "1", NO_PLACE)
     file.unlink()
@@ -251,7 +251,7 @@ def test_a_file_that_vanishes_after_it_was_found_is_told(tmp_path):
         source.check()
 
 
-def test_a_copy_is_of_one_state_while_the_file_is_written_over_and_over(tmp_path):
+def test_copy_is_consistent_while_the_file_is_repeatedly_overwritten(tmp_path):
     file = save_constant(tmp_path)
     one, two = (np.full(2**20, value, np.float32).tobytes() for value in (1, 2))
     ended = threading.Event()
@@ -277,8 +277,8 @@ def test_a_copy_is_of_one_state_while_the_file_is_written_over_and_over(tmp_path
         writer.join()
 
 
-def test_a_lease_does_not_end_the_process_when_a_writer_comes(tmp_path):
-    """The signal of a broken lease is one that is ignored by default."""
+def test_lease_does_not_end_the_process_when_a_writer_opens_the_file(tmp_path):
+    """A broken lease sends a signal that is ignored by default."""
     program = (
         "import fcntl, os, signal, sys, time\n"
         "from ovms_rest.models import copies\n"
@@ -301,7 +301,7 @@ def test_a_lease_does_not_end_the_process_when_a_writer_comes(tmp_path):
     assert process.returncode == 0
 
 
-# --- What is told
+# --- Messages
 
 
 def test_errors_name_the_users_files(tmp_path):

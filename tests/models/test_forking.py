@@ -1,4 +1,4 @@
-"""Compiled models survive a fork, as design and memory need it; the scenarios say what exactly."""
+"""Compiled models survive a fork; each scenario is a case of it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every format that OpenVINO reads: found, read and served, as a version, in a flat directory and as a single file."""
+"""Every format of OpenVINO is found, read and served: as a version, in a flat directory and as a single file."""
 
 import formats
 import numpy as np
@@ -25,7 +25,7 @@ def single_file(written):
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)
-def test_openvino_infers_with_what_is_found_in_a_version(tmp_path, name):
+def test_openvino_infers_with_the_model_of_a_version(tmp_path, name):
     written = formats.FORMATS[name](tmp_path / "1")
     (version,) = find_versions(tmp_path).values()
     model = openvino.Core().read_model(find_model_file(version))
@@ -37,7 +37,7 @@ def test_openvino_infers_with_what_is_found_in_a_version(tmp_path, name):
 @pytest.mark.parametrize(
     "base_path_of", [lambda written, directory: directory, lambda written, _: single_file(written)]
 )
-def test_a_flat_directory_or_a_single_file_gives_the_same_model(tmp_path, name, base_path_of):
+def test_flat_directory_or_single_file_is_the_same_model(tmp_path, name, base_path_of):
     written = formats.FORMATS[name](tmp_path / "model")
     (version,) = find_versions(base_path_of(written, tmp_path / "model")).values()
     assert find_model_file(version) == written.model
@@ -45,7 +45,7 @@ def test_a_flat_directory_or_a_single_file_gives_the_same_model(tmp_path, name, 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A worker that serves every format: as version 7, from a flat directory, from a single file."""
+    """Start a worker that serves every format: as version 7, from a flat directory, from a single file."""
     directory = tmp_path_factory.mktemp("formats")
     base_paths, written = {}, {}
     for name, write in formats.FORMATS.items():
@@ -64,7 +64,7 @@ def served(tmp_path_factory):
 
 @pytest.mark.parametrize("name", formats.FORMATS)
 @pytest.mark.parametrize(("suffix", "version"), [("", "7"), ("_flat", "1"), ("_file", "1")])
-def test_every_format_answers(served, name, suffix, version):
+def test_every_format_is_served(served, name, suffix, version):
     service, written = served
     given = {"name": written[name].input, "shape": [2, 4], "datatype": "FP32", "data": X}
     answer = service.infer(f"{name}{suffix}", {"inputs": [given]})

@@ -1,4 +1,4 @@
-"""Which rows of a picture an interpolation reads, and the memory in which pictures are converted for it."""
+"""The rows of a picture that an interpolation reads, and the memory that pictures are converted in."""
 
 import mmap
 import resource
@@ -30,7 +30,7 @@ def test_opencv_reads_no_other_rows(dtype, poison, channels, target, more, width
 
 
 @pytest.mark.parametrize(("height", "target"), [(2**18 + 1, 2**16), (2**20 - 1, 3), (300_007, 70_001)])
-def test_places_that_opencv_rounds_in_long_pictures_are_among_the_rows(height, target):
+def test_rows_include_those_that_opencv_rounds_to_in_long_pictures(height, target):
     picture = np.random.default_rng(0).random((height, 1), np.float32)
     poisoned = np.full_like(picture, np.nan)
     rows = _find_rows(height, target)
@@ -38,7 +38,7 @@ def test_places_that_opencv_rounds_in_long_pictures_are_among_the_rows(height, t
     assert cv2.resize(poisoned, (1, target)).tobytes() == cv2.resize(picture, (1, target)).tobytes()
 
 
-def test_two_rows_are_read_for_each_of_the_result():
+def test_two_rows_are_read_per_row_of_the_result():
     assert _find_rows(1080, 224).size == 448
     assert _find_rows(10, 1).tolist() == [4, 5]
 
@@ -52,7 +52,7 @@ def write(picture, size, datatype):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_pictures_of_one_size_do_not_mix(dtype):
-    """One after the other they are converted in the same memory."""
+    """They are converted one after the other in the same memory."""
     kinds = [(2000, "FP32"), (2000, "FP32"), (2000, "FP64"), (1990, "FP32"), (2000, "FP32"), (90, "FP32")]
     for seed, (height, datatype) in enumerate(kinds):
         picture = noise(height, 1500, 3, dtype=dtype, seed=seed)
@@ -66,7 +66,7 @@ def page_faults(picture, size):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def test_the_next_picture_of_a_size_finds_its_pages():
+def test_next_picture_of_a_size_reuses_the_pages():
     write(noise(40, 40, 3), (4, 4), "FP32")
     picture = noise(3000, 2000, 3)
     pages = 2 * 100 * 2000 * 3 * 4 // mmap.PAGESIZE
@@ -74,7 +74,7 @@ def test_the_next_picture_of_a_size_finds_its_pages():
     assert page_faults(picture, (100, 100)) < pages / 2
 
 
-def test_more_pages_than_a_worker_may_keep_are_not_kept():
+def test_pages_beyond_the_limit_are_not_kept():
     picture = noise(6000, 1500, 3)
     pages = 2 * 1000 * 1500 * 3 * 4 // mmap.PAGESIZE
     assert pages * mmap.PAGESIZE > 2**25

@@ -1,4 +1,4 @@
-"""Encoded images: decoding, converting and resizing as OpenCV does, and what is refused before it costs anything."""
+"""Encoded images: decoded, converted and resized as by OpenCV, or refused before they cost anything."""
 
 import os
 import re
@@ -26,10 +26,8 @@ from ovms_rest.protocol.tensors import Dim, TensorMetadata
 ANY = Dim(0, None)
 LABEL = "input 'x'"
 FORMATS = "BMP, GIF, JPEG, PNG, PNM, WebP"
-NO_LAYOUT = (
-    'the configuration of the model has no "layout", which is "NHWC", or "NHWC:NCHW" when the model itself takes NCHW'
-)
-SET_SHAPE = 'set a "shape" without open dims in the configuration of the model, such as'
+NO_LAYOUT = 'the configuration of the model has no "layout"; set "NHWC", or "NHWC:NCHW" for a model that takes NCHW'
+SET_SHAPE = 'set a "shape" without unbounded dims in the configuration of the model, such as'
 DTYPES = {
     "FP64": np.float64,
     "FP32": np.float32,
@@ -44,7 +42,7 @@ DTYPES = {
 
 
 def reader(*dims, datatype="UINT8", layout="NHWC", limits=None):
-    """Make the reader of an input; a dim is a size, a pair of bounds or a Dim."""
+    """Make the reader of an input, whose dims are sizes, pairs of bounds or Dims."""
     bounds = [Dim(dim, dim) if isinstance(dim, int) else Dim(*dim) for dim in dims]
     return ImageReader(TensorMetadata("x", datatype, tuple(bounds)), layout, limits or ImageLimits())
 
@@ -72,7 +70,7 @@ def encode(picture, extension=".png", *parameters):
 
 
 def png(width, height, bits, color, rows, *chunks):
-    """Write a PNG by hand: `rows` are the bytes of the picture, each row after its filter's 0."""
+    """Write a PNG by hand; in the bytes `rows` a 0 for the filter comes before each row."""
     header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     parts = ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -92,7 +90,7 @@ def png_bomb(side):
 
 
 def plain_codes(picture, run=254):
-    """Write values as they are, and clear the table before it makes the codes longer."""
+    """Write values uncompressed, and clear the table before the codes get longer."""
     values = picture.ravel().tolist()
     runs = (values[begin : begin + run] for begin in range(0, len(values), run))
     return [code for values in runs for code in (256, *values)] + [257]
@@ -166,7 +164,7 @@ DECODED |= {f"animated {name}": (animation(f".{name}"), None) for name in ("gif"
 
 
 @pytest.mark.parametrize("name", DECODED)
-def test_a_file_is_decoded_as_opencv_does(name):
+def test_file_is_decoded_as_by_opencv(name):
     file, channels = DECODED[name]
     expected = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
     array = read([file], 1, ANY, ANY, ANY, datatype="UINT16")
@@ -179,30 +177,30 @@ def test_colors_are_in_the_order_blue_green_red():
     assert read([PIXEL], 1, 1, 1, 3).tobytes() == bytes.fromhex("241bed")
 
 
-def test_a_png_of_one_bit_has_the_values_0_and_255():
+def test_png_of_one_bit_has_the_values_0_and_255():
     assert read([png(3, 1, 1, 0, b"\0\xa0")], 1, 1, 3, 1).ravel().tolist() == [255, 0, 255]
 
 
-def test_the_palette_of_a_png_is_resolved():
+def test_palette_of_a_png_is_resolved():
     assert read([DECODED["PNG, palette"][0]], 1, 1, 2, 3).tobytes() == bytes.fromhex("302010 605040")
 
 
-def test_the_alpha_of_a_png_comes_last():
+def test_alpha_of_a_png_is_the_last_channel():
     assert read([DECODED["PNG, grey with alpha"][0]], 1, 1, 2, 4).tobytes() == bytes.fromhex("10101020 30303040")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_orientation_in_exif_is_ignored(orientation):
+def test_orientation_in_exif_is_ignored(orientation):
     plain = encode(noise(4, 6, 3), ".jpg")
     array = read([with_orientation(plain, orientation)], 1, 4, 6, 3)
     assert array.tobytes() == read([plain], 1, 4, 6, 3).tobytes()
 
 
-def test_images_of_a_batch_follow_each_other():
+def test_images_of_a_batch_keep_their_order():
     assert read([PIXEL, PIXEL], 2, 1, 1, 3).tobytes() == bytes.fromhex("241bed 241bed")
 
 
-def test_an_array_of_symbols_with_other_bytes_between_is_read():
+def test_symbols_with_other_bytes_between_files_are_read():
     symbols = np.frombuffer(b"head" + PIXEL + b"between" + PNG, np.uint8)
     begins = np.array([4, 11 + len(PIXEL)], np.int32)
     strings = BytesArray(begins, begins + np.array([len(PIXEL), len(PNG)], np.int32), symbols)
@@ -215,13 +213,13 @@ def test_an_array_of_symbols_with_other_bytes_between_is_read():
     ids=["as it came", "resized", "a batch", "grey"],
 )
 @pytest.mark.parametrize("datatype", DTYPES)
-def test_the_array_is_contiguous_and_writable(images, dims, datatype):
+def test_array_is_contiguous_and_writable(images, dims, datatype):
     flags = read(images, *dims, datatype=datatype).flags
     assert flags.c_contiguous
     assert flags.writeable
 
 
-def test_one_image_that_fits_is_not_copied():
+def test_single_image_that_fits_is_not_copied():
     file = encode(np.zeros((500, 500, 3), np.uint8))
     tracemalloc.start()
     try:
@@ -236,14 +234,14 @@ def test_one_image_that_fits_is_not_copied():
 
 
 def convert(picture, datatype):
-    """Convert as the table of precisions says, by exact integers."""
+    """Convert by the table of precisions, in exact integers."""
     largest = {"UINT8": 255, "INT8": 127, "INT16": 32767, "FP16": 65504}.get(datatype, 65535)
     return np.minimum(picture.astype(np.int64), largest).astype(DTYPES[datatype])
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 @pytest.mark.parametrize("datatype", DTYPES)
-def test_values_become_the_precision_of_the_input(datatype, depth):
+def test_values_are_converted_to_the_precision_of_the_input(datatype, depth):
     picture = noise(40, 30, 3, dtype=depth)
     array = read([encode(picture)], 1, 40, 30, 3, datatype=datatype)
     assert array.dtype == DTYPES[datatype]
@@ -266,22 +264,22 @@ def test_values_become_the_precision_of_the_input(datatype, depth):
         ("FP32", np.uint16, 65535, 65535.0),
     ],
 )
-def test_values_that_a_precision_lacks_become_its_largest(datatype, depth, value, expected):
+def test_values_beyond_a_precision_become_its_largest(datatype, depth, value, expected):
     assert read([encode(np.full((1, 1), value, depth))], 1, 1, 1, 1, datatype=datatype).item() == expected
 
 
-def test_an_int32_model_gets_little_endian_words():
+def test_int32_model_gets_little_endian_words():
     assert read([PIXEL], 1, 1, 1, 3, datatype="INT32").tobytes() == bytes.fromhex("24000000 1b000000 ed000000")
 
 
-def test_an_fp32_model_gets_values_from_0_to_255():
+def test_fp32_model_gets_values_from_0_to_255():
     assert read([PIXEL], 1, 1, 1, 3, datatype="FP32").ravel().tolist() == [36.0, 27.0, 237.0]
 
 
 @pytest.mark.parametrize("datatype", ["BOOL", "INT64", "UINT32", "UINT64"])
-def test_another_precision_is_refused(datatype):
+def test_unsupported_precision_is_refused(datatype):
     assert refusal([PIXEL], 1, 1, 1, 3, datatype=datatype) == (
-        f"input 'x': image 0 cannot become {datatype}, the precision of this input; images become "
+        f"input 'x': image 0 cannot be converted to {datatype}, the precision of this input; supported are "
         "FP64, FP32, FP16, BF16, INT32, INT16, UINT16, UINT8, INT8"
     )
 
@@ -302,7 +300,7 @@ RESIZES = [
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 @pytest.mark.parametrize("datatype", ["UINT8", "UINT16", "INT16", "FP32", "FP64"])
-def test_a_resize_is_opencvs_of_the_converted_values(datatype, depth, channels, size, target):
+def test_resize_is_opencvs_of_the_converted_values(datatype, depth, channels, size, target):
     picture = noise(*size, channels, dtype=depth)
     array = read([encode(picture)], 1, *target, channels, datatype=datatype)
     assert array.shape == (1, *target, channels)
@@ -313,9 +311,7 @@ def test_a_resize_is_opencvs_of_the_converted_values(datatype, depth, channels, 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 @pytest.mark.parametrize("datatype", ["INT8", "INT32", "FP16", "BF16"])
-def test_what_opencv_does_not_interpolate_is_within_half_a_step_of_the_exact_resize(
-    datatype, depth, channels, size, target
-):
+def test_other_precisions_are_within_half_a_step_of_the_exact_resize(datatype, depth, channels, size, target):
     picture = noise(*size, channels, dtype=depth)
     array = read([encode(picture)], 1, *target, channels, datatype=datatype)
     assert array.dtype == DTYPES[datatype]
@@ -335,24 +331,24 @@ def test_values_are_cut_off_before_they_are_interpolated():
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16", "INT8", "INT32"])
-def test_the_largest_values_stay_finite_and_in_range(datatype):
+def test_largest_values_stay_finite_and_in_range(datatype):
     picture = np.full((7, 9, 3), 65535, np.uint16)
     array = read([encode(picture)], 1, 5, 4, 3, datatype=datatype)
     assert (array == convert(picture[:1, :1], datatype)).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (1, 2), (2, 1)])
-def test_a_single_pixel_is_repeated(height, width):
+def test_single_pixel_is_repeated(height, width):
     assert read([PIXEL], 1, height, width, 3).tobytes() == bytes.fromhex("241bed") * (height * width)
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "N?HWC", "..."])
-def test_these_layouts_resize(layout):
+def test_layouts_that_resize(layout):
     assert read([PNG], 1, 3, 3, 3, layout=layout).tobytes() == cv2.resize(COLOR, (3, 3)).tobytes()
 
 
 @pytest.mark.parametrize("layout", [None, "N...", "NH...", "NHW?", "N??C", "????", "...C", "N...C"])
-def test_these_layouts_take_images_of_the_right_size(layout):
+def test_layouts_that_take_images_of_the_right_size(layout):
     assert read([PNG], 1, 6, 5, 3, layout=layout).tobytes() == COLOR.tobytes()
 
 
@@ -365,9 +361,9 @@ def test_these_layouts_take_images_of_the_right_size(layout):
         ("...C", 'its layout is ...C, not NHWC; set "layout": "NHWC" in the configuration of the model'),
     ],
 )
-def test_these_layouts_do_not_resize(layout, reason):
+def test_layouts_that_do_not_resize(layout, reason):
     assert refusal([PNG], 1, 3, 5, 3, layout=layout) == (
-        "input 'x': image 0 is 6x5 (height x width), the model takes 3x5 (height x width), and it is not resized: "
+        "input 'x': image 0 is 6x5 (height x width), the model takes 3x5 (height x width), and images are not resized: "
         + reason
     )
 
@@ -384,9 +380,9 @@ def test_these_layouts_do_not_resize(layout, reason):
         ("NC??", "NHWC:NCHW"),
     ],
 )
-def test_another_layout_is_refused_and_the_one_to_set_is_named(layout, setting):
+def test_other_layout_is_refused_with_the_setting_to_use(layout, setting):
     assert refusal([PIXEL], 1, 3, 1, 1, layout=layout) == (
-        f"input 'x': encoded images need the layout NHWC, the layout of this input is {layout}; "
+        f"input 'x': encoded images need the layout NHWC, this input has {layout}; "
         f'set "layout": "{setting}" in the configuration of the model'
     )
 
@@ -407,7 +403,7 @@ def test_another_layout_is_refused_and_the_one_to_set_is_named(layout, setting):
         ((100, 200), 5, (100, 5)),
     ],
 )
-def test_an_open_size_is_the_images_as_far_as_its_bounds_allow(height, width, expected):
+def test_unbounded_size_is_the_images_within_its_bounds(height, width, expected):
     array = read([PNG], 1, height, width, 3)
     assert array.shape == (1, *expected, 3)
     assert array.tobytes() == cv2.resize(COLOR, expected[::-1]).tobytes()
@@ -425,15 +421,15 @@ def test_an_open_size_is_the_images_as_far_as_its_bounds_allow(height, width, ex
         ((1, 0, 0, 3), "[1,0,0,3]"),
     ],
 )
-def test_nothing_is_resized_where_a_dim_is_open(dims, shape):
-    assert f", and it is not resized: the model's shape is {shape}" in refusal([PNG], *dims)
+def test_nothing_is_resized_with_an_unbounded_dim(dims, shape):
+    assert f", and images are not resized: the model's shape is {shape}" in refusal([PNG], *dims)
 
 
-def test_a_range_without_resizing_takes_what_is_inside_of_it():
+def test_range_without_resizing_takes_sizes_within_it():
     assert read([PNG], 1, (1, 9), (1, 9), 3, layout=None).shape == (1, 6, 5, 3)
 
 
-def test_all_images_become_as_large_as_the_first():
+def test_all_images_get_the_size_of_the_first():
     array = read([PNG, PIXEL], 2, (1, 9), (1, 9), 3)
     assert np.array_equal(array[0], COLOR)
     assert np.array_equal(array[1], np.broadcast_to(ONE, (6, 5, 3)))
@@ -454,15 +450,15 @@ def test_images_of_different_sizes_are_each_resized():
         ((2, 6, 5, 3), None, NO_LAYOUT),
     ],
 )
-def test_images_of_different_sizes_are_refused_where_nothing_is_resized(dims, layout, reason):
+def test_images_of_different_sizes_are_refused_without_resizing(dims, layout, reason):
     assert refusal([PNG, PIXEL], *dims, layout=layout) == (
-        "input 'x': image 1 is 1x1 (height x width), image 0 is 6x5 (height x width), and they are not resized: "
+        "input 'x': image 1 is 1x1 (height x width), image 0 is 6x5 (height x width), and images are not resized: "
         + reason
     )
 
 
 @pytest.mark.parametrize("target", [(1, 40000), (40000, 1)])
-def test_a_target_may_be_longer_than_16_bits_count(target):
+def test_target_may_be_longer_than_16_bits_count(target):
     assert read([PIXEL], 1, *target, 3).shape == (1, *target, 3)
 
 
@@ -479,7 +475,7 @@ def test_a_target_may_be_longer_than_16_bits_count(target):
         (noise(6, 5, 4), 1, "4 channels"),
     ],
 )
-def test_no_other_channels_are_converted(picture, channels, came):
+def test_other_numbers_of_channels_are_not_converted(picture, channels, came):
     message = f"input 'x': image 0 has {came}, the model takes {channels}"
     assert refusal([encode(picture)], 1, 6, 5, channels) == message
 
@@ -487,7 +483,7 @@ def test_no_other_channels_are_converted(picture, channels, came):
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 @pytest.mark.parametrize("datatype", ["UINT8", "FP32", "FP16"])
 @pytest.mark.parametrize("size", [(6, 5), (3, 4)])
-def test_a_grey_image_becomes_three_equal_channels_for_a_three_channel_input(depth, datatype, size):
+def test_grey_image_becomes_three_equal_channels_for_a_three_channel_input(depth, datatype, size):
     grey = noise(6, 5, 1, dtype=depth)
     array = read([encode(grey)], 1, *size, 3, datatype=datatype)
     assert array.tobytes() == read([encode(np.repeat(grey, 3, axis=2))], 1, *size, 3, datatype=datatype).tobytes()
@@ -509,22 +505,22 @@ def test_grey_color_and_alpha_mix_in_a_batch_for_a_three_channel_input():
 
 
 @pytest.mark.parametrize(("picture", "channels"), [(GREY, 1), (COLOR, 3), (noise(6, 5, 4), 4)])
-def test_an_open_number_of_channels_is_the_first_images(picture, channels):
+def test_unbounded_number_of_channels_is_the_first_images(picture, channels):
     assert read([encode(picture)], 1, 6, 5, ANY).shape == (1, 6, 5, channels)
 
 
-def test_a_range_of_channels_takes_what_is_inside_of_it():
+def test_range_of_channels_takes_numbers_within_it():
     assert read([PNG], 1, 6, 5, (1, 3)).shape == (1, 6, 5, 3)
     assert refusal([encode(noise(6, 5, 4))], 1, 6, 5, (1, 3)) == (
         "input 'x': image 0 has 4 channels, the model takes 3"
     )
 
 
-def test_further_images_have_the_channels_of_the_first():
+def test_further_images_need_the_channels_of_the_first():
     assert refusal([PNG, encode(GREY)], 2, 6, 5, ANY) == "input 'x': image 1 has 1 channel, the model takes 3"
 
 
-def test_the_message_for_a_model_of_nchw_without_a_layout_says_what_to_set():
+def test_message_for_an_nchw_model_without_a_layout_names_the_setting():
     assert refusal([PNG], 1, 3, 6, 5, layout=None) == (
         f"input 'x': image 0 has 3 channels, the model takes 5; {NO_LAYOUT}"
     )
@@ -536,31 +532,31 @@ def test_the_message_for_a_model_of_nchw_without_a_layout_says_what_to_set():
 @pytest.mark.parametrize(
     ("batch", "count", "message"),
     [
-        (1, 2, "2 images came, the model takes 1"),
-        (2, 1, "1 image came, the model takes 2"),
-        (1, 0, "0 images came, the model takes 1"),
-        ((2, 4), 1, "1 image came, the model takes 2:4"),
-        ((2, 4), 5, "5 images came, the model takes 2:4"),
-        (ANY, 0, "no image came, at least one is needed"),
-        (0, 0, "no image came, at least one is needed"),
-        ((0, 2), 0, "no image came, at least one is needed"),
+        (1, 2, "got 2 images, the model takes 1"),
+        (2, 1, "got 1 image, the model takes 2"),
+        (1, 0, "got 0 images, the model takes 1"),
+        ((2, 4), 1, "got 1 image, the model takes 2:4"),
+        ((2, 4), 5, "got 5 images, the model takes 2:4"),
+        (ANY, 0, "got no image, at least one is needed"),
+        (0, 0, "got no image, at least one is needed"),
+        ((0, 2), 0, "got no image, at least one is needed"),
     ],
 )
-def test_a_number_of_images_that_the_model_does_not_take_is_refused(batch, count, message):
+def test_wrong_number_of_images_is_refused(batch, count, message):
     assert refusal([PIXEL] * count, batch, 1, 1, 3) == f"input 'x': {message}"
 
 
 @pytest.mark.parametrize(("batch", "count"), [(1, 1), (3, 3), ((2, 4), 2), ((2, 4), 4), (ANY, 5)])
-def test_a_number_of_images_that_the_model_takes_is_read(batch, count):
+def test_allowed_number_of_images_is_read(batch, count):
     assert read([PIXEL] * count, batch, 1, 1, 3).shape == (count, 1, 1, 3)
 
 
 @pytest.mark.parametrize(("shape", "written"), [((1, 1), "[1,1]"), ((), "[]"), ((1, 0), "[1,0]")])
-def test_images_in_another_shape_are_refused(shape, written):
+def test_images_with_another_shape_are_refused(shape, written):
     strings = files(*([PIXEL] if 0 not in shape else []), shape=shape)
     with pytest.raises(InvalidRequestError) as caught:
         reader(1, 1, 1, 3).read(strings, LABEL)
-    assert str(caught.value) == f"input 'x': encoded images come in shape [n], not {written}"
+    assert str(caught.value) == f"input 'x': encoded images need the shape [n], got {written}"
 
 
 # --- Files that are none
@@ -587,7 +583,7 @@ BROKEN = {
     "a PNG with a second header": PNG[:33] + PNG[8:],
     "a PNG without an end": PNG[:-12],
     "a JPEG without a frame": b"\xff\xd8\xff\xd9",
-    "a JPEG whose scan comes first": b"\xff\xd8\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9",
+    "a JPEG that begins with a scan": b"\xff\xd8\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9",
     "a JPEG of zeros": b"\xff\xd8\xff" + bytes(100),
     "a JPEG of segments and nothing else": b"\xff\xd8" + b"\xff\xfe\x00\x02" * 100_000,
     "a RIFF that is no WebP": b"RIFF" + bytes(4) + b"WAVE" + bytes(40),
@@ -598,14 +594,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("file", BROKEN.values(), ids=BROKEN)
-def test_what_cannot_be_decoded_is_refused_with_its_index(file):
+def test_undecodable_file_is_refused_with_its_index(file):
     assert refusal([PIXEL, file], ANY, 1, 1, 3) == (
-        f"input 'x': image 1 cannot be decoded, expected is a whole file in one of {FORMATS}"
+        f"input 'x': image 1 cannot be decoded, expected a complete file in one of {FORMATS}"
     )
 
 
-def test_opencv_writes_nothing_about_a_file(capfd):
-    """Only libpng has a line for a file, and no switch for it."""
+def test_opencv_logs_nothing_about_a_file(capfd):
+    """Only libpng logs a line, which cannot be switched off."""
     for file in BROKEN.values():
         assert "cannot be decoded" in refusal([file], 1, 1, 1, 3)
     lines = capfd.readouterr().err.splitlines()
@@ -614,15 +610,15 @@ def test_opencv_writes_nothing_about_a_file(capfd):
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_an_empty_image_is_refused_with_its_index(count):
+def test_empty_image_is_refused_with_its_index(count):
     assert refusal([PIXEL] * count + [b""], ANY, 1, 1, 3) == (
-        f"input 'x': image {count} is empty, expected is a whole file in one of {FORMATS}"
+        f"input 'x': image {count} is empty, expected a complete file in one of {FORMATS}"
     )
 
 
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.9])
 @pytest.mark.parametrize("extension", [".jpg", ".png", ".bmp", ".ppm", ".webp", ".gif"])
-def test_a_file_that_was_cut_off_is_refused(extension, part):
+def test_truncated_file_is_refused(extension, part):
     file = encode(noise(60, 50, 3), extension)
     assert "image 0 cannot be decoded" in refusal([file[: int(len(file) * part)]], 1, 60, 50, 3)
 
@@ -639,19 +635,19 @@ def test_pixels_are_counted_from_the_header_of_every_format(name):
     assert message == f"input 'x': image 0 has {pixels} pixels, at most {pixels - 1} are allowed"
 
 
-def test_an_image_at_the_limit_is_read():
+def test_image_at_the_limit_is_read():
     assert read([PNG], 1, 6, 5, 3, limits=ImageLimits(30, 90)).shape == (1, 6, 5, 3)
 
 
-def test_the_pixels_of_all_images_are_limited():
+def test_pixels_of_all_images_are_limited():
     message = "input 'x': the images have 60 pixels together, at most 59 are allowed"
     assert refusal([PNG, PNG], 2, 1, 1, 3, limits=ImageLimits(30, 59)) == message
     assert read([PNG, PNG], 2, 1, 1, 3, limits=ImageLimits(30, 60)).shape == (2, 1, 1, 3)
 
 
 @pytest.mark.parametrize("dims", [(1, 6, 5, 3), (1, 5, 6, 3)])
-def test_the_values_of_the_array_are_limited(dims):
-    message = f"input 'x': the images become an array of shape [{','.join(map(str, dims))}] with 90 values, at most 89"
+def test_values_of_the_array_are_limited(dims):
+    message = f"input 'x': the decoded images have the shape [{','.join(map(str, dims))}] with 90 values, at most 89"
     assert refusal([PNG], *dims, limits=ImageLimits(30, 89)) == f"{message} are allowed"
 
 
@@ -672,12 +668,12 @@ LARGE = {
 
 
 @pytest.mark.parametrize("file", LARGE.values(), ids=LARGE)
-def test_a_picture_of_900_million_pixels_is_refused(file):
+def test_picture_of_900_million_pixels_is_refused(file):
     assert refusal([file], 1, 224, 224, 3) == "input 'x': image 0 has 900000000 pixels, at most 67108864 are allowed"
 
 
 def text(size):
-    """Make the zTXt of a PNG that unpacks to so many bytes."""
+    """Make the zTXt chunk of a PNG that unpacks to `size` bytes."""
     return b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * size)
 
 
@@ -703,7 +699,7 @@ print(time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru
 
 
 def test_bombs_cost_neither_time_nor_memory():
-    """All together less than 20 ms and 1 MB."""
+    """All together take less than 20 ms and 1 MB."""
     program = [sys.executable, "-c", BOMB_PROGRAM]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     output = subprocess.run(program, env=environ, capture_output=True, check=True, text=True).stdout
@@ -712,12 +708,12 @@ def test_bombs_cost_neither_time_nor_memory():
     assert kilobytes < 1024
 
 
-def test_a_png_may_have_16_packed_texts():
+def test_png_may_have_16_packed_texts():
     assert read([png(1, 1, 8, 0, b"\0\0", *[text(10)] * 16)], 1, 1, 1, 1).shape == (1, 1, 1, 1)
     assert "cannot be decoded" in refusal([png(1, 1, 8, 0, b"\0\0", *[text(10)] * 17)], 1, 1, 1, 1)
 
 
-def test_a_png_may_have_1000_chunks_of_no_bytes():
+def test_png_may_have_1000_empty_chunks():
     chunks = [(b"teSt", b"")] * 1000
     assert read([png(1, 1, 8, 0, b"\0\0", *chunks)], 1, 1, 1, 1).shape == (1, 1, 1, 1)
     assert "cannot be decoded" in refusal([png(1, 1, 8, 0, b"\0\0", *chunks * 2)], 1, 1, 1, 1)
@@ -726,7 +722,7 @@ def test_a_png_may_have_1000_chunks_of_no_bytes():
 # A GIF of 40x50 may clear its table 256 + 2000 / 200 times.
 @pytest.mark.parametrize("bits", [3, 8])
 @pytest.mark.parametrize("code", [0, 1], ids=["clears", "ends"])
-def test_a_gif_may_clear_its_table_so_often(bits, code):
+def test_gif_may_clear_its_table_up_to_the_limit(bits, code):
     picture = noise(50, 40) >> 8 - bits
     head, rest = picture.ravel().tolist()[:1500], picture.ravel().tolist()[1500:]
     file = gif(40, 50, [*head, *[2**bits + code] * 266, *rest], bits=bits)
@@ -737,14 +733,14 @@ def test_a_gif_may_clear_its_table_so_often(bits, code):
     assert "cannot be decoded" in refusal([file], 1, 50, 40, 3)
 
 
-def test_a_gif_of_a_writer_that_does_not_compress_is_read():
+def test_uncompressed_gif_is_read():
     picture = noise(480, 640)
     array = read([gif(640, 480, plain_codes(picture))], 1, 480, 640, 3)
     assert (array[0, :, :, 1] == np.where(picture == 1, 255, picture)).all()
 
 
 def count_clears(data, bits):
-    """Walk through the codes of a GIF one by one."""
+    """Read the codes of a GIF one by one."""
     place, clears, table = 0, 0, 2**bits + 1
     while place < 8 * len(data):
         size = min(table.bit_length(), 12)
@@ -757,7 +753,7 @@ def count_clears(data, bits):
 
 @pytest.mark.parametrize("bits", range(2, 12))
 @pytest.mark.parametrize("size", [0, 1, 2, 50, 9000])
-def test_the_clears_of_a_gif_are_counted_as_they_are_met(bits, size):
+def test_clears_of_a_gif_are_counted_as_by_a_decoder(bits, size):
     data = noise(size, seed=bits).tobytes()
     clears = count_clears(data, bits)
     assert _count_gif_clears(data, bits, clears) == clears
@@ -772,19 +768,19 @@ def repeat_last_scan(jpeg, times):
     return jpeg[:-2] + last * times + jpeg[-2:]
 
 
-def test_a_jpeg_may_have_64_scans():
+def test_jpeg_may_have_64_scans():
     file = repeat_last_scan(PROGRESSIVE, 64 - PROGRESSIVE.count(b"\xff\xda"))
     assert read([file], 1, 64, 64, 1).shape == (1, 64, 64, 1)
 
 
-def test_a_jpeg_of_more_scans_is_refused_though_opencv_decodes_it():
+def test_jpeg_with_more_scans_is_refused_though_opencv_decodes_it():
     """A scan of a few bytes costs as much as the picture has pixels."""
     file = repeat_last_scan(PROGRESSIVE, 65 - PROGRESSIVE.count(b"\xff\xda"))
     assert cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED) is not None
     assert "cannot be decoded" in refusal([file], 1, 64, 64, 1)
 
 
-def test_the_scans_of_a_jpeg_that_is_not_progressive_are_counted_where_one_does_not_have_all_components():
+def test_scans_of_a_sequential_jpeg_are_counted_if_the_first_lacks_components():
     file = encode(COLOR, ".jpg")
     head = file[: file.index(b"\xff\xda")]
     scan = bytes.fromhex("ffda 0008 01 01 00 003f00 ffd0")
@@ -792,7 +788,7 @@ def test_the_scans_of_a_jpeg_that_is_not_progressive_are_counted_where_one_does_
 
 
 @pytest.mark.parametrize("file", [PROGRESSIVE, encode(noise(64, 64), ".jpg")], ids=["progressive", "baseline"])
-def test_scans_behind_the_end_of_a_jpeg_or_in_its_metadata_do_not_count(file):
+def test_scans_after_the_end_of_a_jpeg_or_in_its_metadata_are_ignored(file):
     comment = b"\xff\xfe" + struct.pack(">H", 202) + b"\xff\xda" * 100
     array = read([file[:2] + comment + file[2:] + b"\xff\xda" * 100], 1, 64, 64, 1)
     assert array.tobytes() == read([file], 1, 64, 64, 1).tobytes()
@@ -802,7 +798,7 @@ def test_scans_behind_the_end_of_a_jpeg_or_in_its_metadata_do_not_count(file):
 
 
 def outcome(file, **options):
-    """Read a file as OpenCV alone would; None when it is refused."""
+    """Return the image as OpenCV alone would decode it; None if the file is refused."""
     try:
         return read([file], 1, ANY, ANY, ANY, datatype="FP32", **options)
     except InvalidRequestError:
@@ -819,7 +815,7 @@ def test_any_bytes_are_read_or_refused(file):
 
 
 @given(st.sampled_from([file[:32] for file in SEEDS]), st.binary(max_size=200))
-def test_any_bytes_behind_a_real_header_are_read_or_refused(head, rest):
+def test_any_bytes_after_a_real_header_are_read_or_refused(head, rest):
     outcome(head + rest, limits=SMALL)
 
 
@@ -829,8 +825,8 @@ def test_any_bytes_behind_a_real_header_are_read_or_refused(head, rest):
     st.integers(0, 60),
 )
 @settings(max_examples=1000)
-def test_a_picture_with_changed_bytes_is_read_or_refused_and_has_the_size_of_its_header(file, changes, cut):
-    """What OpenCV decodes has the pixels that were counted before, whatever the file."""
+def test_picture_with_changed_bytes_is_refused_or_has_the_size_of_its_header(file, changes, cut):
+    """An image that OpenCV decodes has the pixels of its header, whatever the file."""
     changed = bytearray(file)
     for position, value in changes:
         changed[position % len(changed)] = value
@@ -844,13 +840,11 @@ def test_a_picture_with_changed_bytes_is_read_or_refused_and_has_the_size_of_its
 
 # --- The work of a request
 
-WORK = (
-    r"input 'x': up to image (\d+), the images of \d+ pixels take as much work to decode as \d+ pixels, at most \d+ are"
-)
+WORK = r"input 'x': up to image (\d+), decoding \d+ pixels takes as much work as \d+ usual ones, at most \d+ are"
 
 
 def with_data(file, data):
-    """Put other packed data into a PNG."""
+    """Replace the packed data of a PNG."""
     begin, end = file.index(b"IDAT") - 4, file.index(b"IEND") - 4
     chunk = struct.pack(">I", len(data)) + b"IDAT" + data + struct.pack(">I", zlib.crc32(b"IDAT" + data))
     return file[:begin] + chunk + file[end:]
@@ -868,8 +862,8 @@ BATCHES = {
 }
 
 
-def test_many_files_that_take_long_are_refused_before_they_do():
-    """1.8 KB of gzip that become the first of these held a worker for 7 s."""
+def test_slow_files_are_refused_before_they_are_decoded():
+    """1.8 KB of gzip that unpacked to the first of these blocked a worker for 7 s."""
     seconds = {}
     for name, batch in BATCHES.items():
         strings, reading = files(*batch), reader(ANY, ANY, ANY, ANY)
@@ -877,22 +871,22 @@ def test_many_files_that_take_long_are_refused_before_they_do():
         with pytest.raises(InvalidRequestError) as caught:
             reading.read(strings, LABEL)
         seconds[name] = time.process_time() - started
-        assert re.search(f"{WORK}|input 'x': image \\d+ holds more data than its pixels take", str(caught.value)), name
+        assert re.search(f"{WORK}|input 'x': image \\d+ has more data than its pixels need", str(caught.value)), name
     assert max(seconds.values()) < 0.5, seconds
 
 
-def test_the_work_is_bounded_by_the_pixels_that_are_allowed():
+def test_work_is_limited_by_the_allowed_pixels():
     """Scans cost more than pixels."""
     file = repeat_last_scan(PROGRESSIVE, 64 - PROGRESSIVE.count(b"\xff\xda"))
     assert re.search(WORK, refusal([file] * 400, ANY, ANY, ANY, ANY, limits=ImageLimits(request=2**21)))
 
 
-def test_more_images_than_can_be_decoded_in_time_are_not_even_looked_at():
+def test_too_many_images_are_refused_before_they_are_measured():
     many = BytesArray(np.zeros(200_000, np.int32), np.zeros(200_000, np.int32), np.zeros(0, np.uint8))
     for take in (reader(ANY, ANY, ANY, ANY), ShardedImageReader(reader(1, ANY, ANY, ANY))):
         with pytest.raises(InvalidRequestError) as caught:
             take.read(many, LABEL)
-        assert str(caught.value) == "input 'x': 200000 images came, at most 83886 are allowed"
+        assert str(caught.value) == "input 'x': got 200000 images, at most 83886 are allowed"
 
 
 USEFUL = {
@@ -913,7 +907,7 @@ def test_useful_batches_are_decoded(make):
 
 
 @pytest.mark.parametrize(("width", "height", "bits", "color"), [(300, 300, 8, 2), (1, 5000, 1, 0), (999, 10, 16, 6)])
-def test_a_png_may_hold_what_its_rows_take_twice_and_64_kib(width, height, bits, color):
+def test_png_may_have_twice_the_data_of_its_rows_and_64_kib(width, height, bits, color):
     room = 2 * height * (1 + (width * bits * {2: 3, 0: 1, 6: 4}[color] + 7) // 8) + 2**16
     assert [
         is_honest(np.frombuffer(png(width, height, bits, color, os.urandom(size)), np.uint8))
@@ -924,11 +918,11 @@ def test_a_png_may_hold_what_its_rows_take_twice_and_64_kib(width, height, bits,
 @pytest.mark.parametrize(
     "data", [b"", b"garbage", zlib.compress(bytes(2**20))[:-100]], ids=["none", "broken", "cut off"]
 )
-def test_what_is_wrong_with_the_data_of_a_png_is_left_to_opencv(data):
+def test_invalid_data_of_a_png_are_left_to_opencv(data):
     assert is_honest(np.frombuffer(with_data(png(1000, 2000, 8, 0, b""), data), np.uint8))
 
 
-def test_the_data_of_a_png_are_unpacked_across_its_chunks():
+def test_data_of_a_png_are_unpacked_across_its_chunks():
     data = zlib.compress(os.urandom(10**6))
     file = png(10, 10, 8, 0, b"")
     begin, end = file.index(b"IDAT") - 4, file.index(b"IEND") - 4
@@ -937,7 +931,7 @@ def test_the_data_of_a_png_are_unpacked_across_its_chunks():
     assert not is_honest(np.frombuffer(file[:begin] + packed + file[end:], np.uint8))
 
 
-def test_parts_have_one_bound_for_their_work():
+def test_shards_share_one_limit_of_work():
     message = shards_refusal([gif(1, 1, [4] * 255 + [0, 5], bits=2)] * 100, 1, 1, 1, 3)
     assert re.search(WORK, message)[1] == "34"
 
@@ -949,14 +943,14 @@ def shards(images, *dims, **options):
     return ShardedImageReader(reader(*dims, **options)).read(files(*images), LABEL)
 
 
-def test_every_image_is_a_part_of_its_own():
+def test_every_image_is_a_shard():
     pictures = [noise(6, 8, 3, seed=seed) for seed in range(3)]
     array = shards([encode(picture) for picture in pictures], 1, 6, 8, 3)
     assert array.shape == (3, 1, 6, 8, 3)
     assert (array[:, 0] == pictures).all()
 
 
-def test_parts_are_resized_as_the_images_of_a_model_are():
+def test_shards_are_resized_like_the_images_of_a_model():
     pictures = [noise(6, 8, 3), noise(9, 5, 3)]
     array = shards([encode(picture) for picture in pictures], 1, 4, 4, 3)
     for part, picture in zip(array, pictures, strict=True):
@@ -969,23 +963,23 @@ def shards_refusal(images, *dims, **options):
     return str(caught.value)
 
 
-def test_what_is_wrong_with_a_part_names_it():
+def test_problem_of_a_shard_is_reported_with_its_index():
     images = [encode(noise(4, 4, 3)), b"garbage"]
     assert shards_refusal(images, 1, 4, 4, 3).startswith("input 'x': image 1 cannot be decoded")
     images = [encode(noise(4, 4, 3)), encode(noise(4, 4, 1))]
-    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': part 0: image 0 has 3 channels, the model takes 4"
+    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': shard 0: image 0 has 3 channels, the model takes 4"
     images = [encode(noise(4, 4, 4)), encode(noise(4, 4, 1))]
-    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': part 1: image 0 has 1 channel, the model takes 4"
+    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': shard 1: image 0 has 1 channel, the model takes 4"
     images = [encode(noise(4, 4, 3)), encode(noise(5, 4, 3))]
-    assert shards_refusal(images, 1, ANY, 4, 3) == "input 'x': part 1 becomes [1,5,4,3], part 0 [1,4,4,3]"
-    assert shards_refusal([], 1, 4, 4, 3) == "input 'x': encoded images come in shape [n], not [0]"
+    assert shards_refusal(images, 1, ANY, 4, 3) == "input 'x': shard 1 has the shape [1,5,4,3], shard 0 [1,4,4,3]"
+    assert shards_refusal([], 1, 4, 4, 3) == "input 'x': encoded images need the shape [n], got [0]"
 
 
-def test_parts_are_bounded_together():
+def test_shards_are_limited_together():
     images = [encode(noise(4, 4, 3))] * 3
     limits = ImageLimits(image=100, request=40)
     assert shards_refusal(images, 1, 4, 4, 3, limits=limits).startswith("input 'x': the images have 48 pixels together")
     limits = ImageLimits(image=100, request=400)
     assert shards_refusal(images, 1, 9, 9, 3, limits=limits).endswith(
-        "become an array of shape [3,1,9,9,3] with 729 values, at most 400 are allowed"
+        "the decoded images have the shape [3,1,9,9,3] with 729 values, at most 400 are allowed"
     )

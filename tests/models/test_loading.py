@@ -34,7 +34,7 @@ def infer(model):
     return model.infer({"x": np.array([[-1, 2, -3, 4]], np.float32)})["y"].array.tolist()
 
 
-def test_the_highest_version_serves(tmp_path):
+def test_highest_version_serves(tmp_path):
     for version in (2, 10, 9):
         model_zoo.save(model_zoo.relu(), tmp_path / "m", version)
     models = load(tmp_path, "m")
@@ -45,7 +45,7 @@ def test_the_highest_version_serves(tmp_path):
     assert infer(models.find("m")) == [[0, 2, 0, 4]]
 
 
-def test_a_model_that_each_worker_compiles_is_compiled_when_opened(tmp_path):
+def test_model_compiled_by_each_worker_is_compiled_when_opened(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
     models = load(tmp_path, "m", PERFORMANCE_HINT="LATENCY")
     assert not models.find("m").compilation.shared
@@ -53,7 +53,7 @@ def test_a_model_that_each_worker_compiles_is_compiled_when_opened(tmp_path):
     assert infer(models.find("m")) == [[0, 2, 0, 4]]
 
 
-def test_models_that_cannot_be_served_are_kept_with_their_reason_and_the_others_serve(tmp_path, caplog):
+def test_failed_models_are_listed_with_their_reason_and_the_others_serve(tmp_path, caplog):
     model_zoo.save(model_zoo.relu(), tmp_path / "good")
     model_zoo.save_crashing(tmp_path / "crashing")
     model_zoo.save(model_zoo.endless(), tmp_path / "hanging")
@@ -63,7 +63,7 @@ def test_models_that_cannot_be_served_are_kept_with_their_reason_and_the_others_
     assert infer(models.find("good")) == [[0, 2, 0, 4]]
     reasons = {
         "missing": f"cannot read the model directory {tmp_path}/missing: No such file or directory",
-        "empty": f"no version in {tmp_path}/empty: expected a directory per version, named by a number from 1 on ",
+        "empty": f"no version in {tmp_path}/empty: expected a directory per version, named by a number from 1 ",
         "crashing": "version 1 ended its trial process with SIGSEGV while being read",
         "hanging": "version 1 timed out after 5 s while inferring for the first time",
     }
@@ -97,7 +97,7 @@ def save_versions(tmp_path, *good, broken=()):
         (VersionPolicy(specific=frozenset({1, 2, 3})), ["1", "3"]),
     ],
 )
-def test_the_policy_chooses_the_versions_and_the_highest_is_the_default(tmp_path, policy, served):
+def test_policy_selects_the_versions_and_the_highest_is_the_default(tmp_path, policy, served):
     save_versions(tmp_path, 1, 3, 4)
     models = load(tmp_path, "m", policy=policy)
     assert models.versions("m") == served
@@ -114,7 +114,7 @@ def test_the_policy_chooses_the_versions_and_the_highest_is_the_default(tmp_path
         (VersionPolicy(specific=frozenset({3, 4})), ["3"]),
     ],
 )
-def test_the_next_lower_version_takes_the_place_of_a_broken_one(tmp_path, policy, served, caplog):
+def test_next_lower_version_replaces_a_broken_one(tmp_path, policy, served, caplog):
     save_versions(tmp_path, 1, 3, broken=(4, 5))
     models = load(tmp_path, "m", policy=policy)
     open_all(models)
@@ -126,24 +126,24 @@ def test_the_next_lower_version_takes_the_place_of_a_broken_one(tmp_path, policy
     assert "version 4 of model 'm' does not serve: cannot read " in caplog.text
 
 
-def test_a_policy_that_wants_no_version_is_a_reason(tmp_path):
+def test_policy_that_selects_no_version_is_the_reason(tmp_path):
     save_versions(tmp_path, 1, 3)
     models = load(tmp_path, "m", policy=VersionPolicy(specific=frozenset({2, 7})))
     with pytest.raises(NotFoundError, match=r": model_version_policy selects none of the available versions: 1, 3$"):
         models.find("m", explain=True)
 
 
-def test_what_is_being_proven_is_told(tmp_path):
+def test_begin_is_called_before_each_trial(tmp_path):
     save_versions(tmp_path, 1, broken=(2,))
-    told = []
-    load(tmp_path, "m", begin=lambda *at: told.append(at))
-    assert told == [("m", 2), ("m", 1)]
+    begun = []
+    load(tmp_path, "m", begin=lambda *at: begun.append(at))
+    assert begun == [("m", 2), ("m", 1)]
 
 
 # --- Options
 
 
-def test_a_wrong_option_fails_its_model_alone(tmp_path):
+def test_invalid_option_fails_its_model_alone(tmp_path):
     for name in ("a", "b"):
         model_zoo.save(model_zoo.relu(), tmp_path / name)
     configs = [
@@ -158,7 +158,7 @@ def test_a_wrong_option_fails_its_model_alone(tmp_path):
             models.find(name, explain=True)
 
 
-def test_all_that_is_wrong_with_a_model_is_told_once_and_before_it_is_tried(tmp_path, caplog):
+def test_all_problems_of_a_model_are_reported_once_before_it_is_tried(tmp_path, caplog):
     save_versions(tmp_path, 1, 2, 3)
     wrong = {"options": ModelOptions(shape="(1", layout="Q:"), "plugin_config": {"NUM_STREAMS": "many"}}
     begun = []
@@ -192,7 +192,7 @@ def test_all_that_is_wrong_with_a_model_is_told_once_and_before_it_is_tried(tmp_
         (ModelConfig("a", Path("/x\0y")), "embedded null byte"),
     ],
 )
-def test_a_wrong_value_fails_its_model_alone(tmp_path, config, reason):
+def test_invalid_value_fails_its_model_alone(tmp_path, config, reason):
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
     models = load_models([config, ModelConfig("m", tmp_path / "m")], Host(cores=2))
     assert models.versions("m") == ["1"]
@@ -201,14 +201,16 @@ def test_a_wrong_value_fails_its_model_alone(tmp_path, config, reason):
     assert reason in problem
 
 
-def test_a_batch_size_beside_a_shape_is_told_to_be_ignored(tmp_path, caplog):
+def test_batch_size_beside_a_shape_causes_a_warning(tmp_path, caplog):
     model_zoo.save(model_zoo.relu((2, 4)), tmp_path / "m")
     load(tmp_path, "m", options=ModelOptions(shape="(3,4)", batch_size=7))
-    told = "Both shape and batch size have been defined. Batch size parameter will be ignored."
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [f"model 'm': {told}"]
+    message = "Both shape and batch size have been defined. Batch size parameter will be ignored."
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"model 'm': {message}"
+    ]
 
 
-def test_keys_without_effect_are_told(tmp_path, caplog):
+def test_keys_without_effect_are_logged(tmp_path, caplog):
     caplog.set_level("INFO")
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
     models = load_models([ModelConfig("m", tmp_path / "m", nireq=8, allow_cache=True)], Host(cores=2))
@@ -219,8 +221,8 @@ def test_keys_without_effect_are_told(tmp_path, caplog):
         assert f"model 'm': {note}" in caplog.text
 
 
-def test_nothing_is_compiled_any_more_when_the_service_ends(tmp_path):
-    """It does while the second version is tried."""
+def test_nothing_is_compiled_once_the_service_shuts_down(tmp_path):
+    """The service shuts down while the second version is tried."""
     save_versions(tmp_path, 1, 2)
     tried = []
     config, host = ModelConfig("m", tmp_path / "m", version_policy=VersionPolicy()), Host(cores=2, load_timeout=60)
@@ -229,14 +231,14 @@ def test_nothing_is_compiled_any_more_when_the_service_ends(tmp_path):
 
 
 @pytest.mark.parametrize("options", [ModelOptions(shape="auto"), ModelOptions(batch_size="AUTO")])
-def test_auto_is_told_to_be_deprecated(tmp_path, options, caplog):
+def test_auto_is_logged_as_deprecated(tmp_path, options, caplog):
     model_zoo.save(model_zoo.relu((2, 4)), tmp_path / "m")
     assert load(tmp_path, "m", options=options).find("m").metadata.inputs["x"].holds((7, 4))
     assert "model 'm': \"auto\" is deprecated" in caplog.text
 
 
-def test_a_model_that_does_not_open_is_given_up_and_the_others_are_opened(tmp_path):
-    """A device that was there for the proof and is gone for the worker, say; here a key that it does not know."""
+def test_model_that_fails_to_open_is_given_up_and_the_others_are_opened(tmp_path):
+    """A device may be gone after the trial; here a property is unknown to it."""
     for name in ("a", "b"):
         model_zoo.save(model_zoo.relu(), tmp_path / name)
     models = load(tmp_path, "a", "b", PERFORMANCE_HINT="LATENCY")
@@ -257,7 +259,7 @@ def load_version_two(tmp_path, previous=None):
     return load_models([config], Host(cores=2), previous=previous)
 
 
-def test_a_version_that_is_being_written_goes_on_as_it_was_and_no_lower_one_replaces_it(tmp_path, caplog):
+def test_version_that_is_being_written_keeps_serving_and_no_lower_one_replaces_it(tmp_path, caplog):
     for version in (1, 2):
         model_zoo.save(model_zoo.product(), tmp_path / "m", version)
     before = load_version_two(tmp_path)
@@ -279,7 +281,7 @@ def test_a_version_that_is_being_written_goes_on_as_it_was_and_no_lower_one_repl
     assert after.versions[2] is not entry.versions[2]
 
 
-def test_a_version_that_is_being_written_at_the_start_gives_way_to_a_lower_one(tmp_path):
+def test_version_that_is_being_written_at_the_start_is_replaced_by_a_lower_one(tmp_path):
     for version in (1, 2):
         model_zoo.save(model_zoo.product(), tmp_path / "m", version)
     with (tmp_path / "m" / "2" / "model.xml").open("r+b"):
@@ -288,7 +290,7 @@ def test_a_version_that_is_being_written_at_the_start_gives_way_to_a_lower_one(t
 
 
 def test_many_models_are_tried_in_batches(tmp_path, monkeypatch):
-    """Each holds two open files while it is being loaded."""
+    """Each model has two open files while it is being loaded."""
     monkeypatch.setattr("ovms_rest.models.loading._BATCH", 2)
     tried = []
     configs = [ModelConfig(f"m{index}", tmp_path / f"m{index}") for index in range(5)]
@@ -299,7 +301,7 @@ def test_many_models_are_tried_in_batches(tmp_path, monkeypatch):
     assert [list(entry.versions) for entry in models.entries.values()] == [[1]] * 5
 
 
-def test_a_model_that_is_read_in_place_is_told(tmp_path, monkeypatch, caplog):
+def test_model_that_is_read_in_place_is_logged(tmp_path, monkeypatch, caplog):
     formats.write_onnx(tmp_path / "m" / "1")
     monkeypatch.setattr("ovms_rest.models.copies._find_temporary_directories", lambda: iter(()))
     load_models([ModelConfig("m", tmp_path / "m")], Host(cores=2))

@@ -1,4 +1,4 @@
-"""What a config says of shapes, layouts and preprocessing: every form, its meaning, and the text for every mistake."""
+"""Options of a model's config: every format of a value, its meaning, and the message for every mistake."""
 
 import pytest
 
@@ -10,25 +10,24 @@ ANY = Dim(0, None)
 LARGEST = 2**63 - 1
 
 PARENTHESES = 'expected dims in parentheses such as "(1,3,200:500,-1)", or "auto", got'
-DIMS = "expected as each dim a size, -1 for any size, or a range with the smaller first such as 200:500, got"
+DIMS = "expected each dim to be a size, -1 for any size, or an ascending range such as 200:500, got"
 BATCH = (
-    "expected a size such as 16, 0 for the model's own, -1 for any, a range with the smaller first such as "
-    '"1:16", or "auto", got'
+    'expected a size such as 16, 0 for the model\'s own, -1 for any, an ascending range such as "1:16", or "auto", got'
 )
 LAYOUT = (
-    'expected the layout of the client and that of the model such as "NHWC:NCHW", or one for both such as "NHWC", '
+    'expected the layouts of client and model such as "NHWC:NCHW", or one for both such as "NHWC", '
     'each letter once, "?" for any dim and "..." once for several, got'
 )
-NUMBERS = 'expected a number that FP32 can hold, or one for each channel such as "(123.7,116.3,103.5)", got'
-DIVISORS = "expected numbers to divide by such as 255, none of them zero to FP32, got"
+NUMBERS = 'expected a number within FP32, or one for each channel such as "(123.7,116.3,103.5)", got'
+DIVISORS = "expected divisors such as 255 that are not zero in FP32, got"
 CHANNELS = 'needs a layout that says where the channels C are, such as "NHWC", got'
 COLORS = (
-    "expected what the model takes, of RGB, BGR, GRAY, and what the client sends, of RGB, BGR, GRAY, NV12, I420, "
+    "expected the format of the model (RGB, BGR, GRAY) and that of the client (RGB, BGR, GRAY, NV12, I420), "
     'such as "RGB:BGR", got'
 )
 TYPE_NAMES = "fp64, fp32, fp16, bf16, int64, int32, int16, int8, uint64, uint32, uint16, uint8"
 TYPES = (
-    'expected what the client sends and what the model takes such as "uint8:fp32", or the client\'s alone such as '
+    'expected the precisions of client and model such as "uint8:fp32", or the client\'s alone such as '
     f'"uint8", of {TYPE_NAMES}, got'
 )
 
@@ -39,13 +38,13 @@ def parse(**keys):
 
 
 def refusal(**keys):
-    """Return what is told of the options of these keys."""
+    """Return the message about the options of these keys."""
     with pytest.raises(LoadError) as caught:
         parse(**keys)
     return str(caught.value)
 
 
-def test_without_options_nothing_is_to_be_done():
+def test_no_options_change_nothing():
     assert parse() == Preparation()
 
 
@@ -68,11 +67,11 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("text", "dims"), SHAPES)
-def test_a_shape_is_dims_in_parentheses_or_auto(text, dims):
+def test_shape_is_dims_in_parentheses_or_auto(text, dims):
     assert parse(shape=text).shapes == {None: dims}
 
 
-def test_an_object_has_a_shape_for_each_input():
+def test_object_has_a_shape_per_input():
     assert parse(shape={"a": "(1,-1)", "b": "auto", "c": "()"}).shapes == {
         "a": (Dim(1, 1), ANY),
         "b": None,
@@ -80,14 +79,14 @@ def test_an_object_has_a_shape_for_each_input():
     }
 
 
-def test_an_object_without_inputs_changes_no_shape():
+def test_empty_object_changes_no_shape():
     assert parse(shape={}).shapes == {}
 
 
 @pytest.mark.parametrize(
     "text", ["", "1,3", "(1,3", "1,3)", "(", "(1,3]", "[1,3)", "{1,3}", "automatic", "-1", "(1),", "/1/"]
 )
-def test_a_shape_without_its_parentheses_is_told(text):
+def test_shape_without_parentheses_is_refused(text):
     assert refusal(shape=text) == f'shape: {PARENTHESES} "{text}"'
 
 
@@ -101,20 +100,20 @@ def test_a_shape_without_its_parentheses_is_told(text):
         "0" * 20,
     ],
 )
-def test_a_dim_of_another_form_is_told(dim):
+def test_malformed_dim_is_refused(dim):
     assert refusal(shape=f"(5,{dim})").startswith(f'shape: {DIMS} "{dim}" in "(5,')
 
 
-def test_digits_without_end_are_no_dim():
+def test_very_long_number_is_not_a_dim():
     """Python refuses to read a number of more than 4300 digits."""
     assert refusal(shape=f"({'9' * 5000})").startswith(f'shape: {DIMS} "999')
 
 
-def test_all_wrong_dims_are_told_in_their_shape():
+def test_all_invalid_dims_of_a_shape_are_reported():
     assert refusal(shape="(1,x,3,8:1,)") == f'shape: {DIMS} "x", "8:1", "" in "(1,x,3,8:1,)"'
 
 
-def test_a_wrong_shape_of_an_input_is_told_with_its_name():
+def test_invalid_shape_is_reported_with_the_name_of_the_input():
     assert refusal(shape={"a": "(1)", "input_ids": "1", "c": "(y)"}) == (
         f'shape.input_ids: {PARENTHESES} "1"; shape.c: {DIMS} "y" in "(y)"'
     )
@@ -139,37 +138,37 @@ BATCHES = [
 
 
 @pytest.mark.parametrize(("batch_size", "batch"), BATCHES)
-def test_a_batch_size_is_a_size_or_a_range_or_any(batch_size, batch):
+def test_batch_size_is_a_size_a_range_or_any(batch_size, batch):
     assert parse(batch_size=batch_size).batch == batch
 
 
 @pytest.mark.parametrize("batch_size", [0, "0"])
-def test_batch_size_0_leaves_the_model_its_own(batch_size):
+def test_batch_size_0_keeps_the_models_own(batch_size):
     assert parse(batch_size=batch_size) == Preparation()
 
 
 @pytest.mark.parametrize("batch_size", [-2, LARGEST, 2**64 - 1])
-def test_a_number_that_is_no_batch_size_is_told(batch_size):
+def test_invalid_number_of_batch_size_is_refused(batch_size):
     assert refusal(batch_size=batch_size) == f"batch_size: {BATCH} {batch_size}"
 
 
 @pytest.mark.parametrize(
     "batch_size", ["", "many", "-2", "1.0", "(1)", "16:1", "4:4", "1:", ":4", "1:-1", "1,2", "1 6", str(LARGEST + 1)]
 )
-def test_a_text_that_is_no_batch_size_is_told(batch_size):
+def test_invalid_text_of_batch_size_is_refused(batch_size):
     assert refusal(batch_size=batch_size) == f'batch_size: {BATCH} "{batch_size}"'
 
 
 @pytest.mark.parametrize("shape", ["(1,3)", "auto", "()", {"x": "(1,3)"}])
-def test_a_shape_goes_before_a_batch_size(shape):
+def test_shape_has_precedence_over_a_batch_size(shape):
     assert parse(shape=shape, batch_size=8).batch is None
 
 
-def test_a_shape_of_no_input_leaves_the_batch_size():
+def test_empty_object_of_shapes_keeps_the_batch_size():
     assert parse(shape={}, batch_size=8).batch == Dim(8, 8)
 
 
-def test_a_wrong_batch_size_beside_a_shape_is_told_all_the_same():
+def test_invalid_batch_size_beside_a_shape_is_refused():
     assert refusal(shape="(1,3)", batch_size="x") == f'batch_size: {BATCH} "x"'
 
 
@@ -195,15 +194,15 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(("text", "change"), LAYOUTS)
-def test_a_layout_is_the_models_and_before_a_colon_the_clients(text, change):
+def test_layout_is_the_clients_and_the_models_around_a_colon(text, change):
     assert parse(layout=text).layouts == {None: change}
 
 
-def test_the_clients_layout_is_none_when_it_is_the_models():
+def test_clients_layout_is_none_when_it_equals_the_models():
     assert parse(layout="NHWC:nhwc").layouts == {None: LayoutChange("NHWC")}
 
 
-def test_an_object_has_a_layout_for_each_tensor():
+def test_object_has_a_layout_per_tensor():
     assert parse(layout={"x": "NHWC:NCHW", "out": "CN:NC"}).layouts == {
         "x": LayoutChange("NCHW", client="NHWC"),
         "out": LayoutChange("NC", client="CN"),
@@ -217,11 +216,11 @@ def test_an_object_has_a_layout_for_each_tensor():
         *("N.C", "N..C", "N....C", "......", "...N...", "N.?..C", "NCHW:NN"),
     ],
 )
-def test_a_layout_of_another_form_is_told(text):
+def test_malformed_layout_is_refused(text):
     assert refusal(layout=text) == f'layout: {LAYOUT} "{text}"'
 
 
-def test_a_wrong_layout_of_a_tensor_is_told_with_its_name():
+def test_invalid_layout_is_reported_with_the_name_of_the_tensor():
     assert refusal(layout={"x": "NN", "y": "NC", "z": ""}) == f'layout.x: {LAYOUT} "NN"; layout.z: {LAYOUT} ""'
 
 
@@ -243,7 +242,7 @@ NUMBERS_OF = [
 
 @pytest.mark.parametrize(("value", "numbers"), NUMBERS_OF)
 @pytest.mark.parametrize("key", ["mean", "scale"])
-def test_mean_and_scale_are_one_number_or_one_for_each_channel(key, value, numbers):
+def test_mean_and_scale_are_one_number_or_one_per_channel(key, value, numbers):
     assert getattr(parse(layout="NHWC", **{key: value}), key) == numbers
 
 
@@ -255,35 +254,35 @@ def test_mean_and_scale_are_one_number_or_one_for_each_channel(key, value, numbe
     ],
 )
 @pytest.mark.parametrize("key", ["mean", "scale"])
-def test_a_text_that_is_no_numbers_is_told(key, text):
+def test_text_without_numbers_is_refused(key, text):
     assert refusal(layout="NHWC", **{key: text}) == f'{key}: {NUMBERS} "{text}"'
 
 
 @pytest.mark.parametrize("key", ["mean", "scale"])
-def test_a_number_over_fp32_is_told(key):
+def test_number_beyond_fp32_is_refused(key):
     assert refusal(**{key: 1e39}) == f"{key}: {NUMBERS} 1e+39"
 
 
 @pytest.mark.parametrize("key", ["mean", "scale"])
-def test_the_largest_number_of_fp32_is_one(key):
+def test_largest_number_of_fp32_is_accepted(key):
     assert getattr(parse(**{key: 3.4028234663852886e38}), key) == (3.4028234663852886e38,)
 
 
-def test_a_mean_may_be_zero():
+def test_mean_may_be_zero():
     assert parse(mean="(0,1,2)", layout="NHWC").mean == (0.0, 1.0, 2.0)
 
 
 @pytest.mark.parametrize(
     ("scale", "shown"), [(0, "0"), (-0.0, "-0.0"), ("0", '"0"'), ("(1,0,2)", '"(1,0,2)"'), (1e-60, "1e-60")]
 )
-def test_a_scale_is_nowhere_zero(scale, shown):
+def test_scale_of_zero_is_refused(scale, shown):
     """1e-60 becomes 0 in FP32, in which OpenVINO divides."""
     assert refusal(scale=scale, layout="NHWC") == f"scale: {DIVISORS} {shown}"
 
 
 @pytest.mark.parametrize("value", [5, 0.5, "5", "(5)", "[5]"])
 @pytest.mark.parametrize("key", ["mean", "scale"])
-def test_a_single_number_needs_no_layout(key, value):
+def test_single_number_needs_no_layout(key, value):
     assert parse(**{key: value}).layouts == {}
 
 
@@ -293,7 +292,7 @@ OF_CHANNELS = [{"mean": "(1,2,3)"}, {"scale": "(1,2,3)"}, {"color_format": "RGB:
 
 
 @pytest.mark.parametrize("keys", OF_CHANNELS)
-def test_what_is_of_channels_needs_a_layout(keys):
+def test_values_per_channel_need_a_layout(keys):
     (key,) = keys
     assert refusal(**keys) == f"{key}: {CHANNELS} none"
 
@@ -302,19 +301,19 @@ def test_what_is_of_channels_needs_a_layout(keys):
     ("layout", "shown"), [("N...", '"N..."'), ("NHW?", '"NHW?"'), ({"x": "NHW"}, '{"x":"NHW"}'), ({}, "none")]
 )
 @pytest.mark.parametrize("keys", OF_CHANNELS)
-def test_what_is_of_channels_needs_a_layout_with_c(keys, layout, shown):
+def test_values_per_channel_need_a_layout_with_c(keys, layout, shown):
     (key,) = keys
     assert refusal(layout=layout, **keys) == f"{key}: {CHANNELS} {shown}"
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "...c", "NHWC:NCHW", {"x": "NHWC"}])
 @pytest.mark.parametrize("keys", OF_CHANNELS)
-def test_any_layout_with_c_tells_the_channels(keys, layout):
+def test_any_layout_with_c_shows_the_channels(keys, layout):
     assert parse(layout=layout, **keys).layouts
 
 
 @pytest.mark.parametrize("keys", OF_CHANNELS)
-def test_a_layout_at_fault_is_not_told_as_missing_too(keys):
+def test_invalid_layout_is_not_also_reported_as_missing(keys):
     assert refusal(layout="NN", **keys) == f'layout: {LAYOUT} "NN"'
 
 
@@ -333,14 +332,14 @@ COLOR_FORMATS = [
 
 
 @pytest.mark.parametrize(("text", "color"), COLOR_FORMATS)
-def test_a_color_format_is_the_models_and_behind_a_colon_the_clients(text, color):
+def test_color_format_is_the_models_and_the_clients_around_a_colon(text, color):
     assert parse(color_format=text, layout="NHWC").color == color
 
 
 @pytest.mark.parametrize(
     "text", ["", ":", "RGB", "RGB:", ":RGB", "RGB:BGR:GRAY", "RGB BGR", "CMYK:RGB", "RGB:CMYK", "NV12:RGB", "I420:BGR"]
 )
-def test_a_color_format_of_another_form_is_told(text):
+def test_malformed_color_format_is_refused(text):
     assert refusal(color_format=text, layout="NHWC") == f'color_format: {COLORS} "{text}"'
 
 
@@ -353,10 +352,10 @@ def test_a_color_format_of_another_form_is_told(text):
         ("RGB:I420_3", "I420_3", "I420"),
     ],
 )
-def test_planes_in_separate_tensors_are_told_with_what_works(text, name, instead):
+def test_planes_in_separate_tensors_are_refused_with_an_alternative(text, name, instead):
     assert refusal(color_format=text, layout="NHWC") == (
-        f"color_format: {name} is not supported, for its planes come in tensors of their own, which would be other "
-        f'inputs than the model\'s, but {instead} in one tensor is, as in "RGB:{instead}", got "{text}"'
+        f"color_format: {name} is not supported, because its planes would be additional inputs; use {instead} in one "
+        f'tensor, as in "RGB:{instead}", got "{text}"'
     )
 
 
@@ -379,36 +378,36 @@ PRECISIONS = [
 
 
 @pytest.mark.parametrize(("name", "openvino_name"), PRECISIONS)
-def test_a_precision_is_the_clients_and_behind_a_colon_the_models(name, openvino_name):
+def test_precision_is_the_clients_and_the_models_around_a_colon(name, openvino_name):
     assert parse(precision=f"{name}:fp32").precision == (openvino_name, "f32")
 
 
 @pytest.mark.parametrize(("name", "openvino_name"), PRECISIONS)
-def test_a_precision_alone_is_the_clients(name, openvino_name):
+def test_single_precision_is_the_clients(name, openvino_name):
     assert parse(precision=name).precision == (openvino_name, "")
 
 
 @pytest.mark.parametrize("text", ["UINT8:FP32", "Uint8:fp32", " uint8 : fp32 "])
-def test_case_and_spaces_of_a_precision_do_not_matter(text):
+def test_case_and_spaces_of_a_precision_are_ignored(text):
     assert parse(precision=text).precision == ("u8", "f32")
 
 
 @pytest.mark.parametrize("text", ["", ":", "uint8:", ":fp32", "uint8:fp32:fp16", "u8", "float", "fp32:bool", "fp32,u8"])
-def test_a_precision_of_another_form_is_told(text):
+def test_malformed_precision_is_refused(text):
     assert refusal(precision=text) == f'precision: {TYPES} "{text}"'
 
 
 @pytest.mark.parametrize(
     ("text", "name"), [("int4", "int4"), ("UINT4:fp32", "uint4"), ("fp32:uint1", "uint1"), ("int4:uint4", "int4")]
 )
-def test_a_type_without_a_datatype_is_told(text, name):
+def test_type_without_a_datatype_is_refused(text, name):
     assert refusal(precision=text) == (
-        f"precision: {name} is not supported, for KServe has no datatype of it, but {TYPE_NAMES} are, as in "
+        f"precision: {name} is not supported, because KServe has no datatype for it; supported are {TYPE_NAMES}, as in "
         f'"uint8:fp32", got "{text}"'
     )
 
 
-# --- All at once
+# --- Several options
 
 
 def test_every_key_of_an_image_model_is_read():
@@ -429,7 +428,7 @@ def test_every_key_of_an_image_model_is_read():
     )
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_problems_are_reported_together():
     assert refusal(
         shape={"x": "1", "y": "(z)"},
         batch_size="b",
@@ -450,7 +449,7 @@ def test_all_mistakes_are_told_at_once():
     ]
 
 
-def test_a_missing_layout_is_told_beside_other_mistakes():
+def test_missing_layout_is_reported_with_other_problems():
     assert refusal(mean="(1,2,3)", scale="(1,2,3)", precision="p").split("; ") == [
         f'precision: {TYPES} "p"',
         f"mean: {CHANNELS} none",
@@ -458,5 +457,5 @@ def test_a_missing_layout_is_told_beside_other_mistakes():
     ]
 
 
-def test_a_long_value_is_cut_in_the_message():
+def test_long_value_is_cut_in_the_message():
     assert refusal(precision="x" * 999) == f'precision: {TYPES} "{"x" * 59}...'

@@ -1,4 +1,4 @@
-"""Models changed as a config asks: names, layouts, preprocessing, shapes."""
+"""Changes of models by their config: names, layouts, preprocessing, shapes."""
 
 import json
 
@@ -39,7 +39,7 @@ def shapes(tensors):
 
 
 def image_model(shape=(1, 3, 2, 2), element_type=Type.f32, layout=None):
-    """An input x that is added to a constant of a value for each channel: 100, 200, 300."""
+    """Make a model that adds a constant to each channel of x: 100, 200, 300."""
     x = model_zoo.parameter("x", shape, element_type)
     if layout:
         x.set_layout(Layout(layout))
@@ -70,18 +70,18 @@ def image_model(shape=(1, 3, 2, 2), element_type=Type.f32, layout=None):
         ({"batch_size": 5, "layout": "...N"}, "[2,5]"),
     ],
 )
-def test_shapes_and_batches_are_what_clients_may_send(tmp_path, options, shape):
+def test_shapes_and_batch_sizes_change_the_clients_shapes(tmp_path, options, shape):
     model = open_model(tmp_path, model_zoo.relu((2, 4)), **options)
     assert shapes(model.metadata.inputs) == {"x": shape}
 
 
-def test_only_the_inputs_named_are_reshaped(tmp_path):
+def test_only_named_inputs_are_reshaped(tmp_path):
     model = open_model(tmp_path, model_zoo.add((2, 3)), shape={"left": "(1,3)", "right": "(4,3)"})
     assert shapes(model.metadata.inputs) == {"left": "[1,3]", "right": "[4,3]"}
     assert shapes(model.metadata.outputs) == {"difference": "[4,3]", "sum": "[4,3]"}
 
 
-def test_a_batch_is_that_of_all_inputs(tmp_path):
+def test_batch_size_applies_to_all_inputs(tmp_path):
     model = open_model(tmp_path, model_zoo.add((2, 3)), batch_size=5)
     assert shapes(model.metadata.inputs) == {"left": "[5,3]", "right": "[5,3]"}
 
@@ -89,9 +89,13 @@ def test_a_batch_is_that_of_all_inputs(tmp_path):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (model_zoo.add, {"shape": "(1,3)"}, "shape: one value does not tell which of the inputs 'left', 'right'"),
-        (model_zoo.add, {"shape": {"middle": "(1,3)"}}, "shape: 'middle' is no input of the model, whose inputs are"),
-        (model_zoo.add, {"shape": {"left": "(1,4)"}}, "the model cannot take the shape asked for, left [1,4]: "),
+        (model_zoo.add, {"shape": "(1,3)"}, "shape: one value is ambiguous for the inputs 'left', 'right'"),
+        (
+            model_zoo.add,
+            {"shape": {"middle": "(1,3)"}},
+            "shape: the model has no input 'middle'; it has 'left', 'right'",
+        ),
+        (model_zoo.add, {"shape": {"left": "(1,4)"}}, "the model cannot be reshaped to left [1,4]: "),
         (lambda: model_zoo.relu(()), {"batch_size": 2}, "batch_size: input 'x' has no batch dim; its shape is []"),
         (model_zoo.relu, {"batch_size": 2, "layout": "HW"}, "batch_size: input 'x' has no batch dim; its shape is"),
     ],
@@ -103,7 +107,7 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path, model, options, message):
 # --- Layouts
 
 
-def test_a_layout_of_two_parts_transposes_in_the_model(tmp_path):
+def test_layout_with_a_colon_transposes_in_the_model(tmp_path):
     model = open_model(tmp_path, image_model(), layout="NHWC:NCHW")
     assert shapes(model.metadata.inputs) == {"x": "[1,2,2,3]"}
     assert model.input_layouts["x"] == "NHWC"
@@ -121,18 +125,18 @@ def test_outputs_are_transposed_too_and_keep_their_names(tmp_path):
     np.testing.assert_array_equal(model.infer({"x": image})["y"].array, expected)
 
 
-def test_a_layout_of_one_part_changes_nothing(tmp_path):
+def test_layout_without_a_colon_changes_nothing(tmp_path):
     model = open_model(tmp_path, image_model(), layout="NCHW")
     assert shapes(model.metadata.inputs) == {"x": "[1,3,2,2]"}
     assert (model.input_layouts, model.output_layouts) == ({"x": "NCHW"}, {"y": None})
 
 
-def test_the_shape_is_the_one_that_clients_send(tmp_path):
+def test_shape_is_in_the_layout_of_the_client(tmp_path):
     model = open_model(tmp_path, image_model(), layout="NHWC:NCHW", shape="(-1,2,4:9,3)")
     assert shapes(model.metadata.inputs) == {"x": "[-1,2,4:9,3]"}
 
 
-def test_a_model_may_declare_its_layout(tmp_path):
+def test_model_may_declare_its_layout(tmp_path):
     assert open_model(tmp_path, image_model(layout="NCHW")).input_layouts["x"] == "NCHW"
 
 
@@ -140,8 +144,8 @@ def test_a_model_may_declare_its_layout(tmp_path):
     ("model", "layout", "message"),
     [
         (image_model, "NHW", "layout: NHW has 3 dims, tensor 'x' [1,3,2,2]"),
-        (image_model, {"z": "NCHW"}, "layout: 'z' is no tensor of the model, which has 'x', 'y'"),
-        (model_zoo.add, "NC", "layout: one value does not tell which of the inputs 'left', 'right' it is for"),
+        (image_model, {"z": "NCHW"}, "layout: the model has no tensor 'z'; it has 'x', 'y'"),
+        (model_zoo.add, "NC", "layout: one value is ambiguous for the inputs 'left', 'right'"),
         (image_model, "NHWD:NCHW", "layout or preprocessing cannot be applied: "),
     ],
 )
@@ -161,18 +165,18 @@ def add_channels(image):
     return image.transpose(0, 3, 1, 2) + np.float32([100, 200, 300]).reshape(3, 1, 1)
 
 
-def test_the_mean_is_subtracted_before_the_scale_divides(tmp_path):
+def test_mean_is_subtracted_before_the_scale_divides(tmp_path):
     model = open_model(tmp_path, image_model(), layout="NHWC:NCHW", mean="(1,2,3)", scale="[2,4,8]")
     image, result = infer_image(model)
     np.testing.assert_array_equal(result, add_channels((image - np.float32([1, 2, 3])) / np.float32([2, 4, 8])))
 
 
-def test_one_value_is_for_all_channels(tmp_path):
+def test_one_value_applies_to_all_channels(tmp_path):
     model = open_model(tmp_path, model_zoo.relu(), mean=1, scale=2.0)
     assert model.infer({"x": np.float32([[1, 3, 5, 7]])})["y"].array.tolist() == [[0, 1, 2, 3]]
 
 
-def test_the_client_sends_the_first_precision(tmp_path):
+def test_client_sends_the_first_precision(tmp_path):
     model = open_model(tmp_path, image_model(), layout="NHWC:NCHW", precision="uint8:fp32")
     assert model.metadata.inputs["x"].datatype == "UINT8"
     image, result = infer_image(model, np.uint8)
@@ -193,8 +197,8 @@ def test_colours_are_converted_from_the_second_format(tmp_path):
 
 @pytest.mark.parametrize("layout", ["NCHW", "NCHW:NCHW"])
 @pytest.mark.parametrize("color", ["RGB:BGR", "BGR:RGB"])
-def test_colours_are_converted_in_the_layout_that_was_declared(tmp_path, layout, color):
-    """OpenVINO would have the client send NHWC."""
+def test_colours_are_converted_in_the_declared_layout(tmp_path, layout, color):
+    """OpenVINO alone would expect NHWC from the client."""
     model = open_model(tmp_path, image_model(), layout=layout, color_format=color)
     assert shapes(model.metadata.inputs) == {"x": "[1,3,2,2]"}
     x = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
@@ -203,13 +207,13 @@ def test_colours_are_converted_in_the_layout_that_was_declared(tmp_path, layout,
 
 
 @pytest.mark.parametrize("options", [{"mean": 1}, {"scale": 2}, {"precision": "uint8"}])
-def test_preprocessing_is_for_numbers(tmp_path, options):
+def test_preprocessing_needs_numbers(tmp_path, options):
     (key,) = options
-    message = f"{key}: works for numbers, input 'text' takes strings"
+    message = f"{key}: needs an input of numbers, 'text' takes strings"
     assert refusal(tmp_path, model_zoo.strings(), **options) == message
 
 
-def test_an_output_of_the_same_name_does_not_take_the_layout_of_an_input(tmp_path):
+def test_output_of_the_same_name_does_not_get_the_layout_of_an_input(tmp_path):
     """Images are resized where the input is NHWC."""
     model = open_model(tmp_path, model_zoo.passthrough(t=(Type.u8, (1, 3, 8, 8))), layout="NHWC:NCHW")
     assert set(model.metadata.inputs) == set(model.metadata.outputs) == {"t"}
@@ -219,16 +223,14 @@ def test_an_output_of_the_same_name_does_not_take_the_layout_of_an_input(tmp_pat
 
 
 @pytest.mark.parametrize("options", [{"mean": 1}, {"scale": 2}, {"precision": "uint8:fp32"}])
-def test_preprocessing_is_for_models_of_one_input(tmp_path, options):
-    assert "works for models with one input, this one has 'left', 'right'" in refusal(
-        tmp_path, model_zoo.add(), **options
-    )
+def test_preprocessing_needs_a_model_with_one_input(tmp_path, options):
+    assert "needs a model with one input, this one has 'left', 'right'" in refusal(tmp_path, model_zoo.add(), **options)
 
 
 # --- Names
 
 
-def test_names_are_those_of_mapping_config(tmp_path):
+def test_names_are_read_from_mapping_config(tmp_path):
     mapping = {"inputs": {"left": "a"}, "outputs": {"sum": "plus"}}
     model = open_model(tmp_path, model_zoo.add(), mapping)
     assert list(model.metadata.inputs) == ["a", "right"]
@@ -237,7 +239,7 @@ def test_names_are_those_of_mapping_config(tmp_path):
     assert model.infer(arrays)["plus"].array.tolist() == [[11, 22, 33]]
 
 
-def test_options_go_by_the_mapped_names(tmp_path):
+def test_options_use_the_mapped_names(tmp_path):
     mapping = {"inputs": {"left": "a"}}
     model = open_model(tmp_path, model_zoo.add(), mapping, shape={"a": "(2,3)", "right": "(2,3)"})
     assert shapes(model.metadata.inputs) == {"a": "[2,3]", "right": "[2,3]"}
@@ -246,9 +248,9 @@ def test_options_go_by_the_mapped_names(tmp_path):
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"inputs": {"middle": "a"}}, "mapping_config.json: inputs: 'middle' is not of the model, which has"),
-        ({"outputs": {"left": "a"}}, "mapping_config.json: outputs: 'left' is not of the model, which has"),
-        ({"inputs": {"left": "right"}}, "the model has 2 inputs with 1 different names: 'right', 'right'"),
+        ({"inputs": {"middle": "a"}}, "mapping_config.json: inputs: the model has no 'middle'; it has"),
+        ({"outputs": {"left": "a"}}, "mapping_config.json: outputs: the model has no 'left'; it has"),
+        ({"inputs": {"left": "right"}}, "the model has inputs with the same name: 'right', 'right'"),
     ],
 )
 def test_mappings_that_do_not_fit_are_refused(tmp_path, mapping, message):

@@ -1,4 +1,4 @@
-"""A model on disk: its versions and which are wanted, the file that is the model, the names of its tensors."""
+"""A model on disk: its versions, the version policy, the model's file, and the names of its tensors."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ EXPECTED = "a .xml with its .bin, a .onnx, a .pdmodel with its .pdiparams, a .pb
 @pytest.mark.parametrize(
     ("text", "version"), [("1", 1), ("9", 9), ("10", 10), ("20250131", 20250131), (str(LARGEST), LARGEST)]
 )
-def test_a_version_is_digits_without_leading_zeros(text, version):
+def test_version_is_digits_without_leading_zeros(text, version):
     assert parse_version(text) == version
 
 
@@ -47,7 +47,7 @@ def test_a_version_is_digits_without_leading_zeros(text, version):
         "9" * 5000,
     ],
 )
-def test_everything_else_is_no_version(text):
+def test_other_texts_are_not_versions(text):
     assert parse_version(text) is None
 
 
@@ -70,11 +70,11 @@ def test_everything_else_is_no_version(text):
         (VersionPolicy(specific=frozenset({LARGEST})), [LARGEST, LARGEST - 1], [LARGEST]),
     ],
 )
-def test_a_policy_chooses_of_what_exists_highest_first(policy, existing, wanted):
+def test_policy_selects_existing_versions_highest_first(policy, existing, wanted):
     assert policy.choose(iter(existing)) == wanted
 
 
-def test_a_policy_chooses_of_the_versions_that_were_found(tmp_path):
+def test_policy_selects_from_the_found_versions(tmp_path):
     make_directories(tmp_path, "1", "2", "10")
     assert LATEST.choose(find_versions(tmp_path)) == [10]
 
@@ -110,21 +110,21 @@ def test_versions_are_found_lowest_first(tmp_path):
     assert list(found.items()) == [(version, tmp_path / str(version)) for version in (2, 9, 10, LARGEST)]
 
 
-def test_directories_of_other_names_are_no_versions(tmp_path):
+def test_directories_with_other_names_are_not_versions(tmp_path):
     make_directories(tmp_path, "1", "0", "02", "-3", "v4", "4.5", "latest", ".6", str(LARGEST + 1), "٣")
     assert find_versions(tmp_path) == {1: tmp_path / "1"}
 
 
-def test_directories_of_other_names_are_told_in_one_warning(tmp_path, caplog):
+def test_directories_with_other_names_are_listed_in_one_warning(tmp_path, caplog):
     make_directories(tmp_path, "1", "0", "02", "new\nline", "latest")
     find_versions(tmp_path)
     assert warnings(caplog) == [
         f"ignored in {tmp_path}: '0', '02', 'latest', 'new\\nline'; "
-        "a version is a directory named by a number from 1 on without leading zeros"
+        "a version is a directory named by a number from 1 without leading zeros"
     ]
 
 
-def test_a_warning_lists_ten_directories(tmp_path, caplog):
+def test_warning_lists_ten_directories(tmp_path, caplog):
     make_directories(tmp_path, "1", *(f"v{letter}" for letter in "abcdefghijk"))
     find_versions(tmp_path)
     (warning,) = warnings(caplog)
@@ -134,34 +134,34 @@ def test_a_warning_lists_ten_directories(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", [".git", ".snapshot", "lost+found", "@eaDir", "variables", "assets", "assets.extra"])
-def test_directories_that_nobody_meant_to_be_versions_need_no_warning(tmp_path, caplog, name):
+def test_directories_never_meant_as_versions_cause_no_warning(tmp_path, caplog, name):
     make_directories(tmp_path, "1", name)
     assert find_versions(tmp_path) == {1: tmp_path / "1"}
     assert warnings(caplog) == []
 
 
-def test_a_file_is_no_version_and_needs_no_warning(tmp_path, caplog):
+def test_file_is_not_a_version_and_causes_no_warning(tmp_path, caplog):
     make_directories(tmp_path, "1")
     make_files(tmp_path, "README.md", "model.onnx")
     assert find_versions(tmp_path) == {1: tmp_path / "1"}
     assert warnings(caplog) == []
 
 
-def test_a_file_with_the_name_of_a_version_is_told(tmp_path, caplog):
+def test_file_named_like_a_version_causes_a_warning(tmp_path, caplog):
     make_directories(tmp_path, "1")
     make_files(tmp_path, "2")
     assert find_versions(tmp_path) == {1: tmp_path / "1"}
     assert warnings(caplog)[0].startswith(f"ignored in {tmp_path}: '2';")
 
 
-def test_a_link_to_a_directory_is_a_version(tmp_path):
+def test_link_to_a_directory_is_a_version(tmp_path):
     make_directories(tmp_path, "store")
     (tmp_path / "3").symlink_to(tmp_path / "store")
     assert find_versions(tmp_path) == {3: tmp_path / "3"}
 
 
 @pytest.mark.parametrize("target", ["none", "2", "a" * 300])
-def test_a_link_that_leads_nowhere_is_no_version_and_told(tmp_path, caplog, target):
+def test_broken_link_is_not_a_version_and_causes_a_warning(tmp_path, caplog, target):
     make_directories(tmp_path, "1")
     (tmp_path / "2").symlink_to(target)
     assert find_versions(tmp_path) == {1: tmp_path / "1"}
@@ -181,65 +181,63 @@ def test_a_link_that_leads_nowhere_is_no_version_and_told(tmp_path, caplog, targ
         ("mapping_config.json", "labels.txt", "model.onnx"),
     ],
 )
-def test_a_directory_that_holds_a_model_itself_is_version_1(tmp_path, files):
+def test_directory_with_a_model_in_it_is_version_1(tmp_path, files):
     make_files(tmp_path, *files)
     assert find_versions(tmp_path) == {1: tmp_path}
 
 
-def test_a_flat_model_that_lacks_a_file_is_version_1_too(tmp_path):
-    """So that the reason given later names the file."""
+def test_flat_model_that_lacks_a_file_is_version_1_too(tmp_path):
+    """The reason given later then names the file."""
     make_files(tmp_path, "model.pdmodel")
     (version,) = find_versions(tmp_path).values()
-    assert refusal(find_model_file, version) == (
-        f"no model in {tmp_path}: 'model.pdmodel' has no 'model.pdiparams' beside it"
-    )
+    assert refusal(find_model_file, version) == (f"no model in {tmp_path}: 'model.pdmodel' needs 'model.pdiparams'")
 
 
-def test_versions_go_before_a_model_beside_them(tmp_path):
+def test_versions_have_precedence_over_a_model_beside_them(tmp_path):
     make_files(tmp_path, "model.onnx")
     make_directories(tmp_path, "3")
     assert find_versions(tmp_path) == {3: tmp_path / "3"}
 
 
 @pytest.mark.parametrize("suffix", ["xml", "onnx", "pdmodel", "pdiparams", "pb", "tflite"])
-def test_a_model_file_is_version_1(tmp_path, suffix):
+def test_model_file_is_version_1(tmp_path, suffix):
     make_files(tmp_path, f"model.{suffix}")
     assert find_versions(tmp_path / f"model.{suffix}") == {1: tmp_path / f"model.{suffix}"}
 
 
 @pytest.mark.parametrize("name", ["model.bin", "model.json", "model", "onnx", "model.ONNX", "1"])
-def test_another_file_is_no_model(tmp_path, name):
+def test_other_file_is_not_a_model(tmp_path, name):
     make_files(tmp_path, name)
     assert refusal(find_versions, tmp_path / name) == (
-        f"{tmp_path}/{name} is no model: expected a directory with a directory per version, such as {tmp_path}/1, "
+        f"{tmp_path}/{name} is not a model: expected a directory with a directory per version, such as {tmp_path}/1, "
         "or a file that ends in .xml, .onnx, .pdmodel, .pdiparams, .pb, .tflite"
     )
 
 
 @pytest.mark.parametrize(
-    ("directories", "files", "told"),
+    ("directories", "files", "message"),
     [
         ((), (), "it is empty"),
         ((".git",), (".model.onnx",), "it is empty"),
-        (("0",), (), "there is '0'"),
-        (("latest", "01"), ("README.md", "2"), "there is '01', '2', 'README.md', 'latest'"),
-        (("model.onnx",), (), "there is 'model.onnx'"),
-        ((), ("model.bin", "config.json"), "there is 'config.json', 'model.bin'"),
-        ((), ("fingerprint.pb",), "there is 'fingerprint.pb'"),
-        (tuple("abcdefghijk"), (), "there is 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', ..."),
+        (("0",), (), "it has '0'"),
+        (("latest", "01"), ("README.md", "2"), "it has '01', '2', 'README.md', 'latest'"),
+        (("model.onnx",), (), "it has 'model.onnx'"),
+        ((), ("model.bin", "config.json"), "it has 'config.json', 'model.bin'"),
+        ((), ("fingerprint.pb",), "it has 'fingerprint.pb'"),
+        (tuple("abcdefghijk"), (), "it has 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', ..."),
     ],
 )
-def test_a_model_directory_without_versions_is_told(tmp_path, caplog, directories, files, told):
+def test_model_directory_without_versions_is_refused(tmp_path, caplog, directories, files, message):
     make_directories(tmp_path, *directories)
     make_files(tmp_path, *files)
     assert refusal(find_versions, tmp_path) == (
-        f"no version in {tmp_path}: expected a directory per version, named by a number from 1 on without leading "
-        f"zeros, such as {tmp_path}/1 with {EXPECTED}; {told}"
+        f"no version in {tmp_path}: expected a directory per version, named by a number from 1 without leading "
+        f"zeros, such as {tmp_path}/1 with {EXPECTED}; {message}"
     )
     assert warnings(caplog) == []
 
 
-def test_a_missing_model_directory_is_told(tmp_path):
+def test_missing_model_directory_is_refused(tmp_path):
     assert refusal(find_versions, tmp_path / "none") == (
         f"cannot read the model directory {tmp_path}/none: No such file or directory"
     )
@@ -262,7 +260,7 @@ def test_a_missing_model_directory_is_told(tmp_path):
         (("relu.onnx", "relu.weights", "relu.onnx.data"), "relu.onnx"),
     ],
 )
-def test_the_model_of_a_version_has_any_name(tmp_path, files, model):
+def test_model_of_a_version_may_have_any_name(tmp_path, files, model):
     make_files(tmp_path, *files)
     assert find_model_file(tmp_path) == tmp_path / model
 
@@ -282,22 +280,22 @@ def test_the_model_of_a_version_has_any_name(tmp_path, files, model):
         (("a.xml", "b.bin", "b.xml", "z.onnx"), "b.xml"),
     ],
 )
-def test_the_kinds_go_in_the_order_of_ovms_if_complete(tmp_path, files, model):
+def test_complete_models_are_chosen_in_the_order_of_ovms(tmp_path, files, model):
     make_files(tmp_path, *files)
     assert find_model_file(tmp_path) == tmp_path / model
 
 
 def test_ir_is_a_xml_with_the_bin_of_its_name(tmp_path):
-    """OpenVINO reads the weights of a.xml from a.bin, and from nowhere else."""
+    """OpenVINO reads the weights of a.xml only from a.bin."""
     make_files(tmp_path, "a.xml", "b.xml", "b.bin")
     assert find_model_file(tmp_path) == tmp_path / "b.xml"
 
 
 @pytest.mark.parametrize("given", ["", "a.xml"])
-def test_a_xml_without_its_bin_is_read_with_the_first_that_is_of_no_other(tmp_path, caplog, given):
+def test_xml_without_its_bin_is_read_with_the_first_bin_without_a_xml(tmp_path, caplog, given):
     make_files(tmp_path, "a.xml", "w.bin", "v.bin")
     assert find_model_file(tmp_path / given) == tmp_path / "a.xml"
-    assert warnings(caplog) == [f"{tmp_path}/a.xml has no .bin of its name: 'v.bin' is read with it"]
+    assert warnings(caplog) == [f"{tmp_path}/a.xml has no .bin of its name: using 'v.bin'"]
 
 
 @pytest.mark.parametrize(
@@ -312,15 +310,15 @@ def test_a_xml_without_its_bin_is_read_with_the_first_that_is_of_no_other(tmp_pa
         (("a.onnx", "w.bin"), "a.onnx", None),
     ],
 )
-def test_weights_are_named_where_openvino_does_not_find_them(tmp_path, files, file, weights):
+def test_weights_are_returned_where_openvino_does_not_find_them(tmp_path, files, file, weights):
     make_files(tmp_path, *files)
     assert find_weights(tmp_path / file) == (weights and tmp_path / weights)
 
 
-def test_a_xml_alone_is_taken_for_a_model_without_weights_and_told(tmp_path, caplog):
+def test_xml_alone_is_a_model_without_weights_and_causes_a_warning(tmp_path, caplog):
     make_files(tmp_path, "model.xml")
     assert find_model_file(tmp_path) == tmp_path / "model.xml"
-    assert warnings(caplog) == [f"{tmp_path}/model.xml has no .bin beside it: it is read without weights"]
+    assert warnings(caplog) == [f"{tmp_path}/model.xml has no .bin: reading it without weights"]
 
 
 @pytest.mark.parametrize(
@@ -333,52 +331,52 @@ def test_a_xml_alone_is_taken_for_a_model_without_weights_and_told(tmp_path, cap
         (("b.tflite", "a.tflite"), "a.tflite", "'b.tflite'"),
     ],
 )
-def test_of_several_models_the_first_by_name_is_taken_and_the_others_are_told(tmp_path, caplog, files, model, others):
+def test_first_of_several_models_by_name_is_used_and_the_others_are_logged(tmp_path, caplog, files, model, others):
     make_files(tmp_path, *files)
     assert find_model_file(tmp_path) == tmp_path / model
-    assert warnings(caplog) == [f"several models in {tmp_path}: {model!r} is taken, ignored are {others}"]
+    assert warnings(caplog) == [f"several models in {tmp_path}: using {model!r}, ignoring {others}"]
 
 
 @pytest.mark.parametrize("hidden", [".a.onnx", "._b.onnx"])
-def test_hidden_files_are_no_models_and_not_told(tmp_path, caplog, hidden):
+def test_hidden_files_are_ignored_silently(tmp_path, caplog, hidden):
     make_files(tmp_path, hidden, "b.onnx")
     assert find_model_file(tmp_path) == tmp_path / "b.onnx"
     assert warnings(caplog) == []
 
 
-def test_a_saved_model_is_its_directory(tmp_path, caplog):
+def test_saved_model_is_its_directory(tmp_path, caplog):
     make_files(tmp_path, "saved_model.pb", "fingerprint.pb", "keras_metadata.pb")
     make_directories(tmp_path, "variables", "assets")
     assert find_model_file(tmp_path) == tmp_path
     assert warnings(caplog) == []
 
 
-def test_a_saved_model_goes_before_another_graph(tmp_path, caplog):
+def test_saved_model_has_precedence_over_another_graph(tmp_path, caplog):
     make_files(tmp_path, "saved_model.pb", "frozen.pb")
     assert find_model_file(tmp_path) == tmp_path
-    assert warnings(caplog) == [f"several models in {tmp_path}: 'saved_model.pb' is taken, ignored are 'frozen.pb'"]
+    assert warnings(caplog) == [f"several models in {tmp_path}: using 'saved_model.pb', ignoring 'frozen.pb'"]
 
 
-def test_a_directory_is_no_model_file(tmp_path):
+def test_directory_is_not_a_model_file(tmp_path):
     make_directories(tmp_path, "a.onnx")
     make_files(tmp_path, "b.onnx")
     assert find_model_file(tmp_path) == tmp_path / "b.onnx"
 
 
-def test_a_pipe_is_no_model_file(tmp_path):
+def test_pipe_is_not_a_model_file(tmp_path):
     os.mkfifo(tmp_path / "a.onnx")
     make_files(tmp_path, "b.onnx")
     assert find_model_file(tmp_path) == tmp_path / "b.onnx"
 
 
-def test_a_link_to_a_file_is_a_model_file(tmp_path):
+def test_link_to_a_file_is_a_model_file(tmp_path):
     make_files(tmp_path, "blob")
     (tmp_path / "model.onnx").symlink_to(tmp_path / "blob")
     assert find_model_file(tmp_path) == tmp_path / "model.onnx"
 
 
 @pytest.mark.parametrize(
-    ("name", "beside", "told"),
+    ("name", "beside", "message"),
     [
         ("model.onnx", (), "no model in {}: 'model.onnx'"),
         ("model.xml", ("model.bin",), "no model in {}: 'model.xml'"),
@@ -386,39 +384,39 @@ def test_a_link_to_a_file_is_a_model_file(tmp_path):
         ("model.bin", ("model.xml", "other.bin"), "{}/model.xml has no weights: 'model.bin'"),
     ],
 )
-def test_a_link_that_leads_nowhere_is_told(tmp_path, name, beside, told):
+def test_broken_link_is_refused(tmp_path, name, beside, message):
     make_files(tmp_path, *beside)
     make_dangling_link(tmp_path / name)
-    why = f"{told.format(tmp_path)} cannot be read: No such file or directory"
+    why = f"{message.format(tmp_path)} cannot be read: No such file or directory"
     assert refusal(find_model_file, tmp_path) == why
 
 
-def test_a_link_that_leads_nowhere_leaves_other_models(tmp_path):
+def test_broken_link_does_not_affect_other_models(tmp_path):
     make_files(tmp_path, "b.onnx")
     make_dangling_link(tmp_path / "a.onnx")
     assert find_model_file(tmp_path) == tmp_path / "b.onnx"
 
 
 @pytest.mark.parametrize("name", ["1", "model.onnx"])
-def test_a_version_that_cannot_be_looked_at_is_told_when_there_is_no_other(tmp_path, name):
+def test_inaccessible_version_is_refused_when_there_is_no_other(tmp_path, name):
     make_dangling_link(tmp_path / name)
     assert refusal(find_versions, tmp_path) == (
         f"no version in {tmp_path}: '{name}' cannot be read: No such file or directory"
     )
 
 
-def test_an_empty_file_is_no_model(tmp_path):
+def test_empty_file_is_not_a_model(tmp_path):
     (tmp_path / "model.onnx").touch()
     for path in (tmp_path, tmp_path / "model.onnx"):
         assert refusal(find_model_file, path) == f"{tmp_path}/model.onnx is empty"
 
 
-def test_an_empty_saved_model_is_told(tmp_path):
+def test_empty_saved_model_is_refused(tmp_path):
     (tmp_path / "saved_model.pb").touch()
     assert refusal(find_model_file, tmp_path) == f"{tmp_path}/saved_model.pb is empty"
 
 
-def test_a_model_without_weights_may_have_an_empty_bin(tmp_path):
+def test_model_without_weights_may_have_an_empty_bin(tmp_path):
     make_files(tmp_path, "model.xml")
     (tmp_path / "model.bin").touch()
     assert find_model_file(tmp_path) == tmp_path / "model.xml"
@@ -437,28 +435,28 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2
         ("model.pdiparams", ("model.pdmodel",), "model.pdmodel"),
     ],
 )
-def test_a_pointer_of_git_lfs_is_told(tmp_path, pointer, files, model):
+def test_git_lfs_pointer_is_refused(tmp_path, pointer, files, model):
     make_files(tmp_path, *files)
     (tmp_path / pointer).write_bytes(POINTER)
-    told = f"{tmp_path}/{pointer} is a pointer of Git LFS to the file, which `git lfs pull` fetches"
-    assert refusal(find_model_file, tmp_path) == told
-    assert refusal(check_model_file, tmp_path / model) == told
+    message = f"{tmp_path}/{pointer} is only a Git LFS pointer; `git lfs pull` fetches the file"
+    assert refusal(find_model_file, tmp_path) == message
+    assert refusal(check_model_file, tmp_path / model) == message
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ((), f"expected {EXPECTED}; it is empty"),
-        (("model.bin",), f"expected {EXPECTED}; there is 'model.bin'"),
-        (("model.PB", "model.txt"), f"expected {EXPECTED}; there is 'model.PB', 'model.txt'"),
-        (("a.pdmodel",), "'a.pdmodel' has no 'a.pdiparams' beside it"),
-        (("a.pdiparams", "a.json"), "'a.pdiparams' has no 'a.pdmodel' beside it"),
-        (("a.pdmodel", "b.pdiparams"), "'a.pdmodel' has no 'a.pdiparams' beside it"),
+        (("model.bin",), f"expected {EXPECTED}; it has 'model.bin'"),
+        (("model.PB", "model.txt"), f"expected {EXPECTED}; it has 'model.PB', 'model.txt'"),
+        (("a.pdmodel",), "'a.pdmodel' needs 'a.pdiparams'"),
+        (("a.pdiparams", "a.json"), "'a.pdiparams' needs 'a.pdmodel'"),
+        (("a.pdmodel", "b.pdiparams"), "'a.pdmodel' needs 'a.pdiparams'"),
     ],
 )
-def test_a_version_directory_without_a_model_is_told(tmp_path, files, told):
+def test_version_directory_without_a_model_is_refused(tmp_path, files, message):
     make_files(tmp_path, *files)
-    assert refusal(find_model_file, tmp_path) == f"no model in {tmp_path}: {told}"
+    assert refusal(find_model_file, tmp_path) == f"no model in {tmp_path}: {message}"
 
 
 @pytest.mark.parametrize(
@@ -475,32 +473,32 @@ def test_a_version_directory_without_a_model_is_told(tmp_path, files, told):
         ((".hidden.onnx",), ".hidden.onnx", ".hidden.onnx"),
     ],
 )
-def test_a_single_file_is_taken_whatever_lies_beside_it(tmp_path, files, given, model):
+def test_single_file_is_used_whatever_is_beside_it(tmp_path, files, given, model):
     make_files(tmp_path, *files)
     assert find_model_file(tmp_path / given) == tmp_path / model
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
-        ("a.pdmodel", "'a.pdmodel' has no 'a.pdiparams' beside it"),
-        ("a.pdiparams", "'a.pdiparams' has no 'a.pdmodel' beside it"),
-        ("a.txt", f"expected {EXPECTED}; there is 'a.txt'"),
+        ("a.pdmodel", "'a.pdmodel' needs 'a.pdiparams'"),
+        ("a.pdiparams", "'a.pdiparams' needs 'a.pdmodel'"),
+        ("a.txt", f"expected {EXPECTED}; it has 'a.txt'"),
     ],
 )
-def test_a_single_file_that_is_no_whole_model_is_told(tmp_path, given, told):
+def test_single_file_that_is_not_a_complete_model_is_refused(tmp_path, given, message):
     make_files(tmp_path, given, "b.onnx")
-    assert refusal(find_model_file, tmp_path / given) == f"no model in {tmp_path}: {told}"
+    assert refusal(find_model_file, tmp_path / given) == f"no model in {tmp_path}: {message}"
 
 
-def test_a_missing_version_directory_is_told(tmp_path):
+def test_missing_version_directory_is_refused(tmp_path):
     assert refusal(find_model_file, tmp_path / "1") == (
         f"cannot read the version directory {tmp_path}/1: No such file or directory"
     )
 
 
-def test_a_path_that_is_not_utf8_is_told(tmp_path):
-    """Messages and the process that proves models take text."""
+def test_path_that_is_not_utf8_is_refused(tmp_path):
+    """Messages and the tasks of trials are text."""
     (tmp_path / os.fsdecode(b"\xff.onnx")).touch()
     assert refusal(find_model_file, tmp_path) == f"cannot read '{tmp_path}/\\udcff.onnx': the path is not UTF-8"
 
@@ -512,7 +510,7 @@ def write_mapping(directory, text):
     (directory / "mapping_config.json").write_bytes(text.encode() if isinstance(text, str) else text)
 
 
-def test_without_a_file_no_name_is_mapped(tmp_path):
+def test_no_name_is_mapped_without_a_file(tmp_path):
     assert read_mapping(tmp_path) == NameMapping({}, {})
 
 
@@ -528,24 +526,24 @@ def test_without_a_file_no_name_is_mapped(tmp_path):
         ('\ufeff{"inputs": {"x": "image"}}', NameMapping({"x": "image"}, {})),
     ],
 )
-def test_a_mapping_is_of_real_names_to_exposed_names(tmp_path, text, mapping):
+def test_mapping_is_from_the_models_names_to_the_clients(tmp_path, text, mapping):
     write_mapping(tmp_path, text)
     assert read_mapping(tmp_path) == mapping
 
 
 @pytest.mark.parametrize("given", ["model.onnx", "none.onnx"])
-def test_a_mapping_lies_beside_a_single_file(tmp_path, given):
+def test_mapping_is_read_beside_a_single_file(tmp_path, given):
     make_files(tmp_path, "model.onnx")
     write_mapping(tmp_path, '{"inputs": {"x": "image"}}')
     assert read_mapping(tmp_path / given).inputs == {"x": "image"}
 
 
-OBJECT = "expected an object of the model's names and the names for clients"
-STRING = "expected a string that is not empty"
+OBJECT = "expected an object with a name for clients by the model's name"
+STRING = "expected a non-empty string"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[]", "expected an object with 'inputs' or 'outputs', got []"),
         ("null", "expected an object with 'inputs' or 'outputs', got null"),
@@ -555,8 +553,8 @@ STRING = "expected a string that is not empty"
         ('{"inputs": {"x": 1}}', f'inputs["x"]: {STRING}, got 1'),
         ('{"inputs": {"x": ""}}', f'inputs["x"]: {STRING}, got ""'),
         ('{"outputs": {"y": {"z": true}}}', f'outputs["y"]: {STRING}, got {{"z":true}}'),
-        ('{"inputs": {"a": "x", "b": "x"}}', "inputs[\"b\"]: 'x' is the name for 'a' already"),
-        ('{"outputs": {"a": "x", "b": "x"}}', "outputs[\"b\"]: 'x' is the name for 'a' already"),
+        ('{"inputs": {"a": "x", "b": "x"}}', "inputs[\"b\"]: 'x' is already the name for 'a'"),
+        ('{"outputs": {"a": "x", "b": "x"}}', "outputs[\"b\"]: 'x' is already the name for 'a'"),
         (
             '{"inputs": {}, "inputs": {"x": "a", "x": "b"}}',
             "inputs: duplicate key; inputs.x: duplicate key",
@@ -576,12 +574,12 @@ STRING = "expected a string that is not empty"
         ),
     ],
 )
-def test_what_is_wrong_with_a_mapping_is_told(tmp_path, text, told):
+def test_problems_of_a_mapping_are_reported(tmp_path, text, message):
     write_mapping(tmp_path, text)
-    assert refusal(read_mapping, tmp_path) == f"{tmp_path}/mapping_config.json: {told}"
+    assert refusal(read_mapping, tmp_path) == f"{tmp_path}/mapping_config.json: {message}"
 
 
-def test_ten_mistakes_of_a_mapping_are_told(tmp_path):
+def test_at_most_ten_problems_of_a_mapping_are_reported(tmp_path):
     write_mapping(tmp_path, f'{{"inputs": {{{", ".join(f"{chr(34)}{index}{chr(34)}: 0" for index in range(1000))}}}}}')
     assert refusal(read_mapping, tmp_path).count(STRING) == 10
 
@@ -589,11 +587,11 @@ def test_ten_mistakes_of_a_mapping_are_told(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "{", '{"inputs": {"x": "y"},}', "{} {}", b'{"inputs": {"x": "\xff"}}', "[" * 9999]
 )
-def test_a_mapping_that_is_not_json_is_told(tmp_path, text):
+def test_mapping_that_is_not_json_is_refused(tmp_path, text):
     write_mapping(tmp_path, text)
-    told = refusal(read_mapping, tmp_path)
-    assert told.startswith(f"{tmp_path}/mapping_config.json: is not valid JSON: ")
-    assert "\n" not in told
+    message = refusal(read_mapping, tmp_path)
+    assert message.startswith(f"{tmp_path}/mapping_config.json: is not valid JSON: ")
+    assert "\n" not in message
 
 
 def make_dangling_link(path):
@@ -605,17 +603,17 @@ def make_loop(path):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, make_dangling_link, make_loop])
-def test_a_mapping_that_is_no_file_is_told(tmp_path, make):
+def test_mapping_that_is_not_a_file_is_refused(tmp_path, make):
     make(tmp_path / "mapping_config.json")
-    assert refusal(read_mapping, tmp_path) == f"{tmp_path}/mapping_config.json: expected a file, or a link to one"
+    assert refusal(read_mapping, tmp_path) == f"{tmp_path}/mapping_config.json is missing or not a file"
 
 
-# --- What cannot be read
+# --- Unreadable files
 
 
 @contextlib.contextmanager
 def without_rights():
-    """Act as a user who has no rights on what the tests own, where the tests run as root."""
+    """Become a user without rights on the tests' files, if the tests run as root."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -627,7 +625,7 @@ def without_rights():
 
 @pytest.fixture
 def reachable():
-    """A directory that every user can get to, unlike tmp_path."""
+    """Return a directory that every user can access, unlike tmp_path."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
         path.chmod(0o755)
@@ -635,7 +633,7 @@ def reachable():
 
 
 @pytest.mark.parametrize(("function", "what"), [(find_versions, "model"), (find_model_file, "version")])
-def test_a_directory_without_permission_is_told(reachable, function, what):
+def test_directory_without_permission_is_refused(reachable, function, what):
     make_directories(reachable, "closed")
     (reachable / "closed").chmod(0)
     with without_rights():
@@ -645,23 +643,23 @@ def test_a_directory_without_permission_is_told(reachable, function, what):
 
 
 @pytest.mark.parametrize(
-    ("closed", "mode", "told"),
+    ("closed", "mode", "message"),
     [
         ("1", 0o444, "no model in {}/1: 'model.onnx' cannot be read: Permission denied"),
         ("1/model.onnx", 0, "cannot read the file {}/1/model.onnx: Permission denied"),
     ],
 )
-def test_a_model_without_permission_is_told(reachable, closed, mode, told):
+def test_model_without_permission_is_refused(reachable, closed, mode, message):
     make_directories(reachable, "1")
     make_files(reachable / "1", "model.onnx")
     (reachable / closed).chmod(mode)
     with without_rights():
         why = refusal(find_model_file, reachable / "1")
     (reachable / "1").chmod(0o755)
-    assert why == told.format(reachable)
+    assert why == message.format(reachable)
 
 
-def test_versions_without_permission_to_enter_are_told(reachable):
+def test_versions_without_permission_to_enter_are_refused(reachable):
     make_directories(reachable, "m", "m/1")
     (reachable / "m").chmod(0o444)
     with without_rights():
@@ -671,17 +669,17 @@ def test_versions_without_permission_to_enter_are_told(reachable):
 
 
 @pytest.mark.parametrize("closed", ["1", "1/mapping_config.json"])
-def test_a_mapping_without_permission_is_told(reachable, closed):
+def test_mapping_without_permission_is_refused(reachable, closed):
     make_directories(reachable, "1")
     write_mapping(reachable / "1", "{}")
     (reachable / closed).chmod(0)
     with without_rights():
-        told = refusal(read_mapping, reachable / "1")
+        message = refusal(read_mapping, reachable / "1")
     (reachable / "1").chmod(0o755)
-    assert told == f"cannot read the file {reachable}/1/mapping_config.json: Permission denied"
+    assert message == f"cannot read the file {reachable}/1/mapping_config.json: Permission denied"
 
 
-def test_a_version_without_permission_leaves_the_others(reachable):
+def test_version_without_permission_does_not_affect_the_others(reachable):
     make_directories(reachable, "1", "2")
     (reachable / "2").chmod(0)
     with without_rights():
@@ -699,7 +697,7 @@ def test_a_version_without_permission_leaves_the_others(reachable):
         ("a" * 300, "File name too long"),
     ],
 )
-def test_what_is_no_directory_is_told(tmp_path, function, what, name, reason):
+def test_path_that_is_not_a_directory_is_refused(tmp_path, function, what, name, reason):
     make_files(tmp_path, "file")
     make_dangling_link(tmp_path / "dangling")
     make_loop(tmp_path / "loop")
@@ -709,18 +707,18 @@ def test_what_is_no_directory_is_told(tmp_path, function, what, name, reason):
 
 @pytest.mark.parametrize(("function", "what"), [(find_versions, "model"), (find_model_file, "version")])
 @pytest.mark.parametrize(("name", "shown"), [("a\0b", "a\\x00b"), ("\ud800", "\\ud800")])
-def test_a_path_that_no_directory_can_have_is_told(tmp_path, function, what, name, shown):
+def test_impossible_path_of_a_directory_is_refused(tmp_path, function, what, name, shown):
     assert refusal(function, tmp_path / name).startswith(f"cannot read the {what} directory '{tmp_path}/{shown}': ")
 
 
 @pytest.mark.parametrize("path", ["file/1", "a\0b/1", "\ud800/1"])
-def test_a_mapping_where_no_file_can_be_is_told(tmp_path, path):
+def test_impossible_path_of_a_mapping_is_refused(tmp_path, path):
     make_files(tmp_path, "file")
     assert refusal(read_mapping, tmp_path / path).startswith("cannot read the file ")
 
 
 @pytest.mark.parametrize("function", [find_versions, find_model_file, read_mapping])
-def test_a_directory_swapped_while_it_is_read_is_no_other_error(tmp_path, function):
+def test_directory_swapped_while_it_is_read_raises_no_other_error(tmp_path, function):
     place, other = tmp_path / "place", tmp_path / "other"
     make_directories(tmp_path, "place", "place/1")
     make_files(tmp_path, "place/1/model.onnx", "place/model.onnx", "other")
@@ -759,7 +757,7 @@ def relative(files, directory):
         ("paddle", ["inference.pdmodel", "inference.pdiparams"]),
     ],
 )
-def test_the_files_that_a_model_is_read_from_are_listed(tmp_path, name, files):
+def test_all_files_of_a_model_are_listed(tmp_path, name, files):
     formats.FORMATS[name](tmp_path / "1")
     if name == "tensorflow_saved_model":
         (tmp_path / "1" / "assets" / "words").mkdir()
@@ -769,7 +767,7 @@ def test_the_files_that_a_model_is_read_from_are_listed(tmp_path, name, files):
     assert relative(list_model_files(find_model_file(tmp_path / "1")), tmp_path / "1") == files
 
 
-def test_weights_of_another_name_are_among_the_files_of_an_ir(tmp_path):
+def test_weights_with_another_name_are_among_the_files_of_an_ir(tmp_path):
     formats.write_ir(tmp_path / "1")
     (tmp_path / "1" / "model.bin").rename(tmp_path / "1" / "weights.bin")
     files = list_model_files(tmp_path / "1" / "model.xml")
@@ -778,8 +776,8 @@ def test_weights_of_another_name_are_among_the_files_of_an_ir(tmp_path):
 
 @pytest.mark.parametrize("length", [1, 127, 128, 200])
 @pytest.mark.parametrize("place", [0, 2**22 - 140, 2**22 - 5, 2**22 + 3])
-def test_external_data_is_found_wherever_an_onnx_file_names_it(tmp_path, length, place):
-    """A long file is read in pieces."""
+def test_external_data_is_found_anywhere_in_an_onnx_file(tmp_path, length, place):
+    """Long files are read in pieces."""
     from onnx import StringStringEntryProto
 
     names = ["w" * length, "ä"]
@@ -791,7 +789,7 @@ def test_external_data_is_found_wherever_an_onnx_file_names_it(tmp_path, length,
     assert find_external_data(file) == [tmp_path / name for name in names]
 
 
-def test_a_location_that_is_cut_off_names_no_file(tmp_path):
+def test_truncated_location_is_ignored(tmp_path):
     file = tmp_path / "m.onnx"
     file.write_bytes(b"\n\x08location\x12\x05ab")
     (tmp_path / "ab").touch()
@@ -800,7 +798,7 @@ def test_a_location_that_is_cut_off_names_no_file(tmp_path):
     assert find_external_data(file) == []
 
 
-def test_an_onnx_file_that_is_replaced_is_searched_anew(tmp_path):
+def test_replaced_onnx_file_is_searched_again(tmp_path):
     file = tmp_path / "m.onnx"
     for name in ("a", "b"):
         (tmp_path / name).touch()

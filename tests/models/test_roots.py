@@ -1,4 +1,4 @@
-"""Which paths a configuration that comes with a call may name."""
+"""Paths that the configuration in a call may name."""
 
 import json
 
@@ -11,7 +11,7 @@ from ovms_rest.models.roots import check_paths, find_roots
 
 @pytest.fixture
 def tree(tmp_path):
-    """Directories of a configured model, a cache, a root, and others, with links between them."""
+    """Make directories of a configured model, a cache, a root, and others, with links between them."""
     for name in ("served/1", "served.old", "cache", "root/m", "outside/m"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "served" / "away").symlink_to(tmp_path / "outside")
@@ -60,35 +60,35 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("path", ALLOWED)
-def test_what_is_below_a_configured_model_is_allowed(tree, path):
+def test_path_below_a_configured_model_is_allowed(tree, path):
     assert problems(tree, {"base_path": path}) == []
     assert problems(tree, {"base_path": str(tree / path)}) == []
 
 
 @pytest.mark.parametrize("path", OUTSIDE)
-def test_what_is_outside_is_refused(tree, path):
+def test_path_outside_is_refused(tree, path):
     assert problems(tree, {"base_path": path}) == ["config.base_path"]
     assert problems(tree, {"base_path": str(tree / path)}) == ["config.base_path"]
 
 
 @pytest.mark.parametrize("path", ["root", "root/m", "link/m", "link/absent"])
 @pytest.mark.parametrize("roots", ["TREE/root", "/absent:TREE/link/:", "TREE/outside/../root", "/"])
-def test_what_is_below_a_root_of_the_setting_is_allowed(tree, path, roots):
+def test_path_below_a_root_of_the_setting_is_allowed(tree, path, roots):
     assert problems(tree, {"base_path": path}, roots) == []
 
 
 @pytest.mark.parametrize("roots", ["", ":", "::", "TREE/root/m/x", "TREE/roo", "TREE/outside"])
-def test_an_empty_root_is_none(tree, roots):
+def test_empty_root_is_ignored(tree, roots):
     assert problems(tree, {"base_path": "root"}, roots) == ["config.base_path"]
 
 
-def test_a_path_that_did_not_come_with_the_call_is_not_checked(tree):
+def test_path_that_is_not_in_the_call_is_not_checked(tree):
     base = ModelConfig("m", tree / "outside")
     config = parse_model("m", {"nireq": 1}, tree, base)
     assert list(check_paths({"nireq": 1}, config, find_roots([]))) == []
 
 
-def test_what_is_no_path_is_left_to_those_who_load_it(tree):
+def test_values_that_are_not_paths_are_left_to_the_load(tree):
     """A URL is not read, and no file has a NUL in its path."""
     assert problems(tree, {"base_path": "s3://bucket/../../etc"}) == []
     assert problems(tree, {"base_path": "served/m\0"}) == []
@@ -97,7 +97,7 @@ def test_what_is_no_path_is_left_to_those_who_load_it(tree):
 
 @pytest.mark.parametrize("name", ["CACHE_DIR", "cache_dir", "WEIGHTS_PATH", "CONFIG_FILE", "NPUW_DUMP_SUBS_DIR", "NEW"])
 @pytest.mark.parametrize("place", ["outside", "absent", "served/../outside", "served/away"])
-def test_properties_that_are_paths_are_checked_too(tree, name, place):
+def test_properties_that_are_paths_are_checked(tree, name, place):
     given = {"plugin_config": {name: str(tree / place)}}
     assert problems(tree, given) == [f"config.plugin_config.{name}"]
     assert problems(tree, given, roots="TREE") == []
@@ -105,14 +105,14 @@ def test_properties_that_are_paths_are_checked_too(tree, name, place):
 
 
 @pytest.mark.parametrize("value", ["cache", "..", 5, True])
-def test_a_relative_path_needs_no_slash(tree, monkeypatch, value):
+def test_relative_path_needs_no_slash(tree, monkeypatch, value):
     monkeypatch.chdir(tree / "outside")
     assert problems(tree, {"plugin_config": {"CACHE_DIR": value}}) == ["config.plugin_config.CACHE_DIR"]
     monkeypatch.chdir(tree / "served" / "1")
     assert problems(tree, {"plugin_config": {"CACHE_DIR": value}}) == []
 
 
-def test_a_cache_may_be_where_caches_are_configured(tree):
+def test_cache_may_be_below_a_configured_cache(tree):
     for place in (tree / "cache", tree / "cache" / "x"):
         assert problems(tree, {"plugin_config": {"CACHE_DIR": str(place)}}) == []
         assert problems(tree, {"plugin_config": {"WEIGHTS_PATH": str(place)}}) == ["config.plugin_config.WEIGHTS_PATH"]
@@ -134,7 +134,7 @@ def test_properties_of_devices_may_not_name_paths(tree, properties):
     assert problems(tree, given, roots="/") == ["config.plugin_config.DEVICE_PROPERTIES"]
 
 
-def test_other_properties_are_left_alone(tree):
+def test_other_properties_are_not_checked(tree):
     properties = {
         "INFERENCE_PRECISION_HINT": "f32",
         "CACHE_MODE": "OPTIMIZE_SIZE",
@@ -147,7 +147,7 @@ def test_other_properties_are_left_alone(tree):
     assert problems(tree, {"plugin_config": properties}) == []
 
 
-def test_a_refusal_says_the_same_of_what_exists_and_what_does_not(tree):
+def test_refusal_does_not_depend_on_whether_a_path_exists(tree):
     def words(place):
         given = {"base_path": place, "plugin_config": {"CACHE_DIR": place}}
         config = parse_model("new", given, tree, None)

@@ -1,4 +1,4 @@
-"""What a model cannot compute is found, and never answered with what an output held before."""
+"""Shapes that a model cannot compute are refused, and old values of outputs are never returned."""
 
 import os
 
@@ -30,7 +30,7 @@ def case(expected):
 
 
 def inputs(**shapes):
-    """Make inputs of these shapes, FP32, or INT64 for names that begin with an n."""
+    """Make inputs of these shapes: INT64 for names that begin with n, FP32 for others."""
     return [
         model_zoo.parameter(name, shape, Type.i64 if name.startswith("n") else Type.f32)
         for name, shape in shapes.items()
@@ -42,7 +42,7 @@ def constant(value):
 
 
 def numbers(*shape):
-    """Make positive numbers, others each time."""
+    """Make positive numbers, different ones each time."""
     return RANDOM.uniform(1, 2, shape).astype(np.float32)
 
 
@@ -260,7 +260,7 @@ def topk_within_a_branch():
 
 
 def selecting(x):
-    """Return the positive values of a vector, of which the highest is taken."""
+    """Return the highest of the positive values of a vector."""
     places = opset15.non_zero(opset15.greater(x, opset15.constant(np.float32(0))))
     chosen = opset15.gather(x, opset15.squeeze(places, constant([0])), constant(0))
     return opset15.topk(chosen, constant(1), 0, "max", "value").output(0)
@@ -459,8 +459,8 @@ def infer(model, names, arrays):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_gets_no_elements_is_computed_or_refused(tmp_path, name):
-    """Left alone, OpenVINO would answer what the inference before left in the outputs."""
+def test_operation_without_elements_is_computed_or_refused(tmp_path, name):
+    """OpenVINO alone would return the outputs of the previous inference."""
     build, expected = CASES[name]
     outputs, parameters, _, _ = build()
     for key, output in outputs.items():
@@ -490,7 +490,7 @@ def test_what_gets_no_elements_is_computed_or_refused(tmp_path, name):
 # --- Checks
 
 
-def test_shapes_that_fit_are_accepted_and_others_are_named():
+def test_shapes_that_fit_are_accepted_and_others_reported():
     checker = ShapeChecker(model_zoo.product(), {"left": (0,), "right": (1,)})
     for _ in range(2):
         checker.check({"left": (2, 3), "right": (3, 4)})
@@ -498,8 +498,8 @@ def test_shapes_that_fit_are_accepted_and_others_are_named():
             checker.check({"left": (2, 3), "right": (4, 4)})
 
 
-def test_a_branch_that_is_not_taken_need_not_fit():
-    """Which one it is only the values tell."""
+def test_branch_that_is_not_taken_need_not_fit():
+    """Only the values decide which branch is taken."""
     x, c = model_zoo.parameter("x", (-1,), Type.f32), model_zoo.parameter("c", (), Type.boolean)
     then, other = (opset15.parameter((-1,), Type.f32) for _ in range(2))
     fitting = opset15.result(opset15.add(then, opset15.constant(np.ones(3, np.float32)), auto_broadcast="none"))
@@ -511,7 +511,7 @@ def test_a_branch_that_is_not_taken_need_not_fit():
     ShapeChecker(model, {"x": (0,), "c": (1,)}).check({"x": (5,), "c": ()})
 
 
-def test_a_check_keeps_no_weights():
+def test_checker_keeps_no_weights():
     x = model_zoo.parameter("x", (-1, 1000), Type.f32)
     weights = opset15.constant(np.ones((1000, 1000), np.float32))
     model = model_zoo.model_of({"y": opset15.matmul(x, weights, False, False)}, [x])
@@ -521,7 +521,7 @@ def test_a_check_keeps_no_weights():
     checker.check({"x": (3, 1000)})
 
 
-def test_a_forked_process_checks_shapes():
+def test_forked_process_checks_shapes():
     checker = ShapeChecker(model_zoo.product(), {"left": (0,), "right": (1,)})
     checker.check({"left": (2, 3), "right": (3, 4)})
     pid = os.fork()
@@ -533,7 +533,7 @@ def test_a_forked_process_checks_shapes():
 
 
 @pytest.mark.parametrize("model", [model_zoo.relu(), model_zoo.product(), model_zoo.add(), model_zoo.strings()])
-def test_models_whose_shapes_tell_everything_get_no_guard(model):
+def test_models_whose_shapes_decide_everything_get_no_guard(model):
     before = len(model.get_results())
     indices = {str(index): (index,) for index in range(len(model.inputs))}
     assert ShapeChecker(model, indices).add_guard(model, None) is None

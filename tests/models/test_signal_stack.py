@@ -1,4 +1,4 @@
-"""Signals that arrive together end no process that has inferred."""
+"""Signals that arrive together do not end a process that has inferred."""
 
 import subprocess
 import sys
@@ -33,8 +33,8 @@ os._exit(0)
 """
 
 
-def test_a_process_that_has_inferred_takes_many_signals_at_once(tmp_path):
-    """On CPUs with AMX it died, of two at once in a worker."""
+def test_process_that_has_inferred_handles_many_signals_together(tmp_path):
+    """On CPUs with AMX, a worker died of two signals that arrived together."""
     file = model_zoo.save(slow_models.growing(), tmp_path) / "1" / "model.xml"
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(file)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "False True\n"), done.stderr

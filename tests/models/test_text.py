@@ -22,9 +22,9 @@ from ovms_rest.protocol.strings import BytesArray
 EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
 TEXTS = ["Hello, world!", "a", "The cats sat; hello hello hello!", "", "Zürich \N{CJK UNIFIED IDEOGRAPH-4E16}"]
 LIBRARY = extensions.find_tokenizers()
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "ovms_rest" / "models" / "README.md").read_text()
 EXAMPLE, SCRIPT = re.search(
-    r"^### Text\n.*?^```json\n(.*?)^```.*?^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL
+    r"^## Text\n.*?^```json\n(.*?)^```.*?^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL
 ).groups()
 
 
@@ -45,7 +45,7 @@ def tokenizer(tmp_path_factory):
     return open_model(text_models.tokenizer(), tmp_path_factory.mktemp("tokenizer"))
 
 
-def test_a_tokenizer_pads_as_openvino_does(tokenizer):
+def test_tokenizer_pads_like_openvino(tokenizer):
     for texts in (TEXTS, TEXTS[:1], TEXTS[1:3]):
         expected = text_models.compute(text_models.tokenizer(), texts)
         found = infer(tokenizer, texts)
@@ -54,28 +54,28 @@ def test_a_tokenizer_pads_as_openvino_does(tokenizer):
             assert np.array_equal(found[name], array), name
 
 
-def test_texts_are_cut_at_the_tokenizers_length(tokenizer):
+def test_texts_are_cut_at_the_length_of_the_tokenizer(tokenizer):
     (ids,) = infer(tokenizer, ["hello " * 100_000])["input_ids"].tolist()
     assert ids == [2, *[5] * (text_models.MAX_TOKENS - 2), 3]
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe", b"hello \xc3", b"hello\0world", b"\0"])
-def test_bytes_that_are_not_utf8_are_unknown_tokens_and_harm_no_others(tokenizer, text):
+def test_bytes_that_are_not_utf8_are_unknown_tokens_and_do_not_affect_others(tokenizer, text):
     ids = infer(tokenizer, [text, b"hello"])["input_ids"].tolist()
     assert ids[0][0] == 2
     assert ids[1][:3] == [2, 5, 3]
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", ""], ["   "]])
-def test_texts_without_a_token_are_refused_rather_than_answered_with_anothers(tokenizer, texts):
-    """OpenVINO would answer the tokens of the inference before."""
+def test_texts_without_a_token_are_refused_instead_of_returning_others(tokenizer, texts):
+    """OpenVINO alone would return the tokens of the previous inference."""
     infer(tokenizer, TEXTS)
     with pytest.raises(InvalidRequestError, match="gets a tensor without elements"):
         infer(tokenizer, texts)
 
 
-def test_a_forked_process_makes_tokens(tokenizer):
-    """The extension is inherited like a model that is compiled for one thread (design.md section 1)."""
+def test_forked_process_makes_tokens(tokenizer):
+    """The extension is inherited like a model that is compiled for one thread."""
     expected = infer(tokenizer, TEXTS)["input_ids"].tolist()
     for _ in range(10):
         pid = os.fork()
@@ -88,8 +88,8 @@ def test_a_forked_process_makes_tokens(tokenizer):
 # --- Libraries
 
 
-def test_without_the_package_the_advice_names_it(tmp_path, monkeypatch):
-    """In a process that has not loaded the library."""
+def test_advice_names_the_package_if_it_is_missing(tmp_path, monkeypatch):
+    """The library has not been loaded in this process."""
     model_zoo.save(text_models.tokenizer(), tmp_path)
     code = (
         "import sys; from pathlib import Path\n"
@@ -104,20 +104,20 @@ def test_without_the_package_the_advice_names_it(tmp_path, monkeypatch):
     assert "pip install 'ovms_rest[text]'" in done.stdout
 
 
-def test_a_library_that_the_config_names_is_loaded(tmp_path):
+def test_library_named_in_the_config_is_loaded(tmp_path):
     opened = open_model(text_models.tokenizer(), tmp_path, cpu_extension=LIBRARY)
     assert infer(opened, ["hello"])["input_ids"].tolist() == [[2, 5, 3]]
 
 
-def test_a_file_that_is_not_an_extension_fails_its_model(tmp_path):
+def test_file_that_is_not_an_extension_fails_its_model(tmp_path):
     wrong = tmp_path / "wrong.so"
     wrong.write_bytes(b"not a library")
     with pytest.raises(LoadError, match=r"^cpu_extension: .*wrong\.so cannot be loaded as an extension of OpenVINO: "):
         open_model(model_zoo.relu(), tmp_path / "m", cpu_extension=str(wrong))
 
 
-def test_a_process_that_has_imported_the_package_serves_strings_as_before(tmp_path):
-    """As a pipeline's Python node may: the package then makes StringTensorPack a node of its own."""
+def test_process_that_has_imported_the_package_serves_strings(tmp_path):
+    """A pipeline's Python node may import it; the package then replaces StringTensorPack by a node of its own."""
     text_models.tokenizer()
     opened = open_model(model_zoo.strings([-1]), tmp_path)
     for texts in ([b"a", b"bc"], [b"", b""], []):
@@ -129,7 +129,7 @@ def test_a_process_that_has_imported_the_package_serves_strings_as_before(tmp_pa
 
 
 def make_config(directory):
-    """The README's example, with both models as one besides, which its script makes."""
+    """Write the config of the README's example, with the combined model that its script makes."""
     models = {
         "tokenizer": text_models.tokenizer(),
         "encoder": text_models.encoder(),
@@ -160,7 +160,7 @@ def ask(service, model, *texts):
     return {output["name"]: np.array(output["data"]).reshape(output["shape"]) for output in answer.json()["outputs"]}
 
 
-def test_a_pipeline_and_a_combined_model_answer_the_same_embeddings(service):
+def test_pipeline_and_combined_model_return_the_same_embeddings(service):
     for texts in (TEXTS, TEXTS[:1], TEXTS[1:3]):
         expected = text_models.compute(text_models.combined(), texts)["embedding"]
         for model in ("embed", "combined"):
@@ -170,20 +170,20 @@ def test_a_pipeline_and_a_combined_model_answer_the_same_embeddings(service):
             assert np.allclose(found["embedding"], expected, rtol=0, atol=1e-5)
 
 
-def test_the_metadata_of_text_models(service):
+def test_metadata_of_text_models_has_strings(service):
     metadata = service.get("/v2/models/embed").json()
     assert metadata["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
     assert metadata["outputs"] == [{"name": "embedding", "datatype": "FP32", "shape": [-1, text_models.WIDTH]}]
 
 
-def test_tokens_are_answered_alone(service):
+def test_tokenizer_alone_returns_tokens(service):
     found = ask(service, "tokenizer", *TEXTS)
     expected = text_models.compute(text_models.tokenizer(), TEXTS)
     for name, array in expected.items():
         assert found[name].tolist() == array.tolist()
 
 
-def test_texts_without_a_token_are_the_clients_mistake(service):
+def test_texts_without_a_token_are_answered_400(service):
     for model in ("embed", "combined", "tokenizer"):
         answer = service.infer(model, {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [""]}]})
         assert answer.status == 400

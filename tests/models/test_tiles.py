@@ -1,4 +1,4 @@
-"""A Tile with computed repeats is right for every rank and never answered with what the memory held before."""
+"""A Tile with computed repeats is correct for every rank and never returns old memory."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def check(model, size, repeats):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (-1, -1, -1, -1), (1, 3, 1, 5)])
-def test_every_combination_of_four_repeats_is_right(shape, tmp_path):
+def test_every_combination_of_four_repeats_is_correct(shape, tmp_path):
     model = open_model(tile(shape, 4), tmp_path)
     size = [2 if dim == -1 else dim for dim in shape]
     for repeats in itertools.product((1, 2), repeat=4):
@@ -56,11 +56,11 @@ def test_every_combination_of_four_repeats_is_right(shape, tmp_path):
         ((5,), (2, 3, 2, 2, 3)),
     ],
 )
-def test_more_and_fewer_repeats_than_dims_are_right(size, repeats, tmp_path):
+def test_more_and_fewer_repeats_than_dims_are_correct(size, repeats, tmp_path):
     check(open_model(tile([-1] * len(size), len(repeats)), tmp_path), size, repeats)
 
 
-def test_tile_within_a_branch_is_right(tmp_path):
+def test_tile_within_a_branch_is_correct(tmp_path):
     x, repeats = model_zoo.parameter("x", (2, 3, 4, 5), Type.f32), model_zoo.parameter("repeats", (4,), Type.i64)
     yes = model_zoo.parameter("yes", (), Type.boolean)
     bodies = []

@@ -1,4 +1,4 @@
-"""What a model is tried with before it serves: invented inputs, a request of its own, or nothing."""
+"""Inputs of a model's trial: invented ones, those of a trial request, or none."""
 
 import json
 
@@ -45,31 +45,31 @@ def infer(model, *values):
 # --- Invented inputs
 
 
-def test_a_model_that_computes_no_invented_input_opens_with_a_warning_and_infers(tmp_path):
+def test_model_that_computes_no_invented_input_opens_with_a_warning(tmp_path):
     model = open_model(save_split(tmp_path))
-    assert model.warning.startswith("it could not be tried with invented inputs: ")
+    assert model.warning.startswith("the trial with invented inputs failed: ")
     assert "Total length of splits" in model.warning
     assert infer(model, 2, 4) == [[1, 2], [3, 4, 5, 6]]
     assert infer(model, 5, 1) == [[1, 2, 3, 4, 5], [6]]
 
 
-def test_a_model_that_computes_an_invented_input_opens_without_a_warning(tmp_path):
+def test_model_that_computes_an_invented_input_opens_without_a_warning(tmp_path):
     assert open_model(model_zoo.save(model_zoo.relu(), tmp_path)).warning == ""
 
 
-def test_proof_has_the_warning_of_the_model(tmp_path):
+def test_result_of_a_trial_has_the_warning_of_the_model(tmp_path):
     (result,) = run_trials([Task(save_split(tmp_path) / "1", EXACT)], timeout=60)
     assert result.reason == ""
     assert "Total length of splits" in result.warning
 
 
-def test_without_a_trial_nothing_is_inferred(tmp_path):
+def test_nothing_is_inferred_without_a_trial(tmp_path):
     endless = Task(model_zoo.save(model_zoo.endless(), tmp_path / "a") / "1", EXACT, ModelOptions(trial=False))
     split = Task(save_split(tmp_path / "b") / "1", EXACT, ModelOptions(trial=False))
     assert [(result.reason, result.warning) for result in run_trials([endless, split], timeout=60)] == [("", "")] * 2
 
 
-# --- A request of its own
+# --- A trial request
 
 
 def test_model_is_tried_with_its_trial_request(tmp_path):
@@ -97,14 +97,14 @@ def test_dynamic_model_is_tried_with_the_shapes_of_its_trial_request(tmp_path):
         open_model(tmp_path, "request.json")
 
 
-def test_trial_request_of_a_model_file_lies_beside_it(tmp_path):
+def test_trial_request_of_a_model_file_is_read_beside_it(tmp_path):
     save_split(tmp_path, [X, lengths(2, 5)])
     with pytest.raises(LoadError, match=r"^fails at its trial request "):
         Model("m", 1, tmp_path / "1" / "model.xml", EXACT, ModelOptions(trial="request.json")).open(lambda: None)
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../2/request.json", "a/../../b", "a\0b"])
-def test_trial_request_outside_of_the_version_is_refused(path):
+def test_trial_request_outside_the_version_is_refused(path):
     with pytest.raises(LoadError, match=r"^trial: expected the path of a file within the directory of the version"):
         parse_options(ModelOptions(trial=path))
 
@@ -134,7 +134,7 @@ C = {"name": "c", "shape": [2], "datatype": "BYTES", "data": ["ä", "}"]}
     ],
 )
 @pytest.mark.parametrize("indent", [None, 2])
-def test_file_is_json_with_binary_tensors_behind_it(inputs, binary, indent, tmp_path, metadata):
+def test_file_is_json_followed_by_binary_tensors(inputs, binary, indent, tmp_path, metadata):
     file = tmp_path / "request"
     text = json.dumps({"inputs": inputs, "id": '}\\"'}, indent=indent, ensure_ascii=False)
     file.write_bytes(text.encode() + binary)
@@ -161,22 +161,22 @@ def test_file_is_json_with_binary_tensors_behind_it(inputs, binary, indent, tmp_
         (json.dumps({"inputs": [{**A, "data": [1, 2]}]}).encode(), r"inputs 'b', 'c' of model 'm' are missing"),
     ],
 )
-def test_file_that_is_no_valid_request_is_refused_with_the_reason(content, reason, tmp_path, metadata):
+def test_invalid_request_is_refused_with_the_reason(content, reason, tmp_path, metadata):
     file = tmp_path / "request"
     file.write_bytes(content)
     with pytest.raises(LoadError, match=rf"^trial request .*/request: .*{reason}"):
         read_trial(file, metadata)
 
 
-def test_file_that_is_missing_is_named(tmp_path, metadata):
-    with pytest.raises(LoadError, match=r"^trial request .*/request: there is no such file$"):
+def test_missing_file_is_named(tmp_path, metadata):
+    with pytest.raises(LoadError, match=r"^trial request: .*/request is missing or not a file$"):
         read_trial(tmp_path / "request", metadata)
 
 
 # --- In a service
 
 
-def test_service_serves_models_by_their_trials_and_a_mended_request_brings_a_model_up(tmp_path):
+def test_service_serves_models_by_their_trials_and_a_fixed_request_loads_a_model(tmp_path):
     warned = save_split(tmp_path / "warned")
     tried = save_split(tmp_path / "tried", [X, lengths(1, 5)])
     failing = save_split(tmp_path / "failing", [X, lengths(1, 1)])
@@ -194,7 +194,7 @@ def test_service_serves_models_by_their_trials_and_a_mended_request_brings_a_mod
         for name in ("warned", "tried", "latency", "untried"):
             outputs = service.infer(name, request).json()["outputs"]
             assert [output["data"] for output in outputs] == [[1, 2], [3, 4, 5, 6]], name
-        assert service.log.count("could not be tried with invented inputs") == 1
+        assert service.log.count("the trial with invented inputs failed") == 1
         reason = service.get("/v2/models/failing/ready").json()["error"]
         assert "fails at its trial request" in reason
         assert "Total length of splits: 2" in reason

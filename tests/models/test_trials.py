@@ -1,4 +1,4 @@
-"""Models tried in a throwaway process: what is wrong with one is told and harms no other."""
+"""Trials of models in a throwaway process: problems of one are reported and do not affect the others."""
 
 import model_zoo
 
@@ -14,18 +14,18 @@ def reasons_of(tasks, timeout=60):
     return [result.reason for result in run_trials(tasks, timeout)]
 
 
-def test_good_models_have_no_reason_against_them(tmp_path):
+def test_good_models_have_no_reason(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "a")
     model_zoo.save(model_zoo.strings(), tmp_path / "b")
     latency = task(tmp_path / "a", PERFORMANCE_HINT="LATENCY")
     assert reasons_of([task(tmp_path / "a"), task(tmp_path / "b"), latency]) == ["", "", ""]
 
 
-def test_nothing_is_proven_without_models():
+def test_no_models_have_no_results():
     assert run_trials([], timeout=60) == []
 
 
-def test_a_model_that_crashes_is_named_and_the_others_are_tried(tmp_path):
+def test_crashing_model_is_named_and_the_others_are_tried(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "good")
     model_zoo.save_crashing(tmp_path / "bad")
     tasks = [task(tmp_path / name) for name in ("good", "bad", "good", "bad")]
@@ -33,14 +33,14 @@ def test_a_model_that_crashes_is_named_and_the_others_are_tried(tmp_path):
     assert reasons_of(tasks) == ["", crash, "", crash]
 
 
-def test_a_model_that_hangs_is_stopped_and_the_others_are_tried(tmp_path):
+def test_hanging_model_is_stopped_and_the_others_are_tried(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "good")
     model_zoo.save(model_zoo.endless(), tmp_path / "bad")
     reasons = reasons_of([task(tmp_path / name) for name in ("good", "bad", "good")], timeout=5)
     assert reasons == ["", "timed out after 5 s while inferring for the first time", ""]
 
 
-def test_a_model_that_openvino_refuses_is_told_with_the_reason(tmp_path):
+def test_model_refused_by_openvino_has_the_reason(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "good")
     (tmp_path / "bad" / "1").mkdir(parents=True)
     (tmp_path / "bad" / "1" / "model.xml").write_text("<net garbage")
@@ -49,7 +49,7 @@ def test_a_model_that_openvino_refuses_is_told_with_the_reason(tmp_path):
     assert "NO_SUCH_KEY" in reasons[1]
 
 
-def test_a_process_that_cannot_start_blames_every_model_in_words(tmp_path, monkeypatch):
+def test_process_that_cannot_start_fails_every_model_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
     assert reasons_of([task(tmp_path / "a")] * 2) == [
         "ended its trial process with exit code 1 while starting",
@@ -57,16 +57,16 @@ def test_a_process_that_cannot_start_blames_every_model_in_words(tmp_path, monke
     ]
 
 
-def test_what_a_model_takes_is_measured(tmp_path):
+def test_time_and_memory_of_a_model_are_measured(tmp_path):
     model_zoo.save(model_zoo.resnet50(), tmp_path / "a")
     (result,) = run_trials([task(tmp_path / "a")], timeout=60)
     assert 0 < result.seconds < 60
     assert 50 * 2**20 < result.memory < 2**30
 
 
-def test_each_turn_is_told(tmp_path):
+def test_begin_is_called_with_each_index(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "good")
     model_zoo.save_crashing(tmp_path / "bad")
-    told = []
-    run_trials([task(tmp_path / name) for name in ("good", "bad", "good")], 60, told.append)
-    assert [turn for index, turn in enumerate(told) if turn not in told[:index]] == [0, 1, 2]
+    begun = []
+    run_trials([task(tmp_path / name) for name in ("good", "bad", "good")], 60, begun.append)
+    assert [turn for index, turn in enumerate(begun) if turn not in begun[:index]] == [0, 1, 2]

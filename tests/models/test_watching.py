@@ -1,4 +1,4 @@
-"""What is noted of the disk, and what of it is left out."""
+"""Stamps of files: which changes they show, and which files they leave out."""
 
 import os
 import time
@@ -9,7 +9,7 @@ import pytest
 from ovms_rest.models.watching import stamp
 
 
-def test_a_file_that_changes_has_another_stamp(tmp_path):
+def test_changed_file_has_another_stamp(tmp_path):
     path = tmp_path / "a.onnx"
     path.write_text("1")
     before = stamp(path)
@@ -17,7 +17,7 @@ def test_a_file_that_changes_has_another_stamp(tmp_path):
     assert stamp(path) != before
 
 
-def test_what_lies_beside_a_file_belongs_to_it(tmp_path):
+def test_files_read_with_a_file_belong_to_its_stamp(tmp_path):
     path = tmp_path / "a.xml"
     path.write_text("")
     before = stamp(path)
@@ -27,7 +27,7 @@ def test_what_lies_beside_a_file_belongs_to_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing", "x" * 300, "a\0b", "a/b/c", "x" * 300 + "/a"])
-def test_a_path_with_nothing_there_has_an_empty_stamp(tmp_path, name):
+def test_missing_path_has_an_empty_stamp(tmp_path, name):
     assert stamp(tmp_path / name) == ()
     assert stamp(tmp_path / f"{name}.py") == ()
 
@@ -44,7 +44,7 @@ def test_content_of_the_same_size_and_time_has_another_stamp(tmp_path):
     assert stamp(tmp_path) != before
 
 
-def test_a_change_behind_a_linked_version_directory_has_another_stamp(tmp_path):
+def test_change_in_a_linked_version_directory_changes_the_stamp(tmp_path):
     (tmp_path / "elsewhere" / "variables").mkdir(parents=True)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "1").symlink_to(tmp_path / "elsewhere")
@@ -55,8 +55,8 @@ def test_a_change_behind_a_linked_version_directory_has_another_stamp(tmp_path):
     assert stamp(tmp_path / "base") != before
 
 
-def test_a_config_map_that_kubernetes_switches_has_another_stamp(tmp_path):
-    """A file is a link to ..data/NAME, and ..data a link to a directory, which is replaced by another."""
+def test_updated_config_map_of_kubernetes_has_another_stamp(tmp_path):
+    """Files are links to ..data/NAME, and ..data is a link to a directory, which an update replaces."""
     base = tmp_path / "base"
     for name in ("..old", "..new"):
         (base / name / "1").mkdir(parents=True)
@@ -69,7 +69,7 @@ def test_a_config_map_that_kubernetes_switches_has_another_stamp(tmp_path):
     assert stamp(base) != before
 
 
-def test_a_link_that_leads_back_is_followed_once(tmp_path):
+def test_link_to_a_parent_is_followed_once(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "a.onnx").write_text("")
     before = stamp(tmp_path)
@@ -78,7 +78,7 @@ def test_a_link_that_leads_back_is_followed_once(tmp_path):
     assert len(before) == 1
 
 
-def test_a_link_to_a_large_tree_is_not_walked_to_its_end(tmp_path):
+def test_walk_of_a_large_linked_tree_is_cut_off(tmp_path):
     for name in range(150):
         for below in range(100):
             (tmp_path / "large" / str(name) / str(below)).mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_a_link_to_a_large_tree_is_not_walked_to_its_end(tmp_path):
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)
-def test_everything_that_a_single_file_is_read_with_belongs_to_its_stamp(tmp_path, name):
+def test_all_files_read_with_a_single_file_belong_to_its_stamp(tmp_path, name):
     written = formats.FORMATS[name](tmp_path / "1")
     if written.model.is_dir():
         (written.model / "variables" / "variables.index").write_text("")

@@ -95,7 +95,7 @@ def test_thousands_of_tiny_images_are_refused_before_they_are_decoded(service):
     head = b'{"inputs":[{"name":"x","shape":[3000],"datatype":"BYTES"}]}'
     answer, seconds, _ = post(service, "pictures", head, (len(file).to_bytes(4, "little") + file) * 3000)
     assert (answer.status, seconds < 0.5) == (400, True)
-    assert re.match("input 'x': up to image 34, the images of 35 pixels take as much work", answer.json()["error"])
+    assert re.match("input 'x': up to image 34, decoding 35 pixels takes as much work", answer.json()["error"])
 
 
 def test_too_many_strings_in_a_few_bytes_are_refused(service):
