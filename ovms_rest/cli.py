@@ -286,7 +286,8 @@ def _write(report: Mapping[str, Any]) -> Iterator[str]:
     if report["pipelines"]:
         count = sum(pipeline["serves"] for pipeline in report["pipelines"])
         serving += f" and {count} of {len(report['pipelines'])} pipelines"
-    yield f"{serving} serve, {len(report['problems'])} problems"
+    count = len(report["problems"])
+    yield f"{serving} serve, {count} problem{'' if count == 1 else 's'}"
 
 
 def _write_tensors(described: Mapping[str, Any]) -> Iterator[str]:

@@ -65,7 +65,7 @@ def test_check_of_a_valid_config_exits_with_0(tmp_path):
 def test_check_without_argument_checks_the_configured_service(tmp_path):
     config = write_config(tmp_path, {"name": "absent", "base_path": "absent"})
     assert run(tmp_path, "check").stdout.endswith("1 of 1 models and 1 of 1 pipelines serve, 0 problems\n")
-    assert run(tmp_path, "check", OVMS_REST_CONFIG=str(config)).stdout.endswith("0 of 1 models serve, 1 problems\n")
+    assert run(tmp_path, "check", OVMS_REST_CONFIG=str(config)).stdout.endswith("0 of 1 models serve, 1 problem\n")
 
 
 def test_module_is_the_command(tmp_path):
@@ -500,7 +500,7 @@ def test_mistakes_of_metrics_are_reported_before_models_are_loaded(tmp_path, nam
     started = run(tmp_path, "--rest_port=1", "--config_path", config, **variables)
     assert (checked.returncode, started.returncode) == (1, 1)
     assert problem in checked.stdout
-    assert "0 of 0 models serve, 1 problems" in checked.stdout
+    assert "0 of 0 models serve, 1 problem" in checked.stdout
     assert problem in started.stderr
     for progress in (checked.stderr, started.stderr):
         assert "loading" not in progress

@@ -13,10 +13,9 @@ from ovms_rest.errors import ForbiddenError, InvalidConfigError, LoadFailedError
 from ovms_rest.models.configuration import ModelConfig
 from ovms_rest.models.registry import Entry
 from ovms_rest.models.roots import Roots, check_paths
-from ovms_rest.models.watching import Stamp, stamp
+from ovms_rest.models.watching import CHANGING, Stamp, stamp
 from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.protocol.words import list_names, quote
-from ovms_rest.worker.file_watch import CHANGING
 
 Entries = dict[str, Entry]
 Housekeeping = Callable[[], bool]  # runs the arbiter's, and returns whether shutdown was requested

@@ -164,7 +164,7 @@ def when_ready(arbiter: Any) -> None:
     """Log how many models serve, the listen addresses and the workers."""
     app, workers = _app(arbiter), arbiter.cfg.workers
     addresses = ", ".join(map(str, arbiter.LISTENERS))
-    line = "%s on %s, with %d worker%s; they may be loaded and unloaded by call %s"
+    line = "%s on %s, with %d worker%s; loading and unloading by call: %s"
     log.info(line, app.describe(), addresses, workers, "" if workers == 1 else "s", app.describe_permission())
 
 

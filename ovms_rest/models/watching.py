@@ -16,6 +16,8 @@ _MAX_NODES = 10_000
 # `cp -p` does with the one before.
 FileStamp = tuple[str, int, int, int, int]
 Stamp = tuple[FileStamp, ...]
+# The stamp of files that were being written while they were loaded: it equals no other, so that a reload follows.
+CHANGING: Stamp = (("", 0, 0, 0, 0),)
 
 
 def stamp(path: Path) -> Stamp:

@@ -29,15 +29,15 @@ class Permission:
         self._control_bind = settings.control_bind
 
     def describe(self) -> str:
-        """Return words for the log: from where the service may be changed."""
+        """Return from where the service may be changed, for the log."""
         if self._allowed == "all":
             return "from anywhere"
         where = [f"on the control address {self._control_bind}"] if self._control_bind else []
         if self._allowed == "local":
             return " and ".join(["from this host", *where])
         if self._allowed == "auto":
-            return "".join(where) or "from nowhere: OVMS_REST_CONTROL_BIND is not set"
-        return "from nowhere"
+            return "".join(where) or "disabled, as OVMS_REST_CONTROL_BIND is not set"
+        return "disabled"
 
     def check(self, req: falcon.Request) -> None:
         """Raise ForbiddenError, with the setting that would allow it, unless the request may change the service."""

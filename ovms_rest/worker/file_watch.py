@@ -8,12 +8,9 @@ from pathlib import Path
 
 from ovms_rest.errors import BusyError
 from ovms_rest.log import log
-from ovms_rest.models.watching import Stamp, stamp
+from ovms_rest.models.watching import CHANGING, Stamp, stamp
 from ovms_rest.shared_memory.mailbox import Mailbox
 from ovms_rest.shared_memory.messages import Change
-
-# The stamp of files that were being written while they were loaded: it equals no other, so that a reload follows.
-CHANGING: Stamp = (("", 0, 0, 0, 0),)
 
 # A load of files that were being written is repeated after growing pauses.
 _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 1.0, 60.0

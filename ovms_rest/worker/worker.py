@@ -678,9 +678,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self.alive = False
         context.now = time.monotonic()  # an inference may have taken long
         if self._is_busy and not self._queue.count:
-            self._set_busy(
-                False
-            )  # before the client gets its response, and may send its next request to another worker
+            # Before the client gets its response, and may send its next request to another worker.
+            self._set_busy(False)
         size = self._send(request, status, headers, parts, size)
         if self._observed:
             began = request.received_ns / 1e9 if is_again else self._started

@@ -10,9 +10,8 @@ from ovms_rest.errors import ConfigError, ForbiddenError, InvalidConfigError, Lo
 from ovms_rest.models.configuration import ModelConfig
 from ovms_rest.models.registry import Entry
 from ovms_rest.models.roots import find_roots
-from ovms_rest.models.watching import stamp
+from ovms_rest.models.watching import CHANGING, stamp
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition
-from ovms_rest.worker.file_watch import CHANGING
 
 NOW = (("config.json", 1, 1, 1, 1),)
 

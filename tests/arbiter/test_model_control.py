@@ -390,7 +390,7 @@ def test_loading_is_forbidden_by_default_without_a_control_address(tmp_path):
             assert "OVMS_REST_CONTROL_BIND sets one, OVMS_REST_MODEL_CONTROL=local would" in answer.json()["error"]
         assert service.get("/v2/logging").json()["log_info"]
         assert service.request("POST", "/v1/config/reload").status == 200
-        assert "loaded and unloaded by call from nowhere: OVMS_REST_CONTROL_BIND is not set" in service.log
+        assert "loading and unloading by call: disabled, as OVMS_REST_CONTROL_BIND is not set" in service.log
 
 
 def test_loading_is_forbidden_everywhere_when_turned_off(tmp_path):

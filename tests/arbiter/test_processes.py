@@ -121,7 +121,7 @@ def test_log_lists_the_models_and_how_they_are_compiled(tmp_path):
         ) in service.log
         assert re.search(
             r"2 of 2 models and pipelines serve on http://127\.0\.0\.1:\d+, with 1 worker; "
-            "they may be loaded and unloaded by call from nowhere: OVMS_REST_CONTROL_BIND is not set",
+            "loading and unloading by call: disabled, as OVMS_REST_CONTROL_BIND is not set",
             service.log,
         )
 

@@ -191,7 +191,7 @@ def test_none_refuses_the_control_address_too():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (Settings(), "from nowhere: OVMS_REST_CONTROL_BIND is not set"),
+        (Settings(), "disabled, as OVMS_REST_CONTROL_BIND is not set"),
         (Settings(control_bind="127.0.0.1:9000"), "on the control address 127.0.0.1:9000"),
         (Settings(model_control="local"), "from this host"),
         (
@@ -199,7 +199,7 @@ def test_none_refuses_the_control_address_too():
             "from this host and on the control address 127.0.0.1:9000",
         ),
         (Settings(model_control="all"), "from anywhere"),
-        (Settings(model_control="none", control_bind="127.0.0.1:9000"), "from nowhere"),
+        (Settings(model_control="none", control_bind="127.0.0.1:9000"), "disabled"),
     ],
 )
 def test_permission_describes_itself(settings, words):

@@ -5,10 +5,10 @@ from errno import EIO, ESTALE
 
 import pytest
 
-from ovms_rest.models.watching import stamp
+from ovms_rest.models.watching import CHANGING, stamp
 from ovms_rest.shared_memory.messages import Change
 from ovms_rest.worker import file_watch
-from ovms_rest.worker.file_watch import CHANGING, FileWatch
+from ovms_rest.worker.file_watch import FileWatch
 
 RELOAD = Change()._asdict()
 
