@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import os
+import resource
 import sys
 import threading
 import time
@@ -95,7 +96,7 @@ def describe_thread():
 
 @pytest.mark.usefixtures("_serving")
 @pytest.mark.parametrize(("can_rise", "expected"), [(True, (os.SCHED_IDLE, 19)), (False, (os.SCHED_OTHER, 10))])
-def test_lowered_work_runs_in_a_thread_and_the_caller_keeps_its_priority(monkeypatch, can_rise, expected):
+def test_lowered_work_leaves_the_priority_of_the_caller(monkeypatch, can_rise, expected):
     monkeypatch.setattr(priority, "_can_rise", lambda: can_rise)
     own = describe_thread()
     assert run_lowered(describe_thread) == expected
@@ -130,6 +131,51 @@ def _run_within_lowered(work):
     thread.start()
     thread.join()
     return results[0]
+
+
+def count_sleeps():
+    """Return how often this thread has given up its core by itself."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
+def compute(seconds):
+    """Compute for that CPU time of this thread; return how often it slept."""
+    before, started = count_sleeps(), time.thread_time()
+    while time.thread_time() - started < seconds:
+        sum(range(1000))
+    return count_sleeps() - before
+
+
+@pytest.mark.usefixtures("_serving")
+@pytest.mark.parametrize("can_rise", [True, False])
+@pytest.mark.parametrize("run", [run_lowered, lambda work: _run_within_lowered(work)])
+def test_work_that_computes_naps(monkeypatch, can_rise, run):
+    """So the core that it uses takes over a worker that waits for the core of another one."""
+    monkeypatch.setattr(priority, "_can_rise", lambda: can_rise)
+    assert run(lambda: compute(0.5)) >= 20
+
+
+def compute_apart(task, send):
+    """Compute for some CPU time in a throwaway process; send how often it slept."""
+    send(sleeps=compute(0.5))
+
+
+@pytest.mark.usefixtures("_serving")
+def test_throwaway_process_naps():
+    with start(compute_apart, None) as process:
+        assert process.receive(60)["sleeps"] >= 20
+
+
+@pytest.mark.usefixtures("_serving")
+def test_work_that_waits_is_not_woken():
+    """Naps are counted by the CPU time of the thread."""
+
+    def wait():
+        before = count_sleeps()
+        time.sleep(0.3)
+        return count_sleeps() - before
+
+    assert run_lowered(wait) <= 3
 
 
 @pytest.mark.usefixtures("_serving")
