@@ -21,9 +21,9 @@ from ovms_rest.models.image_files import FORMATS, IMAGE_WORK, is_honest, measure
 from ovms_rest.models.image_resizing import PRECISIONS, Precision, write_image
 from ovms_rest.models.opencv import cv2
 from ovms_rest.protocol.datatypes import BYTES
-from ovms_rest.protocol.strings import BytesArray, count_of
+from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import TensorMetadata
-from ovms_rest.protocol.words import join
+from ovms_rest.protocol.words import count_of, join
 
 # OVMS resizes with these configured layouts, but not with a default one. "N?HWC" has the dim of a demultiplexer.
 _RESIZING_LAYOUTS = ("NHWC", "N?HWC", "...")

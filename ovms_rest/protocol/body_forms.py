@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from ovms_rest.protocol.datatypes import BYTES
-from ovms_rest.protocol.strings import count_of
 from ovms_rest.protocol.tensors import ModelMetadata, TensorMetadata
-from ovms_rest.protocol.words import list_names
+from ovms_rest.protocol.words import count_of, list_names
 
 # `curl -d @file` removes the CR, LF and NUL of a file, so a signature here ends before the first of them.
 _IMAGES = (

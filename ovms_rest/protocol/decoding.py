@@ -21,7 +21,7 @@ from ovms_rest.protocol.body_forms import explain_body, explain_image, explain_p
 from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype
 from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choose_budget
 from ovms_rest.protocol.numbers import NumberArray, UnsuitedError, looks_numeric, parse_numeric, to_array
-from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, count_of, unpack
+from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, unpack
 from ovms_rest.protocol.tensors import (
     MAX_DIM,
     NO_PARAMETERS,
@@ -35,7 +35,7 @@ from ovms_rest.protocol.tensors import (
     TensorMetadata,
 )
 from ovms_rest.protocol.validation import unknown_input
-from ovms_rest.protocol.words import ABSENT, cut, describe, join, list_names, quote, show
+from ovms_rest.protocol.words import ABSENT, count_of, cut, describe, join, list_names, quote, show
 
 MAX_DEPTH = 100
 # Bytes of JSON from which simdjson is tried. It gains from 4 KB on where numbers have 6 digits, from 11 KB with 18.

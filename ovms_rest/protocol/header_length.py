@@ -3,8 +3,7 @@
 from typing import NamedTuple
 
 from ovms_rest.errors import InvalidRequestError
-from ovms_rest.protocol.strings import count_of
-from ovms_rest.protocol.words import show
+from ovms_rest.protocol.words import count_of, show
 
 # A number with this many digits is larger than any body.
 _TOO_MANY_DIGITS = 19

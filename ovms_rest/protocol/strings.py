@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
+from ovms_rest.protocol.words import count_of
 
 # Limit for the strings of all inputs of a request: each takes 250 ns. OVMS allows 33,554,432 in a tensor, which would
 # block a worker for 8 s.
@@ -69,11 +70,6 @@ class BytesArray:
             bytes(symbols[begin:end])
             for begin, end in zip(self.begins.ravel().tolist(), self.ends.ravel().tolist(), strict=True)
         ]
-
-
-def count_of(number: int, noun: str) -> str:
-    """Return a number with its noun for a message: "1 byte", "2 bytes"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def unpack(section: memoryview, count: int, label: object) -> tuple[MutableSequence[int], MutableSequence[int]]:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.classification import refuse_strings
 from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPES, UINT8
-from ovms_rest.protocol.strings import BytesArray, count_of, measure_matrix, to_matrix
+from ovms_rest.protocol.strings import BytesArray, measure_matrix, to_matrix
 from ovms_rest.protocol.tensors import Array, InferenceRequest, ModelMetadata, RequestedOutput, Tensor, TensorMetadata
-from ovms_rest.protocol.words import join, list_names, quote
+from ovms_rest.protocol.words import count_of, join, list_names, quote
 
 # The datatypes in the spelling of a model's configuration.
 _PRECISIONS = {name: name.lower() for name in DATATYPES if name != BOOL}

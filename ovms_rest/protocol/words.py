@@ -1,4 +1,4 @@
-"""Values of clients in messages: named, quoted and shortened, so that no message grows with the request."""
+"""Values in messages: named, counted, quoted and shortened, so that no message grows with the request."""
 
 import json
 import re
@@ -51,6 +51,11 @@ def list_names(names: Iterable[str], most: int = 10) -> str:
 def join(values: Iterable[object]) -> str:
     """Return a shape, or other short values, as text: [1,3,224,224]."""
     return f"[{','.join(map(str, values))}]"
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun for a message: "1 byte", "2 bytes"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def cut(text: str) -> str:

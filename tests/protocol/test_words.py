@@ -3,7 +3,18 @@
 import orjson
 import pytest
 
-from ovms_rest.protocol.words import ABSENT, cut, describe, escape, explain_json_error, join, list_names, quote, show
+from ovms_rest.protocol.words import (
+    ABSENT,
+    count_of,
+    cut,
+    describe,
+    escape,
+    explain_json_error,
+    join,
+    list_names,
+    quote,
+    show,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +53,10 @@ def test_names_are_quoted_and_at_most_ten_listed():
     assert quote("it's") == '"it\'s"'
     assert list_names(["a", "b"]) == "'a', 'b'"
     assert list_names(str(index) for index in range(11)).endswith("'9', ...")
+
+
+def test_noun_of_a_count_is_plural_except_after_1():
+    assert [count_of(number, "byte") for number in (0, 1, 2)] == ["0 bytes", "1 byte", "2 bytes"]
 
 
 def test_shape_is_joined_without_spaces():
