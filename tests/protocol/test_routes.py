@@ -1,8 +1,47 @@
-"""The path of a request: its authority, and the model of an inference; tests/resources/test_routing.py reads paths."""
+"""The path of a request, its authority, and the model of an inference."""
 
 import pytest
 
-from ovms_rest.protocol.routes import drop_slash, read_authority, read_inference
+from ovms_rest.protocol.routes import OUTSIDE, drop_slash, read_authority, read_inference, read_path, read_script_name
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("/api/v2", "/v2"),
+        ("/%61pi/v2", "/v2"),
+        ("/api/v2/", "/v2"),
+        ("/api/v2?/api", "/v2"),
+        ("http://x/api/v2", "/v2"),
+        ("/api", "/"),
+        ("/api/", "/"),
+        ("/api//v2", "//v2"),
+        ("/api/v2/models/a%2Fb%2f", "/v2/models/a%2Fb%2f"),
+        ("/api/v2/models/a%252Fb", "/v2/models/a%2Fb"),
+        ("*", "*"),
+    ],
+)
+def test_script_name_matches_whole_segments(target, path):
+    assert read_path(target, "/api") == path
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("/apiv2", "/apiv2/v2", "/v2", "/", "/ap", "/api%2Fv2", "//api/v2", "api/v2"),
+        *("http://x", "http://api/v2", "http:/api/v2", "x", "/API/v2"),
+    ],
+)
+def test_other_targets_are_outside_the_script_name(target):
+    assert read_path(target, "/api") == OUTSIDE
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [("", ""), ("/", ""), ("/api", "/api"), ("/api/", "/api"), ("api", "/api"), ("/ä", "/\xc3\xa4")],
+)
+def test_script_name_begins_with_a_slash_and_does_not_end_with_one(variable, name):
+    assert read_script_name(variable) == name
 
 
 @pytest.mark.parametrize(

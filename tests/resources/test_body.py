@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from costs import measure_cost
+from fake_app import infer, make
 
 from ovms_rest.errors import BodyTooLargeError, InvalidRequestError, UnsupportedEncodingError
-from ovms_rest.protocol.buffers import allocate
 from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.resources.body import read_body
 
@@ -51,24 +51,6 @@ def raw_deflate(data):
 
 kinds = pytest.mark.parametrize("kind", [known, chunked])
 compressions = pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzipped), ("deflate", zlib.compress)])
-
-
-# --- allocate
-
-
-@pytest.mark.parametrize("size", [1, 63, 64, 65, 10_000])
-@pytest.mark.parametrize("aligned", [0, 1, 63, 64, 65, 137, 10_000])
-def test_requested_offset_is_aligned_to_64_bytes(size, aligned):
-    # Several, since a single one may be aligned by chance.
-    buffers = [allocate(size, aligned) for _ in range(8)]
-    assert {(address(buffer) + aligned) % 64 for buffer in buffers} == {0}
-
-
-@pytest.mark.parametrize("size", [0, 1, 64, 1000])
-def test_buffer_has_the_requested_size_and_is_writable(size):
-    buffer = allocate(size, 5)
-    buffer[:] = b"x" * size
-    assert buffer.tobytes() == b"x" * size
 
 
 # --- read_body: receiving
@@ -400,3 +382,29 @@ def test_route_limit_applies_to_bodies_from_our_worker():
     assert bytes(read_body(environ, 11)) == bytes(11)
     with pytest.raises(BodyTooLargeError, match=r"^the body has 11 bytes, at most 10 are allowed$"):
         read_body(environ, 10)
+
+
+# --- The limit in the settings
+
+CHUNKED = {"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"}
+DEFLATED = {"HTTP_CONTENT_ENCODING": "deflate"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "body", "error"),
+    [
+        ({}, b"x" * 11, "the body has 11 bytes, at most 10 are allowed"),
+        ({"CONTENT_LENGTH": str(10**30)}, b"", f"the body has {10**30} bytes, at most 10 are allowed"),
+        (CHUNKED, b"x" * 11, "the body has more than the 10 bytes allowed"),
+        (DEFLATED, zlib.compress(b""), "the request has no JSON, expected an object with the key 'inputs'"),
+    ],
+)
+def test_body_limit_is_that_of_the_settings(environ, body, error):
+    assert infer(make(max_body_bytes=10), body, **environ).json() == {"error": error}
+
+
+def test_body_limit_applies_to_the_decompressed_size():
+    body = gzip.compress(b" " * 101)
+    answer = infer(make(max_body_bytes=100), body, headers={"Content-Encoding": "gzip"})
+    assert answer.status == 413
+    assert answer.json() == {"error": "the body decompresses to more than the 100 bytes allowed"}

@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+from fake_app import BINARY, infer, make, request
 
 from ovms_rest.resources.compression import choose_encoding, compress
 
@@ -99,3 +100,35 @@ def test_buffers_are_compressed_as_one_stream(encoding, decompress, buffers):
 def test_numbers_as_text_shrink_to_less_than_half(encoding):
     text = b",".join(b"%.8f" % value for value in np.random.default_rng(0).random(5000))
     assert len(compress([text], encoding)) < len(text) / 2
+
+
+# --- Responses
+
+
+def test_compression_is_off_by_default():
+    answer = infer(make(), request(1), headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in answer.headers
+    assert answer.json()["model_name"] == "m"
+
+
+@pytest.mark.parametrize(("encoding", "decompress"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])
+@pytest.mark.parametrize("keys", [{}, BINARY])
+def test_response_is_compressed_if_enabled_and_requested(encoding, decompress, keys):
+    plain = infer(make(), request(*range(100), **keys))
+    answer = infer(make(response_compression=True), request(*range(100), **keys), headers={"Accept-Encoding": encoding})
+    assert (answer.status, decompress(answer.body)) == (200, plain.body)
+    assert answer.headers == plain.headers | {
+        "content-encoding": encoding,
+        "content-length": str(len(answer.body)),
+        "vary": "Accept-Encoding",
+    }
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, *({"Accept-Encoding": value} for value in ("", "identity", "br", "*", "gzip;q=0"))]
+)
+def test_response_is_not_compressed_unless_requested(headers):
+    answer = infer(make(response_compression=True), request(1), headers=headers)
+    assert "content-encoding" not in answer.headers
+    assert answer.headers["vary"] == "Accept-Encoding"
+    assert answer.json()["model_name"] == "m"

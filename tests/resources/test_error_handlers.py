@@ -1,9 +1,9 @@
 """Error responses: the status, headers and body of each error."""
 
-import falcon
-import falcon.testing
 import pytest
+from fake_app import FakeRegistry, FakeServable, ask, client_of, doubler, failing, infer, make, request
 
+from ovms_rest.app import create_app
 from ovms_rest.errors import (
     BodyTooLargeError,
     BusyError,
@@ -23,8 +23,11 @@ from ovms_rest.errors import (
     UnavailableError,
     UnsupportedEncodingError,
 )
-from ovms_rest.resources.error_handlers import STATUSES, hand_on, handle_serving_error, serialize_falcon_error
-from ovms_rest.resources.routing import Request, Router
+from ovms_rest.resources.error_handlers import STATUSES, hand_on
+from ovms_rest.settings import Settings
+
+INTERNAL_ERROR = {"error": "internal error; the reason is in the log of the server"}
+PRIVATE = "/etc/private.key"
 
 
 class Failing:
@@ -39,12 +42,9 @@ class Failing:
 
 def respond(error, path="/fails", method="GET"):
     """Return the response of an application whose only route, /fails, raises an error."""
-    app = falcon.App(router=Router(), request_type=Request)
-    app.add_error_handler(ServingError, handle_serving_error)
-    app.add_error_handler(TryLaterError, hand_on)
-    app.set_error_serializer(serialize_falcon_error)
-    app.add_route("/fails", Failing(error))
-    return falcon.testing.TestClient(app).simulate_request(method, path)
+    client = client_of({"/fails": Failing(error)})
+    client.app.add_error_handler(TryLaterError, hand_on)
+    return client.simulate_request(method, path)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,6 @@ def test_error_without_content_is_204():
     assert (response.status_code, response.content, "content-type" in response.headers) == (204, b"", False)
 
 
-def test_unexpected_exception_is_500_without_its_text():
-    response = respond(RuntimeError("secret"))
-    assert response.status_code == 500
-    assert response.json == {"error": "internal error; the reason is in the log of the server"}
-
-
 def test_deferred_request_is_passed_on_to_the_worker():
     with pytest.raises(TryLaterError):
         respond(TryLaterError(lambda: True))
@@ -124,3 +118,45 @@ def test_wrong_method_is_405_with_the_allowed_ones():
     response = respond(None, method="POST")
     assert (response.status_code, response.headers["allow"]) == (405, "GET, OPTIONS")
     assert response.json == {"error": "method POST is not allowed for '/fails', allowed: GET, OPTIONS"}
+
+
+# --- In the application
+
+
+@pytest.mark.parametrize(
+    "bug", [RuntimeError(PRIVATE), KeyError(PRIVATE), ValueError(PRIVATE), OSError(2, PRIVATE), MemoryError(PRIVATE)]
+)
+def test_bug_is_a_500_whose_text_is_in_the_log_alone(bug):
+    answer = infer(make(failing(bug)), request(1))
+    assert (answer.status, answer.json()) == (500, INTERNAL_ERROR)
+    assert PRIVATE not in answer.body.decode() + str(answer.headers)
+    assert "Traceback (most recent call last)" in answer.log
+    assert PRIVATE in answer.log
+
+
+def test_missing_output_of_a_servable_is_a_bug():
+    model = FakeServable(doubler().metadata, lambda arrays: {})
+    assert infer(make(model), request(1)).json() == INTERNAL_ERROR
+
+
+@pytest.mark.parametrize("target", ["/v2/models/m", "/v2/models/m/ready", "/v2/health/ready"])
+def test_bug_of_the_registry_is_a_500_whose_text_is_in_the_log_alone(target):
+    class BuggyRegistry(FakeRegistry):
+        def find(self, name, version=None, explain=False):
+            raise RuntimeError(PRIVATE)
+
+        def check_ready(self):
+            self.find("")
+
+    answer = ask(create_app(BuggyRegistry(), Settings()), "GET", target)
+    assert (answer.status, answer.json()) == (500, INTERNAL_ERROR)
+    assert PRIVATE in answer.log
+
+
+@pytest.mark.parametrize("accept", ["application/xml", "text/html", "image/*;q=0.1", "garbage", ""])
+def test_error_is_json_whatever_the_client_accepts(accept):
+    answer = ask(make(), "GET", "/unknown", headers={"Accept": accept})
+    assert (answer.headers["content-type"], answer.json()) == (
+        "application/json",
+        {"error": "path '/unknown' is unknown"},
+    )

@@ -1,70 +1,52 @@
-"""Health of the server and of models, with a registry that is a fake."""
+"""Health of the server and of models."""
 
 import falcon
 import pytest
+from fake_app import FakeRegistry, ask, doubler, make
 from falcon.testing import create_req
 
-from ovms_rest.errors import EndingError, NotFoundError, NotReadyError
-from ovms_rest.resources.health import Live, ModelReady, Ready
-from ovms_rest.shared_memory.counters import Counters
+from ovms_rest.errors import EndingError
+from ovms_rest.resources.health import ModelReady, Ready
+
+NOT_SERVING = "model 'n' does not serve: no version"
 
 
-class FakeServable:
-    """A version that counts requests."""
-
-    def __init__(self):
-        self.counters = Counters(1).of("m", "1")
-
-
-class FakeRegistry:
-    """One model, m; the registry is not ready when there is a reason."""
-
-    def __init__(self, reason=""):
-        self.reason = reason
-        self.servable = FakeServable()
-
-    def find(self, name, version=None, explain=False):
-        if name != "m":
-            raise NotFoundError(f"model {name!r} is unknown" if explain else "")
-        return self.servable
-
-    def check_ready(self):
-        if self.reason:
-            raise NotReadyError(self.reason)
+@pytest.mark.parametrize(
+    "target", ["/v2/health/live", "/v2/health/ready", "/v2/models/m/ready", "/v2/models/m/versions/1/ready"]
+)
+def test_healthy_server_answers_200_without_body(target):
+    answer = ask(make(), "GET", target)
+    assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "0")
 
 
-def get(resource, **parameters):
-    """Call a resource; return the status and the body of its response."""
-    response = falcon.Response()
-    resource.on_get(create_req(), response, **parameters)
-    return response.status_code, response.render_body()
+def test_model_that_does_not_serve_makes_the_server_not_ready():
+    answer = ask(make(reason=NOT_SERVING), "GET", "/v2/health/ready")
+    assert (answer.status, answer.json()) == (400, {"error": NOT_SERVING})
 
 
-def test_a_process_that_responds_is_live():
-    assert get(Live()) == (200, None)
+def test_server_that_is_not_ready_is_live():
+    assert ask(make(reason=NOT_SERVING), "GET", "/v2/health/live").status == 200
 
 
-def test_a_registry_that_is_ready_makes_the_server_ready():
-    assert get(Ready(FakeRegistry(), lambda: False)) == (200, None)
-
-
-def test_a_registry_that_is_not_ready_gives_the_reason():
-    with pytest.raises(NotReadyError, match=r"^model 'n' does not serve$"):
-        get(Ready(FakeRegistry("model 'n' does not serve"), lambda: False))
-
-
-@pytest.mark.parametrize("reason", ["", "model 'n' does not serve"])
+@pytest.mark.parametrize("reason", ["", NOT_SERVING])
 def test_a_service_that_is_shutting_down_is_not_ready(reason):
     with pytest.raises(EndingError, match=r"^the service is shutting down$"):
-        get(Ready(FakeRegistry(reason), lambda: True))
+        Ready(FakeRegistry(reason=reason), lambda: True).on_get(create_req(), falcon.Response())
 
 
 def test_the_readiness_of_a_model_is_counted():
-    registry = FakeRegistry()
-    assert get(ModelReady(registry), name="m", version="1") == (200, None)
-    assert registry.servable.counters.read().questions == {"ModelMetadata": 0, "ModelReady": 1}
+    model = doubler()
+    ModelReady(FakeRegistry(model)).on_get(create_req(), falcon.Response(), name="m", version="1")
+    assert model.counters.read().questions == {"ModelMetadata": 0, "ModelReady": 1}
 
 
-def test_a_model_that_is_not_ready_gives_the_reason():
-    with pytest.raises(NotFoundError, match=r"^model 'n' is unknown$"):
-        get(ModelReady(FakeRegistry()), name="n")
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("/v2/models/n/ready", "no model 'n' of version None"),
+        ("/v2/models/m/versions/2/ready", "no model 'm' of version 2"),
+    ],
+)
+def test_model_that_is_not_ready_is_a_404_with_the_reason(target, error):
+    answer = ask(make(), "GET", target)
+    assert (answer.status, answer.json()) == (404, {"error": error})

@@ -6,18 +6,15 @@ import logging
 import re
 import signal
 
-import falcon.testing
 import model_zoo
 import pytest
+from fake_app import client_of
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from service import serve, write_config
 
-from ovms_rest.errors import ServingError
-from ovms_rest.resources.error_handlers import handle_serving_error, serialize_falcon_error
 from ovms_rest.resources.log_settings import Logging
 from ovms_rest.resources.permission import Permission
-from ovms_rest.resources.routing import Request, Router
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.log_levels import LogLevels
 
@@ -61,11 +58,7 @@ def client(logger):
 
 
 def make_client(settings):
-    app = falcon.App(router=Router(), request_type=Request)
-    app.add_error_handler(ServingError, handle_serving_error)
-    app.set_error_serializer(serialize_falcon_error)
-    app.add_route("/v2/logging", Logging(LogLevels(), Permission(settings), 1000))
-    return falcon.testing.TestClient(app)
+    return client_of({"/v2/logging": Logging(LogLevels(), Permission(settings), 1000)})
 
 
 def post(client, body, address="127.0.0.1"):

@@ -4,13 +4,11 @@ import time
 import types
 from dataclasses import replace
 
-import falcon.testing
 import prometheus_client
 import pytest
+from fake_app import client_of
 from prometheus_client.parser import text_string_to_metric_families
 
-from ovms_rest.errors import ServingError
-from ovms_rest.resources.error_handlers import handle_serving_error
 from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
 from ovms_rest.shared_memory.counters import Counters
 from ovms_rest.shared_memory.process_state import ProcessState, Readiness, WorkerState
@@ -132,10 +130,7 @@ def make(*versions):
 
 def ask(*arguments, method="GET"):
     """Send a request to a resource made with these arguments."""
-    app = falcon.App()
-    app.add_error_handler(ServingError, handle_serving_error)
-    app.add_route("/metrics", Metrics(*arguments))
-    return falcon.testing.TestClient(app).simulate_request(method, "/metrics")
+    return client_of({"/metrics": Metrics(*arguments)}).simulate_request(method, "/metrics")
 
 
 def scrape(source, *names):

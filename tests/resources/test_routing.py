@@ -4,75 +4,23 @@ import json
 import re
 import secrets
 import socket
+from urllib.parse import quote
 
 import pytest
 import slow_models
+from fake_app import ask, doubler, infer, make, request
 from hypothesis import example, given
 from hypothesis import strategies as st
 from raw_http import RELU, connected, exchange, head, parse, post, receive
 from service import Answer, serve
 
-from ovms_rest.app import create_app
-from ovms_rest.protocol.routes import OUTSIDE, read_inference, read_path, read_script_name
+from ovms_rest.protocol.routes import read_inference, read_path
 from ovms_rest.resources.inference import Infer
 from ovms_rest.resources.routing import Router
-from ovms_rest.settings import Settings
 
-
-@pytest.mark.parametrize(
-    ("target", "path"),
-    [
-        ("/api/v2", "/v2"),
-        ("/%61pi/v2", "/v2"),
-        ("/api/v2/", "/v2"),
-        ("/api/v2?/api", "/v2"),
-        ("http://x/api/v2", "/v2"),
-        ("/api", "/"),
-        ("/api/", "/"),
-        ("/api//v2", "//v2"),
-        ("/api/v2/models/a%2Fb%2f", "/v2/models/a%2Fb%2f"),
-        ("/api/v2/models/a%252Fb", "/v2/models/a%2Fb"),
-        ("*", "*"),
-        *(
-            (target, OUTSIDE)
-            for target in ("/apiv2", "/apiv2/v2", "/v2", "/", "/ap", "/api%2Fv2", "//api/v2", "api/v2")
-        ),
-        *((target, OUTSIDE) for target in ("http://x", "http://api/v2", "http:/api/v2", "x", "/API/v2")),
-    ],
-)
-def test_script_name_matches_whole_segments(target, path):
-    assert read_path(target, "/api") == path
-
-
-@pytest.mark.parametrize(
-    ("variable", "name"),
-    [("", ""), ("/", ""), ("/api", "/api"), ("/api/", "/api"), ("api", "/api"), ("/ä", "/\xc3\xa4")],
-)
-def test_script_name_begins_with_a_slash_and_does_not_end_with_one(variable, name):
-    assert read_script_name(variable) == name
-
-
-class Nothing:
-    """A registry without models."""
-
-
-SEGMENTS = [
-    "",
-    "v2",
-    "models",
-    "m",
-    "versions",
-    "1",
-    "infer",
-    "%2F",
-    "%2finfer",
-    "a b",
-    "\xc3\xa4",
-    "\n",
-    "..",
-    "infer\n",
-]
-APP = create_app(Nothing(), Settings())
+SEGMENTS = ["", "v2", "models", "m", "versions", "1", "infer"]
+SEGMENTS += ["%2F", "%2finfer", "a b", "\xc3\xa4", "\n", "..", "infer\n"]
+APP = make()
 
 
 @given(st.lists(st.sampled_from(SEGMENTS), max_size=8), st.sampled_from(["/", "//", "", "http://x/"]))
@@ -110,6 +58,86 @@ def test_added_route_applies_to_remembered_paths():
     assert router.find("/later")[0] is not later
     router.add_route("/later", later)
     assert router.find("/later")[0] is later
+
+
+# --- Names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet 50", "a.b", ".", "..", "a%b", "100%", "%41", "a%20b", "a+b", "a;b=c", "a:b@c", "~a", "a\\b", '"'),
+        *("'", "modèle", "模型", "\U0001f600", "ready", "infer", "versions", "models", "{name}", "a?b", "a#b", "a\tb"),
+    ],
+)
+@pytest.mark.parametrize("raw", [True, False])
+def test_model_may_have_any_name_without_a_slash(name, raw):
+    """With RAW_URI, which gunicorn sets, and without it, as on other servers."""
+    app = make(doubler(name))
+    model, raw_uri = f"/v2/models/{quote(name, safe='')}", {} if raw else {"RAW_URI": ""}
+    assert ask(app, "GET", model, **raw_uri).json()["name"] == name
+    assert ask(app, "GET", f"{model}/ready", **raw_uri).status == 200
+    assert ask(app, "GET", f"{model}/versions/1", **raw_uri).json()["name"] == name
+    assert infer(app, request(1), target=f"{model}/infer", **raw_uri).json()["model_name"] == name
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        ("GET", "/v2/models/m%2Fready", 404),
+        ("GET", "/v2/models/m%2fready", 404),
+        ("HEAD", "/v2/models/m%2Fready", 404),
+        ("GET", "/v2/models/m%2Fversions%2F1", 404),
+        ("GET", "/v2/models/m%2Fversions/1", 404),
+        ("GET", "/v2/models/m/versions/1%2Fready", 404),
+        ("GET", "/v2/models/%2Fm", 404),
+        ("GET", "/v2/models/m%2F", 404),
+        ("GET", "/v2/models/m%2F/", 404),
+        ("GET", "/v2%2Fmodels/m", 404),
+        ("GET", "/v2/models/m%2Fready?a=b", 404),
+        ("POST", "/v2/models/m%2Fversions/1/infer", 404),
+        ("POST", "/v2/models/m%2Fx/infer", 404),
+        ("POST", "/v2/models/m%2Finfer", 405),  # of the metadata of a model
+    ],
+)
+def test_encoded_slash_does_not_separate_segments(method, target, status):
+    assert ask(make(), method, target, json.dumps(request(1)).encode()).status == status
+
+
+def test_encoded_slash_in_a_target_of_absolute_form_does_not_separate_segments():
+    """RFC 9112, 3.2.2: a server accepts it; gunicorn decodes PATH_INFO and sets RAW_URI to the whole target."""
+    target = "/v2/models/m%2Fready"
+    answer = ask(make(), "GET", target, RAW_URI=f"http://localhost{target}", PATH_INFO="/v2/models/m/ready")
+    assert answer.status == 404
+
+
+def test_target_of_absolute_form_is_answered_as_its_path():
+    assert ask(make(), "GET", "/v2/models/m/ready", RAW_URI="http://localhost/v2/models/m/ready").status == 200
+
+
+def test_encoded_slash_stays_encoded_in_the_error():
+    assert ask(make(), "GET", "/v2/models/a%2Fb").json() == {"error": "no model 'a%2Fb' of version None"}
+
+
+def test_encoded_slash_does_not_affect_other_encoded_characters():
+    assert ask(make(), "GET", "/v2/models/%C3%A4%20%25%2Fb").json() == {"error": "no model 'ä %%2Fb' of version None"}
+
+
+def test_encoded_slash_below_a_mount_path_does_not_separate_segments():
+    answer = ask(make(), "GET", "/v2/models/m%2Fready", SCRIPT_NAME="/ovms", RAW_URI="/ovms/v2/models/m%2Fready")
+    assert answer.json() == {"error": "no model 'm%2Fready' of version None"}
+
+
+@pytest.mark.parametrize("target", ["/v2/models/%FF", "/v2/models/%C3", "/v2/models/%00", "/v2/models/%ED%A0%80/ready"])
+def test_name_that_is_not_utf_8_is_unknown(target):
+    answer = ask(make(), "GET", target)
+    assert answer.status == 404
+    assert answer.json()["error"].startswith("no model ")
+
+
+@pytest.mark.parametrize("target", ["/v2/models//ready", "/v2/models//infer", "/v2/models//versions/1"])
+def test_empty_name_is_unknown(target):
+    assert ask(make(), "POST" if target.endswith("infer") else "GET", target).status == 404
 
 
 # --- In the worker

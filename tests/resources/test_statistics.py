@@ -4,14 +4,11 @@ import threading
 import time
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-import falcon.testing
 import pytest
+from fake_app import client_of
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from ovms_rest.errors import ServingError
-from ovms_rest.resources.error_handlers import handle_serving_error, serialize_falcon_error
-from ovms_rest.resources.routing import Request, Router
 from ovms_rest.resources.statistics import Statistics
 from ovms_rest.shared_memory.counters import BATCH_SIZES, Counters
 
@@ -22,29 +19,16 @@ class Model:
     """The resource of a neighbouring route."""
 
     def on_get(self, req, resp, name):
-        """Respond with the name."""
         resp.text = name
 
 
 def make(*versions):
-    """Return counters of these names and versions, and an application that serves them."""
+    """Return counters of these names and versions, and a client of an application that serves them."""
     counters = Counters(4)
     for name, version in versions:
         counters.of(name, version)
-    app = falcon.App(router=Router(), request_type=Request)
-    app.add_error_handler(ServingError, handle_serving_error)
-    app.set_error_serializer(serialize_falcon_error)
-    resource = Statistics(counters)
-    app.add_route("/v2/models/stats", resource)
-    app.add_route("/v2/models/{name}", Model())
-    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        app.add_route(f"{model}/stats", resource)
-    return counters, app
-
-
-def get(app, path):
-    """GET a path."""
-    return falcon.testing.TestClient(app).simulate_get(path)
+    paths = ("/v2/models/stats", "/v2/models/{name}/stats", "/v2/models/{name}/versions/{version}/stats")
+    return counters, client_of({**dict.fromkeys(paths, Statistics(counters)), "/v2/models/{name}": Model()})
 
 
 def names(answer):
@@ -57,8 +41,8 @@ def names(answer):
 
 
 def test_unused_model_has_zeros():
-    _, app = make(("m", "1"))
-    assert get(app, "/v2/models/m/stats").json == {
+    _, client = make(("m", "1"))
+    assert client.simulate_get("/v2/models/m/stats").json == {
         "model_stats": [
             {
                 "name": "m",
@@ -83,7 +67,7 @@ def test_unused_model_has_zeros():
 
 
 def test_counts_are_returned():
-    counters, app = make(("m", "1"))
+    counters, client = make(("m", "1"))
     before = time.time_ns() // 1_000_000
     model = counters.of("m", "1")
     model.record(1, 20, 300, 4000, 8)
@@ -91,7 +75,7 @@ def test_counts_are_returned():
     model.record(1, 20, 300, 4000, 1)
     model.fail("invalid", 7)
     model.fail("overload", 8)
-    (shown,) = get(app, "/v2/models/m/stats").json["model_stats"]
+    (shown,) = client.simulate_get("/v2/models/m/stats").json["model_stats"]
     assert before <= shown.pop("last_inference") <= time.time() * 1000
     assert shown == {
         "name": "m",
@@ -126,10 +110,10 @@ def test_counts_are_returned():
 
 
 def test_counts_compared_by_perf_analyzer_are_equal_with_many_batch_sizes():
-    counters, app = make(("m", "1"))
+    counters, client = make(("m", "1"))
     for size in range(BATCH_SIZES + 5):
         counters.of("m", "1").record(0, 1, 1, 1, size)
-    (shown,) = get(app, "/v2/models/m/stats").json["model_stats"]
+    (shown,) = client.simulate_get("/v2/models/m/stats").json["model_stats"]
     keys = ("success", "queue", "compute_input", "compute_infer", "compute_output")
     assert {shown["inference_stats"][key]["count"] for key in keys} == {BATCH_SIZES + 5}
     assert len(shown["batch_stats"]) == BATCH_SIZES
@@ -148,31 +132,31 @@ def test_counts_compared_by_perf_analyzer_are_equal_with_many_batch_sizes():
     ],
 )
 def test_path_selects_models(path, which):
-    _, app = make(("a", "1"), ("a", "2"), ("b", "1"))
-    assert names(get(app, path)) == which
+    _, client = make(("a", "1"), ("a", "2"), ("b", "1"))
+    assert names(client.simulate_get(path)) == which
 
 
 def test_list_is_empty_without_models():
-    assert get(make()[1], "/v2/models/stats").json == {"model_stats": []}
+    assert make()[1].simulate_get("/v2/models/stats").json == {"model_stats": []}
 
 
 @pytest.mark.parametrize("path", ["/v2/models/x/stats", "/v2/models/a/versions/3/stats"])
 def test_unknown_model_or_version_is_404_with_a_reason(path):
-    answer = get(make(("a", "1"))[1], path)
+    answer = make(("a", "1"))[1].simulate_get(path)
     assert answer.status_code == 404
     assert "has no statistics" in answer.json["error"]
 
 
 def test_model_may_be_called_stats():
     """Only its metadata without a version cannot be reached, as with Triton."""
-    _, app = make(("stats", "1"), ("a", "1"))
-    assert names(get(app, "/v2/models/stats/stats")) == [("stats", "1")]
-    assert names(get(app, "/v2/models/stats/versions/1/stats")) == [("stats", "1")]
-    assert len(names(get(app, "/v2/models/stats"))) == 2
+    _, client = make(("stats", "1"), ("a", "1"))
+    assert names(client.simulate_get("/v2/models/stats/stats")) == [("stats", "1")]
+    assert names(client.simulate_get("/v2/models/stats/versions/1/stats")) == [("stats", "1")]
+    assert len(names(client.simulate_get("/v2/models/stats"))) == 2
 
 
 def test_head_works_where_get_does():
-    answer = falcon.testing.TestClient(make(("m", "1"))[1]).simulate_head("/v2/models/stats")
+    answer = make(("m", "1"))[1].simulate_head("/v2/models/stats")
     assert (answer.status_code, answer.content) == (200, b"")
 
 
@@ -180,8 +164,6 @@ def test_head_works_where_get_does():
 
 
 class Quiet(WSGIRequestHandler):
-    """A handler without log."""
-
     def log_message(self, *args):
         """Write nothing."""
 
@@ -189,8 +171,8 @@ class Quiet(WSGIRequestHandler):
 @pytest.fixture
 def triton():
     """Counters of one version of m and one of n, and a client that reads them."""
-    counters, app = make(("m", "1"), ("n", "3"))
-    with make_server("127.0.0.1", 0, app, handler_class=Quiet) as server:
+    counters, served = make(("m", "1"), ("n", "3"))
+    with make_server("127.0.0.1", 0, served.app, handler_class=Quiet) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         client = InferenceServerClient(f"127.0.0.1:{server.server_port}")
