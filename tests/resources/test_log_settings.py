@@ -44,6 +44,14 @@ def logger(tmp_path):
         vars(log).pop("isEnabledFor", None)
 
 
+@pytest.fixture
+def log_levels(logger):
+    """Return the levels of gunicorn's log, which is at info."""
+    made = LogLevels()
+    made.install()
+    return made
+
+
 def config(directory, level):
     """Return gunicorn's config with this level and a log file."""
     made = Config()
@@ -81,11 +89,8 @@ def test_head_works_where_get_does(client):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("log_info", False),
-        ("log_warning", False),
-        ("log_error", False),
-        ("log_verbose_level", 2**31 - 1),
-        ("log_format", "ISO8601"),
+        *(("log_info", False), ("log_warning", False), ("log_error", False)),
+        *(("log_verbose_level", 2**31 - 1), ("log_format", "ISO8601")),
     ],
 )
 def test_changing_one_setting_returns_all(client, key, value):
@@ -101,31 +106,31 @@ def test_request_without_changes_returns_the_settings(client, body):
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("key", "value", "expected"),
     [
-        ('{"log_info": null}', "log_info is null, expected true or false"),
-        ('{"log_warning": 1}', "log_warning is 1, expected true or false"),
-        ('{"log_error": "true"}', 'log_error is "true", expected true or false'),
-        ('{"log_verbose_level": -1}', "log_verbose_level is -1, expected an integer from 0 to 2147483647"),
-        ('{"log_verbose_level": 1.0}', "log_verbose_level is 1.0, expected an integer from 0 to 2147483647"),
-        (
-            '{"log_verbose_level": 2147483648}',
-            "log_verbose_level is 2147483648, expected an integer from 0 to 2147483647",
-        ),
-        ('{"log_verbose_level": true}', "log_verbose_level is true, expected an integer from 0 to 2147483647"),
-        ('{"log_format": "iso8601"}', 'log_format is "iso8601", expected "default" or "ISO8601"'),
-        ('{"log_format": ["default"]}', 'log_format is ["default"], expected "default" or "ISO8601"'),
-        ('{"log_format": null}', 'log_format is null, expected "default" or "ISO8601"'),
-        (
-            '{"log_file": "/tmp/log"}',
-            "log_file cannot be changed while the service runs; --log_path or gunicorn's --error-logfile set it",
-        ),
-        ("[]", "the request is an array, expected an object or an empty body"),
-        ("null", "the request is null, expected an object or an empty body"),
+        ("log_info", "null", "true or false"),
+        ("log_warning", "1", "true or false"),
+        ("log_error", '"true"', "true or false"),
+        *(("log_verbose_level", value, "an integer from 0 to 2147483647") for value in ("-1", "1.0", "2147483648")),
+        ("log_verbose_level", "true", "an integer from 0 to 2147483647"),
+        *(("log_format", value, '"default" or "ISO8601"') for value in ('"iso8601"', '["default"]', "null")),
     ],
 )
-def test_invalid_settings_are_refused(client, body, message):
+def test_invalid_settings_are_refused(client, key, value, expected):
+    answer = post(client, f'{{"{key}": {value}}}')
+    assert (answer.status_code, answer.json) == (400, {"error": f"{key} is {value}, expected {expected}"})
+
+
+def test_log_file_cannot_be_changed(client):
+    answer = post(client, '{"log_file": "/tmp/log"}')
+    message = "log_file cannot be changed while the service runs; --log_path or gunicorn's --error-logfile set it"
+    assert (answer.status_code, answer.json) == (400, {"error": message})
+
+
+@pytest.mark.parametrize(("body", "found"), [("[]", "an array"), ("null", "null")])
+def test_settings_that_are_not_an_object_are_refused(client, body, found):
     answer = post(client, body)
+    message = f"the request is {found}, expected an object or an empty body"
     assert (answer.status_code, answer.json) == (400, {"error": message})
 
 
@@ -202,17 +207,13 @@ def test_initial_settings_follow_gunicorns_level(logger, tmp_path, level, on):
         ("log_error", False, ["info", "warning", "critical"]),
     ],
 )
-def test_each_setting_affects_its_own_level(logger, tmp_path, name, key, value, left):
-    log_levels = LogLevels()
-    log_levels.install()
+def test_each_setting_affects_its_own_level(log_levels, tmp_path, name, key, value, left):
     log_levels.change({key: value})
     log_all(name)
     assert levels(tmp_path) == left
 
 
-def test_log_format_sets_the_format_of_times(logger, tmp_path):
-    log_levels = LogLevels()
-    log_levels.install()
+def test_log_format_sets_the_format_of_times(log_levels, tmp_path):
     for log_format in ("default", "ISO8601", "default"):
         log_levels.change({"log_format": log_format})
         logging.getLogger(NAMES[1]).info("written")
@@ -221,9 +222,7 @@ def test_log_format_sets_the_format_of_times(logger, tmp_path):
         assert re.fullmatch(rf"{form} \[\d+\] \[INFO\] written", line)
 
 
-def test_iso_times_are_utc(logger, tmp_path):
-    log_levels = LogLevels()
-    log_levels.install()
+def test_iso_times_are_utc(log_levels, tmp_path):
     log_levels.change({"log_format": "ISO8601"})
     record = logging.LogRecord(NAMES[0], logging.INFO, __file__, 1, "written", (), None)
     record.created = 1_800_000_000.9
@@ -231,9 +230,7 @@ def test_iso_times_are_utc(logger, tmp_path):
     assert lines(tmp_path)[0].startswith("2027-01-15T08:00:00Z ")
 
 
-def test_settings_survive_a_new_setup_of_gunicorns_log(logger, tmp_path):
-    log_levels = LogLevels()
-    log_levels.install()
+def test_settings_survive_a_new_setup_of_gunicorns_log(logger, log_levels, tmp_path):
     log_levels.change({"log_info": False, "log_verbose_level": 1, "log_format": "ISO8601"})
     logger.setup(config(tmp_path, "info"))
     log_levels.install()
@@ -242,10 +239,8 @@ def test_settings_survive_a_new_setup_of_gunicorns_log(logger, tmp_path):
     assert lines(tmp_path)[0][10] == "T"
 
 
-def test_changed_gunicorn_level_replaces_the_settings(logger, tmp_path):
+def test_changed_gunicorn_level_replaces_the_settings(logger, log_levels, tmp_path):
     """A user who changes it in gunicorn's config and reloads wants it."""
-    log_levels = LogLevels()
-    log_levels.install()
     log_levels.change({"log_verbose_level": 1})
     logger.setup(config(tmp_path, "error"))
     log_levels.install()
@@ -254,9 +249,7 @@ def test_changed_gunicorn_level_replaces_the_settings(logger, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_disabled_level_makes_no_record(logger, name):
-    log_levels = LogLevels()
-    log_levels.install()
+def test_disabled_level_makes_no_record(log_levels, name):
     for verbose in (0, 1):
         log_levels.change({"log_verbose_level": verbose})
         assert logging.getLogger(name).isEnabledFor(logging.DEBUG) == bool(verbose)
@@ -274,9 +267,7 @@ def test_handler_that_survives_a_reload_is_changed_once(logger, tmp_path):
     assert handler.formatter.formatTime is once
 
 
-def test_other_loggers_are_left_alone(logger, tmp_path):
-    log_levels = LogLevels()
-    log_levels.install()
+def test_other_loggers_are_left_alone(log_levels, tmp_path):
     for name in ("gunicorn.access", ""):
         assert "isEnabledFor" not in vars(logging.getLogger(name))
 

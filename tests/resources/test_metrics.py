@@ -18,42 +18,24 @@ INTERFACE = {"api": "KServe", "interface": "REST"}
 M1 = {"name": "m", "version": "1"}
 
 # Type, labels and text of OVMS's families.
+MODEL = {"name", "version"}
+REQUESTS = {"api", "interface", "method", *MODEL}
 OVMS_FAMILIES = {
-    "ovms_requests_success": (
-        "counter",
-        {"api", "interface", "method", "name", "version"},
-        "Number of successful requests to a model or a DAG.",
-    ),
-    "ovms_requests_fail": (
-        "counter",
-        {"api", "interface", "method", "name", "version"},
-        "Number of failed requests to a model or a DAG.",
-    ),
-    "ovms_current_requests": (
-        "gauge",
-        {"name", "version"},
-        "Number of inference requests currently in process.",
-    ),
+    "ovms_requests_success": ("counter", REQUESTS, "Number of successful requests to a model or a DAG."),
+    "ovms_requests_fail": ("counter", REQUESTS, "Number of failed requests to a model or a DAG."),
+    "ovms_current_requests": ("gauge", MODEL, "Number of inference requests currently in process."),
     "ovms_request_time_us": (
         "histogram",
         {"interface", "name", "version"},
         "Processing time of requests to a model or a DAG.",
     ),
-    "ovms_inference_time_us": (
-        "histogram",
-        {"name", "version"},
-        "Inference execution time in the OpenVINO backend.",
-    ),
-    "ovms_wait_for_infer_req_time_us": (
-        "histogram",
-        {"name", "version"},
-        "Request waiting time in the scheduling queue.",
-    ),
-    "ovms_streams": ("gauge", {"name", "version"}, "Number of OpenVINO execution streams."),
-    "ovms_infer_req_queue_size": ("gauge", {"name", "version"}, "Inference request queue size (nireq)."),
+    "ovms_inference_time_us": ("histogram", MODEL, "Inference execution time in the OpenVINO backend."),
+    "ovms_wait_for_infer_req_time_us": ("histogram", MODEL, "Request waiting time in the scheduling queue."),
+    "ovms_streams": ("gauge", MODEL, "Number of OpenVINO execution streams."),
+    "ovms_infer_req_queue_size": ("gauge", MODEL, "Inference request queue size (nireq)."),
     "ovms_infer_req_active": (
         "gauge",
-        {"name", "version"},
+        MODEL,
         "Number of currently consumed inference request from the processing queue.",
     ),
 }
@@ -77,14 +59,8 @@ OURS = {
 
 OF_PROCESSES = {"ovms_rest_generation", *(name for name in OURS if "worker" in name or "memory" in name)}
 
-OF_GRAPHS = [
-    "ovms_current_graphs",
-    "ovms_requests_accepted",
-    "ovms_requests_rejected",
-    "ovms_responses",
-    "ovms_graph_error",
-    "ovms_graph_processing_time_us",
-]
+OF_GRAPHS = ["ovms_current_graphs", "ovms_requests_accepted", "ovms_requests_rejected"]
+OF_GRAPHS += ["ovms_responses", "ovms_graph_error", "ovms_graph_processing_time_us"]
 
 FULL = ProcessState(
     [WorkerState("0", True, 3, 2**20, 1.25), WorkerState("1", False, 0, 2**21, 0.5)],
@@ -99,7 +75,7 @@ SERVING = (Readiness("m", "1", True),)
 
 
 class Source:
-    """Counters, the state of the processes and the readiness of models."""
+    """Counters, the state of the processes and the readiness of models, with values of loaded models."""
 
     def __init__(self, counters, processes=FULL, versions=SERVING, **loaded):
         self.counters = counters
@@ -108,15 +84,12 @@ class Source:
         self.loaded = loaded
 
     def statistics(self, name=None, version=None):
-        """Return the statistics with the values of loaded models."""
         return [replace(model, **self.loaded) for model in self.counters.statistics(name, version)]
 
     def process_state(self):
-        """Return the state of the processes."""
         return self.processes
 
     def readiness(self):
-        """Return the versions that should serve."""
         return self.versions
 
 
@@ -237,9 +210,9 @@ def test_successes_and_failures_are_counted_by_method():
     for question in ("ModelMetadata", "ModelMetadata", "ModelReady"):
         model.answer(question)
     source = Source(counters)
-    methods = ("ModelInfer", "ModelMetadata", "ModelReady")
-    assert [value(source, "ovms_requests_success", method=method) for method in methods] == [2, 2, 1]
-    assert [value(source, "ovms_requests_fail", method=method) for method in methods] == [3, 0, 0]
+    for method, successes, failures in (("ModelInfer", 2, 3), ("ModelMetadata", 2, 0), ("ModelReady", 1, 0)):
+        assert value(source, "ovms_requests_success", method=method) == successes
+        assert value(source, "ovms_requests_fail", method=method) == failures
 
 
 def test_readiness_requests_are_summed_over_versions():
@@ -282,16 +255,13 @@ def test_streams_and_queue_size_are_served():
 
 
 def test_state_of_the_processes_is_served():
-    assert samples(EVERYTHING, "ovms_rest_worker_busy") == [({"worker": "0"}, 1), ({"worker": "1"}, 0)]
-    assert samples(EVERYTHING, "ovms_rest_worker_connections") == [({"worker": "0"}, 3), ({"worker": "1"}, 0)]
-    resident = samples(EVERYTHING, "ovms_rest_worker_resident_bytes")
-    assert resident == [({"worker": "0"}, 2**20), ({"worker": "1"}, 2**21)]
-    assert samples(EVERYTHING, "ovms_rest_worker_restarts") == [({}, 4)]
-    assert samples(EVERYTHING, "ovms_rest_generation") == [({}, 2)]
-    assert samples(EVERYTHING, "ovms_rest_worker_memory_replacements") == [({}, 3)]
-    assert samples(EVERYTHING, "ovms_rest_worker_cpu_seconds") == [({"worker": "0"}, 1.25), ({"worker": "1"}, 0.5)]
-    assert samples(EVERYTHING, "ovms_rest_memory_limit_bytes") == [({}, 2**34)]
-    assert samples(EVERYTHING, "ovms_rest_memory_available_bytes") == [({}, 2**33)]
+    of_workers = {"busy": (1, 0), "connections": (3, 0), "resident_bytes": (2**20, 2**21), "cpu_seconds": (1.25, 0.5)}
+    for name, (first, second) in of_workers.items():
+        found = samples(EVERYTHING, f"ovms_rest_worker_{name}")
+        assert found == [({"worker": "0"}, first), ({"worker": "1"}, second)]
+    totals = {"worker_restarts": 4, "generation": 2, "worker_memory_replacements": 3}
+    for name, total in {**totals, "memory_limit_bytes": 2**34, "memory_available_bytes": 2**33}.items():
+        assert samples(EVERYTHING, f"ovms_rest_{name}") == [({}, total)]
 
 
 def test_readiness_is_1_for_a_version_that_serves_and_0_for_one_that_does_not():
@@ -416,19 +386,20 @@ def test_known_names_are_valid(names):
     assert check_metrics_list(names) == {}
 
 
+def unknown(name, nearest):
+    return f"unknown metric {name!r}; the nearest known one is {nearest!r}"
+
+
 @pytest.mark.parametrize(
     ("names", "problems"),
     [
-        (
-            ["ovms_request_success"],
-            {0: "unknown metric 'ovms_request_success'; the nearest known one is 'ovms_requests_success'"},
-        ),
+        (["ovms_request_success"], {0: unknown("ovms_request_success", "ovms_requests_success")}),
         (["ovms_streams", "ovms_streams"], {1: "'ovms_streams' is listed more than once"}),
         (
             ["ovms_stream", "ovms_responses", "ovms_infer_req_activ"],
             {
-                0: "unknown metric 'ovms_stream'; the nearest known one is 'ovms_streams'",
-                2: "unknown metric 'ovms_infer_req_activ'; the nearest known one is 'ovms_infer_req_active'",
+                0: unknown("ovms_stream", "ovms_streams"),
+                2: unknown("ovms_infer_req_activ", "ovms_infer_req_active"),
             },
         ),
     ],

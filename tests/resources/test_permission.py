@@ -13,31 +13,15 @@ from ovms_rest.settings import Settings
 PATH = "/v2/repository/models/m/load"
 LOCAL = Permission(Settings(model_control="local"))
 ONLY_LOCAL = f"POST {PATH} is allowed from this host only, not through a proxy or from a web page of another site: "
+HERE = socket.gethostname()
 NAMES = (
-    "localhost",
-    "LocalHost:8000",
-    "localhost.",
-    "a.localhost:1",
-    "127.0.0.1:8000",
-    "127.8.8.8",
-    "[::1]:8000",
-    "[::1]",
-    socket.gethostname(),
-    f"{socket.gethostname().upper()}:8000",
+    *("localhost", "LocalHost:8000", "localhost.", "a.localhost:1", "127.0.0.1:8000", "127.8.8.8", "[::1]:8000"),
+    *("[::1]", HERE, f"{HERE.upper()}:8000"),
 )
 FOREIGN_NAMES = (
-    "evil.example",
-    "evil.example:8000",
-    "localhost.evil.example",
-    "evillocalhost",
-    "127.0.0.1.evil.example",
-    "192.0.2.1",  # of documentation (RFC 5737)
-    "[2001:db8::1]:8000",
-    "224.0.0.1",
-    "localhost,evil.example",
-    "",
-    "127.1",
-    "2130706433",
+    *("evil.example", "evil.example:8000", "localhost.evil.example", "evillocalhost", "127.0.0.1.evil.example"),
+    *("192.0.2.1", "[2001:db8::1]:8000"),  # of documentation (RFC 5737, RFC 3849)
+    *("224.0.0.1", "localhost,evil.example", "", "127.1", "2130706433"),
 )
 
 
