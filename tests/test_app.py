@@ -1,18 +1,7 @@
 """The application as a whole: its routes, versions of the real registry, and what holds for every response."""
 
 import pytest
-from fake_app import (
-    BINARY,
-    GET_ROUTES,
-    POST_ROUTES,
-    ask,
-    doubler,
-    failing,
-    infer,
-    make,
-    received,
-    request,
-)
+from fake_app import BINARY, GET_ROUTES, POST_ROUTES, ask, doubler, failing, infer, make, received, request
 
 from ovms_rest.app import create_app, get_app, load_app
 from ovms_rest.errors import ConfigError, InferenceError

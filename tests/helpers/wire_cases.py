@@ -21,6 +21,10 @@ class Case(NamedTuple):
     binary: bytes
     array: Array
 
+    def input(self, **keys: Any) -> dict[str, Any]:
+        """Return it as an input of a request, with these keys."""
+        return {"name": "x", "shape": self.shape, "datatype": self.datatype, **keys}
+
 
 def _numbers(name: str, shape: tuple[int, ...], data: list[Any], digits: str, dtype: Any) -> Case:
     datatype = name.split(" ", 1)[0]

@@ -6,11 +6,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
-from decoded_requests import (
-    decode_numbers,
-    refusal,
-    written,
-)
+from decoded_requests import decode_numbers, refusal, written
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

@@ -22,9 +22,7 @@ from decoded_requests import (
 from wire_cases import CASES, fingerprint
 
 from ovms_rest.errors import InvalidRequestError
-from ovms_rest.protocol.decoding import (
-    decode_request,
-)
+from ovms_rest.protocol.decoding import LARGE_SIZE, decode_request
 from ovms_rest.protocol.tensors import ModelMetadata, TensorMetadata
 
 # --- The table of wire cases
@@ -32,34 +30,24 @@ from ovms_rest.protocol.tensors import ModelMetadata, TensorMetadata
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_json_data_becomes_the_array(case):
-    (array,) = decode_inputs({"name": "x", "shape": case.shape, "datatype": case.datatype, "data": case.data})
+    (array,) = decode_inputs(case.input(data=case.data))
     assert fingerprint(array) == fingerprint(case.array)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_binary_data_becomes_the_array(case):
-    item = {"name": "x", "shape": case.shape, "datatype": case.datatype}
-    (array,) = decode_inputs(item | {"parameters": {"binary_data_size": len(case.binary)}}, binary=case.binary)
+    (array,) = decode_inputs(case.input(parameters={"binary_data_size": len(case.binary)}), binary=case.binary)
     assert fingerprint(array) == fingerprint(case.array)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_only_binary_input_may_omit_its_size(case):
-    item = {"name": "x", "shape": case.shape, "datatype": case.datatype}
-    (array,) = decode_inputs(item, binary=case.binary)
+    (array,) = decode_inputs(case.input(), binary=case.binary)
     assert fingerprint(array) == fingerprint(case.array)
 
 
 def test_all_wire_cases_fit_into_one_binary_request():
-    items = [
-        {
-            "name": case.name,
-            "shape": case.shape,
-            "datatype": case.datatype,
-            "parameters": {"binary_data_size": len(case.binary)},
-        }
-        for case in CASES
-    ]
+    items = [case.input(name=case.name, parameters={"binary_data_size": len(case.binary)}) for case in CASES]
     arrays = decode_inputs(*items, binary=b"".join(case.binary for case in CASES))
     assert list(map(fingerprint, arrays)) == [fingerprint(case.array) for case in CASES]
 
@@ -191,10 +179,7 @@ WRONG_INPUT = "expected an object with name, shape and datatype"
         ({"outputs": [{"name": None}]}, "outputs[0]: name is null, expected a string"),
         ({"outputs": [{"name": 1}]}, "outputs[0]: name is the number 1, expected a string"),
         ({"outputs": [{"name": "y", "parameters": None}]}, f"outputs[0] 'y': parameters is null, {WRONG_PARAMETERS}"),
-        (
-            {"outputs": [{"name": "y", "parameters": []}]},
-            f"outputs[0] 'y': parameters is an array, {WRONG_PARAMETERS}",
-        ),
+        ({"outputs": [{"name": "y", "parameters": []}]}, f"outputs[0] 'y': parameters is an array, {WRONG_PARAMETERS}"),
         (
             {"outputs": [{"name": "y", "parameters": {"p": None}}]},
             f"outputs[0] 'y': parameters.p is null, {WRONG_PARAMETER}",
@@ -330,18 +315,12 @@ def test_unknown_parameters_are_accepted_at_every_level(value):
 
 # --- Depth
 
+EMPTY = b'"name":"x","shape":[0],"datatype":"INT8","data":[]'
 PLACES = {
-    "root": (2, b'{"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}],"unknown":%s}'),
-    "input": (4, b'{"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[],"unknown":%s}]}'),
-    "output": (
-        4,
-        b'{"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}],"outputs":[{"name":"y","unknown":%s}]}',
-    ),
-    "second input": (
-        4,
-        b'{"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]},'
-        b'{"unknown":%s,"name":"z","shape":[0],"datatype":"INT8","data":[]}]}',
-    ),
+    "root": (2, b'{"inputs":[{' + EMPTY + b'}],"unknown":%s}'),
+    "input": (4, b'{"inputs":[{' + EMPTY + b',"unknown":%s}]}'),
+    "output": (4, b'{"inputs":[{' + EMPTY + b'}],"outputs":[{"name":"y","unknown":%s}]}'),
+    "second input": (4, b'{"inputs":[{' + EMPTY + b'},{"unknown":%s,' + EMPTY + b"}]}"),
 }
 TOO_DEEP = "the JSON is nested deeper than 100 levels"
 
@@ -395,10 +374,10 @@ def test_deepest_of_several_values_counts():
 @pytest.mark.parametrize(
     "text",
     [
-        b'{"parameters":{"p":%s},"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}]}',
-        b'{"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[],"parameters":{"p":%s}}]}',
-        b'{"id":%s,"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}]}',
-        b'{"outputs":%s,"inputs":[{"name":"x","shape":[0],"datatype":"INT8","data":[]}]}',
+        b'{"parameters":{"p":%s},"inputs":[{' + EMPTY + b"}]}",
+        b'{"inputs":[{' + EMPTY + b',"parameters":{"p":%s}}]}',
+        b'{"id":%s,"inputs":[{' + EMPTY + b"}]}",
+        b'{"outputs":%s,"inputs":[{' + EMPTY + b"}]}",
         b'{"inputs":[{"name":%s,"shape":[0],"datatype":"INT8","data":[]}]}',
         b'{"inputs":[{"name":"x","shape":[%s],"datatype":"INT8","data":[]}]}',
         b'{"inputs":[{"name":"x","shape":[0],"datatype":%s,"data":[]}]}',
@@ -599,18 +578,12 @@ def test_element_of_another_json_type_is_rejected(datatype, good, bad, values):
 
 
 @pytest.mark.parametrize(
-    ("datatype", "values"),
-    [
-        ("BOOL", "BOOL takes true or false"),
-        ("INT8", "INT8 takes integers"),
-        ("FP32", "FP32 takes numbers"),
-        ("BYTES", "BYTES takes strings"),
-    ],
+    ("datatype", "kind"), [("BOOL", "true or false"), ("INT8", "integers"), ("FP32", "numbers"), ("BYTES", "strings")]
 )
-def test_object_among_the_elements_is_rejected(datatype, values):
-    message = refusal(written(datatype, [1], '[{"a":1}]'))
-    assert message.startswith("inputs[0] 'x': data[0] is ")
-    assert message.endswith(values)
+def test_object_among_the_elements_is_rejected(datatype, kind):
+    element = '{"a":1}'
+    message = refusal(written(datatype, [1], f"[{element}]"))
+    assert message == f"inputs[0] 'x': data[0] is {element}, {datatype} takes {kind}"
 
 
 def test_strings_become_utf8_with_their_nuls():
@@ -643,29 +616,34 @@ def takes(*names):
 ONE_AND_TWO = ModelMetadata("m", "1", takes("x"), takes("y", "z"))
 
 
+def refusal_by_model(root, large_size=LARGE_SIZE):
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_request(memoryview(json.dumps(root).encode()), None, large_size, ONE_AND_TWO)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("large_size", [0, 10**6], ids=["simdjson", "orjson"])
 def test_more_inputs_than_the_model_has_are_rejected_before_decoding(large_size):
-    body = memoryview(json.dumps({"inputs": [VALID, {"name": 0}, None]}).encode())
-    with pytest.raises(InvalidRequestError) as caught:
-        decode_request(body, None, large_size, ONE_AND_TWO)
-    assert str(caught.value) == "inputs has 3 entries, but model 'm' has only 1: 'x'"
+    message = refusal_by_model({"inputs": [VALID, {"name": 0}, None]}, large_size)
+    assert message == "inputs has 3 entries, but model 'm' has only 1: 'x'"
 
 
 @pytest.mark.parametrize(
     ("names", "fault"), [(["x", "q"], "inputs[1] 'q' is unknown"), (["x", "x"], "inputs[1] 'x' is repeated")]
 )
 def test_first_invalid_one_of_too_many_inputs_is_named(names, fault):
-    body = memoryview(json.dumps({"inputs": [{**VALID, "name": name} for name in names]}).encode())
-    with pytest.raises(InvalidRequestError) as caught:
-        decode_request(body, model=ONE_AND_TWO)
-    assert str(caught.value) == f"inputs has 2 entries, but model 'm' has only 1: 'x'; {fault}"
+    message = refusal_by_model({"inputs": [{**VALID, "name": name} for name in names]})
+    assert message == f"inputs has 2 entries, but model 'm' has only 1: 'x'; {fault}"
 
 
 def test_more_outputs_than_the_model_has_are_rejected_before_decoding():
-    body = memoryview(json.dumps({"inputs": [VALID], "outputs": [None] * 3}).encode())
-    with pytest.raises(InvalidRequestError) as caught:
-        decode_request(body, model=ONE_AND_TWO)
-    assert str(caught.value) == "outputs has 3 entries, but model 'm' has only 2: 'y', 'z'"
+    message = refusal_by_model({"inputs": [VALID], "outputs": [None] * 3})
+    assert message == "outputs has 3 entries, but model 'm' has only 2: 'y', 'z'"
+
+
+def test_unknown_input_is_rejected_before_its_elements_are_counted():
+    message = refusal_by_model({"inputs": [{"name": "y", "shape": [784], "datatype": "FP32", "data": [0]}]})
+    assert message == "input 'y' is unknown to model 'm', whose inputs are 'x'"
 
 
 def test_all_inputs_and_outputs_of_the_model_are_decoded():
@@ -691,6 +669,11 @@ def test_requested_outputs_keep_their_order_and_repetitions():
     assert [output.name for output in request.outputs] == ["z", "a", "z"]
 
 
+def output_of(parameters):
+    """Return a request for y with these parameters."""
+    return {"inputs": [VALID], "outputs": [{"name": "y", "parameters": parameters}]}
+
+
 @pytest.mark.parametrize(
     ("of_request", "of_output", "binary"),
     [
@@ -706,8 +689,7 @@ def test_requested_outputs_keep_their_order_and_repetitions():
     ],
 )
 def test_flag_of_an_output_overrides_that_of_the_request(of_request, of_output, binary):
-    request = decode({"inputs": [VALID], "parameters": of_request, "outputs": [{"name": "y", "parameters": of_output}]})
-    assert request.outputs == (("y", binary, 0),)
+    assert decode(output_of(of_output) | {"parameters": of_request}).outputs == (("y", binary, 0),)
 
 
 @pytest.mark.parametrize(("parameters", "binary"), [({}, False), ({"binary_data_output": True}, True)])
@@ -719,27 +701,23 @@ def test_flag_of_the_request_applies_to_outputs_not_listed(parameters, binary):
     ("flag", "found"), [(1, "the number 1"), (0, "the number 0"), (1.0, "the number 1.0"), ("true", "a string")]
 )
 def test_flag_other_than_a_boolean_is_rejected(flag, found):
-    request = {"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"binary_data": flag}}]}
-    assert refusal(request) == f"outputs[0] 'y': parameters.binary_data is {found}, expected a boolean"
-    request = {"inputs": [VALID], "parameters": {"binary_data_output": flag}}
-    assert refusal(request) == f"parameters.binary_data_output is {found}, expected a boolean"
+    message = refusal(output_of({"binary_data": flag}))
+    assert message == f"outputs[0] 'y': parameters.binary_data is {found}, expected a boolean"
+    message = refusal({"inputs": [VALID], "parameters": {"binary_data_output": flag}})
+    assert message == f"parameters.binary_data_output is {found}, expected a boolean"
 
 
 @pytest.mark.parametrize("k", [1, 5, 2**64 - 1])
 def test_output_may_be_requested_as_classes(k):
-    request = decode({"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"classification": k}}]})
-    assert request.outputs == (("y", False, k),)
+    assert decode(output_of({"classification": k})).outputs == (("y", False, k),)
 
 
 def test_classes_may_be_requested_in_binary():
-    parameters = {"classification": 2, "binary_data": True}
-    request = decode({"inputs": [VALID], "outputs": [{"name": "y", "parameters": parameters}]})
-    assert request.outputs == (("y", True, 2),)
+    assert decode(output_of({"classification": 2, "binary_data": True})).outputs == (("y", True, 2),)
 
 
 def test_classes_follow_the_flag_of_the_request():
-    output = {"name": "y", "parameters": {"classification": 2}}
-    request = decode({"inputs": [VALID], "parameters": {"binary_data_output": True}, "outputs": [output]})
+    request = decode(output_of({"classification": 2}) | {"parameters": {"binary_data_output": True}})
     assert request.outputs == (("y", True, 2),)
 
 
@@ -747,26 +725,18 @@ def test_classification_in_the_parameters_of_the_request_is_ignored():
     assert decode({"inputs": [VALID], "parameters": {"classification": "x"}}).outputs == ()
 
 
-NO_INTEGERS = [
-    (-1, "-1"),
-    (-(2**63), "-9223372036854775808"),
-    (1.0, "1.0"),
-    (2.5, "2.5"),
-    (2**64, "1.8446744073709552e+19"),
-    ("2", '"2"'),
-    (True, "true"),
-    (False, "false"),
-]
+NO_INTEGERS = [(-1, "-1"), (-(2**63), "-9223372036854775808"), (1.0, "1.0"), (2.5, "2.5")]
+NO_INTEGERS += [(2**64, "1.8446744073709552e+19"), ("2", '"2"'), (True, "true"), (False, "false")]
 
 
 @pytest.mark.parametrize(("k", "found"), [(0, "0"), *NO_INTEGERS])
 def test_classification_other_than_an_integer_from_1_is_rejected(k, found):
-    message = refusal({"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"classification": k}}]})
+    message = refusal(output_of({"classification": k}))
     assert message == f"outputs[0] 'y': parameters.classification is {found}, expected an integer of at least 1"
 
 
 def test_classification_null_is_rejected():
-    message = refusal({"inputs": [VALID], "outputs": [{"name": "y", "parameters": {"classification": None}}]})
+    message = refusal(output_of({"classification": None}))
     assert message == f"outputs[0] 'y': parameters.classification is null, {WRONG_PARAMETER}"
 
 
@@ -794,16 +764,16 @@ def test_priority_or_timeout_other_than_an_integer_from_0_is_rejected(name, valu
     assert message == f"parameters.{name} is {found}, expected an integer of at least 0"
 
 
+LARGE = {"inputs": [VALID | {"shape": [2000], "data": [0.123456789] * 2000}]}
+
+
 def test_invalid_timeout_of_a_large_request_gets_the_same_message():
-    values = [0.123456789] * 2000
-    request = {"inputs": [VALID | {"shape": [2000], "data": values}], "parameters": {"timeout": -1}}
-    assert refusal(request) == "parameters.timeout is -1, expected an integer of at least 0"
+    message = refusal(LARGE | {"parameters": {"timeout": -1}})
+    assert message == "parameters.timeout is -1, expected an integer of at least 0"
 
 
 def test_large_request_keeps_its_timeout():
-    values = [0.123456789] * 2000
-    request = {"inputs": [VALID | {"shape": [2000], "data": values}], "parameters": {"timeout": 7, "priority": 2}}
-    assert decode(request).timeout_us == 7
+    assert decode(LARGE | {"parameters": {"timeout": 7, "priority": 2}}).timeout_us == 7
 
 
 @pytest.mark.parametrize(
@@ -835,12 +805,5 @@ def test_input_in_shared_memory_is_rejected(item):
 
 
 def test_output_in_shared_memory_is_rejected():
-    output = {"name": "y", "parameters": {"shared_memory_region": "region", "shared_memory_byte_size": 4}}
-    assert refusal({"inputs": [VALID], "outputs": [output]}) == f"outputs[0] 'y': {NO_SHARED_MEMORY}"
-
-
-def test_unknown_input_is_rejected_before_its_elements_are_counted():
-    model = ModelMetadata("m", "1", {"x": TensorMetadata("x", "FP32", (ANY,))}, {})
-    body = json.dumps({"inputs": [{"name": "y", "shape": [784], "datatype": "FP32", "data": [0]}]}).encode()
-    with pytest.raises(InvalidRequestError, match="input 'y' is unknown to model 'm', whose inputs are 'x'"):
-        decode_request(memoryview(body), model=model)
+    message = refusal(output_of({"shared_memory_region": "region", "shared_memory_byte_size": 4}))
+    assert message == f"outputs[0] 'y': {NO_SHARED_MEMORY}"

@@ -120,9 +120,7 @@ def reference(value):
 
 texts = st.text(st.sampled_from('\\\\\\"{}[]:,a'), max_size=12)
 values = st.recursive(
-    st.none() | st.integers() | texts,
-    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
-    max_leaves=30,
+    st.none() | st.integers() | texts, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=30
 )
 
 

@@ -158,16 +158,11 @@ def test_invalid_large_request_gets_the_message_of_a_small_one():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_wire_case_becomes_the_same_array(case):
-    item = {"name": "x", "shape": case.shape, "datatype": case.datatype, "data": case.data}
-    assert is_numeric({"inputs": [item]}) == (case.datatype in NUMERIC)
+    assert is_numeric({"inputs": [case.input(data=case.data)]}) == (case.datatype in NUMERIC)
 
 
 def test_numeric_wire_cases_become_the_same_arrays_in_one_request():
-    items = [
-        {"name": case.name, "shape": case.shape, "datatype": case.datatype, "data": case.data}
-        for case in CASES
-        if case.datatype in NUMERIC
-    ]
+    items = [case.input(name=case.name, data=case.data) for case in CASES if case.datatype in NUMERIC]
     assert is_numeric({"inputs": items})
 
 

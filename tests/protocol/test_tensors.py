@@ -19,8 +19,7 @@ def test_dim_is_written_as_in_the_configuration(dim, text, size):
 
 
 @pytest.mark.parametrize(
-    ("dim", "sizes"),
-    [(THREE, {3}), (ANY, {0, 1, 2, 3, 9}), (Dim(1, 3), {1, 2, 3}), (Dim(2, None), {2, 3, 9})],
+    ("dim", "sizes"), [(THREE, {3}), (ANY, {0, 1, 2, 3, 9}), (Dim(1, 3), {1, 2, 3}), (Dim(2, None), {2, 3, 9})]
 )
 def test_dim_holds_the_sizes_in_its_range(dim, sizes):
     assert {size for size in (0, 1, 2, 3, 9) if dim.holds(size)} == sizes

@@ -171,14 +171,7 @@ def test_uint8_for_an_input_of_strings_is_rejected():
 
 @pytest.mark.parametrize(
     "dims",
-    [
-        (ANY, ANY),
-        (TWO, ANY),
-        (ANY, FIVE),
-        (TWO, FIVE),
-        (Dim(1, 2), Dim(5, 9)),
-        (Dim(2, None), Dim(0, 5)),
-    ],
+    [(ANY, ANY), (TWO, ANY), (ANY, FIVE), (TWO, FIVE), (Dim(1, 2), Dim(5, 9)), (Dim(2, None), Dim(0, 5))],
     ids=["dynamic", "static rows", "static width", "static", "ranged", "open ranges"],
 )
 def test_strings_for_a_uint8_matrix_become_rows_of_longest_plus_one(dims):

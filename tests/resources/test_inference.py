@@ -442,11 +442,7 @@ def test_an_inference_is_counted_with_its_times_batch_and_sizes():
     counted = model.counters.read()
     assert (counted.success.count, failures_of(model)) == (1, {})
     assert counted.queue.ns >= 10**9
-    assert (counted.inference_count, counted.request_bytes, counted.response_bytes) == (
-        3,
-        len(body),
-        len(answer.body),
-    )
+    assert (counted.inference_count, counted.request_bytes, counted.response_bytes) == (3, len(body), len(answer.body))
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,7 @@ def test_model_metadata_is_returned(target):
         "versions": ["1"],
         "platform": "OpenVINO",
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}],
-        "outputs": [
-            {"name": "n", "datatype": "INT64", "shape": [1]},
-            {"name": "y", "datatype": "FP32", "shape": [-1]},
-        ],
+        "outputs": [{"name": "n", "datatype": "INT64", "shape": [1]}, {"name": "y", "datatype": "FP32", "shape": [-1]}],
     }
 
 

@@ -397,10 +397,7 @@ def unknown(name, nearest):
         (["ovms_streams", "ovms_streams"], {1: "'ovms_streams' is listed more than once"}),
         (
             ["ovms_stream", "ovms_responses", "ovms_infer_req_activ"],
-            {
-                0: unknown("ovms_stream", "ovms_streams"),
-                2: unknown("ovms_infer_req_activ", "ovms_infer_req_active"),
-            },
+            {0: unknown("ovms_stream", "ovms_streams"), 2: unknown("ovms_infer_req_activ", "ovms_infer_req_active")},
         ),
     ],
 )

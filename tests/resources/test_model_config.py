@@ -48,13 +48,7 @@ def test_model_is_described_completely(tmp_path):
             }
         ],
         "output": [
-            {
-                "name": "y",
-                "data_type": "TYPE_FP32",
-                "dims": [-1, 4],
-                "label_filename": "",
-                "is_shape_tensor": False,
-            }
+            {"name": "y", "data_type": "TYPE_FP32", "dims": [-1, 4], "label_filename": "", "is_shape_tensor": False}
         ],
         "instance_group": [{"name": "m", "kind": "KIND_CPU", "count": 2}],
         "default_model_filename": "model.xml",
