@@ -100,23 +100,23 @@ def test_packing_skips_bytes_outside_all_elements():
 @pytest.mark.parametrize(
     ("section", "count", "message"),
     [
-        (b"\0", 1, "x: the data ends after 1 of the 4 bytes that give the length of string 0"),
-        (b"\0\0\0", 1, "x: the data ends after 3 of the 4 bytes that give the length of string 0"),
-        (b"\1\0\0\0a\0\0", 2, "x: the data ends after 2 of the 4 bytes that give the length of string 1"),
-        (b"\1\0\0\0", 1, "x: the length of string 0 is 1 byte, but the data has only 0 left"),
-        (b"\0\0\0\0\3\0\0\0ab", 2, "x: the length of string 1 is 3 bytes, but the data has only 2 left"),
-        (b"\xff\xff\xff\xffab", 1, "x: the length of string 0 is 4294967295 bytes, but the data has only 2 left"),
-        (b"\0\0\0\x80ab", 1, "x: the length of string 0 is 2147483648 bytes, but the data has only 2 left"),
-        (b"", 1, "x: its shape needs 1 string, but the data has 0"),
-        (b"\1\0\0\0a", 3, "x: its shape needs 3 strings, but the data has 1"),
-        (b"\1\0\0\0a\0", 1, "x: its shape needs 1 string, which leaves 1 byte of the data unused"),
-        (b"\0\0\0\0\0\0\0\0", 1, "x: its shape needs 1 string, which leaves 4 bytes of the data unused"),
-        (b"\0", 0, "x: its shape needs 0 strings, which leaves 1 byte of the data unused"),
-        (b"", 2**200, f"x: its shape needs {2**200} strings, but the data has 0"),
+        (b"\0", 1, "the data ends after 1 of the 4 bytes that give the length of string 0"),
+        (b"\0\0\0", 1, "the data ends after 3 of the 4 bytes that give the length of string 0"),
+        (b"\1\0\0\0a\0\0", 2, "the data ends after 2 of the 4 bytes that give the length of string 1"),
+        (b"\1\0\0\0", 1, "the length of string 0 is 1 byte, but the data has only 0 left"),
+        (b"\0\0\0\0\3\0\0\0ab", 2, "the length of string 1 is 3 bytes, but the data has only 2 left"),
+        (b"\xff\xff\xff\xffab", 1, "the length of string 0 is 4294967295 bytes, but the data has only 2 left"),
+        (b"\0\0\0\x80ab", 1, "the length of string 0 is 2147483648 bytes, but the data has only 2 left"),
+        (b"", 1, "its shape needs 1 string, but the data has 0"),
+        (b"\1\0\0\0a", 3, "its shape needs 3 strings, but the data has 1"),
+        (b"\1\0\0\0a\0", 1, "its shape needs 1 string, which leaves 1 byte of the data unused"),
+        (b"\0\0\0\0\0\0\0\0", 1, "its shape needs 1 string, which leaves 4 bytes of the data unused"),
+        (b"\0", 0, "its shape needs 0 strings, which leaves 1 byte of the data unused"),
+        (b"", 2**200, f"its shape needs {2**200} strings, but the data has 0"),
     ],
 )
 def test_section_not_filled_by_its_elements_is_rejected(section, count, message):
-    assert refusal(unpack, memoryview(section), count, "x") == message
+    assert refusal(unpack, memoryview(section), count, "x") == f"x: {message}"
 
 
 # --- Matrices

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import re
 import tracemalloc
 import types
 import zlib
@@ -32,6 +31,13 @@ def chunked(body, **environ):
 
 def read(environ, limit=1000, header_length=None):
     return read_body(environ, limit, read_header_length(header_length).length)
+
+
+def refusal(error, environ, limit=1000):
+    """Return the message of the error for a body."""
+    with pytest.raises(error) as caught:
+        read(environ, limit)
+    return str(caught.value)
 
 
 def address(buffer):
@@ -132,9 +138,8 @@ def test_compressed_body_in_memory_is_decompressed():
 
 @pytest.mark.parametrize(("came", "length"), [(b"", 1), (b"abc", 5), (b"x" * 99, 100)])
 def test_body_that_ends_early_is_an_error(came, length):
-    with pytest.raises(InvalidRequestError) as caught:
-        read({"CONTENT_LENGTH": str(length), "wsgi.input": io.BytesIO(came)})
-    assert str(caught.value) == f"the body ended after {len(came)} of {length} bytes"
+    message = refusal(InvalidRequestError, {"CONTENT_LENGTH": str(length), "wsgi.input": io.BytesIO(came)})
+    assert message == f"the body ended after {len(came)} of {length} bytes"
 
 
 class Broken(io.BytesIO):
@@ -148,9 +153,8 @@ class Broken(io.BytesIO):
 
 @pytest.mark.parametrize("environ", [{"CONTENT_LENGTH": "5"}, {"HTTP_TRANSFER_ENCODING": "chunked"}])
 def test_error_of_the_stream_is_reported(environ):
-    with pytest.raises(InvalidRequestError) as caught:
-        read(environ | {"wsgi.input": Broken(b"abc")})
-    assert str(caught.value) == "the body could not be received: Invalid chunk size: b'x'"
+    message = refusal(InvalidRequestError, environ | {"wsgi.input": Broken(b"abc")})
+    assert message == "the body could not be received: Invalid chunk size: b'x'"
 
 
 # --- read_body: the limit
@@ -169,9 +173,7 @@ def test_body_may_be_as_large_as_the_limit(kind):
     ],
 )
 def test_body_over_the_limit_is_refused(environ, message):
-    with pytest.raises(BodyTooLargeError) as caught:
-        read(environ, limit=269)
-    assert str(caught.value) == message
+    assert refusal(BodyTooLargeError, environ, limit=269) == message
 
 
 def test_body_announced_over_the_limit_is_not_read():
@@ -212,16 +214,15 @@ def test_body_may_decompress_to_the_limit(encoding, compress):
 @kinds
 @compressions
 def test_body_that_decompresses_beyond_the_limit_is_refused(kind, encoding, compress):
-    with pytest.raises(BodyTooLargeError) as caught:
-        read(kind(compress(bytes(5001)), HTTP_CONTENT_ENCODING=encoding), limit=5000)
-    assert str(caught.value) == "the body decompresses to more than the 5000 bytes allowed"
+    message = refusal(BodyTooLargeError, kind(compress(bytes(5001)), HTTP_CONTENT_ENCODING=encoding), limit=5000)
+    assert message == "the body decompresses to more than the 5000 bytes allowed"
 
 
 @compressions
 def test_compressed_body_over_the_limit_is_refused(encoding, compress):
     body = compress(np.random.default_rng(0).bytes(200))
-    with pytest.raises(BodyTooLargeError, match=re.escape(f"the body has {len(body)} bytes, at most 100 are allowed")):
-        read(known(body, HTTP_CONTENT_ENCODING=encoding), limit=100)
+    message = refusal(BodyTooLargeError, known(body, HTTP_CONTENT_ENCODING=encoding), limit=100)
+    assert message == f"the body has {len(body)} bytes, at most 100 are allowed"
 
 
 @compressions
@@ -246,14 +247,9 @@ def test_decompression_bomb_is_not_inflated_beyond_the_limit(encoding, compress)
 @pytest.mark.parametrize(
     ("encoding", "compress"),
     [
-        ("gzip", gzipped),
-        ("GZIP", gzipped),
-        (" Gzip ", gzipped),
-        ("deflate", zlib.compress),
-        ("Deflate", zlib.compress),
-        ("identity", bytes),
-        ("Identity", bytes),
-        ("", bytes),
+        *(("gzip", gzipped), ("GZIP", gzipped), (" Gzip ", gzipped)),
+        *(("deflate", zlib.compress), ("Deflate", zlib.compress)),
+        *(("identity", bytes), ("Identity", bytes), ("", bytes)),
     ],
 )
 def test_encoded_body_is_decoded(kind, encoding, compress):
@@ -266,25 +262,15 @@ def test_body_may_decompress_to_nothing(encoding, compress):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "shown"),
+    "encoding",
     [
-        ("br", "br"),
-        ("zstd", "zstd"),
-        ("compress", "compress"),
-        ("BR", "br"),
-        ("gzip, deflate", "gzip, deflate"),
-        ("gzip,gzip", "gzip,gzip"),
-        ("identity, gzip", "identity, gzip"),
-        ("identity,identity", "identity,identity"),
-        ("gzip;q=1", "gzip;q=1"),
-        ("*", "*"),
-        (",", ","),
+        *("br", "zstd", "compress", "BR", "gzip, deflate", "gzip,gzip", "identity, gzip", "identity,identity"),
+        *("gzip;q=1", "*", ","),
     ],
 )
-def test_unsupported_encodings_and_lists_are_refused(encoding, shown):
-    with pytest.raises(UnsupportedEncodingError) as caught:
-        read(known(gzipped(DATA), HTTP_CONTENT_ENCODING=encoding))
-    assert str(caught.value) == f"unsupported Content-Encoding {shown!r}; supported: gzip, deflate, identity"
+def test_unsupported_encodings_and_lists_are_refused(encoding):
+    message = refusal(UnsupportedEncodingError, known(gzipped(DATA), HTTP_CONTENT_ENCODING=encoding))
+    assert message == f"unsupported Content-Encoding {encoding.lower()!r}; supported: gzip, deflate, identity"
 
 
 @pytest.mark.parametrize(
@@ -309,25 +295,22 @@ def test_broken_stream_is_an_error(encoding, body):
 @pytest.mark.parametrize("cut", [1, 5, 50])
 def test_stream_that_ends_early_is_an_error(encoding, compress, cut):
     body = compress(DATA)[:-cut]
-    with pytest.raises(InvalidRequestError) as caught:
-        read(known(body, HTTP_CONTENT_ENCODING=encoding))
-    assert str(caught.value) == f"the {encoding} stream of the body ends early, after {len(body)} bytes"
+    message = refusal(InvalidRequestError, known(body, HTTP_CONTENT_ENCODING=encoding))
+    assert message == f"the {encoding} stream of the body ends early, after {len(body)} bytes"
 
 
 @kinds
-@compressions
-def test_empty_body_is_not_a_compressed_stream(kind, encoding, compress):
-    with pytest.raises(InvalidRequestError) as caught:
-        read(kind(b"", HTTP_CONTENT_ENCODING=encoding))
-    assert str(caught.value) == f"the {encoding} stream of the body ends early, after 0 bytes"
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_empty_body_is_not_a_compressed_stream(kind, encoding):
+    message = refusal(InvalidRequestError, kind(b"", HTTP_CONTENT_ENCODING=encoding))
+    assert message == f"the {encoding} stream of the body ends early, after 0 bytes"
 
 
 @compressions
 @pytest.mark.parametrize("further", [b"x", b"\0", b"\x1f\x8b", pytest.param(gzipped(DATA), id="one more")])
 def test_bytes_after_the_stream_are_an_error(encoding, compress, further):
-    with pytest.raises(InvalidRequestError) as caught:
-        read(known(compress(DATA) + further, HTTP_CONTENT_ENCODING=encoding))
-    assert str(caught.value) == f"{len(further)} bytes follow the {encoding} stream of the body"
+    message = refusal(InvalidRequestError, known(compress(DATA) + further, HTTP_CONTENT_ENCODING=encoding))
+    assert message == f"{len(further)} bytes follow the {encoding} stream of the body"
 
 
 # --- Memory
@@ -360,9 +343,8 @@ def test_decompressed_body_is_in_memory_once(compressed):
 def test_large_bodies_survive_compression(encoding, compress, size, step):
     data = bytes(size) if not step else (bytes(range(0, 251, step)) * size)[:size]
     assert bytes(read(known(compress(data), HTTP_CONTENT_ENCODING=encoding), size)) == data
-    with pytest.raises(BodyTooLargeError) as caught:
-        read(known(compress(data), HTTP_CONTENT_ENCODING=encoding), size - 1)
-    assert str(caught.value) == f"the body decompresses to more than the {size - 1} bytes allowed"
+    message = refusal(BodyTooLargeError, known(compress(data), HTTP_CONTENT_ENCODING=encoding), size - 1)
+    assert message == f"the body decompresses to more than the {size - 1} bytes allowed"
 
 
 @pytest.mark.parametrize("announced", [0, 1, 2**32 - 1])
