@@ -3,26 +3,8 @@
 import pytest
 from fake_app import FakeRegistry, FakeServable, ask, client_of, doubler, failing, infer, make, request
 
+from ovms_rest import errors
 from ovms_rest.app import create_app
-from ovms_rest.errors import (
-    BodyTooLargeError,
-    BusyError,
-    DeadlineError,
-    EndingError,
-    ForbiddenError,
-    InferenceError,
-    InvalidConfigError,
-    InvalidRequestError,
-    LoadFailedError,
-    NoContentError,
-    NotFoundError,
-    NotReadyError,
-    ReloadError,
-    ServingError,
-    TryLaterError,
-    UnavailableError,
-    UnsupportedEncodingError,
-)
 from ovms_rest.resources.error_handlers import STATUSES, hand_on
 from ovms_rest.settings import Settings
 
@@ -43,26 +25,26 @@ class Failing:
 def respond(error, path="/fails", method="GET"):
     """Return the response of an application whose only route, /fails, raises an error."""
     client = client_of({"/fails": Failing(error)})
-    client.app.add_error_handler(TryLaterError, hand_on)
+    client.app.add_error_handler(errors.TryLaterError, hand_on)
     return client.simulate_request(method, path)
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (InvalidRequestError("reason"), 400),
-        (NotReadyError("reason"), 400),
-        (ForbiddenError("reason"), 403),
-        (NotFoundError("reason"), 404),
-        (BodyTooLargeError("reason"), 413),
-        (UnsupportedEncodingError("reason"), 415),
-        (InferenceError("reason"), 500),
-        (InvalidConfigError("reason"), 400),
-        (LoadFailedError("reason"), 412),
-        (UnavailableError("reason"), 503),
-        (ReloadError("reason"), 500),
-        (BusyError("reason"), 503),
-        (EndingError("reason"), 503),
+        (errors.InvalidRequestError("reason"), 400),
+        (errors.NotReadyError("reason"), 400),
+        (errors.ForbiddenError("reason"), 403),
+        (errors.NotFoundError("reason"), 404),
+        (errors.BodyTooLargeError("reason"), 413),
+        (errors.UnsupportedEncodingError("reason"), 415),
+        (errors.InferenceError("reason"), 500),
+        (errors.InvalidConfigError("reason"), 400),
+        (errors.LoadFailedError("reason"), 412),
+        (errors.UnavailableError("reason"), 503),
+        (errors.ReloadError("reason"), 500),
+        (errors.BusyError("reason"), 503),
+        (errors.EndingError("reason"), 503),
     ],
 )
 def test_error_has_its_status_and_its_message_as_json(error, status):
@@ -74,10 +56,10 @@ def test_error_has_its_status_and_its_message_as_json(error, status):
 @pytest.mark.parametrize(
     ("error", "header", "value"),
     [
-        (BusyError(""), "retry-after", "1"),
-        (DeadlineError(1, 2000), "retry-after", "1"),
-        (UnsupportedEncodingError(""), "accept-encoding", "gzip, deflate, identity"),
-        (EndingError(""), "retry-after", None),
+        (errors.BusyError(""), "retry-after", "1"),
+        (errors.DeadlineError(1, 2000), "retry-after", "1"),
+        (errors.UnsupportedEncodingError(""), "accept-encoding", "gzip, deflate, identity"),
+        (errors.EndingError(""), "retry-after", None),
     ],
 )
 def test_error_has_its_headers(error, header, value):
@@ -85,21 +67,21 @@ def test_error_has_its_headers(error, header, value):
 
 
 def test_every_error_has_a_status():
-    errors, found = [ServingError], set()
-    while errors:
-        found.update(subclasses := errors.pop().__subclasses__())
-        errors += subclasses
+    found, left = set(), [errors.ServingError]
+    while left:
+        found.update(subclasses := left.pop().__subclasses__())
+        left += subclasses
     assert found == STATUSES.keys()
 
 
 def test_error_without_content_is_204():
-    response = respond(NoContentError("no faces"))
+    response = respond(errors.NoContentError("no faces"))
     assert (response.status_code, response.content, "content-type" in response.headers) == (204, b"", False)
 
 
 def test_deferred_request_is_passed_on_to_the_worker():
-    with pytest.raises(TryLaterError):
-        respond(TryLaterError(lambda: True))
+    with pytest.raises(errors.TryLaterError):
+        respond(errors.TryLaterError(lambda: True))
 
 
 @pytest.mark.parametrize(

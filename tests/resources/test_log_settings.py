@@ -276,7 +276,8 @@ def test_other_loggers_are_left_alone(log_levels, tmp_path):
 
 
 @pytest.fixture
-def service(tmp_path):
+def own_service(tmp_path):
+    """A service whose levels a test may change."""
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
     # The log of `serve`: gunicorn appends to it, and reopens it at SIGUSR1.
     arguments = ("-w", "2", "--error-logfile", str(tmp_path / "service.log"))
@@ -312,10 +313,10 @@ def refusals(text):
     return {int(pid) for pid in re.findall(r"\[(\d+)\] \[DEBUG\] refused a request", text)}
 
 
-def test_change_applies_to_every_worker_immediately(service):
-    assert set_log(service, log_verbose_level=1) == {**AT_INFO, "log_verbose_level": 1}
-    refuse_in_every_worker(service, lambda: service.log)
-    answers = [service.get("/v2/logging").json()["log_verbose_level"] for _ in range(10)]
+def test_change_applies_to_every_worker_immediately(own_service):
+    assert set_log(own_service, log_verbose_level=1) == {**AT_INFO, "log_verbose_level": 1}
+    refuse_in_every_worker(own_service, lambda: own_service.log)
+    answers = [own_service.get("/v2/logging").json()["log_verbose_level"] for _ in range(10)]
     assert answers == [1] * 10
 
 
@@ -325,24 +326,24 @@ def test_default_level_writes_no_debug_lines(service):
     assert "[DEBUG]" not in service.log
 
 
-def test_change_applies_to_the_arbiter_and_survives_a_reload(service):
-    set_log(service, log_info=False, log_verbose_level=1)
-    length, old = len(service.log), set(service.workers())
-    service.signal(signal.SIGHUP)
-    service.wait_for(lambda: len(service.workers()) == 2 and not old & set(service.workers()))
-    assert "[INFO]" not in service.log[length:]
-    refuse_in_every_worker(service, lambda: service.log[length:])
-    assert service.get("/v2/logging").json() == {**AT_INFO, "log_info": False, "log_verbose_level": 1}
-    set_log(service, log_info=True)
-    service.signal(signal.SIGHUP)
-    service.wait_for(lambda: f"[{service.process.pid}] [INFO] Handling signal: hup" in service.log[length:])
+def test_change_applies_to_the_arbiter_and_survives_a_reload(own_service):
+    set_log(own_service, log_info=False, log_verbose_level=1)
+    length, old = len(own_service.log), set(own_service.workers())
+    own_service.signal(signal.SIGHUP)
+    own_service.wait_for(lambda: len(own_service.workers()) == 2 and not old & set(own_service.workers()))
+    assert "[INFO]" not in own_service.log[length:]
+    refuse_in_every_worker(own_service, lambda: own_service.log[length:])
+    assert own_service.get("/v2/logging").json() == {**AT_INFO, "log_info": False, "log_verbose_level": 1}
+    set_log(own_service, log_info=True)
+    own_service.signal(signal.SIGHUP)
+    own_service.wait_for(lambda: f"[{own_service.process.pid}] [INFO] Handling signal: hup" in own_service.log[length:])
 
 
-def test_change_applies_to_reopened_files(service, tmp_path):
-    set_log(service, log_format="ISO8601", log_verbose_level=1)
+def test_change_applies_to_reopened_files(own_service, tmp_path):
+    set_log(own_service, log_format="ISO8601", log_verbose_level=1)
     (tmp_path / "service.log").rename(tmp_path / "old.log")
-    service.signal(signal.SIGUSR1)
-    service.wait_for((tmp_path / "service.log").exists)
-    refuse_in_every_worker(service, lambda: service.log)
-    for line in service.log.splitlines():
+    own_service.signal(signal.SIGUSR1)
+    own_service.wait_for((tmp_path / "service.log").exists)
+    refuse_in_every_worker(own_service, lambda: own_service.log)
+    for line in own_service.log.splitlines():
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \[\d+\] \[", line)

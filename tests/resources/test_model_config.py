@@ -24,12 +24,8 @@ def describe(directory, model, options=None, compilation=None, workers=0):
 
 
 def test_model_is_described_completely(tmp_path):
-    compilation = Compilation(
-        "CPU",
-        {"NUM_STREAMS": 0, "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": "f32"},
-        shared=True,
-        reason="",
-    )
+    properties = {"NUM_STREAMS": 0, "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": "f32"}
+    compilation = Compilation("CPU", properties, shared=True, reason="")
     assert describe(tmp_path, model_zoo.relu(), compilation=compilation, workers=2) == {
         "name": "m",
         "platform": "OpenVINO",
@@ -42,9 +38,7 @@ def test_model_is_described_completely(tmp_path):
                 "data_type": "TYPE_FP32",
                 "dims": [-1, 4],
                 "format": "FORMAT_NONE",
-                "is_shape_tensor": False,
-                "allow_ragged_batch": False,
-                "optional": False,
+                **dict.fromkeys(("is_shape_tensor", "allow_ragged_batch", "optional"), False),
             }
         ],
         "output": [

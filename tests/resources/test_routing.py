@@ -248,9 +248,9 @@ def test_request_outside_script_name_is_404_and_keeps_its_connection(mounted):
         assert receive(connection).status == 200
 
 
-@pytest.mark.parametrize("path", ["/v2/health/live", "/apiv2/health/live?%2"])
-def test_gunicorns_own_workers_respond_404_outside_script_name(tmp_path, path):
+def test_gunicorns_own_workers_respond_404_outside_script_name(tmp_path):
     with serve(tmp_path, "-w", "1", "-k", "sync", config=slow_models.save(tmp_path), SCRIPT_NAME="/api") as service:
-        assert service.get(path).status == 404
-        assert service.get("/api/v2/health/live/").status == 200
+        for path in ("/v2/health/live", "/apiv2/health/live?%2"):
+            assert service.get(path).status == 404
+            assert service.get("/api/v2/health/live/").status == 200
         assert "Traceback" not in service.log

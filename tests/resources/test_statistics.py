@@ -13,6 +13,8 @@ from ovms_rest.resources.statistics import Statistics
 from ovms_rest.shared_memory.counters import BATCH_SIZES, Counters
 
 NOTHING = {"count": 0, "ns": 0}
+COMPUTE = ("compute_input", "compute_infer", "compute_output")
+TIMES = ("success", "fail", "queue", *COMPUTE, "cache_hit", "cache_miss")
 
 
 class Model:
@@ -50,20 +52,16 @@ def test_unused_model_has_zeros():
                 "last_inference": 0,
                 "inference_count": 0,
                 "execution_count": 0,
-                "inference_stats": {
-                    "success": NOTHING,
-                    "fail": NOTHING,
-                    "queue": NOTHING,
-                    "compute_input": NOTHING,
-                    "compute_infer": NOTHING,
-                    "compute_output": NOTHING,
-                    "cache_hit": NOTHING,
-                    "cache_miss": NOTHING,
-                },
+                "inference_stats": dict.fromkeys(TIMES, NOTHING),
                 "batch_stats": [],
             }
         ]
     }
+
+
+def computed(count, *times):
+    """Return the entries of the times before, during and after inferences."""
+    return {key: {"count": count, "ns": ns} for key, ns in zip(COMPUTE, times, strict=True)}
 
 
 def test_counts_are_returned():
@@ -86,25 +84,13 @@ def test_counts_are_returned():
             "success": {"count": 3, "ns": 12963},
             "fail": {"count": 2, "ns": 15},
             "queue": {"count": 3, "ns": 3},
-            "compute_input": {"count": 3, "ns": 60},
-            "compute_infer": {"count": 3, "ns": 900},
-            "compute_output": {"count": 3, "ns": 12000},
+            **computed(3, 60, 900, 12000),
             "cache_hit": NOTHING,
             "cache_miss": NOTHING,
         },
         "batch_stats": [
-            {
-                "batch_size": 1,
-                "compute_input": {"count": 1, "ns": 20},
-                "compute_infer": {"count": 1, "ns": 300},
-                "compute_output": {"count": 1, "ns": 4000},
-            },
-            {
-                "batch_size": 8,
-                "compute_input": {"count": 2, "ns": 40},
-                "compute_infer": {"count": 2, "ns": 600},
-                "compute_output": {"count": 2, "ns": 8000},
-            },
+            {"batch_size": 1, **computed(1, 20, 300, 4000)},
+            {"batch_size": 8, **computed(2, 40, 600, 8000)},
         ],
     }
 
@@ -114,8 +100,7 @@ def test_counts_compared_by_perf_analyzer_are_equal_with_many_batch_sizes():
     for size in range(BATCH_SIZES + 5):
         counters.of("m", "1").record(0, 1, 1, 1, size)
     (shown,) = client.simulate_get("/v2/models/m/stats").json["model_stats"]
-    keys = ("success", "queue", "compute_input", "compute_infer", "compute_output")
-    assert {shown["inference_stats"][key]["count"] for key in keys} == {BATCH_SIZES + 5}
+    assert {shown["inference_stats"][key]["count"] for key in ("success", "queue", *COMPUTE)} == {BATCH_SIZES + 5}
     assert len(shown["batch_stats"]) == BATCH_SIZES
 
 
