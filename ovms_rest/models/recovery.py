@@ -17,7 +17,7 @@ from ovms_rest.models.shapes import Shape, ShapeError
 from ovms_rest.models.trial_shapes import choose_other_shapes, differs
 from ovms_rest.protocol.datatypes import BYTES, DATATYPES
 from ovms_rest.protocol.strings import BytesArray
-from ovms_rest.protocol.tensors import Array, Tensor, TensorMetadata, copy_array, memory_of, size_of
+from ovms_rest.protocol.tensors import Array, Tensor, TensorMetadata, copy_array, memory_of
 
 Arrays = Mapping[str, Array]
 
@@ -65,7 +65,7 @@ class Recovery:
         if any(self._shapes_of(example.arrays) == self.last for example in self._examples):
             return
         outputs = {name: tensor.array for name, tensor in tensors.items()}
-        size = sum(map(size_of, arrays.values())) + sum(map(size_of, outputs.values()))
+        size = sum(array.nbytes for array in (*arrays.values(), *outputs.values()))
         if len(self._examples) < _MAX_EXAMPLES and size <= _LARGEST_EXAMPLE:
             copies = [{name: copy_array(array) for name, array in each.items()} for each in (arrays, outputs)]
             self._examples.append(_Example(*copies))

@@ -22,7 +22,7 @@ from ovms_rest.pipelines.definition import DYNAMIC, MAX_COUNT
 from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Step, Wire
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray
-from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, batch_of, copy_array, memory_of, size_of
+from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, batch_of, copy_array, memory_of
 from ovms_rest.protocol.words import join
 from ovms_rest.shared_memory.statistics import FailureKind
 
@@ -232,7 +232,7 @@ def _stack(value: Value, array: Array, inputs: Arrays, session: int, sessions: i
 
 def _check_size(array: Array, sessions: int, label: str) -> None:
     """Raise InvalidRequestError if all sessions together need too much memory, judged by the first one."""
-    size = size_of(array)
+    size = array.nbytes
     if size * sessions > MAX_VALUE_BYTES:
         raise InvalidRequestError(
             f"{label}: {sessions} sessions of {size} bytes each exceed the limit of {MAX_VALUE_BYTES} bytes; "

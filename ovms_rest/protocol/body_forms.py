@@ -58,10 +58,9 @@ def explain_body(body: memoryview, header_length: int | None, model: ModelMetada
             "name, shape and datatype, and the header Inference-Header-Content-Length gives the length of that JSON"
         )
     if _URLENCODED.match(start):
-        return (
-            "it looks like the fields of a form, name=value; expected JSON such as "
-            f"{json.dumps({'inputs': [{'name': _first_input(model), 'shape': [1], 'datatype': 'FP32', 'data': [0]}]})}"
-        )
+        name = "INPUT" if model is None else next(iter(model.inputs), "INPUT")
+        example = json.dumps({"inputs": [{"name": name, "shape": [1], "datatype": "FP32", "data": [0]}]})
+        return f"it looks like the fields of a form, name=value; expected JSON such as {example}"
     return ""
 
 
@@ -131,7 +130,3 @@ def _is_binary(start: bytes) -> bool:
             return True
         text = start[: error.start].decode()
     return any(character < " " and character not in "\t\n\r" for character in text)
-
-
-def _first_input(model: ModelMetadata | None) -> str:
-    return next(iter(model.inputs), "INPUT") if model is not None else "INPUT"

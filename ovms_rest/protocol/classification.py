@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.datatypes import BYTES
-from ovms_rest.protocol.strings import BytesArray
+from ovms_rest.protocol.strings import MAX_BYTES, BytesArray
 from ovms_rest.protocol.tensors import Tensor
 
 # In longer rows, the highest values are partitioned off before they are sorted: 31 ms instead of 760 ms for five
@@ -17,9 +17,7 @@ from ovms_rest.protocol.tensors import Tensor
 _MANY = 16_384
 # numpy sorts these more slowly than FP32, which holds all of their values.
 _HALVES = frozenset({"FP16", "BF16"})
-# The offsets of a `BytesArray` end here. A string has up to 317 characters (of the lowest FP64), an index, and its
-# label. _FEW strings always fit.
-_MAX_BYTES = 2**31 - 1
+# A string has up to 317 characters (of the lowest FP64), an index, and its label. _FEW strings always fit.
 _LONGEST = 340
 # A string costs 1.2 us and 350 bytes until it is sent: five million blocked a worker for 7 s.
 _MAX_STRINGS = 2**20
@@ -43,7 +41,7 @@ def classify(tensor: Tensor, k: int, labels: Sequence[str]) -> Tensor:
     count = rows * k
     if count > _FEW:
         longest = _LONGEST + 4 * max(map(len, labels), default=0)
-        most = min(_MAX_STRINGS, _MAX_BYTES // longest)
+        most = min(_MAX_STRINGS, MAX_BYTES // longest)
         if count > most:
             raise InvalidRequestError(
                 f"output {tensor.name!r}: parameters.classification asks for {count} strings of up to {longest} bytes, "

@@ -102,36 +102,24 @@ def _float(name: str, dtype: type, row: type[Datatype] = Datatype) -> Datatype:
     )
 
 
-DATATYPES: Mapping[str, Datatype] = MappingProxyType(
-    {
-        row.name: row
-        for row in (
-            Datatype(
-                BOOL,
-                np.dtype(np.bool_),
-                np.dtype(np.bool_),
-                frozenset({bool}),
-                "true or false",
-                "true or false",
-                len("true"),
-                len("false"),
-            ),
-            _integer("INT8", np.int8),
-            _integer("INT16", np.int16),
-            _integer("INT32", np.int32),
-            _integer("INT64", np.int64),
-            _integer(UINT8, np.uint8),
-            _integer("UINT16", np.uint16),
-            _integer("UINT32", np.uint32),
-            _integer("UINT64", np.uint64),
-            _float("FP16", np.float16),
-            _float("BF16", ml_dtypes.bfloat16, _BFloat16),
-            _float("FP32", np.float32),
-            _float("FP64", np.float64),
-        )
-    }
+_BOOL = np.dtype(np.bool_)
+_EITHER = "true or false"
+_ROWS = (
+    Datatype(BOOL, _BOOL, _BOOL, frozenset({bool}), _EITHER, _EITHER, len("true"), len("false")),
+    _integer("INT8", np.int8),
+    _integer("INT16", np.int16),
+    _integer("INT32", np.int32),
+    _integer("INT64", np.int64),
+    _integer(UINT8, np.uint8),
+    _integer("UINT16", np.uint16),
+    _integer("UINT32", np.uint32),
+    _integer("UINT64", np.uint64),
+    _float("FP16", np.float16),
+    _float("BF16", ml_dtypes.bfloat16, _BFloat16),
+    _float("FP32", np.float32),
+    _float("FP64", np.float64),
 )
-
+DATATYPES: Mapping[str, Datatype] = MappingProxyType({row.name: row for row in _ROWS})
 DATATYPE_NAMES: tuple[str, ...] = (*DATATYPES, BYTES)
 
 

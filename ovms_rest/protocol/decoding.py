@@ -139,14 +139,8 @@ def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMeta
         if model is not None:
             _check_names(root.get("inputs"), model)
         raise
-    return InferenceRequest(
-        inputs=inputs,
-        outputs=_decode_outputs(root, binary_output),
-        binary_output=binary_output,
-        id=request_id,
-        parameters=parameters,
-        timeout_us=timeout_us,
-    )
+    outputs = _decode_outputs(root, binary_output)
+    return InferenceRequest(inputs, outputs, binary_output, request_id, parameters, timeout_us)
 
 
 def decode_raw_request(body: memoryview, inputs: Mapping[str, TensorMetadata]) -> InferenceRequest:
@@ -377,7 +371,9 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
         if datatype == BYTES:
             strings += math.prod(shape)
             if strings > MAX_ELEMENTS:
-                _refuse_strings(strings, label)
+                raise InvalidRequestError(
+                    f"{label}: the request has {strings} strings up to here, at most {MAX_ELEMENTS} are allowed"
+                )
         size = None
         if "parameters" in item:
             parameters = _decode_parameters(item, label)
@@ -400,12 +396,6 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
             f"{len(binary_part)} instead of {len(binary_part) - len(rest)}"
         )
     return tuple(tensors)
-
-
-def _refuse_strings(count: int, label: object) -> NoReturn:
-    raise InvalidRequestError(
-        f"{label}: the request has {count} strings up to here, at most {MAX_ELEMENTS} are allowed"
-    )
 
 
 class _Label:

@@ -48,8 +48,7 @@ def _encode_json(tensor: Tensor) -> Any:
     """Return the elements for orjson, which writes shortest floats and null for NaN (protocol/README.md section 5)."""
     if isinstance(tensor.array, BytesArray):
         return _encode_strings(tensor.name, tensor.array)
-    flat = np.ascontiguousarray(tensor.array).reshape(-1)
-    return DATATYPES[tensor.datatype].widen(flat)
+    return DATATYPES[tensor.datatype].widen(np.ascontiguousarray(tensor.array).reshape(-1))
 
 
 def _encode_strings(name: str, array: BytesArray) -> list[str]:

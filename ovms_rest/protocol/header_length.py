@@ -25,16 +25,13 @@ class HeaderLength(NamedTuple):
         if self.text is None:
             return None
         if not self.is_valid:
-            raise InvalidRequestError(
-                f"Inference-Header-Content-Length is {show(self.text)}, "
-                "expected one integer from 0 to the body's length"
-            )
+            raise self._error("expected one integer from 0 to the body's length")
         if self.length > body_size:
-            raise InvalidRequestError(
-                f"Inference-Header-Content-Length is {show(self.text)}, "
-                f"but the body has only {count_of(body_size, 'byte')}"
-            )
+            raise self._error(f"but the body has only {count_of(body_size, 'byte')}")
         return self.length
+
+    def _error(self, reason: str) -> InvalidRequestError:
+        return InvalidRequestError(f"Inference-Header-Content-Length is {show(self.text)}, {reason}")
 
 
 _MISSING = HeaderLength()

@@ -12,7 +12,7 @@ import numpy as np
 import simdjson
 from numpy.typing import NDArray
 
-from ovms_rest.protocol.datatypes import DATATYPES, Datatype
+from ovms_rest.protocol.datatypes import DATATYPES
 
 # A JSON array inside simdjson. While one lives, its parser cannot parse anything else.
 NumberArray = simdjson.Array
@@ -55,9 +55,8 @@ def parse_numeric(part: memoryview, max_depth: int) -> dict[str, Any]:
     Raises UnsuitedError for invalid JSON, for anything but an object with an array of objects as `inputs`, for nesting
     deeper than `max_depth` levels, for repeated keys and for integers of more than 64 bits.
     """
-    if bytes(part[:3]) == _BYTE_ORDER_MARK:  # which simdjson skips
-        raise UnsuitedError
-    if not is_shallow(np.frombuffer(part, np.uint8), max_depth):
+    skips_mark = bytes(part[:3]) == _BYTE_ORDER_MARK  # simdjson would
+    if skips_mark or not is_shallow(np.frombuffer(part, np.uint8), max_depth):
         raise UnsuitedError
     root = _members(_parse(part))
     inputs = [_input(item) for item in _items(root.pop("inputs", None))]
@@ -79,16 +78,12 @@ def to_array(numbers: NumberArray, datatype: str, shape: tuple[int, ...]) -> NDA
         raise UnsuitedError from error
     if len(values) != math.prod(shape):
         raise UnsuitedError
-    return _narrow(values, row).reshape(shape)
-
-
-def _narrow(values: NDArray[Any], datatype: Datatype) -> NDArray[Any]:
     with np.errstate(over="ignore"):
-        array = datatype.narrow(values)
-    fits = np.isfinite(array) if float in datatype.json_types else array == values
+        array = row.narrow(values)
+    fits = np.isfinite(array) if float in row.json_types else array == values
     if not fits.all():
         raise UnsuitedError
-    return array
+    return array.reshape(shape)
 
 
 # --- From simdjson's values to Python's

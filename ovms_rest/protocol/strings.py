@@ -2,7 +2,7 @@
 
 import struct
 from array import array
-from collections.abc import Iterable, MutableSequence, Sequence
+from collections.abc import Iterable, MutableSequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -53,15 +53,11 @@ class BytesArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The dims, as of an ndarray."""
-        shape: tuple[int, ...] = self.begins.shape
-        return shape
+        return self.begins.shape
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the three tensors."""
-        size: int = self.begins.nbytes + self.ends.nbytes + self.symbols.nbytes
-        return size
+        return self.begins.nbytes + self.ends.nbytes + self.symbols.nbytes
 
     def elements(self) -> list[bytes]:
         """Return the elements in row-major order."""
@@ -145,5 +141,4 @@ def to_matrix(array: BytesArray, label: str) -> NDArray[np.uint8]:
 
 def from_matrix(matrix: NDArray[np.uint8]) -> BytesArray:
     """Return UINT8 rows [n, width] as n strings, each up to its first NUL, the reverse of `to_matrix`."""
-    rows: Sequence[bytes] = [row.tobytes().partition(b"\0")[0] for row in matrix]
-    return BytesArray.of(rows, (len(rows),))
+    return BytesArray.of((row.tobytes().partition(b"\0")[0] for row in matrix), (len(matrix),))

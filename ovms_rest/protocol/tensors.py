@@ -27,11 +27,6 @@ def memory_of(array: Array) -> tuple[NDArray[Any], ...]:
     return (array.begins, array.ends, array.symbols) if isinstance(array, BytesArray) else (array,)
 
 
-def size_of(array: Array) -> int:
-    """Return the bytes of memory that an array takes."""
-    return sum(part.nbytes for part in memory_of(array))
-
-
 def copy_array(array: Array) -> Array:
     """Return an array with memory of its own."""
     if isinstance(array, BytesArray):
@@ -52,7 +47,6 @@ class Tensor(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The dims."""
         return self.array.shape
 
 

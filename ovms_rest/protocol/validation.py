@@ -1,6 +1,6 @@
 """Checks whether a request fits a model, and the arrays for the model's inputs."""
 
-from collections.abc import Iterable, Mapping
+from functools import partial
 
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.classification import refuse_strings
@@ -9,6 +9,7 @@ from ovms_rest.protocol.strings import BytesArray, measure_matrix, to_matrix
 from ovms_rest.protocol.tensors import Array, InferenceRequest, ModelMetadata, RequestedOutput, Tensor, TensorMetadata
 from ovms_rest.protocol.words import count_of, join, list_names, quote
 
+_names = partial(list_names, most=20)
 # The datatypes in the spelling of a model's configuration.
 _PRECISIONS = {name: name.lower() for name in DATATYPES if name != BOOL}
 
@@ -85,9 +86,8 @@ def _fit(tensor: Tensor, expected: TensorMetadata) -> Array:
 
 def _suggest_precision(tensor: Tensor, expected: TensorMetadata) -> str:
     """Return a hint at the setting that would have OpenVINO convert the numbers, "" without one."""
-    if expected.origin is None or not expected.origin.has_precision:
-        return ""
-    if tensor.datatype not in _PRECISIONS or expected.datatype not in _PRECISIONS:
+    is_number = _PRECISIONS.keys() >= {tensor.datatype, expected.datatype}
+    if expected.origin is None or not expected.origin.has_precision or not is_number:
         return ""
     return (
         f'; "precision": "{_PRECISIONS[tensor.datatype]}:{_PRECISIONS[expected.datatype]}" in the configuration of the '
@@ -125,7 +125,3 @@ def _fit_strings(tensor: Tensor, strings: BytesArray, expected: TensorMetadata) 
             f"{count_of(shape[1] - 1, 'byte')}), the model takes {expected.describe_shape()}"
         )
     return to_matrix(strings, label)
-
-
-def _names(names: Mapping[str, object] | Iterable[str]) -> str:
-    return list_names(names, most=20)

@@ -79,16 +79,12 @@ _COMMENT = re.compile(r"\s*(//|/\*|#)")
 
 def explain_json_error(text: str, error: ValueError) -> str:
     """Return what is wrong with a text that orjson refused with this error, with a hint if it is a comment."""
-    comment = _COMMENT.match(text, _find_json_error(text))
-    return f"{comment[1]} begins a comment, which JSON does not have: {error}" if comment else str(error)
-
-
-def _find_json_error(text: str) -> int:
-    """Return where Python's JSON parser stops: at the value or comma that it expected."""
+    place = len(text)
     try:
         json.loads(text)
-    except json.JSONDecodeError as error:
-        return error.pos
+    except json.JSONDecodeError as found:
+        place = found.pos  # of the value or comma that Python's parser expected
     except RecursionError:
         pass
-    return len(text)
+    comment = _COMMENT.match(text, place)
+    return f"{comment[1]} begins a comment, which JSON does not have: {error}" if comment else str(error)
