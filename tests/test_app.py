@@ -202,19 +202,14 @@ ERRORS = [
 errors = pytest.mark.parametrize(("status", "cause"), [case[1:] for case in ERRORS], ids=[case[0] for case in ERRORS])
 
 
-@pytest.fixture
-def faulty():
-    """Make an application with these settings in which every error can occur."""
-
-    def faulty(**settings):
-        servables = (doubler(), failing(InferenceError("failed"), "failing"), failing(RuntimeError("private"), "buggy"))
-        return make(*servables, reason="not ready", max_body_bytes=1000, **settings)
-
-    return faulty
+def faulty(**settings):
+    """Return an application in which every error can occur."""
+    servables = (doubler(), failing(InferenceError("failed"), "failing"), failing(RuntimeError("private"), "buggy"))
+    return make(*servables, reason="not ready", max_body_bytes=1000, **settings)
 
 
 @errors
-def test_every_error_is_json(faulty, status, cause):
+def test_every_error_is_json(status, cause):
     answer = cause(faulty())
     assert (answer.status, answer.headers["content-type"]) == (status, "application/json")
     assert answer.headers["content-length"] == str(len(answer.body))
@@ -231,7 +226,7 @@ def test_only_inference_responses_are_compressed(target):
 
 
 @errors
-def test_errors_are_not_compressed(faulty, status, cause):
+def test_errors_are_not_compressed(status, cause):
     def app(environ, start_response):
         return faulty(response_compression=True)(environ | {"HTTP_ACCEPT_ENCODING": "gzip"}, start_response)
 
@@ -259,13 +254,13 @@ def cors_headers(answer):
 
 
 @every_answer
-def test_cors_is_disabled_by_default(faulty, status, cause):
+def test_cors_is_disabled_by_default(status, cause):
     answer = cause(faulty(allow_credentials=True, allowed_methods="GET", allowed_headers="X"))
     assert (answer.status, cors_headers(answer)) == (status, {})
 
 
 @every_answer
-def test_cors_headers_are_on_every_response_when_origins_are_set(faulty, status, cause):
+def test_cors_headers_are_on_every_response_when_origins_are_set(status, cause):
     answer = cause(faulty(allowed_origins="*"))
     assert answer.status == status
     assert cors_headers(answer) == {

@@ -38,10 +38,15 @@ def decode_inputs(*items, binary=None):
     return [tensor.array for tensor in decode({"inputs": items}, binary).inputs]
 
 
-def refusal(root, binary=None):
+def refused(function, *arguments, **keys):
+    """Return the message of the InvalidRequestError that a call raises."""
     with pytest.raises(InvalidRequestError) as caught:
-        decode(root, binary)
+        function(*arguments, **keys)
     return str(caught.value)
+
+
+def refusal(root, binary=None):
+    return refused(decode, root, binary)
 
 
 def refusal_of_input(item, binary=None):

@@ -95,8 +95,6 @@ def speaker(element):
 
 
 def failing(error, name="m"):
-    """Return a model whose inference fails."""
-
     def infer(arrays):
         raise error
 

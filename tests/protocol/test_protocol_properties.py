@@ -21,7 +21,6 @@ DATATYPES = [*DTYPES, "BYTES"]
 
 
 def outcome(function, *arguments):
-    """Return the result or the InvalidRequestError of a call."""
     try:
         return function(*arguments)
     except InvalidRequestError as error:
@@ -151,7 +150,6 @@ def tensors(draw):
 
 
 def joined(elements):
-    """Return a binary BYTES tensor."""
     return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
 
 

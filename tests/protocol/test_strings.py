@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from decoded_requests import refused
 
-from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.strings import BytesArray, from_matrix, pack, to_matrix, unpack
 
 LISTS = {
@@ -15,12 +15,6 @@ LISTS = {
     "no UTF-8": [b"\xff\xfe", b"\x80"],
     "long": [b"x" * 70_000, b"y"],
 }
-
-
-def refusal(function, *arguments):
-    with pytest.raises(InvalidRequestError) as caught:
-        function(*arguments)
-    return str(caught.value)
 
 
 # --- BytesArray
@@ -116,7 +110,7 @@ def test_packing_skips_bytes_outside_all_elements():
     ],
 )
 def test_section_not_filled_by_its_elements_is_rejected(section, count, message):
-    assert refusal(unpack, memoryview(section), count, "x") == f"x: {message}"
+    assert refused(unpack, memoryview(section), count, "x") == f"x: {message}"
 
 
 # --- Matrices
@@ -145,7 +139,7 @@ def test_matrix_without_strings_has_no_rows():
 
 def test_matrix_of_more_than_1_gib_is_rejected():
     """A single long string widens all rows."""
-    message = refusal(to_matrix, BytesArray.of([b"x" * 32_768, *[b""] * 32_767], (32_768,)), "x")
+    message = refused(to_matrix, BytesArray.of([b"x" * 32_768, *[b""] * 32_767], (32_768,)), "x")
     assert message == (
         "x: 32768 strings, the longest of 32768 bytes, make a matrix of 1073774592 bytes, "
         "at most 1073741824 are allowed"

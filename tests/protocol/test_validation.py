@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from decoded_requests import refused
 
-from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import (
     Dim,
@@ -48,9 +48,7 @@ def validate(metadata, *tensors):
 
 
 def refusal(metadata, *tensors):
-    with pytest.raises(InvalidRequestError) as caught:
-        validate(metadata, *tensors)
-    return str(caught.value)
+    return refused(validate, metadata, *tensors)
 
 
 def requested(*outputs, binary=False):
@@ -58,9 +56,7 @@ def requested(*outputs, binary=False):
 
 
 def refusal_of_outputs(metadata, *outputs):
-    with pytest.raises(InvalidRequestError) as caught:
-        validate_outputs(requested(*outputs), metadata)
-    return str(caught.value)
+    return refused(validate_outputs, requested(*outputs), metadata)
 
 
 # --- Inputs

@@ -63,8 +63,6 @@ compressions = pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzipp
 
 
 class Trickle(io.BytesIO):
-    """A stream that gives three bytes at a time."""
-
     def read(self, size):
         return super().read(min(size, 3))
 
@@ -189,8 +187,6 @@ def test_huge_announced_body_is_refused_without_allocation():
 
 
 class Endless:
-    """A stream that never ends."""
-
     given = 0
 
     def read(self, size):

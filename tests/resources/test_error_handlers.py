@@ -13,8 +13,6 @@ PRIVATE = "/etc/private.key"
 
 
 class Failing:
-    """A resource that raises an error."""
-
     def __init__(self, error):
         self.error = error
 

@@ -47,7 +47,6 @@ def split(answer):
 
 
 def adder():
-    """Return a model with two inputs."""
     inputs = by_name(TensorMetadata("a", "FP32", (ONE,)), TensorMetadata("b", "FP32", (ONE,)))
     metadata = ModelMetadata("adder", "1", inputs, by_name(TensorMetadata("c", "FP32", (ONE,))))
     return FakeServable(metadata, lambda arrays: by_name(Tensor("c", "FP32", arrays["a"] + arrays["b"])))
