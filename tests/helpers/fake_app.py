@@ -70,28 +70,26 @@ class FakeRegistry:
             raise NotReadyError(self.reason)
 
 
+def servable(infer, inputs, outputs, name="m", version="1", **metadata):
+    """Return a model from its inference, and the datatype and dims of its tensors by name."""
+    tensors = [{key: TensorMetadata(key, *value) for key, value in each.items()} for each in (inputs, outputs)]
+    return FakeServable(ModelMetadata(name, version, *tensors, **metadata), infer)
+
+
 def doubler(name="m", version="1"):
     """Return a model with y = 2x and n, how many elements x has."""
-    metadata = ModelMetadata(
-        name,
-        version,
-        by_name(TensorMetadata("x", "FP32", (ANY,))),
-        by_name(TensorMetadata("n", "INT64", (ONE,)), TensorMetadata("y", "FP32", (ANY,))),
-    )
 
     def infer(arrays):
         x = arrays["x"]
         return by_name(Tensor("y", "FP32", x * 2), Tensor("n", "INT64", np.array([x.size], np.int64)))
 
-    return FakeServable(metadata, infer)
+    return servable(infer, {"x": ("FP32", (ANY,))}, {"n": ("INT64", (ONE,)), "y": ("FP32", (ANY,))}, name, version)
 
 
 def speaker(element):
     """Return a model with a constant output."""
-    outputs = by_name(TensorMetadata("text", "BYTES", (ONE,)))
-    metadata = ModelMetadata("speaker", "1", by_name(TensorMetadata("x", "FP32", (ANY,))), outputs)
     response = by_name(Tensor("text", "BYTES", BytesArray.of([element], (1,))))
-    return FakeServable(metadata, lambda arrays: response)
+    return servable(lambda arrays: response, {"x": ("FP32", (ANY,))}, {"text": ("BYTES", (ONE,))}, "speaker")
 
 
 def failing(error, name="m"):

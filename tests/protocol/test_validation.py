@@ -86,21 +86,11 @@ def test_shape_that_fits_is_accepted(dims, shape):
 @pytest.mark.parametrize(
     ("dims", "shape", "taken"),
     [
-        ((), (1,), "[]"),
-        ((ONE,), (), "[1]"),
-        ((TWO, THREE), (2, 4), "[2,3]"),
-        ((TWO, THREE), (3, 2), "[2,3]"),
-        ((TWO, THREE), (6,), "[2,3]"),
-        ((TWO, THREE), (1, 2, 3), "[2,3]"),
-        ((TWO, THREE), (0, 3), "[2,3]"),
-        ((Dim(0, 0),), (1,), "[0]"),
-        ((ANY, THREE), (2, 4), "[-1,3]"),
-        ((ANY, THREE), (3,), "[-1,3]"),
-        ((ANY, ANY), (1, 1, 1), "[-1,-1]"),
-        ((Dim(2, 4), ANY), (1, 1), "[2:4,-1]"),
-        ((Dim(2, 4), ANY), (5, 1), "[2:4,-1]"),
-        ((Dim(1, None),), (0,), "[1:]"),
-        ((Dim(0, 4),), (5,), "[0:4]"),
+        *(((), (1,), "[]"), ((ONE,), (), "[1]"), ((Dim(0, 0),), (1,), "[0]")),
+        *(((TWO, THREE), shape, "[2,3]") for shape in ((2, 4), (3, 2), (6,), (1, 2, 3), (0, 3))),
+        *(((ANY, THREE), (2, 4), "[-1,3]"), ((ANY, THREE), (3,), "[-1,3]"), ((ANY, ANY), (1, 1, 1), "[-1,-1]")),
+        *(((Dim(2, 4), ANY), (1, 1), "[2:4,-1]"), ((Dim(2, 4), ANY), (5, 1), "[2:4,-1]")),
+        *(((Dim(1, None),), (0,), "[1:]"), ((Dim(0, 4),), (5,), "[0:4]")),
     ],
 )
 def test_shape_that_does_not_fit_is_rejected(dims, shape, taken):
@@ -183,14 +173,9 @@ def test_trailing_nuls_count_for_the_width_of_a_matrix():
 @pytest.mark.parametrize(
     ("dims", "shape"),
     [
-        ((ANY, Dim(4, 4)), "[-1,4]"),
-        ((ANY, Dim(6, 6)), "[-1,6]"),
-        ((TWO, Dim(6, 6)), "[2,6]"),
-        ((THREE, FIVE), "[3,5]"),
-        ((ONE, ANY), "[1,-1]"),
-        ((Dim(3, 4), ANY), "[3:4,-1]"),
-        ((ANY, Dim(1, 4)), "[-1,1:4]"),
-        ((ANY, Dim(6, None)), "[-1,6:]"),
+        *(((ANY, Dim(4, 4)), "[-1,4]"), ((ANY, Dim(6, 6)), "[-1,6]"), ((TWO, Dim(6, 6)), "[2,6]")),
+        *(((THREE, FIVE), "[3,5]"), ((ONE, ANY), "[1,-1]"), ((Dim(3, 4), ANY), "[3:4,-1]")),
+        *(((ANY, Dim(1, 4)), "[-1,1:4]"), ((ANY, Dim(6, None)), "[-1,6:]")),
     ],
 )
 def test_strings_whose_matrix_does_not_fit_are_rejected(dims, shape):

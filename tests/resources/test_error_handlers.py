@@ -28,25 +28,17 @@ def respond(error, path="/fails", method="GET"):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
+    ("status", "error"),
     [
-        (errors.InvalidRequestError("reason"), 400),
-        (errors.NotReadyError("reason"), 400),
-        (errors.ForbiddenError("reason"), 403),
-        (errors.NotFoundError("reason"), 404),
-        (errors.BodyTooLargeError("reason"), 413),
-        (errors.UnsupportedEncodingError("reason"), 415),
-        (errors.InferenceError("reason"), 500),
-        (errors.InvalidConfigError("reason"), 400),
-        (errors.LoadFailedError("reason"), 412),
-        (errors.UnavailableError("reason"), 503),
-        (errors.ReloadError("reason"), 500),
-        (errors.BusyError("reason"), 503),
-        (errors.EndingError("reason"), 503),
+        *((400, error) for error in (errors.InvalidRequestError, errors.NotReadyError, errors.InvalidConfigError)),
+        *((403, errors.ForbiddenError), (404, errors.NotFoundError), (412, errors.LoadFailedError)),
+        *((413, errors.BodyTooLargeError), (415, errors.UnsupportedEncodingError)),
+        *((500, errors.InferenceError), (500, errors.ReloadError)),
+        *((503, error) for error in (errors.UnavailableError, errors.BusyError, errors.EndingError)),
     ],
 )
-def test_error_has_its_status_and_its_message_as_json(error, status):
-    response = respond(error)
+def test_error_has_its_status_and_its_message_as_json(status, error):
+    response = respond(error("reason"))
     assert (response.status_code, response.json) == (status, {"error": "reason"})
     assert response.headers["content-type"] == "application/json"
 

@@ -24,12 +24,13 @@ from fake_app import (
     make,
     received,
     request,
+    servable,
     speaker,
 )
 from falcon.testing import create_environ
 
 from ovms_rest.errors import BusyError, InferenceError, InvalidRequestError, NoContentError
-from ovms_rest.protocol.tensors import ModelMetadata, Tensor, TensorMetadata
+from ovms_rest.protocol.tensors import Tensor
 from ovms_rest.resources.inference import Infer
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.statistics import InferenceRecord
@@ -47,9 +48,10 @@ def split(answer):
 
 
 def adder():
-    inputs = by_name(TensorMetadata("a", "FP32", (ONE,)), TensorMetadata("b", "FP32", (ONE,)))
-    metadata = ModelMetadata("adder", "1", inputs, by_name(TensorMetadata("c", "FP32", (ONE,))))
-    return FakeServable(metadata, lambda arrays: by_name(Tensor("c", "FP32", arrays["a"] + arrays["b"])))
+    def infer(arrays):
+        return by_name(Tensor("c", "FP32", arrays["a"] + arrays["b"]))
+
+    return servable(infer, dict.fromkeys("ab", ("FP32", (ONE,))), {"c": ("FP32", (ONE,))}, "adder")
 
 
 def spy(seen):
@@ -265,11 +267,12 @@ def test_raw_body_that_does_not_fit_the_model_is_a_400(target, error):
 
 
 def classifier(labels=()):
-    """Make a model of two outputs of numbers that are the same as its input, with these labels."""
-    outputs = by_name(TensorMetadata("a", "FP32", (ANY,)), TensorMetadata("b", "FP32", (ANY,)))
-    inputs = by_name(TensorMetadata("x", "FP32", (ANY,)))
-    metadata = ModelMetadata("m", "1", inputs, outputs, labels=labels)
-    return FakeServable(metadata, lambda arrays: by_name(*(Tensor(name, "FP32", arrays["x"]) for name in "ab")))
+    """Return a model of two outputs of numbers that are the same as its input, with these labels."""
+
+    def infer(arrays):
+        return by_name(*(Tensor(name, "FP32", arrays["x"]) for name in "ab"))
+
+    return servable(infer, {"x": ("FP32", (ANY,))}, dict.fromkeys("ab", ("FP32", (ANY,))), labels=labels)
 
 
 def classes(name, count=1, **parameters):

@@ -3,11 +3,10 @@
 import falcon
 import orjson
 import pytest
-from fake_app import FakeServable, ask, by_name, doubler, make
+from fake_app import ask, doubler, make, servable
 from falcon.testing import create_req
 
 from ovms_rest import __version__
-from ovms_rest.protocol.tensors import ModelMetadata, TensorMetadata
 from ovms_rest.resources.metadata import ServerDescription
 
 
@@ -45,9 +44,8 @@ def test_model_metadata_is_returned(target):
 
 def test_model_metadata_has_the_rt_info():
     rt_info = {"model_info": {"labels": "cat dog", "nested": {"a": "1"}}}
-    inputs, outputs = by_name(TensorMetadata("x", "FP32", ())), by_name(TensorMetadata("y", "FP32", None))
-    metadata = ModelMetadata("m", "1", inputs, outputs, rt_info)
-    assert ask(make(FakeServable(metadata, None)), "GET", "/v2/models/m").json()["rt_info"] == rt_info
+    model = servable(None, {"x": ("FP32", ())}, {"y": ("FP32", None)}, rt_info=rt_info)
+    assert ask(make(model), "GET", "/v2/models/m").json()["rt_info"] == rt_info
 
 
 def test_a_request_for_the_metadata_of_a_model_is_counted():
