@@ -39,15 +39,16 @@ def name_image(data: memoryview) -> str:
 
 def explain_body(body: memoryview, header_length: int | None, model: ModelMetadata | None) -> str:
     """Return what a body is whose first `header_length` bytes (None: all) are not valid JSON, "" if that is unclear."""
+    inputs, name = (None, "MODEL") if model is None else (model.inputs, model.name)
     part = body if header_length is None else body[:header_length]
     end = _find_json(body)
     if end is not None and (end > len(part) or bytes(part[end : end + 256]).strip(_SPACE)):
         return _explain_length(end, len(body) - end, header_length)
     start = bytes(part[:256])
     if image := name_image(part):
-        return f"it is {image}; {_explain_image(model)}"
+        return f"it is {image}; {explain_image(inputs, name)}"
     if _MULTIPART.match(start):
-        return f"it is multipart/form-data, as `curl -F` sends it; {_explain_image(model)}"
+        return f"it is multipart/form-data, as `curl -F` sends it; {explain_image(inputs, name)}"
     if start.startswith(b"\x1f\x8b"):
         return "it is compressed by gzip; send the header 'Content-Encoding: gzip'"
     if start.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
@@ -58,14 +59,10 @@ def explain_body(body: memoryview, header_length: int | None, model: ModelMetada
             "name, shape and datatype, and the header Inference-Header-Content-Length gives the length of that JSON"
         )
     if _URLENCODED.match(start):
-        name = "INPUT" if model is None else next(iter(model.inputs), "INPUT")
-        example = json.dumps({"inputs": [{"name": name, "shape": [1], "datatype": "FP32", "data": [0]}]})
+        first = next(iter(inputs or ()), "INPUT")
+        example = json.dumps({"inputs": [{"name": first, "shape": [1], "datatype": "FP32", "data": [0]}]})
         return f"it looks like the fields of a form, name=value; expected JSON such as {example}"
     return ""
-
-
-def _explain_image(model: ModelMetadata | None) -> str:
-    return explain_image(None) if model is None else explain_image(model.inputs, model.name)
 
 
 def explain_image(inputs: Mapping[str, TensorMetadata] | None, model: str = "MODEL") -> str:

@@ -611,9 +611,10 @@ def test_numeric_request_with_replaced_bytes_has_the_same_outcome(body, place, l
     is_numeric(body[:place] + other + body[place + length :])
 
 
-@settings(deadline=None, max_examples=400)
-@given(requests | mutated(requests), st.binary(max_size=20))
-def test_mutated_request_has_the_same_outcome(root, binary):
+@settings(deadline=None, max_examples=900)
+@given(anything | requests | mutated(requests), st.binary(max_size=40))
+def test_any_json_or_mutated_request_has_the_same_outcome(root, binary):
+    is_numeric(root)
     is_numeric(root, binary)
 
 

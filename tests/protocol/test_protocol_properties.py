@@ -175,14 +175,6 @@ def test_any_bytes_are_rejected_or_decoded(body, header_length):
     assert isinstance(outcome(decode_request, memoryview(body), header_length), (InferenceRequest, InvalidRequestError))
 
 
-@settings(deadline=None, max_examples=900)
-@given(anything | requests | mutated(requests), st.binary(max_size=40))
-def test_any_json_or_mutated_request_is_rejected_or_decoded(root, binary):
-    head = json.dumps(root).encode()
-    for arguments in ((memoryview(head),), (memoryview(head + binary), len(head))):
-        assert isinstance(outcome(decode_request, *arguments), (InferenceRequest, InvalidRequestError))
-
-
 @settings(deadline=None, max_examples=300)
 @given(complete_requests())
 def test_complete_request_is_decoded(complete):
