@@ -20,13 +20,8 @@ from ovms_rest.protocol.words import (
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (ABSENT, "missing"),
-        (None, "null"),
-        (True, "a boolean"),
-        ("a", "a string"),
-        ([], "an array"),
-        ({}, "an object"),
-        (-1.5, "the number -1.5"),
+        *((ABSENT, "missing"), (None, "null"), (True, "a boolean"), ("a", "a string")),
+        *(([], "an array"), ({}, "an object"), (-1.5, "the number -1.5")),
     ],
 )
 def test_value_is_described_by_its_json_type(value, text):

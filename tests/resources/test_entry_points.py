@@ -37,18 +37,16 @@ def test_entry_points_allow_get_and_head_only(service, path):
 @pytest.mark.parametrize(
     ("path", "named"),
     [
-        ("/v1/models/x:predict", "/v2/models/{name}/infer"),
-        ("/v1/models/x/versions/1:classify", "/v2/models/{name}/infer"),
-        ("/v1/models/x", "/v2/models/{name}/ready"),
-        ("/v1/models/x/metadata", "/v2/models/{name}"),
-        ("/v3/chat/completions", "/v2/models/{name}/infer"),
-        ("/docs", "GET /"),
-        ("/openapi.json", "GET /"),
-        ("/health", "/v2/health/live"),
-        ("/v2/ready", "/v2/health/ready"),
-        ("/predictions/x", "/v2/models/{name}/infer"),
-        ("/invocations", "/v2/models/{name}/infer"),
-        ("/v2/models/x/predict", "/v2/models/{name}/infer"),
+        *(
+            (path, "/v2/models/{name}/infer")
+            for path in (
+                *("/v1/models/x:predict", "/v1/models/x/versions/1:classify", "/v3/chat/completions"),
+                *("/predictions/x", "/invocations", "/v2/models/x/predict"),
+            )
+        ),
+        *(("/v1/models/x", "/v2/models/{name}/ready"), ("/v1/models/x/metadata", "/v2/models/{name}")),
+        *(("/docs", "GET /"), ("/openapi.json", "GET /")),
+        *(("/health", "/v2/health/live"), ("/v2/ready", "/v2/health/ready")),
     ],
 )
 def test_paths_of_other_servers_name_the_route_to_use(service, path, named):

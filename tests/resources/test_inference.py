@@ -450,11 +450,8 @@ def test_an_inference_is_counted_with_its_times_batch_and_sizes():
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (InvalidRequestError(""), "invalid"),
-        (BusyError(""), "overload"),
-        (InferenceError(""), "failed"),
-        (RuntimeError(""), "failed"),
-        (MemoryError(), "failed"),
+        *((InvalidRequestError(""), "invalid"), (BusyError(""), "overload")),
+        *((error(""), "failed") for error in (InferenceError, RuntimeError, MemoryError)),
     ],
 )
 def test_a_failed_inference_is_counted_by_the_kind_of_its_error(error, kind):

@@ -84,19 +84,16 @@ def test_model_may_have_any_name_without_a_slash(name, raw):
 @pytest.mark.parametrize(
     ("method", "target", "status"),
     [
-        ("GET", "/v2/models/m%2Fready", 404),
-        ("GET", "/v2/models/m%2fready", 404),
+        *(
+            ("GET", f"/v2{target}", 404)
+            for target in (
+                *("/models/m%2Fready", "/models/m%2fready", "/models/m%2Fready?a=b", "/models/m%2Fversions%2F1"),
+                *("/models/m%2Fversions/1", "/models/m/versions/1%2Fready", "/models/%2Fm", "/models/m%2F"),
+                *("/models/m%2F/", "%2Fmodels/m"),
+            )
+        ),
         ("HEAD", "/v2/models/m%2Fready", 404),
-        ("GET", "/v2/models/m%2Fversions%2F1", 404),
-        ("GET", "/v2/models/m%2Fversions/1", 404),
-        ("GET", "/v2/models/m/versions/1%2Fready", 404),
-        ("GET", "/v2/models/%2Fm", 404),
-        ("GET", "/v2/models/m%2F", 404),
-        ("GET", "/v2/models/m%2F/", 404),
-        ("GET", "/v2%2Fmodels/m", 404),
-        ("GET", "/v2/models/m%2Fready?a=b", 404),
-        ("POST", "/v2/models/m%2Fversions/1/infer", 404),
-        ("POST", "/v2/models/m%2Fx/infer", 404),
+        *(("POST", f"/v2/models/m%2F{end}/infer", 404) for end in ("versions/1", "x")),
         ("POST", "/v2/models/m%2Finfer", 405),  # of the metadata of a model
     ],
 )
