@@ -1,16 +1,14 @@
 """HTTP as bytes: requests that a client library would not send, and the answers to several of them."""
 
 import contextlib
-import http.client
 import io
 import itertools
 import json
 import socket
 import threading
-import types
 from collections.abc import Callable, Iterator
 
-from service import Answer, Service
+from service import Answer, Service, read_response, receive
 
 RELU = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}).encode()
 RELU_PATH = "/v2/models/relu/infer"
@@ -53,34 +51,6 @@ def connected(service: Service, *chunks: bytes) -> Iterator[socket.socket]:
         yield connection
 
 
-class _Stream:
-    """The bytes that a connection receives, as the file that http.client reads, never more than it asks for."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._file = connection.makefile("rb", buffering=0)
-        self.readline, self.close, self.flush = self._file.readline, self._file.close, self._file.flush
-
-    def read(self, size: int) -> bytes:
-        """Read this number of bytes, fewer at the end only."""
-        received = bytearray()
-        while len(received) < size and (data := self._file.read(size - len(received))):
-            received += data
-        return bytes(received)
-
-
-def receive(connection: socket.socket, method: str = "GET") -> Answer:
-    """Receive the response to a request; interim ones are passed over."""
-    return _read(_Stream(connection), method)
-
-
-def _read(stream: object, method: str) -> Answer:
-    response = http.client.HTTPResponse(types.SimpleNamespace(makefile=lambda mode: stream), method=method)
-    response._close_conn = lambda: None  # the stream goes on
-    response.begin()
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(response.status, headers, response.read())
-
-
 def receive_rest(connection: socket.socket) -> bytes:
     """Receive until the server closes; a reset counts as closing."""
     received = []
@@ -106,7 +76,7 @@ def parse(data: bytes, *methods: str) -> list[Answer]:
     stream, answers = io.BytesIO(data), []
     while stream.tell() < len(data):
         method = methods[len(answers)] if len(answers) < len(methods) else "GET"
-        answers.append(_read(stream, method))
+        answers.append(read_response(stream, method))
     return answers
 
 

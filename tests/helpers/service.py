@@ -14,10 +14,22 @@ import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60  # seconds for what should take far less
+
+
+Found = TypeVar("Found")
+
+
+def wait_for(condition: Callable[[], Found], explain: Callable[[], str], seconds: float = PATIENCE) -> Found:
+    """Wait until a condition holds and return its result; fail with an explanation after a timeout."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"timed out after {seconds} s:\n{explain()}"
+        time.sleep(0.02)
+    return found
 
 
 class Answer(NamedTuple):
@@ -46,13 +58,9 @@ class Service:
         """All that was logged so far."""
         return self._log.read_text()
 
-    def wait_for(self, condition: Callable[[], object]) -> object:
+    def wait_for(self, condition: Callable[[], Found]) -> Found:
         """Wait until a condition holds and return its result; fail with the log after a timeout."""
-        deadline = time.monotonic() + PATIENCE
-        while not (found := condition()):
-            assert time.monotonic() < deadline, f"in vain:\n{self.log}"
-            time.sleep(0.02)
-        return found
+        return wait_for(condition, lambda: self.log)
 
     def workers(self) -> list[int]:
         """Return the process ids of the workers."""
@@ -77,10 +85,7 @@ class Service:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         with contextlib.closing(connection):
             connection.request(method, path, data, headers or {})
-            response = connection.getresponse()
-            return Answer(
-                response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
-            )
+            return _read_answer(connection.getresponse())
 
     def get(self, path: str) -> Answer:
         """GET a path."""
@@ -109,12 +114,21 @@ class Service:
 
 
 def receive(connection: socket.socket, method: str = "GET") -> Answer:
-    """Read the response to a request, and not a byte more; interim ones are passed over."""
-    stream = connection.makefile("rb", buffering=0)
+    """Read the response to a request and not a byte more, skipping interim responses."""
+    # With a buffer of one byte, read(n) waits for n bytes and nothing is read ahead.
+    return read_response(connection.makefile("rb", buffering=1), method)
+
+
+def read_response(stream: IO[bytes], method: str) -> Answer:
+    """Read the response to a request from a stream, which stays open."""
     response = http.client.HTTPResponse(types.SimpleNamespace(makefile=lambda mode: stream), method=method)
+    response._close_conn = lambda: None
     response.begin()
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(response.status, headers, response.read())
+    return _read_answer(response)
+
+
+def _read_answer(response: http.client.HTTPResponse) -> Answer:
+    return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:
@@ -261,8 +275,5 @@ def is_waiting(pid: int) -> bool:
 
 
 def wait_for_end(pid: int) -> None:
-    """Wait until a process has ended; fail when that takes longer than any that is ended by others."""
-    deadline = time.monotonic() + 10
-    while is_running(pid):
-        assert time.monotonic() < deadline, f"process {pid} goes on"
-        time.sleep(0.01)
+    """Wait until a process that something else ends is gone; fail after 10 seconds."""
+    wait_for(lambda: not is_running(pid), lambda: f"process {pid} is still running", 10)
