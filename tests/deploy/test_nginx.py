@@ -405,7 +405,7 @@ def test_502_in_json_with_retry_after_while_the_service_is_away(tmp_path):
         for method, path in (("GET", "/v2"), ("POST", RELU_PATH)):
             answer = running.request(method, path)
             assert answer.status == 502
-            assert "does not answer" in error_of(answer)
+            assert "does not respond" in error_of(answer)
             assert answer.headers["retry-after"] == "1"
         assert running.get("/nothing").status == 404
 
@@ -580,7 +580,7 @@ def test_an_inference_whose_worker_ended_is_sent_once_more_with_its_body_and_fir
         assert first["x-request-id"] == second["x-request-id"]
         answer = running.request("POST", "/v2/models/m/infer", b"{}")
         assert answer.status == 502
-        assert "does not answer" in error_of(answer)
+        assert "does not respond" in error_of(answer)
         assert answer.headers["retry-after"] == "1"
         assert len(data) == 4
 
@@ -801,7 +801,7 @@ def test_a_client_above_its_rate_is_429_with_retry_after_and_others_are_not(serv
             assert answer.status == 429 or path in ("/metrics", "/nothing")
             assert error_of(answer)
         refused = ask("192.0.2.1")
-        assert "too many requests from this client" in error_of(refused)
+        assert "too many requests per second from this client" in error_of(refused)
         assert refused.headers["retry-after"] == "1"
         assert ask("192.0.2.2").status == 200
         assert [ask(f"2001:db8::{host}").status for host in range(1, 4)] == [200, 200, 429]
@@ -854,7 +854,7 @@ def test_https_accepts_only_tls_1_3_and_no_plain_text(service, tmp_path):
         assert curl(running, "/v2", "--tlsv1.3").status == 200
         clear = running.get("/v2")
         assert clear.status == 400
-        assert error_of(clear) == "this port takes HTTPS only"
+        assert error_of(clear) == "this port accepts only HTTPS"
         assert curl(running, "/metrics").status == 403
         listening = (running.directory / "conf.d" / "ovms_rest.conf").read_text()
         assert "listen 80" not in listening
@@ -880,7 +880,7 @@ def test_mutual_tls_accepts_only_certificates_of_its_authority(service, tmp_path
                 answer = curl(running, path, *wrong)
                 assert answer.status == 403
                 assert "client certificate is required" in json.loads(answer.body)["error"]
-        assert error_of(running.get("/v2")) == "this port takes HTTPS only"
+        assert error_of(running.get("/v2")) == "this port accepts only HTTPS"
 
 
 def test_http2(service, tmp_path):
