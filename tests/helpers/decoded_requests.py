@@ -1,4 +1,4 @@
-"""Requests to decode, and the messages of those that are rejected."""
+"""Requests to decode, and the error messages for invalid ones."""
 
 import json
 
@@ -14,20 +14,12 @@ STRINGS = {"name": "s", "shape": [1], "datatype": "BYTES"}
 HEADER = "Inference-Header-Content-Length"
 ANY = Dim(0, None)
 
-INTEGERS = {
-    "INT8": (-(2**7), 2**7 - 1),
-    "INT16": (-(2**15), 2**15 - 1),
-    "INT32": (-(2**31), 2**31 - 1),
-    "INT64": (-(2**63), 2**63 - 1),
-    "UINT8": (0, 2**8 - 1),
-    "UINT16": (0, 2**16 - 1),
-    "UINT32": (0, 2**32 - 1),
-    "UINT64": (0, 2**64 - 1),
-}
+INTEGERS = {f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)}
+INTEGERS |= {f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)}
 
 
 def decode(root, binary=None):
-    """Return a decoded request, given as a value or JSON text, and the `binary` part after the JSON."""
+    """Decode a request, given as a value or JSON text, with the `binary` part after the JSON."""
     head = root if isinstance(root, bytes) else json.dumps(root).encode()
     if binary is None:
         return decode_request(memoryview(head))
@@ -58,7 +50,7 @@ def written(datatype, shape, data):
 
 
 def decode_numbers(datatype, text):
-    """Return the numbers of a text, `1, 2`, decoded as a datatype."""
+    """Return the numbers of a text such as `1, 2`, decoded as a datatype."""
     return decode(written(datatype, [text.count(",") + 1], f"[{text}]")).inputs[0].array
 
 

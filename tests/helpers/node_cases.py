@@ -1,4 +1,4 @@
-"""Nodes of pipelines.nodes for their tests: params, pictures, tensors, and the formulas of what they compute."""
+"""Cases for the nodes in pipelines.nodes: params, pictures, tensors, and the formulas of their results."""
 
 from pathlib import Path
 
@@ -111,17 +111,14 @@ def close(array, expected, tolerance=0.01):
 
 
 def inputs(module, params):
-    """Return the forms of a node's inputs."""
     return module.inputs(parse_params(module.Options, params))
 
 
 def outputs(module, params):
-    """Return the forms of a node's outputs."""
     return module.outputs(parse_params(module.Options, params))
 
 
 def execute(module, arrays, params):
-    """Run a node."""
     return module.execute(arrays, parse_params(module.Options, params))
 
 
@@ -145,13 +142,13 @@ SCENE = random_image(12, 16)
 
 
 def detection(*rows, count=None):
-    """Return a tensor of rows (image, label, confidence, x1, y1, x2, y2), filled up with rows of confidence 0."""
+    """Return rows (image, label, confidence, x1, y1, x2, y2) as a tensor, padded with rows of confidence 0."""
     filler = [(-1, 0, 0, 0, 0, 0, 0)] * ((count or len(rows)) - len(rows))
     return floats([*rows, *filler], 1, 1, -1, 7)
 
 
 def run(module, arrays, params):
-    """Return the outputs; check that they fit their forms and that the inputs are unchanged."""
+    """Return the outputs; check that they fit their forms and that the inputs did not change."""
     before = {name: array.copy() for name, array in arrays.items()}
     found = execute(module, arrays, params)
     assert all(np.array_equal(arrays[name], before[name], equal_nan=True) for name in arrays)
@@ -168,7 +165,7 @@ def run(module, arrays, params):
 
 
 def crop(x, y, width, height):
-    """Return a part of the scene at the target's size."""
+    """Return a part of the scene in the target's size."""
     return resized(SCENE[y : y + height, x : x + width], 5, 4)
 
 

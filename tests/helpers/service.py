@@ -1,4 +1,4 @@
-"""A real gunicorn with the service, as a user starts it."""
+"""A real gunicorn with the service, started as by a user."""
 
 import contextlib
 import http.client
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60  # seconds for what should take far less
+PATIENCE = 60  # seconds until a test gives up
 
 
 Found = TypeVar("Found")
@@ -40,22 +40,17 @@ class Answer(NamedTuple):
     body: bytes
 
     def json(self):
-        """Parse the body."""
         return json.loads(self.body)
 
 
 class Service:
-    """A running service."""
-
     def __init__(self, process: subprocess.Popen, log: Path) -> None:
-        """Take the arbiter's process and the file of its log."""
         self.process = process
         self._log = log
         self.port = 0
 
     @property
     def log(self) -> str:
-        """All that was logged so far."""
         return self._log.read_text()
 
     def wait_for(self, condition: Callable[[], Found]) -> Found:
@@ -68,19 +63,18 @@ class Service:
         return [int(pid) for pid in children.split()]
 
     def wait_for_workers(self, count: int) -> None:
-        """Wait until this number of workers serve: each has reached its loop, and waits there."""
+        """Wait until this number of workers serve: each has reached its event loop and waits there."""
         self.wait_for(lambda: len(pids := self.workers()) == count and all(map(is_waiting, pids)))
 
     def wait_until_idle(self) -> None:
-        """Wait until all workers wait in their loops."""
+        """Wait until all workers wait in their event loops."""
         self.wait_for(lambda: all(map(is_waiting, self.workers())))
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the arbiter."""
         self.process.send_signal(number)
 
     def request(self, method: str, path: str, body: bytes | dict | None = None, headers: dict | None = None) -> Answer:
-        """Send a request on a connection of its own; a dict is sent as JSON."""
+        """Send a request on a new connection; a dict is sent as JSON."""
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         with contextlib.closing(connection):
@@ -88,11 +82,10 @@ class Service:
             return _read_answer(connection.getresponse())
 
     def get(self, path: str) -> Answer:
-        """GET a path."""
         return self.request("GET", path)
 
     def infer(self, model: str, body: bytes | dict, **headers: str) -> Answer:
-        """POST an inference; underscores in the names of headers stand for dashes."""
+        """POST an inference request; underscores in the names of headers stand for dashes."""
         return self.request(
             "POST",
             f"/v2/models/{model}/infer",
@@ -101,11 +94,10 @@ class Service:
         )
 
     def connect(self) -> socket.socket:
-        """Open a connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def raw(self, data: bytes, half: bool = False) -> Answer:
-        """Send bytes as they are, and no more after them when `half`; return the response."""
+        """Send bytes, then close the sending side if `half`; return the response."""
         with self.connect() as connection:
             connection.sendall(data)
             if half:
@@ -132,7 +124,7 @@ def _read_answer(response: http.client.HTTPResponse) -> Answer:
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:
-    """Return the environment of a user who has set these variables and nothing else of ours or gunicorn's."""
+    """Return the environment with these variables and no others of ours or gunicorn's."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -151,9 +143,9 @@ def serve(
     cwd: Path = ROOT,
     **variables: str,
 ) -> Iterator[Service]:
-    """Run gunicorn in the checkout on a port of its own choice, end it by SIGTERM, and check that nothing is left.
+    """Run gunicorn on a free port, end it by SIGTERM, and check that no process is left.
 
-    `prefix` is a command that runs another in its own process, `cwd` a directory to run it in instead.
+    `prefix` is a command that runs another one in its own process, `cwd` a directory instead of the checkout.
     """
     if config is not None:
         variables["OVMS_REST_CONFIG"] = str(config)
@@ -194,7 +186,7 @@ def _end_session(process: subprocess.Popen) -> list[str]:
 
 
 def _read(stat: Path) -> str:
-    """Read name, state, parent and session of a process, nothing when it is gone."""
+    """Return name, state, parent and session of a process, or "" if it is gone."""
     try:
         return " ".join(stat.read_text().split()[0:6]) + " "
     except OSError:
@@ -204,7 +196,7 @@ def _read(stat: Path) -> str:
 def run_to_end(
     directory: Path, *arguments: str, bind: Sequence[str] = ("-b", "127.0.0.1:0"), **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run gunicorn in the checkout where it is expected to end by itself; return the finished process."""
+    """Run gunicorn in the checkout where it should end by itself."""
     return subprocess.run(
         ["gunicorn", *bind, *arguments],
         cwd=ROOT,
@@ -218,7 +210,7 @@ def run_to_end(
 
 @contextlib.contextmanager
 def repeating(step: Callable[[], None], threads: int = 2) -> Iterator[list[Exception]]:
-    """Repeat a step in threads until the block ends, and fail with its first exception; yield all of them so far."""
+    """Repeat a step in threads until the block ends, then fail with the first exception; yield the exceptions."""
     is_over, failures, counts = threading.Event(), [], []
 
     def repeat() -> None:
@@ -250,7 +242,7 @@ def write_config(directory: Path, *models: dict, **sections: object) -> Path:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
+    """Return a port on which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
@@ -270,7 +262,7 @@ def open_files(pid: int) -> list[str]:
 
 
 def is_waiting(pid: int) -> bool:
-    """Return whether a worker has reached its loop and waits there."""
+    """Return whether a worker has reached its event loop and waits there."""
     return "anon_inode:[eventpoll]" in open_files(pid) and "\nState:\tS" in Path(f"/proc/{pid}/status").read_text()
 
 
