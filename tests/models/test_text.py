@@ -10,29 +10,19 @@ import model_zoo
 import numpy as np
 import pytest
 import text_models
+from opened_models import open_model
 from service import ROOT, serve
 
 from ovms_rest.errors import InvalidRequestError, LoadError
 from ovms_rest.models import extensions
-from ovms_rest.models.compilation import plan_compilation
-from ovms_rest.models.options import ModelOptions
-from ovms_rest.models.runtime import Model
 from ovms_rest.protocol.strings import BytesArray
 
-EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
 TEXTS = ["Hello, world!", "a", "The cats sat; hello hello hello!", "", "Zürich \N{CJK UNIFIED IDEOGRAPH-4E16}"]
 LIBRARY = extensions.find_tokenizers()
 README = (ROOT / "ovms_rest" / "models" / "README.md").read_text()
 EXAMPLE, SCRIPT = re.search(
     r"^## Text\n.*?^```json\n(.*?)^```.*?^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL
 ).groups()
-
-
-def open_model(model, directory, **options):
-    model_zoo.save(model, directory)
-    opened = Model("m", 1, directory / "1", EXACT, ModelOptions(**options))
-    opened.open(lambda: None)
-    return opened
 
 
 def infer(model, texts, name="text"):

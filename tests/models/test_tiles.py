@@ -6,19 +6,8 @@ import model_zoo
 import numpy as np
 import openvino
 import pytest
+from opened_models import open_model
 from openvino import Type, opset8, opset15
-
-from ovms_rest.models.compilation import plan_compilation
-from ovms_rest.models.runtime import Model
-
-EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
-
-
-def open_model(model, directory):
-    opened = Model("tile", 1, model_zoo.save(model, directory / "tile") / "1", EXACT)
-    opened.compile()
-    opened.open(lambda: None)
-    return opened
 
 
 def tile(shape, count):
