@@ -538,6 +538,7 @@ def test_images_with_another_shape_are_refused(shape, written):
 
 # --- Files that are none
 
+NINE_BLOCKS = gif(5, 6, [256] * 8, block=1)
 BROKEN = {
     "text": b"these are no bytes of an image",
     "one byte": b"B",
@@ -548,7 +549,7 @@ BROKEN = {
     "a GIF of too few pixels": gif(5, 6, [256, 1, 2, 257]),
     "a GIF whose picture is larger than its screen": gif(4, 5, CODES)[:18] + gif(5, 6, CODES)[18:],
     "a GIF of a million empty comments": gif(5, 6, [256, 257], extensions=b"\x21\xfe\0" * 1_000_000),
-    "a GIF of a million blocks of one byte": gif(5, 6, [256] * 900_000, block=1),
+    "a GIF of a million blocks of one byte": NINE_BLOCKS[:-20] + NINE_BLOCKS[-20:-2] * 112_500 + NINE_BLOCKS[-2:],
     "a TIFF": encode(COLOR, ".tiff"),
     "a JPEG 2000": encode(noise(64, 64, 3), ".jp2"),
     "the signature of a BMP": b"BM",
@@ -655,14 +656,11 @@ BOMBS = LARGE | {
 # A process of its own, for the peak of this one is that of all tests.
 BOMB_PROGRAM = """
 import resource, time
-from test_images import ANY, BOMBS, InvalidRequestError, PIXEL, read
+from test_images import ANY, BOMBS, PIXEL, read, refusal
 read([PIXEL], 1, 1, 1, 3)
 before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 for bomb in BOMBS.values():
-    try:
-        print(read([bomb], 1, ANY, ANY, ANY))
-    except InvalidRequestError:
-        pass
+    refusal([bomb], 1, ANY, ANY, ANY)
 print(time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -810,23 +808,23 @@ def test_picture_with_changed_bytes_is_refused_or_has_the_size_of_its_header(fil
 WORK = r"up to image (\d+), decoding \d+ pixels takes as much work as \d+ usual ones, at most \d+ are"
 
 
-BATCHES = {
-    "3000 GIFs that clear their table": [gif(1, 1, [4] * 255 + [0, 5], bits=2)] * 3000,
-    "80,000 pixels": [PIXEL] * 80_000,
-    "100 texts of 8 MB": [png(1, 1, 8, 0, b"\0\0", text(7_900_000))] * 100,
-    "10,000 profiles": [png(1, 1, 8, 0, b"\0\0", (b"iCCP", b"x\0\0" + zlib.compress(bytes(10**6))))] * 10_000,
-    "10,000 times 900 chunks": [png(1, 1, 8, 0, b"\0\0", *[(b"tEXt", b"a\0")] * 900)] * 10_000,
-    "1000 JPEGs of 9000 comments": [JPEG[:2] + b"\xff\xfe\0\2" * 9000 + JPEG[2:]] * 1000,
-    "100 GIFs with 1 MB behind them": [gif(1, 1, [4, 0, 5], bits=2) + bytes(10**6)] * 100,
-    "60 PNGs that unpack to 100 MB": [png(8, 8, 8, 0, bytes(10**8))] * 60,
+SLOW = {
+    "3000 GIFs that clear their table": lambda: [gif(1, 1, [4] * 255 + [0, 5], bits=2)] * 3000,
+    "80,000 pixels": lambda: [PIXEL] * 80_000,
+    "100 texts of 8 MB": lambda: [png(1, 1, 8, 0, b"\0\0", text(7_900_000))] * 100,
+    "10,000 profiles": lambda: [png(1, 1, 8, 0, b"\0\0", (b"iCCP", b"x\0\0" + zlib.compress(bytes(10**6))))] * 10_000,
+    "10,000 times 900 chunks": lambda: [png(1, 1, 8, 0, b"\0\0", *[(b"tEXt", b"a\0")] * 900)] * 10_000,
+    "1000 JPEGs of 9000 comments": lambda: [JPEG[:2] + b"\xff\xfe\0\2" * 9000 + JPEG[2:]] * 1000,
+    "100 GIFs with 1 MB behind them": lambda: [gif(1, 1, [4, 0, 5], bits=2) + bytes(10**6)] * 100,
+    "60 PNGs that unpack to 100 MB": lambda: [png(8, 8, 8, 0, bytes(10**8))] * 60,
 }
 
 
 def test_slow_files_are_refused_before_they_are_decoded():
     """1.8 KB of gzip that unpacked to the first of these blocked a worker for 7 s."""
     seconds = {}
-    for name, batch in BATCHES.items():
-        strings, reading = files(*batch), reader(ANY, ANY, ANY, ANY)
+    for name, make in SLOW.items():
+        strings, reading = files(*make()), reader(ANY, ANY, ANY, ANY)
         started = time.process_time()
         message = refusal_of(reading, strings)
         seconds[name] = time.process_time() - started
