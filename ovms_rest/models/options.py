@@ -29,7 +29,7 @@ class ModelOptions:
     color_format: str | None = None
     precision: str | None = None
     trial: str | bool | None = None
-    cpu_extension: str | None = None  # the path of a library of operations
+    cpu_extension: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Preparation:
     precision: tuple[str, str] | None = None  # the client's and the model's, by OpenVINO's names: "u8", "f32"
     trial_request: str = ""  # the file, relative to the version's directory
     has_trial: bool = True
+    cpu_extension: str = ""  # the path of a library of operations
 
 
 # A dim without bounds; for "auto" OVMS gets the same by reloading the model.
@@ -109,9 +110,17 @@ def parse_options(options: ModelOptions) -> Preparation:
             faults.append(f'{key}: needs a layout that says where the channels C are, such as "NHWC", got {layout}')
     if faults:
         raise LoadError("; ".join(faults))
-    has_trial = options.trial is not False
     return Preparation(
-        shapes, None if shapes else batch, layouts, mean, scale, color, precision, trial_request, has_trial
+        shapes,
+        None if shapes else batch,
+        layouts,
+        mean,
+        scale,
+        color,
+        precision,
+        trial_request,
+        has_trial=options.trial is not False,
+        cpu_extension=options.cpu_extension or "",
     )
 
 

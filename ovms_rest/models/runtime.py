@@ -32,7 +32,7 @@ from ovms_rest.models.compilation import ONE_THREAD, Compilation, PluginValue, c
 from ovms_rest.models.copies import Source, read_in_place
 from ovms_rest.models.extensions import ADVICE, extend, find_tokenizers, lacks_operations
 from ovms_rest.models.images import ImageLimits, take_images
-from ovms_rest.models.options import LayoutChange, ModelOptions, Preparation, parse_options
+from ovms_rest.models.options import LayoutChange, Preparation
 from ovms_rest.models.preparation import find_layout, name_tensors, prepare
 from ovms_rest.models.reasons import find_reason, one_line
 from ovms_rest.models.recovery import Recovery, fill
@@ -58,7 +58,7 @@ from ovms_rest.protocol.tensors import (
 _LABELS_FILE = "labels.txt"
 MAX_LABELS_BYTES = 2**20
 
-NO_OPTIONS = ModelOptions()
+NO_CHANGES = Preparation()
 DEFAULT_LIMITS = ImageLimits()
 
 _BF16_NOTE = (
@@ -119,15 +119,14 @@ class Model:
         version: int,
         path: Path,
         compilation: Compilation,
-        options: ModelOptions = NO_OPTIONS,
+        preparation: Preparation = NO_CHANGES,
         limits: ImageLimits = DEFAULT_LIMITS,
         source: Source | None = None,
     ) -> None:
-        """Read the model in a version's directory or file, and change it as the options say.
+        """Read the model in a version's directory or file, and change it.
 
         `source` is read instead of the files themselves, if there is one. Raises LoadError.
         """
-        preparation = parse_options(options)
         self.compilation = compilation
         self._source = source or read_in_place(path)
         self.file = Path(self._source.file)
@@ -145,7 +144,7 @@ class Model:
             _supported_properties(compilation.device),
             lambda key: _accepts(compilation.device, key, properties[key]),
         )
-        read = _read(self._source, options.cpu_extension)
+        read = _read(self._source, preparation.cpu_extension)
         rt_info = _describe_rt_info(read)
         names = name_tensors(read, read_mapping(path))
         self._read: Any
@@ -451,7 +450,7 @@ def _core() -> openvino.Core:
     return core
 
 
-def _read(source: Source, extension: str | None) -> openvino.Model:
+def _read(source: Source, extension: str) -> openvino.Model:
     """Read a model, with an extension's operations, and those of tokenizers if some are missing. Raises LoadError."""
     source.check()
     if extension:

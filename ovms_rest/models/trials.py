@@ -12,8 +12,8 @@ from ovms_rest.host.throwaway import STOPPED, EndedError, Send, start
 from ovms_rest.models.compilation import Compilation, maps_files
 from ovms_rest.models.copies import NO_PLACE, ChangingError, Place, Source, copy_model
 from ovms_rest.models.images import ImageLimits
-from ovms_rest.models.options import ModelOptions
-from ovms_rest.models.runtime import DEFAULT_LIMITS, NO_OPTIONS, Model
+from ovms_rest.models.options import ModelOptions, parse_options
+from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Task:
 
     path: Path
     compilation: Compilation
-    options: ModelOptions = NO_OPTIONS
+    options: ModelOptions = ModelOptions()
     limits: ImageLimits = DEFAULT_LIMITS
     place: Place = NO_PLACE
 
@@ -93,7 +93,8 @@ def try_models(tasks: Sequence[dict[str, Any]], send: Send) -> None:
             send(step="being copied")
             source = copy_model(task.path, task.place, maps_files(task.compilation))
             send(step="being read")
-            model = Model("", 1, task.path, task.compilation, task.options, task.limits, source)
+            changes = parse_options(task.options)
+            model = Model("", 1, task.path, task.compilation, changes, task.limits, source)
             send(step="being compiled")
             model.compile()
             send(step="inferring for the first time")

@@ -3,7 +3,7 @@
 import model_zoo
 
 from ovms_rest.models.compilation import plan_compilation
-from ovms_rest.models.options import ModelOptions
+from ovms_rest.models.options import ModelOptions, parse_options
 from ovms_rest.models.runtime import Model
 
 EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
@@ -15,7 +15,7 @@ def fail():
 
 def open_path(path, retire=fail, **options):
     """Open version 1 of model 'm', which is a directory or a file, with these options of its configuration."""
-    model = Model("m", 1, path, EXACT, ModelOptions(**options))
+    model = Model("m", 1, path, EXACT, parse_options(ModelOptions(**options)))
     model.open(retire)
     return model
 
