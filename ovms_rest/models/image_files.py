@@ -10,7 +10,6 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -306,13 +305,11 @@ def _measure_webp(file: memoryview) -> Picture | None:
 
 # The first bytes of a file, and the reader of its header, which returns the picture, or None for a file that must not
 # be decoded, and raises struct.error for one that ends too soon.
-FORMATS: Mapping[str, tuple[bytes, Callable[[memoryview], Picture | None]]] = MappingProxyType(
-    {
-        "BMP": (b"BM", _measure_bmp),
-        "GIF": (b"GIF", _measure_gif),
-        "JPEG": (b"\xff\xd8\xff", _measure_jpeg),
-        "PNG": (b"\x89PNG\r\n\x1a\n", _measure_png),
-        "PNM": (b"P", _measure_pnm),
-        "WebP": (b"RIFF", _measure_webp),
-    }
-)
+FORMATS: Mapping[str, tuple[bytes, Callable[[memoryview], Picture | None]]] = {
+    "BMP": (b"BM", _measure_bmp),
+    "GIF": (b"GIF", _measure_gif),
+    "JPEG": (b"\xff\xd8\xff", _measure_jpeg),
+    "PNG": (b"\x89PNG\r\n\x1a\n", _measure_png),
+    "PNM": (b"P", _measure_pnm),
+    "WebP": (b"RIFF", _measure_webp),
+}

@@ -85,14 +85,11 @@ class Entry:
 
     def differs(self, other: "Entry") -> bool:
         """Return whether this entry serves other versions than another, or reports other reasons."""
-        return {number: id(model) for number, model in self.versions.items()} != {
-            number: id(model) for number, model in other.versions.items()
-        } or (self.failures, self.reason, self.ended, self.policy) != (
-            other.failures,
-            other.reason,
-            other.ended,
-            other.policy,
-        )
+        return self._outcome() != other._outcome()
+
+    def _outcome(self) -> tuple[object, ...]:
+        versions = {number: id(model) for number, model in self.versions.items()}
+        return versions, self.failures, self.reason, self.ended, self.policy
 
 
 class ModelRegistry:

@@ -58,24 +58,20 @@ def run_trials(
     while len(results) < len(tasks):
         if stop():
             return results + [TrialResult(STOPPED)] * (len(tasks) - len(results))
-        done = len(results)
-
-        def begin_one(index: int, done: int = done) -> None:
-            begin(done + index)
-
-        results += _run_in_one_process(tasks[done:], timeout, begin_one, stop)
+        results += _run_in_one_process(tasks, len(results), timeout, begin, stop)
     return results
 
 
 def _run_in_one_process(
-    tasks: Sequence[Task], timeout: float, begin: Callable[[int], None], stop: Callable[[], bool]
+    tasks: Sequence[Task], first: int, timeout: float, begin: Callable[[int], None], stop: Callable[[], bool]
 ) -> list[TrialResult]:
-    """Try models in a new process until all are done or one ends or stalls it; return at least one result."""
+    """Try models from the `first` in a new process until one ends or stalls it; return at least one result."""
     results: list[TrialResult] = []
+    tasks = tasks[first:]
     descriptors = [descriptor for task in tasks for descriptor in task.place.descriptors]
     with start(try_models, tasks, stop, descriptors) as process:
         for index in range(len(tasks)):
-            begin(index)
+            begin(first + index)
             try:
                 results.append(_decode_result(process.receive(timeout)))
             except LoadError as error:
