@@ -99,18 +99,8 @@ def parse_options(options: ModelOptions) -> Preparation:
             faults.append(f'{key}: needs a layout that says where the channels C are, such as "NHWC", got {layout}')
     if faults:
         raise LoadError("; ".join(faults))
-    return Preparation(
-        shapes,
-        None if shapes else batch,
-        layouts,
-        mean,
-        scale,
-        color,
-        precision,
-        trial_request,
-        has_trial=options.trial is not False,
-        cpu_extension=options.cpu_extension or "",
-    )
+    changes = (shapes, None if shapes else batch, layouts, mean, scale, color, precision)
+    return Preparation(*changes, trial_request, options.trial is not False, options.cpu_extension or "")
 
 
 def _read(faults: list[str], key: str, parse: Callable[[Any], T], value: Any) -> dict[str | None, T]:
