@@ -86,43 +86,51 @@ def save_versions(tmp_path, *good, broken=()):
         (tmp_path / "m" / str(version) / "model.onnx").write_text("garbage")
 
 
-@pytest.mark.parametrize(
-    ("policy", "served"),
-    [
-        (LATEST, ["4"]),
-        (VersionPolicy(latest=2), ["3", "4"]),
-        (VersionPolicy(latest=9), ["1", "3", "4"]),
-        (VersionPolicy(), ["1", "3", "4"]),
-        (VersionPolicy(specific=frozenset({1, 2, 3})), ["1", "3"]),
-    ],
-)
-def test_policy_selects_the_versions_and_the_highest_is_the_default(tmp_path, policy, served):
-    save_versions(tmp_path, 1, 3, 4)
-    models = load(tmp_path, "m", version_policy=policy)
-    assert models.versions("m") == served
-    assert models.find("m").metadata.version == served[-1]
-    assert models.find("m", served[0]).metadata.version == served[0]
+SELECTED = [
+    (LATEST, ["4"]),
+    (VersionPolicy(latest=2), ["3", "4"]),
+    (VersionPolicy(latest=9), ["1", "3", "4"]),
+    (VersionPolicy(), ["1", "3", "4"]),
+    (VersionPolicy(specific=frozenset({1, 2, 3})), ["1", "3"]),
+]
+REPLACED = [
+    (LATEST, ["3"]),
+    (VersionPolicy(latest=2), ["1", "3"]),
+    (VersionPolicy(), ["1", "3"]),
+    (VersionPolicy(specific=frozenset({3, 4})), ["3"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("policy", "served"),
-    [
-        (LATEST, ["3"]),
-        (VersionPolicy(latest=2), ["1", "3"]),
-        (VersionPolicy(), ["1", "3"]),
-        (VersionPolicy(specific=frozenset({3, 4})), ["3"]),
-    ],
-)
-def test_next_lower_version_replaces_a_broken_one(tmp_path, policy, served, caplog):
-    save_versions(tmp_path, 1, 3, broken=(4, 5))
-    models = load(tmp_path, "m", version_policy=policy)
+@pytest.fixture(scope="module")
+def by_policy(tmp_path_factory):
+    """Models with good versions 1, 3, 4, and others with broken versions 4 and 5, each by its policy."""
+    good, broken = tmp_path_factory.mktemp("good"), tmp_path_factory.mktemp("broken")
+    save_versions(good, 1, 3, 4)
+    save_versions(broken, 1, 3, broken=(4, 5))
+    models = load_all(
+        *(ModelConfig(f"good {policy}", good / "m", version_policy=policy) for policy, _ in SELECTED),
+        *(ModelConfig(f"broken {policy}", broken / "m", version_policy=policy) for policy, _ in REPLACED),
+    )
     open_all(models)
-    assert models.versions("m") == served
-    models.check_ready()
-    assert infer(models.find("m")) == [[0, 2, 0, 4]]
-    with pytest.raises(NotFoundError, match=r"^version '4' of model 'm' does not serve: cannot read "):
-        models.find("m", "4", explain=True)
-    assert "version 4 of model 'm' does not serve: cannot read " in caplog.text
+    return models
+
+
+@pytest.mark.parametrize(("policy", "served"), SELECTED)
+def test_policy_selects_the_versions_and_the_highest_is_the_default(by_policy, policy, served):
+    name = f"good {policy}"
+    assert by_policy.versions(name) == served
+    assert by_policy.find(name).metadata.version == served[-1]
+    assert by_policy.find(name, served[0]).metadata.version == served[0]
+
+
+@pytest.mark.parametrize(("policy", "served"), REPLACED)
+def test_next_lower_version_replaces_a_broken_one(by_policy, policy, served):
+    name = f"broken {policy}"
+    assert by_policy.versions(name) == served
+    by_policy.check_ready()
+    assert infer(by_policy.find(name)) == [[0, 2, 0, 4]]
+    with pytest.raises(NotFoundError, match=r"^version '4' of model 'broken .*' does not serve: cannot read "):
+        by_policy.find(name, "4", explain=True)
 
 
 def test_policy_that_selects_no_version_is_the_reason(tmp_path):
@@ -132,11 +140,12 @@ def test_policy_that_selects_no_version_is_the_reason(tmp_path):
         models.find("m", explain=True)
 
 
-def test_begin_is_called_before_each_trial(tmp_path):
+def test_begin_is_called_before_each_trial_and_failures_are_logged(tmp_path, caplog):
     save_versions(tmp_path, 1, broken=(2,))
     begun = []
     load(tmp_path, "m", begin=lambda *at: begun.append(at))
     assert begun == [("m", 2), ("m", 1)]
+    assert "version 2 of model 'm' does not serve: cannot read " in caplog.text
 
 
 # --- Options
@@ -172,24 +181,32 @@ def test_all_problems_of_a_model_are_reported_once_before_it_is_tried(tmp_path, 
         assert [line.startswith("model 'absent': cannot read ") for line in missing] == [True] * (name == "absent")
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (ModelConfig("a", Path("/x"), remote="s3://b/m"), "base_path: only local directories and files can be served"),
-        (ModelConfig("a", DEMO_CONFIG.parent / "digits", nireq=100_001), "nireq: expected at most 100000, got 100001"),
-        (ModelConfig("a", Path("/x" * 300)), "cannot read the model directory /x"),
-        (ModelConfig("a", Path("/" + "x" * 300)), "File name too long"),
-        (ModelConfig("a", Path("/" + "x" * 5000 + ".xml")), "File name too long"),
-        (ModelConfig("a", Path("/x\0y")), "embedded null byte"),
-    ],
-)
-def test_invalid_value_fails_its_model_alone(tmp_path, config, reason):
-    model_zoo.save(model_zoo.relu(), tmp_path / "m")
-    models = load_all(config, ModelConfig("m", tmp_path / "m"))
-    assert models.versions("m") == ["1"]
-    (problem,) = models.problems()
-    assert problem.startswith("model 'a': ")
-    assert reason in problem
+INVALID = [
+    ({"base_path": Path("/x"), "remote": "s3://b/m"}, "base_path: only local directories and files can be served"),
+    ({"base_path": DEMO_CONFIG.parent / "digits", "nireq": 100_001}, "nireq: expected at most 100000, got 100001"),
+    ({"base_path": Path("/x" * 300)}, "cannot read the model directory /x"),
+    ({"base_path": Path("/" + "x" * 300)}, "File name too long"),
+    ({"base_path": Path("/" + "x" * 5000 + ".xml")}, "File name too long"),
+    ({"base_path": Path("/x\0y")}, "embedded null byte"),
+]
+
+
+@pytest.fixture(scope="module")
+def beside_invalid(tmp_path_factory):
+    """A good model 'm', and a model for each invalid configuration."""
+    directory = tmp_path_factory.mktemp("invalid")
+    model_zoo.save(model_zoo.relu(), directory / "m")
+    configs = (ModelConfig(f"a{index}", **values) for index, (values, _) in enumerate(INVALID))
+    return load_all(*configs, ModelConfig("m", directory / "m"))
+
+
+@pytest.mark.parametrize("index", range(len(INVALID)))
+def test_invalid_value_fails_its_model_alone(beside_invalid, index):
+    assert beside_invalid.versions("m") == ["1"]
+    (problem,) = beside_invalid.entries[f"a{index}"].problems(f"a{index}")
+    assert problem.startswith(f"model 'a{index}': ")
+    assert INVALID[index][1] in problem
+    assert len(beside_invalid.problems()) == len(INVALID)
 
 
 def test_batch_size_beside_a_shape_causes_a_warning(tmp_path, caplog):
