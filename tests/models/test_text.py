@@ -120,12 +120,8 @@ def test_process_that_has_imported_the_package_serves_strings(tmp_path):
 
 def make_config(directory):
     """Write the config of the README's example, with the combined model that its script makes."""
-    models = {
-        "tokenizer": text_models.tokenizer(),
-        "encoder": text_models.encoder(),
-    }
-    for name, model in models.items():
-        model_zoo.save(model, directory / "models" / name)
+    model_zoo.save(text_models.tokenizer(), directory / "models" / "tokenizer")
+    model_zoo.save(text_models.encoder(), directory / "models" / "encoder")
     subprocess.run([sys.executable, "-c", SCRIPT], cwd=directory, check=True)
     config = json.loads(EXAMPLE)
     config["model_config_list"].append({"config": {"name": "combined", "base_path": "models/combined"}})
@@ -143,9 +139,12 @@ def service(tmp_path_factory):
         yield running
 
 
+def request(*texts):
+    return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": texts}]}
+
+
 def ask(service, model, *texts):
-    request = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": texts}]}
-    answer = service.infer(model, request)
+    answer = service.infer(model, request(*texts))
     assert answer.status == 200, answer.body
     return {output["name"]: np.array(output["data"]).reshape(output["shape"]) for output in answer.json()["outputs"]}
 
@@ -168,13 +167,12 @@ def test_metadata_of_text_models_has_strings(service):
 
 def test_tokenizer_alone_returns_tokens(service):
     found = ask(service, "tokenizer", *TEXTS)
-    expected = text_models.compute(text_models.tokenizer(), TEXTS)
-    for name, array in expected.items():
+    for name, array in text_models.compute(text_models.tokenizer(), TEXTS).items():
         assert found[name].tolist() == array.tolist()
 
 
 def test_texts_without_a_token_are_answered_400(service):
     for model in ("embed", "combined", "tokenizer"):
-        answer = service.infer(model, {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [""]}]})
+        answer = service.infer(model, request(""))
         assert answer.status == 400
         assert "gets a tensor without elements" in answer.json()["error"]
