@@ -25,6 +25,15 @@ from ovms_rest.models.repository import (
     read_mapping,
 )
 
+
+def make_dangling_link(path):
+    path.symlink_to("none")
+
+
+def make_loop(path):
+    path.symlink_to(path.name)
+
+
 LARGEST = 2**63 - 1
 EXPECTED = "a .xml with its .bin, a .onnx, a .pdmodel with its .pdiparams, a .pb, or a .tflite"
 OF_SAVED_MODEL = ("variables", "assets", "assets.extra")
@@ -311,22 +320,23 @@ def test_first_of_several_models_is_used_and_the_others_are_logged(tmp_path, cap
     assert warnings(caplog) == [f"several models in {tmp_path}: using {used!r}, ignoring {others}"]
 
 
-@pytest.mark.parametrize("hidden", [".a.onnx", "._b.onnx"])
-def test_hidden_files_are_ignored_silently(tmp_path, caplog, hidden):
-    make_files(tmp_path, hidden, "b.onnx")
-    assert find_model_file(tmp_path) == tmp_path / "b.onnx"
-    assert warnings(caplog) == []
-
-
-def test_saved_model_is_its_directory(tmp_path, caplog):
-    make_files(tmp_path, "saved_model.pb", "fingerprint.pb", "keras_metadata.pb")
+@pytest.mark.parametrize(
+    ("files", "model"),
+    [
+        (".a.onnx b.onnx", "b.onnx"),  # the first is hidden
+        ("._b.onnx b.onnx", "b.onnx"),
+        ("saved_model.pb fingerprint.pb keras_metadata.pb", ""),
+    ],
+)
+def test_single_model_causes_no_warning(tmp_path, caplog, files, model):
+    make_files(tmp_path, *files.split())
     make_directories(tmp_path, "variables", "assets")
-    assert find_model_file(tmp_path) == tmp_path
+    assert find_model_file(tmp_path) == tmp_path / model
     assert warnings(caplog) == []
 
 
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_directory_or_pipe_is_not_a_model_file(tmp_path, make):
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, make_dangling_link])
+def test_path_that_is_not_a_file_does_not_affect_other_models(tmp_path, make):
     make(tmp_path / "a.onnx")
     make_files(tmp_path, "b.onnx")
     assert find_model_file(tmp_path) == tmp_path / "b.onnx"
@@ -354,12 +364,6 @@ def test_broken_link_is_refused(tmp_path, name, beside, message):
     assert refusal(find_model_file, tmp_path) == why
 
 
-def test_broken_link_does_not_affect_other_models(tmp_path):
-    make_files(tmp_path, "b.onnx")
-    make_dangling_link(tmp_path / "a.onnx")
-    assert find_model_file(tmp_path) == tmp_path / "b.onnx"
-
-
 @pytest.mark.parametrize("name", ["1", "model.onnx"])
 def test_inaccessible_version_is_refused_when_there_is_no_other(tmp_path, name):
     make_dangling_link(tmp_path / name)
@@ -367,15 +371,11 @@ def test_inaccessible_version_is_refused_when_there_is_no_other(tmp_path, name):
     assert refusal(find_versions, tmp_path) == message
 
 
-def test_empty_file_is_not_a_model(tmp_path):
-    (tmp_path / "model.onnx").touch()
-    for path in (tmp_path, tmp_path / "model.onnx"):
-        assert refusal(find_model_file, path) == f"{tmp_path}/model.onnx is empty"
-
-
-def test_empty_saved_model_is_refused(tmp_path):
-    (tmp_path / "saved_model.pb").touch()
-    assert refusal(find_model_file, tmp_path) == f"{tmp_path}/saved_model.pb is empty"
+@pytest.mark.parametrize("name", ["model.onnx", "saved_model.pb"])
+def test_empty_file_is_not_a_model(tmp_path, name):
+    (tmp_path / name).touch()
+    for path in (tmp_path, tmp_path / name):
+        assert refusal(find_model_file, path) == f"{tmp_path}/{name} is empty"
 
 
 def test_model_without_weights_may_have_an_empty_bin(tmp_path):
@@ -531,14 +531,6 @@ def test_mapping_that_is_not_json_is_refused(tmp_path, text):
     assert "\n" not in message
 
 
-def make_dangling_link(path):
-    path.symlink_to("none")
-
-
-def make_loop(path):
-    path.symlink_to(path.name)
-
-
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, make_dangling_link, make_loop])
 def test_mapping_that_is_not_a_file_is_refused(tmp_path, make):
     make(tmp_path / "mapping_config.json")
@@ -567,6 +559,9 @@ def reachable():
         path = Path(directory)
         path.chmod(0o755)
         yield path
+        for below in ("1", "m"):  # so that it can be removed
+            if (path / below).exists():
+                (path / below).chmod(0o755)
 
 
 @pytest.mark.parametrize(("function", "what"), [(find_versions, "model"), (find_model_file, "version")])
@@ -590,18 +585,15 @@ def test_model_without_permission_is_refused(reachable, closed, mode, message):
     make_files(reachable / "1", "model.onnx")
     (reachable / closed).chmod(mode)
     with without_rights():
-        why = refusal(find_model_file, reachable / "1")
-    (reachable / "1").chmod(0o755)
-    assert why == message.format(reachable)
+        assert refusal(find_model_file, reachable / "1") == message.format(reachable)
 
 
 def test_versions_without_permission_to_enter_are_refused(reachable):
     make_directories(reachable, "m", "m/1")
     (reachable / "m").chmod(0o444)
+    message = f"no version in {reachable}/m: '1' cannot be read: Permission denied"
     with without_rights():
-        why = refusal(find_versions, reachable / "m")
-    (reachable / "m").chmod(0o755)
-    assert why == f"no version in {reachable}/m: '1' cannot be read: Permission denied"
+        assert refusal(find_versions, reachable / "m") == message
 
 
 @pytest.mark.parametrize("closed", ["1", "1/mapping_config.json"])
@@ -609,10 +601,9 @@ def test_mapping_without_permission_is_refused(reachable, closed):
     make_directories(reachable, "1")
     write_mapping(reachable / "1", "{}")
     (reachable / closed).chmod(0)
+    message = f"cannot read the file {reachable}/1/mapping_config.json: Permission denied"
     with without_rights():
-        message = refusal(read_mapping, reachable / "1")
-    (reachable / "1").chmod(0o755)
-    assert message == f"cannot read the file {reachable}/1/mapping_config.json: Permission denied"
+        assert refusal(read_mapping, reachable / "1") == message
 
 
 def test_version_without_permission_does_not_affect_the_others(reachable):
