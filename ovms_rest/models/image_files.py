@@ -27,7 +27,6 @@ _MAX_GIF_CLEARS, _LEAST_PIXELS_FOR_CLEAR = 256, 200
 # Chunks of a PNG and blocks of a GIF are visited one by one; writers fill them with at least 255 bytes.
 _MAX_PARTS, _LEAST_BYTES_OF_PART = 1000, 64
 
-
 # Measured costs of decoding in addition to the pixels, in units of 10 ns, which is about a pixel of a JPEG.
 IMAGE_WORK = 5000
 _GIF_CLEAR_WORK, _PART_WORK, _PROFILE_WORK = 1900, 50, 25_000

@@ -187,12 +187,8 @@ def _load_batch(
             replace(candidate.task(version), place=place)
             for (candidate, version), place in zip(versions, places, strict=True)
         ]
-        results = run_trials(
-            tasks,
-            timeout,
-            lambda index: begin(versions[index][0].config.name, versions[index][1]),
-            stop,
-        )
+        labels = [(candidate.config.name, version) for candidate, version in versions]
+        results = run_trials(tasks, timeout, lambda index: begin(*labels[index]), stop)
         for (candidate, version), place, trial in zip(versions, places, results, strict=True):
             candidate.entry.trials[version] = trial
             if trial.is_changing:

@@ -187,16 +187,13 @@ class Model:
         self._local = threading.local()  # the parent process may have left a session in it
         self._retire = retire
         if self._trial is not None:
-            self._infer_trial(self._trial)
+            try:
+                tensors = self._infer(self._trial)
+            except (ShapeError, RuntimeError) as error:
+                raise self._fail_trial(error) from error
+            self._remember(self._trial, tensors)
         elif self._has_trial:
             self._infer_invented()
-
-    def _infer_trial(self, arrays: Mapping[str, Array]) -> None:
-        try:
-            tensors = self._infer(arrays)
-        except (ShapeError, RuntimeError) as error:
-            raise self._fail_trial(error) from error
-        self._remember(arrays, tensors)
 
     def _fail_trial(self, error: Exception) -> LoadError:
         return LoadError(f"fails at its trial request {self._trial_file}: {find_reason(error)}")
