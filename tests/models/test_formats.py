@@ -63,9 +63,9 @@ def served(tmp_path_factory):
 def test_every_format_is_served(served, name, suffix, version):
     service, written = served
     given = {"name": written[name].input, "shape": [2, 4], "datatype": "FP32", "data": X}
-    answer = service.infer(f"{name}{suffix}", {"inputs": [given]})
-    assert answer.status == 200, answer.body
-    assert answer.json() == {
+    response = service.infer(f"{name}{suffix}", {"inputs": [given]})
+    assert response.status == 200, response.body
+    assert response.json() == {
         "model_name": f"{name}{suffix}",
         "model_version": version,
         "outputs": [{"name": written[name].output, "shape": [2, 4], "datatype": "FP32", "data": [*Y[0], *Y[1]]}],

@@ -536,7 +536,7 @@ def test_images_with_another_shape_are_refused(shape, written):
     assert refusal_of(reader(1, 1, 1, 3), strings) == f"encoded images need the shape [n], got {written}"
 
 
-# --- Files that are none
+# --- Files that are not images
 
 NINE_BLOCKS = gif(5, 6, [256] * 8, block=1)
 BROKEN = {
@@ -563,7 +563,7 @@ BROKEN = {
     "a JPEG that begins with a scan": b"\xff\xd8\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9",
     "a JPEG of zeros": b"\xff\xd8\xff" + bytes(100),
     "a JPEG of segments and nothing else": b"\xff\xd8" + b"\xff\xfe\x00\x02" * 100_000,
-    "a RIFF that is no WebP": b"RIFF" + bytes(4) + b"WAVE" + bytes(40),
+    "a RIFF that is not WebP": b"RIFF" + bytes(4) + b"WAVE" + bytes(40),
     "a PNM without numbers": b"P6 # 5 6",
     "a PNM with a number of too many digits": b"P5 1 00000000012345678901 255 " + bytes(9),
     "a PGM without values": b"P5 10 10 255 3",
@@ -815,7 +815,7 @@ SLOW = {
     "10,000 profiles": lambda: [png(1, 1, 8, 0, b"\0\0", (b"iCCP", b"x\0\0" + zlib.compress(bytes(10**6))))] * 10_000,
     "10,000 times 900 chunks": lambda: [png(1, 1, 8, 0, b"\0\0", *[(b"tEXt", b"a\0")] * 900)] * 10_000,
     "1000 JPEGs of 9000 comments": lambda: [JPEG[:2] + b"\xff\xfe\0\2" * 9000 + JPEG[2:]] * 1000,
-    "100 GIFs with 1 MB behind them": lambda: [gif(1, 1, [4, 0, 5], bits=2) + bytes(10**6)] * 100,
+    "100 GIFs with 1 MB after them": lambda: [gif(1, 1, [4, 0, 5], bits=2) + bytes(10**6)] * 100,
     "60 PNGs that unpack to 100 MB": lambda: [png(8, 8, 8, 0, bytes(10**8))] * 60,
 }
 
@@ -888,7 +888,7 @@ def test_shards_share_one_limit_of_work():
     assert re.search(WORK, message)[1] == "34"
 
 
-# --- Images that become the parts of a request to a pipeline
+# --- Images that become the shards of a request to a pipeline
 
 
 def shards(images, *dims, **options):

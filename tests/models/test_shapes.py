@@ -68,22 +68,22 @@ def topk(x):
 
 
 @case("TopK", x=((-1, -1), (4, 5), (4, 0)))
-def topk_behind_which_all_is_written(x):
+def topk_before_a_relu(x):
     return opset15.relu(maximum(x))
 
 
 @case("TopK", x=((4, -1), (4, 5), (4, 1)))
-def topk_of_a_slice_of_nothing(x):
+def topk_of_an_empty_slice(x):
     return maximum(opset15.slice(x, constant([1]), constant([1000]), constant([1]), constant([1])))
 
 
 @case("TopK", x=((8,), (8,), -numbers(8)))
-def topk_of_what_values_select(x):
+def topk_of_selected_values(x):
     return selecting(x)
 
 
 @case("TopK", x=((-1,), (8,), -numbers(8)))
-def topk_of_what_values_select_of_any_number(x):
+def topk_of_selected_values_of_any_number(x):
     return selecting(x)
 
 
@@ -127,7 +127,7 @@ def loop(x, count, more, concatenate):
 
 
 @case("Loop", n=((), 3, 0), x=((1, 4), (1, 4), (1, 4)))
-def loop_that_gathers_what_it_does_not_make(n, x):
+def loop_without_iterations(n, x):
     return loop(x, n, opset15.constant(True), True)
 
 
@@ -137,7 +137,7 @@ def loop_whose_condition_fails(c, x):
 
 
 @case(np.full((1, 4), 9, np.float32), n=((), 3, 0), x=((1, 4), (1, 4), np.full((1, 4), 9, np.float32)))
-def loop_that_keeps_what_it_got(n, x):
+def loop_that_keeps_its_input(n, x):
     return loop(x, n, opset15.constant(True), False)
 
 
@@ -220,12 +220,12 @@ def topk_within_a_branch(x, c):
 
 
 @case("an operation within If", x=((8,), (8,), -numbers(8)), c=((), False, False))
-def topk_of_what_values_select_within_a_branch(x, c):
+def topk_of_selected_values_within_a_branch(x, c):
     return branch(x, c, (8,), lambda x: opset15.reduce_sum(x, constant([0]), keep_dims=True), selecting)
 
 
 @case("an operation within Loop", x=((8,), (8,), -numbers(8)))
-def topk_of_what_values_select_within_a_loop(x):
+def topk_of_selected_values_within_a_loop(x):
     value, again = opset15.parameter((8,), Type.f32), opset15.constant(True)
     results = [opset15.result(selecting(value)), opset15.result(again)]
     node = opset5.loop(constant(2), opset15.constant(True))
@@ -236,7 +236,7 @@ def topk_of_what_values_select_within_a_loop(x):
 
 
 @case("an operation within TensorIterator", x=((3, 8), (3, 8), numbers(3, 8) * np.float32([[1], [-1], [1]])))
-def topk_of_what_values_select_in_each_slice(x):
+def topk_of_selected_values_in_each_slice(x):
     row = opset15.parameter((1, 8), Type.f32)
     result = opset15.result(selecting(opset15.reshape(row, constant([8]), special_zero=False)))
     node = opset15.tensor_iterator()

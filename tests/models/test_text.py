@@ -144,9 +144,9 @@ def request(*texts):
 
 
 def ask(service, model, *texts):
-    answer = service.infer(model, request(*texts))
-    assert answer.status == 200, answer.body
-    return {output["name"]: np.array(output["data"]).reshape(output["shape"]) for output in answer.json()["outputs"]}
+    response = service.infer(model, request(*texts))
+    assert response.status == 200, response.body
+    return {output["name"]: np.array(output["data"]).reshape(output["shape"]) for output in response.json()["outputs"]}
 
 
 def test_pipeline_and_combined_model_return_the_same_embeddings(service):
@@ -173,6 +173,6 @@ def test_tokenizer_alone_returns_tokens(service):
 
 def test_texts_without_a_token_are_answered_400(service):
     for model in ("embed", "combined", "tokenizer"):
-        answer = service.infer(model, request(""))
-        assert answer.status == 400
-        assert "gets a tensor without elements" in answer.json()["error"]
+        response = service.infer(model, request(""))
+        assert response.status == 400
+        assert "gets a tensor without elements" in response.json()["error"]

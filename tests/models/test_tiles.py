@@ -18,8 +18,8 @@ def tile(shape, count):
 
 def check(model, size, repeats):
     x = np.arange(np.prod(size), dtype=np.float32).reshape(size) + 1
-    answer = model.infer({"x": x, "repeats": np.array(repeats, np.int64)})["y"].array
-    np.testing.assert_array_equal(answer, np.tile(x, repeats))
+    response = model.infer({"x": x, "repeats": np.array(repeats, np.int64)})["y"].array
+    np.testing.assert_array_equal(response, np.tile(x, repeats))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (-1, -1, -1, -1), (1, 3, 1, 5)])
