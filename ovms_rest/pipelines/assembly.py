@@ -8,7 +8,7 @@ from ovms_rest.errors import LoadError
 from ovms_rest.log import log
 from ovms_rest.models.copies import ChangingError
 from ovms_rest.models.images import ImageReader, ShardedImageReader, take_images
-from ovms_rest.models.loading import Host
+from ovms_rest.models.loading import LoadSettings
 from ovms_rest.models.registry import Entry
 from ovms_rest.models.servable import Servable
 from ovms_rest.models.watching import Stamp, stamp
@@ -45,7 +45,7 @@ def assemble_pipelines(
     libraries: Mapping[str, Library],
     models: Mapping[str, Entry],
     previous: Mapping[str, Entry],
-    host: Host,
+    settings: LoadSettings,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Entry]:
     """Assemble pipelines from models and libraries; the entries of others have all reasons.
@@ -66,7 +66,9 @@ def assemble_pipelines(
                 library.base_path,
             )
     return {
-        definition.name: _assemble(definition, libraries, models, previous.get(definition.name, Entry()), host, stop)
+        definition.name: _assemble(
+            definition, libraries, models, previous.get(definition.name, Entry()), settings, stop
+        )
         for definition in definitions
     }
 
@@ -76,12 +78,12 @@ def _assemble(
     libraries: Mapping[str, Library],
     models: Mapping[str, Entry],
     previous: Entry,
-    host: Host,
+    settings: LoadSettings,
     stop: Callable[[], bool],
 ) -> Entry:
     before: _Source | None = previous.sources.get(VERSION)
     nodes = {
-        node.name: _load_node(node, libraries[node.library], before, host, stop)
+        node.name: _load_node(node, libraries[node.library], before, settings, stop)
         for node in definition.nodes
         if node.library in libraries
     }
@@ -146,7 +148,7 @@ def _find_node(node: NodeDefinition, nodes: Mapping[str, _Node]) -> CustomNode |
 
 
 def _load_node(
-    node: NodeDefinition, library: Library, before: _Source | None, host: Host, stop: Callable[[], bool]
+    node: NodeDefinition, library: Library, before: _Source | None, settings: LoadSettings, stop: Callable[[], bool]
 ) -> _Node:
     """Load the code of a custom node, or reuse it if it has not changed since it was loaded."""
     now = stamp(library.path)
@@ -154,12 +156,12 @@ def _load_node(
     if known is not None and known[:3] == (library, now, node.params) and not isinstance(known.node, Missing):
         return known
     try:
-        loaded = load_node(library, node.params, host.load_timeout, stop)
+        loaded = load_node(library, node.params, settings.load_timeout, stop)
     except LoadError as error:
         changing = isinstance(error, ChangingError)
         return _Node(library, now, node.params, Missing(f"library {library.name!r}: {error}"), changing)
     # A custom node declares no layouts, so images keep their size.
-    loaded.inputs = {name: take_images(tensor, None, host.limits) for name, tensor in loaded.inputs.items()}
+    loaded.inputs = {name: take_images(tensor, None, settings.limits) for name, tensor in loaded.inputs.items()}
     return _Node(library, now, node.params, loaded)
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from ovms_rest.errors import NotReadyError
-from ovms_rest.models.loading import Host
+from ovms_rest.models.loading import LoadSettings
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition, Source
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 
-HOST = Host(cores=1, load_timeout=60)
+SETTINGS = LoadSettings(cores=1, load_timeout=60)
 
 
 class FakeModel:
@@ -33,7 +33,7 @@ def definition(version=None, library="", count=None):
 
 def assemble(models, previous=None, pipeline=None, libraries=None):
     """Assemble the pipeline p; return its entry."""
-    found = assemble_pipelines([pipeline or definition()], libraries or {}, models, previous or {}, HOST)
+    found = assemble_pipelines([pipeline or definition()], libraries or {}, models, previous or {}, SETTINGS)
     assert list(found) == ["p"]
     return found["p"]
 
