@@ -83,6 +83,8 @@ class _Param(ctypes.Structure):
 class CNode:
     """A custom node in C."""
 
+    model = None
+
     def __init__(
         self, library: str, file: Path, params: Mapping[str, str], description: Any, copy: FileCopy | None = None
     ) -> None:

@@ -13,7 +13,7 @@ from ovms_rest.log import log
 from ovms_rest.pipelines.c_nodes import CNode, copy_library
 from ovms_rest.pipelines.definition import Library
 from ovms_rest.pipelines.nodes.params import parse_params
-from ovms_rest.pipelines.plan import CustomNode
+from ovms_rest.pipelines.plan import Part
 from ovms_rest.pipelines.probing import Code, probe
 from ovms_rest.pipelines.python_nodes import Params, PythonNode, import_code, load_file, load_name
 
@@ -31,7 +31,7 @@ OVMS_LIBRARIES = {
 }
 
 
-def load_node(library: Library, params: Params, timeout: float, stop: Callable[[], bool] = lambda: False) -> CustomNode:
+def load_node(library: Library, params: Params, timeout: float, stop: Callable[[], bool] = lambda: False) -> Part:
     """Load the code of a library for one node with its params.
 
     `base_path` is a Python file (.py) or C library; otherwise one of OVMS's libraries, which built-in modules replace;

@@ -57,6 +57,8 @@ _BETWEEN = (__file__, importlib.__file__, "<frozen importlib._bootstrap>", "<fro
 class PythonNode:
     """A custom node in Python."""
 
+    model = None
+
     def __init__(self, library: str, code: object, params: Params) -> None:
         """Get the inputs and outputs of the code, a module or an object. Raises LoadError."""
         missing = [form for name, form in _FUNCTIONS.items() if not callable(getattr(code, name, None))]
