@@ -1,5 +1,7 @@
 """Nodes of pipelines.nodes for their tests: params, pictures, tensors, and the formulas of what they compute."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,18 @@ NODES = {
     "east_ocr": (east_ocr, SIZES),
     "face_blur": (face_blur, BLUR),
 }
+
+# --- Code in C
+
+COMPILER = shutil.which("gcc") or shutil.which("cc")
+
+
+def build_c_node(file, *flags):
+    """Build the library of nodes_c; return its file."""
+    source = Path(__file__).parent / "nodes_c" / "node.c"
+    subprocess.run([COMPILER, "-shared", "-fPIC", *flags, "-o", file, source], check=True)
+    return file
+
 
 # --- Formulas
 

@@ -3,13 +3,12 @@
 import ctypes
 import faulthandler
 import os
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from node_cases import COMPILER, build_c_node
 
 from ovms_rest.errors import InferenceError, LoadError
 from ovms_rest.pipelines.c_nodes import CNode, copy_library
@@ -17,23 +16,16 @@ from ovms_rest.pipelines.definition import Library
 from ovms_rest.pipelines.libraries import load_node
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
 
-COMPILER = shutil.which("gcc") or shutil.which("cc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 
-SOURCE = Path(__file__).parents[1] / "helpers" / "nodes_c" / "node.c"
 X = np.array([[1, 2], [3, 4]], np.float32)
-
-
-def build(file: Path, *flags: str) -> Path:
-    subprocess.run([COMPILER, "-shared", "-fPIC", *flags, "-o", file, SOURCE], check=True)
-    return file
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """A directory with the library node.so."""
     directory = tmp_path_factory.mktemp("libraries")
-    build(directory / "node.so", "-DWITH_DEINITIALIZE")
+    build_c_node(directory / "node.so", "-DWITH_DEINITIALIZE")
     return directory
 
 
@@ -109,7 +101,7 @@ def test_a_node_without_params_passes_null(directory):
 
 
 def test_loading_a_node_does_not_open_its_library_in_this_process(tmp_path):
-    build(tmp_path / "unopened.so", "-DWITH_DEINITIALIZE")
+    build_c_node(tmp_path / "unopened.so", "-DWITH_DEINITIALIZE")
     node = load_node(Library("lib", "unopened.so", tmp_path), {}, 60)
     assert "unopened.so" not in Path("/proc/self/maps").read_text()
     node.open()
@@ -117,7 +109,7 @@ def test_loading_a_node_does_not_open_its_library_in_this_process(tmp_path):
 
 
 def test_an_overwritten_library_stays_as_it_was_loaded(tmp_path):
-    file = build(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
+    file = build_c_node(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
     node = load(tmp_path, add="1")
 
     def work() -> None:
@@ -131,7 +123,7 @@ def test_an_overwritten_library_stays_as_it_was_loaded(tmp_path):
 
 
 def test_nodes_of_one_library_share_its_global_state(tmp_path):
-    build(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
+    build_c_node(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
     nodes = [load(tmp_path, add=add) for add in "12"]
     for node in nodes:
         node.open()
@@ -142,7 +134,7 @@ def test_nodes_of_one_library_share_its_global_state(tmp_path):
 @pytest.mark.parametrize("flag", ["-Wl,-rpath,$ORIGIN", "-DFINDS_ITSELF"])
 def test_a_library_that_looks_for_files_near_it_is_opened_in_place(tmp_path, flag, caplog):
     caplog.set_level("INFO")
-    file = build(tmp_path / "node.so", "-DWITH_DEINITIALIZE", flag)
+    file = build_c_node(tmp_path / "node.so", "-DWITH_DEINITIALIZE", flag)
     node = load(tmp_path, add="1")
     assert caplog.messages == [
         f"library {file} is opened in place, since it looks for files near it; replace it by renaming only"
@@ -312,7 +304,7 @@ def test_a_library_that_hangs_is_stopped(directory):
 
 
 def test_a_missing_function_is_named(tmp_path):
-    build(tmp_path / "node.so")
+    build_c_node(tmp_path / "node.so")
     with pytest.raises(LoadError) as caught:
         load(tmp_path)
     assert str(caught.value) == (

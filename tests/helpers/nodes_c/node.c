@@ -132,7 +132,7 @@ int getOutputsInfo(struct CustomNodeTensorInfo** info, int* infoCount, const str
 }
 
 int execute(const struct CustomNodeTensor* inputs, int inputsCount, struct CustomNodeTensor** outputs, int* outputsCount, const struct CustomNodeParam* params, int paramsCount, void* manager) {
-    if (MODE("crash"))
+    if (MODE("crash") || (MODE("crash below 0") && *(const float*)inputs->data < 0))
         *(volatile int*)8 = 0;
     if (MODE("fails"))
         return 5;
