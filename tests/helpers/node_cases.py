@@ -93,7 +93,24 @@ NODES = {
     "face_blur": Node(face_blur, BLUR),
 }
 
-# --- Code in C
+# --- Custom code
+
+PYTHON_NODE = """
+def inputs(params):
+    return {"x": ("FP32", [1, 2])}
+
+def outputs(params):
+    return {"y": ("FP32", [1, 2])}
+
+def execute(inputs, params):
+    return {"y": inputs["x"] + 1}
+"""
+
+
+def run_python_node(node):
+    """Return what PYTHON_NODE adds to its input."""
+    return float(node.execute({"x": np.zeros((1, 2), np.float32)})["y"][0, 0])
+
 
 COMPILER = shutil.which("gcc") or shutil.which("cc")
 

@@ -9,7 +9,7 @@ import cv2
 import model_zoo
 import numpy as np
 import pytest
-from node_cases import COMPILER, build_c_node
+from node_cases import COMPILER, PYTHON_NODE, build_c_node
 from openvino import Type, opset15
 from service import serve, write_config
 from tritonclient.http import InferenceServerClient, InferInput
@@ -112,16 +112,8 @@ def execute(inputs, params):
     return {"maximum_tensor": tensors[int(np.argmax(scores))]}
 """
 
-FAILING = """
-def inputs(params):
-    return {"x": ("FP32", [1, 10])}
-
-def outputs(params):
-    return {"y": ("FP32", [1, 10])}
-
-def execute(inputs, params):
-    raise ZeroDivisionError("a bug of the user's")
-"""
+CUSTOM = PYTHON_NODE.replace("[1, 2]", "[1, 10]")
+FAILING = CUSTOM.replace('return {"y": inputs["x"] + 1}', 'raise ZeroDivisionError("a bug of the user\'s")')
 
 DUMMY = model_node("n1", "dummy", "b=request.in", "x=a")
 CHAIN = pipeline("chain", "in", [DUMMY, model_node("n2", "dummy", "b=n1.x", "x=a")], "out=n2.x")
@@ -522,8 +514,7 @@ def test_a_pipeline_becomes_available_with_its_model(reloading, directory):
 
 # --- Changes
 
-# The code of a node that computes y from x.
-COMPUTING = FAILING.replace('raise ZeroDivisionError("a bug of the user\'s")', 'return {"y": NUMBER * inputs["x"]}')
+MULTIPLYING = CUSTOM.replace("+ 1", "* NUMBER")
 
 
 def test_pipelines_follow_changes_of_models_and_libraries(reloading, directory):
@@ -531,7 +522,7 @@ def test_pipelines_follow_changes_of_models_and_libraries(reloading, directory):
     model, code = path / "changing", path / "times.py"
 
     def change(number):
-        code.write_text(f"NUMBER = {number}\n{COMPUTING}")
+        code.write_text(f"NUMBER = {number}\n{MULTIPLYING}")
         return service.request("POST", "/v1/config/reload")
 
     def compute():
@@ -555,12 +546,12 @@ def test_pipelines_follow_changes_of_models_and_libraries(reloading, directory):
 
 
 def test_a_changed_file_of_a_node_is_loaded_without_a_reload_call(tmp_path):
-    (tmp_path / "node.py").write_text("NUMBER = 2\n" + COMPUTING)
+    (tmp_path / "node.py").write_text("NUMBER = 2\n" + MULTIPLYING)
     definition = pipeline("p", "x", [custom_node("n", "own", "x=request.x", "y=y")], "y=n.y")
     config = write(tmp_path, definition, models=(), libraries={"own": "node.py"})
     with serve(tmp_path, "-w", "1", config=config) as service:
         assert infer(service, "p", x=TEN)["y"].tolist() == (2 * TEN).tolist()
-        (tmp_path / "node.py").write_text("NUMBER = 3\n" + COMPUTING)
+        (tmp_path / "node.py").write_text("NUMBER = 3\n" + MULTIPLYING)
         service.wait_for(lambda: infer(service, "p", x=TEN)["y"].tolist() == (3 * TEN).tolist())
 
 

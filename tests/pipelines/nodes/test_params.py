@@ -73,12 +73,10 @@ def test_an_invalid_param_is_reported_with_its_text_and_the_allowed_values(node,
     assert refusal(NODES[node].options, **{name: text}) == f'param {name}: {expected}, got "{text}"'
 
 
-@pytest.mark.parametrize("node", NODES)
-def test_a_missing_param_is_reported(node):
-    params = NODES[node].params
-    for name in params:
-        others = {key: text for key, text in params.items() if key != name}
-        assert refusal(parse_params, NODES[node].module.Options, others) == f"param {name} is missing"
+@pytest.mark.parametrize(("node", "name"), [(node, name) for node in NODES for name in NODES[node].params])
+def test_a_missing_param_is_reported(node, name):
+    others = {key: text for key, text in NODES[node].params.items() if key != name}
+    assert refusal(parse_params, NODES[node].module.Options, others) == f"param {name} is missing"
 
 
 @pytest.mark.parametrize("node", NODES)
