@@ -74,21 +74,17 @@ class Pipeline:
             values[slot] = [arrays[name]]
         counts: Counts = {}
         if self.plan.count is not None:
-            counts[REQUEST_STEP] = self._count_requests(values, self.plan.count)
+            named = [(f"input {name!r}", values[slot]) for slot, name in self._inputs]
+            counts[REQUEST_STEP] = _count(named, self.plan.count, InvalidRequestError)
         for stage in self._stages:
             stage.run(values, counts)
         return {result.name: result.make(values, counts) for result in self._results}
-
-    def _count_requests(self, values: list[Value], expected: int) -> int:
-        named = [(f"input {name!r}", values[slot]) for slot, name in self._inputs]
-        return _count(named, expected, InvalidRequestError)
 
 
 class _Stage:
     """A step prepared to run: from values to values."""
 
     def __init__(self, plan: Plan, index: int, slots: Mapping[_Key, int]) -> None:
-        """Decide where its inputs come from and how its outputs are kept."""
         step = plan.steps[index]
         label = f"pipeline {plan.metadata.name!r} node {step.name!r}"
         self._label = label
@@ -297,7 +293,6 @@ class _Result:
     """An output of the pipeline: makes its tensor from a value."""
 
     def __init__(self, plan: Plan, output: Output, slots: Mapping[_Key, int]) -> None:
-        """Look up its value, datatype and level."""
         self.name = output.name
         self._datatype = plan.metadata.outputs[output.name].datatype
         self._slot = slots[output.step, output.item]

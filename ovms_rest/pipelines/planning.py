@@ -448,7 +448,9 @@ class _Draft:
                     )
                     break
         for reader, tensor in readers:
-            if self._gathers_request(reader) and not _begins_with(self.sessions[REQUEST], tensor.dims):
+            if not self._gathers_request(reader) or tensor.dims is None:
+                continue
+            if not tensor.dims or _meet(self.sessions[REQUEST], tensor.dims[0]) is None:
                 self.problems.append(
                     f"node {reader!r} input {tensor.name!r}: its shape is {tensor.describe_shape()}; its first dim "
                     f"must be {self.sessions[REQUEST]}, the demultiply_count of the pipeline"
@@ -486,24 +488,20 @@ class _Draft:
     def plan(self, metadata: ModelMetadata) -> Plan:
         """Return the plan of a pipeline without problems."""
         places = {REQUEST: REQUEST_STEP} | {name: place for place, name in enumerate(self.order)}
-        return Plan(
-            metadata,
-            tuple(self._make_step(name, places) for name in self.order),
-            tuple(Output(name, places[node], item) for name, node, item in sorted(self.links[RESPONSE])),
-            self.definition.count,
-        )
-
-    def _make_step(self, name: str, places: Mapping[str, int]) -> Step:
-        node = self.nodes[name]
-        return Step(
-            name,
-            self.parts[name],
-            tuple(Wire(tensor, places[source], item) for tensor, source, item in self.links[name]),
-            tuple(places[other] for other in self.levels[name]),
-            node.count,
-            None if node.gather_from is None else places[node.gather_from],
-            tuple(self._find_used(name)),
-        )
+        steps = [
+            Step(
+                name,
+                self.parts[name],
+                tuple(Wire(tensor, places[source], item) for tensor, source, item in self.links[name]),
+                tuple(places[other] for other in self.levels[name]),
+                node.count,
+                None if node.gather_from is None else places[node.gather_from],
+                tuple(self._find_used(name)),
+            )
+            for name, node in ((name, self.nodes[name]) for name in self.order)
+        ]
+        outputs = tuple(Output(name, places[node], item) for name, node, item in sorted(self.links[RESPONSE]))
+        return Plan(metadata, tuple(steps), outputs, self.definition.count)
 
 
 # --- Dims
@@ -528,10 +526,6 @@ def _meet_all(one: Dims, other: Dims) -> Dims | None:
 def _meet_known(one: Dims | None, other: Dims | None) -> Dims | None:
     """Return the shapes that both allow; None for one that is unknown."""
     return other if one is None else one if other is None else _meet_all(one, other)
-
-
-def _begins_with(dim: Dim, dims: Dims | None) -> bool:
-    return dims is None or (bool(dims) and _meet(dim, dims[0]) is not None)
 
 
 # --- Nodes
