@@ -122,7 +122,6 @@ def _are_there(entry: Entry, models: Mapping[str, Entry]) -> bool:
 
 
 def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Part | Missing:
-    """Return the model of a node."""
     entry = models.get(node.model)
     if entry is None:
         known = list_names(models) or "none"
@@ -140,7 +139,6 @@ def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Part | Mis
 
 
 def _find_node(node: NodeDefinition, nodes: Mapping[str, _Node]) -> Part | Missing:
-    """Return the code of a custom node."""
     if node.name not in nodes:
         return Missing(f"library {node.library!r} is not in custom_node_library_config_list")
     return nodes[node.name].node

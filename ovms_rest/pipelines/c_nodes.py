@@ -262,7 +262,6 @@ class _Code:
             raise LoadError(f"initialize returned {status}, expected 0")
 
     def execute(self, inputs: Any, count: int, outputs: Any, outputs_count: Any) -> int:
-        """Call `execute`; return its status."""
         status: int = self._execute(
             inputs, count, ctypes.byref(outputs), ctypes.byref(outputs_count), self._params, self._count, self._manager
         )

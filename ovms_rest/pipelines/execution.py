@@ -176,7 +176,6 @@ def _append(value: Value, array: Array, inputs: Arrays, session: int, sessions: 
 
 
 def _append_copy(value: Value, array: Array, inputs: Arrays, session: int, sessions: int, label: str) -> Value:
-    """Keep a copy of an array."""
     if session == 0:
         _check_size(array, sessions, label)
         return [copy_array(array)]

@@ -103,11 +103,9 @@ class _BuiltIn:
             raise LoadError(str(error)) from error
 
     def inputs(self, params: Params) -> Any:
-        """Return the inputs for its params."""
         return self._module.inputs(self._options)
 
     def outputs(self, params: Params) -> Any:
-        """Return the outputs for its params."""
         return self._module.outputs(self._options)
 
     def execute(self, arrays: Mapping[str, NDArray[Any]], params: Params) -> Any:

@@ -107,7 +107,6 @@ class _Draft:
     # --- Names
 
     def check_names(self, taken: Collection[str]) -> None:
-        """Check that names are unique."""
         if self.definition.name in taken:
             self.problems.append("a model has the same name; rename one of them")
         if not self.definition.nodes:
@@ -128,7 +127,6 @@ class _Draft:
             self.problems.append(f"output {name!r}: the name is not unique; rename the others")
 
     def check_parts(self) -> None:
-        """Report the missing parts."""
         self.problems.extend(f"node {name!r}: {reason}" for name, reason in self.missing.items())
 
     # --- Connections

@@ -190,7 +190,6 @@ class _Source(SourceFileLoader):
     """A loader without a bytecode cache, which would miss a change within the same second and of the same size."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """Return the code of the file."""
         code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
         return code
 

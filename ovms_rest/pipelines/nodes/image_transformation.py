@@ -48,8 +48,6 @@ def _size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The node's params."""
-
     target_image_width: int = param(_size, _KEPT)
     target_image_height: int = param(_size, _KEPT)
     original_image_color_order: str = param(_color_order, "BGR")
@@ -72,12 +70,10 @@ class Options:
 
     @property
     def target_color_order(self) -> str:
-        """BGR, RGB or GRAY."""
         return self.target_image_color_order or self.original_image_color_order
 
     @property
     def target_layout(self) -> str:
-        """NCHW or NHWC."""
         return self.target_image_layout or self.original_image_layout
 
 
@@ -87,7 +83,6 @@ def inputs(options: Options) -> Forms:
 
 
 def outputs(options: Options) -> Forms:
-    """Return the form of the transformed image."""
     height, width = options.target_image_height, options.target_image_width  # _KEPT is ANY
     return {"image": image_form(options.target_layout, _count_channels(options.target_color_order), height, width)}
 

@@ -128,7 +128,6 @@ def list_of(read: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
 
 
 def flag(text: str) -> bool:
-    """Read true or false."""
     return one_of("true", "false")(text) == "true"
 
 
@@ -159,17 +158,14 @@ class CropOptions(ImageOptions):
 
     @property
     def channels(self) -> int:
-        """The number of channels of a crop."""
         return 1 if self.convert_to_gray_scale else 3
 
 
 def image_form(layout: str, channels: int, height: int, width: int) -> Form:
-    """Return the form of one image."""
     return "FP32", (1, channels, height, width) if layout == "NCHW" else (1, height, width, channels)
 
 
 def original_form(options: ImageOptions) -> Form:
-    """Return the form of the input image."""
     return image_form(options.original_image_layout, 3, options.original_image_height, options.original_image_width)
 
 
