@@ -80,6 +80,7 @@ def node(name, part=DUMMY, count=None, gather=None, aliases=None, **inputs):
 
 
 N = node("n", b="request.in")
+SPLIT = node("split", SPLITTER, 4, i="request.in")
 
 
 def pipeline(*nodes, inputs=("in",), outputs=None, count=None, name="p"):
@@ -286,7 +287,7 @@ def test_nested_demultiplexers_open_and_close_levels():
 def test_a_node_may_gather_and_demultiply():
     regroup = FakeCode({"t": [4, 1, 10]}, {"o": [5, 1, 10]})
     result = plan(
-        node("split", SPLITTER, 4, i="request.in"),
+        SPLIT,
         node("n", b="split.o"),
         node("regroup", regroup, 5, "split", t="n.a"),
         node("last", b="regroup.o"),
@@ -295,7 +296,7 @@ def test_a_node_may_gather_and_demultiply():
 
 
 def test_a_node_gathering_from_its_source_gets_the_whole_output():
-    result = plan(node("split", SPLITTER, 4, i="request.in"), node("max", maximum(4), gather="split", t="split.o"))
+    result = plan(SPLIT, node("max", maximum(4), gather="split", t="split.o"))
     assert (result.steps[1].level, result.steps[1].gathers) == ((), 0)
 
 

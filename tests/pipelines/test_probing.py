@@ -37,7 +37,7 @@ def children() -> list[str]:
 )
 def test_code_that_ends_its_process_is_reported(tmp_path, text, end):
     (tmp_path / "node.py").write_text(text)
-    assert reason_of(tmp_path) == (f"ended its trial process with {end} while being imported")
+    assert reason_of(tmp_path) == f"ended its trial process with {end} while being imported"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_code_that_ends_its_process_is_reported(tmp_path, text, end):
 def test_code_that_hangs_is_stopped(tmp_path, text):
     (tmp_path / "node.py").write_text(text)
     before = children()  # those of other tests' fixtures
-    assert reason_of(tmp_path, timeout=1) == "timed out after 1 s while being imported"
+    assert reason_of(tmp_path, timeout=3) == "timed out after 3 s while being imported"
     assert children() == before
 
 
