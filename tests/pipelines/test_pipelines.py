@@ -52,9 +52,9 @@ def pipeline(name, inputs, nodes, outputs, **more):
 # --- Models and nodes
 
 
-def plus_one(shape=(1, 10)):
+def plus_one():
     """OVMS's dummy: b FP32 -> a = b + 1."""
-    b = model_zoo.parameter("b", shape, Type.f32)
+    b = model_zoo.parameter("b", (1, 10), Type.f32)
     return model_zoo.model_of({"a": opset15.add(b, np.float32(1))}, [b])
 
 
@@ -66,12 +66,10 @@ def detector():
     number = opset15.reshape(opset15.slice(image, [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]), [1, 1, 1, 1], False)
     order = opset15.constant(np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1))
     is_there = opset15.convert(opset15.less(order, number), "f32")
-    scale = opset15.concat([opset15.broadcast(np.float32(1), [1, 1, 4, 2]), is_there, boxes_ones()], 3)
+    scale = opset15.concat(
+        [opset15.broadcast(np.float32(1), [1, 1, 4, 2]), is_there, opset15.broadcast(np.float32(1), [1, 1, 4, 4])], 3
+    )
     return model_zoo.model_of({"detection": opset15.multiply(boxes, scale)}, [image])
-
-
-def boxes_ones():
-    return opset15.broadcast(np.float32(1), [1, 1, 4, 4])
 
 
 def mean_of_picture():

@@ -286,12 +286,8 @@ def test_nested_demultiplexers_open_and_close_levels():
 
 def test_a_node_may_gather_and_demultiply():
     regroup = FakeCode({"t": [4, 1, 10]}, {"o": [5, 1, 10]})
-    result = plan(
-        SPLIT,
-        node("n", b="split.o"),
-        node("regroup", regroup, 5, "split", t="n.a"),
-        node("last", b="regroup.o"),
-    )
+    nodes = node("n", b="split.o"), node("regroup", regroup, 5, "split", t="n.a"), node("last", b="regroup.o")
+    result = plan(SPLIT, *nodes)
     assert [(step.level, step.count, step.gathers) for step in result.steps][2:] == [((), 5, 0), ((2,), None, None)]
 
 
@@ -325,10 +321,9 @@ def test_unconnected_outputs_are_not_used():
 
 
 def test_an_input_has_the_shapes_that_all_its_nodes_allow():
-    one, other = (
-        node(name, giving([1], shape), b="request.in") for name, shape in (("n1", ["1:8", -1]), ("n2", ["4:", 3]))
-    )
-    result = plan(one, other, outputs={"x": "n1.a", "y": "n2.a"})
+    one, other = giving([1], ["1:8", -1]), giving([1], ["4:", 3])
+    nodes = node("n1", one, b="request.in"), node("n2", other, b="request.in")
+    result = plan(*nodes, outputs={"x": "n1.a", "y": "n2.a"})
     assert shapes(result.metadata.inputs) == {"in": "FP32 [4:8,3]"}
 
 

@@ -253,40 +253,33 @@ def test_a_text_is_turned_back_above_the_threshold_angle(params, degrees, turned
     assert close(found["text_images"], images(page_crop(*box))) is not turned
 
 
+BEYOND = "expected pixels or labels between -2**31 and 2**31, got"
+
+
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "fault"),
     [
+        ((0, 0, 0, 0.5, 0), " has a text whose box from x 20, y 16 to x 20, y 16 has no pixels in the image"),
+        ((3, 40, 4, -35, 0), " has a text whose box from x 55, y 13 to x 48, y 20 has no pixels in the image"),
+        ((3, math.inf, 4, 6, 0), f": {BEYOND} inf"),
+        ((3, 10, 4, 6, math.nan), f": {BEYOND} nan"),
         (
-            ((5, 4), 1, 0, 0, 0, 0.5, 0),
-            "input geometry has a text whose box from x 20, y 16 to x 20, y 16 has no pixels in the image",
-        ),
-        (
-            ((5, 4), 1, 3, 40, 4, -35, 0),
-            "input geometry has a text whose box from x 55, y 13 to x 48, y 20 has no pixels in the image",
-        ),
-        (
-            ((5, 4), 1, 3, math.inf, 4, 6, 0),
-            "input geometry: expected pixels or labels between -2**31 and 2**31, got inf",
-        ),
-        (
-            ((5, 4), 1, 3, 10, 4, 6, math.nan),
-            "input geometry: expected pixels or labels between -2**31 and 2**31, got nan",
-        ),
-        # At the upper edge the box has lost the rows that the text needs.
-        (
-            ((5, 0), 1, 9, 8, 9, 8, math.radians(45)),
-            "input geometry has a text of height 18 that is turned by 45 degrees; it does not fit its box of "
-            "23x11 pixels (width x height) when turned back",
-        ),
-        (
-            ((5, 4), 1, 0.4, 8, 0.4, 8, math.radians(45)),
-            "input geometry has a text of height 0.8 that is turned by 45 degrees; it does not fit its box of "
+            (0.4, 8, 0.4, 8, math.radians(45)),
+            " has a text of height 0.8 that is turned by 45 degrees; it does not fit its box of "
             "11x11 pixels (width x height) when turned back",
         ),
     ],
 )
-def test_a_text_that_cannot_be_cut_out_is_rejected(text, expected):
-    assert EAST.refusal({"image": batch(PAGE), **maps(text)}) == expected
+def test_a_text_that_cannot_be_cut_out_is_rejected(text, fault):
+    assert EAST.refusal({"image": batch(PAGE), **maps(((5, 4), 1, *text))}) == f"input geometry{fault}"
+
+
+def test_a_text_that_lost_rows_at_the_upper_edge_is_rejected():
+    text = ((5, 0), 1, 9, 8, 9, 8, math.radians(45))
+    assert EAST.refusal({"image": batch(PAGE), **maps(text)}) == (
+        "input geometry has a text of height 18 that is turned by 45 degrees; it does not fit its box of "
+        "23x11 pixels (width x height) when turned back"
+    )
 
 
 def test_east_ocr_describes_its_tensors():

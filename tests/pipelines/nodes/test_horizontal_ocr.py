@@ -60,14 +60,8 @@ def test_a_text_beyond_the_edge_is_moved_into_the_image_but_its_coordinates_are_
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        (
-            (3, 1, 3, 2, 1),
-            "input boxes has a box from x 3, y 1 to x 3, y 2; its width and height must be above 0",
-        ),
-        (
-            (0.5, 4, 1, 2, 1),
-            "input boxes has a box from x 0.5, y 4 to x 1, y 2; its width and height must be above 0",
-        ),
+        ((3, 1, 3, 2, 1), "input boxes has a box from x 3, y 1 to x 3, y 2; its width and height must be above 0"),
+        ((0.5, 4, 1, 2, 1), "input boxes has a box from x 0.5, y 4 to x 1, y 2; its width and height must be above 0"),
         ((3, 1, 3.5, 2, 1), "the box at x 3, y 1 of 0x1 pixels (width x height) has no pixels in the image of 16x12"),
         ((16, 1, 20, 2, 1), "the box at x 16, y 1 of 4x1 pixels (width x height) has no pixels in the image of 16x12"),
         ((math.nan, 0, 1, 1, 1), "input boxes: expected pixels or labels between -2**31 and 2**31, got nan"),

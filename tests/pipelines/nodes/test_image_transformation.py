@@ -47,23 +47,14 @@ SCALES = np.array([2, 4, 8])
             {"target_image_color_order": "RGB", "mean_values": "[10,20,30]", "scale_values": "[2,4,8]"},
             (PICTURE[:, :, ::-1] - MEAN) / SCALES,
         ),
-        (
-            {"target_image_color_order": "GRAY", "mean_values": "[10]", "scale_values": "[4]"},
-            (gray(PICTURE) - 10) / 4,
-        ),
+        ({"target_image_color_order": "GRAY", "mean_values": "[10]", "scale_values": "[4]"}, (gray(PICTURE) - 10) / 4),
         (
             {"target_image_color_order": "GRAY", "scale": "4", "target_image_width": "4"},
             resized(gray(PICTURE) / 4, 4, 6),
         ),
         # Before the resize where that enlarges, after it else; both come to the same.
-        (
-            {"mean_values": "[10,20,30]", "scale": "2", "target_image_width": "16"},
-            (resized(PICTURE, 16, 6) - MEAN) / 2,
-        ),
-        (
-            {"mean_values": "[10,20,30]", "scale": "2", "target_image_width": "4"},
-            (resized(PICTURE, 4, 6) - MEAN) / 2,
-        ),
+        ({"mean_values": "[10,20,30]", "scale": "2", "target_image_width": "16"}, (resized(PICTURE, 16, 6) - MEAN) / 2),
+        ({"mean_values": "[10,20,30]", "scale": "2", "target_image_width": "4"}, (resized(PICTURE, 4, 6) - MEAN) / 2),
     ],
 )
 @pytest.mark.parametrize("source", ["NCHW", "NHWC"])
