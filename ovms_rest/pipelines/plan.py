@@ -22,7 +22,7 @@ REQUEST_STEP = -1
 
 
 class Part(Protocol):
-    """What one node of one pipeline runs: a model, or custom code with the node's params."""
+    """The model, or the custom code with its params, that one node of one pipeline runs."""
 
     inputs: Mapping[str, TensorMetadata]
     outputs: Mapping[str, TensorMetadata]

@@ -235,18 +235,18 @@ class _Draft:
 
     def sort_nodes(self) -> None:
         """Order the nodes: each after its sources, otherwise as in the file."""
-        waiting = {name: {node for _, node in self._sources(name)} - {REQUEST} for name in self.nodes}
+        unsorted = {name: {node for _, node in self._sources(name)} - {REQUEST} for name in self.nodes}
         while ready := next(
-            (name for name, others in waiting.items() if not any(other in waiting for other in others)), None
+            (name for name, others in unsorted.items() if not any(other in unsorted for other in others)), None
         ):
             self.order.append(ready)
-            del waiting[ready]
-        if not waiting:
+            del unsorted[ready]
+        if not unsorted:
             return
         # Each node that is left depends on another one that is left: following these leads into a cycle.
-        path = [next(iter(waiting))]
+        path = [next(iter(unsorted))]
         while path[-1] not in path[:-1]:
-            path.append(next(node for _, node in self._sources(path[-1]) if node in waiting))
+            path.append(next(node for _, node in self._sources(path[-1]) if node in unsorted))
         cycle = [*reversed(path[path.index(path[-1]) :])]
         self.problems.append(f"the nodes {' -> '.join(map(repr, cycle))} form a cycle; none of them could start")
 
@@ -281,11 +281,11 @@ class _Draft:
         """Check that every node reaches the response and that every input of the pipeline is used."""
         if self.lost_node or not self.definition.outputs:
             return
-        reached, behind = {REQUEST}, [RESPONSE]
-        while behind:
-            new = [node for _, node in self._sources(behind.pop()) if node not in reached]
+        reached, pending = {REQUEST}, [RESPONSE]
+        while pending:
+            new = [node for _, node in self._sources(pending.pop()) if node not in reached]
             reached.update(new)
-            behind.extend(new)
+            pending.extend(new)
         for name in self.order:
             if name not in reached:
                 self.problems.append(f"node {name!r}: none of its outputs reaches the response; connect or remove it")

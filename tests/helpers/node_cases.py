@@ -1,4 +1,4 @@
-"""Nodes of pipelines.nodes for their tests: params, pictures, tensors, and the formulas of what they compute."""
+"""Nodes of pipelines.nodes for their tests: params, pictures, tensors, and formulas of their results."""
 
 import shutil
 import subprocess
@@ -108,7 +108,7 @@ def execute(inputs, params):
 
 
 def run_python_node(node):
-    """Return what PYTHON_NODE adds to its input."""
+    """Return the number that PYTHON_NODE adds to its input."""
     return float(node.execute({"x": np.zeros((1, 2), np.float32)})["y"][0, 0])
 
 

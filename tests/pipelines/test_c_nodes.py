@@ -69,7 +69,7 @@ def run_in_child(work) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-# --- A good one
+# --- Results
 
 
 def test_a_dim_of_0_in_an_info_means_any_size(directory):

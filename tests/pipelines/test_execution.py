@@ -363,13 +363,13 @@ def pipelines(draw):
     count = draw(st.sampled_from([None, shape[0], DYNAMIC]))
     given = np.arange(np.prod(shape)).reshape(shape)
     values = {"request.in": given}
-    # The values by the demultiplexers that are open after them.
-    behind = {("request",) if count else (): ["request.in"]}
+    # The keys of values by the demultiplexers that are open after them.
+    keys = {("request",) if count else (): ["request.in"]}
     steps = []
     for index in range(draw(st.integers(1, 7))):
         name = f"n{index}"
-        level = draw(st.sampled_from(sorted(behind)))
-        wires = {port: draw(st.sampled_from(behind[level])) for port in "xy"}
+        level = draw(st.sampled_from(sorted(keys)))
+        wires = {port: draw(st.sampled_from(keys[level])) for port in "xy"}
         gathers = None
         if level and draw(st.booleans()):
             *rest, gathers = level
@@ -382,7 +382,7 @@ def pipelines(draw):
         steps.append(step(name, part, " ".join(level), shards, gathers, **wires))
         for item, array in results.items():
             values[f"{name}.{item}"] = array
-            behind.setdefault(opened, []).append(f"{name}.{item}")
+            keys.setdefault(opened, []).append(f"{name}.{item}")
     chosen = draw(st.lists(st.sampled_from(list(values)), min_size=1, max_size=6, unique=True))
     outputs = {f"out{number}": key for number, key in enumerate(chosen)}
     pipeline = make([TensorMetadata("in", "INT64", None)], *steps, count=count, **outputs)

@@ -248,9 +248,9 @@ def infer(service, name, **arrays):
         {"name": tensor, "datatype": "FP32", "shape": array.shape, "data": array.ravel().tolist()}
         for tensor, array in arrays.items()
     ]
-    answer = service.infer(name, {"inputs": tensors})
-    assert answer.status == 200, answer.body
-    found = answer.json()
+    response = service.infer(name, {"inputs": tensors})
+    assert response.status == 200, response.body
+    found = response.json()
     assert (found["model_name"], found["model_version"]) == (name, "1")
     return {item["name"]: np.array(item["data"]).reshape(item["shape"]) for item in found["outputs"]}
 
@@ -301,9 +301,9 @@ def test_a_dynamic_demultiplexer_returns_a_result_per_shard(served, count):
 
 def test_no_shards_are_a_204_without_a_body(served):
     data = {"name": "image", "datatype": "FP32", "shape": [1, 3, 8, 8], "data": [0.0] * 192}
-    answer = served.infer("vehicles", {"inputs": [data]})
-    assert (answer.status, answer.body) == (204, b"")
-    assert {"content-type", "content-length"}.isdisjoint(answer.headers)
+    response = served.infer("vehicles", {"inputs": [data]})
+    assert (response.status, response.body) == (204, b"")
+    assert {"content-type", "content-length"}.isdisjoint(response.headers)
     assert served.get("/v2/health/live").status == 200
 
 
@@ -343,8 +343,8 @@ def test_metadata_describes_the_pipelines_tensors(served):
 def test_a_pipeline_is_ready_and_has_version_1(served):
     for path in ("/v2/health/ready", "/v2/models/chain/ready", "/v2/models/chain/versions/1/ready"):
         assert served.get(path).status == 200
-    answer = served.get("/v2/models/chain/versions/2/ready")
-    assert (answer.status, answer.json()) == (
+    response = served.get("/v2/models/chain/versions/2/ready")
+    assert (response.status, response.json()) == (
         404,
         {"error": "version '2' of pipeline 'chain' is not served; served: 1"},
     )
@@ -363,8 +363,8 @@ def test_tritonclient_uses_a_pipeline_like_a_model(served):
 
 
 def test_a_mistake_in_the_request_is_a_400(served):
-    answer = served.infer("chain", {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 9], "data": [0] * 9}]})
-    assert (answer.status, answer.json()) == (400, {"error": "input 'in': shape is [1,9], the model takes [1,10]"})
+    response = served.infer("chain", {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 9], "data": [0] * 9}]})
+    assert (response.status, response.json()) == (400, {"error": "input 'in': shape is [1,9], the model takes [1,10]"})
 
 
 def test_strings_pass_through_a_pipeline(served):
@@ -381,9 +381,9 @@ def encoded(*pictures):
 def infer_images(service, name, tensor, *pictures):
     head = json.dumps({"inputs": [{"name": tensor, "datatype": "BYTES", "shape": [len(pictures)]}]}).encode()
     body = head + encoded(*pictures)
-    answer = service.infer(name, body, Inference_Header_Content_Length=str(len(head)))
-    (output,) = answer.json().get("outputs", [None])
-    return answer if output is None else np.array(output["data"]).reshape(output["shape"])
+    response = service.infer(name, body, Inference_Header_Content_Length=str(len(head)))
+    (output,) = response.json().get("outputs", [None])
+    return response if output is None else np.array(output["data"]).reshape(output["shape"])
 
 
 def test_each_image_of_a_split_request_is_a_shard(served):
@@ -414,13 +414,15 @@ def test_metrics_count_pipelines_and_their_models(served):
     assert 'ovms_inference_time_us_count{name="any_batch"' not in text
 
 
-# --- What breaks
+# --- Errors and crashes
 
 
 def test_an_exception_in_a_node_is_a_500_with_its_traceback_in_the_log(served):
-    answer = served.infer("fails", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 10], "data": [0] * 10}]})
-    assert answer.status == 500
-    assert "a bug of the user's" not in answer.json()["error"]
+    response = served.infer(
+        "fails", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 10], "data": [0] * 10}]}
+    )
+    assert response.status == 500
+    assert "a bug of the user's" not in response.json()["error"]
     assert "ZeroDivisionError: a bug of the user's" in served.log
     assert "failing.py" in served.log
 
@@ -487,9 +489,9 @@ def test_all_mistakes_of_a_pipeline_are_reported_everywhere(own):
         assert item["status"]["error_code"] == "FAILED_PRECONDITION"
         reasons = item["status"]["error_message"]
         for place in ("/v2/health/ready", "/v2/models/wrong/ready", "/v2/models/wrong"):
-            answer = service.get(place)
-            assert answer.status in (400, 404)
-            assert reasons in answer.json()["error"]
+            response = service.get(place)
+            assert response.status in (400, 404)
+            assert reasons in response.json()["error"]
         reload = service.request("POST", "/v1/config/reload")
         assert reload.status == 412
         assert "pipeline 'wrong': " in reload.json()["error"]
@@ -502,9 +504,9 @@ def test_a_pipeline_becomes_available_with_its_model(reloading, directory):
     shutil.copytree(directory / "dummy", path / "dummy")
     write(path, CHAIN, models=())
     assert service.request("POST", "/v1/config/reload").status == 412
-    answer = service.get("/v2/models/chain/ready")
-    assert answer.status == 404
-    assert "model 'dummy' is not configured" in answer.json()["error"]
+    response = service.get("/v2/models/chain/ready")
+    assert response.status == 404
+    assert "model 'dummy' is not configured" in response.json()["error"]
     write(path, CHAIN)
     assert service.request("POST", "/v1/config/reload").status == 201
     assert infer(service, "chain", **{"in": TEN})["out"].tolist() == (TEN + 2).tolist()
@@ -537,9 +539,9 @@ def test_pipelines_follow_changes_of_models_and_libraries(reloading, directory):
     model_zoo.save(model_zoo.model_of({"a": opset15.multiply(b, np.float32(10))}, [b]), model, 2)
     assert change(3).status == 201
     assert compute() == (30 * TEN).tolist()
-    answer = change("")
-    assert answer.status == 412
-    assert "times.py" in answer.json()["error"]
+    response = change("")
+    assert response.status == 412
+    assert "times.py" in response.json()["error"]
     assert compute() == (30 * TEN).tolist()
 
 
@@ -556,14 +558,14 @@ def test_a_changed_file_of_a_node_is_loaded_without_a_reload_call(tmp_path):
 def test_unloading_a_model_with_dependents_unloads_its_pipelines(own):
     with serve(own, "-w", "1", config=write(own, CHAIN), OVMS_REST_MODEL_CONTROL="local") as service:
 
-        def control(what, name, **parameters):
-            path = f"/v2/repository/models/{name}/{what}"
+        def control(action, name, **parameters):
+            path = f"/v2/repository/models/{name}/{action}"
             return service.request("POST", path, {"parameters": parameters}).status
 
         assert control("unload", "dummy") == 200
         assert service.get("/v2/health/ready").status == 200  # the pipeline lacks nothing but the unloaded model
-        answer = service.get("/v2/models/chain/ready")
-        assert (answer.status, answer.json()) == (
+        response = service.get("/v2/models/chain/ready")
+        assert (response.status, response.json()) == (
             404,
             {
                 "error": "pipeline 'chain' does not serve: node 'n1': model 'dummy' was unloaded; "

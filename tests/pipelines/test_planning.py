@@ -825,9 +825,9 @@ def test_every_valid_definition_has_a_plan(drawn):
     check(result)
     names = {place: step.name for place, step in enumerate(result.steps)} | {REQUEST_STEP: "request"}
     for step in result.steps:
-        behind = sources[Source(step.name, "first")]
+        left = sources[Source(step.name, "first")]
         level = tuple(names[place] for place in step.level)
-        assert level == (behind if step.count is None else behind[:-1])
+        assert level == (left if step.count is None else left[:-1])
 
 
 def check(result):

@@ -41,7 +41,7 @@ def failing(kind, *arguments):
     return fail
 
 
-# --- What the code gets
+# --- Inputs and params
 
 
 def test_a_node_runs_its_code():
@@ -133,7 +133,7 @@ def test_invalid_strings_are_an_error_of_the_node(output, message):
         text_node(lambda inputs: {"text": output}).execute({"text": TEXTS})
 
 
-# --- What it returns
+# --- Outputs
 
 
 def test_an_output_that_is_not_contiguous_is_copied():
@@ -208,7 +208,7 @@ def test_code_may_reject_a_request_with_a_message(caplog):
     assert not caplog.records
 
 
-# --- What it takes and gives
+# --- Declarations of inputs and outputs
 
 
 def test_dims_are_sizes_or_ranges():
