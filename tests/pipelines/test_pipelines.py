@@ -242,13 +242,18 @@ def served(directory):
         yield running
 
 
-def infer(service, name, **arrays):
-    """Infer with FP32 arrays; return the outputs as arrays by name."""
+def send(service, name, **arrays):
+    """Send an inference with FP32 arrays; return the response."""
     tensors = [
         {"name": tensor, "datatype": "FP32", "shape": array.shape, "data": array.ravel().tolist()}
         for tensor, array in arrays.items()
     ]
-    response = service.infer(name, {"inputs": tensors})
+    return service.infer(name, {"inputs": tensors})
+
+
+def infer(service, name, **arrays):
+    """Infer with FP32 arrays; return the outputs as arrays by name."""
+    response = send(service, name, **arrays)
     assert response.status == 200, response.body
     found = response.json()
     assert (found["model_name"], found["model_version"]) == (name, "1")
@@ -300,8 +305,7 @@ def test_a_dynamic_demultiplexer_returns_a_result_per_shard(served, count):
 
 
 def test_no_shards_are_a_204_without_a_body(served):
-    data = {"name": "image", "datatype": "FP32", "shape": [1, 3, 8, 8], "data": [0.0] * 192}
-    response = served.infer("vehicles", {"inputs": [data]})
+    response = send(served, "vehicles", image=np.zeros((1, 3, 8, 8)))
     assert (response.status, response.body) == (204, b"")
     assert {"content-type", "content-length"}.isdisjoint(response.headers)
     assert served.get("/v2/health/live").status == 200
@@ -363,7 +367,7 @@ def test_tritonclient_uses_a_pipeline_like_a_model(served):
 
 
 def test_a_mistake_in_the_request_is_a_400(served):
-    response = served.infer("chain", {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 9], "data": [0] * 9}]})
+    response = send(served, "chain", **{"in": np.zeros((1, 9))})
     assert (response.status, response.json()) == (400, {"error": "input 'in': shape is [1,9], the model takes [1,10]"})
 
 
@@ -418,9 +422,7 @@ def test_metrics_count_pipelines_and_their_models(served):
 
 
 def test_an_exception_in_a_node_is_a_500_with_its_traceback_in_the_log(served):
-    response = served.infer(
-        "fails", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 10], "data": [0] * 10}]}
-    )
+    response = send(served, "fails", x=TEN)
     assert response.status == 500
     assert "a bug of the user's" not in response.json()["error"]
     assert "ZeroDivisionError: a bug of the user's" in served.log
@@ -438,7 +440,7 @@ def test_a_crashing_library_ends_a_worker_but_not_the_service(tmp_path):
         service.wait_for(lambda: len(service.workers()) == 2)
         before = service.workers()
         with pytest.raises((ConnectionError, OSError)):
-            infer(service, "p", x=-x)
+            send(service, "p", x=-x)
         service.wait_for(lambda: len(service.workers()) == 2 and service.workers() != before)
         (dead,) = set(before) - set(service.workers())
         assert f"worker {dead} died or was killed during an inference with 'p/1' (name and version)" in service.log
