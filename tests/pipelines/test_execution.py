@@ -195,7 +195,11 @@ OPERATED = np.stack([X + 1, X - 2, X * 3, X / 4])
 
 def chooser(seen):
     """Describe a node that gathers the results of the operations and returns the largest."""
-    function = lambda x: seen.append(x) or {"max": x.max(0)}  # noqa: E731
+
+    def function(x):
+        seen.append(x)
+        return {"max": x.max(0)}
+
     return step(
         "choose", FakeNode(function, [tensor("x", 4, 1, 10)], [tensor("max", 1, 10)]), gathers="ops", x="dummy.y"
     )

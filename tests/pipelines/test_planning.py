@@ -83,14 +83,14 @@ N = node("n", b="request.in")
 SPLIT = node("split", SPLITTER, 4, i="request.in")
 
 
-def pipeline(*nodes, inputs=("in",), outputs=None, count=None, name="p"):
+def pipeline(*nodes, inputs=("in",), outputs=None, count=None):
     """Make a definition and its parts; outputs are {name: "node.alias"}, by default the first of the last node."""
     if outputs is None:
         last, _ = nodes[-1]
         outputs = {"out": f"{last.name}.{last.outputs[0][0]}"}
     pairs = outputs.items() if isinstance(outputs, dict) else outputs
     definition = PipelineDefinition(
-        name,
+        "p",
         tuple(inputs),
         tuple(definition for definition, _ in nodes),
         tuple((output, Source(*source.split("."))) for output, source in pairs),
@@ -161,30 +161,24 @@ def test_an_ensemble_fans_out_and_in():
     assert shapes(result.metadata.outputs) == {"label": "INT64 [-1]"}
 
 
-def operations(*last, **keys):
-    """Make OVMS's example of four operations whose results a model gets one by one, and `last` nodes."""
-    different = FakeCode({"input_numbers": [1, 10], "op_factors": [1, 4]}, {"results": [4, 1, 10]})
-    return (
-        node("ops", different, 4, input_numbers="request.numbers", op_factors="request.factors"),
-        node("dummy", b="ops.results"),
-        *last,
-    ), {"inputs": ["numbers", "factors"], **keys}
+def operations(*last):
+    """Plan OVMS's example of four operations whose results a model gets one by one, and `last` nodes."""
+    different = FakeCode({"input_numbers": TEN, "op_factors": [1, 4]}, {"results": [4, 1, 10]})
+    ops = node("ops", different, 4, input_numbers="request.numbers", op_factors="request.factors")
+    return plan(ops, node("dummy", b="ops.results"), *last, inputs=["numbers", "factors"])
 
 
 def test_a_gathering_node_runs_outside_the_sessions_it_gathers():
-    nodes, keys = operations(node("max", maximum(4), gather="ops", t="dummy.a"))
-    result = plan(*nodes, **keys)
-    ops, dummy, largest = result.steps
-    assert (ops.level, ops.count, ops.gathers) == ((), 4, None)
-    assert (dummy.level, dummy.count, dummy.gathers) == ((0,), None, None)
-    assert (largest.level, largest.count, largest.gathers) == ((), None, 0)
-    assert largest.part is nodes[2][1]
+    result = operations(node("max", maximum(4), gather="ops", t="dummy.a"))
+    assert [step.level for step in result.steps] == [(), (0,), ()]
+    assert [step.count for step in result.steps] == [4, None, None]
+    assert [step.gathers for step in result.steps] == [None, None, 0]
+    assert [step.part.model for step in result.steps] == [None, "m", None]
     assert shapes(result.metadata.outputs) == {"out": "FP32 [1,10]"}
 
 
 def test_the_response_gathers_shards_that_no_node_gathered():
-    nodes, keys = operations()
-    assert shapes(plan(*nodes, **keys).metadata.outputs) == {"out": "FP32 [4,1,10]"}
+    assert shapes(operations().metadata.outputs) == {"out": "FP32 [4,1,10]"}
 
 
 def test_a_detection_pipeline_outputs_its_crops_and_a_result_for_each():
