@@ -19,15 +19,12 @@ from ovms_rest.pipelines.python_nodes import Params, PythonNode, import_code, lo
 
 # The libraries in OVMS's image and the built-in modules that replace them.
 OVMS_LIBRARIES = {
-    f"libcustom_node_{name}.so": f"ovms_rest.pipelines.nodes.{module}"
-    for name, module in (
-        ("add_one", "add_one"),
-        ("east_ocr", "east_ocr"),
-        ("face_blur", "face_blur"),
-        ("horizontal_ocr", "horizontal_ocr"),
-        ("image_transformation", "image_transformation"),
-        ("model_zoo_intel_object_detection", "object_detection"),
-    )
+    "libcustom_node_add_one.so": "ovms_rest.pipelines.nodes.add_one",
+    "libcustom_node_east_ocr.so": "ovms_rest.pipelines.nodes.east_ocr",
+    "libcustom_node_face_blur.so": "ovms_rest.pipelines.nodes.face_blur",
+    "libcustom_node_horizontal_ocr.so": "ovms_rest.pipelines.nodes.horizontal_ocr",
+    "libcustom_node_image_transformation.so": "ovms_rest.pipelines.nodes.image_transformation",
+    "libcustom_node_model_zoo_intel_object_detection.so": "ovms_rest.pipelines.nodes.object_detection",
 }
 
 

@@ -156,10 +156,6 @@ class CropOptions(ImageOptions):
     convert_to_gray_scale: bool = param(flag, False)
     max_output_batch: int = param(size, 100)
 
-    @property
-    def channels(self) -> int:
-        return 1 if self.convert_to_gray_scale else 3
-
 
 def image_form(layout: str, channels: int, height: int, width: int) -> Form:
     return "FP32", (1, channels, height, width) if layout == "NCHW" else (1, height, width, channels)
@@ -171,8 +167,9 @@ def original_form(options: ImageOptions) -> Form:
 
 def crops_form(options: CropOptions) -> Form:
     """Return the form of the crops, [N,1,C,H,W] or [N,1,H,W,C]."""
+    channels = 1 if options.convert_to_gray_scale else 3
     datatype, dims = image_form(
-        options.target_image_layout, options.channels, options.target_image_height, options.target_image_width
+        options.target_image_layout, channels, options.target_image_height, options.target_image_width
     )
     return datatype, (ANY, *dims)
 
