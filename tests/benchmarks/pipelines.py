@@ -19,7 +19,7 @@ from service import serve
 from ovms_rest.models.compilation import Compilation
 from ovms_rest.models.runtime import Model
 from ovms_rest.pipelines.execution import Pipeline
-from ovms_rest.pipelines.plan import REQUEST_STEP, Output, Plan, Step, Wire
+from ovms_rest.pipelines.plan import REQUEST_STEP, ModelPart, Output, Plan, Step, Wire
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 from ovms_rest.shared_memory.counters import Counters
 
@@ -30,6 +30,8 @@ SHARDS = 16
 
 class Largest:
     """A custom node x -> y, the largest of all shards."""
+
+    model = None
 
     def __init__(self, shape):
         self.inputs, self.outputs = described("x", (SHARDS, *shape)), described("y", shape)
@@ -63,17 +65,17 @@ def load_models(directory, shape):
 def make_chain(models, shape):
     """Make in -> a -> b -> out."""
     steps = [
-        Step("first", (Wire("x", REQUEST_STEP, "in"),), (), model=models[0], used=("y",)),
-        Step("second", (Wire("x", 0, "y"),), (), model=models[1], used=("y",)),
+        Step("first", ModelPart(models[0]), (Wire("x", REQUEST_STEP, "in"),), (), used=("y",)),
+        Step("second", ModelPart(models[1]), (Wire("x", 0, "y"),), (), used=("y",)),
     ]
     return make("chain", steps, described("in", shape), described("out", shape))
 
 
 def make_demultiplexer(models, shape, is_gathered):
-    """Make in [SHARDS,...] -> a for each shard -> a node that gathers, or the response that does."""
-    steps = [Step("each", (Wire("x", REQUEST_STEP, "in"),), (REQUEST_STEP,), model=models[0], used=("y",))]
+    """Make in, of SHARDS -> a for each of them -> a node that gathers, or the response that does."""
+    steps = [Step("each", ModelPart(models[0]), (Wire("x", REQUEST_STEP, "in"),), (REQUEST_STEP,), used=("y",))]
     if is_gathered:
-        steps.append(Step("all", (Wire("x", 0, "y"),), (), gathers=REQUEST_STEP, custom=Largest(shape), used=("y",)))
+        steps.append(Step("all", Largest(shape), (Wire("x", 0, "y"),), (), gathers=REQUEST_STEP, used=("y",)))
     given, taken = described("in", (SHARDS, *shape)), described("out", shape if is_gathered else (SHARDS, *shape))
     return make("demultiplexer", steps, given, taken, SHARDS)
 
