@@ -17,7 +17,7 @@ from ovms_rest.host.cores import usable_cores
 from ovms_rest.log import log
 from ovms_rest.models.configuration import ModelConfig
 from ovms_rest.models.images import ImageLimits
-from ovms_rest.models.loading import Host, load_models
+from ovms_rest.models.loading import LoadSettings, load_models
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.roots import find_roots
 from ovms_rest.models.watching import stamp
@@ -170,13 +170,13 @@ def load_app(environ: Mapping[str, str]) -> App:
     settings = read_settings(environ)
     now = stamp(settings.config)
     config = read_config(settings.config, settings)
-    host, models, table = host_of(settings), ModelRegistry({}), WorkerTable(SLOTS, usable_cores())
+    load_settings, models, table = load_settings_of(settings), ModelRegistry({}), WorkerTable(SLOTS, usable_cores())
     telemetry = Telemetry(models, table, settings.max_waiting)
 
     def load(
         configs: Sequence[ModelConfig], previous: Mapping[str, Entry], housekeep: Housekeeping
     ) -> dict[str, Entry]:
-        loaded = load_models(configs, host, _log_progress, ModelRegistry(previous), housekeep).entries
+        loaded = load_models(configs, load_settings, _log_progress, ModelRegistry(previous), housekeep).entries
         telemetry.count(loaded)
         return loaded
 
@@ -187,7 +187,7 @@ def load_app(environ: Mapping[str, str]) -> App:
         previous: Mapping[str, Entry],
         housekeep: Housekeeping,
     ) -> dict[str, Entry]:
-        pipelines = assemble_pipelines(definitions, libraries, loaded, previous, host, housekeep)
+        pipelines = assemble_pipelines(definitions, libraries, loaded, previous, load_settings, housekeep)
         telemetry.count(pipelines)
         return pipelines
 
@@ -201,11 +201,11 @@ def _log_progress(name: str, version: int) -> None:
     log.info("model %r version %d is being tried", name, version)
 
 
-def host_of(settings: Settings) -> Host:
-    """Return the properties of the host and the limits that models are loaded for."""
+def load_settings_of(settings: Settings) -> LoadSettings:
+    """Return the limits and defaults that models are loaded with."""
     limits = ImageLimits(settings.max_image_pixels, settings.max_request_pixels)
     extension = os.path.abspath(settings.cpu_extension) if settings.cpu_extension else ""
-    return Host(usable_cores(), settings.load_timeout_seconds, settings.cache_dir, limits, extension)
+    return LoadSettings(usable_cores(), settings.load_timeout_seconds, settings.cache_dir, limits, extension)
 
 
 def get_app() -> App:

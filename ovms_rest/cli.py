@@ -13,7 +13,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.util import import_app
 
-from ovms_rest.app import App, host_of
+from ovms_rest.app import App, load_settings_of
 from ovms_rest.config import load_config, read_config
 from ovms_rest.errors import ConfigError, ShortageError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
@@ -164,10 +164,10 @@ def _check(options: argparse.Namespace) -> int:
     try:
         settings = read_settings(os.environ)
         config = read_config(_find_config(options.paths) or settings.config, settings)
-        host = host_of(settings)
-        registry = load_models(config.models, host, _print_progress)
+        load_settings = load_settings_of(settings)
+        registry = load_models(config.models, load_settings, _print_progress)
         pipelines, libraries = config.pipelines, config.libraries
-        registry.entries |= assemble_pipelines(pipelines, libraries, registry.entries, {}, host)
+        registry.entries |= assemble_pipelines(pipelines, libraries, registry.entries, {}, load_settings)
     except ConfigError as error:
         report: dict[str, Any] = {"models": [], "pipelines": [], "problems": list(error.problems)}
     except ShortageError as error:

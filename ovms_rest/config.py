@@ -380,5 +380,5 @@ def _check_values_of_models(root: Any, directory: Path) -> Iterator[Problem]:
         config = {key: value for key, value in given.items() if key in _MODEL_KEYS and _MODEL_KEYS[key](value) is None}
         if "layout" in given and "layout" not in config:  # these require a layout, and there is one
             config = {key: value for key, value in config.items() if key not in ("mean", "scale", "color_format")}
-        for problem in check_values_of(_model_config({**config, "name": ""}, directory)):
+        for problem in check_values_of(_model_config({**config, "name": ""}, directory)).problems:
             yield f"model_config_list[{index}].config: {problem}"

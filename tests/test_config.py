@@ -656,12 +656,12 @@ def test_deeply_nested_value_is_reported_like_any_other(problems):
 )
 def test_invalid_value_is_a_problem_of_its_model(load, keys, lines):
     (config,) = load(model(**keys))
-    assert check_values_of(config) == lines
+    assert check_values_of(config).problems == lines
 
 
 def test_all_invalid_values_of_a_model_are_reported(load):
     (config,) = load(model(nireq=100_001, shape="(1", layout="Q:", plugin_config={"NUM_STREAMS": "x"}))
-    nireq, options, plugin_config = check_values_of(config)
+    nireq, options, plugin_config = check_values_of(config).problems
     assert nireq.startswith("nireq: ")
     assert "layout: " in options
     assert "; shape: " in options

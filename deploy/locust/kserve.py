@@ -33,7 +33,7 @@ FLOATS = ("FP16", "BF16", "FP32", "FP64")
 PICTURE_DATATYPES = ("UINT8", *FLOATS)
 PNG_COLOR_TYPES = {1: 0, 3: 2, 4: 6}  # grey, RGB, RGBA by the number of channels
 
-# The types that `json` makes of the elements of a datatype. NaN and infinities come as null.
+# The types of a datatype's elements after `json`. NaN and infinities are null.
 _JSON_TYPES: dict[str, set[type]] = {
     **{datatype: {int} for datatype in SIZES},
     **{datatype: {int, float, type(None)} for datatype in FLOATS},
@@ -63,7 +63,7 @@ class RefusedError(WrongAnswerError):
 
 
 class Options(NamedTuple):
-    """What the metadata leaves open."""
+    """Choices that the metadata leaves open."""
 
     shapes: Mapping[str, Sequence[int]] = {}  # by "MODEL/INPUT" or "INPUT"
     dynamic_dim: int = 1
@@ -87,7 +87,7 @@ def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
     for part in filter(None, (part.strip() for part in text.split(";"))):
         name, equals, dims = part.rpartition("=")
         if not (equals and name):
-            raise ValueError(f"expected NAME=1,64,64,1 got {part!r}")
+            raise ValueError(f"expected NAME=1,64,64,1, got {part!r}")
         shapes[name] = tuple(int(dim) for dim in filter(None, (dim.strip() for dim in dims.split(","))))
         if any(dim < 0 for dim in shapes[name]):
             raise ValueError(f"the dims of {name} must not be negative, got {dims}")
@@ -203,7 +203,7 @@ def _make_values(source: random.Random, tensor: Mapping[str, Any], shape: Sequen
 
 
 def pack(datatype: str, values: Sequence[Any]) -> bytes:
-    """Pack elements as the binary tensor data extension wants them: little-endian, strings after their lengths."""
+    """Pack elements as the binary tensor data extension requires: little-endian, strings after their lengths."""
     if datatype == "BYTES":
         strings = [value if isinstance(value, bytes) else value.encode() for value in values]
         return b"".join(struct.pack("<I", len(string)) + string for string in strings)
@@ -223,7 +223,7 @@ def _choose_picture(source: random.Random, shape: Sequence[int], options: Option
 def draw_picture(source: random.Random, height: int, width: int, channels: int) -> bytes:
     """Draw bright bars on dark noise; return the pixels, row by row, from 0 to 250.
 
-    A picture of noise alone hardly compresses, and an even one has nothing that a pipeline could find.
+    Noise alone hardly compresses, and a plain picture has nothing that a pipeline could find.
     """
     bars = source.randint(2, 4)
     begins = [round((bar + source.uniform(0.2, 0.4)) * width / bars) for bar in range(bars)]
@@ -303,9 +303,9 @@ def read_object(status: int, content: bytes | None) -> dict[str, Any]:
     try:
         found = _decode((content or b"").decode())
     except ValueError:  # UnicodeDecodeError is one
-        raise WrongAnswerError(f"status {status}, but the answer is not JSON") from None
+        raise WrongAnswerError(f"status {status}, but the response is not JSON") from None
     if not isinstance(found, dict):
-        raise WrongAnswerError(f"status {status}, but the answer is not a JSON object")
+        raise WrongAnswerError(f"status {status}, but the response is not a JSON object")
     return found
 
 
@@ -329,7 +329,7 @@ def check_answer(
     content: bytes | None,
     allow_no_content: bool = False,
 ) -> None:
-    """Check the response to a request: status, id, names, datatypes, shapes, and that all elements are there.
+    """Check the response to a request: status, id, names, datatypes, shapes and numbers of elements.
 
     `json_length` is the response's Inference-Header-Content-Length. Raises WrongAnswerError,
     for 429 and 503 RefusedError.
@@ -337,17 +337,17 @@ def check_answer(
     if status == 204 and not content:
         if allow_no_content:
             return
-        raise WrongAnswerError("status 204: a pipeline found nothing to work on; --allow-no-content accepts that")
+        raise WrongAnswerError("status 204: a pipeline found nothing to work on; --allow-no-content 1 accepts that")
     content = content or b""
     binary = b""
     if status == 200 and json_length is not None:
         if not json_length.isdecimal() or int(json_length) > len(content):
-            raise WrongAnswerError("Inference-Header-Content-Length is not a number of bytes in the body")
+            raise WrongAnswerError("Inference-Header-Content-Length is not a number within the body")
         content, binary = content[: int(json_length)], content[int(json_length) :]
     answer = read_object(status, content)
     for key, expected in (("model_name", metadata["name"]), ("id", request.id)):
         if answer.get(key) != expected:
-            raise WrongAnswerError(f"{key} is not that of the request")
+            raise WrongAnswerError(f"{key} differs from the request's")
     blobs = _check_outputs(
         metadata, answer.get("outputs"), "Inference-Header-Content-Length" in request.headers, binary
     )
@@ -384,7 +384,7 @@ def _check_tensor(expected: Mapping[str, Any], output: Mapping[str, Any]) -> Non
 
 
 def _may_be_strings(tensor: Mapping[str, Any]) -> bool:
-    """Return whether a matrix of UINT8 comes as strings, one per row: as in OVMS, its name ends with _string."""
+    """Return whether a UINT8 matrix may be returned as strings, one per row: its name ends with _string, as in OVMS."""
     return tensor["datatype"] == "UINT8" and len(tensor["shape"]) == 2 and tensor["name"].lower().endswith("_string")
 
 
@@ -393,13 +393,13 @@ def _check_data(output: Mapping[str, Any]) -> None:
     if not isinstance(data, list):
         raise WrongAnswerError(f"output {name} has no data")
     if len(data) != math.prod(output["shape"]):
-        raise WrongAnswerError(f"output {name} has another number of elements than its shape {output['shape']}")
+        raise WrongAnswerError(f"output {name} does not have the number of elements of its shape {output['shape']}")
     if not set(map(type, data)) <= _JSON_TYPES[datatype]:
         raise WrongAnswerError(f"output {name} has elements that are not {datatype}")
 
 
 def _check_binary(output: Mapping[str, Any], binary: bytes, begin: int) -> int:
-    """Check an output that begins at a place in the binary part; return where the next one begins."""
+    """Check an output that begins at `begin` in the binary part; return where the next one begins."""
     name, datatype, count = output["name"], output["datatype"], math.prod(output["shape"])
     parameters = output.get("parameters")
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
@@ -407,13 +407,13 @@ def _check_binary(output: Mapping[str, Any], binary: bytes, begin: int) -> int:
         raise WrongAnswerError(f"output {name} is not binary")
     end = begin + size
     if not begin <= end <= len(binary):
-        raise WrongAnswerError(f"output {name} has a binary_data_size that is not in the body")
+        raise WrongAnswerError(f"output {name} has an invalid binary_data_size")
     if datatype == "BYTES":
         complete = sum(1 for _ in _strings(name, binary, begin, end)) == count
     else:
         complete = size == count * SIZES[datatype]
     if not complete:
-        raise WrongAnswerError(f"output {name} has another number of elements than its shape {output['shape']}")
+        raise WrongAnswerError(f"output {name} does not have the number of elements of its shape {output['shape']}")
     return end
 
 

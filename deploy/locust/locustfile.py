@@ -29,7 +29,7 @@ RETRY_SECONDS = 1.0  # before a user tries again to read the metadata
 
 @events.init_command_line_parser.add_listener
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what can be chosen; the web page shows it too, but for arguments in a group."""
+    """Add the arguments, which the web page shows as well, except those in a group."""
     add = partial(parser.add_argument, type=str, default="")
     add("--models", help="models and pipelines to send to, separated by commas; default: all that GET /v2/models lists")
     for kind in kserve.KINDS:
@@ -44,12 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         include_in_web_ui=False,  # or every visitor of the page could send any file of this host
         help="image files to send instead of generated ones, as a pattern such as 'pictures/*.jpg'",
     )
+    add("--allow-no-content", type=int, default=0, help="1: accept 204 from a pipeline that found nothing; default: 0")
+    add("--rate-per-user", type=float, default=0.0, help="requests/s of each user; default: 0, no limit")
     add(
-        "--allow-no-content", type=int, default=0, help="1: a pipeline may answer 204, having found nothing; default: 0"
+        "--max-fail-ratio",
+        type=float,
+        default=0.0,
+        help="exit with status 1 if more requests fail; default: 0",
     )
-    add("--rate-per-user", type=float, default=0.0, help="requests/s of each user; default: 0, as fast as answers come")
-    add("--max-fail-ratio", type=float, default=0.0, help="exit with status 1 when a larger part fails; default: 0")
-    add("--max-p99-ms", type=float, default=0.0, help="exit with status 1 when p99 is above; default: 0, no limit")
+    add("--max-p99-ms", type=float, default=0.0, help="exit with status 1 if p99 is above it; default: 0, no limit")
     parser.add_argument(
         "--header",
         action="append",
@@ -74,7 +77,7 @@ def _parse_header(text: str) -> tuple[str, str]:
 
 
 def _checked(parse: Any) -> Any:
-    """Check an argument when it is read, but leave it as text, which is what the web page and workers exchange."""
+    """Check an argument when it is parsed, but keep its text, which the web page and workers exchange."""
 
     def check(text: str) -> str:
         try:
@@ -106,7 +109,7 @@ class Plan:
         self._weights: list[float] = []
 
     def ensure(self, user: "KServeUser") -> bool:
-        """Read the metadata unless that is done, and return whether it succeeded; failures are in the statistics."""
+        """Read the metadata if necessary; return whether the requests are ready. Failures are in the statistics."""
         if self._kinds:
             return True
         with self._reading:
@@ -142,10 +145,10 @@ class Plan:
                 requests[kind].append(Prepared(path, f"{metadata['name']} {kind}", metadata, request))
                 gevent.sleep(0)  # large bodies take a while to make
         if requests.get(kserve.IMAGE) == []:
-            log.warning("None of the models takes images ([n,height,width,1, 3 or 4] of floats or UINT8)")
+            log.warning("no model accepts images ([n,height,width,1, 3 or 4] of floats or UINT8)")
         self._requests = {kind: prepared for kind, prepared in requests.items() if prepared}
         if not self._requests:
-            raise kserve.UnusableError("no request can be made: the weights of all kinds that the models take are 0")
+            raise kserve.UnusableError("there is no request to send: all kinds that the models accept have weight 0")
         self._weights = [weights[kind] for kind in self._requests]
         self._kinds = list(self._requests)
 
@@ -192,18 +195,18 @@ plan = Plan()
 
 @events.test_start.add_listener
 def forget_requests(**_: Any) -> None:
-    """Make the requests of each test again: the web page may have changed the options."""
+    """Make new requests for each test: the web page may have changed the options."""
     global plan
     plan = Plan()
 
 
 class KServeUser(FastHttpUser):
-    """A client that sends one inference after the other on a connection that it keeps."""
+    """A client that sends inferences one after another on a kept-alive connection."""
 
     def on_start(self) -> None:
         """Take the headers and the rate from the arguments."""
         arguments = self.environment.parsed_options
-        # Answers are compressed only on request, because undoing it here costs more than most inferences.
+        # Responses are compressed only on request, because decompressing them costs more than most inferences.
         self.headers = {"Accept-Encoding": "identity", **dict(map(_parse_header, arguments.header))}
         if arguments.rate_per_user:
             self.wait_time = partial(constant_throughput(arguments.rate_per_user), self)
@@ -219,7 +222,7 @@ class KServeUser(FastHttpUser):
             path, data=request.body, headers=request.headers, name=label, catch_response=True
         ) as response:
             if not response.status_code:
-                return  # without a response locust reports why
+                return  # locust reports the reason
             length = response.headers.get("Inference-Header-Content-Length")
             allow_no_content = bool(self.environment.parsed_options.allow_no_content)
             try:
@@ -242,12 +245,12 @@ class KServeUser(FastHttpUser):
         return self._get(path, f"/v2/models/{name}", partial(kserve.check_metadata, name))
 
     def read_config(self, name: str) -> dict[str, Any] | None:
-        """Return Triton's configuration of a model, which knows the layout; None where the server has no such route."""
+        """Return Triton's configuration of a model, which has the layout; None where the server has no such route."""
         path = f"/v2/models/{quote(name, safe='')}/config"
         return self._get(path, f"/v2/models/{name}/config", kserve.read_object, missing=(401, 403, 404, 405))
 
     def _get(self, path: str, label: str, check: Any, missing: tuple[int, ...] = ()) -> Any:
-        """Send a GET request and return what `check` makes of the answer, None for a status in `missing`."""
+        """Send a GET request and return the result of `check`, None for a status in `missing`."""
         with self.client.get(path, headers=self.headers, name=label, catch_response=True) as response:
             if not response.status_code:
                 raise_for = kserve.WrongAnswerError(f"{type(response.error).__name__}: {response.error}")
@@ -267,7 +270,7 @@ class KServeUser(FastHttpUser):
 
 @events.quitting.add_listener
 def judge(environment: Environment, **_: Any) -> None:
-    """Settle the exit status, unless a load shape has done so."""
+    """Set the exit status, unless a load shape has set it."""
     if isinstance(environment.runner, WorkerRunner) or environment.process_exit_code is not None:
         return
     arguments, total = environment.parsed_options, environment.stats.total
@@ -280,7 +283,7 @@ def judge(environment: Environment, **_: Any) -> None:
     if 0 < arguments.max_p99_ms < p99:
         faults.append(f"p99 is {p99} ms, more than {arguments.max_p99_ms:g} ms")
     for fault in faults:
-        log.error("Limit passed: %s", fault)
+        log.error("failed: %s", fault)
     if faults:
         environment.process_exit_code = 1
     elif total.num_failures and not environment.runner.exceptions:

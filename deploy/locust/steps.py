@@ -1,4 +1,4 @@
-"""A load shape that adds users step by step until a latency limit, and prints the highest rate under it.
+"""A load shape that adds users step by step up to a latency limit, and prints the highest rate within it.
 
 Load it beside the users: `locust -f locustfile.py,steps.py --headless --latency-limit-ms 50`.
 """
@@ -15,7 +15,7 @@ import kserve
 from locust import LoadTestShape, events
 from locust.runners import WORKER_REPORT_INTERVAL, MasterRunner
 
-# A step may take so long to have its users running, after which something is wrong with them.
+# Time for starting the users of a step.
 SPAWN_SECONDS = 60
 _KEY = "inferences_by_second"
 _FAILED, _REFUSED = -1, -2  # in the place of a latency
@@ -23,22 +23,22 @@ _FAILED, _REFUSED = -1, -2  # in the place of a latency
 
 @events.init_command_line_parser.add_listener
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what can be chosen."""
+    """Add the arguments."""
     add = parser.add_argument
     add("--latency-limit-ms", type=float, default=100.0, help="limit of the 99th percentile; default: 100")
     add("--step-seconds", type=int, default=10, help="measured time of each step in whole seconds; default: 10")
     add("--settle-seconds", type=int, default=2, help="time before it that is not measured; default: 2")
     add("--first-users", type=int, default=1, help="users of the first step; default: 1")
-    add("--step-factor", type=float, default=1.5, help="users of a step / of the one before; default: 1.5")
-    add("--max-users", type=int, default=1000, help="users of the last step at most; default: 1000")
+    add("--step-factor", type=float, default=1.5, help="users of a step / users of the one before; default: 1.5")
+    add("--max-users", type=int, default=1000, help="limit of users; default: 1000")
     add("--min-rate", type=float, default=0.0, help="exit with status 1 below this rate, in requests/s; default: 0")
 
 
 class Recorder:
-    """Counts inferences by the second in which they ended and by latency, which locust's statistics do not keep.
+    """Counts inferences by the second in which they ended and by latency, which locust's statistics do not record.
 
-    A process that sends counts what it sent; a master adds up the reports of the others. Clocks of several hosts must
-    agree to within --settle-seconds.
+    A process that sends requests counts its own; a master sums up the reports of the others. The clocks of several
+    hosts must agree to within --settle-seconds.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Recorder:
             self.seconds[int(time.time())][key] += 1
 
     def report(self, data: dict[str, Any], **_: Any) -> None:
-        """Hand over what was counted since the last report to the master."""
+        """Report to the master what was counted since the last report."""
         seconds = {second: dict(counts) for second, counts in self.seconds.items()}
         data[_KEY] = {"until": time.time(), "seconds": seconds}
         self.seconds.clear()
@@ -74,7 +74,7 @@ class Recorder:
         return all(self._reported.get(process, 0.0) >= end for process in processes)
 
     def forget(self) -> None:
-        """Drop what was counted so far, so that a long test needs no more memory than a short one."""
+        """Drop all counts, so that a long test needs no more memory than a short one."""
         self.seconds.clear()
         self.processes.clear()
 
@@ -92,7 +92,7 @@ class Recorder:
 
 
 class Measurement(NamedTuple):
-    """What a step gave."""
+    """The result of a step."""
 
     rate: float  # answered inferences/s
     p99_ms: float
@@ -109,7 +109,7 @@ class Measurement(NamedTuple):
 
 
 def _quantile(counts: Counter[int], part: float) -> float:
-    """Return the latency in ms that this part of the counted ones does not exceed, 0 when there are none."""
+    """Return the latency in ms that this share of the inferences does not exceed, 0 without inferences."""
     left = math.ceil(part * counts.total())
     for latency in sorted(counts):
         left -= counts[latency]
@@ -125,7 +125,7 @@ events.worker_report.add_listener(recorder.receive)
 
 
 class Steps(LoadTestShape):
-    """Begins with few users, and multiplies them as long as p99 keeps the limit and all answers are right."""
+    """Starts with few users, and adds more while p99 is within the limit and all responses are right."""
 
     def __init__(self) -> None:
         """Begin before the first step."""
@@ -133,7 +133,7 @@ class Steps(LoadTestShape):
         self._begin_test()
 
     def reset_time(self) -> None:
-        """Begin again, as the web page's button does."""
+        """Start again, as the web page's button does."""
         super().reset_time()
         self._begin_test()
 
@@ -143,11 +143,11 @@ class Steps(LoadTestShape):
         self._best: tuple[int, Measurement] | None = None
 
     def tick(self) -> tuple[int, float] | None:
-        """Return how many users there should be, None at the end."""
+        """Return the number of users and the spawn rate, None at the end."""
         options, now = self._options(), time.time()
         if not self._users:
             return self._begin_step(max(1, options.first_users))
-        if not self._begin:  # its users are being started
+        if not self._begin:  # the users of this step are starting
             if self.get_current_user_count() >= self._users:
                 self._begin = math.ceil(now) + options.settle_seconds
                 recorder.forget()
@@ -180,7 +180,7 @@ class Steps(LoadTestShape):
         return self._load()
 
     def _has_reports(self, end: int) -> bool:
-        """Return whether all processes have reported, or would have, were they alive."""
+        """Return whether all processes that are alive have reported."""
         if not isinstance(self.runner, MasterRunner) or time.time() > end + 3 * WORKER_REPORT_INTERVAL:
             return True
         return recorder.has_all(self.runner.clients, end)
@@ -189,11 +189,11 @@ class Steps(LoadTestShape):
         return self._users, min(self._users, 100)
 
     def _end(self, fault: str = "") -> None:
-        """Print the result and settle the exit status."""
+        """Print the result and set the exit status."""
         options = self._options()
         limit = f"p99 <= {options.latency_limit_ms:g} ms"
         if self._best is None:
-            fault = fault or f"no step kept {limit}"
+            fault = fault or f"no step had {limit}"
         else:
             users, best = self._best
             reached = f"{best.rate:.1f} requests/s ({_count_users(users)}, p99 {best.p99_ms:.1f} ms)"

@@ -1,4 +1,4 @@
-"""Prints a script for wrk that sends the same request as the locust users: the first one of a model and kind."""
+"""Print a script for wrk that sends the same request as the locust users: the first one of a model and kind."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def main() -> None:
     options = kserve.Options(arguments.shapes, arguments.dynamic_dim, arguments.picture_size)
     metadata, config = _get(arguments.host + path), _get(f"{arguments.host}{path}/config")
     if arguments.kind == kserve.IMAGE and not kserve.supports_images(metadata, config):
-        sys.exit(f"{arguments.model} takes no images")
+        sys.exit(f"{arguments.model} does not accept images")
     request = kserve.make_request(metadata, arguments.kind, options, 0, config)
     print('wrk.method = "POST"')
     print(f"wrk.path = {_quote(f'{path}/infer'.encode())}")

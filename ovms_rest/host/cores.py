@@ -21,8 +21,5 @@ def _read_quota(directory: Path) -> float | None:
     """Return the cores' worth of time that a control group may use; None for no limit."""
     quota, _, period = read_file(directory / "cpu.max").strip().partition(" ")
     if not quota:
-        quota, period = (
-            read_file(directory / "cpu.cfs_quota_us").strip(),
-            read_file(directory / "cpu.cfs_period_us").strip(),
-        )
+        quota, period = (read_file(directory / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from subprocess import PIPE
 from typing import Any
 
 import orjson
@@ -51,7 +52,6 @@ class Throwaway:
     """A running throwaway process; `start` makes one."""
 
     def __init__(self, process: subprocess.Popen[bytes], task: bytes, stop: Callable[[], bool]) -> None:
-
         assert process.stdin is not None
         assert process.stdout is not None
         self._process = process
@@ -145,7 +145,6 @@ class _Deadline:
     """The deadline of a process; while it gives way to workers, only its time on a core counts."""
 
     def __init__(self, pid: int, seconds: float) -> None:
-
         self._pid = pid
         self._seconds = seconds
         self._end = time.monotonic() + seconds
@@ -192,14 +191,7 @@ def _start(command: list[str], descriptors: Sequence[int]) -> subprocess.Popen[b
         environ = {"OPENBLAS_NUM_THREADS": "1", **os.environ}
         # A process group of its own, so that forks of the work end with it. In a session of its own it would get as
         # much CPU time as all workers together, whatever its priority (autogroup, sched(7)).
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            process_group=0,
-            pass_fds=descriptors,
-            env=environ,
-        )
+        return subprocess.Popen(command, stdin=PIPE, stdout=PIPE, process_group=0, pass_fds=descriptors, env=environ)
     except OSError as error:
         raise ShortageError(f"cannot start a process to try models and nodes: {error.strerror}") from error
 

@@ -19,11 +19,7 @@ from ovms_rest.protocol.words import cut, show
 PluginValue = str | int | float | bool
 
 # Pinning would put the threads of all workers on the same cores.
-ONE_THREAD: Mapping[str, PluginValue] = {
-    "NUM_STREAMS": 0,
-    "INFERENCE_NUM_THREADS": 1,
-    "ENABLE_CPU_PINNING": False,
-}
+ONE_THREAD: Mapping[str, PluginValue] = {"NUM_STREAMS": 0, "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
 _HINT = "PERFORMANCE_HINT"
 _THREADS = "INFERENCE_NUM_THREADS"
 _STREAMS = "NUM_STREAMS"
@@ -40,14 +36,8 @@ _THREADED_HINTS = ("LATENCY", "CUMULATIVE_THROUGHPUT")
 
 # Properties that OpenVINO accepts for every device, listed or not (2026.4.1, tried on the CPU).
 _OF_EVERY_DEVICE = (
-    "ALLOW_AUTO_BATCHING",
-    "AUTO_BATCH_TIMEOUT",
-    _CACHE,
-    "CACHE_MODE",
-    _OF_DEVICES,
-    _MMAP,
-    "FORCE_TBB_TERMINATE",
-    "LOG_LEVEL",
+    *("ALLOW_AUTO_BATCHING", "AUTO_BATCH_TIMEOUT", _CACHE, "CACHE_MODE", _OF_DEVICES, _MMAP),
+    *("FORCE_TBB_TERMINATE", "LOG_LEVEL"),
 )
 
 
@@ -247,18 +237,9 @@ _READERS: Mapping[str, Callable[[PluginValue], PluginValue]] = {
     "ENFORCE_BF16": _read_word({word: "bf16" if flag else "f32" for word, flag in _FLAGS.items()}),
     **dict.fromkeys(
         (
-            "ALLOW_AUTO_BATCHING",
-            "CPU_DENORMALS_OPTIMIZATION",
-            "DEVICE_BIND_BUFFER",
-            "ENABLE_CPU_PINNING",
-            "ENABLE_CPU_RESERVATION",
-            "ENABLE_HYPER_THREADING",
-            _MMAP,
-            "ENABLE_RUNTIME_FALLBACK",
-            "ENABLE_STARTUP_FALLBACK",
-            "ENABLE_TENSOR_PARALLEL",
-            "ENABLE_WEIGHTLESS",
-            "FORCE_TBB_TERMINATE",
+            *("ALLOW_AUTO_BATCHING", "CPU_DENORMALS_OPTIMIZATION", "DEVICE_BIND_BUFFER", _PINNING),
+            *("ENABLE_CPU_RESERVATION", "ENABLE_HYPER_THREADING", _MMAP, "ENABLE_RUNTIME_FALLBACK"),
+            *("ENABLE_STARTUP_FALLBACK", "ENABLE_TENSOR_PARALLEL", "ENABLE_WEIGHTLESS", "FORCE_TBB_TERMINATE"),
             "PERF_COUNT",
         ),
         _read_word(_FLAGS),

@@ -3,14 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from ovms_rest.checking import Problem, as_json
 from ovms_rest.errors import LoadError
-from ovms_rest.models.compilation import PluginValue, plan_compilation
-from ovms_rest.models.options import ModelOptions, parse_options
+from ovms_rest.models.compilation import Compilation, PluginValue, plan_compilation
+from ovms_rest.models.options import ModelOptions, Preparation, parse_options
 from ovms_rest.models.repository import LATEST, VersionPolicy
 
 MAX_NIREQ = 100_000
+
+# The plan of a model that cannot be compiled.
+_NO_PLAN = Compilation("", {}, shared=False, reason="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +32,27 @@ class ModelConfig:
     remote: str = ""
 
 
-def check_values_of(config: ModelConfig) -> list[Problem]:
-    """Check values of the right types; return the problems, which affect this model alone."""
-    problems = []
+class CheckedValues(NamedTuple):
+    """The problems of a model's values, which affect this model alone, and how to change and compile it without any."""
+
+    problems: list[Problem]
+    preparation: Preparation
+    plan: Compilation
+
+
+def check_values_of(config: ModelConfig, cores: int = 1, cache_dir: str = "") -> CheckedValues:
+    """Check values of the right types, for this number of usable cores and OpenVINO's cache."""
+    problems, preparation, plan = [], Preparation(), _NO_PLAN
     if config.remote:
         problems.append(f"base_path: only local directories and files can be served, got {as_json(config.remote)}")
     if config.nireq > MAX_NIREQ:
         problems.append(f"nireq: expected at most {MAX_NIREQ}, got {config.nireq}")
-    for check in (
-        lambda: parse_options(config.options),
-        lambda: plan_compilation(config.target_device, config.plugin_config, cores=1),
-    ):
-        try:
-            check()
-        except LoadError as error:
-            problems.append(str(error))
-    return problems
+    try:
+        preparation = parse_options(config.options)
+    except LoadError as error:
+        problems.append(str(error))
+    try:
+        plan = plan_compilation(config.target_device, config.plugin_config, cores, cache_dir)
+    except LoadError as error:
+        problems.append(str(error))
+    return CheckedValues(problems, preparation, plan)

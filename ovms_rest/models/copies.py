@@ -123,7 +123,7 @@ def open_places(count: int) -> Iterator[list[Place]]:
         root = _make_root(stack)
         try:
             for index in range(count):
-                first, second = (_make_memory_file("model", stack) for _ in range(2))
+                first, second = (_make_memory_file(stack) for _ in range(2))
                 places.append(Place((first, second), root and f"{root}/{index}"))
         except OSError as error:
             log.warning("models are read in place, as no private copies can be made: %s", error.strerror)
@@ -135,8 +135,8 @@ def open_places(count: int) -> Iterator[list[Place]]:
                 stack.pop_all()
 
 
-def _make_memory_file(name: str, stack: contextlib.ExitStack) -> int:
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def _make_memory_file(stack: contextlib.ExitStack) -> int:
+    descriptor = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     _inherited.add(descriptor)
     stack.callback(_close, descriptor)
     return descriptor

@@ -10,7 +10,6 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +26,6 @@ _MAX_PNG_TEXTS = 16
 _MAX_GIF_CLEARS, _LEAST_PIXELS_FOR_CLEAR = 256, 200
 # Chunks of a PNG and blocks of a GIF are visited one by one; writers fill them with at least 255 bytes.
 _MAX_PARTS, _LEAST_BYTES_OF_PART = 1000, 64
-
 
 # Measured costs of decoding in addition to the pixels, in units of 10 ns, which is about a pixel of a JPEG.
 IMAGE_WORK = 5000
@@ -306,13 +304,11 @@ def _measure_webp(file: memoryview) -> Picture | None:
 
 # The first bytes of a file, and the reader of its header, which returns the picture, or None for a file that must not
 # be decoded, and raises struct.error for one that ends too soon.
-FORMATS: Mapping[str, tuple[bytes, Callable[[memoryview], Picture | None]]] = MappingProxyType(
-    {
-        "BMP": (b"BM", _measure_bmp),
-        "GIF": (b"GIF", _measure_gif),
-        "JPEG": (b"\xff\xd8\xff", _measure_jpeg),
-        "PNG": (b"\x89PNG\r\n\x1a\n", _measure_png),
-        "PNM": (b"P", _measure_pnm),
-        "WebP": (b"RIFF", _measure_webp),
-    }
-)
+FORMATS: Mapping[str, tuple[bytes, Callable[[memoryview], Picture | None]]] = {
+    "BMP": (b"BM", _measure_bmp),
+    "GIF": (b"GIF", _measure_gif),
+    "JPEG": (b"\xff\xd8\xff", _measure_jpeg),
+    "PNG": (b"\x89PNG\r\n\x1a\n", _measure_png),
+    "PNM": (b"P", _measure_pnm),
+    "WebP": (b"RIFF", _measure_webp),
+}

@@ -7,7 +7,6 @@ import math
 import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,27 +31,22 @@ class Precision(NamedTuple):
     resized_as: np.dtype[Any]
 
 
-def _precision(datatype: str, largest: int = 65535, resized_as: str = "") -> tuple[str, Precision]:
-    return datatype, Precision(DATATYPES[datatype].dtype, largest, DATATYPES[resized_as or datatype].dtype)
-
-
 # OpenCV interpolates UINT8, UINT16, INT16, FP32 and FP64; OVMS fails for the others. Here those are interpolated as
 # FP32, which represents all their values from a picture, and rounded, ties to even as in OpenCV.
-PRECISIONS: Mapping[str, Precision] = MappingProxyType(
-    dict(
-        (
-            _precision("FP64"),
-            _precision("FP32"),
-            _precision("FP16", 65504, "FP32"),
-            _precision("BF16", resized_as="FP32"),
-            _precision("INT32", resized_as="FP32"),
-            _precision("INT16", 32767),
-            _precision("UINT16"),
-            _precision("UINT8", 255),
-            _precision("INT8", 127, "FP32"),
-        )
+PRECISIONS: Mapping[str, Precision] = {
+    datatype: Precision(DATATYPES[datatype].dtype, largest, DATATYPES[resized_as].dtype)
+    for datatype, largest, resized_as in (
+        ("FP64", 65535, "FP64"),
+        ("FP32", 65535, "FP32"),
+        ("FP16", 65504, "FP32"),
+        ("BF16", 65535, "FP32"),
+        ("INT32", 65535, "FP32"),
+        ("INT16", 32767, "INT16"),
+        ("UINT16", 65535, "UINT16"),
+        ("UINT8", 255, "UINT8"),
+        ("INT8", 127, "FP32"),
     )
-)
+}
 
 
 def write_image(image: NDArray[Any], target: NDArray[Any], precision: Precision) -> None:

@@ -32,7 +32,6 @@ _EXPECTED = f"expected a complete file in one of {', '.join(FORMATS)}"
 # The problem that users of OVMS have most (its issue 912).
 _NO_LAYOUT = 'the configuration of the model has no "layout"; set "NHWC", or "NHWC:NCHW" for a model that takes NCHW'
 
-
 # The conversion to BGR by the number of channels.
 _TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
 
@@ -84,7 +83,9 @@ class ImageReader:
     def decode(self, files: list[NDArray[np.uint8]], label: str) -> NDArray[Any]:
         """Decode files whose number and work have been checked."""
         image = self._fit_channels(_decode(files[0], _name(label, 0)))
-        first, target = image.shape, self._target(image.shape)
+        first = image.shape
+        # Where the model leaves height, width or channels open, the first image decides.
+        target = (self._height.clamp(first[0]), self._width.clamp(first[1]), self._channels.clamp(first[2]))
         precision = self._check_image(image.shape, first, target, _name(label, 0))
         self.check_values((len(files), *target), label)
         if len(files) == 1 and image.shape == target and image.dtype == precision.dtype:
@@ -110,9 +111,10 @@ class ImageReader:
         if not self._batch.holds(shape[0]):
             raise InvalidRequestError(f"{label}: got {count_of(shape[0], 'image')}, the model takes {self._batch}")
         if not self._takes_images:
+            own = self._layout if sorted(self._layout) == sorted("NHWC") else "NCHW"
             raise InvalidRequestError(
                 f"{label}: encoded images need the layout NHWC, this input has {self._layout}; "
-                f'set "layout": "{_change_of(self._layout)}" in the configuration of the model'
+                f'set "layout": "NHWC:{own}" in the configuration of the model'
             )
         if shape == (0,):
             raise InvalidRequestError(f"{label}: got no image, at least one is needed")
@@ -155,10 +157,6 @@ class ImageReader:
             raise InvalidRequestError(
                 f"{label}: the images have {pixels} pixels together, at most {self._limits.request} are allowed"
             )
-
-    def _target(self, first: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the height, width and channels of all images; where the model leaves them open, the first decides."""
-        return (self._height.clamp(first[0]), self._width.clamp(first[1]), self._channels.clamp(first[2]))
 
     def _check_image(
         self, shape: tuple[int, ...], first: tuple[int, ...], target: tuple[int, ...], name: str
@@ -259,11 +257,6 @@ def _find_obstacle(layout: str, metadata: TensorMetadata) -> str:
         f'the model\'s shape is {metadata.describe_shape()}; set a "shape" without unbounded dims in the '
         f'configuration of the model, such as "({",".join(map(str, sizes))})"'
     )
-
-
-def _change_of(layout: str) -> str:
-    """Return the layout setting that lets clients send NHWC to a model with this layout."""
-    return f"NHWC:{layout if sorted(layout) == sorted('NHWC') else 'NCHW'}"
 
 
 def _name(label: str, index: int) -> str:

@@ -11,7 +11,6 @@ from ovms_rest.errors import LoadError
 from ovms_rest.host.priority import run_lowered
 from ovms_rest.host.throwaway import STOPPED
 from ovms_rest.log import log
-from ovms_rest.models.compilation import Compilation, plan_compilation
 from ovms_rest.models.configuration import ModelConfig, check_values_of
 from ovms_rest.models.copies import ChangingError, Source, open_places, seal
 from ovms_rest.models.images import ImageLimits
@@ -25,11 +24,8 @@ from ovms_rest.protocol.tensors import TensorMetadata
 # How many versions are tried in one process; their copies are kept until all are done, with two open files each.
 _BATCH = 64
 
-# The plan of a model without versions to compile.
-_NO_PLAN = Compilation("", {}, shared=False, reason="")
 
-
-class Host(NamedTuple):
+class LoadSettings(NamedTuple):
     """Limits and defaults of all models: usable cores, seconds per trial, OpenVINO's cache, limits of images.
 
     `cpu_extension` is the library of operations for models whose configuration has none.
@@ -45,14 +41,15 @@ class Host(NamedTuple):
 class _Candidate:
     """A configured model while it is being loaded."""
 
-    def __init__(self, config: ModelConfig, host: Host, previous: Entry) -> None:
+    def __init__(self, config: ModelConfig, settings: LoadSettings, previous: Entry) -> None:
+        if settings.cpu_extension and not config.options.cpu_extension:
+            config = replace(config, options=replace(config.options, cpu_extension=settings.cpu_extension))
         self.config = config
-        self.host = host
+        self.limits = settings.limits
         self.previous = previous
         self.entry = Entry(policy=config.version_policy, notes=_find_ignored(config))
         self.paths: dict[int, Path] = {}
-        self.plan = _NO_PLAN
-        problems = check_values_of(config)
+        problems, self.preparation, self.plan = check_values_of(config, settings.cores, settings.cache_dir)
         if not config.remote:
             try:
                 self.paths = find_versions(config.base_path)
@@ -61,8 +58,6 @@ class _Candidate:
         if problems:
             self.paths = {}
             self.fail(problems)
-        else:
-            self.plan = plan_compilation(config.target_device, config.plugin_config, host.cores, host.cache_dir)
 
     def fail(self, problems: Sequence[str]) -> None:
         """Set the reasons why the model has no versions at all."""
@@ -75,9 +70,7 @@ class _Candidate:
 
     def task(self, version: int) -> Task:
         """Describe the trial of a version."""
-        options = self.config.options
-        options = replace(options, cpu_extension=options.cpu_extension or self.host.cpu_extension or None)
-        return Task(self.paths[version], self.plan, options, self.host.limits)
+        return Task(self.paths[version], self.plan, self.config.options, self.limits)
 
     def postpone(self, version: int, reason: str) -> None:
         """Fail a version whose files are being written; if it serves already, keep serving it as it was."""
@@ -104,12 +97,12 @@ class _Candidate:
 
     def load(self, version: int, source: Source | None) -> None:
         """Load a version from the source that passed its trial."""
-        task = self.task(version)
+        path = self.paths[version]
         with suppress(LoadError):  # called only for its log lines about further models; the file may be gone by now
-            find_model_file(task.path)
+            find_model_file(path)
         try:
-            model = Model(self.config.name, version, task.path, task.compilation, task.options, task.limits, source)
-            if task.compilation.shared:
+            model = Model(self.config.name, version, path, self.plan, self.preparation, self.limits, source)
+            if self.plan.shared:
                 # The first inference rearranges the weights of some models; done here, workers share the result:
                 # ResNet-50 with a dynamic batch takes 7 MB in each worker, and 60 MB without.
                 model.open(lambda: None)
@@ -158,7 +151,7 @@ class _Candidate:
 
 def load_models(
     configs: Iterable[ModelConfig],
-    host: Host,
+    settings: LoadSettings,
     begin: Callable[[str, int], None] = lambda name, version: None,
     previous: ModelRegistry | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -170,7 +163,7 @@ def load_models(
     `begin` is called with name and version before each trial. Once `stop` returns True, nothing more is tried.
     """
     served = previous.entries if previous else {}
-    candidates = [_Candidate(config, host, served.get(config.name, Entry())) for config in configs]
+    candidates = [_Candidate(config, settings, served.get(config.name, Entry())) for config in configs]
     while tasks := [
         (candidate, version)
         for candidate in candidates
@@ -178,13 +171,13 @@ def load_models(
         if version not in candidate.entry.versions and not candidate.reuse(version)
     ]:
         for start in range(0, len(tasks), _BATCH):
-            _load_batch(tasks[start : start + _BATCH], host, begin, stop)
+            _load_batch(tasks[start : start + _BATCH], settings.load_timeout, begin, stop)
     return ModelRegistry({candidate.config.name: candidate.finish() for candidate in candidates})
 
 
 def _load_batch(
     versions: Sequence[tuple[_Candidate, int]],
-    host: Host,
+    timeout: float,
     begin: Callable[[str, int], None],
     stop: Callable[[], bool],
 ) -> None:
@@ -194,12 +187,8 @@ def _load_batch(
             replace(candidate.task(version), place=place)
             for (candidate, version), place in zip(versions, places, strict=True)
         ]
-        results = run_trials(
-            tasks,
-            host.load_timeout,
-            lambda index: begin(versions[index][0].config.name, versions[index][1]),
-            stop,
-        )
+        labels = [(candidate.config.name, version) for candidate, version in versions]
+        results = run_trials(tasks, timeout, lambda index: begin(*labels[index]), stop)
         for (candidate, version), place, trial in zip(versions, places, results, strict=True):
             candidate.entry.trials[version] = trial
             if trial.is_changing:

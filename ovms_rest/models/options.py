@@ -29,7 +29,7 @@ class ModelOptions:
     color_format: str | None = None
     precision: str | None = None
     trial: str | bool | None = None
-    cpu_extension: str | None = None  # the path of a library of operations
+    cpu_extension: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Preparation:
     precision: tuple[str, str] | None = None  # the client's and the model's, by OpenVINO's names: "u8", "f32"
     trial_request: str = ""  # the file, relative to the version's directory
     has_trial: bool = True
+    cpu_extension: str = ""  # the path of a library of operations
 
 
 # A dim without bounds; for "auto" OVMS gets the same by reloading the model.
@@ -69,20 +70,9 @@ MODEL_COLORS = ("RGB", "BGR", "GRAY")
 _CLIENT_COLORS = (*MODEL_COLORS, "NV12", "I420")
 _PLANAR_COLORS = ("NV12_2", "I420_3")
 
-_TYPES: Mapping[str, str] = {
-    "fp64": "f64",
-    "fp32": "f32",
-    "fp16": "f16",
-    "bf16": "bf16",
-    "int64": "i64",
-    "int32": "i32",
-    "int16": "i16",
-    "int8": "i8",
-    "uint64": "u64",
-    "uint32": "u32",
-    "uint16": "u16",
-    "uint8": "u8",
-}
+# OpenVINO's names of types by those of the config: "u8" by "uint8".
+_KINDS = (("fp", "f", (64, 32, 16)), ("bf", "bf", (16,)), ("int", "i", (64, 32, 16, 8)), ("uint", "u", (64, 32, 16, 8)))
+TYPES = {f"{kind}{bits}": f"{short}{bits}" for kind, short, sizes in _KINDS for bits in sizes}
 _PACKED_TYPES = ("int4", "uint4", "uint1")
 
 
@@ -109,10 +99,8 @@ def parse_options(options: ModelOptions) -> Preparation:
             faults.append(f'{key}: needs a layout that says where the channels C are, such as "NHWC", got {layout}')
     if faults:
         raise LoadError("; ".join(faults))
-    has_trial = options.trial is not False
-    return Preparation(
-        shapes, None if shapes else batch, layouts, mean, scale, color, precision, trial_request, has_trial
-    )
+    changes = (shapes, None if shapes else batch, layouts, mean, scale, color, precision)
+    return Preparation(*changes, trial_request, options.trial is not False, options.cpu_extension or "")
 
 
 def _read(faults: list[str], key: str, parse: Callable[[Any], T], value: Any) -> dict[str | None, T]:
@@ -226,15 +214,15 @@ def _parse_precision(text: str) -> tuple[str, str]:
     names = [name.strip().lower() for name in text.split(":")]
     if packed := [name for name in names if name in _PACKED_TYPES]:
         raise LoadError(
-            f"{packed[0]} is not supported, because KServe has no datatype for it; supported are {', '.join(_TYPES)}, "
+            f"{packed[0]} is not supported, because KServe has no datatype for it; supported are {', '.join(TYPES)}, "
             f'as in "uint8:fp32", got {show(text)}'
         )
-    if len(names) > 2 or not all(name in _TYPES for name in names):
+    if len(names) > 2 or not all(name in TYPES for name in names):
         raise LoadError(
             'expected the precisions of client and model such as "uint8:fp32", or the client\'s alone such as '
-            f'"uint8", of {", ".join(_TYPES)}, got {show(text)}'
+            f'"uint8", of {", ".join(TYPES)}, got {show(text)}'
         )
-    return _TYPES[names[0]], _TYPES[names[1]] if len(names) == 2 else ""
+    return TYPES[names[0]], TYPES[names[1]] if len(names) == 2 else ""
 
 
 def _split(text: str) -> list[str] | None:

@@ -32,10 +32,8 @@ def name_tensors(model: openvino.Model, mapping: NameMapping) -> tuple[list[str]
     These are the model's own names, those of `mapping_config.json`, or in_<index> and out_<index> for tensors without a
     name. Raises LoadError for a mapping of an unknown name, and for repeated names.
     """
-    return (
-        _name(model.inputs, mapping.inputs, "inputs", "in_"),
-        _name(model.outputs, mapping.outputs, "outputs", "out_"),
-    )
+    inputs = _name(model.inputs, mapping.inputs, "inputs", "in_")
+    return inputs, _name(model.outputs, mapping.outputs, "outputs", "out_")
 
 
 def _name(ports: Sequence[Any], mapping: Mapping[str, str], kind: str, prefix: str) -> list[str]:
@@ -175,11 +173,11 @@ def _reshape(model: openvino.Model, inputs: Sequence[str], preparation: Preparat
 def _find_batch(port: Any, name: str) -> int:
     """Return the index of the batch dim: N in the layout, the first without a layout."""
     shape, layout = port.get_partial_shape(), find_layout(port) or "N..."
-    if shape.rank.is_dynamic or "N" not in layout:
-        raise LoadError(f"batch_size: input {name!r} has no batch dim; its shape is {shape}, its layout {layout}")
-    before, several, behind = layout.partition("...")
-    at = before.index("N") if "N" in before else len(shape) - len(behind) + behind.index("N") if several else -1
-    if not 0 <= at < len(shape):
+    at = -1
+    if shape.rank.is_static and "N" in layout:
+        before, _, after = layout.partition("...")
+        at = before.index("N") if "N" in before else len(shape) - len(after) + after.index("N")
+    if at < 0 or at >= len(shape):
         raise LoadError(f"batch_size: input {name!r} has no batch dim; its shape is {shape}, its layout {layout}")
     return at
 
@@ -191,10 +189,8 @@ def _dimension(dim: Dim) -> openvino.Dimension:
 def _find(name: str | None, inputs: Sequence[str], key: str) -> int:
     if name is None:
         if len(inputs) != 1:
-            raise LoadError(
-                f"{key}: one value is ambiguous for the inputs {_list(inputs)}; "
-                "give an object with a value for each name"
-            )
+            advice = "give an object with a value for each name"
+            raise LoadError(f"{key}: one value is ambiguous for the inputs {_list(inputs)}; {advice}")
         return 0
     if name not in inputs:
         raise LoadError(f"{key}: the model has no input {name!r}; it has {_list(inputs)}")

@@ -40,23 +40,17 @@ class Entry:
     def status(self) -> list[dict[str, Any]]:
         """Return the status of each version in OVMS's format."""
         if self.ended:
-            return [
-                {"version": str(number), "state": "END", "status": {"error_code": "OK", "error_message": "OK"}}
-                for number in sorted(self.ended)
-            ]
+            return [_status(number, "END", "OK", "OK") for number in sorted(self.ended)]
         numbers = sorted(self.versions.keys() | self.failures.keys())
         if self.reason and not numbers:
             numbers = [1]
-        failed = "UNKNOWN" if self.kind == "model" else "FAILED_PRECONDITION"
+        failed = ("LOADING", "UNKNOWN" if self.kind == "model" else "FAILED_PRECONDITION")
         return [
-            {
-                "version": str(number),
-                "state": "AVAILABLE" if number in self.versions else "LOADING",
-                "status": {
-                    "error_code": "OK" if number in self.versions else failed,
-                    "error_message": self.failures.get(number, self.reason or "OK"),
-                },
-            }
+            _status(
+                number,
+                *(("AVAILABLE", "OK") if number in self.versions else failed),
+                self.failures.get(number, self.reason or "OK"),
+            )
             for number in numbers
         ]
 
@@ -85,14 +79,15 @@ class Entry:
 
     def differs(self, other: "Entry") -> bool:
         """Return whether this entry serves other versions than another, or reports other reasons."""
-        return {number: id(model) for number, model in self.versions.items()} != {
-            number: id(model) for number, model in other.versions.items()
-        } or (self.failures, self.reason, self.ended, self.policy) != (
-            other.failures,
-            other.reason,
-            other.ended,
-            other.policy,
-        )
+        return self._outcome() != other._outcome()
+
+    def _outcome(self) -> tuple[object, ...]:
+        versions = {number: id(model) for number, model in self.versions.items()}
+        return versions, self.failures, self.reason, self.ended, self.policy
+
+
+def _status(number: int, state: str, code: str, message: str) -> dict[str, Any]:
+    return {"version": str(number), "state": state, "status": {"error_code": code, "error_message": message}}
 
 
 class ModelRegistry:

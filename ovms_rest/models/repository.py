@@ -25,13 +25,7 @@ _LISTED = 10
 
 # The model formats by the suffix of their main file, in OVMS's order, each with the suffix of the second file that
 # OpenVINO reads, of the same stem. OpenVINO 2026.4 does not read the .json of PaddlePaddle 3.
-_KINDS = (
-    (".xml", ".bin"),
-    (".onnx", None),
-    (".pdmodel", ".pdiparams"),
-    (".pb", None),
-    (".tflite", None),
-)
+_KINDS = ((".xml", ".bin"), (".onnx", None), (".pdmodel", ".pdiparams"), (".pb", None), (".tflite", None))
 _EXPECTED = "a .xml with its .bin, a .onnx, a .pdmodel with its .pdiparams, a .pb, or a .tflite"
 _SUFFIXES = (".xml", ".onnx", ".pdmodel", ".pdiparams", ".pb", ".tflite")
 MODEL_SUFFIXES = tuple(suffix for suffix, _ in _KINDS)
@@ -45,10 +39,10 @@ _LFS_POINTER = b"version https://git-lfs"
 SAVED_MODEL = "saved_model.pb"
 _BESIDE_SAVED_MODEL = frozenset({"fingerprint.pb", "keras_metadata.pb"})
 
-# Directories that are never meant as versions: those of a file system, of a NAS, of a SavedModel.
-_USUAL_DIRECTORIES = frozenset({"lost+found", "@eaDir", "assets", "assets.extra", "variables"})
-
 _DIRECTORIES_OF_SAVED_MODEL = ("assets", "assets.extra", "variables")
+
+# Directories that are never meant as versions: those of a file system, of a NAS, of a SavedModel.
+_USUAL_DIRECTORIES = frozenset({"lost+found", "@eaDir", *_DIRECTORIES_OF_SAVED_MODEL})
 
 _MAPPING_FILE = "mapping_config.json"
 _MAX_MAPPING_BYTES = 2**24
@@ -317,16 +311,10 @@ def _choose_model(directory: Path, files: Sequence[str], names: Sequence[str]) -
         if complete:
             return _choose_first(directory, complete)
         if suffix == ".xml" and xml and (weights := _find_foreign_weights(files)):
-            first = _choose_first(directory, xml)
-            _check_own_weights(directory, first)
-            log.warning("%s has no .bin of its name: using %s", directory / first, quote(weights))
-            return first
+            return _choose_xml(directory, xml, f" of its name: using {quote(weights)}")
     # A model without weights needs no .bin; one with weights will be refused by OpenVINO.
     if xml:
-        first = _choose_first(directory, xml)
-        _check_own_weights(directory, first)
-        log.warning("%s has no .bin: reading it without weights", directory / first)
-        return first
+        return _choose_xml(directory, xml, ": reading it without weights")
     for name in files:
         for suffix, missing in ((".pdmodel", ".pdiparams"), (".pdiparams", ".pdmodel")):
             if name.endswith(suffix):
@@ -337,10 +325,14 @@ def _choose_model(directory: Path, files: Sequence[str], names: Sequence[str]) -
     raise LoadError(f"no model in {directory}: expected {_EXPECTED}; {_describe(names)}")
 
 
-def _check_own_weights(directory: Path, xml: str) -> None:
-    own = xml.removesuffix(".xml") + ".bin"
+def _choose_xml(directory: Path, models: list[str], instead: str) -> str:
+    """Return the first .xml, of which none is complete. Raises LoadError if its own weights cannot be accessed."""
+    first = _choose_first(directory, models)
+    own = first.removesuffix(".xml") + ".bin"
     if os.path.lexists(directory / own):
-        _check_readable(f"{directory / xml} has no weights", directory, [own])
+        _check_readable(f"{directory / first} has no weights", directory, [own])
+    log.warning("%s has no .bin%s", directory / first, instead)
+    return first
 
 
 def _choose_first(directory: Path, models: list[str]) -> str:

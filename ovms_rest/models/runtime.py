@@ -32,7 +32,7 @@ from ovms_rest.models.compilation import ONE_THREAD, Compilation, PluginValue, c
 from ovms_rest.models.copies import Source, read_in_place
 from ovms_rest.models.extensions import ADVICE, extend, find_tokenizers, lacks_operations
 from ovms_rest.models.images import ImageLimits, take_images
-from ovms_rest.models.options import LayoutChange, ModelOptions, Preparation, parse_options
+from ovms_rest.models.options import TYPES, LayoutChange, Preparation
 from ovms_rest.models.preparation import find_layout, name_tensors, prepare
 from ovms_rest.models.reasons import find_reason, one_line
 from ovms_rest.models.recovery import Recovery, fill
@@ -45,20 +45,12 @@ from ovms_rest.models.trial_requests import read_trial
 from ovms_rest.models.trial_shapes import choose_shapes, choose_usual_shapes
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray, from_matrix
-from ovms_rest.protocol.tensors import (
-    Array,
-    Dim,
-    ModelMetadata,
-    Origin,
-    Tensor,
-    TensorMetadata,
-    copy_array,
-)
+from ovms_rest.protocol.tensors import Array, Dim, ModelMetadata, Origin, Tensor, TensorMetadata, copy_array
 
 _LABELS_FILE = "labels.txt"
 MAX_LABELS_BYTES = 2**20
 
-NO_OPTIONS = ModelOptions()
+NO_CHANGES = Preparation()
 DEFAULT_LIMITS = ImageLimits()
 
 _BF16_NOTE = (
@@ -81,22 +73,8 @@ _infer_base = openvino._pyopenvino.InferRequest.infer
 # which changes OpenVINO's classes.
 _factory = openvino._pyopenvino.NodeFactory("opset15")
 
-_DATATYPES = {
-    "boolean": "BOOL",
-    "i8": "INT8",
-    "i16": "INT16",
-    "i32": "INT32",
-    "i64": "INT64",
-    "u8": UINT8,
-    "u16": "UINT16",
-    "u32": "UINT32",
-    "u64": "UINT64",
-    "f16": "FP16",
-    "bf16": "BF16",
-    "f32": "FP32",
-    "f64": "FP64",
-    "string": BYTES,
-}
+# KServe's datatypes by OpenVINO's names of types: "UINT8" by "u8".
+_DATATYPES = {"boolean": "BOOL", "string": BYTES} | {short: name.upper() for name, short in TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +97,14 @@ class Model:
         version: int,
         path: Path,
         compilation: Compilation,
-        options: ModelOptions = NO_OPTIONS,
+        preparation: Preparation = NO_CHANGES,
         limits: ImageLimits = DEFAULT_LIMITS,
         source: Source | None = None,
     ) -> None:
-        """Read the model in a version's directory or file, and change it as the options say.
+        """Read the model in a version's directory or file, and change it.
 
         `source` is read instead of the files themselves, if there is one. Raises LoadError.
         """
-        preparation = parse_options(options)
         self.compilation = compilation
         self._source = source or read_in_place(path)
         self.file = Path(self._source.file)
@@ -145,17 +122,18 @@ class Model:
             _supported_properties(compilation.device),
             lambda key: _accepts(compilation.device, key, properties[key]),
         )
-        read = _read(self._source, options.cpu_extension)
-        rt_info = _describe_rt_info(read)
+        read = _read(self._source, preparation.cpu_extension)
+        info = ["model_info"]
+        rt_info = {"model_info": _plain(read.get_rt_info(info))} if read.has_rt_info(info) else None
         names = name_tensors(read, read_mapping(path))
         self._read: Any
         self._read, sizes = prepare(read, *names, preparation)
         split_tiles(self._read)
-        inputs, outputs = map(_describe_all, names, (self._read.inputs, self._read.outputs))
+        named = list(zip(names, (self._read.inputs, self._read.outputs), strict=True))
+        inputs, outputs = (list(map(_describe, *each)) for each in named)
         # By name; None where neither the model nor the config declares a layout.
         self.input_layouts, self.output_layouts = (
-            dict(zip(named, map(find_layout, nodes), strict=True))
-            for named, nodes in zip(names, (self._read.inputs, self._read.outputs), strict=True)
+            dict(zip(names, map(find_layout, nodes), strict=True)) for names, nodes in named
         )
         self._trials = [*choose_shapes(inputs, sizes), *choose_usual_shapes(inputs)]
         inputs = [take_images(port, self.input_layouts[port.name], limits) for port in inputs]
@@ -209,16 +187,13 @@ class Model:
         self._local = threading.local()  # the parent process may have left a session in it
         self._retire = retire
         if self._trial is not None:
-            self._infer_trial(self._trial)
+            try:
+                tensors = self._infer(self._trial)
+            except (ShapeError, RuntimeError) as error:
+                raise self._fail_trial(error) from error
+            self._remember(self._trial, tensors)
         elif self._has_trial:
             self._infer_invented()
-
-    def _infer_trial(self, arrays: Mapping[str, Array]) -> None:
-        try:
-            tensors = self._infer(arrays)
-        except (ShapeError, RuntimeError) as error:
-            raise self._fail_trial(error) from error
-        self._remember(arrays, tensors)
 
     def _fail_trial(self, error: Exception) -> LoadError:
         return LoadError(f"fails at its trial request {self._trial_file}: {find_reason(error)}")
@@ -451,7 +426,7 @@ def _core() -> openvino.Core:
     return core
 
 
-def _read(source: Source, extension: str | None) -> openvino.Model:
+def _read(source: Source, extension: str) -> openvino.Model:
     """Read a model, with an extension's operations, and those of tokenizers if some are missing. Raises LoadError."""
     source.check()
     if extension:
@@ -518,11 +493,8 @@ def _find_refusal(directory: Path) -> str | None:
 
 @functools.cache
 def _log_refusal(directory: Path, reason: str) -> None:
-    log.info(
-        "the cache directory %s cannot be written: %s; models that are missing there are compiled at each start",
-        directory,
-        reason,
-    )
+    line = "the cache directory %s cannot be written: %s; models that are missing there are compiled at each start"
+    log.info(line, directory, reason)
 
 
 @functools.cache
@@ -560,10 +532,6 @@ def _supported_properties(device: str) -> dict[str, str]:
 # --- Metadata
 
 
-def _describe_all(names: list[str], ports: list[Any]) -> list[TensorMetadata]:
-    return list(map(_describe, names, ports))
-
-
 def _is_permutation(change: LayoutChange, rank: int) -> bool:
     client = change.client or ""
     return len(client) == rank and client.isalpha() and sorted(client) == sorted(change.model)
@@ -592,12 +560,6 @@ def _describe(name: str, port: Any) -> TensorMetadata:
 def _describe_dim(dim: Any) -> Dim:
     high = dim.get_max_length()
     return Dim(dim.get_min_length(), None if high == -1 else high)
-
-
-def _describe_rt_info(model: openvino.Model) -> dict[str, Any] | None:
-    if not model.has_rt_info(["model_info"]):
-        return None
-    return {"model_info": _plain(model.get_rt_info(["model_info"]))}
 
 
 def _find_labels(rt_info: Mapping[str, Any] | None, path: Path) -> tuple[str, ...]:

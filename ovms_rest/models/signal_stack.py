@@ -23,10 +23,3 @@ _libc = ctypes.CDLL(None)
 def use_ordinary_stack() -> None:
     """Handle signals on the ordinary stack, in this thread and in processes that it forks."""
     _libc.sigaltstack(ctypes.byref(_Stack(None, _SS_DISABLE, 0)), None)
-
-
-def has_alternate_stack() -> bool:
-    """Return whether this thread handles signals on an alternate stack."""
-    stack = _Stack()
-    _libc.sigaltstack(None, ctypes.byref(stack))
-    return not stack.flags & _SS_DISABLE

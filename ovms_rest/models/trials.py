@@ -12,8 +12,8 @@ from ovms_rest.host.throwaway import STOPPED, EndedError, Send, start
 from ovms_rest.models.compilation import Compilation, maps_files
 from ovms_rest.models.copies import NO_PLACE, ChangingError, Place, Source, copy_model
 from ovms_rest.models.images import ImageLimits
-from ovms_rest.models.options import ModelOptions
-from ovms_rest.models.runtime import DEFAULT_LIMITS, NO_OPTIONS, Model
+from ovms_rest.models.options import ModelOptions, parse_options
+from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Task:
 
     path: Path
     compilation: Compilation
-    options: ModelOptions = NO_OPTIONS
+    options: ModelOptions = ModelOptions()
     limits: ImageLimits = DEFAULT_LIMITS
     place: Place = NO_PLACE
 
@@ -58,24 +58,20 @@ def run_trials(
     while len(results) < len(tasks):
         if stop():
             return results + [TrialResult(STOPPED)] * (len(tasks) - len(results))
-        done = len(results)
-
-        def begin_one(index: int, done: int = done) -> None:
-            begin(done + index)
-
-        results += _run_in_one_process(tasks[done:], timeout, begin_one, stop)
+        results += _run_in_one_process(tasks, len(results), timeout, begin, stop)
     return results
 
 
 def _run_in_one_process(
-    tasks: Sequence[Task], timeout: float, begin: Callable[[int], None], stop: Callable[[], bool]
+    tasks: Sequence[Task], first: int, timeout: float, begin: Callable[[int], None], stop: Callable[[], bool]
 ) -> list[TrialResult]:
-    """Try models in a new process until all are done or one ends or stalls it; return at least one result."""
+    """Try models from the `first` in a new process until one ends or stalls it; return at least one result."""
     results: list[TrialResult] = []
+    tasks = tasks[first:]
     descriptors = [descriptor for task in tasks for descriptor in task.place.descriptors]
     with start(try_models, tasks, stop, descriptors) as process:
         for index in range(len(tasks)):
-            begin(index)
+            begin(first + index)
             try:
                 results.append(_decode_result(process.receive(timeout)))
             except LoadError as error:
@@ -93,7 +89,8 @@ def try_models(tasks: Sequence[dict[str, Any]], send: Send) -> None:
             send(step="being copied")
             source = copy_model(task.path, task.place, maps_files(task.compilation))
             send(step="being read")
-            model = Model("", 1, task.path, task.compilation, task.options, task.limits, source)
+            changes = parse_options(task.options)
+            model = Model("", 1, task.path, task.compilation, changes, task.limits, source)
             send(step="being compiled")
             model.compile()
             send(step="inferring for the first time")

@@ -8,15 +8,15 @@ from ovms_rest.errors import LoadError
 from ovms_rest.log import log
 from ovms_rest.models.copies import ChangingError
 from ovms_rest.models.images import ImageReader, ShardedImageReader, take_images
-from ovms_rest.models.loading import Host
+from ovms_rest.models.loading import LoadSettings
 from ovms_rest.models.registry import Entry
 from ovms_rest.models.servable import Servable
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition
 from ovms_rest.pipelines.execution import Pipeline
 from ovms_rest.pipelines.libraries import is_there, load_node
-from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Plan
-from ovms_rest.pipelines.planning import Missing, Part, PipelineError, plan_pipeline
+from ovms_rest.pipelines.plan import REQUEST_STEP, ModelPart, Part, Plan
+from ovms_rest.pipelines.planning import Missing, PipelineError, plan_pipeline
 from ovms_rest.protocol.words import list_names
 
 VERSION = 1  # the only version of a pipeline
@@ -26,7 +26,7 @@ class _Source(NamedTuple):
     """The inputs of a pipeline's assembly; from equal ones it need not be assembled again."""
 
     definition: PipelineDefinition
-    models: tuple[Part, ...]  # of its nodes
+    models: tuple[Servable | Missing | None, ...]  # of its nodes
     nodes: "Mapping[str, _Node]"
 
 
@@ -36,7 +36,7 @@ class _Node(NamedTuple):
     library: Library
     stamp: Stamp
     params: Mapping[str, str]
-    node: CustomNode | Missing
+    node: Part | Missing
     is_changing: bool = False  # the file is being written, so the code could not be loaded
 
 
@@ -45,7 +45,7 @@ def assemble_pipelines(
     libraries: Mapping[str, Library],
     models: Mapping[str, Entry],
     previous: Mapping[str, Entry],
-    host: Host,
+    settings: LoadSettings,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Entry]:
     """Assemble pipelines from models and libraries; the entries of others have all reasons.
@@ -66,7 +66,9 @@ def assemble_pipelines(
                 library.base_path,
             )
     return {
-        definition.name: _assemble(definition, libraries, models, previous.get(definition.name, Entry()), host, stop)
+        definition.name: _assemble(
+            definition, libraries, models, previous.get(definition.name, Entry()), settings, stop
+        )
         for definition in definitions
     }
 
@@ -76,19 +78,20 @@ def _assemble(
     libraries: Mapping[str, Library],
     models: Mapping[str, Entry],
     previous: Entry,
-    host: Host,
+    settings: LoadSettings,
     stop: Callable[[], bool],
 ) -> Entry:
     before: _Source | None = previous.sources.get(VERSION)
     nodes = {
-        node.name: _load_node(node, libraries[node.library], before, host, stop)
+        node.name: _load_node(node, libraries[node.library], before, settings, stop)
         for node in definition.nodes
         if node.library in libraries
     }
-    parts: dict[str, Part] = {
+    parts = {
         node.name: _find_model(node, models) if node.model else _find_node(node, nodes) for node in definition.nodes
     }
-    source = _Source(definition, tuple(parts[node.name] for node in definition.nodes if node.model), nodes)
+    served = tuple(part if isinstance(part, Missing) else part.model for part in parts.values())
+    source = _Source(definition, served, nodes)
     if before == source and _are_there(previous, models):
         return previous
     changing = any(node.is_changing for node in nodes.values())
@@ -120,8 +123,7 @@ def _are_there(entry: Entry, models: Mapping[str, Entry]) -> bool:
     return all(model in serving for pipeline in entry.versions.values() for model in pipeline.dependencies)
 
 
-def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Servable | Missing:
-    """Return the model of a node."""
+def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Part | Missing:
     entry = models.get(node.model)
     if entry is None:
         known = list_names(models) or "none"
@@ -130,7 +132,7 @@ def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Servable |
         return Missing(f"model {node.model!r} was unloaded", is_unloaded=True)
     version = max(entry.versions, default=0) if node.version is None else node.version
     if version in entry.versions:
-        return entry.versions[version]
+        return ModelPart(entry.versions[version])
     if node.version is None or not entry.versions:
         return Missing(f"model {node.model!r} does not serve: {entry.explain()}")
     served = ", ".join(map(str, sorted(entry.versions)))
@@ -138,15 +140,14 @@ def _find_model(node: NodeDefinition, models: Mapping[str, Entry]) -> Servable |
     return Missing(f"version {version} of model {node.model!r} {why}")
 
 
-def _find_node(node: NodeDefinition, nodes: Mapping[str, _Node]) -> CustomNode | Missing:
-    """Return the code of a custom node."""
+def _find_node(node: NodeDefinition, nodes: Mapping[str, _Node]) -> Part | Missing:
     if node.name not in nodes:
         return Missing(f"library {node.library!r} is not in custom_node_library_config_list")
     return nodes[node.name].node
 
 
 def _load_node(
-    node: NodeDefinition, library: Library, before: _Source | None, host: Host, stop: Callable[[], bool]
+    node: NodeDefinition, library: Library, before: _Source | None, settings: LoadSettings, stop: Callable[[], bool]
 ) -> _Node:
     """Load the code of a custom node, or reuse it if it has not changed since it was loaded."""
     now = stamp(library.path)
@@ -154,19 +155,19 @@ def _load_node(
     if known is not None and known[:3] == (library, now, node.params) and not isinstance(known.node, Missing):
         return known
     try:
-        loaded = load_node(library, node.params, host.load_timeout, stop)
+        loaded = load_node(library, node.params, settings.load_timeout, stop)
     except LoadError as error:
         changing = isinstance(error, ChangingError)
         return _Node(library, now, node.params, Missing(f"library {library.name!r}: {error}"), changing)
     # A custom node declares no layouts, so images keep their size.
-    loaded.inputs = {name: take_images(tensor, None, host.limits) for name, tensor in loaded.inputs.items()}
+    loaded.inputs = {name: take_images(tensor, None, settings.limits) for name, tensor in loaded.inputs.items()}
     return _Node(library, now, node.params, loaded)
 
 
 def _split_images(plan: Plan) -> Plan:
     """Let each shard of a split request be an encoded image where the nodes take images."""
     readers = {
-        wire.item: step.interface.inputs[wire.tensor].images
+        wire.item: step.part.inputs[wire.tensor].images
         for step in plan.steps
         for wire in step.wires
         if wire.step == REQUEST_STEP and step.gathers != REQUEST_STEP  # a gathering step gets all shards

@@ -31,17 +31,7 @@ Description = dict[str, dict[str, tuple[str, list[int]]]]
 _FUNCTIONS = ("initialize", "deinitialize", "execute", "getInputsInfo", "getOutputsInfo", "release")
 
 # CustomNodeTensorPrecision, without UNSPECIFIED, which is 0.
-_DATATYPES = {
-    1: "FP32",
-    2: "FP16",
-    3: "UINT8",
-    4: "INT8",
-    5: "INT16",
-    6: "UINT16",
-    7: "INT32",
-    8: "FP64",
-    9: "INT64",
-}
+_DATATYPES = dict(enumerate(("FP32", "FP16", "UINT8", "INT8", "INT16", "UINT16", "INT32", "FP64", "INT64"), 1))
 _PRECISIONS = {datatype: precision for precision, datatype in _DATATYPES.items()}
 _EXPECTED_PRECISION = "expected one from 1 (FP32) to 9 (I64)"
 
@@ -82,6 +72,8 @@ class _Param(ctypes.Structure):
 
 class CNode:
     """A custom node in C."""
+
+    model = None
 
     def __init__(
         self, library: str, file: Path, params: Mapping[str, str], description: Any, copy: FileCopy | None = None
@@ -270,15 +262,8 @@ class _Code:
             raise LoadError(f"initialize returned {status}, expected 0")
 
     def execute(self, inputs: Any, count: int, outputs: Any, outputs_count: Any) -> int:
-        """Call `execute`; return its status."""
         status: int = self._execute(
-            inputs,
-            count,
-            ctypes.byref(outputs),
-            ctypes.byref(outputs_count),
-            self._params,
-            self._count,
-            self._manager,
+            inputs, count, ctypes.byref(outputs), ctypes.byref(outputs_count), self._params, self._count, self._manager
         )
         return status
 

@@ -3,7 +3,7 @@
 `pipelines.planning` checks whether a pipeline fits its models and libraries.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,50 +118,54 @@ def _read_count(value: int | None) -> int | None:
 
 def check_pipelines(items: Any) -> Iterator[Problem]:
     """Check the form of `pipeline_config_list`."""
-    first_places: dict[str, str] = {}
-    for index, item in enumerate(items if type(items) is list else ()):
-        place = f"pipeline_config_list[{index}]"
-        if type(item) is not dict:
-            yield f"{place}: expected an object with name, inputs, nodes and outputs, got {as_json(item)}"
-            continue
-        yield from check_keys(item, f"{place}.", _PIPELINE_KEYS, ("name", "inputs", "nodes", "outputs"))
-        yield from _check_nodes(item.get("nodes"), f"{place}.nodes")
-        yield from _check_connections(item.get("outputs"), f"{place}.outputs")
-        name = item.get("name")
-        if type(name) is str and (first := first_places.setdefault(name, place)) != place:
-            yield f"{place}.name: {name!r} is already the name of {first}"
+    yield from _check_items(items, "pipeline_config_list", "name, inputs, nodes and outputs", _check_pipeline)
+    yield from _check_names_differ(items, "pipeline_config_list")
 
 
 def check_libraries(items: Any) -> Iterator[Problem]:
     """Check the form of `custom_node_library_config_list`."""
+    yield from _check_items(items, "custom_node_library_config_list", "the keys 'name' and 'base_path'", _check_library)
+    yield from _check_names_differ(items, "custom_node_library_config_list")
+
+
+def _check_items(
+    items: Any, place: str, keys: str, check: Callable[[dict[str, Any], str], Iterator[Problem]]
+) -> Iterator[Problem]:
+    """Check every object of an array; the check of the array's owner reports what is not an array."""
+    for index, item in enumerate(items if type(items) is list else ()):
+        if type(item) is dict:
+            yield from check(item, f"{place}[{index}]")
+        else:
+            yield f"{place}[{index}]: expected an object with {keys}, got {as_json(item)}"
+
+
+def _check_names_differ(items: Any, place: str) -> Iterator[Problem]:
     first_places: dict[str, str] = {}
     for index, item in enumerate(items if type(items) is list else ()):
-        place = f"custom_node_library_config_list[{index}]"
-        if type(item) is not dict:
-            yield f"{place}: expected an object with the keys 'name' and 'base_path', got {as_json(item)}"
-            continue
-        yield from check_keys(item, f"{place}.", _LIBRARY_KEYS, ("name", "base_path"))
-        name = item.get("name")
-        if type(name) is str and (first := first_places.setdefault(name, place)) != place:
-            yield f"{place}.name: {name!r} is already the name of {first}"
+        name = item.get("name") if type(item) is dict else None
+        if type(name) is str and (first := first_places.setdefault(name, f"{place}[{index}]")) != f"{place}[{index}]":
+            yield f"{place}[{index}].name: {name!r} is already the name of {first}"
 
 
-def _check_nodes(items: Any, place: str) -> Iterator[Problem]:
-    for index, item in enumerate(items if type(items) is list else ()):
-        node = f"{place}[{index}]"
-        if type(item) is not dict:
-            yield f"{node}: expected an object with name, type, inputs and outputs, got {as_json(item)}"
-            continue
-        needed = {MODEL: ("model_name",), CUSTOM: ("library_name",)}.get(str(item.get("type")), ())
-        yield from check_keys(item, f"{node}.", _NODE_KEYS, ("name", "type", *needed, "inputs", "outputs"))
-        yield from _check_connections(item.get("inputs"), f"{node}.inputs")
-        outputs = item.get("outputs")
-        for number, output in enumerate(outputs if type(outputs) is list else ()):
-            label = f"{node}.outputs[{number}]"
-            if type(output) is dict:
-                yield from check_keys(output, f"{label}.", _OUTPUT_KEYS, ("data_item", "alias"))
-            else:
-                yield f"{label}: expected an object with data_item and alias, got {as_json(output)}"
+def _check_pipeline(item: dict[str, Any], place: str) -> Iterator[Problem]:
+    yield from check_keys(item, f"{place}.", _PIPELINE_KEYS, ("name", "inputs", "nodes", "outputs"))
+    yield from _check_items(item.get("nodes"), f"{place}.nodes", "name, type, inputs and outputs", _check_node)
+    yield from _check_connections(item.get("outputs"), f"{place}.outputs")
+
+
+def _check_library(item: dict[str, Any], place: str) -> Iterator[Problem]:
+    yield from check_keys(item, f"{place}.", _LIBRARY_KEYS, ("name", "base_path"))
+
+
+def _check_node(item: dict[str, Any], place: str) -> Iterator[Problem]:
+    needed = {MODEL: ("model_name",), CUSTOM: ("library_name",)}.get(str(item.get("type")), ())
+    yield from check_keys(item, f"{place}.", _NODE_KEYS, ("name", "type", *needed, "inputs", "outputs"))
+    yield from _check_connections(item.get("inputs"), f"{place}.inputs")
+    yield from _check_items(item.get("outputs"), f"{place}.outputs", "data_item and alias", _check_output)
+
+
+def _check_output(item: dict[str, Any], place: str) -> Iterator[Problem]:
+    yield from check_keys(item, f"{place}.", _OUTPUT_KEYS, ("data_item", "alias"))
 
 
 def _check_connections(items: Any, place: str) -> Iterator[Problem]:

@@ -8,7 +8,6 @@ A model overwrites its outputs when it infers again. A value that is still neede
 is copied as soon as it exists, stacked or one by one.
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any
@@ -19,16 +18,17 @@ from numpy.typing import NDArray
 from ovms_rest.errors import InferenceError, InvalidRequestError, NoContentError, ServingError
 from ovms_rest.models.servable import NOT_COUNTED, InferenceCounters, Servable
 from ovms_rest.pipelines.definition import DYNAMIC, MAX_COUNT
-from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Step, Wire
+from ovms_rest.pipelines.plan import REQUEST_STEP, Output, Plan, Step, Wire
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray
-from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, batch_of, copy_array, memory_of
+from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, copy_array, memory_of
 from ovms_rest.protocol.words import join
-from ovms_rest.shared_memory.statistics import FailureKind
 
 Value = Any  # list[Array] | NDArray[Any]
 # The number of shards of each demultiplexer in this request, by its step.
 Counts = dict[int, int]
+# The inputs of a session by name; each is an Array of the kind that planning has checked.
+Arrays = dict[str, Any]
 # The step and tensor of a value.
 _Key = tuple[int, str]
 
@@ -44,8 +44,8 @@ class Pipeline:
         self.plan = plan
         self.metadata = plan.metadata
         self.counters: InferenceCounters = NOT_COUNTED
-        models = {id(step.model): step.model for step in plan.steps if step.model is not None}
-        self.dependencies: tuple[Servable, ...] = tuple(models.values())
+        models = [model for step in plan.steps if (model := step.part.model) is not None]
+        self.dependencies: tuple[Servable, ...] = tuple(dict.fromkeys(models))
         keys: list[_Key] = [(REQUEST_STEP, name) for name in plan.metadata.inputs]
         self._inputs = list(enumerate(plan.metadata.inputs))
         keys += [(index, item) for index, step in enumerate(plan.steps) for item in step.used]
@@ -60,8 +60,7 @@ class Pipeline:
         Its models are opened and retired as servables of their own, so `retire` is not called.
         """
         for step in self.plan.steps:
-            if step.custom is not None:
-                step.custom.open()
+            step.part.open()
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
@@ -75,21 +74,17 @@ class Pipeline:
             values[slot] = [arrays[name]]
         counts: Counts = {}
         if self.plan.count is not None:
-            counts[REQUEST_STEP] = self._count_requests(values, self.plan.count)
+            named = [(f"input {name!r}", values[slot]) for slot, name in self._inputs]
+            counts[REQUEST_STEP] = _count(named, self.plan.count, InvalidRequestError)
         for stage in self._stages:
             stage.run(values, counts)
         return {result.name: result.make(values, counts) for result in self._results}
-
-    def _count_requests(self, values: list[Value], expected: int) -> int:
-        named = [(f"input {name!r}", values[slot]) for slot, name in self._inputs]
-        return _count(named, expected, InvalidRequestError)
 
 
 class _Stage:
     """A step prepared to run: from values to values."""
 
     def __init__(self, plan: Plan, index: int, slots: Mapping[_Key, int]) -> None:
-        """Decide where its inputs come from and how its outputs are kept."""
         step = plan.steps[index]
         label = f"pipeline {plan.metadata.name!r} node {step.name!r}"
         self._label = label
@@ -101,9 +96,9 @@ class _Stage:
             (slots[index, item], item, f"{label} output {item!r}", _choose_keep(plan, (index, item)))
             for item in step.used
         ]
-        self._call: Call = _inferring(step.model) if step.model is not None else _custom(step).execute
+        self._call = step.part.execute
         # An InvalidRequestError of custom code reaches the client as it is, without a label.
-        self._labeled = (InferenceError,) if step.model is None else (InferenceError, InvalidRequestError)
+        self._labeled = (InferenceError,) if step.part.model is None else (InferenceError, InvalidRequestError)
         # The values last used here, except the request's, whose memory the caller holds.
         self._free = [slot for key, slot in slots.items() if key[0] != REQUEST_STEP and _last_use(plan, key) == index]
 
@@ -148,34 +143,6 @@ def _count(named: Iterable[tuple[str, Value]], expected: int, fault: type[Servin
     return count
 
 
-# --- Calling
-
-
-# By name; each is an Array of the kind that planning has checked.
-Arrays = dict[str, Any]
-Call = Callable[[Arrays], Mapping[str, Array]]
-
-
-def _inferring(model: Servable) -> Call:
-    """Make the function that infers with a model and counts the inference as that model's."""
-
-    def infer(arrays: Arrays) -> Mapping[str, Array]:
-        counters = model.counters
-        counters.begin()
-        started = time.monotonic_ns()
-        try:
-            tensors = model.infer(arrays)
-        except Exception as error:
-            kind: FailureKind = "invalid" if isinstance(error, InvalidRequestError) else "failed"
-            counters.fail(kind, time.monotonic_ns() - started)
-            raise
-        spent = time.monotonic_ns() - started
-        counters.record(0, 0, spent, 0, batch_of(next(iter(arrays.values())).shape))
-        return {name: tensor.array for name, tensor in tensors.items()}
-
-    return infer
-
-
 # --- Values out of a step
 
 # From the value so far, the array and inputs of this session, its index, the number of sessions and a label.
@@ -188,7 +155,8 @@ def _choose_keep(plan: Plan, key: _Key) -> Keep:
     if _is_gathered(plan, key):
         return _stack
     later = plan.steps[index + 1 : _last_use(plan, key) + 1]
-    if step.model is not None and (step.level or any(step.model is other.model for other in later)):
+    model = step.part.model
+    if model is not None and (step.level or any(model is other.part.model for other in later)):
         return _append_copy
     return _append
 
@@ -208,7 +176,6 @@ def _append(value: Value, array: Array, inputs: Arrays, session: int, sessions: 
 
 
 def _append_copy(value: Value, array: Array, inputs: Arrays, session: int, sessions: int, label: str) -> Value:
-    """Keep a copy of an array."""
     if session == 0:
         _check_size(array, sessions, label)
         return [copy_array(array)]
@@ -266,10 +233,10 @@ class _Feed:
         elif step.gathers is not None and step.gathers != wire.step:
             self._split = _gather
             dims = None if dims is None else (_count_dim(plan, step.gathers), *dims)
-        self._expected = step.interface.inputs[wire.tensor]
+        self._expected = step.part.inputs[wire.tensor]
         self._is_sure = _fits_always(source, dims, self._expected)
         self._label = f"{label} input {wire.tensor!r}"
-        self._taker = "node" if step.model is None else "model"
+        self._taker = "node" if step.part.model is None else "model"
 
     def read(self, values: list[Value], counts: Counts) -> list[Array]:
         """Return an array for every session. Raises InferenceError for one that does not fit."""
@@ -325,7 +292,6 @@ class _Result:
     """An output of the pipeline: makes its tensor from a value."""
 
     def __init__(self, plan: Plan, output: Output, slots: Mapping[_Key, int]) -> None:
-        """Look up its value, datatype and level."""
         self.name = output.name
         self._datatype = plan.metadata.outputs[output.name].datatype
         self._slot = slots[output.step, output.item]
@@ -366,12 +332,7 @@ def _given(plan: Plan, key: _Key) -> TensorMetadata:
     index, item = key
     if index == REQUEST_STEP:
         return plan.metadata.inputs[item]
-    return plan.steps[index].interface.outputs[item]
-
-
-def _custom(step: Step) -> CustomNode:
-    assert step.custom is not None
-    return step.custom
+    return plan.steps[index].part.outputs[item]
 
 
 def _last_use(plan: Plan, key: _Key) -> int:

@@ -13,25 +13,22 @@ from ovms_rest.log import log
 from ovms_rest.pipelines.c_nodes import CNode, copy_library
 from ovms_rest.pipelines.definition import Library
 from ovms_rest.pipelines.nodes.params import parse_params
-from ovms_rest.pipelines.plan import CustomNode
+from ovms_rest.pipelines.plan import Part
 from ovms_rest.pipelines.probing import Code, probe
 from ovms_rest.pipelines.python_nodes import Params, PythonNode, import_code, load_file, load_name
 
 # The libraries in OVMS's image and the built-in modules that replace them.
 OVMS_LIBRARIES = {
-    f"libcustom_node_{name}.so": f"ovms_rest.pipelines.nodes.{module}"
-    for name, module in (
-        ("add_one", "add_one"),
-        ("east_ocr", "east_ocr"),
-        ("face_blur", "face_blur"),
-        ("horizontal_ocr", "horizontal_ocr"),
-        ("image_transformation", "image_transformation"),
-        ("model_zoo_intel_object_detection", "object_detection"),
-    )
+    "libcustom_node_add_one.so": "ovms_rest.pipelines.nodes.add_one",
+    "libcustom_node_east_ocr.so": "ovms_rest.pipelines.nodes.east_ocr",
+    "libcustom_node_face_blur.so": "ovms_rest.pipelines.nodes.face_blur",
+    "libcustom_node_horizontal_ocr.so": "ovms_rest.pipelines.nodes.horizontal_ocr",
+    "libcustom_node_image_transformation.so": "ovms_rest.pipelines.nodes.image_transformation",
+    "libcustom_node_model_zoo_intel_object_detection.so": "ovms_rest.pipelines.nodes.object_detection",
 }
 
 
-def load_node(library: Library, params: Params, timeout: float, stop: Callable[[], bool] = lambda: False) -> CustomNode:
+def load_node(library: Library, params: Params, timeout: float, stop: Callable[[], bool] = lambda: False) -> Part:
     """Load the code of a library for one node with its params.
 
     `base_path` is a Python file (.py) or C library; otherwise one of OVMS's libraries, which built-in modules replace;
@@ -103,11 +100,9 @@ class _BuiltIn:
             raise LoadError(str(error)) from error
 
     def inputs(self, params: Params) -> Any:
-        """Return the inputs for its params."""
         return self._module.inputs(self._options)
 
     def outputs(self, params: Params) -> Any:
-        """Return the outputs for its params."""
         return self._module.outputs(self._options)
 
     def execute(self, arrays: Mapping[str, NDArray[Any]], params: Params) -> Any:

@@ -7,22 +7,29 @@ A step that gathers collects the shards of the innermost open demultiplexer: its
 The response gathers all demultiplexers that are still open.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from ovms_rest.errors import InvalidRequestError
 from ovms_rest.models.servable import Servable
-from ovms_rest.protocol.tensors import Array, ModelMetadata, TensorMetadata
+from ovms_rest.protocol.tensors import Array, ModelMetadata, TensorMetadata, batch_of
+from ovms_rest.shared_memory.statistics import FailureKind
 
 # The index of the request among the steps; as a demultiplexer it stands for the pipeline's demultiply_count.
 REQUEST_STEP = -1
 
 
-class CustomNode(Protocol):
-    """The code of one node of one pipeline, with the node's params."""
+class Part(Protocol):
+    """The model, or the custom code with its params, that one node of one pipeline runs."""
 
     inputs: Mapping[str, TensorMetadata]
     outputs: Mapping[str, TensorMetadata]
+
+    @property
+    def model(self) -> Servable | None:
+        """The model that it runs, None for custom code."""
 
     def open(self) -> None:
         """Prepare it in this process, before the first `execute`. Raises LoadError."""
@@ -30,9 +37,36 @@ class CustomNode(Protocol):
     def execute(self, arrays: Mapping[str, Any]) -> Mapping[str, Array]:
         """Compute the outputs from the inputs, which it must not change.
 
-        Outputs have the declared datatypes and shapes. Numeric ones are C-contiguous, writable and share no memory
-        with the inputs. Raises InferenceError.
+        Outputs have the declared datatypes and shapes. Numeric ones of custom code are C-contiguous, writable and share
+        no memory with the inputs; a model overwrites its own at its next inference. Raises InferenceError.
         """
+
+
+class ModelPart:
+    """A model as the nodes of pipelines run it; each inference is counted as the model's."""
+
+    def __init__(self, model: Servable) -> None:
+        self.model = model
+        self.inputs: Mapping[str, TensorMetadata] = model.metadata.inputs
+        self.outputs: Mapping[str, TensorMetadata] = model.metadata.outputs
+
+    def open(self) -> None:
+        """Do nothing: models are opened and retired as servables of their own."""
+
+    def execute(self, arrays: Mapping[str, Any]) -> Mapping[str, Array]:
+        """Infer. Raises InferenceError, InvalidRequestError."""
+        counters = self.model.counters
+        counters.begin()
+        started = time.monotonic_ns()
+        try:
+            tensors = self.model.infer(arrays)
+        except Exception as error:
+            kind: FailureKind = "invalid" if isinstance(error, InvalidRequestError) else "failed"
+            counters.fail(kind, time.monotonic_ns() - started)
+            raise
+        spent = time.monotonic_ns() - started
+        counters.record(0, 0, spent, 0, batch_of(next(iter(arrays.values())).shape))
+        return {name: tensor.array for name, tensor in tensors.items()}
 
 
 class Wire(NamedTuple):
@@ -45,24 +79,15 @@ class Wire(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A node that is ready to run; exactly one of `model` and `custom` is set."""
+    """A node that is ready to run."""
 
     name: str
+    part: Part
     wires: tuple[Wire, ...]
     level: tuple[int, ...]  # the demultiplexers (REQUEST_STEP too) in whose sessions it runs, outermost first
     count: int | None = None  # sessions that it makes of each of its own; DYNAMIC if its outputs decide
     gathers: int | None = None  # the demultiplexer whose shards it collects
-    model: Servable | None = None
-    custom: CustomNode | None = None
     used: tuple[str, ...] = ()  # the outputs that another step or the response uses
-
-    @property
-    def interface(self) -> ModelMetadata | CustomNode:
-        """The owner of its `inputs` and `outputs`, by name."""
-        if self.model is not None:
-            return self.model.metadata
-        assert self.custom is not None
-        return self.custom
 
 
 class Output(NamedTuple):

@@ -9,12 +9,11 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 from ovms_rest.log import log
-from ovms_rest.models.servable import Servable
 from ovms_rest.pipelines.definition import DYNAMIC, REQUEST, RESPONSE, NodeDefinition, PipelineDefinition, Source
-from ovms_rest.pipelines.plan import REQUEST_STEP, CustomNode, Output, Plan, Step, Wire
+from ovms_rest.pipelines.plan import REQUEST_STEP, Output, Part, Plan, Step, Wire
 from ovms_rest.protocol.tensors import Dim, ImageDecoder, ModelMetadata, TensorMetadata
 
 
@@ -24,9 +23,6 @@ class Missing(NamedTuple):
     reason: str
     is_unloaded: bool = False  # a model that was unloaded on purpose
 
-
-# What a node runs.
-Part = Servable | CustomNode | Missing
 
 Dims = tuple[Dim, ...]
 _Value = TypeVar("_Value")
@@ -44,14 +40,14 @@ class PipelineError(Exception):
         super().__init__("\n".join(self.problems))
 
 
-def plan_pipeline(definition: PipelineDefinition, parts: Mapping[str, Part], taken: Collection[str]) -> Plan:
+def plan_pipeline(definition: PipelineDefinition, parts: Mapping[str, Part | Missing], taken: Collection[str]) -> Plan:
     """Check a pipeline and order its nodes; `parts` is by node, `taken` are the names of models.
 
     Logs a warning for everything that can fail for some requests only. Raises PipelineError.
     """
     draft = _Draft(definition, parts)
     draft.check_names(taken)
-    draft.check_parts(parts)
+    draft.check_parts()
     draft.check_demultiplexers()
     draft.find_links()
     draft.check_inputs()
@@ -66,19 +62,7 @@ def plan_pipeline(definition: PipelineDefinition, parts: Mapping[str, Part], tak
         raise PipelineError(draft.problems)
     for warning in draft.warnings:
         log.warning("pipeline %r: %s", definition.name, warning)
-    return draft.plan(parts, metadata)
-
-
-class _Interface(Protocol):
-    """The tensors of a part: the metadata of a model, or a custom node."""
-
-    @property
-    def inputs(self) -> Mapping[str, TensorMetadata]:
-        """Its inputs by name."""
-
-    @property
-    def outputs(self) -> Mapping[str, TensorMetadata]:
-        """Its outputs by name."""
+    return draft.plan(metadata)
 
 
 class _Link(NamedTuple):
@@ -92,20 +76,16 @@ class _Link(NamedTuple):
 class _Draft:
     """A pipeline while it is checked; each check uses the results of the earlier ones."""
 
-    def __init__(self, definition: PipelineDefinition, parts: Mapping[str, Part]) -> None:
+    def __init__(self, definition: PipelineDefinition, parts: Mapping[str, Part | Missing]) -> None:
         """Look up the nodes; the first one counts where several have the same name."""
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.definition = definition
         named = ((node.name, node) for node in definition.nodes if node.name not in (REQUEST, RESPONSE))
         self.nodes = _keep_first(named)
-        # By node, except those whose part is missing.
-        self.interfaces = {
-            name: _find_interface(node, part)
-            for name, node in self.nodes.items()
-            if not isinstance(part := parts[name], Missing)
-        }
-        self.models = {name for name, node in self.nodes.items() if node.model}
+        found = {name: parts[name] for name in self.nodes}
+        self.missing = {name: part.reason for name, part in found.items() if isinstance(part, Missing)}
+        self.parts = {name: part for name, part in found.items() if not isinstance(part, Missing)}
         # By demultiplexer, the pipeline itself (REQUEST) included.
         counts = {REQUEST: definition.count, **{name: node.count for name, node in self.nodes.items()}}
         self.counts = {name: count for name, count in counts.items() if count is not None}
@@ -127,7 +107,6 @@ class _Draft:
     # --- Names
 
     def check_names(self, taken: Collection[str]) -> None:
-        """Check that names are unique."""
         if self.definition.name in taken:
             self.problems.append("a model has the same name; rename one of them")
         if not self.definition.nodes:
@@ -147,11 +126,8 @@ class _Draft:
         for name in _find_repeated(name for name, _ in self.definition.outputs):
             self.problems.append(f"output {name!r}: the name is not unique; rename the others")
 
-    def check_parts(self, parts: Mapping[str, Part]) -> None:
-        """Report the missing parts."""
-        for name in self.nodes:
-            if isinstance(part := parts[name], Missing):
-                self.problems.append(f"node {name!r}: {part.reason}")
+    def check_parts(self) -> None:
+        self.problems.extend(f"node {name!r}: {reason}" for name, reason in self.missing.items())
 
     # --- Connections
 
@@ -195,7 +171,7 @@ class _Draft:
                     continue
                 fault = (
                     f"node {name!r} alias {alias!r}: {_name_part(self.nodes[name])} has no output {item!r}; "
-                    f"{_list('output', self.interfaces[name].outputs)}"
+                    f"{_list('output', self.parts[name].outputs)}"
                 )
                 (self.problems if (name, alias) in wrong else self.warnings).append(fault)
 
@@ -222,7 +198,7 @@ class _Draft:
         return None
 
     def _gives(self, name: str, item: str) -> bool:
-        return name not in self.interfaces or item in self.interfaces[name].outputs
+        return name not in self.parts or item in self.parts[name].outputs
 
     def check_inputs(self) -> None:
         """Check that each input of a part is connected exactly once, and that no others are connected."""
@@ -233,9 +209,9 @@ class _Draft:
                 self.problems.append(
                     f"node {name!r} input {tensor!r}: is connected more than once, to {', '.join(sources)}; keep one"
                 )
-            if name not in self.interfaces:
+            if name not in self.parts:
                 continue
-            inputs, part = self.interfaces[name].inputs, _name_part(node)
+            inputs, part = self.parts[name].inputs, _name_part(node)
             if not inputs:
                 self.problems.append(f"node {name!r}: {part} has no inputs, so nothing would start it")
             for tensor in dict.fromkeys(connected):
@@ -259,18 +235,18 @@ class _Draft:
 
     def sort_nodes(self) -> None:
         """Order the nodes: each after its sources, otherwise as in the file."""
-        waiting = {name: {node for _, node in self._sources(name)} - {REQUEST} for name in self.nodes}
+        unsorted = {name: {node for _, node in self._sources(name)} - {REQUEST} for name in self.nodes}
         while ready := next(
-            (name for name, others in waiting.items() if not any(other in waiting for other in others)), None
+            (name for name, others in unsorted.items() if not any(other in unsorted for other in others)), None
         ):
             self.order.append(ready)
-            del waiting[ready]
-        if not waiting:
+            del unsorted[ready]
+        if not unsorted:
             return
         # Each node that is left depends on another one that is left: following these leads into a cycle.
-        path = [next(iter(waiting))]
+        path = [next(iter(unsorted))]
         while path[-1] not in path[:-1]:
-            path.append(next(node for _, node in self._sources(path[-1]) if node in waiting))
+            path.append(next(node for _, node in self._sources(path[-1]) if node in unsorted))
         cycle = [*reversed(path[path.index(path[-1]) :])]
         self.problems.append(f"the nodes {' -> '.join(map(repr, cycle))} form a cycle; none of them could start")
 
@@ -305,11 +281,11 @@ class _Draft:
         """Check that every node reaches the response and that every input of the pipeline is used."""
         if self.lost_node or not self.definition.outputs:
             return
-        reached, behind = {REQUEST}, [RESPONSE]
-        while behind:
-            new = [node for _, node in self._sources(behind.pop()) if node not in reached]
+        reached, pending = {REQUEST}, [RESPONSE]
+        while pending:
+            new = [node for _, node in self._sources(pending.pop()) if node not in reached]
             reached.update(new)
-            behind.extend(new)
+            pending.extend(new)
         for name in self.order:
             if name not in reached:
                 self.problems.append(f"node {name!r}: none of its outputs reaches the response; connect or remove it")
@@ -329,8 +305,8 @@ class _Draft:
     def find_sessions(self) -> None:
         """Find how many sessions each demultiplexer makes, and check that its outputs can be split into shards."""
         self.sessions = {name: _ANY if count == DYNAMIC else Dim(count, count) for name, count in self.counts.items()}
-        for name in (name for name in self.interfaces if name in self.counts):
-            for tensor in self.interfaces[name].inputs.values():
+        for name in (name for name in self.parts if name in self.counts):
+            for tensor in self.parts[name].inputs.values():
                 if tensor.datatype == "BYTES":
                     self.problems.append(
                         f"node {name!r} input {tensor.name!r}: has strings (BYTES), which a demultiplexer cannot take"
@@ -343,11 +319,11 @@ class _Draft:
     def _find_used(self, name: str) -> list[str]:
         """Return the outputs of a node that others or the response use, in the order of its declaration."""
         taken = {link.item for link in itertools.chain(*self.links.values()) if link.node == name}
-        return [item for item in self.interfaces[name].outputs if item in taken]
+        return [item for item in self.parts[name].outputs if item in taken]
 
     def _split(self, name: str, item: str) -> str | None:
         """Note how many sessions an output is split into, or return why it cannot be split."""
-        output, count = self.interfaces[name].outputs[item], self.counts[name]
+        output, count = self.parts[name].outputs[item], self.counts[name]
         if self._gives_strings(name, item):
             return f"has strings ({output.datatype}), which cannot be demultiplied"
         if output.dims is None:
@@ -376,9 +352,9 @@ class _Draft:
 
     def check_links(self) -> None:
         """Check that datatypes and shapes fit between nodes."""
-        for name in self.interfaces:
+        for name in self.parts:
             for link in self.links[name]:
-                expected = self.interfaces[name].inputs.get(link.tensor)
+                expected = self.parts[name].inputs.get(link.tensor)
                 given = self._find_output(link)
                 if expected is None or given is None or (link.node, link.item) in self.unsplit:
                     continue
@@ -387,7 +363,7 @@ class _Draft:
 
     def _find_output(self, link: _Link) -> TensorMetadata | None:
         """Return the output that a link begins at, None for an input of the pipeline or if it is unknown."""
-        return self.interfaces[link.node].outputs[link.item] if link.node in self.interfaces else None
+        return self.parts[link.node].outputs[link.item] if link.node in self.parts else None
 
     def _compare(self, name: str, link: _Link, expected: TensorMetadata, given: TensorMetadata) -> str | None:
         source = f"node {link.node!r} output {link.item!r}"
@@ -419,10 +395,10 @@ class _Draft:
 
     def _gives_strings(self, name: str, item: str) -> bool:
         """Return whether an output has strings: BYTES, or a UINT8 matrix of a model named `*_string`."""
-        output = self.interfaces[name].outputs[item]
+        output = self.parts[name].outputs[item]
         is_matrix = output.datatype == "UINT8" and (output.dims is None or len(output.dims) == 2)
         return output.datatype == "BYTES" or (
-            name in self.models and is_matrix and output.name.lower().endswith("_string")
+            self.parts[name].model is not None and is_matrix and output.name.lower().endswith("_string")
         )
 
     def check_outputs(self) -> None:
@@ -446,8 +422,8 @@ class _Draft:
         for name, node, item in sorted(self.links[RESPONSE]):
             if node == REQUEST:
                 outputs[name] = dataclasses.replace(inputs[item], name=name, images=None)
-            elif node in self.interfaces:
-                output = self.interfaces[node].outputs[item]
+            elif node in self.parts:
+                output = self.parts[node].outputs[item]
                 ahead = tuple(self.sessions[other] for other in self.levels.get(node, ()))
                 dims = None if output.dims is None else ahead + output.dims
                 outputs[name] = TensorMetadata(name, output.datatype, dims)
@@ -457,9 +433,9 @@ class _Draft:
         """Describe an input of the pipeline as all nodes that use it allow."""
         readers = [
             (reader, tensor)
-            for reader in self.interfaces
+            for reader in self.parts
             for link in self.links[reader]
-            if link[1:] == (REQUEST, name) and (tensor := self.interfaces[reader].inputs.get(link.tensor))
+            if link[1:] == (REQUEST, name) and (tensor := self.parts[reader].inputs.get(link.tensor))
         ]
         for number, (reader, tensor) in enumerate(readers):
             for other, before in readers[:number]:
@@ -470,7 +446,9 @@ class _Draft:
                     )
                     break
         for reader, tensor in readers:
-            if self._gathers_request(reader) and not _begins_with(self.sessions[REQUEST], tensor.dims):
+            if not self._gathers_request(reader) or tensor.dims is None:
+                continue
+            if not tensor.dims or _meet(self.sessions[REQUEST], tensor.dims[0]) is None:
                 self.problems.append(
                     f"node {reader!r} input {tensor.name!r}: its shape is {tensor.describe_shape()}; its first dim "
                     f"must be {self.sessions[REQUEST]}, the demultiply_count of the pipeline"
@@ -505,28 +483,23 @@ class _Draft:
 
     # --- The plan
 
-    def plan(self, parts: Mapping[str, Part], metadata: ModelMetadata) -> Plan:
+    def plan(self, metadata: ModelMetadata) -> Plan:
         """Return the plan of a pipeline without problems."""
         places = {REQUEST: REQUEST_STEP} | {name: place for place, name in enumerate(self.order)}
-        return Plan(
-            metadata,
-            tuple(self._make_step(name, parts[name], places) for name in self.order),
-            tuple(Output(name, places[node], item) for name, node, item in sorted(self.links[RESPONSE])),
-            self.definition.count,
-        )
-
-    def _make_step(self, name: str, part: Part, places: Mapping[str, int]) -> Step:
-        node = self.nodes[name]
-        return Step(
-            name,
-            tuple(Wire(tensor, places[source], item) for tensor, source, item in self.links[name]),
-            tuple(places[other] for other in self.levels[name]),
-            node.count,
-            None if node.gather_from is None else places[node.gather_from],
-            cast(Servable, part) if node.model else None,
-            None if node.model else cast(CustomNode, part),
-            tuple(self._find_used(name)),
-        )
+        steps = [
+            Step(
+                name,
+                self.parts[name],
+                tuple(Wire(tensor, places[source], item) for tensor, source, item in self.links[name]),
+                tuple(places[other] for other in self.levels[name]),
+                node.count,
+                None if node.gather_from is None else places[node.gather_from],
+                tuple(self._find_used(name)),
+            )
+            for name, node in ((name, self.nodes[name]) for name in self.order)
+        ]
+        outputs = tuple(Output(name, places[node], item) for name, node, item in sorted(self.links[RESPONSE]))
+        return Plan(metadata, tuple(steps), outputs, self.definition.count)
 
 
 # --- Dims
@@ -553,15 +526,7 @@ def _meet_known(one: Dims | None, other: Dims | None) -> Dims | None:
     return other if one is None else one if other is None else _meet_all(one, other)
 
 
-def _begins_with(dim: Dim, dims: Dims | None) -> bool:
-    return dims is None or (bool(dims) and _meet(dim, dims[0]) is not None)
-
-
 # --- Nodes
-
-
-def _find_interface(node: NodeDefinition, part: Servable | CustomNode) -> _Interface:
-    return cast(Servable, part).metadata if node.model else cast(CustomNode, part)
 
 
 def _find_disorder(gathered: str | None, level: tuple[str, ...]) -> str | None:

@@ -57,6 +57,8 @@ _BETWEEN = (__file__, importlib.__file__, "<frozen importlib._bootstrap>", "<fro
 class PythonNode:
     """A custom node in Python."""
 
+    model = None
+
     def __init__(self, library: str, code: object, params: Params) -> None:
         """Get the inputs and outputs of the code, a module or an object. Raises LoadError."""
         missing = [form for name, form in _FUNCTIONS.items() if not callable(getattr(code, name, None))]
@@ -133,7 +135,7 @@ def _to_objects(array: BytesArray) -> NDArray[Any]:
 
 
 def _find_fault(found: dict[str, Any], metadata: TensorMetadata, dtype: np.dtype[Any]) -> str:
-    """Return what is wrong with an output."""
+    """Return why an output is invalid."""
     name = metadata.name
     if name not in found:
         return f"returned no output {name!r}, only {', '.join(map(_show, found)) or 'an empty dict'}"
@@ -188,7 +190,6 @@ class _Source(SourceFileLoader):
     """A loader without a bytecode cache, which would miss a change within the same second and of the same size."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """Return the code of the file."""
         code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
         return code
 
@@ -218,8 +219,8 @@ def _is_in(module: ModuleType, directory: Path) -> bool:
 
 
 @contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Turn every exception of the code into a one-line LoadError with its place; `what` begins the line."""
+def _translated(beginning: str) -> Iterator[None]:
+    """Turn every exception of the code into a one-line LoadError with its place, which begins with this text."""
     try:
         yield
     except LoadError:
@@ -227,7 +228,7 @@ def _translated(what: str) -> Iterator[None]:
     except BaseException as error:  # SystemExit too: a module must not end the service
         name = type(error).__name__
         text = " ".join(str(error).split())[:_MAX_TEXT]
-        raise LoadError(f"{what} {name}{text and ': '}{text}{_find_place(error)}") from error
+        raise LoadError(f"{beginning} {name}{text and ': '}{text}{_find_place(error)}") from error
 
 
 def _find_place(error: BaseException) -> str:

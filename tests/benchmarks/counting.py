@@ -2,14 +2,14 @@
 
     python tests/benchmarks/counting.py [SECONDS [ROUNDS]]
 
-Microseconds of one call in a loop, the loop included: the best round and the median of all. "Nothing" is a call of a
-method with the same arguments that does nothing.
+Microseconds of a call in a loop, including the loop: the best round and the median of all. "Nothing" calls a method
+with the same arguments that does nothing.
 """
 
 import statistics
 import time
 
-from measure import arguments, machine
+from measure import arguments, machine, print_header, print_row
 
 from ovms_rest.shared_memory.counters import BATCH_SIZES, Counters
 
@@ -19,21 +19,20 @@ CALLS = 1000
 
 
 class Nothing:
-    """What there is to compare with."""
+    """The same calls without any work."""
 
     def record(self, queue_ns, input_ns, infer_ns, output_ns, batch, request_bytes, response_bytes):
         """Do nothing."""
 
 
 def fill(model):
-    """Have every worker count something."""
     for slot in reversed(range(WORKERS)):
         model.claim(slot)
         model.record(1, 1, 1, 1)
 
 
 def cases():
-    """Make the calls to measure by name; each is a function of a number that grows."""
+    """Return the calls to measure by name, each a function of a growing number."""
     counters = Counters(SLOTS)
     one, many, read = (counters.of(name, "1") for name in ("one", "many", "read"))
     counters.claim(WORKERS - 1)
@@ -43,7 +42,7 @@ def cases():
     return {
         "nothing": lambda i: nothing.record(1500, 20_000 + i, 3_000_000, 9000, 1, 602_112, 602_112),
         "record": lambda i: one.record(1500, 20_000 + i, 3_000_000, 9000, 1, 602_112, 602_112),
-        "record, of ever other batch sizes": lambda i: many.record(1500, 20_000, 3_000_000, 9000, i, 602_112, 602_112),
+        "record, different batch sizes": lambda i: many.record(1500, 20_000, 3_000_000, 9000, i, 602_112, 602_112),
         "fail": lambda i: one.fail("overload", 1500 + i),
         "begin": lambda i: one.begin(),
         f"read, {WORKERS} workers": lambda i: read.read(),
@@ -61,17 +60,16 @@ def measure(call, seconds):
 
 
 def main():
-    """Measure in turns and print the table."""
     seconds, rounds = arguments(1, 5)
-    print(f"{machine()}; {rounds} rounds of {seconds} s; {BATCH_SIZES} batch sizes are told apart\n")
+    print(f"{machine()}; {rounds} rounds of {seconds} s; {BATCH_SIZES} batch sizes are distinguished\n")
     calls = cases()
     results = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             results[name].append(measure(call, seconds) / 1000)
-    print("| call | best us | median us |\n|---|---|---|")
+    print_header("call", "best us", "median us")
     for name, times in results.items():
-        print(f"| {name} | {min(times):.2f} | {statistics.median(times):.2f} |")
+        print_row(name, f"{min(times):.2f}", f"{statistics.median(times):.2f}")
 
 
 if __name__ == "__main__":

@@ -2,24 +2,21 @@
 
     PYTHONPATH=tests/helpers python tests/benchmarks/images.py [SECONDS [ROUNDS]]
 
-JPEGs go to a model of 224x224 that does next to nothing, it answers a pixel. CPU time in microseconds for an image.
-"Two calls" are cv2.imdecode and cv2.resize in a loop in another process, "converted" has the model's precision between
-them, which the rules ask for. "Read" is ImageReader alone, "request" the worker's time for all of a request. Needs wrk
-(Debian: apt-get install wrk).
+JPEGs go to a model of 224x224 that does hardly anything: its output is a pixel. CPU time in microseconds for an image.
+"Two calls" are cv2.imdecode and cv2.resize in a loop in another process; "converted" adds the conversion to the model's
+precision between them, which the rules require. "Read" is ImageReader alone, "request" the worker's time for the whole
+request. Needs wrk (Debian: apt-get install wrk).
 """
 
 import itertools
-import json
 import os
 import struct
-import tempfile
 import time
-from pathlib import Path
 
 import cv2
 import model_zoo
 import numpy as np
-from measure import arguments, load, machine
+from measure import benchmark, load, pack, print_header, print_row
 from openvino import Type, opset15
 from service import serve, write_config
 
@@ -47,21 +44,20 @@ def photo(height, width):
 
 
 def pixel(element_type, images):
-    """Make the model: x [images,224,224,3] -> its first pixels, y [images,1,1,3]."""
+    """Make a model x [images,224,224,3] -> y [images,1,1,3], the first pixel of each."""
     x = model_zoo.parameter("x", (images, HEIGHT, WIDTH, 3), element_type)
     start, stop, step = (np.int64(values) for values in ([0, 0], [1, 1], [1, 1]))
     return model_zoo.model_of({"y": opset15.slice(x, start, stop, step, np.int64([1, 2]))}, [x])
 
 
 def request(file, images):
-    """Make the body and the header of the request with a number of copies of a file."""
-    head = json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [images]}]}).encode()
-    body = head + (struct.pack("<I", file.size) + file.tobytes()) * images
-    return body, {"Inference_Header_Content_Length": str(len(head))}
+    """Return body and headers of a request with copies of a file."""
+    tensor = {"name": "x", "datatype": "BYTES", "shape": [images]}
+    return pack(tensor, (struct.pack("<I", file.size) + file.tobytes()) * images)
 
 
 def loop(call, seconds):
-    """Call again and again in a forked process; return the CPU microseconds of a call."""
+    """Call repeatedly in a forked process; return the CPU microseconds of a call."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         cv2.setNumThreads(1)
@@ -79,7 +75,7 @@ def loop(call, seconds):
 
 
 def calls(datatype, file, images):
-    """Return what runs without a server, by name."""
+    """Return the calls that need no server, by name."""
     dtype = DTYPES[datatype]
     dims = tuple(Dim(size, size) for size in (images, HEIGHT, WIDTH, 3))
     reader = ImageReader(TensorMetadata("x", datatype, dims), "NHWC", ImageLimits())
@@ -101,22 +97,16 @@ def calls(datatype, file, images):
 
 
 def main():
-    """Measure and print the table."""
-    seconds, rounds = arguments(5, 4)
-    print(f"{machine()}; {rounds} rounds of {seconds} s\n")
     columns = ("two calls", "converted", "read", "request")
-    ratios = ("read / two calls", "request / two calls", "request / converted")
-    print(f"| {' | '.join(('JPEG, model', *columns, *ratios))} |")
-    print("|---" * (1 + len(columns) + len(ratios)) + "|")
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
+    with benchmark(5, 4) as (directory, seconds, rounds):
+        print_header("JPEG, model", *columns, "read / two calls", "request / two calls", "request / converted")
         entries = []
         for (datatype, element_type), images in itertools.product(ELEMENT_TYPES.items(), {case[2] for case in CASES}):
             name = f"{datatype}-{images}"
             model_zoo.save(pixel(element_type, images), directory / name)
             entries.append({"name": name, "base_path": name, "layout": "NHWC"})
         with serve(directory, "-w", "1", config=write_config(directory, *entries)) as service:
-            service.wait_for(lambda: len(service.workers()) == 1)
+            service.wait_for_workers(1)
             for (height, width, images), datatype in itertools.product(CASES, ELEMENT_TYPES):
                 file = photo(height, width)
                 results = {column: [] for column in columns}
@@ -129,12 +119,9 @@ def main():
                     results["request"].append(measured.cpu * 1e3 / images)
                 means = [sum(values) / rounds for values in results.values()]
                 bare, converted, read, whole = means
-                shown = (read / bare, whole / bare, whole / converted)
+                ratios = (read / bare, whole / bare, whole / converted)
                 label = f"{width}x{height}, {datatype}" + (f", {images} in a request" if images > 1 else "")
-                print(
-                    f"| {label} | {' | '.join(f'{value:.0f}' for value in means)} "
-                    f"| {' | '.join(f'{value:.2f}' for value in shown)} |"
-                )
+                print_row(label, *(f"{value:.0f}" for value in means), *(f"{ratio:.2f}" for ratio in ratios))
 
 
 if __name__ == "__main__":

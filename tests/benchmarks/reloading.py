@@ -31,7 +31,7 @@ CONNECTIONS = 24
 
 
 class Sent(NamedTuple):
-    """A request: when it was due, and seconds from then until it was sent and until it was answered."""
+    """The time at which a request was due, and the seconds from then to its sending and its response."""
 
     due: float
     sent: float
@@ -39,7 +39,7 @@ class Sent(NamedTuple):
 
 
 def send(port, rate, seconds):
-    """Send requests at a fixed rate; return them all. Every one has to be answered 200."""
+    """Send requests at a fixed rate and return them; every response must be 200."""
     begin = time.monotonic() + 0.2
     numbers, found, failures = itertools.count(), [], []
 
@@ -74,7 +74,7 @@ def send(port, rate, seconds):
 
 
 def load_often(service, file, stop, loads):
-    """Have the model of a file loaded again every INTERVAL seconds until stopped; note the times and durations."""
+    """Load the model of a file every INTERVAL seconds until stopped; record the times and durations."""
     due = time.monotonic() + 2
     while not stop.wait(max(0, due - time.monotonic())):
         os.utime(file)
@@ -86,7 +86,7 @@ def load_often(service, file, stop, loads):
 
 
 def measure(service, rate, seconds, file=None):
-    """Send requests for some time, while the model of a file is loaded if there is one; return requests and loads."""
+    """Send requests, while the model of a file is loaded if one is given; return requests and loads."""
     stop, loads = threading.Event(), []
     loading = threading.Thread(target=load_often, args=(service, file, stop, loads))
     if file:
@@ -99,7 +99,6 @@ def measure(service, rate, seconds, file=None):
 
 
 def main():
-    """Measure and print the table."""
     seconds, rounds, percent = arguments(40, 3, 70)
     print(f"{machine()}; {rounds} rounds of twice {seconds} s, {percent} % busy, a load every {INTERVAL:g} s")
     with tempfile.TemporaryDirectory() as name:
@@ -137,7 +136,7 @@ def main():
 
 
 class Spent(NamedTuple):
-    """The usage of a process: seconds of CPU with all threads that it ever had; pages that it faulted in."""
+    """The usage of a process: CPU seconds of all threads that it ever had, and page faults."""
 
     policy: str
     cpu: float
@@ -145,7 +144,6 @@ class Spent(NamedTuple):
 
 
 def look_at(pid):
-    """Return the usage of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     policy = {os.SCHED_OTHER: "normal", os.SCHED_IDLE: "idle"}[os.sched_getscheduler(pid)]
     ticks = int(fields[11]) + int(fields[12])
@@ -153,7 +151,7 @@ def look_at(pid):
 
 
 def measure_costs(service, file, loads=5):
-    """Print what each process uses for a load while there are no requests: this hardly depends on other processes."""
+    """Print the usage of each process for a load without requests, which hardly depends on other processes."""
     costs = {}
     for _ in range(loads):
         service.wait_for_workers(WORKERS)

@@ -6,13 +6,11 @@ Needs wrk (Debian: apt-get install wrk). The model has ResNet-50's shape and ran
 """
 
 import json
-import tempfile
-from pathlib import Path
 
 import model_zoo
 import numpy as np
-from measure import arguments, cores, infer_bare, load, machine, mean, pss_megabytes
-from service import serve, write_config
+from measure import benchmark, cores, infer_bare, load, mean, pack_array, print_header, print_row, pss_megabytes
+from service import serve
 
 from ovms_rest.models.compilation import plan_compilation
 from ovms_rest.models.runtime import Model
@@ -22,13 +20,12 @@ WORKERS = 2
 
 
 def requests(image):
-    """Make the requests for an image by name: body and headers."""
+    """Return body and headers of the requests for an image, by name."""
     tensor = {"name": "image", "datatype": "FP32", "shape": list(image.shape)}
-    head = json.dumps({"inputs": [tensor]}).encode()
     flat = json.dumps({"inputs": [{**tensor, "data": image.ravel().tolist()}]}).encode()
     nested = json.dumps({"inputs": [{**tensor, "data": image.tolist()}]}).encode()
     return {
-        "binary": (head + image.tobytes(), {"Inference_Header_Content_Length": str(len(head))}),
+        "binary": pack_array(image, "image"),
         "JSON, flat": (flat, {}),
         "JSON, nested": (nested, {}),
     }
@@ -42,49 +39,43 @@ def measure_speed(directory, config, seconds, rounds):
     cases = requests(image)
     results = {name: [] for name in ("OpenVINO alone", *cases)}
     with serve(directory, "-w", str(WORKERS), config=config) as service:
-        service.wait_for(lambda: len(service.workers()) == WORKERS)
+        service.wait_for_workers(WORKERS)
         for _ in range(rounds):
             results["OpenVINO alone"].append(infer_bare(model, {"image": image}, WORKERS, seconds))
             for name, (body, headers) in cases.items():
                 results[name].append(load(service, directory, PATH, body, 2 * WORKERS, seconds, **headers))
     bare = mean(results["OpenVINO alone"])
-    print(f"\n| {WORKERS} workers | requests/s | of bare | with what wrk took | CPU ms/request | of bare |")
-    print("|---|---|---|---|---|---|")
+    print_header(f"{WORKERS} workers", "requests/s", "of bare", "without wrk's share", "CPU ms/request", "of bare")
     for name, loads in results.items():
         rate, cpu, taken = mean(loads)
         alone = rate * cores() / (cores() - taken)
-        print(
-            f"| {name} | {rate:.1f} | {rate / bare.rate:.2f} | {alone / bare.rate:.2f} | {cpu:.1f} "
-            f"| {cpu / bare.cpu:.2f} |"
-        )
+        shares = (f"{rate / bare.rate:.2f}", f"{alone / bare.rate:.2f}")
+        print_row(name, f"{rate:.1f}", *shares, f"{cpu:.1f}", f"{cpu / bare.cpu:.2f}")
 
 
 def measure_memory(directory, config, seconds):
-    """Print the memory of all processes with few and with more workers that have all inferred."""
+    """Print the memory with few and with more workers, all of which have inferred."""
     image = np.zeros((1, 3, 224, 224), np.float32)
     body, headers = requests(image)["binary"]
     sizes = {}
     for workers in (2, 6):
         with serve(directory, "-w", str(workers), config=config) as service:
-            service.wait_for(lambda workers=workers: len(service.workers()) == workers)
+            service.wait_for_workers(workers)
             load(service, directory, PATH, body, 2 * workers, seconds, **headers)
             sizes[workers] = pss_megabytes([service.process.pid, *service.workers()])
     weights = (directory / "resnet50" / "1" / "model.bin").stat().st_size / 2**20
     further = (sizes[6] - sizes[2]) / 4
-    print("\n| memory (PSS) | MB |\n|---|---|")
-    print(f"| weights of the model | {weights:.0f} |")
-    print(f"| arbiter and 2 workers | {sizes[2]:.0f} |\n| arbiter and 6 workers | {sizes[6]:.0f} |")
-    print(f"| each further worker | {further:.1f}, {further / weights:.0%} of the weights |")
+    print()
+    print_header("memory (PSS)", "MB")
+    print_row("weights of the model", f"{weights:.0f}")
+    for workers, size in sizes.items():
+        print_row(f"arbiter and {workers} workers", f"{size:.0f}")
+    print_row("each further worker", f"{further:.1f}, {further / weights:.0%} of the weights")
 
 
 def main():
-    """Measure and print the tables."""
-    seconds, rounds = arguments(10, 3)
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        model_zoo.save(model_zoo.resnet50(), directory / "resnet50")
-        config = write_config(directory, {"name": "resnet50", "base_path": "resnet50"})
-        print(f"{machine()}; {rounds} rounds of {seconds} s")
+    with benchmark(10, 3) as (directory, seconds, rounds):
+        config = model_zoo.save_all(directory, {"resnet50": model_zoo.resnet50()})
         measure_speed(directory, config, seconds, rounds)
         measure_memory(directory, config, seconds)
 

@@ -1,4 +1,4 @@
-"""How work is spread: kept-alive connections over workers, and health while every worker is busy.
+"""The distribution of work: kept-alive connections over workers, and health while every worker is busy.
 
     PYTHONPATH=tests/helpers python tests/benchmarks/scheduling.py [SECONDS [ROUNDS]]
 
@@ -7,14 +7,12 @@ Needs wrk (Debian: apt-get install wrk). The model takes some 20 ms of one core.
 
 import http.client
 import json
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import model_zoo
 import numpy as np
-from measure import arguments, infer_bare, load, machine, mean
+from measure import benchmark, infer_bare, load, mean, print_header, print_row
 from openvino import Type, opset15
 from service import free_port, serve, write_config
 
@@ -38,7 +36,7 @@ def chain(layers):
 
 
 def make_slow_model(directory):
-    """Write a model of about MILLISECONDS; return it compiled."""
+    """Save a model that takes about MILLISECONDS; return it compiled."""
     layers, model = 4, None
     for attempt in range(3):
         path = model_zoo.save(chain(layers), directory / f"slow{attempt}")
@@ -50,24 +48,26 @@ def make_slow_model(directory):
 
 
 def measure_balance(directory, config, seconds, rounds):
-    """Print the rate of two workers against twice that of one."""
+    """Print the rate of two workers against twice the rate of one."""
     rates = {1: [], 2: []}
     for _ in range(rounds):
         for workers, results in rates.items():
             with serve(directory, "-w", str(workers), config=config) as service:
-                service.wait_for(lambda service=service, workers=workers: len(service.workers()) == workers)
+                service.wait_for_workers(workers)
                 results.append(load(service, directory, PATH, BODY, 4, seconds))
     one, two = (mean(results).rate for results in rates.values())
-    print("\n| 4 kept-alive connections | requests/s |\n|---|---|")
-    print(f"| 1 worker | {one:.1f} |\n| 2 workers | {two:.1f} |\n| 2 workers / twice 1 worker | {two / one / 2:.2f} |")
+    print_header("4 kept-alive connections", "requests/s")
+    print_row("1 worker", f"{one:.1f}")
+    print_row("2 workers", f"{two:.1f}")
+    print_row("2 workers / twice 1 worker", f"{two / one / 2:.2f}")
 
 
 def measure_control(directory, config, model, seconds):
-    """Print how long health takes on the control address and on the other while 8 clients keep two workers busy."""
+    """Print the times of health checks on both addresses while 8 clients keep two workers busy."""
     inference = infer_bare(model, {"x": np.ones(1, np.float32)}, 2, 2).cpu
     port = free_port()
     with serve(directory, "-w", "2", config=config, OVMS_REST_CONTROL_BIND=f"127.0.0.1:{port}") as service:
-        service.wait_for(lambda: len(service.workers()) == 3)
+        service.wait_for_workers(3)
         loading = threading.Thread(target=load, args=(service, directory, PATH, BODY, 8, seconds + 2))
         loading.start()
         time.sleep(1)
@@ -82,19 +82,15 @@ def measure_control(directory, config, model, seconds):
                 times[name].append((time.perf_counter() - started) * 1e3)
                 connection.close()
         loading.join()
-    print(f"\n| health under load, ms (an inference takes {inference:.1f}) | median | p99 | p99 / inference |")
-    print("|---|---|---|---|")
+    print()
+    print_header(f"health under load, ms (an inference takes {inference:.1f})", "median", "p99", "p99 / inference")
     for name, found in times.items():
         median, last = np.percentile(found, [50, 99])
-        print(f"| {name} | {median:.2f} | {last:.2f} | {last / inference:.2f} |")
+        print_row(name, f"{median:.2f}", f"{last:.2f}", f"{last / inference:.2f}")
 
 
 def main():
-    """Measure and print the tables."""
-    seconds, rounds = arguments(8, 3)
-    print(f"{machine()}; {rounds} rounds of {seconds} s")
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
+    with benchmark(8, 3) as (directory, seconds, rounds):
         model = make_slow_model(directory)
         config = write_config(directory, {"name": "slow", "base_path": str(model.file.parent.parent)})
         measure_balance(directory, config, seconds, rounds)

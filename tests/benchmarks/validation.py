@@ -2,13 +2,13 @@
 
     PYTHONPATH=tests/helpers python tests/benchmarks/validation.py [THOUSANDS_OF_REQUESTS [ROUNDS]]
 
-CPU time of one process; the best round counts, as others only had more company.
+CPU time of one process in the best round: in the others, the process only had more company.
 """
 
 import time
 
 import numpy as np
-from measure import arguments, machine
+from measure import arguments, machine, print_header, print_row
 
 from ovms_rest.protocol.tensors import Dim, InferenceRequest, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
@@ -21,11 +21,9 @@ DIMS = {
 
 
 def main():
-    """Measure and print the table."""
     thousands, rounds = arguments(100, 5)
-    print(
-        f"{machine()}; best of {rounds} rounds of {thousands},000\n\n| dims of the two inputs | us/request |\n|---|---|"
-    )
+    print(f"{machine()}; best of {rounds} rounds of {thousands},000\n")
+    print_header("dims of the two inputs", "us/request")
     array = np.zeros((1, 128), np.int64)
     request = InferenceRequest((Tensor("input_ids", "INT64", array), Tensor("attention_mask", "INT64", array)))
     outputs = {"logits": TensorMetadata("logits", "FP32", None)}
@@ -39,7 +37,7 @@ def main():
                 validate_inputs(request, metadata)
                 validate_outputs(request, metadata)
             times.append(time.process_time() - started)
-        print(f"| {kind} | {min(times) / thousands * 1e3:.2f} |")
+        print_row(kind, f"{min(times) / thousands * 1e3:.2f}")
 
 
 if __name__ == "__main__":

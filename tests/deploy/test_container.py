@@ -1,6 +1,6 @@
 """The image of deploy/container, built, started, checked and stopped as tests/helpers/containers.py says.
 
-These tests do not show the replaced parts (base images, dependencies, limits).
+These tests do not cover the replaced parts (base images, dependencies, limits).
 """
 
 import json
@@ -21,7 +21,7 @@ DIRECTORY = ROOT / "deploy" / "container"
 FILE = DIRECTORY / "Containerfile"
 README = DIRECTORY / "README.md"
 
-# Without a network the project is built by the setuptools of this environment, which has to make wheels by itself.
+# Without a network, this environment's setuptools builds the project and must be able to make wheels by itself.
 _SETUPTOOLS = find_spec("setuptools") and tuple(map(int, version("setuptools").split(".")[:2]))
 needs_namespaces = pytest.mark.skipif(
     os.geteuid() != 0 or not all(map(shutil.which, ("bwrap", "nsenter", "setpriv"))) or (_SETUPTOOLS or ()) < (70, 1),
@@ -31,7 +31,6 @@ needs_namespaces = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory):
-    """The build context as a container engine gets it."""
     directory = tmp_path_factory.mktemp("context")
     copy_context(ROOT, (DIRECTORY / "Containerfile.dockerignore").read_text(), directory)
     return directory
@@ -46,7 +45,7 @@ def image(context, tmp_path_factory):
 
 @pytest.fixture
 def models(tmp_path):
-    """A directory with a model and no config, readable by the user of the container."""
+    """A directory with a model and without a config, readable by the container's user."""
     model_zoo.save(model_zoo.relu(), tmp_path / "models" / "relu")
     return tmp_path / "models"
 
@@ -64,15 +63,15 @@ def infer(container, model, request, port=8000):
 
 
 def facts(container):
-    """Return the kernel's status of the first process of a container, by the names of proc(5)."""
+    """Return the kernel's status of a container's first process, by the names of proc(5)."""
     text = container.execute("cat", "/proc/1/status").stdout
     return dict(re.findall(r"^(\w+):\s*(.*)$", text, re.MULTILINE))
 
 
 @needs_namespaces
-def test_the_image_serves_the_demo_is_healthy_and_stops_with_0(image, tmp_path):
+def test_image_serves_the_demo_is_healthy_and_stops_with_0(image, tmp_path):
     with run(image, tmp_path / "log") as container:
-        assert container.check_health().returncode != 0  # nothing listens yet
+        assert container.check_health().returncode != 0  # the service does not listen yet
         container.wait_for(lambda: container.check_health().returncode == 0)
         status = facts(container)
         assert (status["Uid"].split(), status["Gid"].split()) == (["5000"] * 4, ["5000"] * 4)
@@ -88,7 +87,7 @@ def test_the_image_serves_the_demo_is_healthy_and_stops_with_0(image, tmp_path):
 
 
 @needs_namespaces
-def test_a_mounted_model_is_served_with_the_flags_of_ovms(image, models, tmp_path):
+def test_mounted_model_is_served_with_the_flags_of_ovms(image, models, tmp_path):
     arguments = ("--model_name", "relu", "--model_path", "/models/relu", "--rest_port", "9001")
     with run(image, tmp_path / "log", *arguments, models=models) as container:
         container.wait_for(lambda: container.check_health().returncode == 0)
@@ -98,7 +97,7 @@ def test_a_mounted_model_is_served_with_the_flags_of_ovms(image, models, tmp_pat
 
 
 @needs_namespaces
-def test_the_container_is_unhealthy_while_a_configured_model_does_not_serve(image, models, tmp_path):
+def test_container_is_unhealthy_while_a_configured_model_does_not_serve(image, models, tmp_path):
     config = {"model_config_list": [{"config": {"name": "relu", "base_path": "elsewhere"}}]}
     (models / "config.json").write_text(json.dumps(config))
     with run(image, tmp_path / "log", models=models) as container:
@@ -109,7 +108,7 @@ def test_the_container_is_unhealthy_while_a_configured_model_does_not_serve(imag
 
 
 @needs_namespaces
-def test_a_config_that_is_missing_in_the_mounted_directory_ends_the_container(image, models, tmp_path):
+def test_container_without_a_config_in_the_mounted_directory_ends(image, models, tmp_path):
     with run(image, tmp_path / "log", models=models) as container:
         assert container.process.wait(60) == 1
         assert "/models/config.json" in container.log
@@ -117,23 +116,21 @@ def test_a_config_that_is_missing_in_the_mounted_directory_ends_the_container(im
 
 @needs_namespaces
 def test_container_stops_immediately_while_it_loads_models(image, tmp_path):
-    """Of signals to the first process of a container, the kernel drops those that have no handler."""
+    """The kernel drops signals to a container's first process that have no handler."""
     with run(image, tmp_path / "log") as container:
         container.wait_for(lambda: "is being tried" in container.log)
         assert container.stop() == 128 + 15, container.log
         assert "Listening at" not in container.log
 
 
-def test_build_context_has_only_the_files_that_the_steps_copy(context):
-    assert sorted(path.name for path in context.iterdir()) == sorted(
-        ["LICENSE", "README.md", "ovms_rest", "setup.cfg", "setup.py"]
-    )
+def test_build_context_has_only_the_copied_files(context):
+    assert {path.name for path in context.iterdir()} == {"LICENSE", "README.md", "ovms_rest", "setup.cfg", "setup.py"}
     assert (context / "ovms_rest" / "demo" / "digits" / "1" / "digits.bin").exists()
     assert not list(context.rglob("__pycache__"))
 
 
-def test_the_last_stage_only_copies_onto_a_slim_base():
-    """What compiles stays in the stage before; nothing runs as root."""
+def test_last_stage_only_copies_onto_a_slim_base():
+    """So the compiler stays in the first stage, and no process runs as root."""
     instructions = parse(FILE.read_text())
     last = max(index for index, instruction in enumerate(instructions) if instruction.name == "FROM")
     assert "slim" in instructions[last].value
@@ -159,7 +156,7 @@ COMMANDS = re.findall(r"^(docker .*)$", README.read_text(), re.MULTILINE)
 @pytest.mark.skipif(not shutil.which("docker"), reason="needs Docker's command line (Debian package docker.io)")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_docker_accepts_the_options_of_the_readme(command):
-    """It checks them before it looks for a daemon, and finds none here."""
+    """Docker checks the options before it looks for a daemon, which is missing here."""
     done = subprocess.run(
         shlex.split(command),
         cwd=ROOT,
@@ -170,11 +167,11 @@ def test_docker_accepts_the_options_of_the_readme(command):
     assert "Cannot connect to the Docker daemon" in done.stderr, done.stderr
 
 
-def test_the_readme_has_commands():
+def test_readme_has_commands():
     assert len(COMMANDS) >= 5
 
 
-def test_the_health_check_and_the_settings_name_one_address():
+def test_health_check_and_settings_name_the_same_address():
     text = FILE.read_text()
     (address,) = re.findall(r"OVMS_REST_CONTROL_BIND=(\S+)", text)
     host, port = address.split(":")

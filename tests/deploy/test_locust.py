@@ -1,4 +1,4 @@
-"""The load test in deploy/locust, run by locust against a real service and against servers that answer wrongly."""
+"""The load test in deploy/locust, run by locust against a real service and against a server with wrong responses."""
 
 import contextlib
 import http.server
@@ -16,9 +16,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import model_zoo
@@ -27,20 +27,15 @@ import pytest
 import slow_models
 from conftest import ELEMENT_TYPES
 from openvino import Type
-from service import PATIENCE, ROOT, Service, environment, free_port, serve, write_config
+from service import PATIENCE, ROOT, Service, environment, free_port, serve, wait_for, write_config
 
 LOCUST = ROOT / "deploy" / "locust"
-SIMPLE = "text 1.5"  # a name that has to be percent-encoded
+SIMPLE = "text 1.5"  # a name that must be percent-encoded
 
 
-def _load_kserve():
-    spec = importlib.util.spec_from_file_location("kserve", LOCUST / "kserve.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kserve = _load_kserve()
+_SPEC = importlib.util.spec_from_file_location("kserve", LOCUST / "kserve.py")
+kserve = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(kserve)
 
 METADATA = {
     "name": "m",
@@ -52,11 +47,11 @@ METADATA = {
 }
 
 
-# --- making requests and checking answers
+# --- making requests and checking responses
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_pngs_hold_the_pixels_that_were_drawn(channels):
+def test_png_has_the_drawn_pixels(channels):
     pixels = kserve.draw_picture(random.Random(0), 9, 14, channels)
     file = np.frombuffer(kserve.encode_png(pixels, 9, 14, channels), np.uint8)
     decoded = cv2.imdecode(file, cv2.IMREAD_UNCHANGED).reshape(9, 14, channels)
@@ -64,7 +59,7 @@ def test_pngs_hold_the_pixels_that_were_drawn(channels):
     assert decoded[:, :, order].tobytes() == pixels
 
 
-def test_dynamic_dims_are_chosen_by_the_options():
+def test_options_set_dynamic_dims():
     tensor = {"name": "x", "datatype": "INT32", "shape": [-1, 3, -1]}
     assert kserve.choose_shape("m", tensor, kserve.Options(dynamic_dim=7)) == [7, 3, 7]
     shapes = kserve.parse_shapes("x=1,3,4; m/x=2,3,5;y=")
@@ -75,7 +70,7 @@ def test_dynamic_dims_are_chosen_by_the_options():
         kserve.choose_shape("m", tensor, kserve.Options(shapes={"x": (2, 4, 5)}))
 
 
-def test_values_keep_to_the_range_and_to_their_datatype():
+def test_values_are_within_the_range_and_their_datatype():
     options = kserve.Options(dynamic_dim=200, integers=(-1000, 1000))
     for datatype, low, high in (("INT8", -128, 127), ("UINT8", 0, 255), ("INT16", -1000, 1000)):
         metadata = {"name": "m", "inputs": [{"name": "x", "datatype": datatype, "shape": [-1]}]}
@@ -88,7 +83,7 @@ def test_bf16_is_packed_as_the_upper_half_of_an_fp32():
     assert kserve.pack("BF16", [1.0, -2.5]) == struct.pack("<f", 1.0)[2:] + struct.pack("<f", -2.5)[2:]
 
 
-def _answer(**changes):
+def _response(**changes):
     outputs = [
         {"name": "label", "datatype": "BYTES", "shape": [1], "data": ["é"]},
         {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1, None]},
@@ -96,57 +91,56 @@ def _answer(**changes):
     return {"model_name": "m", "model_version": "1", "id": "json-0", "outputs": outputs, **changes}
 
 
-def _output(index, **changes):
-    """Return an answer in which an output is changed."""
-    answer = _answer()
-    answer["outputs"][index].update(changes)
-    return answer
+LABEL, Y = _response()["outputs"]
 
 
-def _check(answer, status=200):
+def _with(*outputs):
+    return _response(outputs=list(outputs))
+
+
+def _check(response, status=200):
     request = kserve.make_request(METADATA, "json", kserve.Options(), 0)
-    content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    content = response if isinstance(response, bytes) else json.dumps(response).encode()
     kserve.check_answer(METADATA, request, status, None, content)
 
 
-def test_a_right_json_answer_passes():
-    _check(_answer())
+def test_right_json_response_passes():
+    _check(_response())
 
 
-WRONG = {
-    "status 500: boom": (500, {"error": "boom"}),
-    "status 404: without an error in JSON": (404, b"<html>"),
-    "status 204: a pipeline found nothing": (204, b""),
-    "the answer is not JSON": (200, b"{"),
-    "answer is not JSON": (200, json.dumps(_output(1, data=[1, float("nan")])).encode()),
-    "is not JSON": (200, json.dumps(_answer(id="\u00e9"), ensure_ascii=False).encode("latin-1")),
-    "not a JSON object": (200, [1]),
-    "model_name is not that of the request": (200, _answer(model_name="n")),
-    "id is not that of the request": (200, _answer(id="json-1")),
-    "outputs is not a list of tensors": (200, _answer(outputs=None)),
-    "outputs are y, expected label, y": (200, _answer(outputs=_answer()["outputs"][1:])),
-    "outputs are label, label, y": (200, _answer(outputs=[*_answer()["outputs"], _answer()["outputs"][0]])),
-    "outputs are z, y|outputs are y, z": (200, _output(0, name="z")),
-    "y has datatype FP64, the metadata FP32": (200, _output(1, datatype="FP64")),
-    r"y has shape \[2\], the metadata \[-1, 2\]": (200, _output(1, shape=[2])),
-    r"y has shape \[1, 3\], the metadata": (200, _output(1, shape=[1, 3], data=[1, 2, 3])),
-    r"y has shape \[-1, 2\], the metadata": (200, _output(1, shape=[-1, 2])),
-    "y has another number of elements": (200, _output(1, data=[1, 2, 3])),
-    "y has elements that are not FP32": (200, _output(1, data=[1, "2"])),
-    "y has no data": (200, _output(1, data="12")),
-    "label has elements that are not BYTES": (200, _output(0, data=[None])),
-}
-
-
-@pytest.mark.parametrize("message", WRONG)
-def test_a_wrong_json_answer_is_a_failure_that_names_the_fault(message):
-    status, answer = WRONG[message]
+@pytest.mark.parametrize(
+    ("status", "response", "message"),
+    [
+        (500, {"error": "boom"}, "status 500: boom"),
+        (404, b"<html>", "status 404: without an error in JSON"),
+        (204, b"", "status 204: a pipeline found nothing"),
+        (200, b"{", "the response is not JSON"),
+        (200, json.dumps(_with(LABEL, Y | {"data": [1, float("nan")]})).encode(), "the response is not JSON"),
+        (200, json.dumps(_response(id="é"), ensure_ascii=False).encode("latin-1"), "the response is not JSON"),
+        (200, [1], "not a JSON object"),
+        (200, _response(model_name="n"), "model_name differs from the request's"),
+        (200, _response(id="json-1"), "id differs from the request's"),
+        (200, _response(outputs=None), "outputs is not a list of tensors"),
+        (200, _with(Y), "outputs are y, expected label, y"),
+        (200, _with(LABEL, Y, LABEL), "outputs are label, label, y"),
+        (200, _with(LABEL | {"name": "z"}, Y), "outputs are y, z"),
+        (200, _with(LABEL, Y | {"datatype": "FP64"}), "y has datatype FP64, the metadata FP32"),
+        (200, _with(LABEL, Y | {"shape": [2]}), r"y has shape \[2\], the metadata \[-1, 2\]"),
+        (200, _with(LABEL, Y | {"shape": [1, 3], "data": [1, 2, 3]}), r"y has shape \[1, 3\], the metadata"),
+        (200, _with(LABEL, Y | {"shape": [-1, 2]}), r"y has shape \[-1, 2\], the metadata"),
+        (200, _with(LABEL, Y | {"data": [1, 2, 3]}), "y does not have the number of elements of its shape"),
+        (200, _with(LABEL, Y | {"data": [1, "2"]}), "y has elements that are not FP32"),
+        (200, _with(LABEL, Y | {"data": "12"}), "y has no data"),
+        (200, _with(LABEL | {"data": [None]}, Y), "label has elements that are not BYTES"),
+    ],
+)
+def test_wrong_json_response_is_a_failure_that_names_the_fault(status, response, message):
     with pytest.raises(kserve.WrongAnswerError, match=message):
-        _check(answer, status)
+        _check(response, status)
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_an_overloaded_server_is_distinguished_from_a_wrong_answer(status):
+def test_refusal_of_an_overloaded_server_is_not_a_wrong_response(status):
     with pytest.raises(kserve.RefusedError, match=f"status {status}: busy"):
         _check({"error": "busy"}, status)
 
@@ -157,35 +151,35 @@ def _check_binary(y_size, label_size, binary, length=None, **changes):
         {"name": "y", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": y_size}},
         {"name": "label", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": label_size}, **changes},
     ]
-    head = json.dumps(_answer(id="binary-0", outputs=outputs)).encode()
+    head = json.dumps(_response(id="binary-0", outputs=outputs)).encode()
     kserve.check_answer(METADATA, request, 200, length or str(len(head)), head + binary)
 
 
-def test_a_right_binary_answer_passes():
+def test_right_binary_response_passes():
     _check_binary(8, 7, bytes(8) + b"\3\0\0\0abc")
 
 
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [
-        ((4, 7, bytes(4) + b"\3\0\0\0abc"), {}, "y has another number of elements"),
-        ((8, 7, bytes(8) + b"\3\0\0\0ab"), {}, "label has a binary_data_size that is not in the body"),
+        ((4, 7, bytes(4) + b"\3\0\0\0abc"), {}, "y does not have the number of elements"),
+        ((8, 7, bytes(8) + b"\3\0\0\0ab"), {}, "label has an invalid binary_data_size"),
         ((8, 7, bytes(8) + b"\4\0\0\0abc"), {}, "label has a string that is longer than its data"),
         ((8, 3, bytes(8) + b"\0\0\0"), {}, "label has a string that is longer than its data"),
-        ((8, 8, bytes(8) + bytes(8)), {}, "label has another number of elements"),
+        ((8, 8, bytes(8) + bytes(8)), {}, "label does not have the number of elements"),
         ((8, 7, bytes(8) + b"\3\0\0\0abc!"), {}, "more bytes than its outputs"),
         ((8, 7, bytes(8) + b"\3\0\0\0abc"), {"data": ["abc"]}, "label is not binary"),
         ((8, 7, bytes(8) + b"\3\0\0\0abc"), {"parameters": {}}, "label is not binary"),
-        ((8, 7, bytes(8) + b"\3\0\0\0abc", "99999"), {}, "Inference-Header-Content-Length is not"),
-        ((8, 7, bytes(8) + b"\3\0\0\0abc", "+1"), {}, "Inference-Header-Content-Length is not"),
+        ((8, 7, bytes(8) + b"\3\0\0\0abc", "99999"), {}, "Inference-Header-Content-Length is not a number within"),
+        ((8, 7, bytes(8) + b"\3\0\0\0abc", "+1"), {}, "Inference-Header-Content-Length is not a number within"),
     ],
 )
-def test_a_wrong_binary_answer_is_a_failure_that_names_the_fault(arguments, changes, message):
+def test_wrong_binary_response_is_a_failure_that_names_the_fault(arguments, changes, message):
     with pytest.raises(kserve.WrongAnswerError, match=message):
         _check_binary(*arguments, **changes)
 
 
-def test_only_models_that_serve_are_listed():
+def test_only_serving_models_are_listed():
     ready, gone = [{"state": "END"}, {"state": "AVAILABLE"}], [{"state": "UNLOADING"}]
     models = {"models": [{"name": "a", "versions": ready}, {"name": "b", "versions": gone}]}
     assert kserve.check_models(200, json.dumps(models).encode()) == ["a"]
@@ -212,19 +206,28 @@ def test_wrong_metadata_is_a_failure_that_names_the_fault(change, message):
 # --- locust itself
 
 
+# Locust prints a table of its requests that often, normally every 2 seconds.
+CONSOLE = "import locust.stats\nlocust.stats.CONSOLE_STATS_INTERVAL_SEC = 0.5\n"
+
+
 class Run:
-    """A run of locust without its web page."""
+    """A run of locust, which ends by itself or as soon as `until` holds."""
 
     def __init__(
-        self, directory: Path, *arguments: str, until: Iterable[str] = (), file: str = "locustfile.py"
+        self,
+        directory: Path,
+        *arguments: str,
+        until: Callable[["Run"], object] | None = None,
+        files: Sequence[str] = ("locustfile.py",),
     ) -> None:
-        """Start it; it ends by itself, or once requests of all these names were made."""
-        self._until = set(until)
+        self._until = until
         self._began = time.monotonic()
         self._log = directory / f"{len(list(directory.iterdir()))}.log"
+        (directory / "console.py").write_text(CONSOLE)
+        paths = ",".join(map(str, [*(LOCUST / name for name in files), directory / "console.py"]))
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*_command(file), "--headless", *arguments],
+                [sys.executable, "-m", "locust", "-f", paths, *arguments],
                 env=environment(directory),
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
@@ -233,14 +236,15 @@ class Run:
                 start_new_session=True,
             )
 
+    def _is_done(self) -> object:
+        assert self.process.poll() is None, self.output
+        return self._until(self)
+
     def finish(self) -> "Run":
-        """Wait for its end; it is killed when that takes too long."""
+        """Wait for the end, and kill the run after a timeout."""
         try:
-            while self._until and not self._until <= self.requests.keys():
-                assert self.process.poll() is None, self.output
-                assert time.monotonic() < self._began + PATIENCE, self.output
-                time.sleep(0.1)
             if self._until:
+                wait_for(self._is_done, lambda: self.output)
                 self.process.terminate()
             self.status = self.process.wait(PATIENCE)
         finally:
@@ -252,23 +256,26 @@ class Run:
 
     @property
     def output(self) -> str:
-        """All that it has printed so far, which is a table of its requests every two seconds."""
         return self._log.read_text()
 
     @property
     def requests(self) -> dict[str, int]:
-        """How many requests were made by name."""
+        """Numbers of requests by name, in the tables printed so far."""
         rows = re.findall(r"(?m)^\w* +(.+?) +(\d+) +\d+\(.+%\)", self.output)
         return {name: int(count) for name, count in rows if int(count)}
 
     @property
     def failures(self) -> list[tuple[str, str]]:
-        """The messages of failed requests, each with the name of the request; complete at the end."""
+        """Names and messages of failed requests; complete at the end."""
         return re.findall(r"(?m)^\d+ +\w+ (.+?): (.+?) *$", self.output)
 
 
-def _command(file: str) -> list[str]:
-    return [sys.executable, "-m", "locust", "-f", ",".join(str(LOCUST / name) for name in file.split(","))]
+def headless(directory: Path, *arguments: str, until: Iterable[str] = (), **options: Any) -> Run:
+    """Start a run without the web page; it ends by itself, or after requests of all the given names."""
+    names = set(until)
+    return Run(
+        directory, "--headless", *arguments, until=names and (lambda run: names <= run.requests.keys()), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -287,14 +294,9 @@ def models(tmp_path_factory) -> Iterator[Service]:
     for name, model in saved.items():
         model_zoo.save(model, directory / name)
     demo = {"name": "digits", "base_path": str(ROOT / "ovms_rest" / "demo" / "digits")}
-    layouts = {"bgr": "NHWC", "nchw": "NCHW"}
+    layouts = {"bgr": {"layout": "NHWC"}, "nchw": {"layout": "NCHW"}}
     config = write_config(
-        directory,
-        demo,
-        *(
-            {"name": name, "base_path": name, **({"layout": layouts[name]} if name in layouts else {})}
-            for name in saved
-        ),
+        directory, demo, *({"name": name, "base_path": name, **layouts.get(name, {})} for name in saved)
     )
     with serve(directory, "-w", "2", config=config) as running:
         yield running
@@ -307,20 +309,20 @@ def _host(port: int) -> list[str]:
 def test_requests_of_all_kinds_to_all_models_succeed(models, tmp_path):
     names = ["digits", "bgr", "nchw", "types", SIMPLE, "rows", "scalar", "counting"]
     labels = {"digits image", "bgr image", *(f"{name} {kind}" for name in names for kind in ("json", "binary"))}
-    run = Run(tmp_path, *_host(models.port), "-u", "4", "-r", "4", "--dynamic-dim", "3", until=labels).finish()
+    run = headless(tmp_path, *_host(models.port), "-u", "4", "-r", "4", "--dynamic-dim", "3", until=labels).finish()
     assert (run.status, run.failures) == (0, []), run.output
     assert {name for name in run.requests if not name.startswith("/")} == {*labels, "Aggregated"}
 
 
 class Faulty(http.server.BaseHTTPRequestHandler):
-    """Serves models of one float, each of which does wrong what its name says."""
+    """Serves models of one float, each of which gets wrong what its name says."""
 
     protocol_version = "HTTP/1.1"
     wrong = ("shape", "status", "datatype", "binary size", "nothing")
-    keys: ClassVar[set[str | None]] = set()  # that came with inferences
+    keys: ClassVar[set[str | None]] = set()  # API keys of inferences
 
     def do_GET(self) -> None:
-        """Answer with the list of models, or the metadata of one."""
+        """Send the list of models or the metadata of one."""
         name = urllib.request.unquote(self.path.removeprefix("/v2/models").strip("/"))
         tensor = {"datatype": "FP32", "shape": [-1]}
         listed = [{"name": name, "versions": [{"state": "AVAILABLE"}]} for name in self.wrong]
@@ -330,15 +332,14 @@ class Faulty(http.server.BaseHTTPRequestHandler):
         return self._send(200, described if name else {"models": listed})
 
     def do_POST(self) -> None:
-        """Answer an inference."""
         name = urllib.request.unquote(self.path.split("/")[3])
         self.keys.add(self.headers["X-API-Key"])
         body = self.rfile.read(int(self.headers["Content-Length"]))
         head = body[: int(self.headers.get("Inference-Header-Content-Length", len(body)))]
         output = {"name": "y", "datatype": "FP32", "shape": [1], "data": [0.5]}
-        answer = {"model_name": name, "id": json.loads(head)["id"], "outputs": [output]}
+        response = {"model_name": name, "id": json.loads(head)["id"], "outputs": [output]}
         if name == "status":
-            return self._send(500, {"error": "the model burnt"})
+            return self._send(500, {"error": "the model failed"})
         if name == "nothing":
             self.close_connection = True
             return None
@@ -349,8 +350,8 @@ class Faulty(http.server.BaseHTTPRequestHandler):
         if name == "binary size":
             del output["data"]
             output["parameters"] = {"binary_data_size": 4}
-            return self._send(200, answer, b"\0\0")
-        return self._send(200, answer)
+            return self._send(200, response, b"\0\0")
+        return self._send(200, response)
 
     def _send(self, status: int, content: object, binary: bytes | None = None) -> None:
         head = json.dumps(content).encode()
@@ -362,7 +363,7 @@ class Faulty(http.server.BaseHTTPRequestHandler):
         self.wfile.write(head + (binary or b""))
 
     def log_message(self, *_: object) -> None:
-        """Log nothing."""
+        """Discard the message."""
 
 
 @contextlib.contextmanager
@@ -377,10 +378,10 @@ def _faulty_server() -> Iterator[int]:
             thread.join()
 
 
-STEPS_FILES = "locustfile.py,steps.py"
+STEPS_FILES = ("locustfile.py", "steps.py")
 STEPS = ("--step-seconds", "1", "--settle-seconds", "0", "--step-factor", "40")
 KEY = ("--header", "X-API-Key: secret")
-CHOSEN = (*("--models", "bgr", "--json-weight", "0", "--binary-weight", "0", "--rate-per-user", "5"),)
+CHOSEN = ("--models", "bgr", "--json-weight", "0", "--binary-weight", "0", "--rate-per-user", "5")
 IMPOSSIBLE = {
     "no model has the input imag": ("requests", "--shapes", "imag=1,8,8,1"),
     "status 404: ": ("/v2/models/missing", "--models", "missing"),
@@ -390,7 +391,7 @@ IMPOSSIBLE = {
 
 @pytest.fixture(scope="module")
 def runs(models, tmp_path_factory) -> dict[str, Run]:
-    """Runs that do not disturb each other, all at the same time."""
+    """Runs that do not disturb each other, all together."""
     directory = tmp_path_factory.mktemp("runs")
     port = str(free_port())
     two = ("--processes", "2", "--master-bind-port", port, "--master-port", port, "--models", "scalar")
@@ -401,14 +402,14 @@ def runs(models, tmp_path_factory) -> dict[str, Run]:
         faulty = _host(faulty_port)
         all_wrong = [f"{name} {kind}" for name in Faulty.wrong for kind in ("json", "binary")]
         runs = {
-            "two processes": Run(directory, *host, *two, *STEPS, *bounded, file=STEPS_FILES),
-            "wrong": Run(directory, *faulty, *slow, until=all_wrong),
-            "allowed": Run(
+            "two processes": headless(directory, *host, *two, *STEPS, *bounded, files=STEPS_FILES),
+            "wrong": headless(directory, *faulty, *slow, until=all_wrong),
+            "allowed": headless(
                 directory, *faulty, *slow, "--models", "shape", "--max-fail-ratio", "1", until=["shape json"]
             ),
-            "chosen": Run(directory, *host, *_own_pictures(directory), *CHOSEN, until=["bgr image"]),
+            "chosen": headless(directory, *host, *_own_pictures(directory), *CHOSEN, until=["bgr image"]),
             **{
-                message: Run(directory, *host, *arguments, until=[name])
+                message: headless(directory, *host, *arguments, until=[name])
                 for message, (name, *arguments) in IMPOSSIBLE.items()
             },
         }
@@ -427,12 +428,12 @@ def test_wrk_sends_the_requests_of_the_users(models, tmp_path):
 
 
 def _own_pictures(directory: Path) -> tuple[str, str]:
-    """Write a picture that has to be resized for the model; return the arguments to send it."""
+    """Write a picture that the model must resize; return the arguments to send it."""
     assert cv2.imwrite(str(directory / "own.jpg"), np.zeros((30, 50, 3), np.uint8))
     return "--pictures", str(directory / "*.jpg")
 
 
-def test_arguments_choose_models_kinds_pictures_and_the_rate(runs):
+def test_arguments_set_models_kinds_pictures_and_rate(runs):
     run = runs["chosen"]
     assert (run.status, run.failures) == (0, []), run.output
     assert set(run.requests) == {"/v2/models/bgr", "/v2/models/bgr/config", "bgr image", "Aggregated"}
@@ -440,20 +441,20 @@ def test_arguments_choose_models_kinds_pictures_and_the_rate(runs):
 
 
 @pytest.mark.parametrize("message", IMPOSSIBLE)
-def test_runs_that_cannot_do_their_task_exit_with_status_1(runs, message):
+def test_impossible_run_exits_with_status_1(runs, message):
     assert runs[message].status == 1, runs[message].output
     assert message in runs[message].output
 
 
-def test_wrong_answers_are_failures_with_messages_and_status_1(runs):
+def test_wrong_responses_are_failures_with_messages_and_status_1(runs):
     run = runs["wrong"]
     assert run.status == 1, run.output
     messages = {name.rpartition(" ")[0]: error for name, error in run.failures if name.endswith(" binary")}
     assert set(messages) == set(Faulty.wrong)
     assert "output y has shape [1, 1], the metadata [-1]" in messages["shape"]
-    assert "status 500: the model burnt" in messages["status"]
+    assert "status 500: the model failed" in messages["status"]
     assert "output y has datatype FP64, the metadata FP32" in messages["datatype"]
-    assert "output y has a binary_data_size that is not in the body" in messages["binary size"]
+    assert "output y has an invalid binary_data_size" in messages["binary size"]
     assert "more than 0.00%" in run.output
     assert Faulty.keys == {"secret"}
 
@@ -465,9 +466,10 @@ def test_failures_within_the_allowed_ratio_exit_with_status_0(runs):
 
 
 def test_steps_end_at_the_latency_limit_and_print_the_highest_rate(models, tmp_path):
-    # With two workers that need 50 to 100 ms for an inference, the last of 40 users waits for more than a second.
+    # With two workers and inferences of 50 to 100 ms, the last of 40 users waits for more than a second.
     slow = ("--models", "counting", "--integers", f"{slow_models.SLOW}:{slow_models.SLOW}", "--image-weight", "0")
-    run = Run(tmp_path, *_host(models.port), *slow, *STEPS, "--latency-limit-ms", "900", file=STEPS_FILES).finish()
+    limit = ("--latency-limit-ms", "900")
+    run = headless(tmp_path, *_host(models.port), *slow, *STEPS, *limit, files=STEPS_FILES).finish()
     assert run.status == 0, run.output
     assert re.search(r"(?m)^step 1: 1 user, \d+\.\d requests/s, p99 \d+\.\d ms, 0 failed, 0 refused", run.output)
     assert re.search(r"(?m)^step 2: 40 users, ", run.output)
@@ -486,41 +488,23 @@ def test_steps_over_two_processes_count_the_requests_of_both(runs):
     assert re.search(r"(?m)^highest rate with p99 <= 30000 ms: \d+\.\d requests/s \(2 users, ", run.output)
 
 
-def test_the_web_page_shows_the_run(models, tmp_path):
+def test_web_page_shows_the_run(models, tmp_path):
     port = free_port()
     web = ("--autostart", "--web-host", "127.0.0.1", "--web-port", str(port), "-u", "2", "--models", "digits")
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*_command("locustfile.py"), *_host(models.port), *web],
-            env=environment(tmp_path),
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+    pages = []
 
-    def counts() -> dict[str, int]:
-        assert process.poll() is None, (tmp_path / "log").read_text()
+    def get(path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as response:
+            return response.read().decode()
+
+    def has_requests(_: Run) -> list[str]:
         with contextlib.suppress(urllib.error.URLError):
-            stats = json.loads(_get(port, "/stats/requests"))["stats"]
-            return {entry["name"]: entry["num_requests"] for entry in stats}
-        return {}
+            stats = json.loads(get("/stats/requests"))["stats"]
+            if any(entry["name"] == "digits image" and entry["num_requests"] for entry in stats):
+                pages.append(get("/"))
+        return pages
 
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not counts().get("digits image"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        page = _get(port, "/")
-        assert "<title>Locust</title>" in page
-        assert "image_weight" in page  # the arguments can be changed there
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _get(port: int, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as response:
-        return response.read().decode()
+    run = Run(tmp_path, *_host(models.port), *web, until=has_requests).finish()
+    assert run.status == 0, run.output
+    assert "<title>Locust</title>" in pages[0]
+    assert "image_weight" in pages[0]  # the page can change the arguments

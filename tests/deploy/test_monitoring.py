@@ -1,6 +1,6 @@
 """The files of deploy/monitoring with the real promtool and a real Prometheus that scrapes a real service.
 
-Grafana itself is not run, because the tests have no registry for it. Its queries are, by Prometheus.
+Prometheus runs the queries of the dashboard. Grafana itself is not tested, as no package registry here has it.
 """
 
 import contextlib
@@ -9,14 +9,13 @@ import math
 import re
 import shutil
 import subprocess
-import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from service import PATIENCE, ROOT, free_port, serve
+from service import PATIENCE, ROOT, free_port, serve, wait_for
 
 from ovms_rest.resources.metrics import DEFAULT_METRICS, check_metrics_list
 
@@ -25,11 +24,11 @@ ALERTS = (DIRECTORY / "alerts.yml").read_text()
 DASHBOARD = json.loads((DIRECTORY / "dashboard.json").read_text())
 README = (DIRECTORY / "README.md").read_text()
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-# By the title of the panel and the letter of the query in it.
+# By the panel's title and the query's letter.
 QUERIES = {f"{panel['title']} {target['refId']}": target["expr"] for panel in PANELS for target in panel["targets"]}
 
-# The panels of OVMS's own dashboard (extras/grafana_dashboard.json), as its docs/metrics.md describes them, for its
-# variables model_name=number or digits, model_version=1 and interface=REST.
+# The panels of OVMS's own dashboard (extras/grafana_dashboard.json) as in its docs/metrics.md, for its variables
+# model_name=digits, model_version=1 and interface=REST.
 _OF_MODEL = 'name="digits", version="1"'
 _REQUESTS = f'{_OF_MODEL}, interface="REST"'
 OVMS_PANELS = {
@@ -49,17 +48,15 @@ OVMS_PANELS = {
     f"{{{_OF_MODEL}}}[1m])) / 1000 / sum(rate(ovms_wait_for_infer_req_time_us_count{{{_OF_MODEL}}}[1m]))",
     "Currently Processed Requests": f"sum(ovms_current_requests{{{_OF_MODEL}}})",
 }
-# The apdex score in copies of that dashboard reads two buckets by their bounds.
+# Copies of that dashboard read two buckets by their bounds, for an apdex score.
 OVMS_BOUNDS = ("67466", "218591")
 
-# Of an alert, on one line or in the lines of a block.
+# The condition of an alert, on one line or in a block.
 _EXPRESSION = r"expr: (?:\|\n((?: {10}.*\n)+)|(.*)\n)"
 CONDITIONS = [" ".join((block or line).split()) for block, line in re.findall(_EXPRESSION, ALERTS)]
 
-needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool (Debian package prometheus)")
-needs_prometheus = pytest.mark.skipif(
-    not shutil.which("prometheus"), reason="needs prometheus (Debian package of this name)"
-)
+needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="needs Debian's package prometheus")
+needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Debian's package prometheus")
 
 
 def promtool(*arguments, text=None):
@@ -72,7 +69,7 @@ def promtool(*arguments, text=None):
 
 @pytest.fixture(scope="module")
 def control(tmp_path_factory):
-    """The address of the control worker of a service that serves the demo, and has answered and refused requests."""
+    """The control address of a service with the demo that has had requests, and a function that sends more."""
     variables = {"OVMS_REST_CONTROL_BIND": "127.0.0.1:0", "OVMS_REST_METRICS_ENABLE": "true"}
     with serve(tmp_path_factory.mktemp("service"), "-w", "2", **variables) as service:
         found = service.wait_for(lambda: re.search(r"control address: http://(127\.0\.0\.1:\d+)", service.log))
@@ -82,7 +79,7 @@ def control(tmp_path_factory):
 
 
 def ask(service):
-    """Send requests of every kind: for the model and the pipeline, a wrong one, for metadata and readiness."""
+    """Infer with the model and the pipeline, send an invalid request, and request metadata and readiness."""
     samples = ROOT / "ovms_rest" / "demo" / "samples"
     assert service.infer("digits", (samples / "digit-7.json").read_bytes()).status == 200
     picture = (samples / "number-65902-101.bin").read_bytes()
@@ -94,14 +91,13 @@ def ask(service):
 
 @pytest.fixture(scope="module")
 def metrics(control):
-    """The text of /metrics."""
     with urllib.request.urlopen(f"http://{control[0]}/metrics", timeout=PATIENCE) as response:
         return response.read().decode()
 
 
 @pytest.fixture(scope="module")
 def labels(metrics):
-    """The labels of every sample's name, each with its values, and those that Prometheus adds."""
+    """The labels of every metric with their values, and the labels that Prometheus adds."""
     found = {"up": {}}
     for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
@@ -116,7 +112,7 @@ def labels(metrics):
 
 @pytest.fixture(scope="module")
 def prometheus(control, tmp_path_factory):
-    """The function that asks the API of a Prometheus with our config, but every second, on another port."""
+    """A function that queries a Prometheus with our config, except for its port and a scrape every second."""
     directory, port = tmp_path_factory.mktemp("prometheus"), free_port()
     shutil.copy(DIRECTORY / "alerts.yml", directory)
     config = (DIRECTORY / "prometheus.yml").read_text().replace("127.0.0.1:9000", control[0]).replace("15s", "1s")
@@ -127,29 +123,27 @@ def prometheus(control, tmp_path_factory):
         with urllib.request.urlopen(url, timeout=PATIENCE) as response:
             return json.load(response)["data"]
 
+    options = {
+        "config.file": directory / "prometheus.yml",
+        "storage.tsdb.path": directory / "data",
+        "web.listen-address": f"127.0.0.1:{port}",
+    }
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={directory / 'prometheus.yml'}",
-                f"--storage.tsdb.path={directory / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
+            ["prometheus", *(f"--{name}={value}" for name, value in options.items())],
             stdout=log,
             stderr=log,
         )
+
+    def has_rates():
+        assert process.poll() is None, (directory / "log").read_text()
+        with contextlib.suppress(OSError, ValueError):  # it does not respond yet, or has no sample
+            control[1]()  # requests continue, so that there are rates after three scrapes
+            (series,) = query("query", query="count_over_time(up[1m])")["result"]
+            return int(series["value"][1]) >= 3
+
     try:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            assert process.poll() is None, (directory / "log").read_text()
-            assert time.monotonic() < deadline, (directory / "log").read_text()
-            with contextlib.suppress(OSError, ValueError):  # it does not answer yet, or has no sample
-                # Three scrapes, so that there are rates. Requests go on meanwhile.
-                control[1]()
-                (series,) = query("query", query="count_over_time(up[1m])")["result"]
-                if int(series["value"][1]) >= 3:
-                    break
-            time.sleep(0.1)
+        wait_for(has_rates, (directory / "log").read_text)
         yield query
     finally:
         process.terminate()
@@ -157,7 +151,7 @@ def prometheus(control, tmp_path_factory):
 
 
 def fill(expression):
-    """Replace the variables of Grafana."""
+    """Replace Grafana's variables."""
     variables = {"$__rate_interval": "1m", "$__range": "1m", "$instance": ".*", "$model": ".*"}
     return re.sub(r"\$\w+", lambda found: variables[found[0]], expression)
 
@@ -193,7 +187,7 @@ def test_every_alert_is_tested_to_fire_and_not_to_fire(alert):
 
 
 @needs_promtool
-def test_the_tests_of_the_alerts_notice_when_none_fires(tmp_path):
+def test_tests_of_the_alerts_fail_when_none_fires(tmp_path):
     shutil.copy(DIRECTORY / "alerts.test.yml", tmp_path)
     conditions = iter(CONDITIONS)
     (tmp_path / "alerts.yml").write_text(re.sub(_EXPRESSION, lambda _: f"expr: ({next(conditions)}) > Inf\n", ALERTS))
@@ -202,7 +196,7 @@ def test_the_tests_of_the_alerts_notice_when_none_fires(tmp_path):
     assert set(re.findall(r"alertname: (\w+)", output)) == set(re.findall(r"- alert: (\w+)", ALERTS))
 
 
-def test_panels_have_an_id_a_title_and_a_place_of_their_own_and_a_text():
+def test_panels_have_unique_ids_titles_and_places_and_a_description():
     for key in ("id", "title"):
         assert len({panel[key] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     taken = set()
@@ -221,8 +215,8 @@ def test_panels_have_an_id_a_title_and_a_place_of_their_own_and_a_text():
 
 
 @needs_promtool
-def test_promtool_has_nothing_but_names_to_complain_of_in_the_metrics(metrics):
-    """The names are OVMS's, and ours are made as those are; a text that cannot be parsed has the exit code 1."""
+def test_promtool_accepts_the_metrics_except_for_names_like_ovmss(metrics):
+    """Exit code 1 means invalid text, 3 only complaints."""
     code, output = promtool("check", "metrics", text=metrics)
     assert code in (0, 3), output
     complaints = {line.split(" ", 1)[1] for line in output.splitlines()}
@@ -237,7 +231,7 @@ def test_expressions_of_all_alerts_are_found():
 
 
 @pytest.mark.parametrize("expression", [*QUERIES.values(), *CONDITIONS])
-def test_metrics_and_labels_are_the_service_s(expression, labels):
+def test_service_has_the_metrics_and_labels_of(expression, labels):
     names = set()
     for name, matchers in re.findall(r"\b(ovms_\w+|up)\b(?:\{([^}]*)\})?", expression):
         assert name in labels
@@ -263,7 +257,7 @@ def test_expressions_of_the_dashboard_parse(tmp_path):
 
 @needs_prometheus
 @pytest.mark.parametrize("name", QUERIES)
-def test_a_panel_has_data(prometheus, name):
+def test_panel_has_data(prometheus, name):
     found = values(prometheus, QUERIES[name])
     assert found
     assert all(math.isfinite(value) and value >= 0 for value in found)
@@ -285,7 +279,7 @@ def test_dashboard_shows_the_requests_made(prometheus):
 
 @needs_prometheus
 @pytest.mark.parametrize("name", ["instance", "model"])
-def test_the_variables_of_the_dashboard_have_values(prometheus, name):
+def test_variables_of_the_dashboard_have_values(prometheus, name):
     (variable,) = (item for item in DASHBOARD["templating"]["list"] if item["name"] == name)
     metric, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()
     found = prometheus(f"label/{label}/values", **{"match[]": fill(metric)})
@@ -302,7 +296,7 @@ def test_prometheus_evaluates_the_alerts_and_none_fires(prometheus):
 
 @needs_prometheus
 @pytest.mark.parametrize("title", OVMS_PANELS)
-def test_panels_of_ovms_s_dashboard_have_data(prometheus, title):
+def test_panel_of_ovmss_dashboard_has_data(prometheus, title):
     found = values(prometheus, OVMS_PANELS[title])
     assert len(found) == (34 if "Distribution" in title else 1)
     assert all(math.isfinite(value) and value >= 0 for value in found)
@@ -311,27 +305,27 @@ def test_panels_of_ovms_s_dashboard_have_data(prometheus, title):
 
 @needs_prometheus
 @pytest.mark.parametrize("bound", OVMS_BOUNDS)
-def test_buckets_that_ovms_s_dashboard_names_are_there(prometheus, bound):
+def test_bucket_of_ovmss_dashboard_exists(prometheus, bound):
     assert len(values(prometheus, f'ovms_request_time_us_bucket{{le="{bound}", {_REQUESTS}}}')) == 1
 
 
 # --- The README
 
 
-def test_the_readme_lists_every_metric():
+def test_readme_lists_every_metric():
     listed = re.findall(r"^\| `(ovms_\w+)` \|", README, re.MULTILINE)
     assert sorted(listed) == sorted({*DEFAULT_METRICS, "ovms_infer_req_queue_size", "ovms_infer_req_active"})
     assert check_metrics_list(listed) == {}
 
 
-def test_the_readme_lists_every_alert_and_every_panel_of_ovms():
+def test_readme_lists_every_alert_and_every_panel_of_ovms():
     for alert in re.findall(r"- alert: (\w+)", ALERTS):
         assert f"| `{alert}` |" in README
     for title in OVMS_PANELS:
         assert re.sub(r" 0\.\d+$", "", title) in README
 
 
-def test_the_readme_describes_every_file():
+def test_readme_describes_every_file():
     named = re.findall(r"^\| `([\w.]+)` \|", README, re.MULTILINE)
     files = {path.name for path in Path(DIRECTORY).iterdir() if path.name != "README.md"}
     assert files <= set(named)

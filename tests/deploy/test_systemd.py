@@ -1,4 +1,4 @@
-"""The units of deploy/systemd, checked by systemd's tools and run by a real systemd; what the service reports to it."""
+"""The units of deploy/systemd, checked by systemd's tools and run by a real systemd, and the notifications to it."""
 
 import contextlib
 import json
@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import textwrap
-import threading
 import time
 import types
 from dataclasses import fields
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 import systemd_host
 from gunicorn.config import Config
-from service import PATIENCE, ROOT, environment, receive, serve
+from service import PATIENCE, ROOT, environment, receive, repeating, run_to_end, serve, wait_for, write_config
 
 from ovms_rest.arbiter.notifying import is_responsive
 from ovms_rest.settings import PREFIX, Settings
@@ -34,7 +33,7 @@ needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reas
 
 
 def directives(name, section="Service"):
-    """Return the directives of a section, in order, without comments."""
+    """Return the directives of a section in order."""
     text = re.search(rf"^\[{section}\]\n(.*?)(?=^\[|\Z)", (DEPLOY / name).read_text(), re.MULTILINE | re.DOTALL)[1]
     return [tuple(line.split("=", 1)) for line in text.splitlines() if line and not line.startswith("#")]
 
@@ -47,7 +46,7 @@ def seconds(value):
 
 
 def request(path, method="GET", target="/v2/health/live", body=b""):
-    """Send a request to a unix socket, or a port of this host, on a connection of its own; return the answer."""
+    """Send a request to a unix socket or a port of this host; return the response."""
     with socket.socket(socket.AF_INET if isinstance(path, int) else socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE)
         connection.connect(("127.0.0.1", path) if isinstance(path, int) else str(path))
@@ -67,71 +66,56 @@ def infers(path):
 
 @contextlib.contextmanager
 def clients(path, control):
-    """Connect again and again, each time for an inference or a probe; yield the failures so far and the count."""
-    failures, counts, end = [], [0, 0], threading.Event()
+    """Infer and probe again and again, each time on a new connection; yield both counts. No request may fail."""
+    counts = [0, 0]
 
-    def connect(index, ask):
-        while not end.is_set():
-            try:
-                if (answer := ask()).status != 200:
-                    failures.append(answer)
-            except OSError as error:
-                failures.append(error)
-            counts[index] += 1
-            time.sleep(0.01)
+    def count(index, ask):
+        assert ask().status == 200
+        counts[index] += 1
+        time.sleep(0.01)
 
-    threads = [
-        threading.Thread(target=connect, args=(0, lambda: infer(path))),
-        threading.Thread(target=connect, args=(1, lambda: request(control))),
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield failures, counts
-    finally:
-        end.set()
-        for thread in threads:
-            thread.join()
+    with (
+        repeating(lambda: count(0, lambda: infer(path)), threads=1),
+        repeating(lambda: count(1, lambda: request(control)), threads=1),
+    ):
+        yield counts
 
 
 # --- The files
 
 
+def analyze(*arguments, **variables):
+    return subprocess.run(
+        ["systemd-analyze", *arguments], env={**os.environ, **variables}, capture_output=True, text=True, check=False
+    )
+
+
 @needs_analyze
 @pytest.mark.parametrize("unit", UNITS)
 def test_systemd_finds_no_fault_in_a_unit(tmp_path, unit):
-    """With another program in the place of gunicorn, which is not in /opt here."""
     for name in UNITS:
-        text = (DEPLOY / name).read_text().replace("/opt/ovms_rest/bin/gunicorn", "/bin/true")
-        (tmp_path / name).write_text(text.replace("/usr/bin/curl", "/bin/true"))
+        text = (DEPLOY / name).read_text()
+        for program in ("/opt/ovms_rest/bin/gunicorn", "/usr/bin/curl"):  # which may be missing here
+            text = text.replace(program, "/bin/true")
+        (tmp_path / name).write_text(text)
     for drop_in in DEPLOY.glob("*.d"):
         shutil.copytree(drop_in, tmp_path / drop_in.name)
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.replace("@.", "@0."))],
-        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    unit = tmp_path / unit.replace("@.", "@0.")
+    done = analyze("verify", "--man=no", str(unit), SYSTEMD_UNIT_PATH=f"{tmp_path}:")
     faults = [line for line in done.stderr.splitlines() if "ovms_rest" in line]
     assert (done.returncode, faults) == (0, [])
 
 
 @needs_analyze
 @pytest.mark.parametrize("unit", ["ovms_rest.service", "ovms_rest@.service"])
-def test_the_exposure_of_a_service_is_at_most_two(unit):
-    done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(DEPLOY / unit)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_exposure_of_a_service_is_at_most_two(unit):
+    done = analyze("security", "--offline=true", "--threshold=20", "--no-pager", str(DEPLOY / unit))
     exposure = float(re.search(r"Overall exposure level .*: ([\d.]+) ", done.stdout)[1])
     assert (done.returncode, exposure <= 2.0) == (0, True), done.stdout
     assert f"gives an exposure of {exposure} " in (DEPLOY / "README.md").read_text()
 
 
-def test_the_environment_file_has_every_setting_with_its_default():
+def test_environment_file_has_every_setting_with_its_default():
     entries = re.findall(r"((?:^# .*\n)+)^#(\w+)=(.*)$", (DEPLOY / "environment").read_text(), re.MULTILINE)
     meanings = {name: " ".join(re.sub("^# ", "", comment, flags=re.MULTILINE).split()) for comment, name, _ in entries}
     defaults = {name: default for _, name, default in entries if name.startswith(PREFIX)}
@@ -148,11 +132,11 @@ def test_the_environment_file_has_every_setting_with_its_default():
     assert not re.search("^[^#\n]", text, re.MULTILINE)
 
 
-def test_the_backlog_of_the_sockets_is_gunicorns():
+def test_backlog_of_the_sockets_is_gunicorns():
     assert dict(directives("ovms_rest.socket", "Socket"))["Backlog"] == str(Config().backlog)
 
 
-def test_the_times_of_the_unit_fit_those_of_the_service():
+def test_timeouts_of_the_unit_fit_those_of_the_service():
     service, defaults = dict(directives("ovms_rest.service")), Settings()
     assert seconds(service["TimeoutStopSec"]) >= Config().graceful_timeout + 10
     assert seconds(service["WatchdogSec"]) >= 2 * defaults.load_timeout_seconds
@@ -160,7 +144,7 @@ def test_the_times_of_the_unit_fit_those_of_the_service():
 
 
 @pytest.mark.parametrize(("kind", "section"), [("service", "Service"), ("socket", "Socket")])
-def test_the_units_of_a_numa_node_differ_in_nothing_but_their_addresses(kind, section):
+def test_units_of_a_numa_node_differ_only_in_their_addresses(kind, section):
     template = [(name, value.replace("%i/", "")) for name, value in directives(f"ovms_rest@.{kind}", section)]
     assert template == directives(f"ovms_rest.{kind}", section)
 
@@ -170,7 +154,7 @@ def test_the_units_of_a_numa_node_differ_in_nothing_but_their_addresses(kind, se
 
 @pytest.fixture
 def manager(tmp_path):
-    """The socket on which a service manager receives notifications."""
+    """The socket of a service manager for notifications."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
         sock.settimeout(PATIENCE)
@@ -178,7 +162,7 @@ def manager(tmp_path):
 
 
 def messages(manager):
-    """Return the notifications that have come."""
+    """Return the notifications received so far."""
     found = []
     while select.select([manager], [], [], 0)[0]:
         found.append(manager.recv(4096).decode().splitlines())
@@ -194,7 +178,7 @@ def next_message(manager):
 
 @pytest.fixture
 def gate(tmp_path):
-    """A gunicorn config file with workers that start only while the file `open` exists."""
+    """A gunicorn config file whose workers start only while the file `open` exists."""
     (tmp_path / "conf.py").write_text(
         textwrap.dedent(
             f"""
@@ -212,13 +196,9 @@ def gate(tmp_path):
     return tmp_path / "open"
 
 
-def test_ready_is_reported_when_the_workers_serve_and_not_before(tmp_path, manager, gate):
-    """At the start and after a reload; and the watchdog is served from then on."""
-    variables = {
-        "NOTIFY_SOCKET": str(tmp_path / "notify"),
-        "WATCHDOG_USEC": "1000000",
-        "OVMS_REST_LOAD_TIMEOUT_SECONDS": "30",
-    }
+def test_start_and_reload_report_ready_when_the_workers_serve(tmp_path, manager, gate):
+    variables = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
+    variables["OVMS_REST_LOAD_TIMEOUT_SECONDS"] = "30"
     with serve(tmp_path, "-c", str(tmp_path / "conf.py"), "-w", "2", **variables) as service:
         service.wait_for(lambda: service.log.count("Booting worker") == 2)
         assert messages(manager) == []
@@ -240,7 +220,7 @@ def test_ready_is_reported_when_the_workers_serve_and_not_before(tmp_path, manag
         service.wait_for(lambda: not set(before) & set(service.workers()))
         assert infers(service.port)
 
-        # A reload that fails ends with READY=1 too: what served before does so still.
+        # A reload that fails ends with READY=1 too: the previous models still serve.
         (tmp_path / "conf.py").write_text("workers = ")
         service.signal(signal.SIGHUP)
         assert next_message(manager).startswith("RELOADING=1\n")
@@ -255,21 +235,15 @@ def test_ready_is_reported_when_the_workers_serve_and_not_before(tmp_path, manag
 
 
 def test_service_without_ready_workers_is_never_ready(tmp_path, manager):
+    variables = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "OVMS_REST_CONFIG": str(write_config(tmp_path))}
     conf = tmp_path / "conf.py"
     conf.write_text("from ovms_rest.arbiter.gunicorn_settings import *\ndef post_worker_init(worker): raise OSError\n")
-    done = subprocess.run(
-        ["gunicorn", "-c", str(conf), "-b", "127.0.0.1:0", "-w", "1"],
-        cwd=ROOT,
-        env=environment(tmp_path, NOTIFY_SOCKET=str(tmp_path / "notify")),
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = run_to_end(tmp_path, "-c", str(conf), "-w", "1", **variables)
     assert (done.returncode, messages(manager)) == (3, [["STOPPING=1"]])
 
 
-def test_a_service_with_fewer_workers_than_wanted_is_ready(tmp_path, manager):
-    """It serves; systemd would end it when its time to start is over."""
+def test_service_with_fewer_workers_than_wanted_is_ready(tmp_path, manager):
+    """Otherwise systemd would end it after TimeoutStartSec."""
     conf = tmp_path / "conf.py"
     conf.write_text(
         textwrap.dedent(
@@ -281,7 +255,7 @@ def test_a_service_with_fewer_workers_than_wanted_is_ready(tmp_path, manager):
 
             def post_worker_init(worker):
                 if worker.row.index == 1:
-                    while not worker.wsgi.table.streams():  # one that fails while none is ready ends the start
+                    while not worker.wsgi.table.streams():  # a failure before any worker is ready ends the start
                         time.sleep(0.01)
                     raise OSError
                 hooks.post_worker_init(worker)
@@ -294,7 +268,7 @@ def test_a_service_with_fewer_workers_than_wanted_is_ready(tmp_path, manager):
         assert infers(service.port)
 
 
-def test_only_a_worker_that_infers_and_shows_signs_of_life_keeps_the_watchdog_quiet():
+def test_only_a_live_worker_that_infers_keeps_the_watchdog_quiet():
     row = WorkerTable(1, 1).take()
     heartbeat = Heartbeat(types.SimpleNamespace(uid=os.geteuid(), gid=os.getegid()))
     worker = types.SimpleNamespace(row=row, tmp=heartbeat, is_control=False)
@@ -307,7 +281,7 @@ def test_only_a_worker_that_infers_and_shows_signs_of_life_keeps_the_watchdog_qu
     stale = time.monotonic() - 31
     os.utime(heartbeat.fileno(), (stale, stale))
     assert not is_responsive(worker, 30)
-    assert is_responsive(worker, 0)  # of gunicorn's timeout: none
+    assert is_responsive(worker, 0)  # gunicorn's timeout is off
     heartbeat.close()
 
 
@@ -316,7 +290,7 @@ def test_only_a_worker_that_infers_and_shows_signs_of_life_keeps_the_watchdog_qu
 
 @contextlib.contextmanager
 def activated(directory, sockets, **variables):
-    """Run the service with sockets at the descriptors from 3 on, as systemd does; end it by SIGTERM."""
+    """Run the service with sockets as descriptors from 3 on, as systemd does; end it by SIGTERM."""
     copies = [os.dup(sock.fileno()) for sock in sockets]
     script = "".join(f"exec {3 + index}<&{100 + index}; " for index in range(len(sockets)))
     raised = [os.dup2(copy, 100 + index) for index, copy in enumerate(copies)]
@@ -338,8 +312,8 @@ def activated(directory, sockets, **variables):
         assert process.wait(PATIENCE) == 0, (directory / "log").read_text()
 
 
-def test_a_restart_refuses_no_connection_and_keeps_the_control_address_apart(tmp_path):
-    """Here the control address comes first, below, from a socket unit, last."""
+def test_restart_refuses_no_connection_and_keeps_the_control_address_apart(tmp_path):
+    """Here the control address comes first, in the socket unit last."""
     data, control = tmp_path / "data.sock", tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
         for sock, path in ((first, control), (second, data)):
@@ -350,15 +324,14 @@ def test_a_restart_refuses_no_connection_and_keeps_the_control_address_apart(tmp
             with activated(tmp_path, (first, second), **variables):
                 assert infers(data)
                 assert infer(control).json() == {"error": "inferences are not served on the control address"}
-                failures, counts = stack.enter_context(clients(data, control))
+                counts = stack.enter_context(clients(data, control))
             before = list(counts)
             with activated(tmp_path, (first, second), **variables):
-                deadline = time.monotonic() + PATIENCE
-                while not all(count > old + 20 for count, old in zip(counts, before, strict=True)):
-                    assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-                    time.sleep(0.02)
+                wait_for(
+                    lambda: all(count > old + 20 for count, old in zip(counts, before, strict=True)),
+                    (tmp_path / "log").read_text,
+                )
                 stack.close()
-        assert failures == []
         assert data.is_socket()
         assert control.is_socket()
 
@@ -368,7 +341,7 @@ def test_a_restart_refuses_no_connection_and_keeps_the_control_address_apart(tmp
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    """A host on which the commands of the README were run, as written, from where the package is installed."""
+    """A host on which the commands of the README were run, except those that install the package."""
     if reason := systemd_host.missing():
         pytest.skip(reason)
     commands = re.search(r"^```sh\n(.*?)^```", (DEPLOY / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
@@ -382,7 +355,7 @@ def host(tmp_path_factory):
 
 
 def children_of(host, pid):
-    """Return the process ids of the children of a process, all of them numbers of the host."""
+    """Return the process ids, on the host, of a process's children."""
     return host.run(f"cat /proc/{pid}/task/{pid}/children").split()
 
 
@@ -391,21 +364,12 @@ def pids(host, unit="ovms_rest"):
     return children_of(host, host.show(unit, "MainPID"))
 
 
-def wait_for(host, condition):
-    """Wait until a condition holds; fail with the journal when that takes too long."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, host.journal()
-        time.sleep(0.05)
-
-
-def test_the_commands_of_the_readme_end_with_an_answered_inference(host):
+def test_commands_of_the_readme_end_with_an_inference(host):
     assert json.loads(host.output)["outputs"][0]["data"] == [7]
     assert host.show("ovms_rest", "StatusText") == "2 of 2 models and pipelines serve"
 
 
-def test_the_service_runs_without_rights(host):
-    """As a user of its own, without capabilities, network or needless system calls, on a read-only disk."""
+def test_service_runs_as_its_own_user_without_capabilities_network_or_writable_root(host):
     workers = pids(host)
     assert len(workers) >= 2
     for pid in [host.show("ovms_rest", "MainPID"), *workers]:
@@ -413,7 +377,7 @@ def test_the_service_runs_without_rights(host):
         assert int(status["Uid"].split()[0]) >= 61184  # the range of dynamic users
         assert (status["CapEff"], status["CapBnd"]) == ("0" * 16, "0" * 16)
         assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
-        assert len(host.run(f"cat /proc/{pid}/net/dev").splitlines()) == 3  # two of the table's head, and `lo`
+        assert len(host.run(f"cat /proc/{pid}/net/dev").splitlines()) == 3  # two for the table's head, and `lo`
         roots = [line.split() for line in host.run(f"cat /proc/{pid}/mountinfo").splitlines()]
         assert [mount[5].split(",")[0] for mount in roots if mount[4] == "/"] == ["ro"]
         assert host.run(f"ls /proc/{pid}/root/root /proc/{pid}/root/home 2>&1 | grep -v :") in ("", "\n")
@@ -423,22 +387,21 @@ def test_compiled_models_are_kept_for_the_next_start(host):
     assert ".blob" in host.run("ls /var/cache/ovms_rest")
 
 
-def test_a_killed_worker_is_replaced(host):
+def test_killed_worker_is_replaced(host):
     before = pids(host)
     host.run(f"kill -KILL {before[0]}")
-    wait_for(host, lambda: len(now := pids(host)) == len(before) and before[0] not in now)
+    wait_for(lambda: len(now := pids(host)) == len(before) and before[0] not in now, host.journal)
     assert host.show("ovms_rest", "NRestarts") == "0"
     assert infers(host.path("/run/ovms_rest/data.sock"))
 
 
-def test_restarts_and_reloads_refuse_no_connection_and_a_reload_reports_its_outcome(host):
-    """A reload returns when the new workers serve; one that fails says so and why, and all goes on as before."""
+def test_restarts_and_reloads_refuse_no_connection_and_a_failed_reload_says_why(host):
     data, control = host.path("/run/ovms_rest/data.sock"), host.path("/run/ovms_rest/control.sock")
     config, models = host.path("/etc/ovms_rest/config.json"), "/srv/ovms_rest/ovms_rest/demo"
     good = {"model_config_list": [{"config": {"name": "digits", "base_path": f"{models}/digits"}}]}
     config.write_text(json.dumps(good))
     host.run("sed -i 's|^#OVMS_REST_CONFIG=.*|OVMS_REST_CONFIG=/etc/ovms_rest/config.json|' /etc/ovms_rest/environment")
-    with clients(data, control) as (failures, counts):
+    with clients(data, control) as counts:
         host.run("systemctl restart ovms_rest")
         assert host.show("ovms_rest", "StatusText") == "1 of 1 models and pipelines serve"
         before = pids(host)
@@ -455,38 +418,35 @@ def test_restarts_and_reloads_refuse_no_connection_and_a_reload_reports_its_outc
         config.write_text(json.dumps(good))
         host.run("systemctl reload ovms_rest")
         assert request(data, target="/v2/models/again/ready").status == 200
-        wait_for(host, lambda: host.show("ovms_rest", "StatusText") == "2 of 2 models and pipelines serve")
-        done = list(counts)
-    assert failures == []
-    assert min(done) > 20
+        wait_for(lambda: host.show("ovms_rest", "StatusText") == "2 of 2 models and pipelines serve", host.journal)
+        assert min(counts) > 20
 
 
-def test_an_upgrade_by_sigusr2_makes_the_second_arbiter_the_main_process(host):
+def test_upgrade_by_sigusr2_makes_the_second_arbiter_the_main_process(host):
     data, control = host.path("/run/ovms_rest/data.sock"), host.path("/run/ovms_rest/control.sock")
     first = host.show("ovms_rest", "MainPID")
-    with clients(data, control) as (failures, _):
+    with clients(data, control):
         workers = pids(host)
         host.run(f"kill -USR2 {first}")
-        wait_for(host, lambda: len(pids(host)) > len(workers))
+        wait_for(lambda: len(pids(host)) > len(workers), host.journal)
         (second,) = set(pids(host)) - set(workers)
-        wait_for(host, lambda: len(children_of(host, second)) == len(workers))
-        wait_for(host, lambda: "[eventpoll]" in host.run(f"ls -l /proc/{children_of(host, second)[-1]}/fd"))
+        wait_for(lambda: len(children_of(host, second)) == len(workers), host.journal)
+        wait_for(lambda: "[eventpoll]" in host.run(f"ls -l /proc/{children_of(host, second)[-1]}/fd"), host.journal)
         host.run(f"kill -TERM {first}")
-        wait_for(host, lambda: host.show("ovms_rest", "MainPID") == second)
-        wait_for(host, lambda: not Path(f"/proc/{host.pid}/root/proc/{first}").exists())
+        wait_for(lambda: host.show("ovms_rest", "MainPID") == second, host.journal)
+        wait_for(lambda: not Path(f"/proc/{host.pid}/root/proc/{first}").exists(), host.journal)
         host.run("systemctl reload ovms_rest")
         assert infers(data)
         assert infer(control).json() == {"error": "inferences are not served on the control address"}
-    assert failures == []
     assert (host.show("ovms_rest", "ActiveState"), host.show("ovms_rest", "NRestarts")) == ("active", "0")
 
 
-def test_a_service_of_a_numa_node_has_its_cores_and_memory(host):
+def test_service_of_a_numa_node_has_its_cores_and_memory(host):
     blocks = re.findall(r"^```sh\n(.*?)^```", (DEPLOY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     *commands, enable = blocks[1].splitlines()
     for command in commands:
         host.run(command)
-    host.run(enable.replace(" ovms_rest@1.socket ovms_rest@1.service", ""))  # hosts with one node have no second
+    host.run(enable.replace(" ovms_rest@1.socket ovms_rest@1.service", ""))  # hosts may have only one node
     assert infers(host.path("/run/ovms_rest/0/data.sock"))
     assert request(host.path("/run/ovms_rest/0/control.sock")).status == 200
     cores = host.run("cat /sys/devices/system/node/node0/cpulist")

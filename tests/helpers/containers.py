@@ -1,17 +1,18 @@
 """Builds and runs a Containerfile with bubblewrap, for hosts where no image can be pulled or built.
 
-The steps of the file are executed as written, with these replacements:
+The steps of the file run as written, with these replacements:
 
 - A base image is this host's `/usr`, and the prefix of this Python at `/usr/local`, both read-only. Its other
   directories are empty.
 - pip, in its RUN step, has no network. It installs the project alone (`PIP_NO_DEPS`), with the setuptools of this
-  environment (`PIP_NO_BUILD_ISOLATION`). The packages that it depends on are this environment's, at /deps
-  (`PYTHONPATH`), without the project itself.
-- A container has namespaces of its own for mounts, processes and network, with nothing but a loopback interface in the
-  last; the limits of memory, CPU and processes, the system-call filter and the names of hosts are left out.
+  environment (`PIP_NO_BUILD_ISOLATION`). The project's dependencies are this environment's, at /deps (`PYTHONPATH`),
+  without the project itself.
+- A container has its own namespaces for mounts, processes and network, the last with only a loopback interface; limits
+  of memory, CPU and processes, the system-call filter and host names are left out.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -21,31 +22,31 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-PATIENCE = 60
+from service import PATIENCE, Found, wait_for
+
 _BASE_PATH = "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin"
 _SETPRIV = ("--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
 
 
 class Instruction(NamedTuple):
-    """An instruction of a Containerfile; `value` is what follows its name and flags."""
+    """An instruction of a Containerfile; `value` is its text after name and flags."""
 
     name: str
     flags: Mapping[str, str]
     value: str
 
     def words(self) -> list[str]:
-        """Return the words of the exec form, those of a shell otherwise."""
+        """Return the words of the exec form or of the shell form."""
         return json.loads(self.value) if self.value.startswith("[") else shlex.split(self.value)
 
 
 def parse(text: str) -> list[Instruction]:
-    """Parse a Containerfile, without variables."""
+    """Parse a Containerfile; variables are not expanded."""
     lines = "\n".join(line for line in text.splitlines() if not line.startswith("#")).replace("\\\n", " ")
     instructions = []
     for line in filter(None, map(str.strip, lines.splitlines())):
@@ -59,7 +60,7 @@ def parse(text: str) -> list[Instruction]:
 
 
 def copy_context(source: Path, ignore: str, target: Path) -> None:
-    """Copy the files of a build context that its ignore file leaves in it: the last pattern that fits decides."""
+    """Copy the files of a build context that its ignore file does not exclude: the last matching pattern decides."""
     patterns = [line for line in ignore.splitlines() if line and not line.startswith("#")]
 
     def is_ignored(path: Path) -> bool:
@@ -71,10 +72,9 @@ def copy_context(source: Path, ignore: str, target: Path) -> None:
                 ignored = not pattern.startswith("!")
         return ignored
 
-    for file in subprocess.check_output(["find", ".", "-type", "f", "-printf", "%P\\n"], cwd=source, text=True).split(
-        "\n"
-    ):
-        if file and not is_ignored(Path(file)):
+    files = subprocess.check_output(["find", ".", "-type", "f", "-printf", "%P\\n"], cwd=source, text=True)
+    for file in files.splitlines():
+        if not is_ignored(Path(file)):
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source / file, target / file)
 
@@ -83,7 +83,6 @@ class Stage:
     """The root of a stage or an image, with the settings of its instructions."""
 
     def __init__(self, root: Path, base: str) -> None:
-        """Begin with a base image."""
         self.root = root
         self.base = base
         self.environment = {"PATH": _BASE_PATH, "LANG": "C.UTF-8"}
@@ -95,15 +94,14 @@ class Stage:
             (root / name).symlink_to(f"usr/{name}")
 
     def path(self, name: str) -> Path:
-        """Return where a path of the image is on this host."""
+        """Return this host's path of a file in the image."""
         return self.root / os.path.join(self.directory, name).lstrip("/")
 
     def expand(self, text: str) -> str:
-        """Replace variables."""
         return re.sub(r"\$\{?(\w+)\}?", lambda found: self.environment[found[1]], text)
 
     def mounts(self, is_read_only: bool) -> list[str]:
-        """Return the options of bwrap for the root, /usr and the dependencies."""
+        """Return bwrap's options for the root, /usr and the dependencies."""
         options = ["--ro-bind" if is_read_only else "--bind", str(self.root), "/", "--ro-bind", "/usr", "/usr"]
         if sys.base_prefix != "/usr":
             options += ["--ro-bind", sys.base_prefix, "/usr/local"]
@@ -115,19 +113,17 @@ class Stage:
 
 
 def _replace(environment: Mapping[str, str]) -> dict[str, str]:
-    """Add where the dependencies are, and where the libpython of this Python is, which an image finds by its cache."""
+    """Add the dependencies' path, and that of this Python's libpython, which an image finds by its cache."""
     return {**environment, "PYTHONPATH": "/deps", "LD_LIBRARY_PATH": "/usr/local/lib"}
 
 
 def _variables(environment: Mapping[str, str]) -> list[str]:
-    options = ["--clearenv"]
-    for name, value in _replace(environment).items():
-        options += ["--setenv", name, value]
-    return options
+    settings = [("--setenv", name, value) for name, value in _replace(environment).items()]
+    return ["--clearenv", *itertools.chain.from_iterable(settings)]
 
 
 def build(containerfile: str, context: Path, directory: Path) -> Stage:
-    """Execute the steps of a Containerfile; return the image, its last stage."""
+    """Run the steps of a Containerfile; return its last stage, the image."""
     stages: dict[str, Stage] = {}
     stage = None
     for instruction in parse(containerfile):
@@ -160,7 +156,7 @@ def build(containerfile: str, context: Path, directory: Path) -> Stage:
 
 
 def _copy(sources: Sequence[Path], stage: Stage, name: str) -> None:
-    """Copy files into a directory, and directories' contents to a path, as COPY does."""
+    """Copy files into a directory and the contents of directories to a path, as COPY does."""
     target = stage.path(name)
     for source in sources:
         if source.is_dir():
@@ -172,7 +168,7 @@ def _copy(sources: Sequence[Path], stage: Stage, name: str) -> None:
 
 
 def _run(stage: Stage, command: str) -> None:
-    replaced = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1"}  # 0: there is none
+    replaced = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1"}  # 0: no isolation
     done = subprocess.run(
         [
             *("bwrap", *stage.mounts(is_read_only=False), "--tmpfs", "/tmp", "--chdir", stage.directory),  # noqa: S108
@@ -186,10 +182,9 @@ def _run(stage: Stage, command: str) -> None:
 
 
 class Container:
-    """A running container."""
+    """A running container; `process` is bwrap, `pid` the outer id of the container's first process."""
 
     def __init__(self, image: Stage, process: subprocess.Popen, pid: int, log: Path) -> None:
-        """Take bwrap's process, and the id that the first process of the container has outside of it."""
         self.process = process
         self.pid = pid
         self._image = image
@@ -197,20 +192,19 @@ class Container:
 
     @property
     def log(self) -> str:
-        """All that was logged so far."""
         return self._log.read_text()
 
-    def wait_for(self, condition) -> object:
-        """Wait until a condition holds and return its result."""
-        deadline = time.monotonic() + PATIENCE
-        while not (found := condition()):
+    def wait_for(self, condition: Callable[[], Found]) -> Found:
+        """Wait until a condition holds while the container runs, and return its result."""
+
+        def check() -> Found:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log}"
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.05)
-        return found
+            return condition()
+
+        return wait_for(check, lambda: self.log)
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the container, as `docker exec` does."""
+        """Run a command in the container like `docker exec`."""
         user, _, group = self._image.settings["USER"].value.partition(":")
         variables = [f"{name}={value}" for name, value in _replace(self._image.environment).items()]
         return subprocess.run(
@@ -225,20 +219,20 @@ class Container:
         )
 
     def check_health(self) -> subprocess.CompletedProcess[str]:
-        """Run the HEALTHCHECK; the exit code 0 means healthy."""
+        """Run the HEALTHCHECK; exit code 0 means healthy."""
         kind, _, command = self._image.settings["HEALTHCHECK"].value.partition(" ")
         assert kind == "CMD"
         return self.execute(*json.loads(command))
 
     def stop(self) -> int:
-        """Send SIGTERM to the first process, as `docker stop` does; return the exit code."""
+        """Send SIGTERM to the first process like `docker stop`; return the exit code."""
         os.kill(self.pid, signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
 
 @contextlib.contextmanager
 def run(image: Stage, log: Path, *arguments: str, models: Path | None = None, **variables: str) -> Iterator[Container]:
-    """Start a container as `docker run --read-only --tmpfs /tmp -v MODELS:/models:ro IMAGE ARGUMENTS` does."""
+    """Start a container like `docker run --read-only --tmpfs /tmp -v MODELS:/models:ro IMAGE ARGUMENTS`."""
     user, _, group = image.settings["USER"].value.partition(":")
     command = image.settings["ENTRYPOINT"].words() + (list(arguments) or image.settings["CMD"].words())
     mounted = [] if models is None else ["--ro-bind", str(models), "/models"]
@@ -257,11 +251,11 @@ def run(image: Stage, log: Path, *arguments: str, models: Path | None = None, **
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     container = Container(image, process, 0, log)
     try:
-        # bwrap is the parent of the first process of the container, which it becomes by exec.
+        # bwrap is the parent of the container's first process.
         container.pid = int(container.wait_for(lambda: children.read_text().split())[0])
         yield container
     finally:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(container.pid or process.pid, signal.SIGKILL)  # with it ends all that is in its namespace
+                os.kill(container.pid or process.pid, signal.SIGKILL)  # which ends all processes in its namespace
             process.wait(PATIENCE)

@@ -1,4 +1,4 @@
-"""The cost of a piece of code in a process of its own, because the peak memory of this one is that of all tests."""
+"""The cost of code in a process of its own, because the peak memory of this process is that of all tests."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ print(time.process_time() - _begun, _memory("VmHWM") - _before, _error)
 
 
 class Cost(NamedTuple):
-    """Seconds of a core, the most MiB that were resident besides those before, and what was raised."""
+    """Seconds of a core, the most MiB that were resident in addition to those before, and the error raised."""
 
     seconds: float
     mebibytes: float
@@ -32,7 +32,7 @@ class Cost(NamedTuple):
 
 
 def measure_cost(preparation: str, code: str) -> Cost:
-    """Run one line of code after its preparation; both can import the modules of the tests."""
+    """Run one line of code after its preparation; both can import the tests' modules."""
     program = [sys.executable, "-c", _PROGRAM.format(preparation=preparation, code=code)]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     output = subprocess.run(program, env=environ, capture_output=True, check=True, text=True).stdout

@@ -1,4 +1,4 @@
-"""Requests to decode, and the messages of those that are rejected."""
+"""Requests to decode, and the error messages for invalid ones."""
 
 import json
 
@@ -19,7 +19,7 @@ INTEGERS |= {f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)}
 
 
 def decode(root, binary=None):
-    """Return a decoded request, given as a value or JSON text, and the `binary` part after the JSON."""
+    """Decode a request, given as a value or JSON text, with the `binary` part after the JSON."""
     head = root if isinstance(root, bytes) else json.dumps(root).encode()
     if binary is None:
         return decode_request(memoryview(head))
@@ -55,7 +55,7 @@ def written(datatype, shape, data):
 
 
 def decode_numbers(datatype, text):
-    """Return the numbers of a text, `1, 2`, decoded as a datatype."""
+    """Return the numbers of a text such as `1, 2`, decoded as a datatype."""
     return decode(written(datatype, [text.count(",") + 1], f"[{text}]")).inputs[0].array
 
 

@@ -1,9 +1,9 @@
-"""Uses of models compiled before a fork by forked workers, each scenario in a process of its own.
+"""Scenarios in which forked workers use models compiled before the fork, each in a process of its own.
 
     python fork_scenarios.py SCENARIO DIRECTORY
 
-DIRECTORY is empty and writable. A scenario ends with exit code 0, or with a traceback. A child that hangs is ended by
-an alarm and fails it.
+DIRECTORY is empty and writable. A scenario ends with exit code 0 or with a traceback. An alarm kills a child that hangs
+and fails the scenario.
 """
 
 import os
@@ -49,7 +49,7 @@ def is_imported(model: Model) -> bool:
 
 
 def fork(work: Callable[[], None]) -> int:
-    """Run work in a forked child that ends as a worker does; return its process id."""
+    """Run work in a forked child that ends like a worker; return its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -63,14 +63,14 @@ def fork(work: Callable[[], None]) -> int:
 
 
 def join(*pids: int) -> None:
-    """Wait for children; fail unless all ended well."""
+    """Wait for children; fail unless all succeeded."""
     for pid in pids:
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert status == 0, f"a child ended with {status}"
 
 
 def images(count: int) -> np.ndarray:
-    """Make different inputs for different batch sizes."""
+    """Return different inputs for different batch sizes."""
     return np.random.default_rng(count).standard_normal((count, 3, 16, 16), np.float32)
 
 
@@ -86,14 +86,14 @@ def convolutions():
 
 
 def many_forks(directory: Path) -> None:
-    """Children of one compiled model infer with shapes of their own, and get what an unforked process gets."""
+    """Children of one compiled model infer with different shapes, with the results of an unforked process."""
     model = compiled(directory, "m", convolutions())
     reference = compiled(directory, "reference", convolutions())
     infer_in_children(model, reference)
 
 
 def many_forks_of_an_imported_model(directory: Path) -> None:
-    """Children of a model from OpenVINO's cache get what a process gets that compiled it itself."""
+    """Children of a model from OpenVINO's cache get the results of one compiled in the process."""
     base_path = model_zoo.save(convolutions(), directory / "m")
     reference = load(base_path, directory / "cache")
     model = load(base_path, directory / "cache")
@@ -117,7 +117,7 @@ def infer_in_children(model: Model, reference: Model) -> None:
 
 
 def memory_of_a_model(directory: Path) -> None:
-    """Children share the weights of a model, as they are in its files and as OpenVINO computes with them."""
+    """Children share the weights of a model, both those of its files and those that OpenVINO computes with."""
     measure_children(load(save_weights(directory), INFERENCE_PRECISION_HINT="f32"))
 
 
@@ -184,7 +184,7 @@ def compile_while_children_run(directory: Path) -> None:
 
 
 def compile_in_another_thread_while_forking(directory: Path) -> None:
-    """Forks at any moment of a compilation that another thread of the arbiter is at."""
+    """The arbiter forks at any moment of a compilation in another thread."""
     model = compiled(directory, "m", convolutions())
     done = threading.Event()
 
@@ -210,7 +210,7 @@ def compile_in_another_thread_while_forking(directory: Path) -> None:
 
 
 def compile_in_children(directory: Path) -> None:
-    """A child compiles with more threads, for latency, and beside models that it inherited."""
+    """A child compiles with more threads and for latency, and keeps inherited models working."""
     shared = compiled(directory, "shared", convolutions())
     shared.open(lambda: None)
     shared.infer({"image": images(1)})
@@ -233,7 +233,7 @@ def compile_in_children(directory: Path) -> None:
 
 
 def import_in_children(directory: Path) -> None:
-    """Children together import a model from OpenVINO's cache, written by one of them as by a trial."""
+    """Children import a model from OpenVINO's cache together; one of them has written it like a trial."""
     shared = compiled(directory, "shared", convolutions())
     shared.open(lambda: None)
     base_path = model_zoo.save(convolutions(), directory / "own")
@@ -271,7 +271,7 @@ def change_a_cached_model(directory: Path) -> None:
 
 
 def failures_arrive(directory: Path) -> None:
-    """An inference that fails in a forked child raises there, and the next one succeeds."""
+    """An inference that fails in a forked child raises an error there, and the next one succeeds."""
     from ovms_rest.errors import InvalidRequestError
 
     model = compiled(directory, "m", model_zoo.reshaping())
@@ -285,7 +285,7 @@ def failures_arrive(directory: Path) -> None:
         except InvalidRequestError:
             assert model.infer({"x": x, "dims": np.int64([3, 2])})["y"].shape == (3, 2)
         else:
-            raise AssertionError("it gave an answer")
+            raise AssertionError("it did not fail")
 
     join(fork(work))
 

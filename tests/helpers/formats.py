@@ -1,7 +1,7 @@
 """The formats of models that OpenVINO reads, each as a small model written byte by byte: x FP32 [-1,4] -> y = relu(x).
 
-TensorFlow, TensorFlow Lite and PaddlePaddle are not installed for this. What they write are protobuf messages and a
-FlatBuffer, of which this module makes just what a relu needs. The numbers of fields are those of the formats' schemas:
+TensorFlow, TensorFlow Lite and PaddlePaddle are not needed: their files are protobuf messages and a FlatBuffer, and
+this module writes the parts that a relu needs. The numbers of fields are those of the formats' schemas:
 tensorflow/core/framework/graph.proto and protobuf/saved_model.proto, paddle/fluid/framework/framework.proto,
 tensorflow/lite/schema/schema.fbs.
 """
@@ -16,7 +16,7 @@ from model_zoo import relu, save
 
 
 class Written(NamedTuple):
-    """A version on disk: what OpenVINO is to read of it, and the names of its input and output."""
+    """A version on disk: the path that OpenVINO reads, and the names of its input and output."""
 
     model: Path
     input: str = "x"
@@ -24,7 +24,6 @@ class Written(NamedTuple):
 
 
 def write_ir(directory: Path) -> Written:
-    """Write OpenVINO IR."""
     save(relu(), directory.parent, directory.name)
     return Written(directory / "model.xml")
 
@@ -33,12 +32,11 @@ def write_ir(directory: Path) -> Written:
 
 
 def write_onnx(directory: Path) -> Written:
-    """Write ONNX."""
     return Written(_write_onnx(directory))
 
 
 def write_onnx_with_external_data(directory: Path) -> Written:
-    """Write ONNX with its weights in a separate file: y = relu(x * w), w being ones."""
+    """Write weights in a separate file: y = relu(x * w), where w is ones."""
     return Written(_write_onnx(directory, external=True))
 
 
@@ -63,11 +61,11 @@ def _write_onnx(directory: Path, external: bool = False) -> Path:
     return path
 
 
-# --- Protobuf: a message is its fields, each a key of number and wire type before the value
+# --- Protobuf: a message is a sequence of fields, each a key of number and wire type followed by the value
 
 
 def varint(value: int) -> bytes:
-    """Encode an integer as protobuf does, negative ones as 64 bits."""
+    """Encode an integer like protobuf, negative ones as 64 bits."""
     value &= 2**64 - 1
     encoded = bytearray()
     while value > 0x7F:
@@ -77,7 +75,7 @@ def varint(value: int) -> bytes:
 
 
 def message(*fields: tuple[int, int | str | bytes]) -> bytes:
-    """Encode a message of fields (number, value); a message in it is its bytes."""
+    """Encode a message of fields (number, value); bytes are a nested message."""
     encoded = b""
     for number, value in fields:
         if isinstance(value, int):
@@ -94,14 +92,13 @@ _DT_FLOAT = 1
 
 
 def write_tensorflow_frozen_graph(directory: Path) -> Written:
-    """Write a GraphDef."""
     directory.mkdir(parents=True)
     (directory / "frozen.pb").write_bytes(_graph_def())
     return Written(directory / "frozen.pb", "x:0", "y:0")
 
 
 def write_tensorflow_saved_model(directory: Path) -> Written:
-    """Write a SavedModel without variables, with what TensorFlow leaves beside it."""
+    """Write a SavedModel without variables, with the other files and folders that TensorFlow writes."""
     shape = message((2, message((1, -1))), (2, message((1, 4))))
     x, y = (message((1, f"{name}:0"), (2, _DT_FLOAT), (3, shape)) for name in "xy")
     signature = message(
@@ -133,7 +130,7 @@ _FP32, _LOD_TENSOR, _FEED_MINIBATCH, _FETCH_LIST = 5, 7, 9, 10
 
 
 def write_paddle(directory: Path) -> Written:
-    """Write a ProgramDesc, and the file of weights, of which there are none."""
+    """Write a ProgramDesc and an empty file of weights."""
 
     def tensor(name: str) -> bytes:
         description = message((1, _FP32), (2, -1), (2, 4))
@@ -166,19 +163,19 @@ def write_paddle(directory: Path) -> Written:
     return Written(directory / "inference.pdmodel")
 
 
-# --- TensorFlow Lite: a FlatBuffer of tables (dicts of fields by number), vectors (lists) and strings; numbers that are
-# narrower than 32 bits have their first bytes right, being little-endian
+# --- TensorFlow Lite: a FlatBuffer of tables (dicts of fields by number), vectors (lists) and strings. All numbers are
+# written with 32 bits; as they are little-endian, the first bytes are right for narrower ones as well
 
 
 def flatbuffer(identifier: bytes, root: dict) -> bytes:
-    """Encode a table and all below it; every object follows the one that refers to it."""
+    """Encode a table and everything below it; every object follows the one that refers to it."""
     buffer = bytearray(struct.pack("<I4s", 0, identifier))
     _append(buffer, root, 0)
     return bytes(buffer)
 
 
 def _append(buffer: bytearray, node: dict | list | str, reference: int) -> None:
-    """Append an object, let the four bytes at `reference` lead to it, and append what it refers to."""
+    """Append an object, point the four bytes at `reference` to it, and append the objects that it refers to."""
     buffer += bytes(-len(buffer) % 4)
     fields: dict[int, Any] = {}
     if isinstance(node, str):
@@ -188,7 +185,7 @@ def _append(buffer: bytearray, node: dict | list | str, reference: int) -> None:
     else:
         vtable = _vtable(node)
         buffer += vtable
-        head, fields = struct.pack("<i", len(vtable)), node  # how far before the table its vtable is
+        head, fields = struct.pack("<i", len(vtable)), node  # the distance from the table back to its vtable
     struct.pack_into("<I", buffer, reference, len(buffer) - reference)
     buffer += head
     places = {number: len(buffer) + 4 * place for place, number in enumerate(fields)}
@@ -200,7 +197,7 @@ def _append(buffer: bytearray, node: dict | list | str, reference: int) -> None:
 
 
 def _vtable(fields: dict) -> bytes:
-    """Return the size of the vtable, the size of the table, and where in the table each field is, 0 when it is not."""
+    """Return the sizes of vtable and table, and the offset of each field in the table, 0 if it is absent."""
     slots = [0] * (max(fields, default=-1) + 1)
     for place, number in enumerate(fields):
         slots[number] = 4 + 4 * place
@@ -212,8 +209,6 @@ _RELU, _FLOAT32 = 19, 0
 
 
 def write_tensorflow_lite(directory: Path) -> Written:
-    """Write a TensorFlow Lite model."""
-
     def tensor(name: str) -> dict:
         return {0: [1, 4], 1: _FLOAT32, 2: 0, 3: name, 7: [-1, 4]}
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def gif(width, height, codes, bits=8, flags=0, extensions=b"", block=255):
-    """Write a GIF by hand from the codes of its compression; it has no colors of its own, so OpenCV takes greys."""
+    """Return a GIF with the given codes of its compression; without a color table, OpenCV takes greys."""
     written, table = [], 2**bits + 1
     for code in codes:
         written.append(f"{code:0{min(table.bit_length(), 12)}b}"[::-1])  # the lowest bit comes first

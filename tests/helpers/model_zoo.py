@@ -1,8 +1,10 @@
-"""Small models built in code, written as a version directory the way a user would have it."""
+"""Small models built in code and saved in version directories."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from service import write_config
 
 import ovms_rest.models  # noqa: F401  isort: skip  before openvino, which without it would send usage statistics
 import openvino
@@ -11,66 +13,65 @@ from openvino.op.util import Variable, VariableInfo
 
 
 def parameter(name, shape, element_type):
-    """Make an input of a model."""
     node = opset15.parameter(PartialShape(shape), element_type, name=name)
     node.output(0).set_names({name})
     return node
 
 
 def model_of(outputs, inputs):
-    """Make a model with these outputs by name."""
+    """Return a model with these outputs by name."""
     for name, node in outputs.items():
         node.output(0).set_names({name})
     return openvino.Model([opset15.result(node) for node in outputs.values()], inputs, "model")
 
 
 def relu(shape=(-1, 4), element_type=Type.f32):
-    """Numbers, x -> y of the same shape, negative ones as 0."""
+    """Return a model x -> y of the same shape, where negative numbers become 0."""
     x = parameter("x", shape, element_type)
     return model_of({"y": opset15.relu(x)}, [x])
 
 
 def product():
-    """A model that fails when its inputs do not fit each other: left, right FP32 [-1,-1] -> product."""
+    """Return a model that fails when its inputs do not fit each other: left, right FP32 [-1,-1] -> product."""
     left, right = parameter("left", (-1, -1), Type.f32), parameter("right", (-1, -1), Type.f32)
     return model_of({"product": opset15.matmul(left, right, transpose_a=False, transpose_b=False)}, [left, right])
 
 
 def add(shape=(1, 3)):
-    """Two inputs, left, right FP32 -> sum, difference."""
+    """Return a model of two inputs, left, right FP32 -> sum, difference."""
     left, right = parameter("left", shape, Type.f32), parameter("right", shape, Type.f32)
     return model_of({"sum": opset15.add(left, right), "difference": opset15.subtract(left, right)}, [right, left])
 
 
 def split(size=6):
-    """Two parts of a vector, x FP32 [size], lengths INT64 [2] -> first, second; the lengths have to add up to size."""
+    """Return a model x FP32 [size], lengths INT64 [2] -> first, second; the lengths must add up to size."""
     x, lengths = parameter("x", (size,), Type.f32), parameter("lengths", (2,), Type.i64)
     node = opset15.variadic_split(x, opset15.constant(0), lengths)
     return model_of({"first": opset15.relu(node.output(0)), "second": opset15.relu(node.output(1))}, [x, lengths])
 
 
 def passthrough(**tensors):
-    """Every tensor name=(element type, shape) goes straight through, and so is called the same as input and output.
+    """Return a model whose tensors name=(element type, shape) are inputs and outputs of the same name.
 
-    With a node in between the CPU plugin would compute 64-bit types in narrower ones.
+    With a node in between, the CPU plugin would compute 64-bit types in narrower ones.
     """
     inputs = [parameter(name, shape, element_type) for name, (element_type, shape) in tensors.items()]
     return openvino.Model([opset15.result(node) for node in inputs], inputs, "model")
 
 
 def strings(shape=(-1,)):
-    """Strings, text BYTES -> text BYTES, unchanged."""
+    """Return a model text BYTES -> text BYTES, unchanged."""
     return passthrough(text=(Type.string, shape))
 
 
 def matrix(shape=(-1, -1), output="rows_string"):
-    """A matrix, rows UINT8 [n,width] -> the same under the name of `output`."""
+    """Return a model rows UINT8 [n,width] -> the same, named `output`."""
     rows = parameter("rows", shape, Type.u8)
     return model_of({output: opset15.reshape(rows, opset15.shape_of(rows), special_zero=False)}, [rows])
 
 
 def reshaping(columns=None):
-    """A model whose values have to fit its shapes: x FP32 [n] -> y = relu(x) as n0 x n1."""
+    """Return a model whose values must fit its shapes: x FP32 [n], dims INT64 [2] -> y = relu(x) in the shape dims."""
     x, dims = parameter("x", (-1,), Type.f32), parameter("dims", (2,), Type.i64)
     y = opset15.reshape(opset15.relu(x), dims, special_zero=False)
     if columns:
@@ -79,7 +80,7 @@ def reshaping(columns=None):
 
 
 def accumulating(shape=(-1, 2)):
-    """A model with state: y = state = concat(state, x)."""
+    """Return a model with state: y = state = concat(state, x)."""
     x = parameter("x", shape, Type.f32)
     info = VariableInfo()
     info.data_shape, info.data_type, info.variable_id = PartialShape([-1, 2]), Type.f32, "state"
@@ -91,7 +92,7 @@ def accumulating(shape=(-1, 2)):
 
 
 def endless():
-    """A model that compiles and never finishes its first inference: a loop of 2**62 steps."""
+    """Return a model that compiles but never finishes its first inference: a loop of 2**62 steps."""
     x = parameter("x", (1,), Type.f32)
     value = opset15.parameter((1,), Type.f32)
     more = opset15.constant(True)
@@ -106,11 +107,18 @@ def endless():
 
 
 def save(model, base_path: Path, version=1) -> Path:
-    """Write a model as version directory with IR; return base_path."""
+    """Write a model as IR in a version directory; return base_path."""
     directory = base_path / str(version)
     directory.mkdir(parents=True)
     openvino.save_model(model, directory / "model.xml", compress_to_fp16=False)
     return base_path
+
+
+def save_all(directory: Path, models, keys: Callable[[str], dict] = lambda name: {}, **sections) -> Path:
+    """Save models by name; return a config that serves them, with further keys for each."""
+    for name, model in models.items():
+        save(model, directory / name)
+    return write_config(directory, *({"name": name, "base_path": name, **keys(name)} for name in models), **sections)
 
 
 def save_onnx_add_one(base_path: Path) -> Path:
@@ -128,7 +136,7 @@ def save_onnx_add_one(base_path: Path) -> Path:
 
 
 def save_crashing(base_path: Path) -> Path:
-    """Write an IR that ends the process which reads its rt_info, nested too deep for OpenVINO's stack."""
+    """Write an IR with rt_info nested too deep for OpenVINO's stack, which ends the process that reads it."""
     save(relu(), base_path)
     file = base_path / "1" / "model.xml"
     text = file.read_text()
@@ -139,7 +147,7 @@ def save_crashing(base_path: Path) -> Path:
 
 
 def resnet50(seed=0):
-    """ResNet-50 with random weights: image FP32 [1,3,224,224] -> scores FP32 [1,1000]; 25.5 million weights."""
+    """Return ResNet-50 with random weights: image FP32 [1,3,224,224] -> scores FP32 [1,1000]; 25.5 million weights."""
     random = np.random.default_rng(seed)
 
     def convolve(data, channels_in, channels_out, size, stride):

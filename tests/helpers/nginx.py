@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +12,20 @@ from service import PATIENCE, ROOT, Service, free_port
 
 DEPLOY = ROOT / "deploy" / "nginx"
 PROGRAM = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-# Debian's own files, which include ours.
+# Debian's own files, which include ours from conf.d.
 DEBIAN = Path("/etc/nginx")
 # Debian's `worker_processes auto`.
 WORKERS = os.sysconf("SC_NPROCESSORS_ONLN")
 
 
 class Nginx(Service):
-    """A running nginx; `port` is for clients, `operator_port` for operators."""
+    """A running nginx; `port` is for clients, `operators` is the same nginx at the operators' address."""
 
-    operator_port: int
+    operators: Service
     directory: Path
 
     def reload(self) -> None:
-        """Have nginx reload its files, and wait until its previous workers are gone."""
+        """Reload the files, and wait until the previous workers are gone."""
         before = set(self.workers())
         self.signal(signal.SIGHUP)
         self.wait_for(lambda: len(after := set(self.workers())) == WORKERS and not before & after)
@@ -35,7 +34,7 @@ class Nginx(Service):
 def install(directory: Path, sockets: Path, *variants: str, **replaced: str) -> tuple[int, int]:
     """Copy Debian's and our files and link variants as the README does; return the ports of clients and operators.
 
-    Only paths and ports are replaced, and the texts in `replaced`.
+    Only paths, ports and the texts in `replaced` differ from the originals.
     """
     for name in ("conf.d", "log", "temp", "ovms_rest/enabled"):
         (directory / name).mkdir(parents=True)
@@ -65,7 +64,7 @@ def install(directory: Path, sockets: Path, *variants: str, **replaced: str) -> 
     _replace(
         directory / "nginx.conf",
         {
-            "user www-data;": "user root;" if os.geteuid() == 0 else "",  # who may read the directory
+            "user www-data;": "user root;" if os.geteuid() == 0 else "",  # with access to the directory
             "include /etc/nginx/modules-enabled/*.conf;": "",
             "/etc/nginx/": f"{directory}/",
             "/run/nginx.pid": f"{directory}/nginx.pid",
@@ -88,30 +87,30 @@ def _replace(file: Path, texts: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def run(directory: Path, sockets: Path, *variants: str, **replaced: str) -> Iterator[Nginx]:
-    """Install, check the configuration, run nginx in the foreground, and end it."""
-    port, operator_port = install(directory, sockets, *variants, **replaced)
-    with start(directory, port, operator_port) as nginx:
+    """Install the files and run nginx."""
+    with start(directory, *install(directory, sockets, *variants, **replaced)) as nginx:
         yield nginx
 
 
 @contextlib.contextmanager
 def start(directory: Path, port: int, operator_port: int) -> Iterator[Nginx]:
-    """Check the installed files, run nginx in the foreground, and end it."""
+    """Check the installed files and run nginx."""
     command = [str(PROGRAM), "-p", f"{directory}/", "-c", f"{directory}/nginx.conf"]
     checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "[warn]" not in checked.stderr, checked.stderr
     process = subprocess.Popen([*command, "-g", "daemon off;"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     nginx = Nginx(process, directory / "log" / "error.log")
-    nginx.directory, nginx.port, nginx.operator_port = directory, port, operator_port
+    nginx.directory, nginx.port = directory, port
+    nginx.operators = Service(process, directory / "log" / "error.log")
+    nginx.operators.port = operator_port
     try:
 
         def is_open():
             assert process.poll() is None, nginx.log
             with contextlib.suppress(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", operator_port)).close()
+                nginx.operators.connect().close()
                 return len(nginx.workers()) == WORKERS
-            return False
 
         nginx.wait_for(is_open)
         yield nginx

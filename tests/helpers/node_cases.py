@@ -1,5 +1,7 @@
-"""Nodes of pipelines.nodes for their tests: params, pictures, tensors, and the formulas of what they compute."""
+"""Nodes of pipelines.nodes for their tests: params, pictures, tensors, and formulas of their results."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from ovms_rest.pipelines.nodes import (
 )
 from ovms_rest.pipelines.nodes.params import parse_params
 
-# --- Params
+# --- Nodes
 
 SIZES = {
     "original_image_width": "16",
@@ -26,18 +28,99 @@ SIZES = {
     "target_image_height": "4",
     "confidence_threshold": "0.5",
 }
-DETECTION = dict(SIZES)
 BLUR = SIZES | {"target_image_width": "16", "target_image_height": "12", "gaussian_blur_kernel_size": "3"}
-TRANSFORMATION = {"original_image_layout": "NHWC"}
+
+
+def refusal(function, *arguments, **keywords):
+    """Return the message of the ValueError for these arguments."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared
+        function(*arguments, **keywords)
+    return str(caught.value)
+
+
+class Node:
+    """A shipped node with its params, to which each call may add."""
+
+    def __init__(self, module, params):
+        self.module, self.params = module, params
+
+    def options(self, **params):
+        return parse_params(self.module.Options, self.params | params)
+
+    def inputs(self, **params):
+        """Return the forms of its inputs."""
+        return self.module.inputs(self.options(**params))
+
+    def outputs(self, **params):
+        """Return the forms of its outputs."""
+        return self.module.outputs(self.options(**params))
+
+    def execute(self, arrays, **params):
+        return self.module.execute(arrays, self.options(**params))
+
+    def refusal(self, arrays, **params):
+        """Return the message of the ValueError for these inputs."""
+        return refusal(self.execute, arrays, **params)
+
+    def run(self, arrays, **params):
+        """Return the outputs; check that they fit their forms and that the inputs are unchanged."""
+        before = {name: array.copy() for name, array in arrays.items()}
+        found = self.execute(arrays, **params)
+        assert all(np.array_equal(arrays[name], before[name], equal_nan=True) for name in arrays)
+        forms = self.outputs(**params)
+        assert sorted(found) == sorted(forms)
+        dtypes = {"FP32": np.float32, "INT32": np.int32}
+        for name, (datatype, dims) in forms.items():
+            array = found[name]
+            assert array.dtype == dtypes[datatype]
+            assert array.flags.carray
+            assert all(dim in (-1, size) for dim, size in zip(dims, array.shape, strict=True))
+            assert not any(np.shares_memory(array, given) for given in arrays.values())
+        return found
+
+    def load(self):
+        """Load it as a pipeline does."""
+        (name,) = (name for name, known in OVMS_LIBRARIES.items() if known == self.module.__name__)
+        return load_node(Library("lib", name, Path("/nowhere")), self.params, timeout=60)
+
 
 NODES = {
-    "add_one": (add_one, {}),
-    "image_transformation": (image_transformation, TRANSFORMATION),
-    "object_detection": (object_detection, DETECTION),
-    "horizontal_ocr": (horizontal_ocr, SIZES),
-    "east_ocr": (east_ocr, SIZES),
-    "face_blur": (face_blur, BLUR),
+    "add_one": Node(add_one, {}),
+    "image_transformation": Node(image_transformation, {"original_image_layout": "NHWC"}),
+    "object_detection": Node(object_detection, SIZES),
+    "horizontal_ocr": Node(horizontal_ocr, SIZES),
+    "east_ocr": Node(east_ocr, SIZES),
+    "face_blur": Node(face_blur, BLUR),
 }
+
+# --- Custom code
+
+PYTHON_NODE = """
+def inputs(params):
+    return {"x": ("FP32", [1, 2])}
+
+def outputs(params):
+    return {"y": ("FP32", [1, 2])}
+
+def execute(inputs, params):
+    return {"y": inputs["x"] + 1}
+"""
+
+
+def run_python_node(node):
+    """Return the number that PYTHON_NODE adds to its input."""
+    return float(node.execute({"x": np.zeros((1, 2), np.float32)})["y"][0, 0])
+
+
+COMPILER = shutil.which("gcc") or shutil.which("cc")
+
+
+def build_c_node(file, *flags):
+    """Build the library of nodes_c; return its file."""
+    source = Path(__file__).parent / "nodes_c" / "node.c"
+    subprocess.run([COMPILER, "-shared", "-fPIC", *flags, "-o", file, source], check=True)
+    return file
+
 
 # --- Formulas
 
@@ -110,34 +193,6 @@ def close(array, expected, tolerance=0.01):
     return bool(np.abs(array - expected).max(initial=0) < tolerance)
 
 
-def inputs(module, params):
-    """Return the forms of a node's inputs."""
-    return module.inputs(parse_params(module.Options, params))
-
-
-def outputs(module, params):
-    """Return the forms of a node's outputs."""
-    return module.outputs(parse_params(module.Options, params))
-
-
-def execute(module, arrays, params):
-    """Run a node."""
-    return module.execute(arrays, parse_params(module.Options, params))
-
-
-def load(module, params):
-    """Load a node as a pipeline does."""
-    (name,) = (name for name, known in OVMS_LIBRARIES.items() if known == module.__name__)
-    return load_node(Library("lib", name, Path("/nowhere")), params, timeout=60)
-
-
-def refusal(function, *arguments):
-    """Return the message of the ValueError for these arguments."""
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared
-        function(*arguments)
-    return str(caught.value)
-
-
 # --- Tensors
 
 NUMBERS = floats(range(10), 1, 10)
@@ -145,30 +200,13 @@ SCENE = random_image(12, 16)
 
 
 def detection(*rows, count=None):
-    """Return a tensor of rows (image, label, confidence, x1, y1, x2, y2), filled up with rows of confidence 0."""
+    """Return rows (image, label, confidence, x1, y1, x2, y2) as a tensor, padded with rows of confidence 0."""
     filler = [(-1, 0, 0, 0, 0, 0, 0)] * ((count or len(rows)) - len(rows))
     return floats([*rows, *filler], 1, 1, -1, 7)
 
 
-def run(module, arrays, params):
-    """Return the outputs; check that they fit their forms and that the inputs are unchanged."""
-    before = {name: array.copy() for name, array in arrays.items()}
-    found = execute(module, arrays, params)
-    assert all(np.array_equal(arrays[name], before[name], equal_nan=True) for name in arrays)
-    forms = outputs(module, params)
-    assert sorted(found) == sorted(forms)
-    dtypes = {"FP32": np.float32, "INT32": np.int32}
-    for name, (datatype, dims) in forms.items():
-        array = found[name]
-        assert array.dtype == dtypes[datatype]
-        assert array.flags.carray
-        assert all(dim in (-1, size) for dim, size in zip(dims, array.shape, strict=True))
-        assert not any(np.shares_memory(array, given) for given in arrays.values())
-    return found
-
-
 def crop(x, y, width, height):
-    """Return a part of the scene at the target's size."""
+    """Return a part of the scene in the target's size."""
     return resized(SCENE[y : y + height, x : x + width], 5, 4)
 
 

@@ -1,16 +1,14 @@
-"""HTTP as bytes: requests that a client library would not send, and the answers to several of them."""
+"""HTTP as bytes: requests that a client library would not send, and several responses in a row."""
 
 import contextlib
-import http.client
 import io
 import itertools
 import json
 import socket
 import threading
-import types
 from collections.abc import Callable, Iterator
 
-from service import Answer, Service
+from service import Answer, Service, read_response, receive
 
 RELU = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}).encode()
 RELU_PATH = "/v2/models/relu/infer"
@@ -18,28 +16,28 @@ LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def head(method: str, path: str, *fields: str, version: str = "1.1") -> bytes:
-    """Write the head of a request, with a Host."""
+    """Return the head of a request, with a Host."""
     lines = [f"{method} {path} HTTP/{version}", "Host: x", *fields, "", ""]
     return "\r\n".join(lines).encode("latin-1")
 
 
 def post(path: str, body: bytes, *fields: str, version: str = "1.1") -> bytes:
-    """Write a request with a body."""
+    """Return a request with a body."""
     return head("POST", path, f"Content-Length: {len(body)}", *fields, version=version) + body
 
 
 def chunk(data: bytes, extension: bytes = b"") -> bytes:
-    """Write a chunk; one without data is the last."""
+    """Return a chunk; one without data is the last."""
     return b"%x%s\r\n%s\r\n" % (len(data), extension, data)
 
 
 def post_chunked(path: str, *chunks: bytes, fields: tuple[str, ...] = ()) -> bytes:
-    """Write a request with a chunked body."""
+    """Return a request with a chunked body."""
     return head("POST", path, "Transfer-Encoding: chunked", *fields) + b"".join(map(chunk, chunks)) + chunk(b"")
 
 
 def infer(model: str, request: dict, *fields: str) -> bytes:
-    """Write an inference."""
+    """Return an inference request."""
     return post(f"/v2/models/{model}/infer", json.dumps(request).encode(), *fields)
 
 
@@ -53,36 +51,8 @@ def connected(service: Service, *chunks: bytes) -> Iterator[socket.socket]:
         yield connection
 
 
-class _Stream:
-    """The bytes that a connection receives, as the file that http.client reads, never more than it asks for."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._file = connection.makefile("rb", buffering=0)
-        self.readline, self.close, self.flush = self._file.readline, self._file.close, self._file.flush
-
-    def read(self, size: int) -> bytes:
-        """Read this number of bytes, fewer at the end only."""
-        received = bytearray()
-        while len(received) < size and (data := self._file.read(size - len(received))):
-            received += data
-        return bytes(received)
-
-
-def receive(connection: socket.socket, method: str = "GET") -> Answer:
-    """Receive the response to a request; interim ones are passed over."""
-    return _read(_Stream(connection), method)
-
-
-def _read(stream: object, method: str) -> Answer:
-    response = http.client.HTTPResponse(types.SimpleNamespace(makefile=lambda mode: stream), method=method)
-    response._close_conn = lambda: None  # the stream goes on
-    response.begin()
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(response.status, headers, response.read())
-
-
 def receive_rest(connection: socket.socket) -> bytes:
-    """Receive until the server closes; a reset counts as closing."""
+    """Read until the server closes; a reset counts as closing."""
     received = []
     with contextlib.suppress(ConnectionResetError):
         while data := connection.recv(2**20):
@@ -91,9 +61,9 @@ def receive_rest(connection: socket.socket) -> bytes:
 
 
 def exchange(service: Service, *chunks: bytes, half: bool = True) -> bytes:
-    """Send bytes on a connection of their own, end the sending when `half`, and return all that comes back."""
+    """Send bytes on a new connection, then close its sending side if `half`; return all bytes that the server sends."""
     with connected(service) as connection:
-        with contextlib.suppress(OSError):  # refused and closed while still sending
+        with contextlib.suppress(OSError):  # refused and closed before all was sent
             for data in chunks:
                 connection.sendall(data)
             if half:
@@ -102,11 +72,11 @@ def exchange(service: Service, *chunks: bytes, half: bool = True) -> bytes:
 
 
 def parse(data: bytes, *methods: str) -> list[Answer]:
-    """Take apart the responses that a server sent, to requests of these methods, then of GETs; none may be broken."""
+    """Return the responses in `data`, to requests of these methods, then of GETs; none may be broken."""
     stream, answers = io.BytesIO(data), []
     while stream.tell() < len(data):
         method = methods[len(answers)] if len(answers) < len(methods) else "GET"
-        answers.append(_read(stream, method))
+        answers.append(read_response(stream, method))
     return answers
 
 
@@ -119,36 +89,35 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 class Barrier:
-    """A connection by which to wait until the only worker has read what other connections were sent before.
+    """A connection on which to wait until the only worker has read everything sent to it before.
 
-    The worker takes its connections in the order in which something came in, and this one asks last.
+    The worker takes its connections in the order in which bytes arrived, and the barrier's request arrives last.
     """
 
     def __init__(self, service: Service) -> None:
-        """Connect."""
         self._service = service
         self._connection = service.connect()
         self.wait()
 
     def wait(self) -> None:
-        """Wait for the worker."""
         try:
-            self._connection.sendall(LIVE)
-            answer = receive(self._connection)
-        except ConnectionError:  # idle for so long that it was closed
+            answer = self._ask()
+        except ConnectionError:  # the worker closed the idle connection
             self._connection.close()
             self._connection = self._service.connect()
-            self._connection.sendall(LIVE)
-            answer = receive(self._connection)
+            answer = self._ask()
         assert answer.status == 200
 
+    def _ask(self) -> Answer:
+        self._connection.sendall(LIVE)
+        return receive(self._connection)
+
     def close(self) -> None:
-        """Disconnect."""
         self._connection.close()
 
 
 def send_pieces(connection: socket.socket, pieces: list[bytes], barrier: Barrier) -> None:
-    """Send pieces of a stream so that the worker reads each of them alone."""
+    """Send pieces of a stream so that the worker reads each of them separately."""
     barrier.wait()  # until the connection has been accepted
     with contextlib.suppress(ConnectionError):
         for piece in pieces:
@@ -157,20 +126,18 @@ def send_pieces(connection: socket.socket, pieces: list[bytes], barrier: Barrier
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """Cut bytes at these places."""
     borders = [0, *sorted(places), len(data)]
     return [data[start:end] for start, end in itertools.pairwise(borders)]
 
 
 class Load:
-    """Clients that infer without a pause, each on a connection that is kept alive until the server ends it.
+    """Clients that infer without a pause, each on a connection that it keeps until the server closes it.
 
-    `answered` counts responses, `failures` lists errors: a response to another request, or an
-    end of the connection that no response had announced. With `reconnect` a client continues after such an end.
+    `answered` counts responses, `failures` lists errors: a response to another request, or the end of a connection
+    that no response had announced. With `reconnect` a client continues after an announced end.
     """
 
     def __init__(self, connect: Callable[[], socket.socket], clients: int = 4, reconnect: bool = True) -> None:
-        """Start the clients."""
         self.answered = 0
         self.failures: list[str] = []
         self._connect = connect
@@ -210,10 +177,8 @@ class Load:
             assert not thread.is_alive()
 
     def __enter__(self) -> "Load":
-        """Go on."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the clients."""
         self._stopping = True
         self.join()

@@ -1,4 +1,4 @@
-"""A real gunicorn with the service, as a user starts it."""
+"""A real gunicorn with the service, started as by a user."""
 
 import contextlib
 import http.client
@@ -14,10 +14,22 @@ import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60  # seconds for what should take far less
+PATIENCE = 60  # seconds until a test gives up
+
+
+Found = TypeVar("Found")
+
+
+def wait_for(condition: Callable[[], Found], explain: Callable[[], str], seconds: float = PATIENCE) -> Found:
+    """Wait until a condition holds and return its result; fail with an explanation after a timeout."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"timed out after {seconds} s:\n{explain()}"
+        time.sleep(0.02)
+    return found
 
 
 class Answer(NamedTuple):
@@ -28,31 +40,22 @@ class Answer(NamedTuple):
     body: bytes
 
     def json(self):
-        """Parse the body."""
         return json.loads(self.body)
 
 
 class Service:
-    """A running service."""
-
     def __init__(self, process: subprocess.Popen, log: Path) -> None:
-        """Take the arbiter's process and the file of its log."""
         self.process = process
         self._log = log
         self.port = 0
 
     @property
     def log(self) -> str:
-        """All that was logged so far."""
         return self._log.read_text()
 
-    def wait_for(self, condition: Callable[[], object]) -> object:
+    def wait_for(self, condition: Callable[[], Found]) -> Found:
         """Wait until a condition holds and return its result; fail with the log after a timeout."""
-        deadline = time.monotonic() + PATIENCE
-        while not (found := condition()):
-            assert time.monotonic() < deadline, f"in vain:\n{self.log}"
-            time.sleep(0.02)
-        return found
+        return wait_for(condition, lambda: self.log)
 
     def workers(self) -> list[int]:
         """Return the process ids of the workers."""
@@ -60,34 +63,29 @@ class Service:
         return [int(pid) for pid in children.split()]
 
     def wait_for_workers(self, count: int) -> None:
-        """Wait until this number of workers serve: each has reached its loop, and waits there."""
+        """Wait until this number of workers serve: each has reached its event loop and waits there."""
         self.wait_for(lambda: len(pids := self.workers()) == count and all(map(is_waiting, pids)))
 
     def wait_until_idle(self) -> None:
-        """Wait until all workers wait in their loops."""
+        """Wait until all workers wait in their event loops."""
         self.wait_for(lambda: all(map(is_waiting, self.workers())))
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the arbiter."""
         self.process.send_signal(number)
 
     def request(self, method: str, path: str, body: bytes | dict | None = None, headers: dict | None = None) -> Answer:
-        """Send a request on a connection of its own; a dict is sent as JSON."""
+        """Send a request on a new connection; a dict is sent as JSON."""
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         with contextlib.closing(connection):
             connection.request(method, path, data, headers or {})
-            response = connection.getresponse()
-            return Answer(
-                response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
-            )
+            return _read_answer(connection.getresponse())
 
     def get(self, path: str) -> Answer:
-        """GET a path."""
         return self.request("GET", path)
 
     def infer(self, model: str, body: bytes | dict, **headers: str) -> Answer:
-        """POST an inference; underscores in the names of headers stand for dashes."""
+        """POST an inference request; underscores in the names of headers stand for dashes."""
         return self.request(
             "POST",
             f"/v2/models/{model}/infer",
@@ -96,11 +94,10 @@ class Service:
         )
 
     def connect(self) -> socket.socket:
-        """Open a connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def raw(self, data: bytes, half: bool = False) -> Answer:
-        """Send bytes as they are, and no more after them when `half`; return the response."""
+        """Send bytes, then close the sending side if `half`; return the response."""
         with self.connect() as connection:
             connection.sendall(data)
             if half:
@@ -109,16 +106,25 @@ class Service:
 
 
 def receive(connection: socket.socket, method: str = "GET") -> Answer:
-    """Read the response to a request, and not a byte more; interim ones are passed over."""
-    stream = connection.makefile("rb", buffering=0)
+    """Read the response to a request and not a byte more, skipping interim responses."""
+    # With a buffer of one byte, read(n) waits for n bytes and nothing is read ahead.
+    return read_response(connection.makefile("rb", buffering=1), method)
+
+
+def read_response(stream: IO[bytes], method: str) -> Answer:
+    """Read the response to a request from a stream, which stays open."""
     response = http.client.HTTPResponse(types.SimpleNamespace(makefile=lambda mode: stream), method=method)
+    response._close_conn = lambda: None
     response.begin()
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(response.status, headers, response.read())
+    return _read_answer(response)
+
+
+def _read_answer(response: http.client.HTTPResponse) -> Answer:
+    return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:
-    """Return the environment of a user who has set these variables and nothing else of ours or gunicorn's."""
+    """Return the environment with these variables and no others of ours or gunicorn's."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -137,9 +143,9 @@ def serve(
     cwd: Path = ROOT,
     **variables: str,
 ) -> Iterator[Service]:
-    """Run gunicorn in the checkout on a port of its own choice, end it by SIGTERM, and check that nothing is left.
+    """Run gunicorn on a free port, end it by SIGTERM, and check that no process is left.
 
-    `prefix` is a command that runs another in its own process, `cwd` a directory to run it in instead.
+    `prefix` is a command that runs another one in its own process, `cwd` a directory instead of the checkout.
     """
     if config is not None:
         variables["OVMS_REST_CONFIG"] = str(config)
@@ -180,7 +186,7 @@ def _end_session(process: subprocess.Popen) -> list[str]:
 
 
 def _read(stat: Path) -> str:
-    """Read name, state, parent and session of a process, nothing when it is gone."""
+    """Return name, state, parent and session of a process, or "" if it is gone."""
     try:
         return " ".join(stat.read_text().split()[0:6]) + " "
     except OSError:
@@ -190,7 +196,7 @@ def _read(stat: Path) -> str:
 def run_to_end(
     directory: Path, *arguments: str, bind: Sequence[str] = ("-b", "127.0.0.1:0"), **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run gunicorn in the checkout where it is expected to end by itself; return the finished process."""
+    """Run gunicorn in the checkout where it should end by itself."""
     return subprocess.run(
         ["gunicorn", *bind, *arguments],
         cwd=ROOT,
@@ -204,7 +210,7 @@ def run_to_end(
 
 @contextlib.contextmanager
 def repeating(step: Callable[[], None], threads: int = 2) -> Iterator[list[Exception]]:
-    """Repeat a step in threads until the block ends, and fail with its first exception; yield all of them so far."""
+    """Repeat a step in threads until the block ends, then fail with the first exception; yield the exceptions."""
     is_over, failures, counts = threading.Event(), [], []
 
     def repeat() -> None:
@@ -236,7 +242,7 @@ def write_config(directory: Path, *models: dict, **sections: object) -> Path:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
+    """Return a port on which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
@@ -256,13 +262,10 @@ def open_files(pid: int) -> list[str]:
 
 
 def is_waiting(pid: int) -> bool:
-    """Return whether a worker has reached its loop and waits there."""
+    """Return whether a worker has reached its event loop and waits there."""
     return "anon_inode:[eventpoll]" in open_files(pid) and "\nState:\tS" in Path(f"/proc/{pid}/status").read_text()
 
 
 def wait_for_end(pid: int) -> None:
-    """Wait until a process has ended; fail when that takes longer than any that is ended by others."""
-    deadline = time.monotonic() + 10
-    while is_running(pid):
-        assert time.monotonic() < deadline, f"process {pid} goes on"
-        time.sleep(0.01)
+    """Wait until a process that something else ends is gone; fail after 10 seconds."""
+    wait_for(lambda: not is_running(pid), lambda: f"process {pid} is still running", 10)

@@ -6,16 +6,15 @@ import model_zoo
 import numpy as np
 import openvino
 from openvino import Type, opset5, opset15
-from service import write_config
 
-# So many steps of `counting` take some 50 to 100 ms of a core.
+# Steps of `counting` that take some 50 to 100 ms of a core.
 SLOW = 50_000
 # Elements in the output of `wide`.
 WIDE = 3_000_000
 
 
 def counting():
-    """A loop of the requested steps: steps INT64 [] -> count FP32 [1], the number of steps."""
+    """Return a model that loops for the requested steps: steps INT64 [] -> count FP32 [1], the number of steps."""
     steps = model_zoo.parameter("steps", (), Type.i64)
     value = opset15.parameter((1,), Type.f32)
     body = openvino.Model(
@@ -34,20 +33,20 @@ def counting():
 
 
 def filling():
-    """As many copies of a value as asked for, value FP32 [], size INT64 [1] -> filled FP32 [size]."""
+    """Return a model of copies of a value: value FP32 [], size INT64 [1] -> filled FP32 [size]."""
     value, size = model_zoo.parameter("value", (), Type.f32), model_zoo.parameter("size", (1,), Type.i64)
     return model_zoo.model_of({"filled": opset15.broadcast(value, size)}, [value, size])
 
 
 def wide():
-    """As many copies of a value as WIDE, value FP32 [] -> filled FP32 [WIDE]: the size is known beforehand."""
+    """Return a model of WIDE copies of a value, value FP32 [] -> filled FP32 [WIDE], a size known when it loads."""
     value = model_zoo.parameter("value", (), Type.f32)
     size = opset15.constant(np.int64([WIDE]))
     return model_zoo.model_of({"filled": opset15.broadcast(value, size)}, [value])
 
 
 def growing():
-    """Convolutions of pictures of any size, x FP32 [1,3,?,?] -> y FP32 [1,32]: with every size the process grows."""
+    """Return convolutions of pictures, x FP32 [1,3,?,?] -> y FP32 [1,32]: each new size takes more memory."""
     pictures = value = model_zoo.parameter("x", (1, 3, -1, -1), Type.f32)
     generator = np.random.default_rng(0)
     for channels in (3, 32, 32):
@@ -58,12 +57,12 @@ def growing():
 
 
 def count(steps: int) -> dict:
-    """Make the request to count so far."""
+    """Return a request to `counting`."""
     return {"inputs": [{"name": "steps", "datatype": "INT64", "shape": [], "data": [steps]}]}
 
 
 def fill(value: float, size: int) -> dict:
-    """Make the binary request for a number of copies of a value."""
+    """Return a request to `filling` for binary output."""
     return {
         "inputs": [
             {"name": "value", "datatype": "FP32", "shape": [], "data": [value]},
@@ -74,8 +73,6 @@ def fill(value: float, size: int) -> dict:
 
 
 def save(directory: Path) -> Path:
-    """Write relu, counting, filling and wide, and a config that serves them; return the config's path."""
+    """Write relu, counting, filling and wide; return a config that serves them."""
     models = {"relu": model_zoo.relu(), "counting": counting(), "filling": filling(), "wide": wide()}
-    for name, model in models.items():
-        model_zoo.save(model, directory / name)
-    return write_config(directory, *({"name": name, "base_path": name} for name in models))
+    return model_zoo.save_all(directory, models)

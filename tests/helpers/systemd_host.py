@@ -1,7 +1,7 @@
-"""A Debian host run by a real systemd, in namespaces of its own, on top of this host's files and without changing them.
+"""A Debian host with a real systemd, in namespaces of its own, on top of this host's files, which it does not change.
 
 Its root is an overlay of this one whose upper layer is in memory; it has its own processes, mounts, network and control
-groups. No unit runs but those that are started, and systemd's journal.
+groups. Only systemd's journal and the units that a test starts run there.
 """
 
 import contextlib
@@ -10,11 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from service import PATIENCE, ROOT
+from service import PATIENCE, ROOT, wait_for
 
 SYSTEMD = Path("/usr/lib/systemd/systemd")
 PYTHON = Path(f"/usr/bin/python3.{sys.version_info.minor}")
@@ -65,7 +64,7 @@ umount -l /old
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=other $5 --system --unit=multi-user.target </dev/null
 """
 
-# The minimum that it needs.
+# The minimum that such a host needs.
 _PROBE = """
 set -e
 mount -t tmpfs tmpfs /mnt
@@ -79,10 +78,9 @@ mount -t devpts -o newinstance,ptmxmode=0666 devpts /mnt/root/dev/pts
 
 
 class Host:
-    """A booted host."""
+    """A booted host; `pid` is the process id of its systemd."""
 
     def __init__(self, pid: int) -> None:
-        """Take the process id of its systemd."""
         self.pid = pid
 
     def start(self, command: str) -> subprocess.Popen:
@@ -106,22 +104,20 @@ class Host:
         return output
 
     def show(self, unit: str, name: str) -> str:
-        """Return a property of a unit."""
         return self.run(f"systemctl show --value -p {name} {unit}").strip()
 
     def journal(self) -> str:
-        """Return what was logged."""
         return self.run("journalctl --no-pager -o cat")
 
     def path(self, path: str) -> Path:
-        """Return the path of this host that leads to a path of that host."""
+        """Return this host's path of a file there."""
         return Path(f"/proc/{self.pid}/root{path}")
 
 
 def missing() -> str:
-    """Return what this host lacks for another; "" when it can have one."""
+    """Return the reason for which there can be no such host here, or "" if there can."""
     if os.geteuid() != 0:
-        return "only root can make a host of its own"
+        return "needs root"
     for program in ("unshare", "nsenter", "pivot_root", "curl", "systemctl", "journalctl", str(SYSTEMD), str(PYTHON)):
         if shutil.which(program) is None:
             return f"{program} is not installed"
@@ -143,7 +139,7 @@ def _cgroups() -> Path | None:
 
 @contextlib.contextmanager
 def booted(directory: Path) -> Iterator[Host]:
-    """Boot a host with the package in /opt/ovms_rest, and end all that runs on it."""
+    """Boot a host with the package in /opt/ovms_rest; kill all its processes at the end."""
     import gunicorn
 
     package, scratch = directory / "package", directory / "mounts"
@@ -155,22 +151,8 @@ def booted(directory: Path) -> Iterator[Host]:
     unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--net", "--cgroup"]
     arguments = [str(path) for path in (scratch, package, installed, PYTHON, SYSTEMD, ROOT)]
     with (directory / "boot.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                "sh",
-                "-c",
-                f'echo $$ >{group}/cgroup.procs && exec "$@"',
-                "sh",
-                *unshare,
-                "sh",
-                "-c",
-                _BOOT,
-                "boot",
-                *arguments,
-            ],
-            stdout=log,
-            stderr=log,
-        )
+        enter = ["sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh"]
+        process = subprocess.Popen([*enter, *unshare, "sh", "-c", _BOOT, "boot", *arguments], stdout=log, stderr=log)
     try:
         yield _wait_until_booted(process, directory / "boot.log")
     finally:
@@ -181,10 +163,9 @@ def booted(directory: Path) -> Iterator[Host]:
 
 def _wait_until_booted(process: subprocess.Popen, log: Path) -> Host:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + PATIENCE
-    while True:
+
+    def find() -> Host | None:
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
         with contextlib.suppress(OSError):
             for pid in children.read_text().split():
                 if Path(f"/proc/{pid}/comm").read_text() == "systemd\n":
@@ -192,16 +173,18 @@ def _wait_until_booted(process: subprocess.Popen, log: Path) -> Host:
                     state = host.start("systemctl is-system-running").communicate(timeout=PATIENCE)[0]
                     if state.strip() in ("running", "degraded"):
                         return host
-        time.sleep(0.05)
+        return None
+
+    return wait_for(find, log.read_text)
 
 
 def _remove_group(group: Path) -> None:
-    """Remove a control group and those below it, when the processes in them are gone."""
-    deadline = time.monotonic() + PATIENCE
+    """Remove a control group and those below it as soon as their processes are gone."""
+
+    def is_removed(path: Path) -> bool:
+        with contextlib.suppress(OSError):  # it still has processes that are being killed
+            path.rmdir()
+        return not path.exists()
+
     for path in [*sorted(group.rglob("*/"), reverse=True), group]:
-        while path.exists():
-            try:
-                path.rmdir()
-            except OSError:  # it still has processes that are being killed
-                assert time.monotonic() < deadline, f"processes are left in {path}"
-                time.sleep(0.02)
+        wait_for(lambda path=path: is_removed(path), lambda path=path: f"processes are left in {path}")

@@ -16,8 +16,9 @@ MAX_TOKENS = 16
 
 
 def tokenizer(vocabulary=VOCABULARY, max_tokens=MAX_TOKENS):
-    """A tokenizer as of BERT: text BYTES [n] -> input_ids, attention_mask, token_type_ids INT64 [n,longest]."""
+    """Return a tokenizer like BERT's: text BYTES [n] -> input_ids, attention_mask, token_type_ids INT64 [n,longest]."""
     ids = {word: number for number, word in enumerate(vocabulary)}
+    start, end = (steps.AddToken(token, ids[token], 0) for token in ("[CLS]", "[SEP]"))
     pipeline = steps.TokenizerPipeline()
     pipeline.vocab = vocabulary
     pipeline.add_steps(
@@ -32,13 +33,7 @@ def tokenizer(vocabulary=VOCABULARY, max_tokens=MAX_TOKENS):
             steps.RegexSplitStep.bert_keep_delimeters_splitter(),
             steps.WordPieceTokenizationStep(vocabulary),
             steps.TruncationStep(max_tokens - 2, truncation=True),
-            steps.CombineSegmentsStep(
-                inputs=[
-                    steps.AddToken("[CLS]", ids["[CLS]"], 0),
-                    steps.Sequence(0),
-                    steps.AddToken("[SEP]", ids["[SEP]"], 0),
-                ]
-            ),
+            steps.CombineSegmentsStep(inputs=[start, steps.Sequence(0), end]),
             steps.PaddingStep(token="[PAD]", _token_id=ids["[PAD]"], token_type_id=0),  # noqa: S106
         ]
     )
@@ -56,7 +51,7 @@ def tokenizer(vocabulary=VOCABULARY, max_tokens=MAX_TOKENS):
 
 
 def encoder(vocabulary=VOCABULARY, width=WIDTH, seed=0):
-    """The mean of all tokens' vectors: input_ids, attention_mask INT64 [n,longest] -> embedding FP32 [n,width]."""
+    """Return the mean of tokens' vectors: input_ids, attention_mask INT64 [n,longest] -> embedding FP32 [n,width]."""
     vectors = np.random.default_rng(seed).standard_normal((len(vocabulary), width), np.float32)
     ids, mask = (
         opset15.parameter(openvino.PartialShape([-1, -1]), Type.i64, name=name)
@@ -73,19 +68,17 @@ def encoder(vocabulary=VOCABULARY, width=WIDTH, seed=0):
 
 
 def combined():
-    """Both as one model: text BYTES [n] -> embedding FP32 [n,width]."""
+    """Return both as one model: text BYTES [n] -> embedding FP32 [n,width]."""
     first = tokenizer()
     (unused,) = (each for each in first.get_results() if "token_type_ids" in each.input_value(0).get_names())
     first.remove_result(unused)
     model = connect_models(first, encoder())
-    model.add_sinks(
-        first.get_sinks()
-    )  # the length at which texts are cut is a variable, which connect_models leaves out
+    model.add_sinks(first.get_sinks())  # the length limit is a variable, which connect_models leaves out
     return model
 
 
 def compute(model, texts):
-    """Infer in this process, with OpenVINO alone; return the outputs by name."""
+    """Infer in this process with OpenVINO alone; return the outputs by name."""
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     request = compiled.create_infer_request()
     results = request.infer({0: texts})

@@ -40,6 +40,11 @@ def group(directory, limit, used, droppable=0):
     }
 
 
+FULL_GROUP_OF_V1 = {
+    "memory/docker/1/memory.limit_in_bytes": str(2 * GIB),
+    "memory/docker/1/memory.usage_in_bytes": str(2 * GIB),
+    "memory/docker/1/memory.stat": f"inactive_file 0\ntotal_inactive_file {GIB}\n",
+}
 SERVICE = "system.slice/ovms_rest.service"
 
 
@@ -57,15 +62,7 @@ SERVICE = "system.slice/ovms_rest.service"
         (V2, group(SERVICE, 64 * GIB, 5 * GIB), (16, 10)),
         (V2, group(SERVICE, "", "") | {f"{SERVICE}/memory.current": "garbage"}, (16, 10)),
         (V1, {"memory/docker/1/memory.limit_in_bytes": NO_LIMIT}, (16, 10)),
-        (
-            V1,
-            {
-                "memory/docker/1/memory.limit_in_bytes": str(2 * GIB),
-                "memory/docker/1/memory.usage_in_bytes": str(2 * GIB),
-                "memory/docker/1/memory.stat": f"inactive_file 0\ntotal_inactive_file {GIB}\n",
-            },
-            (2, 1),
-        ),
+        (V1, FULL_GROUP_OF_V1, (2, 1)),
     ],
 )
 def test_tightest_of_host_and_groups_counts(read, proc, files, memory):

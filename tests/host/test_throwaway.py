@@ -92,14 +92,11 @@ def test_results_are_received_in_order_without_the_steps():
         assert [process.receive(60) for _ in range(3)] == [{"result": 1}, {"result": "two"}, {"result": None}]
 
 
-def test_task_and_result_may_be_larger_than_a_pipe():
-    with start(send_each, [LARGE]) as process:
-        assert process.receive(60) == {"result": LARGE}
-
-
-def test_values_unknown_to_json_are_sent_as_strings():
-    with start(send_each, [Path("/a/b")]) as process:
-        assert process.receive(60) == {"result": "/a/b"}
+@pytest.mark.parametrize(("item", "received"), [(LARGE, LARGE), (Path("/a/b"), "/a/b")], ids=["large", "no JSON"])
+def test_task_may_be_larger_than_a_pipe_and_of_any_type(item, received):
+    """JSON gets a string for a value of another type."""
+    with start(send_each, [item]) as process:
+        assert process.receive(60) == {"result": received}
 
 
 def test_output_of_the_work_is_not_a_result():
@@ -164,16 +161,13 @@ def test_process_is_stopped_when_the_service_shuts_down(work):
 
 
 @pytest.mark.usefixtures("deaf")
-def test_unread_task_is_given_up_after_the_timeout():
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"timeout": 1}, "timed out after 1 s while starting"), ({"stop": lambda: True}, STOPPED)],
+)
+def test_unread_task_is_given_up_after_the_timeout_or_when_the_service_shuts_down(options, reason):
     started = time.monotonic()
-    assert reason_of(send_each, [LARGE], timeout=1) == "timed out after 1 s while starting"
-    assert time.monotonic() - started < 10
-
-
-@pytest.mark.usefixtures("deaf")
-def test_unread_task_is_given_up_when_the_service_shuts_down():
-    started = time.monotonic()
-    assert reason_of(send_each, [LARGE], stop=lambda: True) == STOPPED
+    assert reason_of(send_each, [LARGE], **options) == reason
     assert time.monotonic() - started < 10
 
 

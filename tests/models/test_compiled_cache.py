@@ -13,14 +13,14 @@ PROGRAM = """
 import json, logging, os, sys
 from pathlib import Path
 from ovms_rest.config import ModelConfig
-from ovms_rest.models.loading import Host, load_models
+from ovms_rest.models.loading import LoadSettings, load_models
 messages = []
 class Handler(logging.Handler):
     def emit(self, record):
         messages.append(record.getMessage())
 logging.getLogger().addHandler(Handler())
 logging.getLogger().setLevel(logging.INFO)
-models = load_models([ModelConfig("m", Path(sys.argv[1]))], Host(cores=2, cache_dir=sys.argv[2]))
+models = load_models([ModelConfig("m", Path(sys.argv[1]))], LoadSettings(cores=2, cache_dir=sys.argv[2]))
 entry = models.entries["m"]
 cached = [model._compiled.get_property("LOADED_FROM_CACHE") for model in entry.versions.values()]
 print(json.dumps([cached, entry.failures, messages]), flush=True)

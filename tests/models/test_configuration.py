@@ -9,7 +9,7 @@ from ovms_rest.models.options import ModelOptions
 
 
 def problems(**values):
-    return check_values_of(ModelConfig("m", Path("/m"), **values))
+    return check_values_of(ModelConfig("m", Path("/m"), **values)).problems
 
 
 def test_default_values_have_no_problems():

@@ -1,5 +1,6 @@
 """Private copies of models: consistent, independent of the files, and gone with the model."""
 
+import mmap
 import os
 import resource
 import subprocess
@@ -23,6 +24,12 @@ from ovms_rest.models.runtime import Model
 
 X = np.float32([[-1.5, 2.0, -3.0, 4.25]])
 Y = [[0.0, 2.0, 0.0, 4.25]]
+
+
+@pytest.fixture
+def place():
+    with open_places(1) as (place,):
+        yield place
 
 
 def load(path, source, **plugin_config):
@@ -98,16 +105,14 @@ def save_constant(directory, value=1.0, size=2**20):
     return directory / "1" / "model.bin"
 
 
-def test_sealed_copy_cannot_be_changed(tmp_path):
+def test_sealed_copy_cannot_be_changed(tmp_path, place):
     save_constant(tmp_path)
-    with open_places(1) as (place,):
-        copy_model(tmp_path / "1", place)
-        seal(place)
-        for descriptor in place.descriptors:
+    copy_model(tmp_path / "1", place)
+    seal(place)
+    for descriptor in place.descriptors:
+        for change in (lambda: os.pwrite(descriptor, b"x", 0), lambda: os.ftruncate(descriptor, 0)):  # noqa: B023
             with pytest.raises(PermissionError):
-                os.pwrite(descriptor, b"x", 0)
-            with pytest.raises(PermissionError):
-                os.ftruncate(descriptor, 0)
+                change()
 
 
 def test_places_leave_nothing(tmp_path, monkeypatch):
@@ -133,15 +138,11 @@ def test_directories_of_killed_services_are_removed_and_those_in_use_kept(tmp_pa
         assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_forked_process_holds_no_copies():
-    with open_places(1) as (place,):
-        if (child := os.fork()) == 0:
-            held = [
-                f"/proc/self/fd/{number}" for number in place.descriptors if os.path.exists(f"/proc/self/fd/{number}")
-            ]
-            os._exit(len(held))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert os.path.exists(place.directory.rpartition("/")[0])
+def test_forked_process_holds_no_copies(place):
+    if (child := os.fork()) == 0:
+        os._exit(sum(os.path.exists(f"/proc/self/fd/{number}") for number in place.descriptors))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert os.path.exists(place.directory.rpartition("/")[0])
 
 
 def test_end_of_a_forked_process_keeps_the_places_of_its_parent():
@@ -167,34 +168,31 @@ def test_end_of_a_forked_process_keeps_the_places_of_its_parent():
         ("/dev/full/x", "read in place, without a private copy: [Errno 20] Not a directory: '/dev/full/x'"),
     ],
 )
-def test_files_are_read_in_place_without_a_usable_directory(tmp_path, directory, note):
+def test_files_are_read_in_place_without_a_usable_directory(tmp_path, place, directory, note):
     written = formats.write_onnx_with_external_data(tmp_path / "1")
-    with open_places(1) as (place,):
-        source = copy_model(tmp_path / "1", replace(place, directory=directory))
+    source = copy_model(tmp_path / "1", replace(place, directory=directory))
     assert (source.model, source.may_map, source.note) == (str(written.model), False, note)
     assert infer(load(tmp_path / "1", source), written) == Y
 
 
-def test_files_are_read_in_place_when_the_disk_is_full(tmp_path):
+def test_files_are_read_in_place_when_the_disk_is_full(tmp_path, place):
     formats.write_onnx_with_external_data(tmp_path / "1")
-    with open_places(1) as (place,):
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
-        try:
-            source = copy_model(tmp_path / "1", place)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
+    try:
+        source = copy_model(tmp_path / "1", place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not source.may_map
     assert source.note.endswith("File too large")
 
 
-def test_external_data_outside_the_directory_is_read_in_place(tmp_path):
+def test_external_data_outside_the_directory_is_read_in_place(tmp_path, place):
     written = formats.write_onnx_with_external_data(tmp_path / "1")
     content = written.model.read_bytes()
     written.model.write_bytes(content.replace(b"relu.weights", b"../r.weights"))
     (tmp_path / "1" / "relu.weights").rename(tmp_path / "r.weights")
-    with open_places(1) as (place,):
-        source = copy_model(tmp_path / "1", place)
+    source = copy_model(tmp_path / "1", place)
     assert source.note.endswith(f"{tmp_path}/1/../r.weights is outside {tmp_path}/1")
 
 
@@ -215,32 +213,28 @@ def impatient(monkeypatch):
     monkeypatch.setattr(copies, "_PATIENCE_SECONDS", 0.1)
 
 
-def test_file_that_is_open_for_writing_is_refused(tmp_path, impatient):
+def test_file_that_is_open_for_writing_is_refused(tmp_path, place, impatient):
     file = save_constant(tmp_path)
     message = f"{file} is open for writing in another process"
-    with open_places(1) as (place,), file.open("r+b"), pytest.raises(ChangingError, match=message):
+    with file.open("r+b"), pytest.raises(ChangingError, match=message):
         copy_model(tmp_path / "1", place)
 
 
-def test_file_that_is_mapped_for_writing_is_refused(tmp_path, impatient):
-    import mmap
-
+def test_file_that_is_mapped_for_writing_is_refused(tmp_path, place, impatient):
     file = save_constant(tmp_path)
     with file.open("r+b") as stream:
-        map_ = mmap.mmap(stream.fileno(), 0)
-    with open_places(1) as (place,), pytest.raises(ChangingError, match="open for writing"):
+        memory = mmap.mmap(stream.fileno(), 0)
+    with memory, pytest.raises(ChangingError, match="open for writing"):
         copy_model(tmp_path / "1", place)
-    map_.close()
 
 
-def test_copy_waits_for_a_writer(tmp_path):
+def test_copy_waits_for_a_writer(tmp_path, place):
     file = save_constant(tmp_path)
     stream = file.open("r+b")
     threading.Timer(0.3, stream.close).start()
-    with open_places(1) as (place,):
-        began = time.monotonic()
-        copy_model(tmp_path / "1", place)
-        assert time.monotonic() - began >= 0.25
+    began = time.monotonic()
+    copy_model(tmp_path / "1", place)
+    assert time.monotonic() - began >= 0.25
 
 
 def test_file_that_vanishes_after_it_was_found_is_refused(tmp_path):
@@ -304,22 +298,18 @@ def test_lease_does_not_end_the_process_when_a_writer_opens_the_file(tmp_path):
 # --- Messages
 
 
-def test_errors_name_the_users_files(tmp_path):
-    file = tmp_path / "1" / "model.xml"
-    file.parent.mkdir()
-    file.write_text('<?xml version="1.0"?><net name="x" version="11"><layers><layer/></layers></net>')
-    with open_places(1) as (place,), pytest.raises(LoadError) as caught:
-        load(tmp_path / "1", copy_model(tmp_path / "1", place))
-    assert str(caught.value).startswith(f"cannot read {file}: ")
-    assert "/proc/self" not in str(caught.value)
-    assert "memfd" not in str(caught.value)
+XML = '<?xml version="1.0"?><net name="x" version="11"><layers><layer/></layers></net>'
 
 
-def test_onnx_errors_name_the_users_files(tmp_path):
-    file = tmp_path / "1" / "m.onnx"
+@pytest.mark.parametrize(
+    ("name", "content", "copied_to"),
+    [("model.xml", XML, ("/proc/self", "memfd")), ("m.onnx", "no model", ("ovms_rest_copies",))],
+)
+def test_errors_name_the_users_files(tmp_path, place, name, content, copied_to):
+    file = tmp_path / "1" / name
     file.parent.mkdir()
-    file.write_bytes(b"no model")
-    with open_places(1) as (place,), pytest.raises(LoadError) as caught:
+    file.write_text(content)
+    with pytest.raises(LoadError) as caught:
         load(tmp_path / "1", copy_model(tmp_path / "1", place))
     assert str(caught.value).startswith(f"cannot read {file}: ")
-    assert "ovms_rest_copies" not in str(caught.value)
+    assert not [word for word in copied_to if word in str(caught.value)]

@@ -8,14 +8,10 @@ from service import serve, write_config
 import ovms_rest.models  # noqa: F401  isort: skip  before openvino, which without it would send usage statistics
 import openvino
 
+from ovms_rest.models.compilation import ONE_THREAD
 from ovms_rest.models.repository import find_model_file, find_versions
 
-PROPERTIES = {
-    "NUM_STREAMS": 0,
-    "INFERENCE_NUM_THREADS": 1,
-    "ENABLE_CPU_PINNING": False,
-    "INFERENCE_PRECISION_HINT": "f32",
-}
+PROPERTIES = {**ONE_THREAD, "INFERENCE_PRECISION_HINT": "f32"}
 X = [[-1.5, 2.0, -3.0, 4.25], [0.0, -0.5, 0.5, -4.0]]
 Y = [[0.0, 2.0, 0.0, 4.25], [0.0, 0.0, 0.5, 0.0]]
 
@@ -67,9 +63,9 @@ def served(tmp_path_factory):
 def test_every_format_is_served(served, name, suffix, version):
     service, written = served
     given = {"name": written[name].input, "shape": [2, 4], "datatype": "FP32", "data": X}
-    answer = service.infer(f"{name}{suffix}", {"inputs": [given]})
-    assert answer.status == 200, answer.body
-    assert answer.json() == {
+    response = service.infer(f"{name}{suffix}", {"inputs": [given]})
+    assert response.status == 200, response.body
+    assert response.json() == {
         "model_name": f"{name}{suffix}",
         "model_version": version,
         "outputs": [{"name": written[name].output, "shape": [2, 4], "datatype": "FP32", "data": [*Y[0], *Y[1]]}],

@@ -55,10 +55,17 @@ def read(images, *dims, **options):
     return reader(*dims, **options).read(files(*images), LABEL)
 
 
-def refusal(images, *dims, **options):
+def refusal_of(reading, strings):
+    """Return the message without the label of the input."""
     with pytest.raises(InvalidRequestError) as caught:
-        read(images, *dims, **options)
-    return str(caught.value)
+        reading.read(strings, LABEL)
+    label, _, message = str(caught.value).partition(": ")
+    assert label == LABEL
+    return message
+
+
+def refusal(images, *dims, **options):
+    return refusal_of(reader(*dims, **options), files(*images))
 
 
 def noise(*shape, dtype=np.uint8, seed=0):
@@ -69,13 +76,25 @@ def encode(picture, extension=".png", *parameters):
     return cv2.imencode(extension, picture, parameters)[1].tobytes()
 
 
+def decode(file):
+    """Decode a file by OpenCV alone."""
+    return cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
 def png(width, height, bits, color, rows, *chunks):
     """Write a PNG by hand; in the bytes `rows` a 0 for the filter comes before each row."""
     header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     parts = ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
-    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in parts)
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def with_data(file, *chunks):
+    """Replace the chunk of packed data in a PNG."""
+    return file[: file.index(b"IDAT") - 4] + b"".join(chunks) + file[file.index(b"IEND") - 4 :]
 
 
 def png_bomb(side):
@@ -83,10 +102,7 @@ def png_bomb(side):
     compressor = zlib.compressobj(9)
     row = bytes(1 + side // 8)
     rows = b"".join([*(compressor.compress(row) for _ in range(side)), compressor.flush()])
-    whole = png(side, side, 1, 0, b"")
-    begin = whole.index(b"IDAT") - 4
-    data = struct.pack(">I", len(rows)) + b"IDAT" + rows + struct.pack(">I", zlib.crc32(b"IDAT" + rows))
-    return whole[:begin] + data + whole[-12:]
+    return with_data(png(side, side, 1, 0, b""), chunk(b"IDAT", rows))
 
 
 def plain_codes(picture, run=254):
@@ -103,7 +119,7 @@ def with_orientation(jpeg, orientation):
 
 
 COLOR, GREY = noise(6, 5, 3), noise(6, 5, seed=1)
-PNG = encode(COLOR)
+PNG, JPEG, BMP = (encode(COLOR, extension) for extension in (".png", ".jpg", ".bmp"))
 ONE = np.array([[[0x24, 0x1B, 0xED]]], np.uint8)  # the test picture of OVMS, as it is decoded
 PIXEL = encode(ONE)
 
@@ -111,14 +127,13 @@ PIXEL = encode(ONE)
 # --- Decoding
 
 PALETTE = (b"PLTE", bytes.fromhex("102030 405060"))
+CODES = plain_codes(noise(6, 5))
+OWN_COLORS = gif(3, 1, [4, 0, 1, 2], bits=2, flags=0x81)[:-6] + bytes(range(12)) + b"\2\2\x84\x22\0\x3b"
 DECODED = {
-    "JPEG": (encode(COLOR, ".jpg"), 3),
+    "JPEG": (JPEG, 3),
     "JPEG, grey": (encode(GREY, ".jpg"), 1),
     "JPEG, progressive": (encode(COLOR, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1), 3),
-    "JPEG with bytes between its segments": (
-        (jpeg := encode(COLOR, ".jpg"))[:20] + b"\x01\x00\xff\xff" + jpeg[21:],
-        3,
-    ),
+    "JPEG with bytes between its segments": (JPEG[:20] + b"\x01\x00\xff\xff" + JPEG[21:], 3),
     "PNG": (PNG, 3),
     "PNG, grey": (encode(GREY), 1),
     "PNG, RGBA": (encode(noise(6, 5, 4)), 4),
@@ -128,20 +143,14 @@ DECODED = {
     "PNG, 1 bit": (png(3, 1, 1, 0, b"\0\xa0"), 1),
     "PNG, 16 bits": (encode(noise(6, 5, 3, dtype=np.uint16)), 3),
     "PNG, 16 bits, grey": (encode(noise(6, 5, dtype=np.uint16)), 1),
-    "BMP": (encode(COLOR, ".bmp"), 3),
-    "BMP, top row first": ((bmp := encode(COLOR, ".bmp"))[:22] + struct.pack("<i", -6) + bmp[26:], 3),
-    "BMP, OS/2": (
-        b"BM" + struct.pack("<IIIIHHHH", 34, 0, 26, 12, 2, 1, 1, 24) + bytes.fromhex("010203 040506 0000"),
-        1,
-    ),
+    "BMP": (BMP, 3),
+    "BMP, top row first": (BMP[:22] + struct.pack("<i", -6) + BMP[26:], 3),
+    "BMP, OS/2": (b"BM" + struct.pack("<IIIIHHHH8B", 34, 0, 26, 12, 2, 1, 1, 24, 1, 2, 3, 4, 5, 6, 0, 0), 1),
     "GIF": (encode(COLOR, ".gif", cv2.IMWRITE_GIF_TRANSPARENCY, 0), 3),
-    "GIF with alpha": (gif(5, 6, plain_codes(noise(6, 5)), extensions=b"\x21\xf9\4\1\0\0\7\0"), 4),
-    "GIF, its rows in four passes": (gif(5, 6, plain_codes(noise(6, 5)), flags=0x40), 3),
-    "GIF with colors of its own": (
-        gif(3, 1, [4, 0, 1, 2], bits=2, flags=0x81)[:-6] + bytes(range(12)) + b"\2\2\x84\x22\0\x3b",
-        3,
-    ),
-    "GIF with a comment": (gif(5, 6, plain_codes(noise(6, 5)), extensions=b"\x21\xfe\3abc\1d\0"), 3),
+    "GIF with alpha": (gif(5, 6, CODES, extensions=b"\x21\xf9\4\1\0\0\7\0"), 4),
+    "GIF, its rows in four passes": (gif(5, 6, CODES, flags=0x40), 3),
+    "GIF with colors of its own": (OWN_COLORS, 3),
+    "GIF with a comment": (gif(5, 6, CODES, extensions=b"\x21\xfe\3abc\1d\0"), 3),
     "PPM": (encode(COLOR, ".ppm"), 3),
     "PPM, 16 bits": (encode(noise(6, 5, 3, dtype=np.uint16), ".ppm"), 3),
     "PGM": (encode(GREY, ".pgm"), 1),
@@ -166,27 +175,36 @@ DECODED |= {f"animated {name}": (animation(f".{name}"), None) for name in ("gif"
 @pytest.mark.parametrize("name", DECODED)
 def test_file_is_decoded_as_by_opencv(name):
     file, channels = DECODED[name]
-    expected = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
+    expected = decode(file)
     array = read([file], 1, ANY, ANY, ANY, datatype="UINT16")
     assert channels in (None, array.shape[3])
     assert array.shape[:3] == (1, *expected.shape[:2])
     assert array.tobytes() == expected.astype(np.uint16).tobytes()
 
 
-def test_colors_are_in_the_order_blue_green_red():
-    assert read([PIXEL], 1, 1, 1, 3).tobytes() == bytes.fromhex("241bed")
-
-
-def test_png_of_one_bit_has_the_values_0_and_255():
-    assert read([png(3, 1, 1, 0, b"\0\xa0")], 1, 1, 3, 1).ravel().tolist() == [255, 0, 255]
-
-
-def test_palette_of_a_png_is_resolved():
-    assert read([DECODED["PNG, palette"][0]], 1, 1, 2, 3).tobytes() == bytes.fromhex("302010 605040")
-
-
-def test_alpha_of_a_png_is_the_last_channel():
-    assert read([DECODED["PNG, grey with alpha"][0]], 1, 1, 2, 4).tobytes() == bytes.fromhex("10101020 30303040")
+@pytest.mark.parametrize(
+    ("images", "dims", "datatype", "values"),
+    [
+        ([PIXEL], (1, 1, 1, 3), "UINT8", "24 1b ed"),
+        ([DECODED["PNG, 1 bit"][0]], (1, 1, 3, 1), "UINT8", "ff 00 ff"),
+        ([DECODED["PNG, palette"][0]], (1, 1, 2, 3), "UINT8", "302010 605040"),
+        ([DECODED["PNG, grey with alpha"][0]], (1, 1, 2, 4), "UINT8", "10101020 30303040"),
+        ([PIXEL, PIXEL], (2, 1, 1, 3), "UINT8", "241bed 241bed"),
+        ([PIXEL], (1, 1, 1, 3), "INT32", "24000000 1b000000 ed000000"),
+        ([PIXEL], (1, 1, 1, 3), "FP32", np.float32([36, 27, 237]).tobytes().hex()),
+    ],
+    ids=[
+        "colors in the order blue, green, red",
+        "one bit is 0 or 255",
+        "palette is resolved",
+        "alpha is the last channel",
+        "batch",
+        "INT32 is little-endian",
+        "FP32 from 0 to 255",
+    ],
+)
+def test_bytes_of_the_array(images, dims, datatype, values):
+    assert read(images, *dims, datatype=datatype).tobytes() == bytes.fromhex(values)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -194,10 +212,6 @@ def test_orientation_in_exif_is_ignored(orientation):
     plain = encode(noise(4, 6, 3), ".jpg")
     array = read([with_orientation(plain, orientation)], 1, 4, 6, 3)
     assert array.tobytes() == read([plain], 1, 4, 6, 3).tobytes()
-
-
-def test_images_of_a_batch_keep_their_order():
-    assert read([PIXEL, PIXEL], 2, 1, 1, 3).tobytes() == bytes.fromhex("241bed 241bed")
 
 
 def test_symbols_with_other_bytes_between_files_are_read():
@@ -251,49 +265,29 @@ def test_values_are_converted_to_the_precision_of_the_input(datatype, depth):
 @pytest.mark.parametrize(
     ("datatype", "depth", "value", "expected"),
     [
-        ("INT8", np.uint8, 200, 127),
-        ("INT8", np.uint8, 127, 127),
-        ("INT8", np.uint16, 40000, 127),
-        ("UINT8", np.uint16, 40000, 255),
-        ("UINT8", np.uint16, 254, 254),
-        ("INT16", np.uint16, 40000, 32767),
-        ("INT16", np.uint8, 255, 255),
-        ("UINT16", np.uint16, 65535, 65535),
-        ("INT32", np.uint16, 65535, 65535),
+        *(("INT8", np.uint8, 200, 127), ("INT8", np.uint8, 127, 127), ("INT8", np.uint16, 40000, 127)),
+        *(("UINT8", np.uint16, 40000, 255), ("UINT8", np.uint16, 254, 254)),
+        *(("INT16", np.uint16, 40000, 32767), ("INT16", np.uint8, 255, 255)),
+        *((datatype, np.uint16, 65535, 65535) for datatype in ("UINT16", "INT32", "FP32")),
         ("FP16", np.uint16, 65535, 65504),
-        ("FP32", np.uint16, 65535, 65535.0),
     ],
 )
 def test_values_beyond_a_precision_become_its_largest(datatype, depth, value, expected):
     assert read([encode(np.full((1, 1), value, depth))], 1, 1, 1, 1, datatype=datatype).item() == expected
 
 
-def test_int32_model_gets_little_endian_words():
-    assert read([PIXEL], 1, 1, 1, 3, datatype="INT32").tobytes() == bytes.fromhex("24000000 1b000000 ed000000")
-
-
-def test_fp32_model_gets_values_from_0_to_255():
-    assert read([PIXEL], 1, 1, 1, 3, datatype="FP32").ravel().tolist() == [36.0, 27.0, 237.0]
-
-
 @pytest.mark.parametrize("datatype", ["BOOL", "INT64", "UINT32", "UINT64"])
 def test_unsupported_precision_is_refused(datatype):
-    assert refusal([PIXEL], 1, 1, 1, 3, datatype=datatype) == (
-        f"input 'x': image 0 cannot be converted to {datatype}, the precision of this input; supported are "
-        "FP64, FP32, FP16, BF16, INT32, INT16, UINT16, UINT8, INT8"
+    message = (
+        f"image 0 cannot be converted to {datatype}, the precision of this input; supported are {', '.join(DTYPES)}"
     )
+    assert refusal([PIXEL], 1, 1, 1, 3, datatype=datatype) == message
 
 
 # --- Resizing
 
-RESIZES = [
-    ((6, 5), (3, 4)),
-    ((6, 5), (12, 11)),
-    ((6, 5), (1, 1)),
-    ((64, 48), (31, 57)),
-    ((1, 1), (2, 2)),
-    ((97, 61), (13, 7)),
-]
+RESIZES = [((6, 5), size) for size in ((3, 4), (12, 11), (1, 1))]
+RESIZES += [((64, 48), (31, 57)), ((1, 1), (2, 2)), ((97, 61), (13, 7))]
 
 
 @pytest.mark.parametrize(("size", "target"), RESIZES)
@@ -362,32 +356,25 @@ def test_layouts_that_take_images_of_the_right_size(layout):
     ],
 )
 def test_layouts_that_do_not_resize(layout, reason):
-    assert refusal([PNG], 1, 3, 5, 3, layout=layout) == (
-        "input 'x': image 0 is 6x5 (height x width), the model takes 3x5 (height x width), and images are not resized: "
-        + reason
-    )
+    sizes = "image 0 is 6x5 (height x width), the model takes 3x5 (height x width)"
+    assert refusal([PNG], 1, 3, 5, 3, layout=layout) == f"{sizes}, and images are not resized: {reason}"
 
 
 @pytest.mark.parametrize(
     ("layout", "setting"),
     [
-        ("NCHW", "NHWC:NCHW"),
-        ("NCWH", "NHWC:NCWH"),
-        ("CHWN", "NHWC:CHWN"),
-        ("NC...", "NHWC:NCHW"),
-        ("N", "NHWC:NCHW"),
-        ("NHWCD", "NHWC:NCHW"),
-        ("NC??", "NHWC:NCHW"),
+        *(("NCHW", "NHWC:NCHW"), ("NCWH", "NHWC:NCWH"), ("CHWN", "NHWC:CHWN"), ("NC...", "NHWC:NCHW")),
+        *(("N", "NHWC:NCHW"), ("NHWCD", "NHWC:NCHW"), ("NC??", "NHWC:NCHW")),
     ],
 )
 def test_other_layout_is_refused_with_the_setting_to_use(layout, setting):
     assert refusal([PIXEL], 1, 3, 1, 1, layout=layout) == (
-        f"input 'x': encoded images need the layout NHWC, this input has {layout}; "
+        f"encoded images need the layout NHWC, this input has {layout}; "
         f'set "layout": "{setting}" in the configuration of the model'
     )
 
 
-# 6x5 is what comes.
+# The image is 6x5.
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
     [
@@ -431,15 +418,13 @@ def test_range_without_resizing_takes_sizes_within_it():
 
 def test_all_images_get_the_size_of_the_first():
     array = read([PNG, PIXEL], 2, (1, 9), (1, 9), 3)
-    assert np.array_equal(array[0], COLOR)
-    assert np.array_equal(array[1], np.broadcast_to(ONE, (6, 5, 3)))
+    assert np.array_equal(array, [COLOR, np.broadcast_to(ONE, (6, 5, 3))])
 
 
 def test_images_of_different_sizes_are_each_resized():
-    array = read([PIXEL, PNG, encode(noise(9, 9, 3))], 3, 3, 4, 3)
-    assert [picture.tobytes() for picture in array] == [
-        cv2.resize(picture, (4, 3)).tobytes() for picture in (ONE, COLOR, noise(9, 9, 3))
-    ]
+    pictures = (ONE, COLOR, noise(9, 9, 3))
+    array = read(map(encode, pictures), 3, 3, 4, 3)
+    assert np.array_equal(array, [cv2.resize(picture, (4, 3)) for picture in pictures])
 
 
 @pytest.mark.parametrize(
@@ -451,10 +436,8 @@ def test_images_of_different_sizes_are_each_resized():
     ],
 )
 def test_images_of_different_sizes_are_refused_without_resizing(dims, layout, reason):
-    assert refusal([PNG, PIXEL], *dims, layout=layout) == (
-        "input 'x': image 1 is 1x1 (height x width), image 0 is 6x5 (height x width), and images are not resized: "
-        + reason
-    )
+    sizes = "image 1 is 1x1 (height x width), image 0 is 6x5 (height x width)"
+    assert refusal([PNG, PIXEL], *dims, layout=layout) == f"{sizes}, and images are not resized: {reason}"
 
 
 @pytest.mark.parametrize("target", [(1, 40000), (40000, 1)])
@@ -476,8 +459,7 @@ def test_target_may_be_longer_than_16_bits_count(target):
     ],
 )
 def test_other_numbers_of_channels_are_not_converted(picture, channels, came):
-    message = f"input 'x': image 0 has {came}, the model takes {channels}"
-    assert refusal([encode(picture)], 1, 6, 5, channels) == message
+    assert refusal([encode(picture)], 1, 6, 5, channels) == f"image 0 has {came}, the model takes {channels}"
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
@@ -511,19 +493,15 @@ def test_unbounded_number_of_channels_is_the_first_images(picture, channels):
 
 def test_range_of_channels_takes_numbers_within_it():
     assert read([PNG], 1, 6, 5, (1, 3)).shape == (1, 6, 5, 3)
-    assert refusal([encode(noise(6, 5, 4))], 1, 6, 5, (1, 3)) == (
-        "input 'x': image 0 has 4 channels, the model takes 3"
-    )
+    assert refusal([encode(noise(6, 5, 4))], 1, 6, 5, (1, 3)) == "image 0 has 4 channels, the model takes 3"
 
 
 def test_further_images_need_the_channels_of_the_first():
-    assert refusal([PNG, encode(GREY)], 2, 6, 5, ANY) == "input 'x': image 1 has 1 channel, the model takes 3"
+    assert refusal([PNG, encode(GREY)], 2, 6, 5, ANY) == "image 1 has 1 channel, the model takes 3"
 
 
 def test_message_for_an_nchw_model_without_a_layout_names_the_setting():
-    assert refusal([PNG], 1, 3, 6, 5, layout=None) == (
-        f"input 'x': image 0 has 3 channels, the model takes 5; {NO_LAYOUT}"
-    )
+    assert refusal([PNG], 1, 3, 6, 5, layout=None) == f"image 0 has 3 channels, the model takes 5; {NO_LAYOUT}"
 
 
 # --- Batches
@@ -543,7 +521,7 @@ def test_message_for_an_nchw_model_without_a_layout_names_the_setting():
     ],
 )
 def test_wrong_number_of_images_is_refused(batch, count, message):
-    assert refusal([PIXEL] * count, batch, 1, 1, 3) == f"input 'x': {message}"
+    assert refusal([PIXEL] * count, batch, 1, 1, 3) == message
 
 
 @pytest.mark.parametrize(("batch", "count"), [(1, 1), (3, 3), ((2, 4), 2), ((2, 4), 4), (ANY, 5)])
@@ -554,13 +532,12 @@ def test_allowed_number_of_images_is_read(batch, count):
 @pytest.mark.parametrize(("shape", "written"), [((1, 1), "[1,1]"), ((), "[]"), ((1, 0), "[1,0]")])
 def test_images_with_another_shape_are_refused(shape, written):
     strings = files(*([PIXEL] if 0 not in shape else []), shape=shape)
-    with pytest.raises(InvalidRequestError) as caught:
-        reader(1, 1, 1, 3).read(strings, LABEL)
-    assert str(caught.value) == f"input 'x': encoded images need the shape [n], got {written}"
+    assert refusal_of(reader(1, 1, 1, 3), strings) == f"encoded images need the shape [n], got {written}"
 
 
-# --- Files that are none
+# --- Files that are not images
 
+NINE_BLOCKS = gif(5, 6, [256] * 8, block=1)
 BROKEN = {
     "text": b"these are no bytes of an image",
     "one byte": b"B",
@@ -569,10 +546,9 @@ BROKEN = {
     "a GIF of no pixels": gif(0, 5, [256, 257]),
     "a GIF of codes of two bits": gif(5, 6, [2, 0, 1, 3], bits=1),
     "a GIF of too few pixels": gif(5, 6, [256, 1, 2, 257]),
-    "a GIF whose picture is larger than its screen": gif(4, 5, plain_codes(noise(6, 5)))[:18]
-    + gif(5, 6, plain_codes(noise(6, 5)))[18:],
+    "a GIF whose picture is larger than its screen": gif(4, 5, CODES)[:18] + gif(5, 6, CODES)[18:],
     "a GIF of a million empty comments": gif(5, 6, [256, 257], extensions=b"\x21\xfe\0" * 1_000_000),
-    "a GIF of a million blocks of one byte": gif(5, 6, [256] * 900_000, block=1),
+    "a GIF of a million blocks of one byte": NINE_BLOCKS[:-20] + NINE_BLOCKS[-20:-2] * 112_500 + NINE_BLOCKS[-2:],
     "a TIFF": encode(COLOR, ".tiff"),
     "a JPEG 2000": encode(noise(64, 64, 3), ".jp2"),
     "the signature of a BMP": b"BM",
@@ -586,7 +562,7 @@ BROKEN = {
     "a JPEG that begins with a scan": b"\xff\xd8\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9",
     "a JPEG of zeros": b"\xff\xd8\xff" + bytes(100),
     "a JPEG of segments and nothing else": b"\xff\xd8" + b"\xff\xfe\x00\x02" * 100_000,
-    "a RIFF that is no WebP": b"RIFF" + bytes(4) + b"WAVE" + bytes(40),
+    "a RIFF that is not WebP": b"RIFF" + bytes(4) + b"WAVE" + bytes(40),
     "a PNM without numbers": b"P6 # 5 6",
     "a PNM with a number of too many digits": b"P5 1 00000000012345678901 255 " + bytes(9),
     "a PGM without values": b"P5 10 10 255 3",
@@ -595,9 +571,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("file", BROKEN.values(), ids=BROKEN)
 def test_undecodable_file_is_refused_with_its_index(file):
-    assert refusal([PIXEL, file], ANY, 1, 1, 3) == (
-        f"input 'x': image 1 cannot be decoded, expected a complete file in one of {FORMATS}"
-    )
+    message = f"image 1 cannot be decoded, expected a complete file in one of {FORMATS}"
+    assert refusal([PIXEL, file], ANY, 1, 1, 3) == message
 
 
 def test_opencv_logs_nothing_about_a_file(capfd):
@@ -611,9 +586,8 @@ def test_opencv_logs_nothing_about_a_file(capfd):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_empty_image_is_refused_with_its_index(count):
-    assert refusal([PIXEL] * count + [b""], ANY, 1, 1, 3) == (
-        f"input 'x': image {count} is empty, expected a complete file in one of {FORMATS}"
-    )
+    message = f"image {count} is empty, expected a complete file in one of {FORMATS}"
+    assert refusal([PIXEL] * count + [b""], ANY, 1, 1, 3) == message
 
 
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.9])
@@ -629,10 +603,10 @@ def test_truncated_file_is_refused(extension, part):
 @pytest.mark.parametrize("name", DECODED)
 def test_pixels_are_counted_from_the_header_of_every_format(name):
     file, _ = DECODED[name]
-    height, width = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED).shape[:2]
+    height, width = decode(file).shape[:2]
     pixels = height * width
     message = refusal([file], 1, ANY, ANY, ANY, datatype="FP32", limits=ImageLimits(pixels - 1, 2**20))
-    assert message == f"input 'x': image 0 has {pixels} pixels, at most {pixels - 1} are allowed"
+    assert message == f"image 0 has {pixels} pixels, at most {pixels - 1} are allowed"
 
 
 def test_image_at_the_limit_is_read():
@@ -640,36 +614,31 @@ def test_image_at_the_limit_is_read():
 
 
 def test_pixels_of_all_images_are_limited():
-    message = "input 'x': the images have 60 pixels together, at most 59 are allowed"
+    message = "the images have 60 pixels together, at most 59 are allowed"
     assert refusal([PNG, PNG], 2, 1, 1, 3, limits=ImageLimits(30, 59)) == message
     assert read([PNG, PNG], 2, 1, 1, 3, limits=ImageLimits(30, 60)).shape == (2, 1, 1, 3)
 
 
 @pytest.mark.parametrize("dims", [(1, 6, 5, 3), (1, 5, 6, 3)])
 def test_values_of_the_array_are_limited(dims):
-    message = f"input 'x': the decoded images have the shape [{','.join(map(str, dims))}] with 90 values, at most 89"
+    message = f"the decoded images have the shape [{','.join(map(str, dims))}] with 90 values, at most 89"
     assert refusal([PNG], *dims, limits=ImageLimits(30, 89)) == f"{message} are allowed"
 
 
+FRAME = JPEG.index(b"\xff\xc0")
 LARGE = {
     "GIF": gif(30_000, 30_000, [256, 257]),
     "PNG": png_bomb(30_000),
     "BMP": b"BM" + struct.pack("<IIIIiiHHI", 54, 0, 54, 40, 30_000, 30_000, 1, 24, 0) + bytes(20),
-    "JPEG": (small := encode(COLOR, ".jpg"))[: (frame := small.index(b"\xff\xc0") + 5)]
-    + struct.pack(">HH", 30_000, 30_000)
-    + small[frame + 4 :],
+    "JPEG": JPEG[: FRAME + 5] + struct.pack(">HH", 30_000, 30_000) + JPEG[FRAME + 9 :],
     "PNM": b"P5\n30000 30000\n255\n" + bytes(50),
-    "WebP": b"RIFF"
-    + struct.pack("<I", 42)
-    + b"WEBPVP8X"
-    + struct.pack("<IIHBHB", 10, 0, 29_999, 0, 29_999, 0)
-    + bytes(9),
+    "WebP": struct.pack("<4sI8sIIHBHB9x", b"RIFF", 42, b"WEBPVP8X", 10, 0, 29_999, 0, 29_999, 0),
 }
 
 
 @pytest.mark.parametrize("file", LARGE.values(), ids=LARGE)
 def test_picture_of_900_million_pixels_is_refused(file):
-    assert refusal([file], 1, 224, 224, 3) == "input 'x': image 0 has 900000000 pixels, at most 67108864 are allowed"
+    assert refusal([file], 1, 224, 224, 3) == "image 0 has 900000000 pixels, at most 67108864 are allowed"
 
 
 def text(size):
@@ -686,14 +655,11 @@ BOMBS = LARGE | {
 # A process of its own, for the peak of this one is that of all tests.
 BOMB_PROGRAM = """
 import resource, time
-from test_images import ANY, BOMBS, InvalidRequestError, PIXEL, read
+from test_images import ANY, BOMBS, PIXEL, read, refusal
 read([PIXEL], 1, 1, 1, 3)
 before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 for bomb in BOMBS.values():
-    try:
-        print(read([bomb], 1, ANY, ANY, ANY))
-    except InvalidRequestError:
-        pass
+    refusal([bomb], 1, ANY, ANY, ANY)
 print(time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -729,7 +695,7 @@ def test_gif_may_clear_its_table_up_to_the_limit(bits, code):
     array = read([file], 1, 50, 40, 3)
     assert (array[0, :, :, 0] == np.where(picture == 1, 255, picture)).all()
     file = gif(40, 50, [*head, *[2**bits + code] * 267, *rest], bits=bits)
-    assert cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED) is not None
+    assert decode(file) is not None
     assert "cannot be decoded" in refusal([file], 1, 50, 40, 3)
 
 
@@ -776,15 +742,13 @@ def test_jpeg_may_have_64_scans():
 def test_jpeg_with_more_scans_is_refused_though_opencv_decodes_it():
     """A scan of a few bytes costs as much as the picture has pixels."""
     file = repeat_last_scan(PROGRESSIVE, 65 - PROGRESSIVE.count(b"\xff\xda"))
-    assert cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED) is not None
+    assert decode(file) is not None
     assert "cannot be decoded" in refusal([file], 1, 64, 64, 1)
 
 
 def test_scans_of_a_sequential_jpeg_are_counted_if_the_first_lacks_components():
-    file = encode(COLOR, ".jpg")
-    head = file[: file.index(b"\xff\xda")]
-    scan = bytes.fromhex("ffda 0008 01 01 00 003f00 ffd0")
-    assert "cannot be decoded" in refusal([head + scan * 100_000 + b"\xff\xd9"], 1, 6, 5, 3)
+    scans = bytes.fromhex("ffda 0008 01 01 00 003f00 ffd0") * 100_000
+    assert "cannot be decoded" in refusal([JPEG[: JPEG.index(b"\xff\xda")] + scans + b"\xff\xd9"], 1, 6, 5, 3)
 
 
 @pytest.mark.parametrize("file", [PROGRESSIVE, encode(noise(64, 64), ".jpg")], ids=["progressive", "baseline"])
@@ -840,38 +804,30 @@ def test_picture_with_changed_bytes_is_refused_or_has_the_size_of_its_header(fil
 
 # --- The work of a request
 
-WORK = r"input 'x': up to image (\d+), decoding \d+ pixels takes as much work as \d+ usual ones, at most \d+ are"
+WORK = r"up to image (\d+), decoding \d+ pixels takes as much work as \d+ usual ones, at most \d+ are"
 
 
-def with_data(file, data):
-    """Replace the packed data of a PNG."""
-    begin, end = file.index(b"IDAT") - 4, file.index(b"IEND") - 4
-    chunk = struct.pack(">I", len(data)) + b"IDAT" + data + struct.pack(">I", zlib.crc32(b"IDAT" + data))
-    return file[:begin] + chunk + file[end:]
-
-
-BATCHES = {
-    "3000 GIFs that clear their table": [gif(1, 1, [4] * 255 + [0, 5], bits=2)] * 3000,
-    "80,000 pixels": [PIXEL] * 80_000,
-    "100 texts of 8 MB": [png(1, 1, 8, 0, b"\0\0", text(7_900_000))] * 100,
-    "10,000 profiles": [png(1, 1, 8, 0, b"\0\0", (b"iCCP", b"x\0\0" + zlib.compress(bytes(10**6))))] * 10_000,
-    "10,000 times 900 chunks": [png(1, 1, 8, 0, b"\0\0", *[(b"tEXt", b"a\0")] * 900)] * 10_000,
-    "1000 JPEGs of 9000 comments": [small[:2] + b"\xff\xfe\0\2" * 9000 + small[2:]] * 1000,
-    "100 GIFs with 1 MB behind them": [gif(1, 1, [4, 0, 5], bits=2) + bytes(10**6)] * 100,
-    "60 PNGs that unpack to 100 MB": [with_data(png(8, 8, 8, 0, b""), zlib.compress(bytes(10**8)))] * 60,
+SLOW = {
+    "3000 GIFs that clear their table": lambda: [gif(1, 1, [4] * 255 + [0, 5], bits=2)] * 3000,
+    "80,000 pixels": lambda: [PIXEL] * 80_000,
+    "100 texts of 8 MB": lambda: [png(1, 1, 8, 0, b"\0\0", text(7_900_000))] * 100,
+    "10,000 profiles": lambda: [png(1, 1, 8, 0, b"\0\0", (b"iCCP", b"x\0\0" + zlib.compress(bytes(10**6))))] * 10_000,
+    "10,000 times 900 chunks": lambda: [png(1, 1, 8, 0, b"\0\0", *[(b"tEXt", b"a\0")] * 900)] * 10_000,
+    "1000 JPEGs of 9000 comments": lambda: [JPEG[:2] + b"\xff\xfe\0\2" * 9000 + JPEG[2:]] * 1000,
+    "100 GIFs with 1 MB after them": lambda: [gif(1, 1, [4, 0, 5], bits=2) + bytes(10**6)] * 100,
+    "60 PNGs that unpack to 100 MB": lambda: [png(8, 8, 8, 0, bytes(10**8))] * 60,
 }
 
 
 def test_slow_files_are_refused_before_they_are_decoded():
     """1.8 KB of gzip that unpacked to the first of these blocked a worker for 7 s."""
     seconds = {}
-    for name, batch in BATCHES.items():
-        strings, reading = files(*batch), reader(ANY, ANY, ANY, ANY)
+    for name, make in SLOW.items():
+        strings, reading = files(*make()), reader(ANY, ANY, ANY, ANY)
         started = time.process_time()
-        with pytest.raises(InvalidRequestError) as caught:
-            reading.read(strings, LABEL)
+        message = refusal_of(reading, strings)
         seconds[name] = time.process_time() - started
-        assert re.search(f"{WORK}|input 'x': image \\d+ has more data than its pixels need", str(caught.value)), name
+        assert re.match(f"{WORK}|image \\d+ has more data than its pixels need", message), name
     assert max(seconds.values()) < 0.5, seconds
 
 
@@ -883,10 +839,8 @@ def test_work_is_limited_by_the_allowed_pixels():
 
 def test_too_many_images_are_refused_before_they_are_measured():
     many = BytesArray(np.zeros(200_000, np.int32), np.zeros(200_000, np.int32), np.zeros(0, np.uint8))
-    for take in (reader(ANY, ANY, ANY, ANY), ShardedImageReader(reader(1, ANY, ANY, ANY))):
-        with pytest.raises(InvalidRequestError) as caught:
-            take.read(many, LABEL)
-        assert str(caught.value) == "input 'x': got 200000 images, at most 83886 are allowed"
+    for reading in (reader(ANY, ANY, ANY, ANY), ShardedImageReader(reader(1, ANY, ANY, ANY))):
+        assert refusal_of(reading, many) == "got 200000 images, at most 83886 are allowed"
 
 
 USEFUL = {
@@ -919,16 +873,13 @@ def test_png_may_have_twice_the_data_of_its_rows_and_64_kib(width, height, bits,
     "data", [b"", b"garbage", zlib.compress(bytes(2**20))[:-100]], ids=["none", "broken", "cut off"]
 )
 def test_invalid_data_of_a_png_are_left_to_opencv(data):
-    assert is_honest(np.frombuffer(with_data(png(1000, 2000, 8, 0, b""), data), np.uint8))
+    assert is_honest(np.frombuffer(with_data(png(1000, 2000, 8, 0, b""), chunk(b"IDAT", data)), np.uint8))
 
 
 def test_data_of_a_png_are_unpacked_across_its_chunks():
     data = zlib.compress(os.urandom(10**6))
-    file = png(10, 10, 8, 0, b"")
-    begin, end = file.index(b"IDAT") - 4, file.index(b"IEND") - 4
-    chunks = [data[start : start + 1000] for start in range(0, len(data), 1000)]
-    packed = b"".join(struct.pack(">I", len(part)) + b"IDAT" + part + bytes(4) for part in chunks)
-    assert not is_honest(np.frombuffer(file[:begin] + packed + file[end:], np.uint8))
+    chunks = [chunk(b"IDAT", data[start : start + 1000]) for start in range(0, len(data), 1000)]
+    assert not is_honest(np.frombuffer(with_data(png(10, 10, 8, 0, b""), *chunks), np.uint8))
 
 
 def test_shards_share_one_limit_of_work():
@@ -936,7 +887,7 @@ def test_shards_share_one_limit_of_work():
     assert re.search(WORK, message)[1] == "34"
 
 
-# --- Images that become the parts of a request to a pipeline
+# --- Images that become the shards of a request to a pipeline
 
 
 def shards(images, *dims, **options):
@@ -958,27 +909,22 @@ def test_shards_are_resized_like_the_images_of_a_model():
 
 
 def shards_refusal(images, *dims, **options):
-    with pytest.raises(InvalidRequestError) as caught:
-        shards(images, *dims, **options)
-    return str(caught.value)
+    return refusal_of(ShardedImageReader(reader(*dims, **options)), files(*images))
 
 
 def test_problem_of_a_shard_is_reported_with_its_index():
-    images = [encode(noise(4, 4, 3)), b"garbage"]
-    assert shards_refusal(images, 1, 4, 4, 3).startswith("input 'x': image 1 cannot be decoded")
-    images = [encode(noise(4, 4, 3)), encode(noise(4, 4, 1))]
-    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': shard 0: image 0 has 3 channels, the model takes 4"
-    images = [encode(noise(4, 4, 4)), encode(noise(4, 4, 1))]
-    assert shards_refusal(images, 1, 4, 4, 4) == "input 'x': shard 1: image 0 has 1 channel, the model takes 4"
-    images = [encode(noise(4, 4, 3)), encode(noise(5, 4, 3))]
-    assert shards_refusal(images, 1, ANY, 4, 3) == "input 'x': shard 1 has the shape [1,5,4,3], shard 0 [1,4,4,3]"
-    assert shards_refusal([], 1, 4, 4, 3) == "input 'x': encoded images need the shape [n], got [0]"
+    grey, color, alpha, high = (encode(noise(*shape)) for shape in ((4, 4, 1), (4, 4, 3), (4, 4, 4), (5, 4, 3)))
+    assert shards_refusal([color, b"garbage"], 1, 4, 4, 3).startswith("image 1 cannot be decoded")
+    assert shards_refusal([color, grey], 1, 4, 4, 4) == "shard 0: image 0 has 3 channels, the model takes 4"
+    assert shards_refusal([alpha, grey], 1, 4, 4, 4) == "shard 1: image 0 has 1 channel, the model takes 4"
+    assert shards_refusal([color, high], 1, ANY, 4, 3) == "shard 1 has the shape [1,5,4,3], shard 0 [1,4,4,3]"
+    assert shards_refusal([], 1, 4, 4, 3) == "encoded images need the shape [n], got [0]"
 
 
 def test_shards_are_limited_together():
     images = [encode(noise(4, 4, 3))] * 3
     limits = ImageLimits(image=100, request=40)
-    assert shards_refusal(images, 1, 4, 4, 3, limits=limits).startswith("input 'x': the images have 48 pixels together")
+    assert shards_refusal(images, 1, 4, 4, 3, limits=limits).startswith("the images have 48 pixels together")
     limits = ImageLimits(image=100, request=400)
     assert shards_refusal(images, 1, 9, 9, 3, limits=limits).endswith(
         "the decoded images have the shape [3,1,9,9,3] with 729 values, at most 400 are allowed"

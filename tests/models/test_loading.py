@@ -11,19 +11,18 @@ import pytest
 from ovms_rest.errors import NotFoundError, NotReadyError
 from ovms_rest.host.throwaway import STOPPED
 from ovms_rest.models.configuration import ModelConfig
-from ovms_rest.models.loading import Host, load_models
+from ovms_rest.models.loading import LoadSettings, load_models
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
-from ovms_rest.models.runtime import NO_OPTIONS
 from ovms_rest.settings import DEMO_CONFIG
 
 
-def load(tmp_path, *names, timeout=60, policy=LATEST, options=NO_OPTIONS, begin=lambda *at: None, **plugin_config):
-    configs = [
-        ModelConfig(name, tmp_path / name, plugin_config=plugin_config, version_policy=policy, options=options)
-        for name in names
-    ]
-    return load_models(configs, Host(cores=2, load_timeout=timeout), begin)
+def load_all(*configs, timeout=60, **options):
+    return load_models(configs, LoadSettings(cores=2, load_timeout=timeout), **options)
+
+
+def load(tmp_path, *names, timeout=60, begin=lambda *at: None, **values):
+    return load_all(*(ModelConfig(name, tmp_path / name, **values) for name in names), timeout=timeout, begin=begin)
 
 
 def open_all(models):
@@ -47,7 +46,7 @@ def test_highest_version_serves(tmp_path):
 
 def test_model_compiled_by_each_worker_is_compiled_when_opened(tmp_path):
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
-    models = load(tmp_path, "m", PERFORMANCE_HINT="LATENCY")
+    models = load(tmp_path, "m", plugin_config={"PERFORMANCE_HINT": "LATENCY"})
     assert not models.find("m").compilation.shared
     open_all(models)
     assert infer(models.find("m")) == [[0, 2, 0, 4]]
@@ -87,57 +86,66 @@ def save_versions(tmp_path, *good, broken=()):
         (tmp_path / "m" / str(version) / "model.onnx").write_text("garbage")
 
 
-@pytest.mark.parametrize(
-    ("policy", "served"),
-    [
-        (LATEST, ["4"]),
-        (VersionPolicy(latest=2), ["3", "4"]),
-        (VersionPolicy(latest=9), ["1", "3", "4"]),
-        (VersionPolicy(), ["1", "3", "4"]),
-        (VersionPolicy(specific=frozenset({1, 2, 3})), ["1", "3"]),
-    ],
-)
-def test_policy_selects_the_versions_and_the_highest_is_the_default(tmp_path, policy, served):
-    save_versions(tmp_path, 1, 3, 4)
-    models = load(tmp_path, "m", policy=policy)
-    assert models.versions("m") == served
-    assert models.find("m").metadata.version == served[-1]
-    assert models.find("m", served[0]).metadata.version == served[0]
+SELECTED = [
+    (LATEST, ["4"]),
+    (VersionPolicy(latest=2), ["3", "4"]),
+    (VersionPolicy(latest=9), ["1", "3", "4"]),
+    (VersionPolicy(), ["1", "3", "4"]),
+    (VersionPolicy(specific=frozenset({1, 2, 3})), ["1", "3"]),
+]
+REPLACED = [
+    (LATEST, ["3"]),
+    (VersionPolicy(latest=2), ["1", "3"]),
+    (VersionPolicy(), ["1", "3"]),
+    (VersionPolicy(specific=frozenset({3, 4})), ["3"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("policy", "served"),
-    [
-        (LATEST, ["3"]),
-        (VersionPolicy(latest=2), ["1", "3"]),
-        (VersionPolicy(), ["1", "3"]),
-        (VersionPolicy(specific=frozenset({3, 4})), ["3"]),
-    ],
-)
-def test_next_lower_version_replaces_a_broken_one(tmp_path, policy, served, caplog):
-    save_versions(tmp_path, 1, 3, broken=(4, 5))
-    models = load(tmp_path, "m", policy=policy)
+@pytest.fixture(scope="module")
+def by_policy(tmp_path_factory):
+    """Models with good versions 1, 3, 4, and others with broken versions 4 and 5, each by its policy."""
+    good, broken = tmp_path_factory.mktemp("good"), tmp_path_factory.mktemp("broken")
+    save_versions(good, 1, 3, 4)
+    save_versions(broken, 1, 3, broken=(4, 5))
+    models = load_all(
+        *(ModelConfig(f"good {policy}", good / "m", version_policy=policy) for policy, _ in SELECTED),
+        *(ModelConfig(f"broken {policy}", broken / "m", version_policy=policy) for policy, _ in REPLACED),
+    )
     open_all(models)
-    assert models.versions("m") == served
-    models.check_ready()
-    assert infer(models.find("m")) == [[0, 2, 0, 4]]
-    with pytest.raises(NotFoundError, match=r"^version '4' of model 'm' does not serve: cannot read "):
-        models.find("m", "4", explain=True)
-    assert "version 4 of model 'm' does not serve: cannot read " in caplog.text
+    return models
+
+
+@pytest.mark.parametrize(("policy", "served"), SELECTED)
+def test_policy_selects_the_versions_and_the_highest_is_the_default(by_policy, policy, served):
+    name = f"good {policy}"
+    assert by_policy.versions(name) == served
+    assert by_policy.find(name).metadata.version == served[-1]
+    assert by_policy.find(name, served[0]).metadata.version == served[0]
+
+
+@pytest.mark.parametrize(("policy", "served"), REPLACED)
+def test_next_lower_version_replaces_a_broken_one(by_policy, policy, served):
+    name = f"broken {policy}"
+    assert by_policy.versions(name) == served
+    by_policy.check_ready()
+    assert infer(by_policy.find(name)) == [[0, 2, 0, 4]]
+    with pytest.raises(NotFoundError, match=r"^version '4' of model 'broken .*' does not serve: cannot read "):
+        by_policy.find(name, "4", explain=True)
 
 
 def test_policy_that_selects_no_version_is_the_reason(tmp_path):
     save_versions(tmp_path, 1, 3)
-    models = load(tmp_path, "m", policy=VersionPolicy(specific=frozenset({2, 7})))
+    models = load(tmp_path, "m", version_policy=VersionPolicy(specific=frozenset({2, 7})))
     with pytest.raises(NotFoundError, match=r": model_version_policy selects none of the available versions: 1, 3$"):
         models.find("m", explain=True)
 
 
-def test_begin_is_called_before_each_trial(tmp_path):
+def test_begin_is_called_before_each_trial_and_failures_are_logged(tmp_path, caplog):
     save_versions(tmp_path, 1, broken=(2,))
     begun = []
     load(tmp_path, "m", begin=lambda *at: begun.append(at))
     assert begun == [("m", 2), ("m", 1)]
+    assert "version 2 of model 'm' does not serve: cannot read " in caplog.text
 
 
 # --- Options
@@ -146,12 +154,11 @@ def test_begin_is_called_before_each_trial(tmp_path):
 def test_invalid_option_fails_its_model_alone(tmp_path):
     for name in ("a", "b"):
         model_zoo.save(model_zoo.relu(), tmp_path / name)
-    configs = [
+    models = load_all(
         ModelConfig("a", tmp_path / "a", options=ModelOptions(shape="(1,x)")),
         ModelConfig("b", tmp_path / "b", options=ModelOptions(shape="(3,4)")),
         ModelConfig("c", tmp_path / "b", plugin_config={"INFERENCE_NUM_THREADS": "many"}),
-    ]
-    models = load_models(configs, Host(cores=2))
+    )
     assert models.find("b").metadata.inputs["x"].static_shape == (3, 4)
     for name, reason in (("a", "shape"), ("c", "plugin_config.INFERENCE_NUM_THREADS")):
         with pytest.raises(NotFoundError, match=f"^model '{name}' does not serve: .*{reason}: "):
@@ -162,14 +169,7 @@ def test_all_problems_of_a_model_are_reported_once_before_it_is_tried(tmp_path, 
     save_versions(tmp_path, 1, 2, 3)
     wrong = {"options": ModelOptions(shape="(1", layout="Q:"), "plugin_config": {"NUM_STREAMS": "many"}}
     begun = []
-    models = load_models(
-        [
-            ModelConfig("m", tmp_path / "m", version_policy=VersionPolicy(), **wrong),
-            ModelConfig("absent", tmp_path / "absent", **wrong),
-        ],
-        Host(cores=2),
-        lambda *at: begun.append(at),
-    )
+    models = load(tmp_path, "m", "absent", begin=lambda *at: begun.append(at), version_policy=VersionPolicy(), **wrong)
     assert begun == []
     for name in ("m", "absent"):
         options, plugin_config, *missing = models.entries[name].problems(name)
@@ -181,39 +181,46 @@ def test_all_problems_of_a_model_are_reported_once_before_it_is_tried(tmp_path, 
         assert [line.startswith("model 'absent': cannot read ") for line in missing] == [True] * (name == "absent")
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (ModelConfig("a", Path("/x"), remote="s3://b/m"), "base_path: only local directories and files can be served"),
-        (ModelConfig("a", DEMO_CONFIG.parent / "digits", nireq=100_001), "nireq: expected at most 100000, got 100001"),
-        (ModelConfig("a", Path("/x" * 300)), "cannot read the model directory /x"),
-        (ModelConfig("a", Path("/" + "x" * 300)), "File name too long"),
-        (ModelConfig("a", Path("/" + "x" * 5000 + ".xml")), "File name too long"),
-        (ModelConfig("a", Path("/x\0y")), "embedded null byte"),
-    ],
-)
-def test_invalid_value_fails_its_model_alone(tmp_path, config, reason):
-    model_zoo.save(model_zoo.relu(), tmp_path / "m")
-    models = load_models([config, ModelConfig("m", tmp_path / "m")], Host(cores=2))
-    assert models.versions("m") == ["1"]
-    (problem,) = models.problems()
-    assert problem.startswith("model 'a': ")
-    assert reason in problem
+INVALID = [
+    ({"base_path": Path("/x"), "remote": "s3://b/m"}, "base_path: only local directories and files can be served"),
+    ({"base_path": DEMO_CONFIG.parent / "digits", "nireq": 100_001}, "nireq: expected at most 100000, got 100001"),
+    ({"base_path": Path("/x" * 300)}, "cannot read the model directory /x"),
+    ({"base_path": Path("/" + "x" * 300)}, "File name too long"),
+    ({"base_path": Path("/" + "x" * 5000 + ".xml")}, "File name too long"),
+    ({"base_path": Path("/x\0y")}, "embedded null byte"),
+]
+
+
+@pytest.fixture(scope="module")
+def beside_invalid(tmp_path_factory):
+    """A good model 'm', and a model for each invalid configuration."""
+    directory = tmp_path_factory.mktemp("invalid")
+    model_zoo.save(model_zoo.relu(), directory / "m")
+    configs = (ModelConfig(f"a{index}", **values) for index, (values, _) in enumerate(INVALID))
+    return load_all(*configs, ModelConfig("m", directory / "m"))
+
+
+@pytest.mark.parametrize("index", range(len(INVALID)))
+def test_invalid_value_fails_its_model_alone(beside_invalid, index):
+    assert beside_invalid.versions("m") == ["1"]
+    (problem,) = beside_invalid.entries[f"a{index}"].problems(f"a{index}")
+    assert problem.startswith(f"model 'a{index}': ")
+    assert INVALID[index][1] in problem
+    assert len(beside_invalid.problems()) == len(INVALID)
 
 
 def test_batch_size_beside_a_shape_causes_a_warning(tmp_path, caplog):
     model_zoo.save(model_zoo.relu((2, 4)), tmp_path / "m")
     load(tmp_path, "m", options=ModelOptions(shape="(3,4)", batch_size=7))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     message = "Both shape and batch size have been defined. Batch size parameter will be ignored."
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"model 'm': {message}"
-    ]
+    assert warnings == [f"model 'm': {message}"]
 
 
 def test_keys_without_effect_are_logged(tmp_path, caplog):
     caplog.set_level("INFO")
     model_zoo.save(model_zoo.relu(), tmp_path / "m")
-    models = load_models([ModelConfig("m", tmp_path / "m", nireq=8, allow_cache=True)], Host(cores=2))
+    models = load(tmp_path, "m", nireq=8, allow_cache=True)
     nireq, allow_cache = models.entries["m"].notes
     assert nireq.startswith("nireq=8 is ignored: each worker runs one inference at a time; ")
     assert allow_cache.startswith("allow_cache=true is ignored: ")
@@ -225,8 +232,8 @@ def test_nothing_is_compiled_once_the_service_shuts_down(tmp_path):
     """The service shuts down while the second version is tried."""
     save_versions(tmp_path, 1, 2)
     tried = []
-    config, host = ModelConfig("m", tmp_path / "m", version_policy=VersionPolicy()), Host(cores=2, load_timeout=60)
-    models = load_models([config], host, lambda *at: tried.append(at), stop=lambda: len(tried) == 2)
+    config = ModelConfig("m", tmp_path / "m", version_policy=VersionPolicy())
+    models = load_all(config, begin=lambda *at: tried.append(at), stop=lambda: len(tried) == 2)
     assert (models.entries["m"].versions, models.entries["m"].failures) == ({}, {1: STOPPED, 2: STOPPED})
 
 
@@ -241,32 +248,27 @@ def test_model_that_fails_to_open_is_given_up_and_the_others_are_opened(tmp_path
     """A device may be gone after the trial; here a property is unknown to it."""
     for name in ("a", "b"):
         model_zoo.save(model_zoo.relu(), tmp_path / name)
-    models = load(tmp_path, "a", "b", PERFORMANCE_HINT="LATENCY")
+    models = load(tmp_path, "a", "b", plugin_config={"PERFORMANCE_HINT": "LATENCY"})
     models.find("a").compilation.properties["NO_SUCH_KEY"] = 1
     open_all(models)
     assert infer(models.find("b")) == [[0, 2, 0, 4]]
-    with pytest.raises(
-        NotFoundError, match=r"version 1 cannot be compiled for CPU: .*Unsupported property NO_SUCH_KEY"
-    ):
+    message = r"version 1 cannot be compiled for CPU: .*Unsupported property NO_SUCH_KEY"
+    with pytest.raises(NotFoundError, match=message):
         models.find("a", explain=True)
 
 
 # --- Files that are being written
 
 
-def load_version_two(tmp_path, previous=None):
-    config = ModelConfig("m", tmp_path / "m")
-    return load_models([config], Host(cores=2), previous=previous)
-
-
 def test_version_that_is_being_written_keeps_serving_and_no_lower_one_replaces_it(tmp_path, caplog):
     for version in (1, 2):
         model_zoo.save(model_zoo.product(), tmp_path / "m", version)
-    before = load_version_two(tmp_path)
+    config = ModelConfig("m", tmp_path / "m")
+    before = load_all(config)
     file = tmp_path / "m" / "2" / "model.xml"
     with file.open("r+b"):
         os.utime(file)
-        meanwhile = load_version_two(tmp_path, before)
+        meanwhile = load_all(config, previous=before)
     entry = meanwhile.entries["m"]
     assert entry.versions == before.entries["m"].versions
     assert list(entry.versions) == [2]
@@ -276,7 +278,7 @@ def test_version_that_is_being_written_keeps_serving_and_no_lower_one_replaces_i
     (status,) = entry.status()
     assert (status["state"], status["status"]["error_message"]) == ("AVAILABLE", entry.failures[2])
 
-    after = load_version_two(tmp_path, meanwhile).entries["m"]
+    after = load_all(config, previous=meanwhile).entries["m"]
     assert (list(after.versions), after.failures, after.is_changing) == ([2], {}, False)
     assert after.versions[2] is not entry.versions[2]
 
@@ -285,7 +287,7 @@ def test_version_that_is_being_written_at_the_start_is_replaced_by_a_lower_one(t
     for version in (1, 2):
         model_zoo.save(model_zoo.product(), tmp_path / "m", version)
     with (tmp_path / "m" / "2" / "model.xml").open("r+b"):
-        entry = load_version_two(tmp_path).entries["m"]
+        entry = load(tmp_path, "m").entries["m"]
     assert (list(entry.versions), list(entry.failures), entry.is_changing) == ([1], [2], True)
 
 
@@ -296,7 +298,7 @@ def test_many_models_are_tried_in_batches(tmp_path, monkeypatch):
     configs = [ModelConfig(f"m{index}", tmp_path / f"m{index}") for index in range(5)]
     for config in configs:
         model_zoo.save(model_zoo.product(), config.base_path)
-    models = load_models(configs, Host(cores=2), lambda *at: tried.append(at))
+    models = load_all(*configs, begin=lambda *at: tried.append(at))
     assert tried == [(config.name, 1) for config in configs]
     assert [list(entry.versions) for entry in models.entries.values()] == [[1]] * 5
 
@@ -304,7 +306,7 @@ def test_many_models_are_tried_in_batches(tmp_path, monkeypatch):
 def test_model_that_is_read_in_place_is_logged(tmp_path, monkeypatch, caplog):
     formats.write_onnx(tmp_path / "m" / "1")
     monkeypatch.setattr("ovms_rest.models.copies._find_temporary_directories", lambda: iter(()))
-    load_models([ModelConfig("m", tmp_path / "m")], Host(cores=2))
+    load(tmp_path, "m")
     assert (
         "version 1 of model 'm' was read in place, without a private copy: no temporary directory can be written"
         in caplog.messages

@@ -9,23 +9,14 @@ import numpy as np
 import openvino
 import pytest
 from conftest import ELEMENT_TYPES
+from opened_models import EXACT, open_model, open_path
 from openvino import Type, opset15
 
 from ovms_rest.errors import BusyError, InvalidRequestError, LoadError
 from ovms_rest.models.compilation import plan_compilation
-from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.runtime import Model
 from ovms_rest.protocol.datatypes import DATATYPES
 from ovms_rest.protocol.strings import BytesArray
-
-EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
-
-
-def open_model(base_path, name="model", retire=lambda: None):
-    (file,) = (base_path / "1").glob("*.[xo]*")
-    model = Model(name, 1, file, EXACT)
-    model.open(retire)
-    return model
 
 
 def describe(tensors):
@@ -33,13 +24,13 @@ def describe(tensors):
 
 
 def test_tensors_are_described_in_alphabetical_order(tmp_path):
-    metadata = open_model(model_zoo.save(model_zoo.add(), tmp_path)).metadata
+    metadata = open_model(model_zoo.add(), tmp_path).metadata
     assert list(describe(metadata.inputs).items()) == [("left", "FP32[1,3]"), ("right", "FP32[1,3]")]
     assert list(describe(metadata.outputs)) == ["difference", "sum"]
 
 
 def test_dynamic_and_ranged_dims_are_kept(tmp_path):
-    metadata = open_model(model_zoo.save(model_zoo.relu("?,1..8,4.."), tmp_path)).metadata
+    metadata = open_model(model_zoo.relu("?,1..8,4.."), tmp_path).metadata
     assert describe(metadata.inputs) == {"x": "FP32[-1,1:8,4:]"}
     assert metadata.inputs["x"].to_json()["shape"] == [-1, -1, -1]
 
@@ -50,7 +41,7 @@ def test_outputs_without_names_are_named_by_their_index(tmp_path):
     model_zoo.save(model, tmp_path)
     file = tmp_path / "1" / "model.xml"  # save_model gives names, which other writers of IR do not
     file.write_text(re.sub(r' (output_)?names="[^"]*"', "", file.read_text()))
-    metadata = open_model(tmp_path).metadata
+    metadata = open_path(tmp_path / "1").metadata
     assert (list(metadata.inputs), list(metadata.outputs)) == (["in_0"], ["out_0", "out_1"])
 
 
@@ -58,14 +49,14 @@ def test_leaves_of_rt_info_are_strings(tmp_path):
     model = model_zoo.relu()
     model.set_rt_info(["cat", "dog"], ["model_info", "labels"])
     model.set_rt_info({"height": 200, "width": 300}, ["model_info", "resolution"])
-    metadata = open_model(model_zoo.save(model, tmp_path)).metadata
+    metadata = open_model(model, tmp_path).metadata
     assert metadata.to_json(["1"])["rt_info"] == {
         "model_info": {"labels": "cat dog", "resolution": {"height": "200", "width": "300"}}
     }
 
 
 def test_model_without_model_info_has_no_rt_info(tmp_path):
-    assert "rt_info" not in open_model(model_zoo.save(model_zoo.relu(), tmp_path)).metadata.to_json(["1"])
+    assert "rt_info" not in open_model(model_zoo.relu(), tmp_path).metadata.to_json(["1"])
 
 
 # --- Labels
@@ -158,7 +149,7 @@ def test_unreadable_file_of_labels_is_logged_and_ignored(labels_of, caplog, tmp_
 @pytest.mark.parametrize("datatype", ELEMENT_TYPES)
 @pytest.mark.parametrize("shape", [(3, 2), (0, 2)])
 def test_every_datatype_keeps_all_its_bits(tmp_path, datatype, shape):
-    model = open_model(model_zoo.save(model_zoo.passthrough(x=(ELEMENT_TYPES[datatype], (-1, 2))), tmp_path))
+    model = open_model(model_zoo.passthrough(x=(ELEMENT_TYPES[datatype], (-1, 2))), tmp_path)
     dtype = DATATYPES[datatype].dtype
     random = np.random.default_rng(1)
     array = (
@@ -173,13 +164,13 @@ def test_every_datatype_keeps_all_its_bits(tmp_path, datatype, shape):
 
 
 def test_bfloat16_is_computed_as_bfloat16(tmp_path):
-    model = open_model(model_zoo.save(model_zoo.relu((4,), Type.bf16), tmp_path))
+    model = open_model(model_zoo.relu((4,), Type.bf16), tmp_path)
     array = np.array([1.5, -2, 3.140625, -0.5], ml_dtypes.bfloat16)
     assert model.infer({"x": array})["y"].array.tolist() == [1.5, 0, 3.140625, 0]
 
 
 def test_scalars_have_the_empty_shape(tmp_path):
-    model = open_model(model_zoo.save(model_zoo.relu(()), tmp_path))
+    model = open_model(model_zoo.relu(()), tmp_path)
     tensor = model.infer({"x": np.array(4.5, np.float32)})["y"]
     assert (tensor.shape, tensor.array.tolist()) == ((), 4.5)
 
@@ -195,32 +186,19 @@ def test_scalars_have_the_empty_shape(tmp_path):
     ],
 )
 def test_strings_keep_every_byte_at_any_rank(tmp_path, elements, shape):
-    model = open_model(model_zoo.save(model_zoo.strings([-1] * len(shape)), tmp_path))
+    model = open_model(model_zoo.strings([-1] * len(shape)), tmp_path)
     tensor = model.infer({"text": BytesArray.of(elements, shape)})["text"]
     assert (tensor.datatype, tensor.shape, tensor.array.elements()) == ("BYTES", shape, elements)
 
 
 def test_model_may_take_strings_and_numbers(tmp_path):
-    number = opset15.parameter([2], Type.f32, name="a_number")
-    text = opset15.parameter([-1], Type.string, name="b_text")
-    last = opset15.parameter([1], Type.i64, name="c_last")
-    for node in (number, text, last):
-        node.output(0).set_names({node.get_friendly_name()})
-    outputs = {"z_number": opset15.relu(number), "x_last": opset15.abs(last)}
-    for name, node in outputs.items():
-        node.output(0).set_names({name})
-    model = openvino.Model(
-        [opset15.result(outputs["z_number"]), opset15.result(text), opset15.result(outputs["x_last"])],
-        [number, text, last],
-    )
-    opened = open_model(model_zoo.save(model, tmp_path))
-    tensors = opened.infer(
-        {
-            "a_number": np.array([-1, 2], np.float32),
-            "b_text": BytesArray.of([b"x", b"yz"], (2,)),
-            "c_last": np.array([-5], np.int64),
-        }
-    )
+    number = model_zoo.parameter("a_number", [2], Type.f32)
+    text = model_zoo.parameter("b_text", [-1], Type.string)
+    last = model_zoo.parameter("c_last", [1], Type.i64)
+    outputs = {"z_number": opset15.relu(number), "b_text": text, "x_last": opset15.abs(last)}
+    opened = open_model(model_zoo.model_of(outputs, [number, text, last]), tmp_path)
+    strings = BytesArray.of([b"x", b"yz"], (2,))
+    tensors = opened.infer({"a_number": np.float32([-1, 2]), "b_text": strings, "c_last": np.int64([-5])})
     assert list(tensors) == ["b_text", "x_last", "z_number"]
     assert tensors["b_text"].array.elements() == [b"x", b"yz"]
     assert tensors["x_last"].array.tolist() == [5]
@@ -228,19 +206,19 @@ def test_model_may_take_strings_and_numbers(tmp_path):
 
 
 def test_matrix_named_string_is_returned_as_strings(tmp_path):
-    model = open_model(model_zoo.save(model_zoo.matrix(output="rows_STRING"), tmp_path))
+    model = open_model(model_zoo.matrix(output="rows_STRING"), tmp_path)
     tensor = model.infer({"rows": np.array([[97, 98, 0], [99, 0, 100]], np.uint8)})["rows_STRING"]
     assert (tensor.datatype, tensor.shape, tensor.array.elements()) == ("BYTES", (2,), [b"ab", b"c"])
 
 
 def test_other_matrix_is_returned_as_numbers(tmp_path):
-    model = open_model(model_zoo.save(model_zoo.matrix(output="rows_out"), tmp_path))
+    model = open_model(model_zoo.matrix(output="rows_out"), tmp_path)
     assert model.infer({"rows": np.array([[97, 0]], np.uint8)})["rows_out"].datatype == "UINT8"
 
 
 def test_inputs_are_read_in_place(tmp_path):
     """During the inference, the compiled model's input tensor points to the array, unless that is small."""
-    model = open_model(model_zoo.save(model_zoo.relu(), tmp_path))
+    model = open_model(model_zoo.relu(), tmp_path)
     array = np.ones((2000, 4), np.float32)
     model.infer({"x": array})
     pointer = model._local.session._request.get_input_tensor(0).data.__array_interface__["data"][0]
@@ -248,7 +226,7 @@ def test_inputs_are_read_in_place(tmp_path):
 
 
 def test_onnx_model_infers(tmp_path):
-    model = open_model(model_zoo.save_onnx_add_one(tmp_path))
+    model = open_path(model_zoo.save_onnx_add_one(tmp_path) / "1")
     assert describe(model.metadata.inputs) == {"x": "FP32[-1,2]"}
     assert model.infer({"x": np.array([[1, 2]], np.float32)})["y"].array.tolist() == [[2, 3]]
 
@@ -260,11 +238,11 @@ def multiply(model, left, right):
 
 
 def test_shapes_that_do_not_fit_are_refused_with_the_node_and_the_dims(tmp_path):
-    model = open_model(model_zoo.save(model_zoo.product(), tmp_path), "product")
+    model = open_model(model_zoo.product(), tmp_path)
     with pytest.raises(InvalidRequestError) as failure:
         multiply(model, (2, 3), (2, 2))
     assert re.fullmatch(
-        r"model 'product' version 1 cannot compute this request: node 'MatMul_\d+': Incompatible MatMul matrix "
+        r"model 'm' version 1 cannot compute this request: node 'MatMul_\d+': Incompatible MatMul matrix "
         r"dimension. First input dimension=3 at COL_INDEX_DIM=1 doesn't match the second input dimension=2 at "
         r"ROW_INDEX_DIM=0",
         str(failure.value),
@@ -274,28 +252,24 @@ def test_shapes_that_do_not_fit_are_refused_with_the_node_and_the_dims(tmp_path)
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_failed_inference_does_not_affect_later_ones(tmp_path, size):
     """OpenVINO alone would refuse the shapes of the last good request forever after a bad one."""
-    retired = []
-    model = open_model(model_zoo.save(model_zoo.product(), tmp_path), retire=lambda: retired.append(1))
+    model = open_model(model_zoo.product(), tmp_path)
     good = (size, size)
     for _ in range(2):
         assert multiply(model, good, good) == good
         with pytest.raises(InvalidRequestError):
             multiply(model, (2, 3), (2, 2))
         assert multiply(model, good, good) == good
-    assert not retired
 
 
 def test_shapes_within_the_model_are_checked_before_the_plugin_sees_them(tmp_path):
     """The model needs 7 columns."""
     x = model_zoo.parameter("x", (-1, -1), Type.f32)
     model = model_zoo.model_of({"y": opset15.concat([x, opset15.constant(np.ones((2, 7), np.float32))], 0)}, [x])
-    retired = []
-    opened = open_model(model_zoo.save(model, tmp_path), retire=lambda: retired.append(1))
+    opened = open_model(model, tmp_path)
     for rows in (1, 2, 1):
         with pytest.raises(InvalidRequestError, match="Argument shapes are inconsistent"):
             opened.infer({"x": np.ones((rows, 6), np.float32)})
         assert opened.infer({"x": np.ones((rows, 7), np.float32)})["y"].array.shape == (rows + 2, 7)
-    assert not retired
 
 
 def reshape(model, size, *dims):
@@ -303,25 +277,22 @@ def reshape(model, size, *dims):
 
 
 def test_values_that_do_not_fit_are_refused_and_do_not_affect_later_requests(tmp_path):
-    retired = []
-    model = open_model(model_zoo.save(model_zoo.reshaping(), tmp_path), retire=lambda: retired.append(1))
+    model = open_model(model_zoo.reshaping(), tmp_path)
     for size, dims in ((6, (2, 3)), (4, (4, 1)), (6, (3, 2))):
         assert reshape(model, size, *dims).tolist() == np.ones(dims).tolist()
         with pytest.raises(InvalidRequestError) as failure:
             reshape(model, 6, 4, 2)
         assert re.fullmatch(
-            r"model 'model' version 1 cannot compute this request: Reshape node with name 'Reshape_\d+' "
+            r"model 'm' version 1 cannot compute this request: Reshape node with name 'Reshape_\d+' "
             r"reshape: the shape of input data \(6\) conflicts with the reshape pattern \(4.2\)",
             str(failure.value),
         )
         assert reshape(model, size, *dims).tolist() == np.ones(dims).tolist()
-    assert not retired
 
 
 def test_model_recovers_by_requests_that_it_computed_before(tmp_path):
     """No invented input fits: the product of the dims must be the size, and the second dim 5."""
-    retired = []
-    model = open_model(model_zoo.save(model_zoo.reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
+    model = open_model(model_zoo.reshaping(columns=5), tmp_path)
     for size, dims in ((10, (2, 5)), (15, (3, 5))):
         assert reshape(model, size, *dims).shape == (dims[0] + 1, 5)
     for _ in range(2):
@@ -329,41 +300,35 @@ def test_model_recovers_by_requests_that_it_computed_before(tmp_path):
             reshape(model, 12, 3, 4)
         assert reshape(model, 15, 3, 5).tolist() == np.ones((4, 5)).tolist()
         assert reshape(model, 10, 2, 5).tolist() == np.ones((3, 5)).tolist()
-    assert not retired
 
 
 def test_model_without_examples_recovers_by_the_next_request(tmp_path):
-    retired = []
-    model = open_model(model_zoo.save(model_zoo.reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
+    model = open_model(model_zoo.reshaping(columns=5), tmp_path)
     for size, dims in ((10, (2, 5)), (15, (3, 5))):
         with pytest.raises(InvalidRequestError):
             reshape(model, 12, 3, 4)
         assert reshape(model, size, *dims).tolist() == np.ones((dims[0] + 1, 5)).tolist()
-    assert not retired
 
 
 def test_failure_with_the_last_shapes_leaves_the_model_unchanged(tmp_path):
     """No other request that the model computes is known, or needed."""
-    retired = []
-    model = open_model(model_zoo.save(model_zoo.reshaping(), tmp_path), retire=lambda: retired.append(1))
+    model = open_model(model_zoo.reshaping(), tmp_path)
     for _ in range(3):
         with pytest.raises(InvalidRequestError, match="conflicts with the reshape pattern"):
             reshape(model, 1, 1, 2)
         assert reshape(model, 1, 1, 1).tolist() == [[1]]
-    assert not retired
 
 
 def test_model_that_cannot_recover_refuses_all_requests(tmp_path):
     """The next request has the shapes of the last success, so the worker has to be replaced."""
     retired = []
-    model = open_model(model_zoo.save(model_zoo.reshaping(columns=5), tmp_path), retire=lambda: retired.append(1))
+    model = open_model(model_zoo.reshaping(columns=5), tmp_path, retire=lambda: retired.append(1))
     reshape(model, 10, 2, 5)
     with pytest.raises(InvalidRequestError):
         reshape(model, 12, 3, 4)
+    message = r"^model 'm' version 1 is unusable in this worker, which is being replaced$"
     for size, dims in ((10, (2, 5)), (15, (3, 5))):
-        with pytest.raises(
-            BusyError, match=r"^model 'model' version 1 is unusable in this worker, which is being replaced$"
-        ):
+        with pytest.raises(BusyError, match=message):
             reshape(model, size, *dims)
         assert retired == [1]
 
@@ -381,17 +346,14 @@ def halving(levels):
     return model_zoo.model_of({"y": opset15.concat([x, larger], 1)}, [x])
 
 
-def test_model_that_halves_sizes_is_warmed_up_and_refuses_odd_ones(tmp_path, caplog):
-    retired = []
-    with caplog.at_level("DEBUG"):
-        model = open_model(model_zoo.save(halving(5), tmp_path), retire=lambda: retired.append(1))
-    assert "cannot be warmed up" not in caplog.text
+def test_model_that_halves_sizes_is_tried_and_refuses_odd_ones(tmp_path):
+    model = open_model(halving(5), tmp_path)
+    assert model.warning == ""
     for side in (64, 96, 64):
         with pytest.raises(InvalidRequestError, match="Argument shapes are inconsistent"):
             model.infer({"x": np.ones((1, 1, side, side + 1), np.float32)})
         x = np.ones((1, 1, side, side), np.float32)
         assert (model.infer({"x": x})["y"].array == np.ones((1, 2, side, side))).all()
-    assert not retired
 
 
 # --- Memory
@@ -405,7 +367,7 @@ def churn():
 @pytest.mark.parametrize("size", [4_100, 8_900, 3_000_000])
 @pytest.mark.parametrize("datatype", ["FP32", "BF16", "INT64"])
 def test_input_that_is_passed_through_lives_as_long_as_the_output(tmp_path, size, datatype):
-    model = open_model(model_zoo.save(model_zoo.passthrough(x=(ELEMENT_TYPES[datatype], (-1,))), tmp_path))
+    model = open_model(model_zoo.passthrough(x=(ELEMENT_TYPES[datatype], (-1,))), tmp_path)
     expected = np.arange(size).astype(DATATYPES[datatype].dtype)
     output = model.infer({"x": expected.copy()})["x"].array
     section = output.view(np.uint8).data
@@ -417,7 +379,7 @@ def test_input_that_is_passed_through_lives_as_long_as_the_output(tmp_path, size
 
 def test_state_is_reset_before_each_inference(tmp_path):
     """A client gets neither rows of another client nor those of the trial."""
-    model = open_model(model_zoo.save(model_zoo.accumulating(), tmp_path))
+    model = open_model(model_zoo.accumulating(), tmp_path)
     for value in (1, 2, 3):
         assert model.infer({"x": np.full((1, 2), value, np.float32)})["y"].array.tolist() == [[value, value]]
     assert model.infer({"x": np.full((3, 2), 4, np.float32)})["y"].array.tolist() == [[4, 4]] * 3
@@ -441,10 +403,7 @@ def masked(*lengths):
     ids=["a range for one of two", "auto", "auto, other sizes"],
 )
 def test_model_made_dynamic_by_the_config_recovers_from_a_failure(tmp_path, model, shape, bad, good):
-    model_zoo.save(model, tmp_path)
-    retired = []
-    opened = Model("m", 1, tmp_path / "1", EXACT, ModelOptions(shape=shape))
-    opened.open(lambda: retired.append(1))
+    opened = open_model(model, tmp_path, shape=shape)
 
     def infer(ids, mask):
         return opened.infer({"ids": np.full(ids, 2, np.int64), "mask": np.full(mask, 3, np.float32)})["masked"].array
@@ -453,25 +412,18 @@ def test_model_made_dynamic_by_the_config_recovers_from_a_failure(tmp_path, mode
         with pytest.raises(InvalidRequestError):
             infer(*bad)
         assert infer(*good).tolist() == np.full(good[0], 6).tolist()
-    assert not retired
 
 
-def test_model_is_warmed_up_with_its_former_sizes(tmp_path, caplog):
+def test_model_is_tried_with_its_former_sizes(tmp_path):
     """A convolution of three channels takes no other number, although "auto" allows any."""
     x = model_zoo.parameter("x", (1, 3, 8, 8), Type.f32)
     weights = opset15.constant(np.ones((4, 3, 3, 3), np.float32))
-    model_zoo.save(
-        model_zoo.model_of({"y": opset15.convolution(x, weights, [1, 1], [0, 0], [0, 0], [1, 1])}, [x]), tmp_path
-    )
-    opened = Model("m", 1, tmp_path / "1", EXACT, ModelOptions(shape="auto"))
-    retired = []
-    with caplog.at_level("DEBUG"):
-        opened.open(lambda: retired.append(1))
-    assert "cannot be warmed up" not in caplog.text
+    model = model_zoo.model_of({"y": opset15.convolution(x, weights, [1, 1], [0, 0], [0, 0], [1, 1])}, [x])
+    opened = open_model(model, tmp_path, shape="auto")
+    assert opened.warning == ""
     with pytest.raises(InvalidRequestError, match="Data batch channel count"):
         opened.infer({"x": np.ones((1, 4, 8, 8), np.float32)})
     assert opened.infer({"x": np.ones((2, 3, 5, 5), np.float32)})["y"].array.shape == (2, 4, 3, 3)
-    assert not retired
 
 
 def test_weights_with_another_name_are_read_with_their_model(tmp_path):
@@ -480,8 +432,7 @@ def test_weights_with_another_name_are_read_with_their_model(tmp_path):
     model_zoo.save(model_zoo.model_of({"y": opset15.multiply(x, weights)}, [x]), tmp_path)
     (file,) = (tmp_path / "1").glob("*.bin")
     file.rename(tmp_path / "1" / "weights.bin")
-    opened = Model("m", 1, tmp_path / "1", EXACT)
-    opened.open(lambda: None)
+    opened = open_path(tmp_path / "1")
     assert opened.infer({"x": np.array([[1, 2]], np.float32)})["y"].array.tolist() == [[3, 10]]
 
 
@@ -494,15 +445,13 @@ def test_tensor_name_that_is_not_utf8_is_refused(tmp_path):
 
 
 def test_model_that_does_not_fit_into_memory_is_refused_with_its_shapes(tmp_path):
-    model_zoo.save(model_zoo.relu(), tmp_path)
-    model = Model("m", 1, tmp_path / "1", EXACT, ModelOptions(shape="(1000000000000,4)"))
     with pytest.raises(LoadError, match=r"^cannot be compiled for CPU: not enough memory for inputs of x \["):
-        model.compile()
+        open_model(model_zoo.relu(), tmp_path, shape="(1000000000000,4)")
 
 
 def test_strings_of_an_earlier_inference_are_never_returned(tmp_path):
     """OpenVINO leaves the outputs of StringTensorUnpack unchanged when there are no strings."""
-    model = open_model(model_zoo.save(model_zoo.strings((-1, 2)), tmp_path))
+    model = open_model(model_zoo.strings((-1, 2)), tmp_path)
     model.infer({"text": BytesArray.of([b"secret", b"strings"], (1, 2))})
     for elements, shape in (([], (0, 2)), ([b""] * 2, (1, 2)), ([b""] * 6, (3, 2))):
         array = model.infer({"text": BytesArray.of(elements, shape)})["text"].array
@@ -515,7 +464,7 @@ def test_corrupt_file_is_refused_in_one_line(tmp_path):
     (directory / "model.xml").write_text("<net garbage")
     (directory / "model.bin").write_bytes(b"")
     with pytest.raises(LoadError, match=r"^cannot read .*/1/model\.xml: Unable to read the model: .*$") as failure:
-        open_model(tmp_path)
+        open_path(directory)
     assert "\n" not in str(failure.value)
 
 
@@ -527,21 +476,18 @@ def test_unknown_plugin_key_is_refused_in_one_line(tmp_path):
 
 
 def test_datatype_outside_the_protocol_is_refused(tmp_path):
-    x = opset15.parameter([2], Type.u4, name="x")
-    x.output(0).set_names({"x"})
-    model_zoo.save(openvino.Model([opset15.result(opset15.convert(x, "f32"))], [x]), tmp_path)
+    x = model_zoo.parameter("x", [2], Type.u4)
+    model = openvino.Model([opset15.result(opset15.convert(x, "f32"))], [x])
     with pytest.raises(LoadError, match=r"^KServe v2 has no datatype for u4, the element type of tensor 'x'$"):
-        open_model(tmp_path)
+        open_model(model, tmp_path)
 
 
 def test_two_tensors_with_one_name_are_refused(tmp_path):
-    x = opset15.parameter([2], Type.f32, name="x")
-    x.output(0).set_names({"x"})
+    x = model_zoo.parameter("x", [2], Type.f32)
     y = opset15.relu(x)
     y.output(0).set_names({"y"})
-    model_zoo.save(openvino.Model([opset15.result(y), opset15.result(y)], [x]), tmp_path)
     with pytest.raises(LoadError, match=r"^the model has outputs with the same name: 'y', 'y'$"):
-        open_model(tmp_path)
+        open_model(openvino.Model([opset15.result(y), opset15.result(y)], [x]), tmp_path)
 
 
 @pytest.mark.parametrize(

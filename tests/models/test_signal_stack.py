@@ -7,12 +7,12 @@ import model_zoo
 import slow_models
 
 SCRIPT = """
-import os, signal, sys
+import ctypes, os, signal, sys
 from pathlib import Path
 import numpy as np
 from ovms_rest.models.compilation import plan_compilation
 from ovms_rest.models.runtime import Model
-from ovms_rest.models.signal_stack import has_alternate_stack
+from ovms_rest.models.signal_stack import _SS_DISABLE, _libc, _Stack
 
 def handle(number, frame):
     handled.append(number)
@@ -28,7 +28,9 @@ for _ in range(20):
     for number in numbers:
         os.kill(os.getpid(), number)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-print(has_alternate_stack(), sorted(handled) == sorted(20 * numbers), flush=True)
+stack = _Stack()
+_libc.sigaltstack(None, ctypes.byref(stack))
+print(not stack.flags & _SS_DISABLE, sorted(handled) == sorted(20 * numbers), flush=True)
 os._exit(0)
 """
 

@@ -10,29 +10,19 @@ import model_zoo
 import numpy as np
 import pytest
 import text_models
+from opened_models import open_model
 from service import ROOT, serve
 
 from ovms_rest.errors import InvalidRequestError, LoadError
 from ovms_rest.models import extensions
-from ovms_rest.models.compilation import plan_compilation
-from ovms_rest.models.options import ModelOptions
-from ovms_rest.models.runtime import Model
 from ovms_rest.protocol.strings import BytesArray
 
-EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
 TEXTS = ["Hello, world!", "a", "The cats sat; hello hello hello!", "", "Zürich \N{CJK UNIFIED IDEOGRAPH-4E16}"]
 LIBRARY = extensions.find_tokenizers()
 README = (ROOT / "ovms_rest" / "models" / "README.md").read_text()
 EXAMPLE, SCRIPT = re.search(
     r"^## Text\n.*?^```json\n(.*?)^```.*?^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL
 ).groups()
-
-
-def open_model(model, directory, **options):
-    model_zoo.save(model, directory)
-    opened = Model("m", 1, directory / "1", EXACT, ModelOptions(**options))
-    opened.open(lambda: None)
-    return opened
 
 
 def infer(model, texts, name="text"):
@@ -130,12 +120,8 @@ def test_process_that_has_imported_the_package_serves_strings(tmp_path):
 
 def make_config(directory):
     """Write the config of the README's example, with the combined model that its script makes."""
-    models = {
-        "tokenizer": text_models.tokenizer(),
-        "encoder": text_models.encoder(),
-    }
-    for name, model in models.items():
-        model_zoo.save(model, directory / "models" / name)
+    model_zoo.save(text_models.tokenizer(), directory / "models" / "tokenizer")
+    model_zoo.save(text_models.encoder(), directory / "models" / "encoder")
     subprocess.run([sys.executable, "-c", SCRIPT], cwd=directory, check=True)
     config = json.loads(EXAMPLE)
     config["model_config_list"].append({"config": {"name": "combined", "base_path": "models/combined"}})
@@ -153,11 +139,14 @@ def service(tmp_path_factory):
         yield running
 
 
+def request(*texts):
+    return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": texts}]}
+
+
 def ask(service, model, *texts):
-    request = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": texts}]}
-    answer = service.infer(model, request)
-    assert answer.status == 200, answer.body
-    return {output["name"]: np.array(output["data"]).reshape(output["shape"]) for output in answer.json()["outputs"]}
+    response = service.infer(model, request(*texts))
+    assert response.status == 200, response.body
+    return {output["name"]: np.array(output["data"]).reshape(output["shape"]) for output in response.json()["outputs"]}
 
 
 def test_pipeline_and_combined_model_return_the_same_embeddings(service):
@@ -178,13 +167,12 @@ def test_metadata_of_text_models_has_strings(service):
 
 def test_tokenizer_alone_returns_tokens(service):
     found = ask(service, "tokenizer", *TEXTS)
-    expected = text_models.compute(text_models.tokenizer(), TEXTS)
-    for name, array in expected.items():
+    for name, array in text_models.compute(text_models.tokenizer(), TEXTS).items():
         assert found[name].tolist() == array.tolist()
 
 
 def test_texts_without_a_token_are_answered_400(service):
     for model in ("embed", "combined", "tokenizer"):
-        answer = service.infer(model, {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [""]}]})
-        assert answer.status == 400
-        assert "gets a tensor without elements" in answer.json()["error"]
+        response = service.infer(model, request(""))
+        assert response.status == 400
+        assert "gets a tensor without elements" in response.json()["error"]

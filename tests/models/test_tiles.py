@@ -6,19 +6,8 @@ import model_zoo
 import numpy as np
 import openvino
 import pytest
+from opened_models import open_model
 from openvino import Type, opset8, opset15
-
-from ovms_rest.models.compilation import plan_compilation
-from ovms_rest.models.runtime import Model
-
-EXACT = plan_compilation("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, cores=2)
-
-
-def open_model(model, directory):
-    opened = Model("tile", 1, model_zoo.save(model, directory / "tile") / "1", EXACT)
-    opened.compile()
-    opened.open(lambda: None)
-    return opened
 
 
 def tile(shape, count):
@@ -29,8 +18,8 @@ def tile(shape, count):
 
 def check(model, size, repeats):
     x = np.arange(np.prod(size), dtype=np.float32).reshape(size) + 1
-    answer = model.infer({"x": x, "repeats": np.array(repeats, np.int64)})["y"].array
-    np.testing.assert_array_equal(answer, np.tile(x, repeats))
+    response = model.infer({"x": x, "repeats": np.array(repeats, np.int64)})["y"].array
+    np.testing.assert_array_equal(response, np.tile(x, repeats))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (-1, -1, -1, -1), (1, 3, 1, 5)])

@@ -1,17 +1,16 @@
 """Assembling pipelines from models and libraries: finding, reusing, and the reasons of failures."""
 
-from pathlib import Path
-
 import pytest
+from node_cases import PYTHON_NODE
 
 from ovms_rest.errors import NotReadyError
-from ovms_rest.models.loading import Host
+from ovms_rest.models.loading import LoadSettings
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.definition import Library, NodeDefinition, PipelineDefinition, Source
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 
-HOST = Host(cores=1, load_timeout=60)
+SETTINGS = LoadSettings(cores=1, load_timeout=60)
 
 
 class FakeModel:
@@ -33,7 +32,7 @@ def definition(version=None, library="", count=None):
 
 def assemble(models, previous=None, pipeline=None, libraries=None):
     """Assemble the pipeline p; return its entry."""
-    found = assemble_pipelines([pipeline or definition()], libraries or {}, models, previous or {}, HOST)
+    found = assemble_pipelines([pipeline or definition()], libraries or {}, models, previous or {}, SETTINGS)
     assert list(found) == ["p"]
     return found["p"]
 
@@ -92,42 +91,33 @@ def test_a_pipeline_replaces_a_model_of_the_same_name():
     assert entry.versions[1].dependencies == tuple(models["m"].versions.values())
 
 
-CODE = """
-def inputs(params):
-    return {"x": ("FP32", [1, 2])}
-
-def outputs(params):
-    return {"y": ("FP32", [1, 2])}
-
-def execute(inputs, params):
-    return {"y": inputs["x"]}
-"""
+def assemble_node(directory, previous=None, file="node.py"):
+    """Assemble the pipeline p with a node of a file."""
+    libraries = {"own": Library("own", file, directory)}
+    return assemble({}, {"p": previous} if previous else {}, definition(library="own"), libraries)
 
 
 def test_a_library_is_loaded_again_only_after_it_has_changed(tmp_path):
     file = tmp_path / "node.py"
-    file.write_text(CODE)
-    pipeline, libraries = definition(library="own"), {"own": Library("own", "node.py", tmp_path)}
-    first = assemble({}, pipeline=pipeline, libraries=libraries)
+    file.write_text(PYTHON_NODE)
+    first = assemble_node(tmp_path)
     assert first.versions
-    assert assemble({}, {"p": first}, pipeline, libraries) is first
-    file.write_text(CODE + "\n")
-    second = assemble({}, {"p": first}, pipeline, libraries)
+    assert assemble_node(tmp_path, first) is first
+    file.write_text(PYTHON_NODE + "\n")
+    second = assemble_node(tmp_path, first)
     assert second.versions[1] is not first.versions[1]
     file.write_text("garbage")
-    third = assemble({}, {"p": second}, pipeline, libraries)
+    third = assemble_node(tmp_path, second)
     assert third.versions == second.versions
     assert third.failures[1].startswith("node 'n': library 'own': ")
 
 
 def test_a_library_is_loaded_again_after_a_module_beside_it_has_changed(tmp_path):
     (tmp_path / "helper.py").write_text("WIDTH = 2\n")
-    (tmp_path / "node.py").write_text("from helper import WIDTH\n" + CODE.replace("[1, 2]", "[1, WIDTH]"))
-    pipeline, libraries = definition(library="own"), {"own": Library("own", "node.py", tmp_path)}
-    first = assemble({}, pipeline=pipeline, libraries=libraries)
+    (tmp_path / "node.py").write_text("from helper import WIDTH\n" + PYTHON_NODE.replace("[1, 2]", "[1, WIDTH]"))
+    first = assemble_node(tmp_path)
     (tmp_path / "helper.py").write_text("WIDTH = 3\n")
-    second = assemble({}, {"p": first}, pipeline, libraries)
-    assert second.versions[1].metadata.inputs["in"].static_shape == (1, 3)
+    assert assemble_node(tmp_path, first).versions[1].metadata.inputs["in"].static_shape == (1, 3)
 
 
 def test_an_unknown_library_is_reported():
@@ -159,11 +149,10 @@ def test_an_unused_library_without_code_is_a_warning(tmp_path, caplog, base_path
 
 
 def test_a_broken_library_is_loaded_again_at_the_next_load(tmp_path):
-    pipeline, libraries = definition(library="own"), {"own": Library("own", "node.py", Path(tmp_path))}
-    first = assemble({}, pipeline=pipeline, libraries=libraries)
+    first = assemble_node(tmp_path)
     assert first.versions == {}
-    (tmp_path / "node.py").write_text(CODE)
-    assert assemble({}, {"p": first}, pipeline, libraries).versions
+    (tmp_path / "node.py").write_text(PYTHON_NODE)
+    assert assemble_node(tmp_path, first).versions
 
 
 @pytest.mark.parametrize(
@@ -187,11 +176,10 @@ def test_a_library_that_is_being_written_is_marked_as_changing(tmp_path, monkeyp
     monkeypatch.setattr("ovms_rest.models.copies._PATIENCE_SECONDS", 0.1)
     file = tmp_path / "node.so"
     file.write_text("garbage")
-    libraries = {"lib": Library("lib", "node.so", tmp_path)}
     with file.open("r+b"):
-        entry = assemble({}, pipeline=definition(library="lib"), libraries=libraries)
+        entry = assemble_node(tmp_path, file="node.so")
     assert (entry.is_changing, entry.versions) == (True, {})
-    assert f"library 'lib': {file}: {file} is open for writing in another process" in entry.reason
-    entry = assemble({}, {"p": entry}, pipeline=definition(library="lib"), libraries=libraries)
+    assert f"library 'own': {file}: {file} is open for writing in another process" in entry.reason
+    entry = assemble_node(tmp_path, entry, "node.so")
     assert not entry.is_changing
     assert "cannot be opened" in entry.reason

@@ -3,13 +3,12 @@
 import ctypes
 import faulthandler
 import os
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from node_cases import COMPILER, build_c_node
 
 from ovms_rest.errors import InferenceError, LoadError
 from ovms_rest.pipelines.c_nodes import CNode, copy_library
@@ -17,23 +16,16 @@ from ovms_rest.pipelines.definition import Library
 from ovms_rest.pipelines.libraries import load_node
 from ovms_rest.protocol.tensors import Dim, TensorMetadata
 
-COMPILER = shutil.which("gcc") or shutil.which("cc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 
-SOURCE = Path(__file__).parents[1] / "helpers" / "nodes_c" / "node.c"
 X = np.array([[1, 2], [3, 4]], np.float32)
-
-
-def build(file: Path, *flags: str) -> Path:
-    subprocess.run([COMPILER, "-shared", "-fPIC", *flags, "-o", file, SOURCE], check=True)
-    return file
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """A directory with the library node.so."""
     directory = tmp_path_factory.mktemp("libraries")
-    build(directory / "node.so", "-DWITH_DEINITIALIZE")
+    build_c_node(directory / "node.so", "-DWITH_DEINITIALIZE")
     return directory
 
 
@@ -45,6 +37,22 @@ def opened(directory, mode="", **params):
     node = load(directory, mode, **params)
     node.open()
     return node
+
+
+def reason_of(directory, mode="", timeout=60):
+    with pytest.raises(LoadError) as caught:
+        load(directory, mode, timeout)
+    return str(caught.value)
+
+
+def failure(node):
+    with pytest.raises(InferenceError) as caught:
+        node.execute({"x": X})
+    return str(caught.value)
+
+
+def check_adds_one(node):
+    assert np.array_equal(node.execute({"x": X})["y"], X + 1)
 
 
 def run_in_child(work) -> int:
@@ -61,7 +69,7 @@ def run_in_child(work) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-# --- A good one
+# --- Results
 
 
 def test_a_dim_of_0_in_an_info_means_any_size(directory):
@@ -109,7 +117,7 @@ def test_a_node_without_params_passes_null(directory):
 
 
 def test_loading_a_node_does_not_open_its_library_in_this_process(tmp_path):
-    build(tmp_path / "unopened.so", "-DWITH_DEINITIALIZE")
+    build_c_node(tmp_path / "unopened.so", "-DWITH_DEINITIALIZE")
     node = load_node(Library("lib", "unopened.so", tmp_path), {}, 60)
     assert "unopened.so" not in Path("/proc/self/maps").read_text()
     node.open()
@@ -117,21 +125,21 @@ def test_loading_a_node_does_not_open_its_library_in_this_process(tmp_path):
 
 
 def test_an_overwritten_library_stays_as_it_was_loaded(tmp_path):
-    file = build(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
+    file = build_c_node(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
     node = load(tmp_path, add="1")
 
     def work() -> None:
         os.truncate(file, 0)
         node.open()
-        assert np.array_equal(node.execute({"x": X})["y"], X + 1)
+        check_adds_one(node)
         file.write_bytes(b"x" * 100_000)
-        assert np.array_equal(node.execute({"x": X})["y"], X + 1)
+        check_adds_one(node)
 
     assert run_in_child(work) == 0
 
 
 def test_nodes_of_one_library_share_its_global_state(tmp_path):
-    build(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
+    build_c_node(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
     nodes = [load(tmp_path, add=add) for add in "12"]
     for node in nodes:
         node.open()
@@ -142,7 +150,7 @@ def test_nodes_of_one_library_share_its_global_state(tmp_path):
 @pytest.mark.parametrize("flag", ["-Wl,-rpath,$ORIGIN", "-DFINDS_ITSELF"])
 def test_a_library_that_looks_for_files_near_it_is_opened_in_place(tmp_path, flag, caplog):
     caplog.set_level("INFO")
-    file = build(tmp_path / "node.so", "-DWITH_DEINITIALIZE", flag)
+    file = build_c_node(tmp_path / "node.so", "-DWITH_DEINITIALIZE", flag)
     node = load(tmp_path, add="1")
     assert caplog.messages == [
         f"library {file} is opened in place, since it looks for files near it; replace it by renaming only"
@@ -151,28 +159,27 @@ def test_a_library_that_looks_for_files_near_it_is_opened_in_place(tmp_path, fla
     def work() -> None:
         node.open()
         assert str(file) in Path("/proc/self/maps").read_text()
-        assert np.array_equal(node.execute({"x": X})["y"], X + 1)
+        check_adds_one(node)
 
     assert run_in_child(work) == 0
 
 
-PRECISIONS = {
-    "1": ("FP32", np.float32),
-    "2": ("FP16", np.float16),
-    "3": ("UINT8", np.uint8),
-    "4": ("INT8", np.int8),
-    "5": ("INT16", np.int16),
-    "6": ("UINT16", np.uint16),
-    "7": ("INT32", np.int32),
-    "8": ("FP64", np.float64),
-    "9": ("INT64", np.int64),
-}
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_precision_maps_to_a_datatype(directory, precision):
-    datatype, dtype = PRECISIONS[precision]
-    node = opened(directory, precision=precision)
+@pytest.mark.parametrize(
+    ("precision", "datatype", "dtype"),
+    [
+        (1, "FP32", np.float32),
+        (2, "FP16", np.float16),
+        (3, "UINT8", np.uint8),
+        (4, "INT8", np.int8),
+        (5, "INT16", np.int16),
+        (6, "UINT16", np.uint16),
+        (7, "INT32", np.int32),
+        (8, "FP64", np.float64),
+        (9, "INT64", np.int64),
+    ],
+)
+def test_every_precision_maps_to_a_datatype(directory, precision, datatype, dtype):
+    node = opened(directory, precision=str(precision))
     found = node.execute({"x": X.astype(dtype)})["y"]
     assert (node.inputs["x"].datatype, node.outputs["y"].datatype, found.dtype) == (datatype, datatype, dtype)
     assert np.array_equal(found, X)
@@ -223,10 +230,8 @@ GARBAGE = {
 def test_an_invalid_output_is_reported_and_its_memory_released(directory, caplog, mode):
     node = opened(directory, mode)
     before = count(directory)
-    with pytest.raises(InferenceError) as caught:
-        node.execute({"x": X})
-    assert str(caught.value) == f"custom node library 'lib' {GARBAGE[mode]}"
-    assert caplog.messages == [str(caught.value)]
+    assert failure(node) == f"custom node library 'lib' {GARBAGE[mode]}"
+    assert caplog.messages == [f"custom node library 'lib' {GARBAGE[mode]}"]
     after = count(directory)
     assert after[0] - before[0] == after[1] - before[1] > 0
 
@@ -245,9 +250,7 @@ def test_a_failure_is_reported_and_only_owned_memory_released(directory, mode):
     node = opened(directory, mode)
     message, released = FAILURES[mode]
     before = count(directory)
-    with pytest.raises(InferenceError) as caught:
-        node.execute({"x": X})
-    assert str(caught.value) == f"custom node library 'lib' {message}"
+    assert failure(node) == f"custom node library 'lib' {message}"
     assert count(directory)[1] - before[1] == released
 
 
@@ -266,7 +269,7 @@ def test_a_forked_child_runs_a_node_that_its_parent_loaded(directory):
 
     def work() -> None:
         node.open()
-        assert np.array_equal(node.execute({"x": X})["y"], X + 1)
+        check_adds_one(node)
 
     assert run_in_child(work) == 0
 
@@ -300,32 +303,24 @@ UNFIT = {
 
 @pytest.mark.parametrize("mode", UNFIT)
 def test_a_library_that_fails_to_load_is_reported(directory, mode):
-    with pytest.raises(LoadError) as caught:
-        load(directory, mode)
-    assert str(caught.value) == f"{directory}/node.so: {UNFIT[mode]}"
+    assert reason_of(directory, mode) == f"{directory}/node.so: {UNFIT[mode]}"
 
 
 def test_a_library_that_hangs_is_stopped(directory):
-    with pytest.raises(LoadError) as caught:
-        load(directory, "hang in initialize", timeout=1)
-    assert str(caught.value) == (f"{directory}/node.so: timed out after 1 s while in initialize")
+    reason = reason_of(directory, "hang in initialize", timeout=3)
+    assert reason == f"{directory}/node.so: timed out after 3 s while in initialize"
 
 
 def test_a_missing_function_is_named(tmp_path):
-    build(tmp_path / "node.so")
-    with pytest.raises(LoadError) as caught:
-        load(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path}/node.so: has no function deinitialize, which OVMS's custom_node_interface.h requires"
-    )
+    file = build_c_node(tmp_path / "node.so")
+    missing = "has no function deinitialize, which OVMS's custom_node_interface.h requires"
+    assert reason_of(tmp_path) == f"{file}: {missing}"
 
 
 def test_a_file_that_is_not_a_library_is_reported_with_the_linkers_reason(tmp_path):
-    (tmp_path / "node.so").write_text("garbage")
-    with pytest.raises(LoadError) as caught:
-        load(tmp_path)
     file = tmp_path / "node.so"
-    assert str(caught.value) == f"{file}: cannot be opened: {file}: file too short"
+    file.write_text("garbage")
+    assert reason_of(tmp_path) == f"{file}: cannot be opened: {file}: file too short"
 
 
 def test_a_library_that_disappeared_after_loading_is_reported(tmp_path):

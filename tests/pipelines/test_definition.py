@@ -128,14 +128,10 @@ def test_a_pipeline_that_is_not_an_object_is_rejected():
     assert list(check_pipelines([7])) == [f"{PLACE}: expected an object with name, inputs, nodes and outputs, got 7"]
 
 
-@pytest.mark.parametrize("key", ["name", "inputs", "nodes", "outputs"])
-def test_a_missing_key_of_a_pipeline_is_reported(key):
-    assert problems(**{key: ...}) == [f"{key}: is missing"]
-
-
 @pytest.mark.parametrize(
     ("keys", "problem"),
     [
+        *(({key: ...}, f"{key}: is missing") for key in ("name", "inputs", "nodes", "outputs")),
         ({"node": []}, "node: unknown key; the nearest known one is 'nodes'"),
         ({"name": ""}, f'name: {NAME} ""'),
         ({"name": "a/b"}, f'name: {NAME} "a/b"'),
@@ -180,22 +176,11 @@ def test_all_mistakes_are_reported_together():
 # --- Nodes
 
 
-@pytest.mark.parametrize("key", ["name", "model_name", "inputs", "outputs"])
-def test_a_missing_key_of_a_model_node_is_reported(key):
-    assert node_problems(**{key: ...}) == [f"{key}: is missing"]
-
-
-def test_a_custom_node_without_a_library_is_rejected():
-    assert node_problems(type="custom", model_name=...) == ["library_name: is missing"]
-
-
-def test_a_node_without_a_type_is_rejected():
-    assert node_problems(type=...) == ["type: is missing"]
-
-
 @pytest.mark.parametrize(
     ("keys", "problem"),
     [
+        *(({key: ...}, f"{key}: is missing") for key in ("name", "type", "model_name", "inputs", "outputs")),
+        ({"type": "custom", "model_name": ...}, "library_name: is missing"),
         ({"type": "model"}, "type: expected 'DL model' or 'custom', got \"model\""),
         ({"type": ["custom"]}, "type: expected 'DL model' or 'custom', got [\"custom\"]"),
         ({"name": 7}, "name: expected a string, got 7"),
@@ -216,10 +201,7 @@ def test_a_node_without_a_type_is_rejected():
         ({"inputs": [{"b": 7}]}, f"inputs[0].b: {SOURCE} 7"),
         ({"inputs": [{"b": {"node_name": "n"}}]}, "inputs[0].b.data_item: is missing"),
         ({"inputs": [{"b": {"data_item": "n"}}]}, "inputs[0].b.node_name: is missing"),
-        (
-            {"inputs": [{"b": {"node_name": "n", "data_item": 7}}]},
-            "inputs[0].b.data_item: expected a string, got 7",
-        ),
+        ({"inputs": [{"b": {"node_name": "n", "data_item": 7}}]}, "inputs[0].b.data_item: expected a string, got 7"),
         (
             {"inputs": [{"b": {"node_name": "n", "data_item": "x", "alias": "y"}}]},
             "inputs[0].b.alias: unknown key; the nearest known one is 'data_item'; known: 'node_name', 'data_item'",

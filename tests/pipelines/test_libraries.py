@@ -7,53 +7,40 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from node_cases import PYTHON_NODE, run_python_node
 
 from ovms_rest.errors import InferenceError, LoadError
 from ovms_rest.pipelines.definition import Library
 from ovms_rest.pipelines.libraries import OVMS_LIBRARIES, load_node
 from ovms_rest.pipelines.python_nodes import PythonNode
 
-NODE = """
-def inputs(params):
-    return {"x": ("FP32", [1])}
 
-outputs = inputs
-
-def execute(inputs, params):
-    return {"x": inputs["x"] + 1}
-"""
+def load(directory, base_path="node.py", **params):
+    return load_node(Library("lib", base_path, directory), params, 60)
 
 
-def load(directory, base_path="node.py", timeout=60, stop=lambda: False, **params):
-    return load_node(Library("lib", base_path, directory), params, timeout, stop)
-
-
-def reason_of(directory, base_path="node.py", timeout=60, stop=lambda: False, **params) -> str:
+def reason_of(directory, base_path="node.py", **params):
     with pytest.raises(LoadError) as caught:
-        load(directory, base_path, timeout, stop, **params)
+        load(directory, base_path, **params)
     return str(caught.value)
-
-
-def run(node):
-    return float(node.execute({"x": np.zeros(1, np.float32)})["x"][0])
 
 
 def test_a_python_file_is_found_in_the_directory_of_the_config(tmp_path):
     (tmp_path / "nodes").mkdir()
-    (tmp_path / "nodes" / "node.py").write_text(NODE)
+    (tmp_path / "nodes" / "node.py").write_text(PYTHON_NODE)
     node = load(tmp_path, "nodes/node.py")
     assert isinstance(node, PythonNode)
-    assert run(node) == 1
+    assert run_python_node(node) == 1
 
 
 def test_an_absolute_path_ignores_the_directory_of_the_config(tmp_path):
-    (tmp_path / "node.py").write_text(NODE)
-    assert run(load(Path("/"), str(tmp_path / "node.py"))) == 1
+    (tmp_path / "node.py").write_text(PYTHON_NODE)
+    assert run_python_node(load(Path("/"), str(tmp_path / "node.py"))) == 1
 
 
 def test_any_other_file_is_a_c_library(tmp_path):
-    (tmp_path / "node.txt").write_text(NODE)
     file = tmp_path / "node.txt"
+    file.write_text(PYTHON_NODE)
     assert reason_of(tmp_path, "node.txt").startswith(f"{file}: cannot be opened: {file}: ")
 
 
@@ -66,10 +53,10 @@ def test_a_file_takes_precedence_over_a_built_in_library(tmp_path):
 def test_a_python_name_is_imported_from_the_import_path(tmp_path, monkeypatch, name):
     (tmp_path / "package_of_nodes").mkdir()
     (tmp_path / "package_of_nodes" / "__init__.py").write_text("from package_of_nodes import named_node")
-    (tmp_path / "package_of_nodes" / "named_node.py").write_text(NODE)
-    (tmp_path / "named_node.py").write_text(NODE)
+    (tmp_path / "package_of_nodes" / "named_node.py").write_text(PYTHON_NODE)
+    (tmp_path / "named_node.py").write_text(PYTHON_NODE)
     monkeypatch.syspath_prepend(tmp_path)
-    assert run(load(Path("/"), name)) == 1
+    assert run_python_node(load(Path("/"), name)) == 1
 
 
 def test_a_missing_library_of_ovms_is_replaced_by_a_built_in_module(tmp_path, caplog):
@@ -126,16 +113,16 @@ def test_a_missing_python_module_is_reported(tmp_path):
 
 
 def test_a_path_may_be_relative_to_the_working_directory(tmp_path, monkeypatch):
-    (tmp_path / "node.py").write_text(NODE)
+    (tmp_path / "node.py").write_text(PYTHON_NODE)
     (tmp_path / "garbage.so").write_text("garbage")
     monkeypatch.chdir(tmp_path)
-    assert run(load(Path())) == 1
+    assert run_python_node(load(Path())) == 1
     assert reason_of(Path(), "garbage.so").endswith(f"{tmp_path}/garbage.so: file too short")
 
 
 def test_code_has_its_trial_in_another_process_before_it_is_loaded(tmp_path):
     log = tmp_path / "log"
-    (tmp_path / "node.py").write_text(f"import os\nprint(os.getpid(), file=open({str(log)!r}, 'a'))\n{NODE}")
+    (tmp_path / "node.py").write_text(f"import os\nprint(os.getpid(), file=open({str(log)!r}, 'a'))\n{PYTHON_NODE}")
     load(tmp_path)
     one, two = map(int, log.read_text().split())
     assert (one == os.getpid(), two == os.getpid()) == (False, True)

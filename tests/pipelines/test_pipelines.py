@@ -9,6 +9,7 @@ import cv2
 import model_zoo
 import numpy as np
 import pytest
+from node_cases import COMPILER, PYTHON_NODE, build_c_node
 from openvino import Type, opset15
 from service import serve, write_config
 from tritonclient.http import InferenceServerClient, InferInput
@@ -19,45 +20,41 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 # --- Definitions
 
 
-def source(text):
-    node, item = text.split(".")
-    return {"node_name": node, "data_item": item}
+def pairs(text):
+    """Read "key=value key=value"."""
+    return dict(pair.split("=") for pair in text.split())
 
 
-def model_node(name, model, inputs, outputs, **more):
-    """A node; inputs are {tensor: "node.item"}, outputs are {alias: tensor}."""
-    return {
-        "name": name,
-        "type": "DL model",
-        "model_name": model,
-        "inputs": [{tensor: source(text)} for tensor, text in inputs.items()],
-        "outputs": [{"data_item": tensor, "alias": alias} for alias, tensor in outputs.items()],
-        **more,
-    }
+def connections(text):
+    """Read "tensor=node.item tensor=node.item"."""
+    sources = {tensor: source.split(".") for tensor, source in pairs(text).items()}
+    return [{tensor: {"node_name": node, "data_item": item}} for tensor, (node, item) in sources.items()]
+
+
+def node(name, inputs, outputs, **more):
+    """Make a node; inputs are "tensor=node.item", outputs "alias=tensor"."""
+    aliases = [{"data_item": tensor, "alias": alias} for alias, tensor in pairs(outputs).items()]
+    return {"name": name, "inputs": connections(inputs), "outputs": aliases, **more}
+
+
+def model_node(name, model, inputs, outputs):
+    return node(name, inputs, outputs, type="DL model", model_name=model)
 
 
 def custom_node(name, library, inputs, outputs, **more):
-    node = model_node(name, "", inputs, outputs, **more)
-    del node["model_name"]
-    return node | {"type": "custom", "library_name": library}
+    return node(name, inputs, outputs, type="custom", library_name=library, **more)
 
 
 def pipeline(name, inputs, nodes, outputs, **more):
-    return {
-        "name": name,
-        "inputs": inputs,
-        "nodes": nodes,
-        "outputs": [{tensor: source(text)} for tensor, text in outputs.items()],
-        **more,
-    }
+    return {"name": name, "inputs": inputs.split(), "nodes": nodes, "outputs": connections(outputs), **more}
 
 
 # --- Models and nodes
 
 
-def plus_one(shape=(1, 10)):
+def plus_one():
     """OVMS's dummy: b FP32 -> a = b + 1."""
-    b = model_zoo.parameter("b", shape, Type.f32)
+    b = model_zoo.parameter("b", (1, 10), Type.f32)
     return model_zoo.model_of({"a": opset15.add(b, np.float32(1))}, [b])
 
 
@@ -69,12 +66,10 @@ def detector():
     number = opset15.reshape(opset15.slice(image, [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]), [1, 1, 1, 1], False)
     order = opset15.constant(np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1))
     is_there = opset15.convert(opset15.less(order, number), "f32")
-    scale = opset15.concat([opset15.broadcast(np.float32(1), [1, 1, 4, 2]), is_there, boxes_ones()], 3)
+    scale = opset15.concat(
+        [opset15.broadcast(np.float32(1), [1, 1, 4, 2]), is_there, opset15.broadcast(np.float32(1), [1, 1, 4, 4])], 3
+    )
     return model_zoo.model_of({"detection": opset15.multiply(boxes, scale)}, [image])
-
-
-def boxes_ones():
-    return opset15.broadcast(np.float32(1), [1, 1, 4, 4])
 
 
 def mean_of_picture():
@@ -115,221 +110,152 @@ def execute(inputs, params):
     return {"maximum_tensor": tensors[int(np.argmax(scores))]}
 """
 
-FAILING = """
-def inputs(params):
-    return {"x": ("FP32", [1, 10])}
+CUSTOM = PYTHON_NODE.replace("[1, 2]", "[1, 10]")
+FAILING = CUSTOM.replace('return {"y": inputs["x"] + 1}', 'raise ZeroDivisionError("a bug of the user\'s")')
 
-def outputs(params):
-    return {"y": ("FP32", [1, 10])}
-
-def execute(inputs, params):
-    raise ZeroDivisionError("a bug of the user's")
-"""
-
-CRASHING = r"""
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-struct Tensor { const char* name; uint8_t* data; uint64_t bytes; uint64_t* dims; uint64_t count; int precision; };
-struct Info { const char* name; uint64_t* dims; uint64_t count; int precision; };
-struct Param { const char *key, *value; };
-static int info(struct Info** infos, int* count, const char* name) {
-    *infos = malloc(sizeof(struct Info)); *count = 1;
-    (*infos)[0].name = name; (*infos)[0].count = 2; (*infos)[0].precision = 1;
-    (*infos)[0].dims = malloc(16); (*infos)[0].dims[0] = 1; (*infos)[0].dims[1] = 10;
-    return 0;
-}
-int initialize(void** manager, const struct Param* params, int count) { return 0; }
-int deinitialize(void* manager) { return 0; }
-int getInputsInfo(struct Info** i, int* n, const struct Param* p, int c, void* m) { return info(i, n, "x"); }
-int getOutputsInfo(struct Info** i, int* n, const struct Param* p, int c, void* m) { return info(i, n, "y"); }
-int release(void* pointer, void* manager) { free(pointer); return 0; }
-int execute(const struct Tensor* inputs, int count, struct Tensor** outputs, int* outputs_count,
-            const struct Param* params, int params_count, void* manager) {
-    const float* x = (const float*)inputs[0].data;
-    if (x[0] < 0) *(volatile int*)0 = 1;
-    struct Tensor* y = malloc(sizeof(struct Tensor));
-    y->name = "y"; y->bytes = 40; y->count = 2; y->precision = 1;
-    y->dims = malloc(16); y->dims[0] = 1; y->dims[1] = 10;
-    y->data = malloc(40);
-    for (int i = 0; i < 10; i++) ((float*)y->data)[i] = 2 * x[i];
-    *outputs = y; *outputs_count = 1;
-    return 0;
-}
-"""
-
-CHAIN = pipeline(
-    "chain",
-    ["in"],
-    [
-        model_node("n1", "dummy", {"b": "request.in"}, {"x": "a"}),
-        model_node("n2", "dummy", {"b": "n1.x"}, {"x": "a"}),
-    ],
-    {"out": "n2.x"},
-)
+DUMMY = model_node("n1", "dummy", "b=request.in", "x=a")
+CHAIN = pipeline("chain", "in", [DUMMY, model_node("n2", "dummy", "b=n1.x", "x=a")], "out=n2.x")
 ENSEMBLE = pipeline(
     "ensemble",
-    ["image"],
+    "image",
     [
-        model_node("both", "add", {"left": "one.y", "right": "two.y"}, {"label": "sum"}),
-        model_node("one", "relu", {"x": "request.image"}, {"y": "y"}),
-        model_node("two", "relu", {"x": "request.image"}, {"y": "y"}),
+        model_node("both", "add", "left=one.y right=two.y", "label=sum"),
+        model_node("one", "relu", "x=request.image", "y=y"),
+        model_node("two", "relu", "x=request.image", "y=y"),
     ],
-    {"label": "both.label", "first": "one.y"},
+    "label=both.label first=one.y",
 )
-OPERATE = custom_node(
-    "operate",
-    "operations",
-    {"input_numbers": "request.numbers", "op_factors": "request.factors"},
-    {"results": "different_ops_results"},
-    demultiply_count=4,
-)
-MAXIMA = [
-    pipeline(
-        f"maximum_{kind}",
-        ["numbers", "factors"],
-        [
-            OPERATE,
-            model_node("dummy", "dummy", {"b": "operate.results"}, {"x": "a"}),
-            custom_node(
-                "choose",
-                "maximum",
-                {"input_tensors": "dummy.x"},
-                {"y": "maximum_tensor"},
-                gather_from_node="operate",
-                params={"selection_criteria": f"MAXIMUM_{kind.upper()}"},
-            ),
-        ],
-        {"best": "choose.y"},
-    )
-    for kind in ("minimum", "average", "maximum")
+OPERATE = [
+    custom_node(
+        "operate",
+        "operations",
+        "input_numbers=request.numbers op_factors=request.factors",
+        "results=different_ops_results",
+        demultiply_count=4,
+    ),
+    model_node("dummy", "dummy", "b=operate.results", "x=a"),
 ]
-ALL_RESULTS = pipeline(
-    "all_results",
-    ["numbers", "factors"],
-    [OPERATE, model_node("dummy", "dummy", {"b": "operate.results"}, {"x": "a"})],
-    {"all": "dummy.x", "before": "operate.results"},
-)
+ALL_RESULTS = pipeline("all_results", "numbers factors", OPERATE, "all=dummy.x before=operate.results")
+
+
+def choose(kind):
+    """Make a pipeline that gathers the operations' results and returns the best by its minimum, average or maximum."""
+    params = {"selection_criteria": f"MAXIMUM_{kind.upper()}"}
+    chosen = custom_node(
+        "choose", "maximum", "input_tensors=dummy.x", "y=maximum_tensor", gather_from_node="operate", params=params
+    )
+    return pipeline(f"maximum_{kind}", "numbers factors", [*OPERATE, chosen], "best=choose.y")
+
+
 VEHICLES = pipeline(
     "vehicles",
-    ["image"],
+    "image",
     [
-        model_node("detect", "detector", {"image": "request.image"}, {"detection": "detection"}),
+        model_node("detect", "detector", "image=request.image", "detection=detection"),
         custom_node(
             "extract",
             "object_detection",
-            {"image": "request.image", "detection": "detect.detection"},
-            {"images": "images", "coordinates": "coordinates", "confidences": "confidences"},
+            "image=request.image detection=detect.detection",
+            "images=images coordinates=coordinates confidences=confidences",
             demultiply_count=0,
-            params={
-                "original_image_width": "8",
-                "original_image_height": "8",
-                "target_image_width": "4",
-                "target_image_height": "4",
-                "original_image_layout": "NCHW",
-                "target_image_layout": "NCHW",
-                "confidence_threshold": "0.5",
-            },
+            params=pairs(
+                "original_image_width=8 original_image_height=8 target_image_width=4 target_image_height=4 "
+                "original_image_layout=NCHW target_image_layout=NCHW confidence_threshold=0.5"
+            ),
         ),
-        model_node("recognize", "mean", {"image": "extract.images"}, {"mean": "mean"}),
+        model_node("recognize", "mean", "image=extract.images", "mean=mean"),
     ],
-    {"means": "recognize.mean", "images": "extract.images", "confidence_levels": "extract.confidences"},
+    "means=recognize.mean images=extract.images confidence_levels=extract.confidences",
 )
-ANY_BATCH = pipeline(
-    "any_batch",
-    ["in"],
-    [model_node("n", "dummy", {"b": "request.in"}, {"x": "a"})],
-    {"out": "n.x"},
-    demultiply_count=-1,
-)
+ANY_BATCH = pipeline("any_batch", "in", [DUMMY], "out=n1.x", demultiply_count=-1)
 TRANSFORMED = pipeline(
     "transformed",
-    ["0"],
+    "0",
     [
         custom_node(
             "transform",
             "image_transformation",
-            {"image": "request.0"},
-            {"image": "image"},
-            params={
-                "original_image_layout": "NHWC",
-                "target_image_layout": "NHWC",
-                "target_image_width": "2",
-                "target_image_height": "2",
-                "mean_values": "[1,2,3]",
-                "scale_values": "[2,2,2]",
-            },
+            "image=request.0",
+            "image=image",
+            params=pairs(
+                "original_image_layout=NHWC target_image_layout=NHWC target_image_width=2 target_image_height=2 "
+                "mean_values=[1,2,3] scale_values=[2,2,2]"
+            ),
         ),
-        model_node("n", "picture", {"x": "transform.image"}, {"y": "y"}),
+        model_node("n", "picture", "x=transform.image", "y=y"),
     ],
-    {"1463": "n.y"},
+    "1463=n.y",
 )
 PICTURES = pipeline(
-    "pictures",
-    ["image"],
-    [model_node("n", "picture", {"x": "request.image"}, {"y": "y"})],
-    {"y": "n.y"},
-    demultiply_count=-1,
+    "pictures", "image", [model_node("n", "picture", "x=request.image", "y=y")], "y=n.y", demultiply_count=-1
 )
-WORDS = pipeline(
-    "words", ["text"], [model_node("n", "strings", {"text": "request.text"}, {"echo": "text"})], {"echo": "n.echo"}
-)
-FAILS = pipeline("fails", ["x"], [custom_node("n", "failing", {"x": "request.x"}, {"y": "y"})], {"y": "n.y"})
+WORDS = pipeline("words", "text", [model_node("n", "strings", "text=request.text", "echo=text")], "echo=n.echo")
+FAILS = pipeline("fails", "x", [custom_node("n", "failing", "x=request.x", "y=y")], "y=n.y")
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A service with all models, libraries and pipelines."""
+    """A directory with all models and libraries."""
     path = tmp_path_factory.mktemp("pipelines")
-    picture = model_zoo.parameter("x", (1, 2, 2, 3), Type.f32)
-    model_zoo.save(plus_one(), path / "dummy")
-    model_zoo.save(model_zoo.relu(), path / "relu")
-    model_zoo.save(model_zoo.add((1, 4)), path / "add")
-    model_zoo.save(detector(), path / "detector")
-    model_zoo.save(mean_of_picture(), path / "mean")
-    model_zoo.save(model_zoo.strings(), path / "strings")
-    model_zoo.save(model_zoo.model_of({"y": opset15.relu(picture)}, [picture]), path / "picture")
+    for name, model in MODELS.items():
+        model_zoo.save(model(), path / name)
     (path / "operations.py").write_text(OPERATIONS)
     (path / "maximum.py").write_text(MAXIMUM)
     (path / "failing.py").write_text(FAILING)
     return path
 
 
-LIBRARIES = [
-    {"name": "operations", "base_path": "operations.py"},
-    {"name": "maximum", "base_path": "maximum.py"},
-    {"name": "failing", "base_path": "failing.py"},
-    {"name": "object_detection", "base_path": "/ovms/lib/libcustom_node_model_zoo_intel_object_detection.so"},
-    {"name": "image_transformation", "base_path": "/ovms/lib/libcustom_node_image_transformation.so"},
-]
-PIPELINES = [
-    CHAIN, ENSEMBLE, *MAXIMA, ALL_RESULTS, VEHICLES, ANY_BATCH, TRANSFORMED, PICTURES, WORDS, FAILS,
-]  # fmt: skip
+MODELS = {
+    "dummy": plus_one,
+    "relu": model_zoo.relu,
+    "add": lambda: model_zoo.add((1, 4)),
+    "detector": detector,
+    "mean": mean_of_picture,
+    "strings": model_zoo.strings,
+    "picture": lambda: model_zoo.relu((1, 2, 2, 3)),
+}
+LAYOUTS = {"picture": {"layout": "NHWC"}}
+LIBRARIES = {
+    "operations": "operations.py",
+    "maximum": "maximum.py",
+    "failing": "failing.py",
+    "object_detection": "/ovms/lib/libcustom_node_model_zoo_intel_object_detection.so",
+    "image_transformation": "/ovms/lib/libcustom_node_image_transformation.so",
+}
+MAXIMA = [choose(kind) for kind in ("minimum", "average", "maximum")]
+PIPELINES = [CHAIN, ENSEMBLE, *MAXIMA, ALL_RESULTS, VEHICLES, ANY_BATCH, TRANSFORMED, PICTURES, WORDS, FAILS]
+
+
+def write(directory, *pipelines, models=("dummy",), libraries=None, **sections):
+    """Write a config with models and libraries {name: base_path}."""
+    entries = [{"name": name, "base_path": name, "plugin_config": EXACT, **LAYOUTS.get(name, {})} for name in models]
+    codes = [{"name": name, "base_path": path} for name, path in (libraries or {}).items()]
+    return write_config(
+        directory, *entries, pipeline_config_list=pipelines, custom_node_library_config_list=codes, **sections
+    )
 
 
 @pytest.fixture(scope="module")
 def served(directory):
-    names = ("dummy", "relu", "add", "detector", "mean", "strings", "picture")
-    models = [{"name": name, "base_path": name, "plugin_config": EXACT} for name in names]
-    models[-1]["layout"] = "NHWC"
-    sections = {
-        "pipeline_config_list": PIPELINES,
-        "custom_node_library_config_list": LIBRARIES,
-        "monitoring": {"metrics": {"enable": True}},
-    }
-    with serve(directory, "-w", "2", config=write_config(directory, *models, **sections)) as running:
+    config = write(directory, *PIPELINES, models=MODELS, libraries=LIBRARIES, monitoring={"metrics": {"enable": True}})
+    with serve(directory, "-w", "2", config=config) as running:
         yield running
 
 
-def infer(service, name, **arrays):
-    """Infer with FP32 arrays; return the outputs as arrays by name."""
+def send(service, name, **arrays):
+    """Send an inference with FP32 arrays; return the response."""
     tensors = [
         {"name": tensor, "datatype": "FP32", "shape": array.shape, "data": array.ravel().tolist()}
         for tensor, array in arrays.items()
     ]
-    answer = service.infer(name, {"inputs": tensors})
-    assert answer.status == 200, answer.body
-    found = answer.json()
+    return service.infer(name, {"inputs": tensors})
+
+
+def infer(service, name, **arrays):
+    """Infer with FP32 arrays; return the outputs as arrays by name."""
+    response = send(service, name, **arrays)
+    assert response.status == 200, response.body
+    found = response.json()
     assert (found["model_name"], found["model_version"]) == (name, "1")
     return {item["name"]: np.array(item["data"]).reshape(item["shape"]) for item in found["outputs"]}
 
@@ -379,10 +305,9 @@ def test_a_dynamic_demultiplexer_returns_a_result_per_shard(served, count):
 
 
 def test_no_shards_are_a_204_without_a_body(served):
-    data = {"name": "image", "datatype": "FP32", "shape": [1, 3, 8, 8], "data": [0.0] * 192}
-    answer = served.infer("vehicles", {"inputs": [data]})
-    assert (answer.status, answer.body) == (204, b"")
-    assert {"content-type", "content-length"}.isdisjoint(answer.headers)
+    response = send(served, "vehicles", image=np.zeros((1, 3, 8, 8)))
+    assert (response.status, response.body) == (204, b"")
+    assert {"content-type", "content-length"}.isdisjoint(response.headers)
     assert served.get("/v2/health/live").status == 200
 
 
@@ -422,8 +347,8 @@ def test_metadata_describes_the_pipelines_tensors(served):
 def test_a_pipeline_is_ready_and_has_version_1(served):
     for path in ("/v2/health/ready", "/v2/models/chain/ready", "/v2/models/chain/versions/1/ready"):
         assert served.get(path).status == 200
-    answer = served.get("/v2/models/chain/versions/2/ready")
-    assert (answer.status, answer.json()) == (
+    response = served.get("/v2/models/chain/versions/2/ready")
+    assert (response.status, response.json()) == (
         404,
         {"error": "version '2' of pipeline 'chain' is not served; served: 1"},
     )
@@ -442,8 +367,8 @@ def test_tritonclient_uses_a_pipeline_like_a_model(served):
 
 
 def test_a_mistake_in_the_request_is_a_400(served):
-    answer = served.infer("chain", {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 9], "data": [0] * 9}]})
-    assert (answer.status, answer.json()) == (400, {"error": "input 'in': shape is [1,9], the model takes [1,10]"})
+    response = send(served, "chain", **{"in": np.zeros((1, 9))})
+    assert (response.status, response.json()) == (400, {"error": "input 'in': shape is [1,9], the model takes [1,10]"})
 
 
 def test_strings_pass_through_a_pipeline(served):
@@ -460,9 +385,9 @@ def encoded(*pictures):
 def infer_images(service, name, tensor, *pictures):
     head = json.dumps({"inputs": [{"name": tensor, "datatype": "BYTES", "shape": [len(pictures)]}]}).encode()
     body = head + encoded(*pictures)
-    answer = service.infer(name, body, Inference_Header_Content_Length=str(len(head)))
-    (output,) = answer.json().get("outputs", [None])
-    return answer if output is None else np.array(output["data"]).reshape(output["shape"])
+    response = service.infer(name, body, Inference_Header_Content_Length=str(len(head)))
+    (output,) = response.json().get("outputs", [None])
+    return response if output is None else np.array(output["data"]).reshape(output["shape"])
 
 
 def test_each_image_of_a_split_request_is_a_shard(served):
@@ -493,48 +418,36 @@ def test_metrics_count_pipelines_and_their_models(served):
     assert 'ovms_inference_time_us_count{name="any_batch"' not in text
 
 
-# --- What breaks
+# --- Errors and crashes
 
 
 def test_an_exception_in_a_node_is_a_500_with_its_traceback_in_the_log(served):
-    answer = served.infer("fails", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 10], "data": [0] * 10}]})
-    assert answer.status == 500
-    assert "a bug of the user's" not in answer.json()["error"]
+    response = send(served, "fails", x=TEN)
+    assert response.status == 500
+    assert "a bug of the user's" not in response.json()["error"]
     assert "ZeroDivisionError: a bug of the user's" in served.log
     assert "failing.py" in served.log
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no C compiler")
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 def test_a_crashing_library_ends_a_worker_but_not_the_service(tmp_path):
-    (tmp_path / "node.c").write_text(CRASHING)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", "libnode.so", "node.c"], cwd=tmp_path, check=True)
-    node = custom_node("n", "own", {"x": "request.x"}, {"y": "y"})
-    config = write_config(
-        tmp_path,
-        pipeline_config_list=[pipeline("p", ["x"], [node], {"y": "n.y"})],
-        custom_node_library_config_list=[{"name": "own", "base_path": "libnode.so"}],
-    )
+    build_c_node(tmp_path / "node.so", "-DWITH_DEINITIALIZE")
+    crashing = custom_node("n", "own", "x=request.x", "y=y", params={"mode": "crash below 0", "add": "1"})
+    config = write(tmp_path, pipeline("p", "x", [crashing], "y=n.y"), models=(), libraries={"own": "node.so"})
+    x = np.float32([[1, 2]])
     with serve(tmp_path, "-w", "2", config=config) as service:
-        assert infer(service, "p", x=TEN)["y"].tolist() == (2 * TEN).tolist()
+        assert infer(service, "p", x=x)["y"].tolist() == (x + 1).tolist()
         service.wait_for(lambda: len(service.workers()) == 2)
         before = service.workers()
-        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 10], "data": [-1.0] * 10}
         with pytest.raises((ConnectionError, OSError)):
-            service.infer("p", {"inputs": [tensor]})
+            send(service, "p", x=-x)
         service.wait_for(lambda: len(service.workers()) == 2 and service.workers() != before)
         (dead,) = set(before) - set(service.workers())
         assert f"worker {dead} died or was killed during an inference with 'p/1' (name and version)" in service.log
-        assert infer(service, "p", x=TEN)["y"].tolist() == (2 * TEN).tolist()
+        assert infer(service, "p", x=x)["y"].tolist() == (x + 1).tolist()
 
 
 # --- Reports of mistakes
-
-
-def broken(directory, *pipelines, libraries=(), models=("dummy",)):
-    entries = [{"name": name, "base_path": name, "plugin_config": EXACT} for name in models]
-    return write_config(
-        directory, *entries, pipeline_config_list=pipelines, custom_node_library_config_list=list(libraries)
-    )
 
 
 @pytest.fixture
@@ -544,20 +457,28 @@ def own(directory, tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def reloading(directory, tmp_path_factory):
+    """A service without models or pipelines that looks for changes only when asked; with its directory."""
+    path = tmp_path_factory.mktemp("reloading")
+    with serve(path, "-w", "1", config=write(path, models=()), OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service:
+        yield service, path
+
+
 WRONG = pipeline(
     "wrong",
-    ["in"],
+    "in",
     [
-        model_node("n1", "dummy", {"c": "request.in"}, {"x": "a"}),
-        model_node("n2", "missing", {"b": "n1.x"}, {"x": "a"}),
-        custom_node("n3", "nowhere", {"x": "n2.x"}, {"y": "y"}),
+        model_node("n1", "dummy", "c=request.in", "x=a"),
+        model_node("n2", "missing", "b=n1.x", "x=a"),
+        custom_node("n3", "nowhere", "x=n2.x", "y=y"),
     ],
-    {"out": "n9.y"},
+    "out=n9.y",
 )
 
 
 def test_all_mistakes_of_a_pipeline_are_reported_everywhere(own):
-    config = broken(own, CHAIN, WRONG)
+    config = write(own, CHAIN, WRONG)
     checked = subprocess.run(["ovms-rest", "check", str(config)], capture_output=True, text=True, check=False)
     lines = [line for line in checked.stdout.splitlines() if line.startswith("problem: pipeline 'wrong': ")]
     assert checked.returncode == 1
@@ -570,9 +491,9 @@ def test_all_mistakes_of_a_pipeline_are_reported_everywhere(own):
         assert item["status"]["error_code"] == "FAILED_PRECONDITION"
         reasons = item["status"]["error_message"]
         for place in ("/v2/health/ready", "/v2/models/wrong/ready", "/v2/models/wrong"):
-            answer = service.get(place)
-            assert answer.status in (400, 404)
-            assert reasons in answer.json()["error"]
+            response = service.get(place)
+            assert response.status in (400, 404)
+            assert reasons in response.json()["error"]
         reload = service.request("POST", "/v1/config/reload")
         assert reload.status == 412
         assert "pipeline 'wrong': " in reload.json()["error"]
@@ -580,71 +501,73 @@ def test_all_mistakes_of_a_pipeline_are_reported_everywhere(own):
         assert infer(service, "chain", **{"in": TEN})["out"].tolist() == (TEN + 2).tolist()
 
 
-def test_a_pipeline_becomes_available_with_its_model(own):
-    config = broken(own, CHAIN, models=())
-    with serve(own, "-w", "1", config=config, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service:
-        answer = service.get("/v2/models/chain/ready")
-        assert answer.status == 404
-        assert "model 'dummy' is not configured" in answer.json()["error"]
-        broken(own, CHAIN)
-        assert service.request("POST", "/v1/config/reload").status == 201
-        assert infer(service, "chain", **{"in": TEN})["out"].tolist() == (TEN + 2).tolist()
+def test_a_pipeline_becomes_available_with_its_model(reloading, directory):
+    service, path = reloading
+    shutil.copytree(directory / "dummy", path / "dummy")
+    write(path, CHAIN, models=())
+    assert service.request("POST", "/v1/config/reload").status == 412
+    response = service.get("/v2/models/chain/ready")
+    assert response.status == 404
+    assert "model 'dummy' is not configured" in response.json()["error"]
+    write(path, CHAIN)
+    assert service.request("POST", "/v1/config/reload").status == 201
+    assert infer(service, "chain", **{"in": TEN})["out"].tolist() == (TEN + 2).tolist()
 
 
 # --- Changes
 
-
-def test_pipelines_follow_changes_of_models_and_libraries(own):
-    double = FAILING.replace('raise ZeroDivisionError("a bug of the user\'s")', 'return {"y": FACTOR * inputs["x"]}')
-    (own / "times.py").write_text("FACTOR = 2\n" + double)
-    nodes = [
-        custom_node("t", "times", {"x": "request.in"}, {"y": "y"}),
-        model_node("n", "dummy", {"b": "t.y"}, {"x": "a"}),
-    ]
-    definition = pipeline("p", ["in"], nodes, {"out": "n.x"})
-    libraries = [{"name": "times", "base_path": "times.py"}]
-    config = broken(own, definition, libraries=libraries)
-    with serve(own, "-w", "2", config=config, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service:
-
-        def change():
-            assert service.request("POST", "/v1/config/reload").status == 201
-            return infer(service, "p", **{"in": TEN})["out"].tolist()
-
-        assert infer(service, "p", **{"in": TEN})["out"].tolist() == (2 * TEN + 1).tolist()
-        (own / "times.py").write_text("FACTOR = 3\n" + double)
-        assert change() == (3 * TEN + 1).tolist()
-        b = model_zoo.parameter("b", (1, 10), Type.f32)
-        model_zoo.save(model_zoo.model_of({"a": opset15.multiply(b, np.float32(10))}, [b]), own / "dummy", 2)
-        assert change() == (30 * TEN).tolist()
-        (own / "times.py").write_text("FACTOR = \n" + double)
-        answer = service.request("POST", "/v1/config/reload")
-        assert answer.status == 412
-        assert "times.py" in answer.json()["error"]
-        assert infer(service, "p", **{"in": TEN})["out"].tolist() == (30 * TEN).tolist()
+MULTIPLYING = CUSTOM.replace("+ 1", "* NUMBER")
 
 
-def test_a_changed_file_of_a_node_is_loaded_without_a_reload_call(own):
-    code = FAILING.replace('raise ZeroDivisionError("a bug of the user\'s")', 'return {"y": inputs["x"] + ADDED}')
-    (own / "node.py").write_text("ADDED = 1\n" + code)
-    definition = pipeline("p", ["x"], [custom_node("n", "own", {"x": "request.x"}, {"y": "y"})], {"y": "n.y"})
-    config = broken(own, definition, libraries=[{"name": "own", "base_path": "node.py"}])
-    with serve(own, "-w", "1", config=config) as service:
-        assert infer(service, "p", x=TEN)["y"].tolist() == (TEN + 1).tolist()
-        (own / "node.py").write_text("ADDED = 2\n" + code)
-        service.wait_for(lambda: infer(service, "p", x=TEN)["y"].tolist() == (TEN + 2).tolist())
+def test_pipelines_follow_changes_of_models_and_libraries(reloading, directory):
+    service, path = reloading
+    model, code = path / "changing", path / "times.py"
+
+    def change(number):
+        code.write_text(f"NUMBER = {number}\n{MULTIPLYING}")
+        return service.request("POST", "/v1/config/reload")
+
+    def compute():
+        return infer(service, "p", **{"in": TEN})["out"].tolist()
+
+    shutil.copytree(directory / "dummy", model)
+    nodes = [custom_node("t", "times", "x=request.in", "y=y"), model_node("n", "changing", "b=t.y", "x=a")]
+    write(path, pipeline("p", "in", nodes, "out=n.x"), models=["changing"], libraries={"times": "times.py"})
+    assert change(2).status == 201
+    assert compute() == (2 * TEN + 1).tolist()
+    assert change(3).status == 201
+    assert compute() == (3 * TEN + 1).tolist()
+    b = model_zoo.parameter("b", (1, 10), Type.f32)
+    model_zoo.save(model_zoo.model_of({"a": opset15.multiply(b, np.float32(10))}, [b]), model, 2)
+    assert change(3).status == 201
+    assert compute() == (30 * TEN).tolist()
+    response = change("")
+    assert response.status == 412
+    assert "times.py" in response.json()["error"]
+    assert compute() == (30 * TEN).tolist()
+
+
+def test_a_changed_file_of_a_node_is_loaded_without_a_reload_call(tmp_path):
+    (tmp_path / "node.py").write_text("NUMBER = 2\n" + MULTIPLYING)
+    definition = pipeline("p", "x", [custom_node("n", "own", "x=request.x", "y=y")], "y=n.y")
+    config = write(tmp_path, definition, models=(), libraries={"own": "node.py"})
+    with serve(tmp_path, "-w", "1", config=config) as service:
+        assert infer(service, "p", x=TEN)["y"].tolist() == (2 * TEN).tolist()
+        (tmp_path / "node.py").write_text("NUMBER = 3\n" + MULTIPLYING)
+        service.wait_for(lambda: infer(service, "p", x=TEN)["y"].tolist() == (3 * TEN).tolist())
 
 
 def test_unloading_a_model_with_dependents_unloads_its_pipelines(own):
-    with serve(own, "-w", "1", config=broken(own, CHAIN), OVMS_REST_MODEL_CONTROL="local") as service:
+    with serve(own, "-w", "1", config=write(own, CHAIN), OVMS_REST_MODEL_CONTROL="local") as service:
 
-        def control(what, name, **parameters):
-            path = f"/v2/repository/models/{name}/{what}"
+        def control(action, name, **parameters):
+            path = f"/v2/repository/models/{name}/{action}"
             return service.request("POST", path, {"parameters": parameters}).status
 
         assert control("unload", "dummy") == 200
         assert service.get("/v2/health/ready").status == 200  # the pipeline lacks nothing but the unloaded model
-        answer = service.get("/v2/models/chain/ready")
-        assert (answer.status, answer.json()) == (
+        response = service.get("/v2/models/chain/ready")
+        assert (response.status, response.json()) == (
             404,
             {
                 "error": "pipeline 'chain' does not serve: node 'n1': model 'dummy' was unloaded; "

@@ -2,10 +2,10 @@
 
 import re
 import sys
-import textwrap
 
 import numpy as np
 import pytest
+from node_cases import PYTHON_NODE, run_python_node
 
 from ovms_rest.errors import InferenceError, InvalidRequestError, LoadError
 from ovms_rest.pipelines.python_nodes import PythonNode, load_file, load_name
@@ -24,8 +24,14 @@ class Code:
         self.outputs = lambda params: tensors.get("outputs", {"y": ("FP32", [-1, 2])})
 
 
+def node_of(execute=None, params=None, **tensors):
+    """Make a node of a function of the inputs."""
+    code = Code(**tensors) if execute is None else Code(lambda inputs, params: execute(inputs), **tensors)
+    return PythonNode("lib", code, params or {})
+
+
 def returning(value):
-    return PythonNode("lib", Code(lambda inputs, params: value), {})
+    return node_of(lambda inputs: value)
 
 
 def failing(kind, *arguments):
@@ -35,29 +41,26 @@ def failing(kind, *arguments):
     return fail
 
 
-# --- What the code gets
+# --- Inputs and params
 
 
 def test_a_node_runs_its_code():
-    found = PythonNode("lib", Code(), {}).execute({"x": X})
+    found = node_of().execute({"x": X})
     assert list(found) == ["y"]
     assert np.array_equal(found["y"], X + 1)
 
 
 def test_inputs_are_read_only_for_the_code_and_writable_for_others():
-    def execute(inputs, params):
-        inputs["x"][0, 0] = 9
-
     given = X.copy()
     with pytest.raises(InferenceError):
-        PythonNode("lib", Code(execute), {}).execute({"x": given})
+        node_of(lambda inputs: inputs["x"].fill(9)).execute({"x": given})
     assert given.flags.writeable
     assert np.array_equal(given, X)
 
 
 def test_inputs_are_not_copied():
     seen = []
-    PythonNode("lib", Code(lambda inputs, params: seen.append(inputs["x"]) or {"y": X}), {}).execute({"x": X})
+    node_of(lambda inputs: seen.append(inputs["x"]) or {"y": X}).execute({"x": X})
     assert np.shares_memory(seen[0], X)
 
 
@@ -80,7 +83,7 @@ def test_the_params_are_read_only_for_all_functions():
 
 
 def test_opening_a_node_does_nothing():
-    assert PythonNode("lib", Code(), {}).open() is None
+    assert node_of().open() is None
 
 
 # --- Strings
@@ -88,7 +91,7 @@ def test_opening_a_node_does_nothing():
 
 def text_node(execute):
     tensors = {"text": ("BYTES", [-1, 2])}
-    return PythonNode("lib", Code(execute, inputs=tensors, outputs=tensors), {})
+    return node_of(execute, inputs=tensors, outputs=tensors)
 
 
 TEXTS = BytesArray.of([b"a", b"", b"\xff\0", "ü".encode()], (2, 2))
@@ -97,7 +100,7 @@ TEXTS = BytesArray.of([b"a", b"", b"\xff\0", "ü".encode()], (2, 2))
 def test_strings_are_arrays_of_bytes_objects():
     seen = []
 
-    def reverse(inputs, params):
+    def reverse(inputs):
         seen.append(inputs["text"])
         return {"text": np.vectorize(lambda text: text[::-1], otypes=[object])(inputs["text"])}
 
@@ -108,12 +111,12 @@ def test_strings_are_arrays_of_bytes_objects():
 
 
 def test_str_is_encoded_as_utf8():
-    found = text_node(lambda inputs, params: {"text": np.array([["ü", b"a"]], object)}).execute({"text": TEXTS})
+    found = text_node(lambda inputs: {"text": np.array([["ü", b"a"]], object)}).execute({"text": TEXTS})
     assert found["text"].elements() == ["ü".encode(), b"a"]
 
 
 def test_an_empty_tensor_of_strings_is_accepted():
-    found = text_node(lambda inputs, params: {"text": np.empty((0, 2), object)}).execute({"text": TEXTS})["text"]
+    found = text_node(lambda inputs: {"text": np.empty((0, 2), object)}).execute({"text": TEXTS})["text"]
     assert (found.shape, found.elements()) == ((0, 2), [])
 
 
@@ -127,10 +130,10 @@ def test_an_empty_tensor_of_strings_is_accepted():
 )
 def test_invalid_strings_are_an_error_of_the_node(output, message):
     with pytest.raises(InferenceError, match=re.escape(message)):
-        text_node(lambda inputs, params: {"text": output}).execute({"text": TEXTS})
+        text_node(lambda inputs: {"text": output}).execute({"text": TEXTS})
 
 
-# --- What it returns
+# --- Outputs
 
 
 def test_an_output_that_is_not_contiguous_is_copied():
@@ -140,8 +143,7 @@ def test_an_output_that_is_not_contiguous_is_copied():
 
 
 def test_an_output_that_is_a_view_of_an_input_is_copied():
-    node = PythonNode("lib", Code(lambda inputs, params: {"y": inputs["x"][:1]}), {})
-    found = node.execute({"x": X})["y"]
+    found = node_of(lambda inputs: {"y": inputs["x"][:1]}).execute({"x": X})["y"]
     assert found.flags.carray
     assert not np.shares_memory(found, X)
 
@@ -157,13 +159,12 @@ def test_undeclared_outputs_are_ignored():
 
 def test_outputs_come_in_alphabetical_order():
     outputs = {"b": ("FP32", [-1, 2]), "a": ("FP32", [-1, 2])}
-    node = PythonNode("lib", Code(lambda inputs, params: {"b": X, "a": X}, outputs=outputs), {})
+    node = node_of(lambda inputs: {"b": X, "a": X}, outputs=outputs)
     assert list(node.outputs) == list(node.execute({"x": X})) == ["a", "b"]
 
 
 def test_an_output_of_any_declared_size_is_accepted():
-    node = returning({"y": X[:0]})
-    assert node.execute({"x": X})["y"].shape == (0, 2)
+    assert returning({"y": X[:0]}).execute({"x": X})["y"].shape == (0, 2)
 
 
 WRONG = {
@@ -192,9 +193,8 @@ def test_an_output_that_does_not_fit_is_reported(caplog, words):
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, MemoryError, AssertionError])
 def test_an_exception_of_the_code_is_logged_but_not_shown_to_the_client(caplog, kind):
-    node = PythonNode("lib", Code(failing(kind, "secret")), {})
     with pytest.raises(InferenceError) as caught:
-        node.execute({"x": X})
+        node_of(failing(kind, "secret")).execute({"x": X})
     assert str(caught.value) == "custom node library 'lib' failed: the reason is in the server's log"
     (record,) = caplog.records
     assert record.getMessage() == "custom node library 'lib' failed"
@@ -203,18 +203,17 @@ def test_an_exception_of_the_code_is_logged_but_not_shown_to_the_client(caplog, 
 
 
 def test_code_may_reject_a_request_with_a_message(caplog):
-    node = PythonNode("lib", Code(failing(InvalidRequestError, "the image is too small")), {})
     with pytest.raises(InvalidRequestError, match=r"^the image is too small$"):
-        node.execute({"x": X})
+        node_of(failing(InvalidRequestError, "the image is too small")).execute({"x": X})
     assert not caplog.records
 
 
-# --- What it takes and gives
+# --- Declarations of inputs and outputs
 
 
 def test_dims_are_sizes_or_ranges():
     inputs = {"b": ("INT64", []), "a": ["BF16", (1, -1, (2, 5), [0, 9])]}
-    assert PythonNode("lib", Code(inputs=inputs), {}).inputs == {
+    assert node_of(inputs=inputs).inputs == {
         "a": TensorMetadata("a", "BF16", (Dim(1, 1), Dim(0, None), Dim(2, 5), Dim(0, 9))),
         "b": TensorMetadata("b", "INT64", ()),
     }
@@ -250,7 +249,7 @@ UNFIT = [
 @pytest.mark.parametrize(("tensors", "words"), UNFIT)
 def test_tensors_of_an_invalid_form_are_reported(kind, tensors, words):
     with pytest.raises(LoadError) as caught:
-        PythonNode("lib", Code(**{kind: tensors}), {})
+        node_of(**{kind: tensors})
     assert str(caught.value) == f"{kind}(params) returned {words}"
 
 
@@ -282,26 +281,12 @@ def test_a_load_error_raised_by_the_code_is_unchanged():
 # --- Loading
 
 
-NODE = """
-    import numpy as np
-
-    def inputs(params):
-        return {"x": ("FP32", [1])}
-
-    outputs = inputs
-
-    def execute(inputs, params):
-        return {"x": inputs["x"] + STEP}
-"""
+NODE = PYTHON_NODE.replace("+ 1", "+ STEP")
 
 
 def write(file, text):
-    file.write_text(textwrap.dedent(text))
+    file.write_text(text)
     return file
-
-
-def run(node):
-    return float(node.execute({"x": np.zeros(1, np.float32)})["x"][0])
 
 
 def test_a_file_is_executed_again_at_each_load(tmp_path):
@@ -309,8 +294,8 @@ def test_a_file_is_executed_again_at_each_load(tmp_path):
     file = tmp_path / "node.py"
     found = []
     for step in (1, 2, 3):
-        write(file, NODE + f"    STEP = np.float32({step})\n")
-        found.append(run(load_file("lib", file, {})))
+        write(file, NODE + f"STEP = {step}\n")
+        found.append(run_python_node(load_file("lib", file, {})))
     assert found == [1, 2, 3]
     assert [path.name for path in tmp_path.iterdir()] == ["node.py"]
 
@@ -320,13 +305,11 @@ def test_modules_beside_a_file_are_imported_again_at_each_load(tmp_path):
     package.mkdir()
     write(package / "__init__.py", "from package_of_test.inner import ZERO")
     write(package / "inner.py", "ZERO = 0")
-    file = write(
-        tmp_path / "node.py", NODE + "    from step_of_test import STEP\n    from package_of_test import ZERO\n"
-    )
+    file = write(tmp_path / "node.py", NODE + "from step_of_test import STEP\nfrom package_of_test import ZERO\n")
     found = []
     for step in (1, 22):
         write(sibling, f"STEP = {step}")
-        found.append(run(load_file("lib", file, {})))
+        found.append(run_python_node(load_file("lib", file, {})))
     assert found == [1, 22]
     assert str(tmp_path) not in sys.path
     assert not {"step_of_test", "package_of_test", "package_of_test.inner"} & sys.modules.keys()
@@ -338,14 +321,14 @@ def test_files_of_two_directories_import_their_own_siblings(tmp_path):
         directory = tmp_path / str(step)
         directory.mkdir()
         write(directory / "step_of_test.py", f"STEP = {step}")
-        file = write(directory / "node.py", NODE + "    from step_of_test import STEP\n")
+        file = write(directory / "node.py", NODE + "from step_of_test import STEP\n")
         nodes.append(load_file("lib", file, {}))
-    assert list(map(run, nodes)) == [1, 2]
+    assert list(map(run_python_node, nodes)) == [1, 2]
 
 
 def test_modules_imported_from_elsewhere_stay_imported(tmp_path):
     sys.modules.pop("colorsys", None)
-    file = write(tmp_path / "node.py", NODE + "    import colorsys\n    STEP = 1\n")
+    file = write(tmp_path / "node.py", NODE + "import colorsys\nSTEP = 1\n")
     load_file("lib", file, {})
     assert "colorsys" in sys.modules
 
@@ -354,13 +337,11 @@ def test_a_file_may_define_dataclasses(tmp_path):
     """Dataclasses look up their module by name."""
     text = "from __future__ import annotations\nfrom dataclasses import dataclass\nSTEP = 1\n"
     text += "@dataclass\nclass A:\n    a: int\n"
-    file = tmp_path / "node.py"
-    file.write_text(text + textwrap.dedent(NODE))
-    assert run(load_file("lib", file, {})) == 1
+    assert run_python_node(load_file("lib", write(tmp_path / "node.py", text + NODE), {})) == 1
 
 
 def test_a_module_is_forgotten_with_its_node(tmp_path):
-    file = write(tmp_path / "node.py", NODE + "    STEP = 1\n")
+    file = write(tmp_path / "node.py", NODE + "STEP = 1\n")
     before = set(sys.modules)
     node = load_file("lib", file, {})
     assert len(sys.modules.keys() - before) == 1
@@ -373,13 +354,11 @@ def test_a_module_is_forgotten_with_its_node(tmp_path):
 
 
 def test_modules_and_their_objects_are_loaded_by_name(tmp_path, monkeypatch):
-    write(
-        tmp_path / "named_of_test.py",
-        NODE + "    STEP = 1\n    import sys\n    class A:\n        this = sys.modules[__name__]\n",
-    )
+    text = NODE + "STEP = 1\nimport sys\nclass A:\n    this = sys.modules[__name__]\n"
+    write(tmp_path / "named_of_test.py", text)
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("named_of_test", "named_of_test:A.this"):
-        assert run(load_name("lib", name, {})) == 1
+        assert run_python_node(load_name("lib", name, {})) == 1
     with pytest.raises(LoadError, match=r"^the module 'named_of_test' has no 'A\.that'$"):
         load_name("lib", "named_of_test:A.that", {})
     with pytest.raises(LoadError, match=r"^has no function inputs\(params\) and no outputs"):
@@ -399,8 +378,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("text", "words"), BROKEN)
 def test_a_file_that_cannot_be_imported_is_reported(tmp_path, text, words):
-    file = tmp_path / "node.py"
-    file.write_text(text)
+    file = write(tmp_path / "node.py", text)
     with pytest.raises(LoadError) as caught:
         load_file("lib", file, {})
     assert str(caught.value) == f"cannot be imported: {words.format(file=file)}"

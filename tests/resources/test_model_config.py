@@ -6,18 +6,19 @@ from openvino import Type
 from service import serve, write_config
 
 from ovms_rest.models.compilation import Compilation
-from ovms_rest.models.options import ModelOptions
+from ovms_rest.models.options import ModelOptions, parse_options
 from ovms_rest.models.runtime import Model
 from ovms_rest.resources.model_config import describe_config
 
 LATEST = {"latest": {"num_versions": 1}}
 
 
-def describe(directory, model, options=None, compilation=None, workers=0):
+def describe(directory, model, compilation=None, workers=0, **options):
     """Save a model and describe how it is served."""
     model_zoo.save(model, directory)
     compilation = compilation or Compilation("CPU", {}, shared=True, reason="")
-    return describe_config(Model("m", 1, directory / "1", compilation, options or ModelOptions()), LATEST, workers)
+    loaded = Model("m", 1, directory / "1", compilation, parse_options(ModelOptions(**options)))
+    return describe_config(loaded, LATEST, workers)
 
 
 # --- The description
@@ -82,7 +83,7 @@ def test_dims_are_the_whole_shape(tmp_path, shape, dims):
     ("layout", "format_"), [("NHWC", "NHWC"), ("NCHW", "NCHW"), ("NHWC:NCHW", "NHWC"), ("NDHW", "NONE")]
 )
 def test_format_is_the_layout_of_clients(tmp_path, layout, format_):
-    described = describe(tmp_path, model_zoo.relu((1, 3, 3, 3)), ModelOptions(layout=layout))
+    described = describe(tmp_path, model_zoo.relu((1, 3, 3, 3)), layout=layout)
     assert described["input"][0]["format"] == f"FORMAT_{format_}"
 
 

@@ -12,8 +12,6 @@ _DIMS = (1, 10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The node's params."""
-
     add_number: int = param(integer(0), 1)
     sub_number: int = param(integer(0), 0)
     output_queue_size: int = param(size, 10)  # accepted without effect; OVMS pools memory
@@ -21,12 +19,10 @@ class Options:
 
 
 def inputs(options: Options) -> Forms:
-    """Return the form of the numbers."""
     return {"input_numbers": ("FP32", _DIMS)}
 
 
 def outputs(options: Options) -> Forms:
-    """Return the form of the sums."""
     return {"output_numbers": ("FP32", _DIMS)}
 
 

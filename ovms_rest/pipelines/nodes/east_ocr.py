@@ -32,8 +32,6 @@ _size = integer(_CELL, f"a multiple of {_CELL}", lambda number: number % _CELL =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(CropOptions):
-    """The node's params."""
-
     original_image_width: int = param(_size)
     original_image_height: int = param(_size)
     overlap_threshold: float = param(fraction, 0.3)

@@ -34,8 +34,6 @@ from ovms_rest.pipelines.nodes.pictures import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(ImageOptions):
-    """The node's params."""
-
     gaussian_blur_kernel_size: int = param(integer(1, "an odd number", lambda number: number % 2 == 1))
 
 
@@ -45,7 +43,6 @@ def inputs(options: Options) -> Forms:
 
 
 def outputs(options: Options) -> Forms:
-    """Return the form of the image."""
     return {"image": _target_form(options)}
 
 

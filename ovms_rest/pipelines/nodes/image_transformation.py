@@ -38,14 +38,16 @@ _KEPT = -1  # keeps the original's size
 _color_order = one_of("BGR", "RGB", "GRAY")
 
 
+def _count_channels(color_order: str) -> int:
+    return 1 if color_order == "GRAY" else 3
+
+
 def _size(text: str) -> int:
     return _KEPT if text == str(_KEPT) else size(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The node's params."""
-
     target_image_width: int = param(_size, _KEPT)
     target_image_height: int = param(_size, _KEPT)
     original_image_color_order: str = param(_color_order, "BGR")
@@ -59,33 +61,20 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raise ValueError unless there is a value for each channel."""
+        order, channels = self.target_color_order, _count_channels(self.target_color_order)
         for name in ("scale_values", "mean_values"):
-            count = len(getattr(self, name))
-            if count not in (0, self.target_channels):
+            if (count := len(getattr(self, name))) not in (0, channels):
                 raise ValueError(
-                    f"param {name}: expected {self.target_channels} for the target's colour order "
-                    f"{self.target_color_order}, got {count}"
+                    f"param {name}: expected {channels} for the target's colour order {order}, got {count}"
                 )
 
     @property
     def target_color_order(self) -> str:
-        """BGR, RGB or GRAY."""
         return self.target_image_color_order or self.original_image_color_order
 
     @property
     def target_layout(self) -> str:
-        """NCHW or NHWC."""
         return self.target_image_layout or self.original_image_layout
-
-    @property
-    def original_channels(self) -> int:
-        """The number of channels of the input."""
-        return 1 if self.original_image_color_order == "GRAY" else 3
-
-    @property
-    def target_channels(self) -> int:
-        """The number of channels of the output."""
-        return 1 if self.target_color_order == "GRAY" else 3
 
 
 def inputs(options: Options) -> Forms:
@@ -94,9 +83,8 @@ def inputs(options: Options) -> Forms:
 
 
 def outputs(options: Options) -> Forms:
-    """Return the form of the transformed image."""
     height, width = options.target_image_height, options.target_image_width  # _KEPT is ANY
-    return {"image": image_form(options.target_layout, options.target_channels, height, width)}
+    return {"image": image_form(options.target_layout, _count_channels(options.target_color_order), height, width)}
 
 
 def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[np.float32]]:
@@ -114,7 +102,7 @@ def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[np.float32]]:
         picture = resize(_scale(picture, options), width, height)
     else:
         picture = _scale(resize(picture, width, height), options)
-    _, dims = image_form(options.target_layout, options.target_channels, height, width)
+    _, dims = image_form(options.target_layout, _count_channels(options.target_color_order), height, width)
     transformed = np.empty(dims, np.float32)
     write_picture(picture, transformed[0], options.target_layout)
     return {"image": transformed}
@@ -122,7 +110,7 @@ def execute(arrays: Arrays, options: Options) -> dict[str, NDArray[np.float32]]:
 
 def _check_shape(shape: tuple[int, ...], options: Options) -> None:
     """Raise ValueError for a shape that `inputs` allows but the params do not."""
-    _, dims = image_form(options.original_image_layout, options.original_channels, ANY, ANY)
+    _, dims = image_form(options.original_image_layout, _count_channels(options.original_image_color_order), ANY, ANY)
     if any(dim not in (ANY, length) for dim, length in zip(dims, shape, strict=True)):
         raise ValueError(f"input image has the shape {list(shape)}, expected {list(dims)}")
     if 0 in shape:

@@ -35,8 +35,6 @@ _EVERY_LABEL = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(CropOptions):
-    """The node's params."""
-
     filter_label_id: int = param(integer(), _EVERY_LABEL)
     buffer_queue_size: int = param(size, 24)  # accepted without effect; OVMS pools memory
 

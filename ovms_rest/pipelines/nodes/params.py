@@ -128,7 +128,6 @@ def list_of(read: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
 
 
 def flag(text: str) -> bool:
-    """Read true or false."""
     return one_of("true", "false")(text) == "true"
 
 
@@ -157,26 +156,20 @@ class CropOptions(ImageOptions):
     convert_to_gray_scale: bool = param(flag, False)
     max_output_batch: int = param(size, 100)
 
-    @property
-    def channels(self) -> int:
-        """The number of channels of a crop."""
-        return 1 if self.convert_to_gray_scale else 3
-
 
 def image_form(layout: str, channels: int, height: int, width: int) -> Form:
-    """Return the form of one image."""
     return "FP32", (1, channels, height, width) if layout == "NCHW" else (1, height, width, channels)
 
 
 def original_form(options: ImageOptions) -> Form:
-    """Return the form of the input image."""
     return image_form(options.original_image_layout, 3, options.original_image_height, options.original_image_width)
 
 
 def crops_form(options: CropOptions) -> Form:
     """Return the form of the crops, [N,1,C,H,W] or [N,1,H,W,C]."""
+    channels = 1 if options.convert_to_gray_scale else 3
     datatype, dims = image_form(
-        options.target_image_layout, options.channels, options.target_image_height, options.target_image_width
+        options.target_image_layout, channels, options.target_image_height, options.target_image_width
     )
     return datatype, (ANY, *dims)
 

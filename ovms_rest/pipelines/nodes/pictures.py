@@ -43,7 +43,6 @@ def write_picture(picture: Picture, target: NDArray[np.float32], layout: str) ->
 
 
 def resize(picture: Picture, width: int, height: int) -> Picture:
-    """Return a picture at that size."""
     return picture if picture.shape[:2] == (height, width) else cv2.resize(picture, (width, height))
 
 

@@ -1,5 +1,5 @@
-// A custom node for the tests: y FP32 [-1,-1] = x FP32 [-1,2] + the param "add". The param "mode" has it fail in a way;
-// with the param "precision" it copies tensors of that one.
+// A custom node for the tests: y FP32 [-1,-1] = x FP32 [-1,2] + the param "add". The param "mode" names a way to fail;
+// with the param "precision", tensors have that precision and are copied.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,7 +132,7 @@ int getOutputsInfo(struct CustomNodeTensorInfo** info, int* infoCount, const str
 }
 
 int execute(const struct CustomNodeTensor* inputs, int inputsCount, struct CustomNodeTensor** outputs, int* outputsCount, const struct CustomNodeParam* params, int paramsCount, void* manager) {
-    if (MODE("crash"))
+    if (MODE("crash") || (MODE("crash below 0") && *(const float*)inputs->data < 0))
         *(volatile int*)8 = 0;
     if (MODE("fails"))
         return 5;

@@ -1,10 +1,9 @@
 """libcustom_node_add_one: one number is added, another subtracted."""
 
-import numpy as np
 import pytest
-from node_cases import NUMBERS, execute, inputs, outputs
+from node_cases import NODES, NUMBERS
 
-from ovms_rest.pipelines.nodes import add_one
+NODE = NODES["add_one"]
 
 
 @pytest.mark.parametrize(
@@ -17,11 +16,10 @@ from ovms_rest.pipelines.nodes import add_one
     ],
 )
 def test_one_number_is_added_and_the_other_subtracted(params, added):
-    found = execute(add_one, {"input_numbers": NUMBERS}, params)["output_numbers"]
-    assert found.dtype == np.float32
+    found = NODE.run({"input_numbers": NUMBERS}, **params)["output_numbers"]
     assert found.tolist() == [[number + added for number in range(10)]]
 
 
 def test_add_one_describes_its_tensors():
-    assert inputs(add_one, {}) == {"input_numbers": ("FP32", (1, 10))}
-    assert outputs(add_one, {}) == {"output_numbers": ("FP32", (1, 10))}
+    assert NODE.inputs() == {"input_numbers": ("FP32", (1, 10))}
+    assert NODE.outputs() == {"output_numbers": ("FP32", (1, 10))}

@@ -4,25 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from node_cases import (
-    SIZES,
-    batch,
-    close,
-    execute,
-    gray,
-    images,
-    inputs,
-    outputs,
-    random_image,
-    refusal,
-    resized,
-    run,
-)
+from node_cases import SIZES, Node, batch, close, gray, images, random_image, resized
 
 from ovms_rest.pipelines.nodes import east_ocr
 
 PAGE = random_image(40, 48)
-EAST = SIZES | {"original_image_width": "48", "original_image_height": "40"}
+EAST = Node(east_ocr, SIZES | {"original_image_width": "48", "original_image_height": "40"})
 
 
 def maps(*texts):
@@ -38,8 +25,7 @@ def maps(*texts):
 
 def read_east(*texts, page=PAGE, layout="NCHW", **params):
     """Run east_ocr on the page."""
-    names = EAST | {"original_image_layout": layout} | params
-    return run(east_ocr, {"image": batch(page, layout), **maps(*texts)}, names)
+    return EAST.run({"image": batch(page, layout), **maps(*texts)}, original_image_layout=layout, **params)
 
 
 def page_crop(x, y, width, height):
@@ -176,13 +162,13 @@ def test_many_texts_match_the_cell_by_cell_reference(seed, adjust_x, adjust_y):
     geometry = random.uniform(2, 9, (1, 10, 12, 5)).astype(np.float32)
     geometry[..., 4] = random.uniform(-0.3, 0.3, (1, 10, 12))
     expected = read_cell_by_cell(scores, geometry, 48, 40, 0.35, 0.25, adjust_x, adjust_y)
-    params = EAST | {
-        "confidence_threshold": "0.35",
-        "overlap_threshold": "0.25",
-        "box_width_adjustment": str(adjust_x),
-        "box_height_adjustment": str(adjust_y),
-    }
-    found = run(east_ocr, {"image": batch(PAGE), "scores": scores, "geometry": geometry}, params)
+    found = EAST.run(
+        {"image": batch(PAGE), "scores": scores, "geometry": geometry},
+        confidence_threshold="0.35",
+        overlap_threshold="0.25",
+        box_width_adjustment=str(adjust_x),
+        box_height_adjustment=str(adjust_y),
+    )
     assert len(expected[0]) > 5
     assert found["text_coordinates"][:, 0].tolist() == expected[0]
     assert found["confidence_levels"].ravel().tolist() == expected[1]
@@ -197,25 +183,14 @@ def test_no_texts_of_east_are_empty_arrays():
     }
 
 
-def turned_box(cell, up, right, down, left, angle):
-    """Return the box around a turned text, with each corner computed from the lower right one."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    x2 = cell[0] * 4 + int(cos * right + sin * down)
-    y2 = cell[1] * 4 + int(-sin * right + cos * down)
-    x1, y1 = x2 + int(-sin * (up + down)), y2 + int(-cos * (up + down))
-    x3, y3 = x2 + int(-cos * (right + left)), y2 + int(sin * (right + left))
-    xs, ys = (x1, x2, x3, x3 + x1 - x2), (y1, y2, y3, y3 + y1 - y2)
-    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-
-
 TURNED = (3.3, 9.6, 4.2, 8.1)
 
 
 @pytest.mark.parametrize("degrees", [-40, -10, 10, 30, 45])
 def test_a_turned_text_has_the_box_around_its_corners(degrees):
-    angle = math.radians(degrees)
-    found = read_east(((6, 5), 1, *TURNED, angle))
-    assert found["text_coordinates"].tolist() == [[turned_box((6, 5), *TURNED, angle)]]
+    text = ((6, 5), 1, *TURNED, math.radians(degrees))
+    (box,), _ = read_cell_by_cell(*maps(text).values(), 48, 40, 0.5, 1, 0, 0)
+    assert read_east(text)["text_coordinates"].tolist() == [[box]]
 
 
 def turned_back(picture, degrees, height):
@@ -262,64 +237,58 @@ def test_a_turned_text_is_turned_back_and_cut_to_its_height(degrees, adjustment)
 
 
 @pytest.mark.parametrize(
-    ("threshold", "turned"), [(None, True), ("20", True), ("24", True), ("25", False), ("90", False)]
+    ("params", "degrees", "turned"),
+    [
+        ({}, 24.5, True),
+        ({}, -19.9, False),  # 20 degrees by default
+        ({"rotation_angle_threshold": "20"}, 24.5, True),
+        ({"rotation_angle_threshold": "24"}, 24.5, True),
+        ({"rotation_angle_threshold": "25"}, 24.5, False),
+        ({"rotation_angle_threshold": "90"}, 24.5, False),
+    ],
 )
-def test_a_text_is_turned_back_above_the_threshold_angle(threshold, turned):
-    params = {} if threshold is None else {"rotation_angle_threshold": threshold}
-    found = read_east(((6, 5), 1, *TURNED, math.radians(24.5)), **params)
+def test_a_text_is_turned_back_above_the_threshold_angle(params, degrees, turned):
+    found = read_east(((6, 5), 1, *TURNED, math.radians(degrees)), **params)
     (box,) = found["text_coordinates"][0].tolist()
     assert close(found["text_images"], images(page_crop(*box))) is not turned
 
 
-def test_a_text_is_not_turned_back_at_20_degrees_or_less_by_default():
-    found = read_east(((6, 5), 1, *TURNED, math.radians(-19.9)))
-    (box,) = found["text_coordinates"][0].tolist()
-    assert close(found["text_images"], images(page_crop(*box)))
+BEYOND = "expected pixels or labels between -2**31 and 2**31, got"
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "fault"),
     [
+        ((0, 0, 0, 0.5, 0), " has a text whose box from x 20, y 16 to x 20, y 16 has no pixels in the image"),
+        ((3, 40, 4, -35, 0), " has a text whose box from x 55, y 13 to x 48, y 20 has no pixels in the image"),
+        ((3, math.inf, 4, 6, 0), f": {BEYOND} inf"),
+        ((3, 10, 4, 6, math.nan), f": {BEYOND} nan"),
         (
-            ((5, 4), 1, 0, 0, 0, 0.5, 0),
-            "input geometry has a text whose box from x 20, y 16 to x 20, y 16 has no pixels in the image",
-        ),
-        (
-            ((5, 4), 1, 3, 40, 4, -35, 0),
-            "input geometry has a text whose box from x 55, y 13 to x 48, y 20 has no pixels in the image",
-        ),
-        (
-            ((5, 4), 1, 3, math.inf, 4, 6, 0),
-            "input geometry: expected pixels or labels between -2**31 and 2**31, got inf",
-        ),
-        (
-            ((5, 4), 1, 3, 10, 4, 6, math.nan),
-            "input geometry: expected pixels or labels between -2**31 and 2**31, got nan",
-        ),
-        # At the upper edge the box has lost the rows that the text needs.
-        (
-            ((5, 0), 1, 9, 8, 9, 8, math.radians(45)),
-            "input geometry has a text of height 18 that is turned by 45 degrees; it does not fit its box of "
-            "23x11 pixels (width x height) when turned back",
-        ),
-        (
-            ((5, 4), 1, 0.4, 8, 0.4, 8, math.radians(45)),
-            "input geometry has a text of height 0.8 that is turned by 45 degrees; it does not fit its box of "
+            (0.4, 8, 0.4, 8, math.radians(45)),
+            " has a text of height 0.8 that is turned by 45 degrees; it does not fit its box of "
             "11x11 pixels (width x height) when turned back",
         ),
     ],
 )
-def test_a_text_that_cannot_be_cut_out_is_rejected(text, expected):
-    assert refusal(execute, east_ocr, {"image": batch(PAGE), **maps(text)}, EAST) == expected
+def test_a_text_that_cannot_be_cut_out_is_rejected(text, fault):
+    assert EAST.refusal({"image": batch(PAGE), **maps(((5, 4), 1, *text))}) == f"input geometry{fault}"
+
+
+def test_a_text_that_lost_rows_at_the_upper_edge_is_rejected():
+    text = ((5, 0), 1, 9, 8, 9, 8, math.radians(45))
+    assert EAST.refusal({"image": batch(PAGE), **maps(text)}) == (
+        "input geometry has a text of height 18 that is turned by 45 degrees; it does not fit its box of "
+        "23x11 pixels (width x height) when turned back"
+    )
 
 
 def test_east_ocr_describes_its_tensors():
-    assert inputs(east_ocr, EAST | {"original_image_layout": "NHWC"}) == {
+    assert EAST.inputs(original_image_layout="NHWC") == {
         "image": ("FP32", (1, 40, 48, 3)),
         "scores": ("FP32", (1, 10, 12, 1)),
         "geometry": ("FP32", (1, 10, 12, 5)),
     }
-    assert outputs(east_ocr, EAST | {"convert_to_gray_scale": "true"}) == {
+    assert EAST.outputs(convert_to_gray_scale="true") == {
         "text_images": ("FP32", (-1, 1, 1, 4, 5)),
         "text_coordinates": ("INT32", (-1, 1, 4)),
         "confidence_levels": ("FP32", (-1, 1, 1)),

@@ -2,18 +2,16 @@
 
 import numpy as np
 import pytest
-from node_cases import BLUR, SCENE, batch, blurred, close, detection, inputs, outputs, resized, run
+from node_cases import NODES, SCENE, batch, blurred, close, detection, resized
 
-from ovms_rest.pipelines.nodes import face_blur
-
+NODE = NODES["face_blur"]
 KERNELS = {"1": [1], "3": [0.25, 0.5, 0.25], "5": [0.0625, 0.25, 0.375, 0.25, 0.0625]}
 
 
 def blur(*rows, layout="NCHW", **params):
     """Run face_blur on the scene."""
-    texts = BLUR | {"original_image_layout": layout, "target_image_layout": layout} | params
     arrays = {"image": batch(SCENE, layout), "detection": detection(*rows, count=200)}
-    return run(face_blur, arrays, texts)["image"]
+    return NODE.run(arrays, **{"original_image_layout": layout, "target_image_layout": layout} | params)["image"]
 
 
 @pytest.mark.parametrize("size", KERNELS)
@@ -73,7 +71,7 @@ def test_the_image_is_resized_after_blurring(source, target):
 
 
 def test_face_blur_describes_its_tensors():
-    assert inputs(face_blur, BLUR) == {"image": ("FP32", (1, 3, 12, 16)), "detection": ("FP32", (1, 1, 200, 7))}
-    nhwc = BLUR | {"original_image_layout": "NHWC", "target_image_layout": "NHWC"}
-    assert inputs(face_blur, nhwc)["image"] == ("FP32", (1, 12, 16, 3))
-    assert outputs(face_blur, nhwc | {"target_image_width": "8"}) == {"image": ("FP32", (1, 12, 8, 3))}
+    assert NODE.inputs() == {"image": ("FP32", (1, 3, 12, 16)), "detection": ("FP32", (1, 1, 200, 7))}
+    nhwc = {"original_image_layout": "NHWC", "target_image_layout": "NHWC"}
+    assert NODE.inputs(**nhwc)["image"] == ("FP32", (1, 12, 16, 3))
+    assert NODE.outputs(**nhwc, target_image_width="8") == {"image": ("FP32", (1, 12, 8, 3))}

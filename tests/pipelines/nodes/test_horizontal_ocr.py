@@ -3,15 +3,15 @@
 import math
 
 import pytest
-from node_cases import SCENE, SIZES, batch, close, crop, execute, floats, gray, images, inputs, outputs, refusal, run
+from node_cases import NODES, SCENE, batch, close, crop, floats, gray, images
 
-from ovms_rest.pipelines.nodes import horizontal_ocr
+NODE = NODES["horizontal_ocr"]
 
 
 def read_horizontal(*rows, layout="NCHW", **params):
     """Run horizontal_ocr on the scene."""
-    texts = SIZES | {"original_image_layout": layout} | params
-    return run(horizontal_ocr, {"image": batch(SCENE, layout), "boxes": floats(rows, -1, 5)}, texts)
+    arrays = {"image": batch(SCENE, layout), "boxes": floats(rows, -1, 5)}
+    return NODE.run(arrays, original_image_layout=layout, **params)
 
 
 @pytest.mark.parametrize("source", ["NCHW", "NHWC"])
@@ -60,14 +60,8 @@ def test_a_text_beyond_the_edge_is_moved_into_the_image_but_its_coordinates_are_
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        (
-            (3, 1, 3, 2, 1),
-            "input boxes has a box from x 3, y 1 to x 3, y 2; its width and height must be above 0",
-        ),
-        (
-            (0.5, 4, 1, 2, 1),
-            "input boxes has a box from x 0.5, y 4 to x 1, y 2; its width and height must be above 0",
-        ),
+        ((3, 1, 3, 2, 1), "input boxes has a box from x 3, y 1 to x 3, y 2; its width and height must be above 0"),
+        ((0.5, 4, 1, 2, 1), "input boxes has a box from x 0.5, y 4 to x 1, y 2; its width and height must be above 0"),
         ((3, 1, 3.5, 2, 1), "the box at x 3, y 1 of 0x1 pixels (width x height) has no pixels in the image of 16x12"),
         ((16, 1, 20, 2, 1), "the box at x 16, y 1 of 4x1 pixels (width x height) has no pixels in the image of 16x12"),
         ((math.nan, 0, 1, 1, 1), "input boxes: expected pixels or labels between -2**31 and 2**31, got nan"),
@@ -76,12 +70,12 @@ def test_a_text_beyond_the_edge_is_moved_into_the_image_but_its_coordinates_are_
 )
 def test_a_text_without_pixels_is_rejected(row, expected):
     arrays = {"image": batch(SCENE), "boxes": floats([(0, 0, 1, 1, 1), row], 2, 5)}
-    assert refusal(execute, horizontal_ocr, arrays, SIZES) == expected
+    assert NODE.refusal(arrays) == expected
 
 
 def test_horizontal_ocr_describes_its_tensors():
-    assert inputs(horizontal_ocr, SIZES) == {"image": ("FP32", (1, 3, 12, 16)), "boxes": ("FP32", (-1, 5))}
-    assert outputs(horizontal_ocr, SIZES | {"target_image_layout": "NHWC"}) == {
+    assert NODE.inputs() == {"image": ("FP32", (1, 3, 12, 16)), "boxes": ("FP32", (-1, 5))}
+    assert NODE.outputs(target_image_layout="NHWC") == {
         "text_images": ("FP32", (-1, 1, 4, 5, 3)),
         "text_coordinates": ("INT32", (-1, 1, 4)),
         "confidence_levels": ("FP32", (-1, 1, 1)),

@@ -2,24 +2,14 @@
 
 import numpy as np
 import pytest
-from node_cases import TRANSFORMATION, batch, close, execute, gray, inputs, outputs, random_image, refusal, resized
+from node_cases import NODES, batch, close, gray, random_image, refusal, resized
 
-from ovms_rest.pipelines.nodes import image_transformation
-from ovms_rest.pipelines.nodes.params import parse_params
+NODE = NODES["image_transformation"]
 
 
 def transform(picture, layout="NHWC", **params):
-    """Return the transformed tensor; check that it fits its form and that the input is unchanged."""
-    image = batch(picture, layout)
-    before = image.copy()
-    texts = {"original_image_layout": layout} | params
-    found = execute(image_transformation, {"image": image}, texts)["image"]
-    assert np.array_equal(image, before)
-    assert not np.shares_memory(found, image)
-    assert found.flags.carray
-    (_, dims) = outputs(image_transformation, texts)["image"]
-    assert all(dim in (-1, size) for dim, size in zip(dims, found.shape, strict=True))
-    return found
+    """Return the transformed tensor."""
+    return NODE.run({"image": batch(picture, layout)}, original_image_layout=layout, **params)["image"]
 
 
 PICTURE = random_image(6, 8)
@@ -57,23 +47,14 @@ SCALES = np.array([2, 4, 8])
             {"target_image_color_order": "RGB", "mean_values": "[10,20,30]", "scale_values": "[2,4,8]"},
             (PICTURE[:, :, ::-1] - MEAN) / SCALES,
         ),
-        (
-            {"target_image_color_order": "GRAY", "mean_values": "[10]", "scale_values": "[4]"},
-            (gray(PICTURE) - 10) / 4,
-        ),
+        ({"target_image_color_order": "GRAY", "mean_values": "[10]", "scale_values": "[4]"}, (gray(PICTURE) - 10) / 4),
         (
             {"target_image_color_order": "GRAY", "scale": "4", "target_image_width": "4"},
             resized(gray(PICTURE) / 4, 4, 6),
         ),
         # Before the resize where that enlarges, after it else; both come to the same.
-        (
-            {"mean_values": "[10,20,30]", "scale": "2", "target_image_width": "16"},
-            (resized(PICTURE, 16, 6) - MEAN) / 2,
-        ),
-        (
-            {"mean_values": "[10,20,30]", "scale": "2", "target_image_width": "4"},
-            (resized(PICTURE, 4, 6) - MEAN) / 2,
-        ),
+        ({"mean_values": "[10,20,30]", "scale": "2", "target_image_width": "16"}, (resized(PICTURE, 16, 6) - MEAN) / 2),
+        ({"mean_values": "[10,20,30]", "scale": "2", "target_image_width": "4"}, (resized(PICTURE, 4, 6) - MEAN) / 2),
     ],
 )
 @pytest.mark.parametrize("source", ["NCHW", "NHWC"])
@@ -117,14 +98,12 @@ def test_the_scale_is_applied_as_an_fp32_factor_as_in_opencv():
     ],
 )
 def test_a_wrong_number_of_values_for_the_channels_is_reported(params, expected):
-    assert refusal(parse_params, image_transformation.Options, TRANSFORMATION | params) == expected
+    assert refusal(NODE.options, **params) == expected
 
 
 def test_an_image_without_pixels_is_rejected():
     image = np.zeros((1, 0, 4, 3), np.float32)
-    assert refusal(execute, image_transformation, {"image": image}, TRANSFORMATION) == (
-        "input image has the shape [1, 0, 4, 3], which has no pixels"
-    )
+    assert NODE.refusal({"image": image}) == ("input image has the shape [1, 0, 4, 3], which has no pixels")
 
 
 @pytest.mark.parametrize(
@@ -138,18 +117,13 @@ def test_an_image_without_pixels_is_rejected():
 )
 def test_an_image_with_the_wrong_channels_is_rejected(layout, order, shape, expected):
     params = {"original_image_layout": layout, "original_image_color_order": order}
-    assert refusal(execute, image_transformation, {"image": np.zeros(shape, np.float32)}, params) == (
+    assert NODE.refusal({"image": np.zeros(shape, np.float32)}, **params) == (
         f"input image has the shape {shape}, expected {expected}"
     )
 
 
 def test_image_transformation_describes_its_tensors():
-    assert inputs(image_transformation, TRANSFORMATION) == {"image": ("FP32", (1, -1, -1, -1))}
-    assert outputs(image_transformation, TRANSFORMATION) == {"image": ("FP32", (1, -1, -1, 3))}
-    params = {
-        "original_image_layout": "NHWC",
-        "target_image_layout": "NCHW",
-        "target_image_color_order": "GRAY",
-        "target_image_width": "7",
-    }
-    assert outputs(image_transformation, params) == {"image": ("FP32", (1, 1, -1, 7))}
+    assert NODE.inputs() == {"image": ("FP32", (1, -1, -1, -1))}
+    assert NODE.outputs() == {"image": ("FP32", (1, -1, -1, 3))}
+    params = {"target_image_layout": "NCHW", "target_image_color_order": "GRAY", "target_image_width": "7"}
+    assert NODE.outputs(**params) == {"image": ("FP32", (1, 1, -1, 7))}

@@ -1,7 +1,7 @@
 """The params of the shipped nodes, and the rules that all these nodes follow."""
 
 import pytest
-from node_cases import NODES, NUMBERS, inputs, load, outputs, refusal
+from node_cases import NODES, NUMBERS, Node, refusal
 
 from ovms_rest.pipelines.nodes import add_one
 from ovms_rest.pipelines.nodes.params import MAX_INT, parse_params
@@ -70,30 +70,25 @@ WRONG = [
 
 @pytest.mark.parametrize(("node", "name", "text", "expected"), WRONG)
 def test_an_invalid_param_is_reported_with_its_text_and_the_allowed_values(node, name, text, expected):
-    module, params = NODES[node]
-    message = refusal(parse_params, module.Options, params | {name: text})
-    assert message == f'param {name}: {expected}, got "{text}"'
+    assert refusal(NODES[node].options, **{name: text}) == f'param {name}: {expected}, got "{text}"'
 
 
-@pytest.mark.parametrize("node", NODES)
-def test_a_missing_param_is_reported(node):
-    module, params = NODES[node]
-    for name in params:
-        others = {key: text for key, text in params.items() if key != name}
-        assert refusal(parse_params, module.Options, others) == f"param {name} is missing"
+@pytest.mark.parametrize(("node", "name"), [(node, name) for node in NODES for name in NODES[node].params])
+def test_a_missing_param_is_reported(node, name):
+    others = {key: text for key, text in NODES[node].params.items() if key != name}
+    assert refusal(parse_params, NODES[node].module.Options, others) == f"param {name} is missing"
 
 
 @pytest.mark.parametrize("node", NODES)
 def test_an_unknown_param_is_reported_with_the_nearest_known_one(node):
-    module, params = NODES[node]
     near = {"add_one": "add_number"}.get(node, "target_image_width")
-    assert refusal(parse_params, module.Options, params | {f"{near}s": "1"}) == (
+    assert refusal(NODES[node].options, **{f"{near}s": "1"}) == (
         f"unknown param {near}s; the nearest known one is {near}"
     )
 
 
 def test_all_mistakes_are_reported_together():
-    assert refusal(parse_params, add_one.Options, {"add_number": "a", "ad_number": "1", "sub_number": "b"}) == (
+    assert refusal(NODES["add_one"].options, add_number="a", ad_number="1", sub_number="b") == (
         f'unknown param ad_number; the nearest known one is add_number; param add_number: {FROM_0}, got "a"; '
         f'param sub_number: {FROM_0}, got "b"'
     )
@@ -125,20 +120,19 @@ def test_all_mistakes_are_reported_together():
 )
 def test_the_declared_inputs_exclude_shapes_that_a_node_cannot_compute(node, name, shape):
     """The pipeline checks these, so the node does not."""
-    declared = load(*NODES[node]).inputs[name]
+    declared = NODES[node].load().inputs[name]
     assert declared.datatype == "FP32"
     assert not declared.holds(shape)
 
 
 @pytest.mark.parametrize("node", NODES)
 def test_every_node_loads_in_a_pipeline(node):
-    module, params = NODES[node]
-    loaded = load(module, params)
-    assert list(loaded.inputs) == sorted(inputs(module, params))
-    assert list(loaded.outputs) == sorted(outputs(module, params))
+    loaded = NODES[node].load()
+    assert list(loaded.inputs) == sorted(NODES[node].inputs())
+    assert list(loaded.outputs) == sorted(NODES[node].outputs())
 
 
 def test_a_node_reads_its_params_once(monkeypatch):
-    node = load(add_one, {"add_number": "5"})
+    node = Node(add_one, {"add_number": "5"}).load()
     monkeypatch.delattr(add_one, "Options")
     assert node.execute({"input_numbers": NUMBERS})["output_numbers"].tolist() == [[*range(5, 15)]]
