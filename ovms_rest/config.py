@@ -16,13 +16,7 @@ from ovms_rest.errors import ConfigError
 from ovms_rest.models.configuration import MAX_NIREQ, ModelConfig, check_values_of
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
-from ovms_rest.pipelines.definition import (
-    Library,
-    PipelineDefinition,
-    check_libraries,
-    check_pipelines,
-    read_pipeline,
-)
+from ovms_rest.pipelines.definition import Library, PipelineDefinition, check_libraries, check_pipelines, read_pipeline
 from ovms_rest.resources.metrics import check_metrics_list
 from ovms_rest.settings import Settings
 

@@ -42,12 +42,7 @@ def test_request_returns_the_response_shown(demo, command, answer, tmp_path):
     assert DEMO in command or CONTROL in command
     command = command.replace(DEMO, f"http://127.0.0.1:{demo.port}").replace(CONTROL, demo.control)
     done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=ROOT,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        check=True,
+        ["bash", "-c", command], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, check=True
     )
     pattern = re.escape(answer).replace(r"\[\.\.\.\]", r"\[[0-9.,e-]+\]")
     assert re.fullmatch(pattern, done.stdout.strip())

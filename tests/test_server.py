@@ -44,11 +44,7 @@ def post(path, body, *headers):
 
 
 def test_server_metadata_name_version_and_extensions(service):
-    assert service.get("/v2").json() == {
-        "name": "ovms_rest",
-        "version": __version__,
-        "extensions": list(EXTENSIONS),
-    }
+    assert service.get("/v2").json() == {"name": "ovms_rest", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
 def test_healthy_server_and_model_respond_200_without_body(service):

@@ -133,11 +133,7 @@ DIFFERENCES = [
         lambda request: not has_whole_body(request),
         (400,),
     ),
-    Difference(
-        "a body over the limit is refused whatever the route, before it is read",
-        has_too_large_body,
-        (413,),
-    ),
+    Difference("a body over the limit is refused whatever the route, before it is read", has_too_large_body, (413,)),
     Difference("and the connection closed, as what follows is that body", has_too_large_body),
     Difference(
         "the request line is limited after an empty line too, where gunicorn does not check it",

@@ -114,11 +114,7 @@ def test_tensors_as_json(call):
     outputs = [{"name": "sum", "parameters": {"binary_data": False}}]
     body = json.dumps({"id": "", "inputs": inputs, "outputs": outputs}).encode()
     headers, answered = call(
-        "POST",
-        f"{MODEL}/infer",
-        body,
-        Content_Type="application/json",
-        Inference_Header_Content_Length=str(len(body)),
+        "POST", f"{MODEL}/infer", body, Content_Type="application/json", Inference_Header_Content_Length=str(len(body))
     )
     assert "Inference-Header-Content-Length" not in headers
     assert json.loads(answered) == {

@@ -11,18 +11,16 @@ from onnx_reference import EXACT, Reference, Task, assign, compute_all
 from service import Service, serve, write_config
 
 # Cases that cannot be compared with OpenVINO, and why.
-INCOMPARABLE = {
-    "identity_opt": "its data is an optional sequence, which OpenVINO reads as a tensor",
-}
+INCOMPARABLE = {"identity_opt": "its data is an optional sequence, which OpenVINO reads as a tensor"}
 
 # Cases that are not served, with the beginning of the reason. For those of datatypes without a name see `find_refusal`.
 REFUSED = {
-    "constant": "the model has no inputs",  # and a request of KServe v2 has at least one
+    "constant": "the model has no inputs"  # and a request of KServe v2 has at least one
 }
 
 # Cases that OpenVINO computes wrong and the service right, so that ONNX's own outputs are expected.
 MENDED = {
-    "tile": "the CPU plugin leaves the output of a Tile with computed repeats unwritten (ovms_rest/models/tiles.py)",
+    "tile": "the CPU plugin leaves the output of a Tile with computed repeats unwritten (ovms_rest/models/tiles.py)"
 }
 
 
