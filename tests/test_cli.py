@@ -4,8 +4,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
-from importlib.metadata import version
 
 import model_zoo
 import openvino
@@ -14,16 +12,15 @@ from raw_http import exchange, parse
 from service import PATIENCE, environment, free_port, write_config
 from service import serve as serve_program
 
-from ovms_rest import __version__
 from ovms_rest.cli import main
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.settings import DEMO_CONFIG
 
 
-def run(home, *arguments, command=("ovms-rest",), **variables):
+def run(home, *arguments, **variables):
     """Run the command to its end."""
     return subprocess.run(
-        [*command, *map(str, arguments)],
+        ["ovms-rest", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -81,12 +78,6 @@ def test_check_without_argument_checks_the_configured_service(tmp_path):
     config = write_config(tmp_path, {"name": "absent", "base_path": "absent"})
     assert run(tmp_path, "check").stdout.endswith("1 of 1 models and 1 of 1 pipelines serve, 0 problems\n")
     assert run(tmp_path, "check", OVMS_REST_CONFIG=str(config)).stdout.endswith("0 of 1 models serve, 1 problem\n")
-
-
-def test_module_is_the_command(tmp_path):
-    for command in (["ovms-rest"], [sys.executable, "-m", "ovms_rest"]):
-        done = run(tmp_path, "--version", command=command)
-        assert (done.returncode, done.stdout) == (0, f"ovms_rest {__version__}\nOpenVINO {version('openvino')}\n")
 
 
 def test_check_reports_the_precision_of_inference(tmp_path):
