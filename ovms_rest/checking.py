@@ -45,14 +45,9 @@ def check_values(owner: dict[str, Any], fits: Callable[[Any], bool], form: str) 
     return "; ".join(wrong[:_MOST_LISTED] + more) or None
 
 
-def never(reason: str) -> Check:
-    """Return a check for a key that is not supported."""
-    return _Never(reason)
-
-
 @dataclass(frozen=True, slots=True)
-class _Never:
-    """Refuses every value."""
+class Never:
+    """A check for a key that is not supported: it refuses every value."""
 
     reason: str
 
@@ -89,7 +84,7 @@ def _explain_unknown(key: str, checks: Mapping[str, Check]) -> Problem:
     """
     allowed = []
     for known, check in checks.items():
-        if not isinstance(check, _Never):
+        if not isinstance(check, Never):
             allowed.append(known)
         elif key.lower().removesuffix("s") == known.removesuffix("s"):
             return check(None)

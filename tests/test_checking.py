@@ -4,7 +4,7 @@ import codecs
 
 import pytest
 
-from ovms_rest.checking import as_json, check_keys, check_name, check_values, is_a, never, read_json
+from ovms_rest.checking import Never, as_json, check_keys, check_name, check_values, is_a, read_json
 
 IS_INTEGER = is_a("an integer", int)
 
@@ -36,7 +36,7 @@ def test_invalid_values_are_listed_up_to_ten():
 
 
 def test_required_known_and_unknown_keys_are_checked():
-    checks = {"name": check_name, "size": IS_INTEGER, "loader": never("there are no loaders")}
+    checks = {"name": check_name, "size": IS_INTEGER, "loader": Never("there are no loaders")}
     problems = check_keys({"size": "1", "sise": 1, "loader": 1, "Loaders": 1}, "model.", checks, ("name",))
     assert list(problems) == [
         "model.name: is missing",
