@@ -266,6 +266,8 @@ def test_large_tensor_is_returned_completely(service):
 
 # --- Mistakes of clients
 
+LEFT = {"inputs": [tensor("left", "FP32", [1, 3], data=[1, 2, 3])]}
+
 
 @pytest.mark.parametrize(
     ("model", "request_", "message"),
@@ -278,11 +280,7 @@ def test_large_tensor_is_returned_completely(service):
         ("relu", {"inputs": [tensor("x", "INT8", [1, 4], data=[1, 2, 3, 4])]}, "input 'x': datatype is INT8, the mode"),
         ("relu", {"inputs": [tensor("x", "FP32", [1, 4], data=[1, 2, 3])]}, "inputs[0] 'x': data has 3 elements, but "),
         ("relu", {**RELU, "outputs": [{"name": "z"}]}, "output 'z' is unknown to model 'relu', whose outputs are 'y'"),
-        (
-            "add",
-            {"inputs": [tensor("left", "FP32", [1, 3], data=[1, 2, 3])]},
-            "input 'right' of model 'add' is missing ",
-        ),
+        ("add", LEFT, "input 'right' of model 'add' is missing from the request"),
     ],
 )
 def test_mistakes_are_400_and_name_their_place(service, model, request_, message):
