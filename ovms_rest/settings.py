@@ -139,8 +139,8 @@ class Settings:
     cpu_extension: str = _setting(
         "",
         parse_text,
-        "library of an OpenVINO extension with operations for all models that name none by `cpu_extension`; tokenizers "
-        "need none if `openvino-tokenizers` is installed",
+        "library of an OpenVINO extension with operations for all models without a `cpu_extension` of their own; "
+        "tokenizers need none if `openvino-tokenizers` is installed",
     )
     max_image_pixels: int = _setting(
         2**26, integer_between(1, 2**30), "pixels allowed in one encoded image; a larger image gets 400"
