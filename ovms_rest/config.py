@@ -11,7 +11,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ovms_rest.checking import Check, Never, Problem, as_json, check_keys, check_name, check_values, is_a, read_json
+from ovms_rest.checking import (
+    Check,
+    Never,
+    Problem,
+    as_json,
+    check_keys,
+    check_name,
+    check_values,
+    fits,
+    is_a,
+    is_text,
+    read_json,
+)
 from ovms_rest.errors import ConfigError
 from ovms_rest.models.configuration import MAX_NIREQ, ModelConfig, check_values_of
 from ovms_rest.models.options import ModelOptions
@@ -157,11 +169,7 @@ def _shape(value: Any) -> Any:
     return f"({','.join(map(str, value))})" if type(value) is list else value
 
 
-# --- Checks of values: each returns a problem, or None
-
-
-def _path_of(kind: str) -> Check:
-    return lambda value: None if type(value) is str and value else f"expected the path of {kind}, got {as_json(value)}"
+# --- Checks of values
 
 
 def _check_plugin_config(value: Any) -> Problem | None:
@@ -170,52 +178,18 @@ def _check_plugin_config(value: Any) -> Problem | None:
     return check_values(value, lambda item: type(item) in (str, int, float, bool), "a string, a number or a boolean")
 
 
-def _one_or_each(fits: Callable[[Any], bool], form: str, key: str) -> Check:
-    """Return a check for a value that fits, or an object of such values."""
-
-    def check(value: Any) -> Problem | None:
-        if type(value) is dict:
-            return check_values(value, fits, form)
-        return None if fits(value) else f"expected {form}, or an object of these by {key}, got {as_json(value)}"
-
-    return check
+def _one_or_each(test: Callable[[Any], bool], form: str, key: str) -> Check:
+    """Return a check for a value that passes a test, or an object of such values."""
+    check_one = fits(f"{form}, or an object of these by {key}", test)
+    return lambda value: check_values(value, test, form) if type(value) is dict else check_one(value)
 
 
 def _is_shape(value: Any) -> bool:
     return type(value) is str or (type(value) is list and all(type(dim) in (int, str) for dim in value))
 
 
-def _check_trial(value: Any) -> Problem | None:
-    if type(value) is bool or (type(value) is str and value):
-        return None
-    return f"expected the path of a file with a request, true or false, got {as_json(value)}"
-
-
-def _check_nireq(value: Any) -> Problem | None:
-    if type(value) is not int or value < 0:  # a value that is too high concerns its model alone, as in OVMS
-        return f"expected an integer from 0 to {MAX_NIREQ}, got {as_json(value)}"
-    return None
-
-
-def _check_version_policy(value: Any) -> Problem | None:
-    if _version_policy(value) is None:
-        return (
-            'expected {"latest": {"num_versions": 2}}, {"all": {}} or {"specific": {"versions": [1, 3]}} with numbers '
-            f"from 1 on, got {as_json(value)}"
-        )
-    return None
-
-
-def _check_metrics_list(value: Any) -> Problem | None:
-    if type(value) is not list or not all(type(name) is str for name in value):
-        return f"expected an array of strings, got {as_json(value)}"
-    return None
-
-
-def _check_framework(value: Any) -> Problem | None:
-    if type(value) is not str or value.lower() not in ("", "openvino"):
-        return f"expected openvino, got {as_json(value)}"
-    return None
+def _is_metrics_list(value: Any) -> bool:
+    return type(value) is list and all(type(name) is str for name in value)
 
 
 def _only_empty(reason: str) -> Check:
@@ -224,6 +198,16 @@ def _only_empty(reason: str) -> Check:
 
 _check_shape = _one_or_each(_is_shape, 'a string such as "(1,3,224,224)" or an array such as [1,3,224,224]', "input")
 _check_layout = _one_or_each(lambda value: type(value) is str, 'a string such as "NHWC:NCHW"', "tensor")
+_check_version_policy = fits(
+    '{"latest": {"num_versions": 2}}, {"all": {}} or {"specific": {"versions": [1, 3]}} with numbers from 1 on',
+    lambda value: _version_policy(value) is not None,
+)
+_check_trial = fits(
+    "the path of a file with a request, true or false", lambda value: type(value) is bool or is_text(value)
+)
+# A number that is too high concerns its model alone, as in OVMS.
+_check_nireq = fits(f"an integer from 0 to {MAX_NIREQ}", lambda value: type(value) is int and value >= 0)
+_check_framework = fits("openvino", lambda value: type(value) is str and value.lower() in ("", "openvino"))
 _PER_CHANNEL = is_a('a number or a string such as "(123.7,116.3,103.5)"', int, float, str)
 _MEDIAPIPE = "MediaPipe graphs are not served here"
 _CUSTOM_LOADER = "custom loaders are compiled C++, and OVMS has deprecated them"
@@ -233,7 +217,7 @@ _ITEM_KEYS: Mapping[str, Check] = {"config": is_a("an object", dict)}
 
 _MODEL_KEYS: Mapping[str, Check] = {
     "name": check_name,
-    "base_path": _path_of("a directory or a model file"),
+    "base_path": fits("the path of a directory or a model file", is_text),
     "target_device": is_a("a string", str),
     "plugin_config": _check_plugin_config,
     "nireq": _check_nireq,  # without effect: each worker runs one inference at a time
@@ -247,7 +231,7 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "color_format": is_a('a string such as "RGB:BGR"', str),
     "precision": is_a('a string such as "uint8:fp32"', str),
     "trial": _check_trial,
-    "cpu_extension": _path_of("a library"),
+    "cpu_extension": fits("the path of a library", is_text),
     "version": Never("model_version_policy selects the versions to serve"),
     "custom_loader_options": Never(_CUSTOM_LOADER),
     "graph_path": Never(_MEDIAPIPE),
@@ -286,7 +270,7 @@ _MONITORING_KEYS: Mapping[str, Check] = {"metrics": is_a("an object", dict)}
 
 _METRICS_KEYS: Mapping[str, Check] = {
     "enable": is_a("true or false", bool),
-    "metrics_list": _check_metrics_list,
+    "metrics_list": fits("an array of strings", _is_metrics_list),
     "endpoint_path": Never("OVMS removed it, the path is always /metrics"),
 }
 
@@ -358,7 +342,7 @@ def _check_monitoring(monitoring: Any) -> Iterator[Problem]:
         if type(metrics) is dict:
             yield from check_keys(metrics, "monitoring.metrics.", _METRICS_KEYS, required=("enable",))
             names = metrics.get("metrics_list", [])
-            if _check_metrics_list(names) is None:
+            if _is_metrics_list(names):
                 for index, problem in check_metrics_list(names).items():
                     yield f"monitoring.metrics.metrics_list[{index}]: {problem}"
 

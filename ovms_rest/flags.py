@@ -404,20 +404,17 @@ def _check_servable(values: Values, found: NamedPaths | None) -> Iterator[str]:
 
 def _check_addresses(values: Values, found: NamedPaths | None) -> Iterator[str]:
     port, rest_port = values.get("port"), values.get("rest_port")
+    has_servable = any(flag.name in values for flag in _SERVABLES)
     if "bind" in values:
         if given := [name for name in ("rest_port", "rest_bind_address") if name in values]:
             yield f"use either --bind or {_list(given)}"
     elif not rest_port:
         if port:
             yield "--rest_port is missing: --port is for gRPC, which is not served"
-        elif rest_port == 0 or not (found or _is_without_servable(values)):
+        elif rest_port == 0 or (has_servable and not found):
             yield "--rest_port is missing: --port and --rest_port cannot both be unset"
     elif port == rest_port:
         yield f"--port and --rest_port cannot have the same value, got {port}"
-
-
-def _is_without_servable(values: Values) -> bool:
-    return not any(flag.name in values for flag in _SERVABLES)
 
 
 def _environ(values: Values) -> dict[str, str]:

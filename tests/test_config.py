@@ -337,8 +337,11 @@ def test_root_must_be_an_object(problems, content, shown):
 
 ROOT_MISTAKES = [
     ({}, ["model_config_list: is missing"]),
-    ({"model_config_list": {}}, ["model_config_list: expected an array, got {}"]),
-    ({"model_config_list": None}, ["model_config_list: expected an array, got null"]),
+    *(
+        (root(**{key: value}), [f"{key}: expected an array, got {shown}"])
+        for key in ("model_config_list", "pipeline_config_list", "custom_node_library_config_list")
+        for value, shown in (({}, "{}"), (None, "null"))
+    ),
     ({"model_config_list": "m"}, ['model_config_list: expected an array, got "m"']),
     ({"model_config_list": ["m"]}, [f'model_config_list[0]: {ITEM} "m"']),
     ({"model_config_list": [None]}, [f"model_config_list[0]: {ITEM} null"]),
@@ -363,8 +366,6 @@ ROOT_MISTAKES = [
         root(pipeline_config_list=[{}]),
         [f"pipeline_config_list[0].{key}: is missing" for key in ("name", "inputs", "nodes", "outputs")],
     ),
-    (root(pipeline_config_list={}), ["pipeline_config_list: expected an array, got {}"]),
-    (root(pipeline_config_list=None), ["pipeline_config_list: expected an array, got null"]),
     (root(monitoring=False), ["monitoring: expected an object, got false"]),
     (root(monitoring=[]), ["monitoring: expected an object, got []"]),
     (root(monitoring={}), ["monitoring.metrics: is missing"]),
@@ -388,8 +389,6 @@ def test_mistake_in_the_root_names_its_place(problems, content, lines):
 @pytest.mark.parametrize(
     ("libraries", "lines"),
     [
-        (None, [": expected an array, got null"]),
-        ({}, [": expected an array, got {}"]),
         (["lib"], [f'[0]: {LIBRARY} "lib"']),
         ([{"name": "lib", "base_path": "lib.so"}, {}], ["[1].name: is missing", "[1].base_path: is missing"]),
         (
