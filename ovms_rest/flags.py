@@ -300,7 +300,7 @@ def read_flags(arguments: Sequence[str], cores: int) -> Start:
     paths = [] if problems else [*rest, *ending]  # after an unknown flag a path may be its value
     for name, text in texts.items():
         try:
-            if text:  # an empty value is none
+            if text:  # an empty value counts as unset
                 values[name] = FLAGS[name].parse(text)
         except ValueError as error:
             problems.append(f"--{name}: {error}, got {text!r}")

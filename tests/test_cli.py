@@ -35,7 +35,7 @@ def call(capsys, monkeypatch):
     """Run the command in this process, for calls that end before anything is loaded."""
 
     def call(*arguments, **variables):
-        for name, text in variables.items():
+        for name, text in {"OVMS_REST_CONFIG": "", **variables}.items():
             monkeypatch.setenv(name, text)
         try:
             code = main(list(map(str, arguments)))
@@ -91,12 +91,6 @@ def test_check_reports_the_precision_of_inference(tmp_path):
         assert ("computes FP32 in BF16" in done.stdout) == is_noted
 
 
-def test_progress_goes_to_standard_error(tmp_path):
-    done = run(tmp_path, "check", DEMO_CONFIG, "--json")
-    assert "loading 'digits' version 1 ...\n" in done.stderr
-    assert json.loads(done.stdout)["models"][0]["name"] == "digits"
-
-
 def test_check_reports_every_problem_and_exits_with_1(tmp_path, mixed):
     done = run(tmp_path, "check", mixed)
     assert done.returncode == 1
@@ -109,9 +103,10 @@ def test_check_reports_every_problem_and_exits_with_1(tmp_path, mixed):
     assert done.stdout.endswith("2 of 3 models serve, 2 problems\n")
 
 
-def test_json_report_has_the_same_content(tmp_path, mixed):
+def test_json_report_has_the_same_content_and_progress_goes_to_standard_error(tmp_path, mixed):
     done = run(tmp_path, "check", "--json", mixed)
     assert done.returncode == 1
+    assert "loading 'm' version 1 ...\n" in done.stderr
     report = json.loads(done.stdout)
     assert len(report["problems"]) == 2
     assert [model["name"] for model in report["models"]] == ["latency", "m", "absent"]
@@ -359,21 +354,14 @@ def test_single_model_that_does_not_serve_ends_the_start(tmp_path):
     assert f"\novms-rest: model 'm' does not serve: cannot read the model directory {tmp_path}/absent" in done.stderr
 
 
-def test_failing_model_of_a_config_leaves_the_others(tmp_path):
-    config = write_config(tmp_path, {"name": "absent", "base_path": "absent"}, {"name": "d", "base_path": str(DIGITS)})
-    with serve(tmp_path, "--config_path", config) as service:
-        assert service.get("/v2/models/d/ready").status == 200
-        assert service.get("/v2/models/absent/ready").status == 404
-
-
-IMPOSSIBLE = ["x" * 300, "x" * 5000 + ".py", "d/" * 3000, "m\0", "s3://bucket/m"]
+UNUSABLE = ["absent", "x" * 300, "x" * 5000 + ".py", "d/" * 3000, "m\0", "s3://bucket/m"]
 
 
 @pytest.fixture(scope="module")
-def impossible(tmp_path_factory):
-    """A service that loads by call, with a model at each impossible path, named by its index, and the demo's as d."""
-    directory = tmp_path_factory.mktemp("impossible")
-    wrong = [{"name": str(index), "base_path": base_path} for index, base_path in enumerate(IMPOSSIBLE)]
+def unusable(tmp_path_factory):
+    """A service that loads by call, with a model at each unusable path, named by its index, and the demo's as d."""
+    directory = tmp_path_factory.mktemp("unusable")
+    wrong = [{"name": str(index), "base_path": base_path} for index, base_path in enumerate(UNUSABLE)]
     config = write_config(directory, *wrong, {"name": "d", "base_path": str(DIGITS)})
     settings = {"OVMS_REST_MODEL_CONTROL": "local", "OVMS_REST_MODEL_ROOTS": str(directory)}
     with serve(directory, "--config_path", config, **settings) as service:
@@ -381,13 +369,13 @@ def impossible(tmp_path_factory):
         assert "Traceback" not in service.log
 
 
-@pytest.mark.parametrize("index", range(len(IMPOSSIBLE)))
-def test_impossible_path_is_reported_as_a_reason(impossible, index):
+@pytest.mark.parametrize("index", range(len(UNUSABLE)))
+def test_unusable_path_is_reported_as_a_reason_and_leaves_other_models(unusable, index):
     """In the config file, and in a load request."""
-    assert impossible.get("/v2/models/d/ready").status == 200
-    assert impossible.get(f"/v2/models/{index}/ready").status == 404
-    body = {"parameters": {"config": json.dumps({"base_path": IMPOSSIBLE[index]})}}
-    answer = impossible.request("POST", "/v2/repository/models/other/load", body)
+    assert unusable.get("/v2/models/d/ready").status == 200
+    assert unusable.get(f"/v2/models/{index}/ready").status == 404
+    body = {"parameters": {"config": json.dumps({"base_path": UNUSABLE[index]})}}
+    answer = unusable.request("POST", "/v2/repository/models/other/load", body)
     assert answer.status == 412, answer.body
     assert answer.json()["error"].startswith("model 'other': ")
 
@@ -398,12 +386,11 @@ def test_missing_config_file_ends_the_start(tmp_path):
     assert "absent.json: cannot be read: No such file or directory" in done.stderr
 
 
-def test_unwritable_log_ends_the_start(tmp_path):
-    done = run(tmp_path, "--rest_port=1", *SINGLE, f"--log_path={tmp_path}/absent/x.log")
+def test_unwritable_log_ends_the_start(tmp_path, call):
+    file = tmp_path / "absent" / "x.log"
+    done = call("--rest_port=1", *SINGLE, f"--log_path={file}")
     assert done.returncode == 1
-    assert (
-        done.stderr == f"ovms-rest: --log_path: {tmp_path}/absent/x.log cannot be written: No such file or directory\n"
-    )
+    assert done.stderr == f"ovms-rest: --log_path: {file} cannot be written: No such file or directory\n"
 
 
 def test_gunicorn_config_file_is_refused(tmp_path):
@@ -412,17 +399,13 @@ def test_gunicorn_config_file_is_refused(tmp_path):
     assert "GUNICORN_CMD_ARGS: ovms-rest reads no gunicorn config file, got -c mine.py" in done.stderr
 
 
-def test_values_invalid_in_a_config_are_reported_with_their_flags(tmp_path):
+def test_values_invalid_in_a_config_are_reported_with_their_flags(call):
     values = ("--model_name=a/b", "--model_path=s3://b/m", "--model_version_policy={}", '--plugin_config={"A": []}')
-    done = run(tmp_path, "--rest_port=1", *values)
+    done = call("--rest_port=1", *values)
     assert done.returncode == 64
     problems = [line for line in done.stderr.splitlines() if line.startswith("ovms-rest: ")]
-    assert [problem.split(": ")[1] for problem in problems] == [
-        "--model_name",
-        "--model_version_policy",
-        "--plugin_config",
-        "--model_path",
-    ]
+    names = [problem.split(": ")[1] for problem in problems]
+    assert names == ["--model_name", "--model_version_policy", "--plugin_config", "--model_path"]
     assert problems[3] == 'ovms-rest: --model_path: only local directories and files can be served, got "s3://b/m"'
 
 
