@@ -136,6 +136,7 @@ def test_log_path_is_kept():
 
 GRPC = ["--grpc_bind_address=::", "--port=9000", "--grpc_workers=2", "--grpc_max_threads=4", "--grpc_memory_quota=1"]
 IGNORED = "ignored: there is no gRPC, and custom nodes are cleaned up when a worker exits"
+LEFT_OUT = "--rest_bind_address: left out"
 NOTE_CASES = [
     ([], []),
     (["--rest_workers", str(CORES)], []),
@@ -148,11 +149,8 @@ NOTE_CASES = [
         ["--custom_node_resources_cleaner_interval_seconds=300", "--grpc_channel_arguments=a=b"],
         [f"--grpc_channel_arguments, --custom_node_resources_cleaner_interval_seconds: {IGNORED}"],
     ),
-    (
-        ["--rest_bind_address=0.0.0.0,::"],
-        ["--rest_bind_address: left out 0.0.0.0, covered by ::, which accepts IPv4 too"],
-    ),
-    (["--rest_bind_address=0.0.0.0,127.0.0.1"], ["--rest_bind_address: left out 127.0.0.1, covered by 0.0.0.0"]),
+    (["--rest_bind_address=0.0.0.0,::"], [f"{LEFT_OUT} 0.0.0.0, covered by ::, which accepts IPv4 too"]),
+    (["--rest_bind_address=0.0.0.0,127.0.0.1"], [f"{LEFT_OUT} 127.0.0.1, covered by 0.0.0.0"]),
 ]
 
 
@@ -269,7 +267,7 @@ def test_unknown_flag_is_refused_with_the_nearest(argument, problem):
     assert refusals(*CONFIG, *PORT, argument) == [problem]
 
 
-def test_gunicorns_flags_for_addresses_and_workers():
+def test_flags_of_gunicorn_set_addresses_and_workers():
     for flags in (["-b", "0.0.0.0:80,unix:/x", "-w", "64"], ["--bind=0.0.0.0:80, unix:/x", "--workers=64"]):
         assert read(*CONFIG, *flags).gunicorn == {"bind": ["0.0.0.0:80", "unix:/x"], "workers": 64}
 

@@ -279,7 +279,7 @@ BODY = b"%x\r\n%s\r\n" % (len(RELU), RELU)
         [b"\r\n\r\n" + LIVE],
     ],
 )
-def test_these_are_handled_alike(servers, requests):
+def test_known_requests_are_handled_alike(servers, requests):
     compare(servers, requests)
 
 

@@ -52,7 +52,7 @@ def inputs(binary):
     return [tensor(name, example(name), name, binary or name in ("FP16", "BF16")) for name in ELEMENT_TYPES]
 
 
-def test_live_ready_and_metadata(client):
+def test_health_and_metadata_are_returned(client):
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("relu")
@@ -65,7 +65,7 @@ def test_live_ready_and_metadata(client):
 
 @pytest.mark.parametrize("binary_inputs", [True, False])
 @pytest.mark.parametrize("listed", [None, True, False], ids=["all outputs", "listed binary", "listed JSON"])
-def test_every_datatype_in_every_way(client, binary_inputs, listed):
+def test_every_datatype_is_sent_and_received_in_every_form(client, binary_inputs, listed):
     wanted = None if listed is None else [InferRequestedOutput(name, binary_data=listed) for name in ELEMENT_TYPES]
     result = client.infer("types", inputs(binary_inputs), outputs=wanted, request_id="42")
     assert result.get_response()["id"] == "42"
@@ -82,7 +82,7 @@ def test_only_listed_outputs_are_returned(client):
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_strings(client, binary):
+def test_strings_are_returned_unchanged(client, binary):
     array = np.array(["zebra", "", "größe"], dtype=object)
     result = client.infer("strings", [tensor("text", array, "BYTES", binary)])
     assert [item.decode() for item in result.as_numpy("text")] == ["zebra", "", "größe"]
@@ -114,7 +114,7 @@ def test_errors_have_the_servers_message(client):
     assert message.startswith("unknown model 'no such model'; configured: 'relu'")
 
 
-def test_asynchronous_calls(client):
+def test_asynchronous_calls_return_their_own_results(client):
     calls = [client.async_infer(*relu(RANGE * index)) for index in range(5)]
     for index, call in enumerate(calls):
         assert call.get_result().as_numpy("y").tolist() == (RANGE * index).tolist()
@@ -141,7 +141,7 @@ def inferences(client, model, version=""):
     return entry["inference_stats"]["success"]["count"]
 
 
-def test_statistics_of_a_model_and_of_all(client, service):
+def test_statistics_count_an_inference(client, service):
     before = inferences(client, "scalar")
     client.infer("scalar", [tensor("x", np.array(1, np.float32), "FP32")])
     service.wait_for(lambda: inferences(client, "scalar") == inferences(client, "scalar", "1") == before + 1)
@@ -195,7 +195,7 @@ def test_sequence_is_accepted(client, sequence):
         assert result.as_numpy("y").tolist() == [[1, 1, 1, 1]]
 
 
-def test_strings_of_any_bytes_in_binary(client):
+def test_binary_strings_may_have_any_bytes(client):
     array = np.array([b"\xff\0", b"", b"\0"], dtype=object)
     result = client.infer("strings", [tensor("text", array, "BYTES")])
     assert result.as_numpy("text").tolist() == array.tolist()
@@ -220,7 +220,7 @@ def test_client_writes_and_reads_bodies_for_another_transport(service):
     assert result.as_numpy("y").tolist() == [[1, 0, 2, 0]]
 
 
-def test_asynchronous_calls_at_the_same_time(service):
+def test_simultaneous_calls_return_their_own_results(service):
     with InferenceServerClient(f"127.0.0.1:{service.port}", concurrency=4) as client:
         calls = [client.async_infer(*relu(RANGE * index)) for index in range(20)]
         for index, call in enumerate(calls):
@@ -246,7 +246,7 @@ def compressing(tmp_path_factory):
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 @pytest.mark.parametrize("binary", [True, False])
-def test_compressed_responses(compressing, capsys, algorithm, binary):
+def test_responses_are_compressed_as_requested(compressing, capsys, algorithm, binary):
     array = np.ones((10, 4), np.float32)
     compression = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
     wanted = [InferRequestedOutput("y", binary_data=binary)]
@@ -260,7 +260,7 @@ def test_compressed_responses(compressing, capsys, algorithm, binary):
 
 
 @pytest.mark.parametrize("service_name", ["service", "compressing"])
-def test_asynchronous_client(request, service_name):
+def test_client_for_asyncio_makes_every_call(request, service_name):
     port = request.getfixturevalue(service_name).port
 
     async def call():
@@ -286,7 +286,7 @@ def test_asynchronous_client(request, service_name):
     asyncio.run(call())
 
 
-def test_many_asynchronous_requests_at_the_same_time(service):
+def test_simultaneous_requests_of_asyncio_return_their_own_results(service):
     async def call():
         async with aio.InferenceServerClient(f"127.0.0.1:{service.port}") as client:
             return await asyncio.gather(*(client.infer(*relu(RANGE * index)) for index in range(20)))
