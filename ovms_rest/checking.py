@@ -24,35 +24,41 @@ _MOST_LISTED = 10
 _NEAR = 0.5
 
 
+def fits(form: str, test: Callable[[Any], bool]) -> Check:
+    """Return a check for a value that passes a test."""
+    return lambda value: None if test(value) else f"expected {form}, got {as_json(value)}"
+
+
 def is_a(type_name: str, *types: type) -> Check:
     """Return a check for a value of these types."""
-    return lambda value: None if type(value) in types else f"expected {type_name}, got {as_json(value)}"
+    return fits(type_name, lambda value: type(value) in types)
 
 
-def check_name(value: Any) -> Problem | None:
-    """Check the name of a model or pipeline, which appears in URLs and log lines."""
-    if type(value) is not str or not value or "/" in value or any(unicodedata.category(char) == "Cc" for char in value):
-        return f"expected a non-empty string without '/' and control characters, got {as_json(value)}"
-    return None
+def _is_name(value: Any) -> bool:
+    """Return whether a value can be the name of a model or pipeline, which appears in URLs and log lines."""
+    return is_text(value) and "/" not in value and not any(unicodedata.category(char) == "Cc" for char in value)
 
 
-def check_values(owner: dict[str, Any], fits: Callable[[Any], bool], form: str) -> Problem | None:
+def is_text(value: Any) -> bool:
+    """Return whether a value is a string that is not empty."""
+    return type(value) is str and value != ""
+
+
+check_name = fits("a non-empty string without '/' and control characters", _is_name)
+
+
+def check_values(owner: dict[str, Any], test: Callable[[Any], bool], form: str) -> Problem | None:
     """Check the values of an object with any keys."""
     wrong = [
-        f"the value of {cut(key)} must be {form}, got {as_json(item)}" for key, item in owner.items() if not fits(item)
+        f"the value of {cut(key)} must be {form}, got {as_json(item)}" for key, item in owner.items() if not test(item)
     ]
     more = [f"{len(wrong) - _MOST_LISTED} more are invalid"] if len(wrong) > _MOST_LISTED else []
     return "; ".join(wrong[:_MOST_LISTED] + more) or None
 
 
-def never(reason: str) -> Check:
-    """Return a check for a key that is not supported."""
-    return _Never(reason)
-
-
 @dataclass(frozen=True, slots=True)
-class _Never:
-    """Refuses every value."""
+class Never:
+    """A check for a key that is not supported: it refuses every value."""
 
     reason: str
 
@@ -89,7 +95,7 @@ def _explain_unknown(key: str, checks: Mapping[str, Check]) -> Problem:
     """
     allowed = []
     for known, check in checks.items():
-        if not isinstance(check, _Never):
+        if not isinstance(check, Never):
             allowed.append(known)
         elif key.lower().removesuffix("s") == known.removesuffix("s"):
             return check(None)

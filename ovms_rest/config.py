@@ -7,22 +7,28 @@ A wrong type or key refuses the whole file. A wrong value of the right type, suc
 model alone: `check_values_of` reports it when the model is loaded, and the other models are served.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ovms_rest.checking import Check, Problem, as_json, check_keys, check_name, check_values, is_a, never, read_json
+from ovms_rest.checking import (
+    Check,
+    Never,
+    Problem,
+    as_json,
+    check_keys,
+    check_name,
+    check_values,
+    fits,
+    is_a,
+    is_text,
+    read_json,
+)
 from ovms_rest.errors import ConfigError
 from ovms_rest.models.configuration import MAX_NIREQ, ModelConfig, check_values_of
 from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
-from ovms_rest.pipelines.definition import (
-    Library,
-    PipelineDefinition,
-    check_libraries,
-    check_pipelines,
-    read_pipeline,
-)
+from ovms_rest.pipelines.definition import Library, PipelineDefinition, check_libraries, check_pipelines, read_pipeline
 from ovms_rest.resources.metrics import check_metrics_list
 from ovms_rest.settings import Settings
 
@@ -163,19 +169,7 @@ def _shape(value: Any) -> Any:
     return f"({','.join(map(str, value))})" if type(value) is list else value
 
 
-# --- Checks of values: each returns a problem, or None
-
-
-def _check_base_path(value: Any) -> Problem | None:
-    if type(value) is not str or not value:
-        return f"expected the path of a directory or a model file, got {as_json(value)}"
-    return None
-
-
-def _check_extension(value: Any) -> Problem | None:
-    if type(value) is not str or not value:
-        return f"expected the path of a library, got {as_json(value)}"
-    return None
+# --- Checks of values
 
 
 def _check_plugin_config(value: Any) -> Problem | None:
@@ -184,63 +178,36 @@ def _check_plugin_config(value: Any) -> Problem | None:
     return check_values(value, lambda item: type(item) in (str, int, float, bool), "a string, a number or a boolean")
 
 
-def _check_shape(value: Any) -> Problem | None:
-    if type(value) is dict:
-        return check_values(value, _is_shape, _SHAPE)
-    return None if _is_shape(value) else f"expected {_SHAPE}, or an object of these by input, got {as_json(value)}"
+def _one_or_each(test: Callable[[Any], bool], form: str, key: str) -> Check:
+    """Return a check for a value that passes a test, or an object of such values."""
+    check_one = fits(f"{form}, or an object of these by {key}", test)
+    return lambda value: check_values(value, test, form) if type(value) is dict else check_one(value)
 
 
 def _is_shape(value: Any) -> bool:
     return type(value) is str or (type(value) is list and all(type(dim) in (int, str) for dim in value))
 
 
-def _check_layout(value: Any) -> Problem | None:
-    if type(value) is dict:
-        return check_values(value, lambda item: type(item) is str, _LAYOUT)
-    if type(value) is not str:
-        return f"expected {_LAYOUT}, or an object of these by tensor, got {as_json(value)}"
-    return None
-
-
-def _check_trial(value: Any) -> Problem | None:
-    if type(value) is bool or (type(value) is str and value):
-        return None
-    return f"expected the path of a file with a request, true or false, got {as_json(value)}"
-
-
-def _check_nireq(value: Any) -> Problem | None:
-    if type(value) is not int or value < 0:  # a value that is too high concerns its model alone, as in OVMS
-        return f"expected an integer from 0 to {MAX_NIREQ}, got {as_json(value)}"
-    return None
-
-
-def _check_version_policy(value: Any) -> Problem | None:
-    if _version_policy(value) is None:
-        return (
-            'expected {"latest": {"num_versions": 2}}, {"all": {}} or {"specific": {"versions": [1, 3]}} with numbers '
-            f"from 1 on, got {as_json(value)}"
-        )
-    return None
-
-
-def _check_metrics_list(value: Any) -> Problem | None:
-    if type(value) is not list or not all(type(name) is str for name in value):
-        return f"expected an array of strings, got {as_json(value)}"
-    return None
-
-
-def _check_framework(value: Any) -> Problem | None:
-    if type(value) is not str or value.lower() not in ("", "openvino"):
-        return f"expected openvino, got {as_json(value)}"
-    return None
+def _is_metrics_list(value: Any) -> bool:
+    return type(value) is list and all(type(name) is str for name in value)
 
 
 def _only_empty(reason: str) -> Check:
     return lambda value: None if value == [] else f"is not supported: {reason}; expected [], got {as_json(value)}"
 
 
-_SHAPE = 'a string such as "(1,3,224,224)" or an array such as [1,3,224,224]'
-_LAYOUT = 'a string such as "NHWC:NCHW"'
+_check_shape = _one_or_each(_is_shape, 'a string such as "(1,3,224,224)" or an array such as [1,3,224,224]', "input")
+_check_layout = _one_or_each(lambda value: type(value) is str, 'a string such as "NHWC:NCHW"', "tensor")
+_check_version_policy = fits(
+    '{"latest": {"num_versions": 2}}, {"all": {}} or {"specific": {"versions": [1, 3]}} with numbers from 1 on',
+    lambda value: _version_policy(value) is not None,
+)
+_check_trial = fits(
+    "the path of a file with a request, true or false", lambda value: type(value) is bool or is_text(value)
+)
+# A number that is too high concerns its model alone, as in OVMS.
+_check_nireq = fits(f"an integer from 0 to {MAX_NIREQ}", lambda value: type(value) is int and value >= 0)
+_check_framework = fits("openvino", lambda value: type(value) is str and value.lower() in ("", "openvino"))
 _PER_CHANNEL = is_a('a number or a string such as "(123.7,116.3,103.5)"', int, float, str)
 _MEDIAPIPE = "MediaPipe graphs are not served here"
 _CUSTOM_LOADER = "custom loaders are compiled C++, and OVMS has deprecated them"
@@ -250,7 +217,7 @@ _ITEM_KEYS: Mapping[str, Check] = {"config": is_a("an object", dict)}
 
 _MODEL_KEYS: Mapping[str, Check] = {
     "name": check_name,
-    "base_path": _check_base_path,
+    "base_path": fits("the path of a directory or a model file", is_text),
     "target_device": is_a("a string", str),
     "plugin_config": _check_plugin_config,
     "nireq": _check_nireq,  # without effect: each worker runs one inference at a time
@@ -264,19 +231,19 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "color_format": is_a('a string such as "RGB:BGR"', str),
     "precision": is_a('a string such as "uint8:fp32"', str),
     "trial": _check_trial,
-    "cpu_extension": _check_extension,
-    "version": never("model_version_policy selects the versions to serve"),
-    "custom_loader_options": never(_CUSTOM_LOADER),
-    "graph_path": never(_MEDIAPIPE),
-    "subconfig": never(_MEDIAPIPE),
-    "stateful": never(_STATEFUL),
-    "idle_sequence_cleanup": never(_STATEFUL),
-    "low_latency_transformation": never(_STATEFUL),
-    "max_sequence_number": never(_STATEFUL),
+    "cpu_extension": fits("the path of a library", is_text),
+    "version": Never("model_version_policy selects the versions to serve"),
+    "custom_loader_options": Never(_CUSTOM_LOADER),
+    "graph_path": Never(_MEDIAPIPE),
+    "subconfig": Never(_MEDIAPIPE),
+    "stateful": Never(_STATEFUL),
+    "idle_sequence_cleanup": Never(_STATEFUL),
+    "low_latency_transformation": Never(_STATEFUL),
+    "max_sequence_number": Never(_STATEFUL),
 }
 
 # Keys that a load request may not have: they would run code in the service.
-_FILE_KEYS: Mapping[str, Check] = {"cpu_extension": never("only the config file may name a library")}
+_FILE_KEYS: Mapping[str, Check] = {"cpu_extension": Never("only the config file may name a library")}
 
 # Keys of Triton's model configuration: other names of the same, and keys without effect.
 _TRITON_KEYS = {"version_policy": "model_version_policy"}
@@ -285,9 +252,9 @@ _OTHER_KEYS: Mapping[str, Check] = {
     "backend": _check_framework,
     **dict.fromkeys(
         ("max_batch_size", "input", "output", "parameters", "default_model_filename", "model_transaction_policy"),
-        never("it follows from the model; leave it out"),
+        Never("it follows from the model; leave it out"),
     ),
-    "instance_group": never("each worker is one instance; leave it out"),
+    "instance_group": Never("each worker is one instance; leave it out"),
 }
 
 _ROOT_KEYS: Mapping[str, Check] = {
@@ -303,8 +270,8 @@ _MONITORING_KEYS: Mapping[str, Check] = {"metrics": is_a("an object", dict)}
 
 _METRICS_KEYS: Mapping[str, Check] = {
     "enable": is_a("true or false", bool),
-    "metrics_list": _check_metrics_list,
-    "endpoint_path": never("OVMS removed it, the path is always /metrics"),
+    "metrics_list": fits("an array of strings", _is_metrics_list),
+    "endpoint_path": Never("OVMS removed it, the path is always /metrics"),
 }
 
 
@@ -345,17 +312,27 @@ def _check_models(items: Any) -> Iterator[Problem]:
 
 def _check_names_of_pipelines(root: dict[str, Any]) -> Iterator[Problem]:
     """Check that no pipeline has the name of a model: both are the same part of a URL."""
-    models = root.get("model_config_list")
     places: dict[str, int] = {}
-    for index, item in enumerate(models if type(models) is list else ()):
-        config = item.get("config") if type(item) is dict else None
-        if type(config) is dict and type(name := config.get("name")) is str:
+    for index, config in _configs(root):
+        if type(name := config.get("name")) is str:
             places.setdefault(name, index)
-    pipelines = root.get("pipeline_config_list")
-    for index, item in enumerate(pipelines if type(pipelines) is list else ()):
-        if type(item) is dict and type(name := item.get("name")) is str and name in places:
+    for index, item in _objects(root.get("pipeline_config_list")):
+        if type(name := item.get("name")) is str and name in places:
             taken = f"model_config_list[{places[name]}]"
             yield f"pipeline_config_list[{index}].name: {name!r} is already the name of {taken}"
+
+
+def _configs(root: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the configs of models, each with the index of its item."""
+    for index, item in _objects(root.get("model_config_list")):
+        if type(config := item.get("config")) is dict:
+            yield index, config
+
+
+def _objects(items: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    for index, item in enumerate(items if type(items) is list else ()):
+        if type(item) is dict:
+            yield index, item
 
 
 def _check_monitoring(monitoring: Any) -> Iterator[Problem]:
@@ -365,18 +342,14 @@ def _check_monitoring(monitoring: Any) -> Iterator[Problem]:
         if type(metrics) is dict:
             yield from check_keys(metrics, "monitoring.metrics.", _METRICS_KEYS, required=("enable",))
             names = metrics.get("metrics_list", [])
-            if _check_metrics_list(names) is None:
+            if _is_metrics_list(names):
                 for index, problem in check_metrics_list(names).items():
                     yield f"monitoring.metrics.metrics_list[{index}]: {problem}"
 
 
 def _check_values_of_models(root: Any, directory: Path) -> Iterator[Problem]:
     """Check the values of the right type in a file with other mistakes."""
-    items = root.get("model_config_list") if type(root) is dict else None
-    for index, item in enumerate(items if type(items) is list else ()):
-        given = item.get("config") if type(item) is dict else None
-        if type(given) is not dict:
-            continue
+    for index, given in _configs(root) if type(root) is dict else ():
         config = {key: value for key, value in given.items() if key in _MODEL_KEYS and _MODEL_KEYS[key](value) is None}
         if "layout" in given and "layout" not in config:  # these require a layout, and there is one
             config = {key: value for key, value in config.items() if key not in ("mean", "scale", "color_format")}

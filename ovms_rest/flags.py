@@ -21,7 +21,7 @@ from ovms_rest import __version__
 from ovms_rest.errors import ConfigError
 from ovms_rest.paths import NamedPaths, PathError, find_models
 from ovms_rest.protocol.words import explain_json_error
-from ovms_rest.settings import integer_between, parse_boolean, parse_text
+from ovms_rest.settings import PREFIX, integer_between, parse_boolean, parse_text
 
 Values = Mapping[str, Any]
 
@@ -135,31 +135,39 @@ _DEFAULT_PORT = 8000  # gunicorn's
 _PORT = integer_between(0, 65535)
 _COUNT = integer_between(0, 10**9)
 
+
+def _option(name: str, parse: Callable[[str], Any], metavar: str, meaning: str) -> Flag:
+    """Return a flag that sets the key of its name in the config of a model."""
+    return Flag(name, parse, metavar, meaning, key=name)
+
+
+def _setting(name: str, parse: Callable[[str], Any], metavar: str, meaning: str) -> Flag:
+    """Return a flag that sets the setting of its name."""
+    return Flag(name, parse, metavar, meaning, setting=PREFIX + name.upper())
+
+
 _SERVABLES = (
     Flag("config_path", parse_text, "FILE", "JSON config with the models", setting="OVMS_REST_CONFIG"),
     Flag("model_name", parse_text, "NAME", "name of a single model, as in its URL", key="name"),
     Flag("model_path", _absolute_path, "PATH", "directory of its versions, or its model file", key="base_path"),
 )
 _MODEL = (
-    Flag("batch_size", parse_text, "N", "8, -1 (any) or 1:16", key="batch_size"),
-    Flag("shape", _text_or_json, "SHAPE", '"(1,3,224,224)", or a JSON object keyed by input name', key="shape"),
-    Flag("layout", _text_or_json, "LAYOUT", "NHWC:NCHW, or a JSON object keyed by input and output name", key="layout"),
-    Flag(
+    _option("batch_size", parse_text, "N", "8, -1 (any) or 1:16"),
+    _option("shape", _text_or_json, "SHAPE", '"(1,3,224,224)", or a JSON object keyed by input name'),
+    _option("layout", _text_or_json, "LAYOUT", "NHWC:NCHW, or a JSON object keyed by input and output name"),
+    _option(
         "model_version_policy",
         _json_object,
         "JSON",
         'versions to serve; default: \'{"latest": {"num_versions": 1}}\'',
-        key="model_version_policy",
     ),
-    Flag("nireq", _COUNT, "N", "ignored: each worker runs one inference at a time", key="nireq"),
-    Flag("target_device", parse_text, "DEVICE", "OpenVINO device; default: CPU", key="target_device"),
-    Flag(
-        "plugin_config", _json_object, "JSON", "OpenVINO properties of the device, a JSON object", key="plugin_config"
-    ),
-    Flag("mean", parse_text, "VALUES", 'values to subtract: 127.5 or "(123.7,116.3,103.5)"', key="mean"),
-    Flag("scale", parse_text, "VALUES", "values to divide by afterwards, in the same form", key="scale"),
-    Flag("color_format", parse_text, "FORMATS", "RGB:BGR: the model takes RGB, clients send BGR", key="color_format"),
-    Flag("precision", parse_text, "TYPES", "uint8:fp32: clients send UINT8, the model takes FP32", key="precision"),
+    _option("nireq", _COUNT, "N", "ignored: each worker runs one inference at a time"),
+    _option("target_device", parse_text, "DEVICE", "OpenVINO device; default: CPU"),
+    _option("plugin_config", _json_object, "JSON", "OpenVINO properties of the device, a JSON object"),
+    _option("mean", parse_text, "VALUES", 'values to subtract: 127.5 or "(123.7,116.3,103.5)"'),
+    _option("scale", parse_text, "VALUES", "values to divide by afterwards, in the same form"),
+    _option("color_format", parse_text, "FORMATS", "RGB:BGR: the model takes RGB, clients send BGR"),
+    _option("precision", parse_text, "TYPES", "uint8:fp32: clients send UINT8, the model takes FP32"),
 )
 _SERVER = (
     Flag("rest_port", _PORT, "PORT", "port to serve on; required without PATH; default with PATH: 8000"),
@@ -179,67 +187,22 @@ _SERVER = (
         gunicorn="workers",
         letter="w",
     ),
-    Flag(
+    _setting(
         "file_system_poll_wait_seconds",
         integer_between(0, 86400),
         "N",
         "seconds between checks for changes; default: 1; 0 turns them off",
-        setting="OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS",
     ),
-    Flag(
-        "metrics_enable", parse_boolean, "", "serve Prometheus metrics at /metrics", setting="OVMS_REST_METRICS_ENABLE"
-    ),
-    Flag(
-        "metrics_list",
-        _names,
-        "LIST",
-        "metrics to serve, separated by commas; needs --metrics_enable",
-        setting="OVMS_REST_METRICS_LIST",
-    ),
-    Flag(
-        "cache_dir",
-        parse_text,
-        "DIR",
-        "directory where OpenVINO caches compiled models; default: none",
-        setting="OVMS_REST_CACHE_DIR",
-    ),
-    Flag(
-        "cpu_extension",
-        _absolute_path,
-        "FILE",
-        "library of an OpenVINO extension, with custom operations",
-        setting="OVMS_REST_CPU_EXTENSION",
-    ),
+    _setting("metrics_enable", parse_boolean, "", "serve Prometheus metrics at /metrics"),
+    _setting("metrics_list", _names, "LIST", "metrics to serve, separated by commas; needs --metrics_enable"),
+    _setting("cache_dir", parse_text, "DIR", "directory where OpenVINO caches compiled models; default: none"),
+    _setting("cpu_extension", _absolute_path, "FILE", "library of an OpenVINO extension, with custom operations"),
     Flag("log_level", _level, "LEVEL", f"{', '.join(_LEVELS)}; default: INFO"),
     Flag("log_path", parse_text, "FILE", "file for the log, in addition to standard error"),
-    Flag(
-        "allowed_origins",
-        parse_text,
-        "TEXT",
-        "CORS: Access-Control-Allow-Origin; default: no CORS",
-        setting="OVMS_REST_ALLOWED_ORIGINS",
-    ),
-    Flag(
-        "allowed_methods",
-        parse_text,
-        "TEXT",
-        "CORS: Access-Control-Allow-Methods; default: *",
-        setting="OVMS_REST_ALLOWED_METHODS",
-    ),
-    Flag(
-        "allowed_headers",
-        parse_text,
-        "TEXT",
-        "CORS: Access-Control-Allow-Headers; default: *",
-        setting="OVMS_REST_ALLOWED_HEADERS",
-    ),
-    Flag(
-        "allow_credentials",
-        parse_boolean,
-        "",
-        "CORS: Access-Control-Allow-Credentials; default: false",
-        setting="OVMS_REST_ALLOW_CREDENTIALS",
-    ),
+    _setting("allowed_origins", parse_text, "TEXT", "CORS: Access-Control-Allow-Origin; default: no CORS"),
+    _setting("allowed_methods", parse_text, "TEXT", "CORS: Access-Control-Allow-Methods; default: *"),
+    _setting("allowed_headers", parse_text, "TEXT", "CORS: Access-Control-Allow-Headers; default: *"),
+    _setting("allow_credentials", parse_boolean, "", "CORS: Access-Control-Allow-Credentials; default: false"),
 )
 _TOLERATED = (
     Flag("port", _PORT, "PORT", "gRPC port"),
@@ -272,24 +235,15 @@ _MANAGING = "it edits a config file; edit the file yourself, and check it with `
 _STATEFUL = "OVMS removed stateful models"
 
 REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("api_key_file", "allowed_media_domains", "allowed_local_media_path", "verbose_response"), _GENERATIVE
-    ),
-    **dict.fromkeys(
-        ("pull", "source_model", "task", "configure", "overwrite_models", "gguf_filename", "draft_source_model"),
-        _PULLING,
-    ),
-    **dict.fromkeys(("list_models", "add_to_config", "remove_from_config", "model_repository_path"), _MANAGING),
-    **dict.fromkeys(
-        (
-            "stateful",
-            "idle_sequence_cleanup",
-            "low_latency_transformation",
-            "max_sequence_number",
-            "sequence_cleaner_poll_wait_minutes",
-        ),
-        _STATEFUL,
-    ),
+    name: reason
+    for reason, names in (
+        (_GENERATIVE, "api_key_file allowed_media_domains allowed_local_media_path verbose_response"),
+        (_PULLING, "pull source_model task configure overwrite_models gguf_filename draft_source_model"),
+        (_MANAGING, "list_models add_to_config remove_from_config model_repository_path"),
+        (_STATEFUL, "stateful idle_sequence_cleanup low_latency_transformation max_sequence_number"),
+        (_STATEFUL, "sequence_cleaner_poll_wait_minutes"),
+    )
+    for name in names.split()
 }
 
 USAGE = """ovms-rest [NAME=]PATH [[NAME=]PATH ...] [FLAG ...]
@@ -346,7 +300,7 @@ def read_flags(arguments: Sequence[str], cores: int) -> Start:
     paths = [] if problems else [*rest, *ending]  # after an unknown flag a path may be its value
     for name, text in texts.items():
         try:
-            if text:  # an empty value is none
+            if text:  # an empty value counts as unset
                 values[name] = FLAGS[name].parse(text)
         except ValueError as error:
             problems.append(f"--{name}: {error}, got {text!r}")
@@ -391,8 +345,8 @@ def _make_parser() -> Parser:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=37, width=104),
         allow_abbrev=False,
     )
-    line = f"ovms_rest {__version__}\nOpenVINO {version('openvino')}"
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions and exit", const=line)
+    versions = f"ovms_rest {__version__}\nOpenVINO {version('openvino')}"
+    parser.add_argument("--version", action="version", version=versions, help="show the versions and exit")
     for title, flags in GROUPS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
@@ -402,14 +356,6 @@ def _make_parser() -> Parser:
             else:
                 group.add_argument(*names, nargs="?", const="true", metavar="true|false", help=flag.meaning)
     return parser
-
-
-class _Version(argparse.Action):
-    """Prints the versions in lines of their own, which argparse would join."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(self.const)
-        parser.exit()
 
 
 def _refuse(rest: Sequence[str]) -> Iterator[str]:
@@ -458,20 +404,17 @@ def _check_servable(values: Values, found: NamedPaths | None) -> Iterator[str]:
 
 def _check_addresses(values: Values, found: NamedPaths | None) -> Iterator[str]:
     port, rest_port = values.get("port"), values.get("rest_port")
+    has_servable = any(flag.name in values for flag in _SERVABLES)
     if "bind" in values:
         if given := [name for name in ("rest_port", "rest_bind_address") if name in values]:
             yield f"use either --bind or {_list(given)}"
     elif not rest_port:
         if port:
             yield "--rest_port is missing: --port is for gRPC, which is not served"
-        elif rest_port == 0 or not (found or _is_without_servable(values)):
+        elif rest_port == 0 or (has_servable and not found):
             yield "--rest_port is missing: --port and --rest_port cannot both be unset"
     elif port == rest_port:
         yield f"--port and --rest_port cannot have the same value, got {port}"
-
-
-def _is_without_servable(values: Values) -> bool:
-    return not any(flag.name in values for flag in _SERVABLES)
 
 
 def _environ(values: Values) -> dict[str, str]:

@@ -12,13 +12,7 @@ from typing import NamedTuple
 
 from ovms_rest.checking import check_name
 from ovms_rest.errors import ConfigError, LoadError
-from ovms_rest.models.repository import (
-    MODEL_SUFFIXES,
-    WEIGHTS,
-    find_model_names,
-    find_subdirectories,
-    has_versions,
-)
+from ovms_rest.models.repository import MODEL_SUFFIXES, WEIGHTS, find_model_names, find_subdirectories, has_versions
 from ovms_rest.protocol.words import list_names
 
 

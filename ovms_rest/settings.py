@@ -49,6 +49,9 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
+_SECONDS = integer_between(1, 86400)
+
+
 # --- The settings
 
 
@@ -85,18 +88,16 @@ class Settings:
         "bytes of memory that one worker may use in addition to shared memory; a worker that uses more is replaced "
         "once its successor is ready; 0 for no limit",
     )
-    head_timeout_seconds: int = _setting(
-        10, integer_between(1, 86400), "seconds allowed for receiving the head of a request"
-    )
+    head_timeout_seconds: int = _setting(10, _SECONDS, "seconds allowed for receiving the head of a request")
     body_timeout_seconds: int = _setting(
         30,
-        integer_between(1, 86400),
+        _SECONDS,
         "seconds allowed for receiving a body; every 100,000 bytes received add one, but the time left never exceeds "
         "this setting; beyond it the response is 408",
     )
     send_timeout_seconds: int = _setting(
         30,
-        integer_between(1, 86400),
+        _SECONDS,
         "seconds a client may take to read a response; every 100,000 bytes read add one, but the time left never "
         "exceeds this setting; beyond it the connection is closed",
     )
@@ -120,7 +121,7 @@ class Settings:
     )
     load_timeout_seconds: int = _setting(
         300,
-        integer_between(1, 86400),
+        _SECONDS,
         "seconds allowed for reading, compiling and trying a model; while workers serve, time for which the model gets "
         "no core does not count, up to three times as much",
     )
@@ -138,8 +139,8 @@ class Settings:
     cpu_extension: str = _setting(
         "",
         parse_text,
-        "library of an OpenVINO extension with operations for all models that name none by `cpu_extension`; tokenizers "
-        "need none if `openvino-tokenizers` is installed",
+        "library of an OpenVINO extension with operations for all models without a `cpu_extension` of their own; "
+        "tokenizers need none if `openvino-tokenizers` is installed",
     )
     max_image_pixels: int = _setting(
         2**26, integer_between(1, 2**30), "pixels allowed in one encoded image; a larger image gets 400"

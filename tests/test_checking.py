@@ -4,7 +4,7 @@ import codecs
 
 import pytest
 
-from ovms_rest.checking import as_json, check_keys, check_name, check_values, is_a, never, read_json
+from ovms_rest.checking import Never, as_json, check_keys, check_name, check_values, is_a, read_json
 
 IS_INTEGER = is_a("an integer", int)
 
@@ -36,7 +36,7 @@ def test_invalid_values_are_listed_up_to_ten():
 
 
 def test_required_known_and_unknown_keys_are_checked():
-    checks = {"name": check_name, "size": IS_INTEGER, "loader": never("there are no loaders")}
+    checks = {"name": check_name, "size": IS_INTEGER, "loader": Never("there are no loaders")}
     problems = check_keys({"size": "1", "sise": 1, "loader": 1, "Loaders": 1}, "model.", checks, ("name",))
     assert list(problems) == [
         "model.name: is missing",
@@ -56,22 +56,55 @@ def test_long_value_is_cut_and_too_deep_one_described():
 
 
 def test_duplicate_keys_are_reported_and_the_last_counts():
-    assert read_json(codecs.BOM_UTF8 + b'{"a": 1, "a": 2, "b": [{"c": 1, "c": 1}]}') == (
+    assert read_json(b'{"a": 1, "a": 2, "b": [{"c": 1, "c": 1}]}') == (
         {"a": 2, "b": [{"c": 1}]},
         ["a: duplicate key", "b[0].c: duplicate key"],
     )
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"\xff\xfe{", "is not valid JSON: it is UTF-16 by its first two bytes, expected UTF-8"),
-        (b'{\n"a\xff', "is not valid JSON: line 2 column 3: byte 0xff is not UTF-8"),
-        (b"{", "is not valid JSON: "),
-        (b"{} # end", "is not valid JSON: # begins a comment, which JSON does not have: "),
-    ],
-)
-def test_invalid_json_is_rejected_with_its_place(content, reason):
+def reason(content):
+    """Return why bytes are not valid JSON."""
     with pytest.raises(ValueError, match=r"^is not valid JSON: ") as caught:
         read_json(content)
-    assert str(caught.value).startswith(reason)
+    return str(caught.value).removeprefix("is not valid JSON: ")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"{'model_config_list': []}", b'{"model_config_list": [],}', b'{"a": NaN}', b'{"a": "\xff"}'],
+)
+def test_invalid_json_is_rejected_with_a_reason(content):
+    assert reason(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "sign"),
+    [
+        (b"// comment\n{}", "//"),
+        (b'{"a": 1, // comment\n "b": 2}', "//"),
+        (b'{"a": 1 /* comment */}', "/*"),
+        (b'{"a": /* comment */ 1}', "/*"),
+        (b'{"a": [1,\n# comment\n2]}', "#"),
+        (b"{}\n# comment", "#"),
+    ],
+)
+def test_comment_is_reported_as_such(content, sign):
+    assert reason(content).startswith(f"{sign} begins a comment, which JSON does not have: ")
+
+
+def test_comment_sign_in_a_string_is_not_a_comment():
+    assert "comment" not in reason(b'{"a": "// #", "b": }')
+
+
+@pytest.mark.parametrize(("encoding", "mark"), [("utf-16", ""), ("utf-16-le", "\ufeff"), ("utf-16-be", "\ufeff")])
+def test_utf_16_is_reported(encoding, mark):
+    assert reason(f"{mark}{{}}".encode(encoding)) == "it is UTF-16 by its first two bytes, expected UTF-8"
+
+
+def test_byte_that_is_not_utf_8_names_its_place():
+    """Columns count characters, not bytes."""
+    assert reason('{\n "a": "ü'.encode() + b"\xe8") == "line 2 column 9: byte 0xe8 is not UTF-8"
+
+
+def test_byte_order_mark_of_utf_8_is_skipped():
+    assert read_json(codecs.BOM_UTF8 + b"{}") == ({}, [])

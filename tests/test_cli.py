@@ -1,37 +1,49 @@
 """The command `ovms-rest`."""
 
-import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
-from importlib.metadata import version
-from pathlib import Path
 
 import model_zoo
 import openvino
 import pytest
 from raw_http import exchange, parse
-from service import PATIENCE, Service, environment, free_port, write_config
+from service import PATIENCE, environment, free_port, write_config
+from service import serve as serve_program
 
-from ovms_rest import __version__
+from ovms_rest.cli import main
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.settings import DEMO_CONFIG
 
-COMMAND = str(Path(sys.executable).parent / "ovms-rest")
-
 
 def run(home, *arguments, **variables):
+    """Run the command to its end."""
     return subprocess.run(
-        [COMMAND, *map(str, arguments)],
+        ["ovms-rest", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
+        cwd=home,
         env=environment(home, **variables),
         check=False,
     )
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Run the command in this process, for calls that end before anything is loaded."""
+
+    def call(*arguments, **variables):
+        for name, text in {"OVMS_REST_CONFIG": "", **variables}.items():
+            monkeypatch.setenv(name, text)
+        try:
+            code = main(list(map(str, arguments)))
+        except SystemExit as ended:
+            code = ended.code
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +80,6 @@ def test_check_without_argument_checks_the_configured_service(tmp_path):
     assert run(tmp_path, "check", OVMS_REST_CONFIG=str(config)).stdout.endswith("0 of 1 models serve, 1 problem\n")
 
 
-def test_module_is_the_command(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "ovms_rest", "--version"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env=environment(tmp_path),
-    )
-    assert done.stdout == run(tmp_path, "--version").stdout
-
-
 def test_check_reports_the_precision_of_inference(tmp_path):
     """A CPU with BF16 instructions computes FP32 models in BF16 by default."""
     can = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -89,12 +89,6 @@ def test_check_reports_the_precision_of_inference(tmp_path):
         done = run(tmp_path, "check", config)
         assert done.returncode == 0
         assert ("computes FP32 in BF16" in done.stdout) == is_noted
-
-
-def test_progress_goes_to_standard_error(tmp_path):
-    done = run(tmp_path, "check", DEMO_CONFIG, "--json")
-    assert "loading 'digits' version 1 ...\n" in done.stderr
-    assert json.loads(done.stdout)["models"][0]["name"] == "digits"
 
 
 def test_check_reports_every_problem_and_exits_with_1(tmp_path, mixed):
@@ -109,9 +103,10 @@ def test_check_reports_every_problem_and_exits_with_1(tmp_path, mixed):
     assert done.stdout.endswith("2 of 3 models serve, 2 problems\n")
 
 
-def test_json_report_has_the_same_content(tmp_path, mixed):
+def test_json_report_has_the_same_content_and_progress_goes_to_standard_error(tmp_path, mixed):
     done = run(tmp_path, "check", "--json", mixed)
     assert done.returncode == 1
+    assert "loading 'm' version 1 ...\n" in done.stderr
     report = json.loads(done.stdout)
     assert len(report["problems"]) == 2
     assert [model["name"] for model in report["models"]] == ["latency", "m", "absent"]
@@ -124,34 +119,29 @@ def test_json_report_has_the_same_content(tmp_path, mixed):
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_check_reports_all_mistakes_of_a_file(tmp_path, flags):
-    config = write_config(tmp_path, {"name": "a", "bas_path": "x"}, {"base_path": "y"})
-    done = run(tmp_path, "check", config, *flags)
+def test_check_reports_all_mistakes_of_a_file(tmp_path, call, flags):
+    done = call("check", write_config(tmp_path, {"name": "a", "bas_path": "x"}, {"base_path": "y"}), *flags)
     assert done.returncode == 1
     for text in ("model_config_list[0].config.bas_path", "base_path", "model_config_list[1].config.name"):
         assert text in done.stdout
 
 
-def test_check_reports_invalid_settings(tmp_path):
-    done = run(tmp_path, "check", DEMO_CONFIG, OVMS_REST_MAX_WAITING="no")
+def test_check_reports_invalid_settings(call):
+    done = call("check", DEMO_CONFIG, OVMS_REST_MAX_WAITING="no")
     assert done.returncode == 1
     assert "problem: OVMS_REST_MAX_WAITING: expected an integer" in done.stdout
 
 
-def test_version_is_printed(tmp_path):
-    assert run(tmp_path, "--version").stdout == f"ovms_rest {__version__}\nOpenVINO {version('openvino')}\n"
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"]])
-def test_help_describes_check(tmp_path, arguments):
-    done = run(tmp_path, *arguments)
+def test_help_describes_check(call, arguments):
+    done = call(*arguments)
     assert done.returncode == 0
     assert "that a config" in " ".join(done.stdout.lower().split())
 
 
 @pytest.mark.parametrize("arguments", [[], ["--chekc"], ["check", "--a"], ["--config_path", "c", "--pull"]])
-def test_usage_error_goes_to_standard_error(tmp_path, arguments):
-    done = run(tmp_path, *arguments)
+def test_usage_error_goes_to_standard_error(call, arguments):
+    done = call(*arguments)
     assert (done.returncode, done.stdout) == (64, "")
     assert done.stderr.startswith("usage: ovms-rest [NAME=]PATH")
     assert "\novms-rest: " in done.stderr
@@ -178,8 +168,8 @@ def test_check_takes_paths_as_well_as_a_config(models):
     assert [model["name"] for model in report["models"]] == ["a", "b", "n"]
 
 
-def test_check_reports_paths_without_a_model(models):
-    done = run(models, "check", models / "absent", models / "relu.bin")
+def test_check_reports_paths_without_a_model(models, call):
+    done = call("check", models / "absent", models / "relu.bin")
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         f"problem: {models}/absent: No such file or directory",
@@ -188,8 +178,8 @@ def test_check_reports_paths_without_a_model(models):
     ]
 
 
-def test_paths_without_a_model_are_reported_one_per_line(models):
-    done = run(models, models / "absent", models / "models" / "a", models / "relu.bin")
+def test_paths_without_a_model_are_reported_one_per_line(models, call):
+    done = call(models / "absent", models / "models" / "a", models / "relu.bin")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
         f"ovms-rest: {models}/absent: No such file or directory",
@@ -203,39 +193,10 @@ DIGITS = DEMO_CONFIG.parent / "digits"
 SINGLE = ("--model_name=digits", f"--model_path={DIGITS}")
 
 
-@contextlib.contextmanager
 def serve(directory, *arguments, **variables):
-    """Run the service on a free port, in a directory without gunicorn.conf.py; end it, and check for leftovers."""
-    log = directory / "service.log"
-    port = free_port()
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [COMMAND, f"--rest_port={port}", *map(str, arguments)],
-            cwd=directory,
-            env=environment(directory, **variables),
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    service = Service(process, log)
-    service.port = port
-    try:
-
-        def listening():
-            assert process.poll() is None, f"it ended with {process.returncode}:\n{service.log}"
-            return "Listening at: " in service.log
-
-        service.wait_for(listening)
-        yield service
-        if process.poll() is None:
-            process.terminate()
-            assert process.wait(PATIENCE) == 0, service.log
-        with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, 0)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(PATIENCE)
+    """Run the service on a free port, in a directory without gunicorn.conf.py."""
+    bind = (f"--rest_port={free_port()}",)
+    return serve_program(directory, *map(str, arguments), program="ovms-rest", bind=bind, cwd=directory, **variables)
 
 
 def classify(service):
@@ -393,27 +354,30 @@ def test_single_model_that_does_not_serve_ends_the_start(tmp_path):
     assert f"\novms-rest: model 'm' does not serve: cannot read the model directory {tmp_path}/absent" in done.stderr
 
 
-def test_failing_model_of_a_config_leaves_the_others(tmp_path):
-    config = write_config(tmp_path, {"name": "absent", "base_path": "absent"}, {"name": "d", "base_path": str(DIGITS)})
-    with serve(tmp_path, "--config_path", config) as service:
-        assert service.get("/v2/models/d/ready").status == 200
-        assert service.get("/v2/models/absent/ready").status == 404
+UNUSABLE = ["absent", "x" * 300, "x" * 5000 + ".py", "d/" * 3000, "m\0", "s3://bucket/m"]
 
 
-@pytest.mark.parametrize("base_path", ["x" * 300, "x" * 5000 + ".py", "d/" * 3000, "m\0", "s3://bucket/m"])
-def test_impossible_path_is_reported_as_a_reason(tmp_path, base_path):
-    """In the config file, and in a load request."""
-    wrong = {"name": "wrong", "base_path": base_path}
-    config = write_config(tmp_path, wrong, {"name": "d", "base_path": str(DIGITS)})
-    settings = {"OVMS_REST_MODEL_CONTROL": "local", "OVMS_REST_MODEL_ROOTS": str(tmp_path)}
-    with serve(tmp_path, "--config_path", config, **settings) as service:
-        assert service.get("/v2/models/d/ready").status == 200
-        assert service.get("/v2/models/wrong/ready").status == 404
-        body = {"parameters": {"config": json.dumps({"base_path": base_path})}}
-        answer = service.request("POST", "/v2/repository/models/other/load", body)
-        assert answer.status == 412, answer.body
-        assert answer.json()["error"].startswith("model 'other': ")
+@pytest.fixture(scope="module")
+def unusable(tmp_path_factory):
+    """A service that loads by call, with a model at each unusable path, named by its index, and the demo's as d."""
+    directory = tmp_path_factory.mktemp("unusable")
+    wrong = [{"name": str(index), "base_path": base_path} for index, base_path in enumerate(UNUSABLE)]
+    config = write_config(directory, *wrong, {"name": "d", "base_path": str(DIGITS)})
+    settings = {"OVMS_REST_MODEL_CONTROL": "local", "OVMS_REST_MODEL_ROOTS": str(directory)}
+    with serve(directory, "--config_path", config, **settings) as service:
+        yield service
         assert "Traceback" not in service.log
+
+
+@pytest.mark.parametrize("index", range(len(UNUSABLE)))
+def test_unusable_path_is_reported_as_a_reason_and_leaves_other_models(unusable, index):
+    """In the config file, and in a load request."""
+    assert unusable.get("/v2/models/d/ready").status == 200
+    assert unusable.get(f"/v2/models/{index}/ready").status == 404
+    body = {"parameters": {"config": json.dumps({"base_path": UNUSABLE[index]})}}
+    answer = unusable.request("POST", "/v2/repository/models/other/load", body)
+    assert answer.status == 412, answer.body
+    assert answer.json()["error"].startswith("model 'other': ")
 
 
 def test_missing_config_file_ends_the_start(tmp_path):
@@ -422,12 +386,11 @@ def test_missing_config_file_ends_the_start(tmp_path):
     assert "absent.json: cannot be read: No such file or directory" in done.stderr
 
 
-def test_unwritable_log_ends_the_start(tmp_path):
-    done = run(tmp_path, "--rest_port=1", *SINGLE, f"--log_path={tmp_path}/absent/x.log")
+def test_unwritable_log_ends_the_start(tmp_path, call):
+    file = tmp_path / "absent" / "x.log"
+    done = call("--rest_port=1", *SINGLE, f"--log_path={file}")
     assert done.returncode == 1
-    assert (
-        done.stderr == f"ovms-rest: --log_path: {tmp_path}/absent/x.log cannot be written: No such file or directory\n"
-    )
+    assert done.stderr == f"ovms-rest: --log_path: {file} cannot be written: No such file or directory\n"
 
 
 def test_gunicorn_config_file_is_refused(tmp_path):
@@ -436,17 +399,13 @@ def test_gunicorn_config_file_is_refused(tmp_path):
     assert "GUNICORN_CMD_ARGS: ovms-rest reads no gunicorn config file, got -c mine.py" in done.stderr
 
 
-def test_values_invalid_in_a_config_are_reported_with_their_flags(tmp_path):
+def test_values_invalid_in_a_config_are_reported_with_their_flags(call):
     values = ("--model_name=a/b", "--model_path=s3://b/m", "--model_version_policy={}", '--plugin_config={"A": []}')
-    done = run(tmp_path, "--rest_port=1", *values)
+    done = call("--rest_port=1", *values)
     assert done.returncode == 64
     problems = [line for line in done.stderr.splitlines() if line.startswith("ovms-rest: ")]
-    assert [problem.split(": ")[1] for problem in problems] == [
-        "--model_name",
-        "--model_version_policy",
-        "--plugin_config",
-        "--model_path",
-    ]
+    names = [problem.split(": ")[1] for problem in problems]
+    assert names == ["--model_name", "--model_version_policy", "--plugin_config", "--model_path"]
     assert problems[3] == 'ovms-rest: --model_path: only local directories and files can be served, got "s3://b/m"'
 
 
@@ -463,40 +422,24 @@ def test_all_invalid_values_of_a_single_model_end_the_start(tmp_path):
 
 def write_metrics(directory, *names, enable=True):
     """Write a config with an existing model and a list of metrics; return its path."""
-    config = write_config(directory, {"name": "d", "base_path": str(DIGITS)})
-    root = json.loads(config.read_text())
-    config.write_text(json.dumps(root | {"monitoring": {"metrics": {"enable": enable, "metrics_list": names}}}))
-    return config
+    monitoring = {"metrics": {"enable": enable, "metrics_list": names}}
+    return write_config(directory, {"name": "d", "base_path": str(DIGITS)}, monitoring=monitoring)
 
 
+ENABLE, LIST = "OVMS_REST_METRICS_ENABLE", "OVMS_REST_METRICS_LIST"
 METRICS_MISTAKES = [
     (("ovms_foo",), True, {}, "monitoring.metrics.metrics_list[0]: unknown metric 'ovms_foo'; "),
     (("ovms_foo",), False, {}, "monitoring.metrics.metrics_list[0]: unknown metric 'ovms_foo'; "),
-    (
-        ("ovms_streams",),
-        True,
-        {"OVMS_REST_METRICS_ENABLE": "true"},
-        "monitoring: OVMS_REST_METRICS_ENABLE enables metrics already; remove one of the two",
-    ),
-    (
-        (),
-        False,
-        {"OVMS_REST_METRICS_LIST": "ovms_streams"},
-        "OVMS_REST_METRICS_LIST: requires OVMS_REST_METRICS_ENABLE=true",
-    ),
-    (
-        (),
-        False,
-        {"OVMS_REST_METRICS_ENABLE": "true", "OVMS_REST_METRICS_LIST": "ovms_streams, ovms_foo"},
-        "OVMS_REST_METRICS_LIST: unknown metric 'ovms_foo'; ",
-    ),
+    (("ovms_streams",), True, {ENABLE: "true"}, f"monitoring: {ENABLE} enables metrics already; remove one of the two"),
+    ((), False, {LIST: "ovms_streams"}, f"{LIST}: requires {ENABLE}=true"),
+    ((), False, {ENABLE: "true", LIST: "ovms_streams, ovms_foo"}, f"{LIST}: unknown metric 'ovms_foo'; "),
 ]
 
 
 @pytest.mark.parametrize(("names", "enable", "variables", "problem"), METRICS_MISTAKES)
-def test_mistakes_of_metrics_are_reported_before_models_are_loaded(tmp_path, names, enable, variables, problem):
+def test_mistakes_of_metrics_are_reported_before_models_are_loaded(tmp_path, call, names, enable, variables, problem):
     config = write_metrics(tmp_path, *names, enable=enable)
-    checked = run(tmp_path, "check", config, **variables)
+    checked = call("check", config, **variables)
     started = run(tmp_path, "--rest_port=1", "--config_path", config, **variables)
     assert (checked.returncode, started.returncode) == (1, 1)
     assert problem in checked.stdout
@@ -507,18 +450,15 @@ def test_mistakes_of_metrics_are_reported_before_models_are_loaded(tmp_path, nam
         assert "is being tried" not in progress
 
 
-def test_mistakes_of_settings_and_file_are_reported_together(tmp_path):
-    config = write_metrics(tmp_path, "ovms_foo", "ovms_bar")
-    done = run(tmp_path, "check", config, OVMS_REST_METRICS_LIST="ovms_streams")
+def test_mistakes_of_settings_and_file_are_reported_together(tmp_path, call):
+    done = call("check", write_metrics(tmp_path, "ovms_foo", "ovms_bar"), OVMS_REST_METRICS_LIST="ovms_streams")
     assert done.stdout.count("problem: ") == 3
 
 
 def test_check_reports_settings_without_effect(tmp_path):
     model = {"name": "d", "base_path": str(DIGITS), "nireq": 8, "shape": {"image": "(-1,8,8,1)"}, "batch_size": 7}
-    config = write_config(tmp_path, model)
-    root = json.loads(config.read_text())
-    config.write_text(json.dumps(root | {"custom_node_library_config_list": [{"name": "l", "base_path": "absent.so"}]}))
-    done = run(tmp_path, "check", config)
+    libraries = [{"name": "l", "base_path": "absent.so"}]
+    done = run(tmp_path, "check", write_config(tmp_path, model, custom_node_library_config_list=libraries))
     assert done.returncode == 0
     assert "\n            nireq=8 is ignored: " in done.stdout
     assert "WARNING: model 'd': Both shape and batch size have been defined. " in done.stderr

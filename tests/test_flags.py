@@ -100,6 +100,7 @@ def test_flags_name_existing_settings():
     assert {flag.setting for flag in FLAGS.values() if flag.setting} <= known
 
 
+LEVELS = ("DEBUG", "INFO", "WARNING", "error")
 GUNICORN_CASES = [
     ([], {"bind": ["0.0.0.0:8000"]}),
     (["--rest_bind_address", "127.0.0.1"], {"bind": ["127.0.0.1:8000"]}),
@@ -114,16 +115,8 @@ GUNICORN_CASES = [
     (["--rest_workers", "1"], {"bind": ["0.0.0.0:8000"], "workers": 1}),
     (["--rest_workers", "0"], {"bind": ["0.0.0.0:8000"], "workers": CORES}),
     (["--rest_workers", "16"], {"bind": ["0.0.0.0:8000"], "workers": CORES}),
-    *(
-        (["--log_level", level], {"bind": ["0.0.0.0:8000"], "loglevel": loglevel})
-        for level, loglevel in [
-            ("TRACE", "debug"),
-            ("DEBUG", "debug"),
-            ("INFO", "info"),
-            ("WARNING", "warning"),
-            ("error", "error"),
-        ]
-    ),
+    *((["--log_level", level], {"bind": ["0.0.0.0:8000"], "loglevel": level.lower()}) for level in LEVELS),
+    (["--log_level", "TRACE"], {"bind": ["0.0.0.0:8000"], "loglevel": "debug"}),
 ]
 
 
@@ -141,47 +134,29 @@ def test_log_path_is_kept():
     assert read(*CONFIG, *PORT, "--log_path", "x.log").log_path == "x.log"
 
 
+GRPC = ["--grpc_bind_address=::", "--port=9000", "--grpc_workers=2", "--grpc_max_threads=4", "--grpc_memory_quota=1"]
+IGNORED = "ignored: there is no gRPC, and custom nodes are cleaned up when a worker exits"
+LEFT_OUT = "--rest_bind_address: left out"
 NOTE_CASES = [
     ([], []),
     (["--rest_workers", str(CORES)], []),
-    (["--rest_workers", "16"], [(logging.INFO, "--rest_workers: 4 instead of 16: the maximum is one per usable core")]),
+    (["--rest_workers", "16"], ["--rest_workers: 4 instead of 16: the maximum is one per usable core"]),
     (["--metrics_enable=false"], []),
     (["--metrics_enable"], []),
     (["--port=0"], []),
-    (
-        ["--grpc_bind_address=::", "--port=9000", "--grpc_workers=2", "--grpc_max_threads=4", "--grpc_memory_quota=1"],
-        [
-            (
-                logging.INFO,
-                "--port, --grpc_bind_address, --grpc_workers, --grpc_max_threads, --grpc_memory_quota: ignored: "
-                "there is no gRPC, and custom nodes are cleaned up when a worker exits",
-            )
-        ],
-    ),
+    (GRPC, [f"--port, --grpc_bind_address, --grpc_workers, --grpc_max_threads, --grpc_memory_quota: {IGNORED}"]),
     (
         ["--custom_node_resources_cleaner_interval_seconds=300", "--grpc_channel_arguments=a=b"],
-        [
-            (
-                logging.INFO,
-                "--grpc_channel_arguments, --custom_node_resources_cleaner_interval_seconds: ignored: there is no "
-                "gRPC, and custom nodes are cleaned up when a worker exits",
-            )
-        ],
+        [f"--grpc_channel_arguments, --custom_node_resources_cleaner_interval_seconds: {IGNORED}"],
     ),
-    (
-        ["--rest_bind_address=0.0.0.0,::"],
-        [(logging.INFO, "--rest_bind_address: left out 0.0.0.0, covered by ::, which accepts IPv4 too")],
-    ),
-    (
-        ["--rest_bind_address=0.0.0.0,127.0.0.1"],
-        [(logging.INFO, "--rest_bind_address: left out 127.0.0.1, covered by 0.0.0.0")],
-    ),
+    (["--rest_bind_address=0.0.0.0,::"], [f"{LEFT_OUT} 0.0.0.0, covered by ::, which accepts IPv4 too"]),
+    (["--rest_bind_address=0.0.0.0,127.0.0.1"], [f"{LEFT_OUT} 127.0.0.1, covered by 0.0.0.0"]),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "notes"), NOTE_CASES)
 def test_flags_without_effect_are_noted(arguments, notes):
-    assert list(read(*CONFIG, *PORT, *arguments).notes) == notes
+    assert list(read(*CONFIG, *PORT, *arguments).notes) == [(logging.INFO, note) for note in notes]
 
 
 # --- Refused command lines
@@ -202,8 +177,10 @@ COMBINATIONS = [
         ([*PORT, *SINGLE, f"--{name}", value], [f"--{name} requires --layout to be set"])
         for name, value in [("mean", "1"), ("scale", "2"), ("color_format", "RGB:BGR"), ("precision", "uint8:fp32")]
     ),
-    (CONFIG, ["--rest_port is missing: --port and --rest_port cannot both be unset"]),
-    ([*CONFIG, "--rest_port=0", "--port=0"], ["--rest_port is missing: --port and --rest_port cannot both be unset"]),
+    *(
+        ([*CONFIG, *ports], ["--rest_port is missing: --port and --rest_port cannot both be unset"])
+        for ports in ([], ["--rest_port=0", "--port=0"])
+    ),
     ([*CONFIG, "--port=9000"], ["--rest_port is missing: --port is for gRPC, which is not served"]),
     ([*CONFIG, *PORT, "--port=8000"], ["--port and --rest_port cannot have the same value, got 8000"]),
     ([*CONFIG, *PORT, "--metrics_list=a"], ["--metrics_list requires --metrics_enable"]),
@@ -290,7 +267,7 @@ def test_unknown_flag_is_refused_with_the_nearest(argument, problem):
     assert refusals(*CONFIG, *PORT, argument) == [problem]
 
 
-def test_gunicorns_flags_for_addresses_and_workers():
+def test_flags_of_gunicorn_set_addresses_and_workers():
     for flags in (["-b", "0.0.0.0:80,unix:/x", "-w", "64"], ["--bind=0.0.0.0:80, unix:/x", "--workers=64"]):
         assert read(*CONFIG, *flags).gunicorn == {"bind": ["0.0.0.0:80", "unix:/x"], "workers": 64}
 

@@ -41,9 +41,8 @@ def encoder():
 
 def photo():
     """A model of pictures: image FP32 [1,3,4,6] -> the same pixels."""
-    return model_zoo.model_of(
-        {"pixels": opset15.relu(image := model_zoo.parameter("image", (1, 3, 4, 6), Type.f32))}, [image]
-    )
+    image = model_zoo.parameter("image", (1, 3, 4, 6), Type.f32)
+    return model_zoo.model_of({"pixels": opset15.relu(image)}, [image])
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +63,11 @@ def infer(service, model, inputs, binary=b""):
     return service.infer(model, text + binary, Inference_Header_Content_Length=str(len(text)))
 
 
+def infer_image(service, model, array):
+    """Send an image [n,224,224,3] in binary form."""
+    return infer(service, model, [{"name": "image", "datatype": "FP32", "shape": list(array.shape)}], array.tobytes())
+
+
 def tensor(name, datatype, array):
     return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": array.ravel().tolist()}
 
@@ -81,23 +85,19 @@ def test_config_determines_the_metadata(example):
 @pytest.mark.parametrize("batch", [1, 5, 16])
 def test_batches_within_the_range_are_accepted(example, batch):
     array = np.random.default_rng(0).random((batch, 224, 224, 3), np.float32)
-    head = [{"name": "image", "datatype": "FP32", "shape": list(array.shape)}]
-    answer = infer(example, "resnet", head, array.tobytes())
+    answer = infer_image(example, "resnet", array)
     means = np.reshape(answer.json()["outputs"][0]["data"], (batch, 3))
     np.testing.assert_allclose(means, array.mean((1, 2)), rtol=0.02)
 
 
 def test_batch_outside_the_range_is_400_with_the_range(example):
-    head = [{"name": "image", "datatype": "FP32", "shape": [17, 224, 224, 3]}]
-    answer = infer(example, "resnet", head, bytes(17 * 224 * 224 * 3 * 4))
+    answer = infer_image(example, "resnet", np.zeros((17, 224, 224, 3), np.float32))
     assert answer.status == 400
     assert answer.json()["error"].endswith("shape is [17,224,224,3], the model takes [1:16,224,224,3]")
 
 
 def test_versions_of_the_policy_are_served(example):
-    array = np.zeros((1, 224, 224, 3), np.float32)
-    head = json.dumps({"inputs": [{"name": "image", "datatype": "FP32", "shape": list(array.shape)}]}).encode()
-    answer = example.infer("resnet/versions/3", head + array.tobytes(), Inference_Header_Content_Length=str(len(head)))
+    answer = infer_image(example, "resnet/versions/3", np.zeros((1, 224, 224, 3), np.float32))
     assert answer.json()["model_version"] == "3"
     assert example.get("/v2/models/resnet/versions/1").status == 404
 
@@ -185,11 +185,14 @@ def png(image):
     return cv2.imencode(".png", image)[1].tobytes()
 
 
+def infer_encoded(service, data, shape=(1,)):
+    return infer(service, "photo", [{"name": "image", "datatype": "BYTES", "shape": shape}], data)
+
+
 @pytest.mark.parametrize("size", [(4, 6), (8, 9), (40, 60)])
 def test_image_is_decoded_and_resized(example, size):
     image = picture(*size)
-    answer = infer(example, "photo", [{"name": "image", "datatype": "BYTES", "shape": [1]}], encoded(png(image)))
-    (output,) = answer.json()["outputs"]
+    (output,) = infer_encoded(example, encoded(png(image))).json()["outputs"]
     assert output["shape"] == [1, 3, 4, 6]
     expected = cv2.resize(image, (6, 4)).transpose(2, 0, 1)
     np.testing.assert_array_equal(np.reshape(output["data"], (3, 4, 6)), expected)
@@ -204,7 +207,7 @@ def test_image_is_decoded_and_resized(example, size):
     ],
 )
 def test_unsuitable_images_are_400(example, shape, data, message):
-    answer = infer(example, "photo", [{"name": "image", "datatype": "BYTES", "shape": shape}], data)
+    answer = infer_encoded(example, data, shape)
     assert answer.status == 400
     assert answer.json()["error"].startswith("input 'image'")
     assert message in answer.json()["error"]
@@ -212,14 +215,12 @@ def test_unsuitable_images_are_400(example, shape, data, message):
 
 def test_grey_image_becomes_three_equal_channels(example):
     grey = picture(4, 6)[..., 0]
-    answer = infer(example, "photo", [{"name": "image", "datatype": "BYTES", "shape": [1]}], encoded(png(grey)))
-    (output,) = answer.json()["outputs"]
+    (output,) = infer_encoded(example, encoded(png(grey))).json()["outputs"]
     np.testing.assert_array_equal(np.reshape(output["data"], (3, 4, 6)), [grey] * 3)
 
 
 def test_shape_in_the_models_own_layout_is_recognized(example):
-    root = {"inputs": [{"name": "image", "shape": [1, 3, 4, 6], "datatype": "UINT8", "data": [0] * 72}]}
-    answer = example.request("POST", "/v2/models/photo/infer", json.dumps(root))
+    answer = infer(example, "photo", [tensor("image", "UINT8", np.zeros((1, 3, 4, 6), int))])
     assert answer.status == 400
     assert answer.json()["error"].endswith(
         "the model takes [1,4,6,3]; [1,3,4,6] is in the layout of the model itself, NCHW, but its configuration has "
@@ -234,10 +235,9 @@ def test_refused_datatype_names_the_precision_that_would_accept_it(tmp_path):
         {"name": "plain", "base_path": "plain"},
         {"name": "uint8", "base_path": "plain", "precision": "uint8:fp32"},
     )
-    root = {"inputs": [{"name": "image", "shape": [1, 3, 4, 6], "datatype": "UINT8", "data": [7] * 72}]}
+    inputs = [tensor("image", "UINT8", np.full((1, 3, 4, 6), 7))]
     with serve(tmp_path, config=config) as service:
-        refused = service.request("POST", "/v2/models/plain/infer", json.dumps(root))
-        answer = service.request("POST", "/v2/models/uint8/infer", json.dumps(root))
+        refused, answer = (infer(service, name, inputs) for name in ("plain", "uint8"))
     assert refused.status == 400
     assert refused.json()["error"].endswith(
         '; "precision": "uint8:fp32" in the configuration of the model makes it take UINT8'

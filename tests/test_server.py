@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from conftest import ELEMENT_TYPES
+from raw_http import chunk, head, post
 
 from ovms_rest import __version__
 from ovms_rest.protocol.datatypes import DATATYPES
@@ -31,24 +32,17 @@ def split(answer):
     return json.loads(answer.body[:length]), answer.body[length:]
 
 
-def post(path, body, *headers):
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n".encode()
-        + b"".join(header.encode() + b"\r\n" for header in headers)
-        + b"\r\n"
-        + body
-    )
+def ask_binary(service, model, request, *sections):
+    """Infer with binary tensors; return the JSON of the response and the binary data after it."""
+    body, header = binary(request, *sections)
+    return split(service.infer(model, body, **header))
 
 
 # --- Routes
 
 
 def test_server_metadata_name_version_and_extensions(service):
-    assert service.get("/v2").json() == {
-        "name": "ovms_rest",
-        "version": __version__,
-        "extensions": list(EXTENSIONS),
-    }
+    assert service.get("/v2").json() == {"name": "ovms_rest", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
 def test_healthy_server_and_model_respond_200_without_body(service):
@@ -145,8 +139,7 @@ def test_json_and_binary_tensors_mix(service):
         ],
         "outputs": [{"name": "sum"}, {"name": "difference", "parameters": {"binary_data": True}}],
     }
-    body, header = binary(request, np.array([1, 2, 3], np.float32).tobytes())
-    head, data = split(service.infer("add", body, **header))
+    head, data = ask_binary(service, "add", request, np.array([1, 2, 3], np.float32).tobytes())
     assert head["outputs"] == [
         tensor("sum", "FP32", [1, 3], data=[11, 22, 33]),
         tensor("difference", "FP32", [1, 3], parameters={"binary_data_size": 12}),
@@ -179,8 +172,7 @@ def test_every_datatype_works_in_json_and_binary(service):
         "outputs": [{"name": name} for name in values],
         "parameters": {"binary_data_output": True},
     }
-    body, header = binary(as_binary, *sections)
-    head, data = split(service.infer("types", body, **header))
+    head, data = ask_binary(service, "types", as_binary, *sections)
     assert [output["name"] for output in head["outputs"]] == list(values)
     assert data == b"".join(sections)
 
@@ -214,8 +206,7 @@ def test_nan_is_null_in_json_and_intact_in_binary(service):
         "inputs": [tensor("FP32", "FP32", [1, 2]), *others],
         "outputs": [{"name": "FP32", "parameters": {"binary_data": True}}],
     }
-    body, header = binary(request, array[0, 1:3].tobytes())
-    assert split(service.infer("types", body, **header))[1] == array[0, 1:3].tobytes()
+    assert ask_binary(service, "types", request, array[0, 1:3].tobytes())[1] == array[0, 1:3].tobytes()
 
 
 def test_strings_keep_every_byte(service):
@@ -224,10 +215,8 @@ def test_strings_keep_every_byte(service):
         tensor("text", "BYTES", [3], data=["zebra", "", "größe\u0000"])
     ]
     section = b"\x02\0\0\0\xff\0" + b"\0\0\0\0"
-    body, header = binary(
-        {"inputs": [tensor("text", "BYTES", [1, 2])], "parameters": {"binary_data_output": True}}, section
-    )
-    head, data = split(service.infer("text2d", body, **header))
+    request = {"inputs": [tensor("text", "BYTES", [1, 2])], "parameters": {"binary_data_output": True}}
+    head, data = ask_binary(service, "text2d", request, section)
     assert head["outputs"] == [tensor("text", "BYTES", [1, 2], parameters={"binary_data_size": len(section)})]
     assert data == section
 
@@ -272,11 +261,12 @@ def test_onnx_model_is_served(service):
 def test_large_tensor_is_returned_completely(service):
     array = np.random.default_rng(0).standard_normal((50_000, 4), np.float32)
     request = {"inputs": [tensor("x", "FP32", [50_000, 4])], "parameters": {"binary_data_output": True}}
-    body, header = binary(request, array.tobytes())
-    assert split(service.infer("relu", body, **header))[1] == np.maximum(array, 0).tobytes()
+    assert ask_binary(service, "relu", request, array.tobytes())[1] == np.maximum(array, 0).tobytes()
 
 
 # --- Mistakes of clients
+
+LEFT = {"inputs": [tensor("left", "FP32", [1, 3], data=[1, 2, 3])]}
 
 
 @pytest.mark.parametrize(
@@ -290,11 +280,7 @@ def test_large_tensor_is_returned_completely(service):
         ("relu", {"inputs": [tensor("x", "INT8", [1, 4], data=[1, 2, 3, 4])]}, "input 'x': datatype is INT8, the mode"),
         ("relu", {"inputs": [tensor("x", "FP32", [1, 4], data=[1, 2, 3])]}, "inputs[0] 'x': data has 3 elements, but "),
         ("relu", {**RELU, "outputs": [{"name": "z"}]}, "output 'z' is unknown to model 'relu', whose outputs are 'y'"),
-        (
-            "add",
-            {"inputs": [tensor("left", "FP32", [1, 3], data=[1, 2, 3])]},
-            "input 'right' of model 'add' is missing from the request",
-        ),
+        ("add", LEFT, "input 'right' of model 'add' is missing from the request"),
     ],
 )
 def test_mistakes_are_400_and_name_their_place(service, model, request_, message):
@@ -322,10 +308,10 @@ def test_repeated_header_lengths_must_be_equal(service):
 
 def test_chunked_body_is_decoded(service):
     body = json.dumps(RELU).encode()
-    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:7], body[7:])) + b"0\r\n\r\n"
-    head = b"POST /v2/models/relu/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert service.raw(head + chunks).json()["outputs"][0]["data"] == [1, 0, 3, 0]
-    answer = service.raw(head + b"zz\r\n")
+    begin = head("POST", "/v2/models/relu/infer", "Transfer-Encoding: chunked")
+    answer = service.raw(begin + chunk(body[:7]) + chunk(body[7:]) + chunk(b""))
+    assert answer.json()["outputs"][0]["data"] == [1, 0, 3, 0]
+    answer = service.raw(begin + b"zz\r\n")
     assert (answer.status, list(answer.json())) == (400, ["error"])
 
 

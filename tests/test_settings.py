@@ -11,35 +11,40 @@ from ovms_rest.settings import DEMO_CONFIG, Settings, read_settings
 FLAG = "expected true or false, got"
 
 
+# By name: the default, the text of a variable, and its value.
+SETTINGS = {
+    "config": (DEMO_CONFIG, "/srv/config.json", Path("/srv/config.json")),
+    "max_body_bytes": (268_435_456, "1000", 1000),
+    "max_waiting": (64, "3", 3),
+    "max_held_bytes": (2**30, "5000", 5000),
+    "max_worker_memory_bytes": (0, "6000", 6000),
+    "head_timeout_seconds": (10, "4", 4),
+    "body_timeout_seconds": (30, "5", 5),
+    "send_timeout_seconds": (30, "6", 6),
+    "control_bind": ("", "127.0.0.1:9000", "127.0.0.1:9000"),
+    "model_control": ("auto", "None", "none"),
+    "model_roots": ("", "/srv/models:/data", "/srv/models:/data"),
+    "load_timeout_seconds": (300, "7", 7),
+    "file_system_poll_wait_seconds": (1, "0", 0),
+    "access_log": ("none", "JSON", "json"),
+    "access_log_file": ("-", "/var/log/access", "/var/log/access"),
+    "metrics_enable": (False, "1", True),
+    "metrics_list": ("", "ovms_streams", "ovms_streams"),
+    "cache_dir": ("", "/var/cache/models", "/var/cache/models"),
+    "cpu_extension": ("", "/opt/operations.so", "/opt/operations.so"),
+    "max_image_pixels": (2**26, "8", 8),
+    "max_request_pixels": (2**28, "9", 9),
+    "response_compression": (False, "true", True),
+    "allowed_origins": ("", "https://a.example", "https://a.example"),
+    "allowed_methods": ("*", "GET, POST", "GET, POST"),
+    "allowed_headers": ("*", "Content-Type", "Content-Type"),
+    "allow_credentials": (False, "true", True),
+}
+
+
 def test_settings_have_defaults():
-    assert read_settings({}) == Settings(
-        config=DEMO_CONFIG,
-        max_body_bytes=268_435_456,
-        max_waiting=64,
-        max_held_bytes=2**30,
-        max_worker_memory_bytes=0,
-        head_timeout_seconds=10,
-        body_timeout_seconds=30,
-        send_timeout_seconds=30,
-        control_bind="",
-        model_control="auto",
-        model_roots="",
-        load_timeout_seconds=300,
-        file_system_poll_wait_seconds=1,
-        access_log="none",
-        access_log_file="-",
-        metrics_enable=False,
-        metrics_list="",
-        cache_dir="",
-        cpu_extension="",
-        max_image_pixels=2**26,
-        max_request_pixels=2**28,
-        response_compression=False,
-        allowed_origins="",
-        allowed_methods="*",
-        allowed_headers="*",
-        allow_credentials=False,
-    )
+    defaults = {name: default for name, (default, _, _) in SETTINGS.items()}
+    assert dataclasses.asdict(read_settings({})) == defaults
 
 
 def test_default_config_is_a_file_of_the_package():
@@ -47,63 +52,9 @@ def test_default_config_is_a_file_of_the_package():
 
 
 def test_every_setting_has_a_variable():
-    environ = {
-        "OVMS_REST_CONFIG": "/srv/config.json",
-        "OVMS_REST_MAX_BODY_BYTES": "1000",
-        "OVMS_REST_MAX_WAITING": "3",
-        "OVMS_REST_MAX_HELD_BYTES": "5000",
-        "OVMS_REST_MAX_WORKER_MEMORY_BYTES": "6000",
-        "OVMS_REST_HEAD_TIMEOUT_SECONDS": "4",
-        "OVMS_REST_BODY_TIMEOUT_SECONDS": "5",
-        "OVMS_REST_SEND_TIMEOUT_SECONDS": "6",
-        "OVMS_REST_CONTROL_BIND": "127.0.0.1:9000",
-        "OVMS_REST_MODEL_CONTROL": "None",
-        "OVMS_REST_MODEL_ROOTS": "/srv/models:/data",
-        "OVMS_REST_LOAD_TIMEOUT_SECONDS": "7",
-        "OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS": "0",
-        "OVMS_REST_ACCESS_LOG": "JSON",
-        "OVMS_REST_ACCESS_LOG_FILE": "/var/log/access",
-        "OVMS_REST_METRICS_ENABLE": "1",
-        "OVMS_REST_METRICS_LIST": "ovms_streams",
-        "OVMS_REST_CACHE_DIR": "/var/cache/models",
-        "OVMS_REST_CPU_EXTENSION": "/opt/operations.so",
-        "OVMS_REST_MAX_IMAGE_PIXELS": "8",
-        "OVMS_REST_MAX_REQUEST_PIXELS": "9",
-        "OVMS_REST_RESPONSE_COMPRESSION": "true",
-        "OVMS_REST_ALLOWED_ORIGINS": "https://a.example",
-        "OVMS_REST_ALLOWED_METHODS": "GET, POST",
-        "OVMS_REST_ALLOWED_HEADERS": "Content-Type",
-        "OVMS_REST_ALLOW_CREDENTIALS": "true",
-    }
-    assert len(environ) == len(dataclasses.fields(Settings))
-    assert read_settings(environ) == Settings(
-        config=Path("/srv/config.json"),
-        max_body_bytes=1000,
-        max_waiting=3,
-        max_held_bytes=5000,
-        max_worker_memory_bytes=6000,
-        head_timeout_seconds=4,
-        body_timeout_seconds=5,
-        send_timeout_seconds=6,
-        control_bind="127.0.0.1:9000",
-        model_control="none",
-        model_roots="/srv/models:/data",
-        load_timeout_seconds=7,
-        file_system_poll_wait_seconds=0,
-        access_log="json",
-        access_log_file="/var/log/access",
-        metrics_enable=True,
-        metrics_list="ovms_streams",
-        cache_dir="/var/cache/models",
-        cpu_extension="/opt/operations.so",
-        max_image_pixels=8,
-        max_request_pixels=9,
-        response_compression=True,
-        allowed_origins="https://a.example",
-        allowed_methods="GET, POST",
-        allowed_headers="Content-Type",
-        allow_credentials=True,
-    )
+    environ = {f"OVMS_REST_{name.upper()}": text for name, (_, text, _) in SETTINGS.items()}
+    values = {name: value for name, (_, _, value) in SETTINGS.items()}
+    assert dataclasses.asdict(read_settings(environ)) == values
 
 
 @pytest.mark.parametrize("variable", [f"OVMS_REST_{setting.name.upper()}" for setting in dataclasses.fields(Settings)])
@@ -143,41 +94,27 @@ MAX_BODY = "OVMS_REST_MAX_BODY_BYTES: expected an integer from 1 to 2147483647, 
 LOAD_TIMEOUT = "OVMS_REST_LOAD_TIMEOUT_SECONDS: expected an integer from 1 to 86400, got"
 
 
+def problems(environ):
+    with pytest.raises(ConfigError) as caught:
+        read_settings(environ)
+    return list(caught.value.problems)
+
+
+MAX_BODIES = ["0", "2147483648", "-1", "+1", "1.0", "1e6", "1_000", "256M", " 1", "٣", "²", "9" * 5000]
+
+
 @pytest.mark.parametrize(
-    ("variable", "text", "problem"),
+    ("problem", "text"),
     [
-        ("OVMS_REST_MAX_BODY_BYTES", "0", f"{MAX_BODY} '0'"),
-        ("OVMS_REST_MAX_BODY_BYTES", "2147483648", f"{MAX_BODY} '2147483648'"),
-        ("OVMS_REST_MAX_BODY_BYTES", "-1", f"{MAX_BODY} '-1'"),
-        ("OVMS_REST_MAX_BODY_BYTES", "+1", f"{MAX_BODY} '+1'"),
-        ("OVMS_REST_MAX_BODY_BYTES", "1.0", f"{MAX_BODY} '1.0'"),
-        ("OVMS_REST_MAX_BODY_BYTES", "1e6", f"{MAX_BODY} '1e6'"),
-        ("OVMS_REST_MAX_BODY_BYTES", "1_000", f"{MAX_BODY} '1_000'"),
-        ("OVMS_REST_MAX_BODY_BYTES", "256M", f"{MAX_BODY} '256M'"),
-        ("OVMS_REST_MAX_BODY_BYTES", " 1", f"{MAX_BODY} ' 1'"),
-        ("OVMS_REST_MAX_BODY_BYTES", "٣", f"{MAX_BODY} '٣'"),
-        ("OVMS_REST_MAX_BODY_BYTES", "²", f"{MAX_BODY} '²'"),
-        ("OVMS_REST_MAX_BODY_BYTES", "9" * 5000, f"{MAX_BODY} '{'9' * 5000}'"),
-        ("OVMS_REST_LOAD_TIMEOUT_SECONDS", "0", f"{LOAD_TIMEOUT} '0'"),
-        ("OVMS_REST_LOAD_TIMEOUT_SECONDS", "86401", f"{LOAD_TIMEOUT} '86401'"),
-        ("OVMS_REST_LOAD_TIMEOUT_SECONDS", "5m", f"{LOAD_TIMEOUT} '5m'"),
-        ("OVMS_REST_RESPONSE_COMPRESSION", "yes", f"OVMS_REST_RESPONSE_COMPRESSION: {FLAG} 'yes'"),
-        ("OVMS_REST_RESPONSE_COMPRESSION", "2", f"OVMS_REST_RESPONSE_COMPRESSION: {FLAG} '2'"),
-        ("OVMS_REST_ALLOW_CREDENTIALS", "on", f"OVMS_REST_ALLOW_CREDENTIALS: {FLAG} 'on'"),
-        ("OVMS_REST_ALLOW_CREDENTIALS", " true", f"OVMS_REST_ALLOW_CREDENTIALS: {FLAG} ' true'"),
+        *((MAX_BODY, text) for text in [*MAX_BODIES, "0" * 19 + "3" + "0" * 12]),
+        *((LOAD_TIMEOUT, text) for text in ("0", "86401", "5m")),
+        *((f"OVMS_REST_RESPONSE_COMPRESSION: {FLAG}", text) for text in ("yes", "2")),
+        *((f"OVMS_REST_ALLOW_CREDENTIALS: {FLAG}", text) for text in ("on", " true")),
     ],
 )
-def test_invalid_value_is_reported_with_its_variable(variable, text, problem):
-    with pytest.raises(ConfigError) as caught:
-        read_settings({variable: text})
-    assert caught.value.problems == (problem,)
-
-
-def test_leading_zeros_do_not_hide_a_number_beyond_the_limit():
-    text = "0" * 19 + "3" + "0" * 12
-    with pytest.raises(ConfigError) as caught:
-        read_settings({"OVMS_REST_MAX_BODY_BYTES": text})
-    assert caught.value.problems == (f"{MAX_BODY} '{text}'",)
+def test_invalid_value_is_reported_with_its_variable(problem, text):
+    """Leading zeros do not hide a number beyond the limit."""
+    assert problems({problem.partition(":")[0]: text}) == [f"{problem} {text!r}"]
 
 
 def test_all_invalid_values_are_reported_together():
@@ -187,13 +124,11 @@ def test_all_invalid_values_are_reported_together():
         "OVMS_REST_LOAD_TIMEOUT_SECONDS": "y",
         "OVMS_REST_ALLOW_CREDENTIALS": "z",
     }
-    with pytest.raises(ConfigError) as caught:
-        read_settings(environ)
-    assert caught.value.problems == (
+    assert problems(environ) == [
         f"{MAX_BODY} 'x'",
         f"{LOAD_TIMEOUT} 'y'",
         f"OVMS_REST_ALLOW_CREDENTIALS: {FLAG} 'z'",
-    )
+    ]
 
 
 @pytest.mark.parametrize(
@@ -215,21 +150,15 @@ def test_name_similar_to_a_setting_is_logged(caplog, variable, near):
     ]
 
 
+PORT = "OVMS_REST_PORT_8000_TCP"
+
+
 @pytest.mark.parametrize(
     "variable",
     [
-        "OVMS_REST_SERVICE_HOST",
-        "OVMS_REST_SERVICE_PORT",
-        "OVMS_REST_SERVICE_PORT_HTTP",
-        "OVMS_REST_PORT",
-        "OVMS_REST_PORT_8000_TCP",
-        "OVMS_REST_PORT_8000_TCP_ADDR",
-        "OVMS_REST_PORT_8000_TCP_PORT",
-        "OVMS_REST_PORT_8000_TCP_PROTO",
-        "ovms_rest_config",
-        "OVMS_CONFIG",
-        "MY_OVMS_REST_CONFIG",
-        "PATH",
+        *("OVMS_REST_SERVICE_HOST", "OVMS_REST_SERVICE_PORT", "OVMS_REST_SERVICE_PORT_HTTP"),
+        *("OVMS_REST_PORT", PORT, f"{PORT}_ADDR", f"{PORT}_PORT", f"{PORT}_PROTO"),
+        *("ovms_rest_config", "OVMS_CONFIG", "MY_OVMS_REST_CONFIG", "PATH"),
     ],
 )
 def test_foreign_variable_is_ignored(caplog, variable):

@@ -1,4 +1,4 @@
-"""The calls of perf_analyzer, in its order, and the parts of the responses that it reads without a check."""
+"""The calls of perf_analyzer, in its order, and the parts of the responses that it reads without checking them."""
 
 import http.client
 import json
@@ -13,7 +13,7 @@ MODEL = "/v2/models/add"
 
 @pytest.fixture
 def call(service):
-    """Call on one connection that is kept, as libcurl does; return what was answered."""
+    """Send requests on one connection that is kept, as libcurl does; return headers and body of each response."""
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE)
 
     def send(method, path, body=None, **headers):
@@ -29,8 +29,15 @@ def call(service):
 
 @pytest.fixture
 def get(call):
-    """GET a path and parse the answer."""
+    """GET a path and parse the response."""
     return lambda path: json.loads(call("GET", path)[1])
+
+
+def infer(call, body, length, kind):
+    """Send an inference as perf_analyzer does, with the length of its JSON in any case."""
+    return call(
+        "POST", f"{MODEL}/infer", body, Content_Type=f"application/{kind}", Inference_Header_Content_Length=str(length)
+    )
 
 
 def binary_request():
@@ -56,7 +63,7 @@ def counts(entry):
     return {name: entry["inference_stats"][name]["count"] for name in DURATIONS}
 
 
-def test_a_measurement_from_the_first_call_to_the_last(call, get, service):
+def test_measurement_runs_from_the_first_call_to_the_last(call, get, service):
     metadata, config = get(MODEL), get(f"{MODEL}/config")
     for configured, known in ((config["input"], metadata["inputs"]), (config["output"], metadata["outputs"])):
         assert [tensor["name"] for tensor in configured] == [tensor["name"] for tensor in known]
@@ -65,13 +72,7 @@ def test_a_measurement_from_the_first_call_to_the_last(call, get, service):
 
     head, tensors = binary_request()
     for _ in range(10):
-        headers, body = call(
-            "POST",
-            f"{MODEL}/infer",
-            head + tensors,
-            Content_Type="application/octet-stream",
-            Inference_Header_Content_Length=str(len(head)),
-        )
+        headers, body = infer(call, head + tensors, len(head), "octet-stream")
         length = int(headers["Inference-Header-Content-Length"])
         assert [output["name"] for output in json.loads(body[:length])["outputs"]] == ["difference", "sum"]
         assert np.frombuffer(body[length:], np.float32).tolist() == [-9, -18, -27, 11, 22, 33]
@@ -79,13 +80,13 @@ def test_a_measurement_from_the_first_call_to_the_last(call, get, service):
     service.wait_for(lambda: statistics(get)["inference_count"] == before["inference_count"] + 10)
     after = statistics(get)
     assert after["execution_count"] == before["execution_count"] + 10
-    answered = dict.fromkeys(DURATIONS[:5], 10) | dict.fromkeys(DURATIONS[5:], 0)
-    assert counts(after) == {name: count + answered[name] for name, count in counts(before).items()}
+    added = dict.fromkeys(DURATIONS[:5], 10) | dict.fromkeys(DURATIONS[5:], 0)
+    assert counts(after) == {name: count + added[name] for name, count in counts(before).items()}
     for name in ("success", "compute_input", "compute_infer", "compute_output"):
         assert after["inference_stats"][name]["ns"] > before["inference_stats"][name]["ns"]
 
 
-def test_configuration_has_the_parts_read_without_a_check(get):
+def test_configuration_has_the_parts_read_unchecked(get):
     config = get(f"{MODEL}/config")
     assert config["max_batch_size"] == 0  # else the first dim would be taken off the shapes
     assert config["model_transaction_policy"] == {"decoupled": False}
@@ -93,7 +94,7 @@ def test_configuration_has_the_parts_read_without_a_check(get):
     assert not config.keys() & {"sequence_batching", "dynamic_batching", "response_cache", "ensemble_scheduling"}
 
 
-def test_statistics_have_the_parts_read_without_a_check(get):
+def test_statistics_have_the_parts_read_unchecked(get):
     entry = statistics(get)
     assert (entry["name"], entry["version"]) == ("add", "1")
     assert type(entry["inference_count"]) is type(entry["execution_count"]) is int
@@ -108,18 +109,12 @@ def test_every_model_has_a_configuration_and_statistics_by_a_numeric_version(get
     assert [int(entry["version"]) for entry in get(f"/v2/models/{model}/stats")["model_stats"]] == [1]
 
 
-def test_tensors_as_json(call):
+def test_json_tensors_are_returned_as_json(call):
     """As with --input-tensor-format json --output-tensor-format json."""
     inputs = [{"name": name, "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]} for name in ("left", "right")]
     outputs = [{"name": "sum", "parameters": {"binary_data": False}}]
     body = json.dumps({"id": "", "inputs": inputs, "outputs": outputs}).encode()
-    headers, answered = call(
-        "POST",
-        f"{MODEL}/infer",
-        body,
-        Content_Type="application/json",
-        Inference_Header_Content_Length=str(len(body)),
-    )
+    headers, answered = infer(call, body, len(body), "json")
     assert "Inference-Header-Content-Length" not in headers
     assert json.loads(answered) == {
         "model_name": "add",

@@ -3,17 +3,23 @@
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
+from onnx.reference.ops import op_pool_common
 
 # "real" only has large models that would have to be downloaded.
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 
 
 class DataSet(NamedTuple):
-    """Arrays by the names of the graph's inputs and outputs; what is not a tensor is left as onnx reads it."""
+    """Arrays by the names of the graph's inputs and outputs; other values than tensors are left as onnx reads them.
+
+    The expected outputs of poolings are zeros.
+    """
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
@@ -30,11 +36,16 @@ class Case(NamedTuple):
 
 def load_cases() -> list[Case]:
     """Load all cases, sorted by name."""
-    with warnings.catch_warnings():
+    # onnx computes the expected outputs of poolings in Python, which takes 3.5 of 4.7 s, and nothing compares them.
+    with warnings.catch_warnings(), patch.object(op_pool_common, "pool", _make_zeros):
         warnings.simplefilter("ignore")  # onnx computes infinities on purpose
         cases = [_load(test) for kind in KINDS for test in load_model_tests(kind=kind)]
     assert len({case.name for case in cases}) == len(cases)
     return sorted(cases, key=lambda case: case.name)
+
+
+def _make_zeros(padded: np.ndarray, x_shape: Any, kernel: Any, strides: Any, out_shape: Any, *_: Any, **__: Any) -> Any:
+    return np.zeros([*x_shape[:2], *out_shape], padded.dtype)
 
 
 def _load(test: Any) -> Case:

@@ -1,4 +1,4 @@
-"""Requests with the data of a case, as JSON and as binary, and what differs in their answers."""
+"""Requests with the data of a case, as JSON and as binary, and the differences of their responses."""
 
 import json
 import struct
@@ -35,15 +35,14 @@ def find_faults(service: Service, model: str, sets: Sequence[Arrays], reference:
         yield f"is not served: {service.get(f'/v2/models/{model}/ready').json()['error']}"
         return
     known = answer.json()
-    inputs = _find_names(known["inputs"], reference.inputs)
-    outputs = _find_names(known["outputs"], reference.outputs)
+    inputs, outputs = (_find_names(known[kind], getattr(reference, kind)) for kind in ("inputs", "outputs"))
     for arrays, results in zip(sets, reference.results, strict=True):
         given = dict(zip(inputs, assign(reference.inputs, arrays), strict=True))
         expected = dict(zip(outputs, results, strict=True))
-        values = not reference.is_random
-        yield from _compare("binary", _infer_binary(service, model, given, reference), expected, values)
+        kinds = [DATATYPES[kind][0] for _, kind in reference.inputs]
+        yield from _compare("binary", _infer_binary(service, model, given, kinds), expected, reference.is_random)
         if all(map(_is_json, given.values())):
-            yield from _compare("JSON", _infer_json(service, model, given, reference), expected, values)
+            yield from _compare("JSON", _infer_json(service, model, given, kinds), expected, reference.is_random)
 
 
 def _find_names(tensors: list[dict[str, Any]], ports: Any) -> list[str]:
@@ -55,26 +54,25 @@ def _find_names(tensors: list[dict[str, Any]], ports: Any) -> list[str]:
     return names
 
 
-def _infer_binary(service: Service, model: str, arrays: Arrays, reference: Reference) -> Answer:
-    tensors, sections = [], []
-    for (name, array), (_, kind) in zip(arrays.items(), reference.inputs, strict=True):
-        section = _pack(array)
-        described = {"name": name, "shape": array.shape, "datatype": DATATYPES[kind][0]}
-        tensors.append({**described, "parameters": {"binary_data_size": len(section)}})
-        sections.append(section)
+def _infer_binary(service: Service, model: str, arrays: Arrays, datatypes: Sequence[str]) -> Answer:
+    sections = [_pack(array) for array in arrays.values()]
+    tensors = [
+        {"name": name, "shape": array.shape, "datatype": datatype, "parameters": {"binary_data_size": len(section)}}
+        for (name, array), datatype, section in zip(arrays.items(), datatypes, sections, strict=True)
+    ]
     head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
     return service.infer(model, head + b"".join(sections), inference_header_content_length=str(len(head)))
 
 
-def _infer_json(service: Service, model: str, arrays: Arrays, reference: Reference) -> Answer:
+def _infer_json(service: Service, model: str, arrays: Arrays, datatypes: Sequence[str]) -> Answer:
     tensors = [
-        {"name": name, "shape": array.shape, "datatype": DATATYPES[kind][0], "data": _to_list(array)}
-        for (name, array), (_, kind) in zip(arrays.items(), reference.inputs, strict=True)
+        {"name": name, "shape": array.shape, "datatype": datatype, "data": _to_list(array)}
+        for (name, array), datatype in zip(arrays.items(), datatypes, strict=True)
     ]
     return service.infer(model, {"inputs": tensors})
 
 
-def _compare(form: str, answer: Answer, expected: Arrays, values: bool) -> Iterator[str]:
+def _compare(form: str, answer: Answer, expected: Arrays, is_random: bool) -> Iterator[str]:
     if answer.status != 200:
         yield f"{form}: {answer.status}: {answer.json()['error']}"
         return
@@ -90,7 +88,7 @@ def _compare(form: str, answer: Answer, expected: Arrays, values: bool) -> Itera
         else:
             flat = _to_array(tensor["data"], dtype)
             wanted = _as_json_shows(wanted)
-        if tuple(tensor["shape"]) != wanted.shape or (values and differ(flat.reshape(wanted.shape), wanted)):
+        if tuple(tensor["shape"]) != wanted.shape or (not is_random and differ(flat.reshape(wanted.shape), wanted)):
             yield f"{form}: output {name!r} is {flat.tolist()[:8]}, expected {wanted.tolist()}"[:400]
     assert at == len(answer.body)
 
@@ -134,7 +132,7 @@ def _to_array(data: list[Any], dtype: Any) -> np.ndarray:
 
 
 def _as_json_shows(array: np.ndarray) -> np.ndarray:
-    """Return what JSON can say of an array: null, here NaN, for the infinities."""
+    """Return an array as JSON expresses it: with null, here NaN, for the infinities."""
     if array.dtype.kind in "Obiu":
         return array
     return np.where(np.isinf(array), array.dtype.type(np.nan), array)

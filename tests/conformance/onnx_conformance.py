@@ -11,23 +11,21 @@ from onnx_reference import EXACT, Reference, Task, assign, compute_all
 from service import Service, serve, write_config
 
 # Cases that cannot be compared with OpenVINO, and why.
-INCOMPARABLE = {
-    "identity_opt": "its data is an optional sequence, which OpenVINO reads as a tensor",
-}
+INCOMPARABLE = {"identity_opt": "its data is an optional sequence, which OpenVINO reads as a tensor"}
 
 # Cases that are not served, with the beginning of the reason. For those of datatypes without a name see `find_refusal`.
 REFUSED = {
-    "constant": "the model has no inputs",  # and a request of KServe v2 has at least one
+    "constant": "the model has no inputs"  # and a request of KServe v2 has at least one
 }
 
-# Cases that OpenVINO computes wrong and the service right, so that ONNX's own outputs are expected.
+# Cases that OpenVINO computes wrongly and the service correctly, so that ONNX's own outputs are expected.
 MENDED = {
-    "tile": "the CPU plugin leaves the output of a Tile with computed repeats unwritten (ovms_rest/models/tiles.py)",
+    "tile": "the CPU plugin leaves the output of a Tile with computed repeats unwritten (ovms_rest/models/tiles.py)"
 }
 
 
 class Outcome(NamedTuple):
-    """What came of a case: "same", "refused" as it should be, "incomparable", "unreadable" for OpenVINO, or "fault"."""
+    """The outcome of a case: "same", "refused" rightly, "incomparable", "unreadable" for OpenVINO, or "fault"."""
 
     case: Case
     kind: str
@@ -49,9 +47,9 @@ def compute(cases: Sequence[Case], directory: Path, is_dynamic: bool = False) ->
 
 
 def check(computed: Sequence[tuple[Case, Reference]], directory: Path, is_dynamic: bool = False) -> Iterator[Outcome]:
-    """Serve models that `compute` has written and compare every answer with OpenVINO's.
+    """Serve models that `compute` has written and compare every response with OpenVINO's outputs.
 
-    Models that OpenVINO does not compile with dynamic shapes are left out, as nothing says which dims they need.
+    Models that OpenVINO does not compile with dynamic shapes are left out: the dims that they need are unknown.
     """
     if is_dynamic:
         yield from (_leave_out(case, reference) for case, reference in computed if reference.failed)

@@ -1,4 +1,4 @@
-"""What OpenVINO computes without a server: a process that reads, compiles and infers models, and may crash by that."""
+"""The outputs of OpenVINO without a server, from a process that reads, compiles and infers models, and may crash."""
 
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,8 +19,6 @@ PATIENCE = 60  # seconds for one model
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 Arrays = Mapping[str, np.ndarray]
-
-
 # The names and the element type of each input or output.
 Ports = tuple[tuple[frozenset[str], str], ...]
 
@@ -34,7 +32,7 @@ class Task(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What came of a model: for each data set its outputs in the model's order, or why there are none.
+    """The outputs of a model in its order, for each data set, or why there are none.
 
     `failed` is the step that failed: "read", "compile", "infer" or "crash". `is_random` says that another inference
     with the same inputs had other outputs.
@@ -49,14 +47,14 @@ class Reference(NamedTuple):
 
 
 def compute_all(tasks: Iterable[Task]) -> Iterator[Reference]:
-    """Compute models one after the other in a process of their own, which is replaced when one ends or hangs it."""
+    """Compute models one after the other in a process of their own, which is replaced when it crashes or hangs."""
     context = multiprocessing.get_context("spawn")
     process = connection = None
     try:
         for task in tasks:
             if process is None:
                 connection, other = context.Pipe()
-                process = context.Process(target=_answer, args=(other,), daemon=True)
+                process = context.Process(target=_compute_received, args=(other,), daemon=True)
                 process.start()
                 other.close()
             try:
@@ -75,7 +73,7 @@ def compute_all(tasks: Iterable[Task]) -> Iterator[Reference]:
             process.join()
 
 
-def _answer(connection: Any) -> None:
+def _compute_received(connection: Any) -> None:
     core = openvino.Core()
     while True:
         try:
@@ -107,7 +105,7 @@ def _compute(core: openvino.Core, task: Task) -> Reference:
                 request = core.compile_model(model, plan.device, dict(plan.properties)).create_infer_request()
             is_random |= any(map(differ, first, _infer(request, model, arrays)))
             results.append(tuple(first))
-    except Exception as error:  # whatever it is, it is OpenVINO's
+    except Exception as error:  # of whatever class, it is OpenVINO's
         return Reference(step, f"{type(error).__name__}: {error}", **ports)
     return Reference(results=tuple(results), is_random=is_random, **ports)
 
@@ -149,7 +147,7 @@ def _from_tensor(tensor: openvino.Tensor) -> np.ndarray:
 
 
 def _disturb(array: np.ndarray) -> np.ndarray:
-    """Return other floating-point numbers, so that an inference leaves other values in its memory."""
+    """Return other floating-point numbers, so that an inference leaves different values in memory."""
     return array * array.dtype.type(2) + array.dtype.type(1) if array.dtype.kind == "f" else array
 
 

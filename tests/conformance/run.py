@@ -1,4 +1,4 @@
-"""Serve all ONNX backend cases and compare every answer with OpenVINO's; see README.md.
+"""Serve all ONNX backend cases and compare every response with OpenVINO's outputs; see README.md.
 
 PYTHONPATH=tests/helpers python tests/conformance/run.py [--dynamic] [NAME ...]
 """
@@ -16,8 +16,8 @@ SIZE = 100  # models in one service
 
 
 def main() -> int:
-    """Print what came of the cases; return 1 if there is a fault."""
-    parser = argparse.ArgumentParser(description="Compare served answers to the ONNX backend cases with OpenVINO's.")
+    """Print the outcomes of the cases; return 1 if there is a fault."""
+    parser = argparse.ArgumentParser(description="Compare responses to the ONNX backend cases with OpenVINO's outputs.")
     parser.add_argument("names", metavar="NAME", nargs="*", help="only these cases")
     parser.add_argument("--dynamic", action="store_true", help="make every dim of every input dynamic")
     parser.add_argument("--verbose", action="store_true", help="print every case that is not the same")

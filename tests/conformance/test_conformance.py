@@ -8,7 +8,7 @@ from onnx_conformance import check, compute
 COUNT = 100
 
 
-def test_served_answers_to_onnx_cases_are_those_of_openvino(tmp_path):
+def test_responses_to_onnx_cases_are_those_of_openvino(tmp_path):
     cases = load_cases()
     chosen = random.Random(0).sample(cases, 2 * COUNT)
     computed = []

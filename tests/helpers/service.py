@@ -141,18 +141,20 @@ def serve(
     prefix: Sequence[str] = (),
     bind: Sequence[str] = ("-b", "127.0.0.1:0"),
     cwd: Path = ROOT,
+    program: str = "gunicorn",
     **variables: str,
 ) -> Iterator[Service]:
     """Run gunicorn on a free port, end it by SIGTERM, and check that no process is left.
 
-    `prefix` is a command that runs another one in its own process, `cwd` a directory instead of the checkout.
+    `prefix` is a command that runs another in its own process, `cwd` a directory instead of the checkout, `program` what
+    to run.
     """
     if config is not None:
         variables["OVMS_REST_CONFIG"] = str(config)
     log = directory / "service.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [*prefix, "gunicorn", *bind, *arguments],
+            [*prefix, program, *bind, *arguments],
             cwd=cwd,
             env=environment(directory, **variables),
             stdout=stream,
@@ -164,7 +166,7 @@ def serve(
 
         def listening():
             assert process.poll() is None, f"it ended with {process.returncode}:\n{service.log}"
-            return re.search(r"Listening at: https?://127\.0\.0\.1:(\d+)", service.log)
+            return re.search(r"Listening at: https?://(?:127\.0\.0\.1|0\.0\.0\.0|\[::\]):(\d+)", service.log)
 
         service.port = int(service.wait_for(listening)[1])
         yield service
