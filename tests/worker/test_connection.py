@@ -1,5 +1,6 @@
 """A connection by itself, over a pair of sockets: the events that it returns, and the memory that it holds."""
 
+import contextlib
 import select
 import socket
 import sys
@@ -7,7 +8,11 @@ import sys
 import numpy as np
 import pytest
 from gunicorn.config import Config
-from raw_http import LIVE, RELU, RELU_PATH, chunk, head, post
+from hypothesis import given
+from hypothesis import strategies as st
+from malformed_requests import END, REFUSED, REFUSED_CHUNKS, SIZE
+from raw_http import LIVE, RELU, RELU_PATH, chunk, cut, head, post, post_chunked
+from workers import CHUNKED
 
 from ovms_rest.worker.connection import Cancelled, Connection, Context, Refused, Request, State, Times
 from ovms_rest.worker.http1 import HeadReader
@@ -28,9 +33,9 @@ class Counting:
         return getattr(self._connection, name)
 
 
-@pytest.fixture
-def wired():
-    """A connection with its context, the socket that it counts, and the client's end."""
+@contextlib.contextmanager
+def wire():
+    """Yield a connection with its context, the socket that it counts, and the client's end."""
     server, client = socket.socketpair()
     with server, client:
         server.setblocking(False)
@@ -38,6 +43,33 @@ def wired():
         context = Context(HeadReader(Config()), Times(1, 1, 1, 1), 2**28, 2**30, arena, lambda connection: None)
         counting = Counting(server)
         yield Connection(context, counting, {"SCRIPT_NAME": ""}), context, counting, client
+
+
+@pytest.fixture
+def wired():
+    """A connection with its context, the socket that it counts, and the client's end."""
+    with wire() as made:
+        yield made
+
+
+def drive(wired, pieces):
+    """Send pieces, each of which is read alone, an empty one ends the stream; yield the events, and respond to each."""
+    connection, context, _, client = wired
+    for piece in pieces:
+        if piece:
+            client.sendall(piece)
+        else:
+            client.shutdown(socket.SHUT_WR)
+        event = connection.handle(select.EPOLLIN if piece else select.EPOLLIN | select.EPOLLRDHUP)
+        while event is not None or context.resuming:
+            if event is not None:
+                yield event
+                connection.send([b"response"], 8)
+            event = None
+            if context.resuming:
+                context.resuming.clear()
+                connection.is_resuming = False
+                event = connection.resume()
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 100, 1000])
@@ -206,23 +238,176 @@ def test_pipelined_request_is_returned_after_the_response(wired):
     assert connection.resume().head.inference == ("relu", None)
 
 
-def test_malformed_head_is_refused_with_an_unread_request(wired):
-    connection, _, _, client = wired
-    client.sendall(b"nonsense\r\n\r\n")
-    event = connection.handle(select.EPOLLIN)
+# --- Requests in pieces
+
+TRAILED = CHUNKED + chunk(RELU[:7], b";name=value") + chunk(RELU[7:], b';a="b;c"') + b"0;last\r\nA: b\r\nC:\r\n\r\n"
+CONVERSATION = [
+    (LIVE, b""),
+    (post(RELU_PATH, RELU), RELU),
+    (head("HEAD", "/v2"), b""),
+    (post_chunked(RELU_PATH, RELU[:7], RELU[7:]), RELU),
+    (TRAILED, RELU),
+    (post(RELU_PATH, RELU, "Expect: 100-continue"), RELU),
+    (b"\r\n" + post(RELU_PATH, b""), b""),
+    (head("GET", "/v2", "Content-Length: 4") + b"GET ", b"GET "),
+    (post_chunked("/v2", b"PUT"), b"PUT"),
+    (LIVE, b""),
+]
+STREAM = b"".join(data for data, _ in CONVERSATION)
+
+
+def describe(request):
+    """Return the parts of a request: its environ, body, length if known, and whether the connection is kept."""
+    environ = request.environ
+    body = bytes(environ["wsgi.input"].buffer)
+    return {**environ, "wsgi.input": None}, body, request.head.length, request.connection.keep_alive
+
+
+def read_in_pieces(places):
+    with wire() as wired:
+        return list(map(describe, drive(wired, filter(None, cut(STREAM, places)))))
+
+
+WHOLE = read_in_pieces([])
+
+
+def test_pipelined_requests_are_read_one_after_another():
+    assert [body for _, body, _, _ in WHOLE] == [body for _, body in CONVERSATION]
+    methods = [data.split(b" ", 1)[0].decode().strip() for data, _ in CONVERSATION]
+    assert [environ["REQUEST_METHOD"] for environ, *_ in WHOLE] == methods
+
+
+def test_stream_may_be_split_at_any_byte():
+    for place in range(1, len(STREAM)):
+        assert read_in_pieces([place]) == WHOLE, place
+
+
+@given(st.lists(st.integers(1, len(STREAM) - 1), max_size=12))
+def test_stream_in_any_pieces_has_the_same_requests(places):
+    assert read_in_pieces(places) == WHOLE
+
+
+# --- Refusals
+
+
+@pytest.mark.parametrize(
+    "data", [*(data for data, _, _ in REFUSED), *(CHUNKED + chunks for chunks in REFUSED_CHUNKS), CHUNKED + b"3\n"]
+)
+def test_nothing_after_a_refused_request_is_read(wired, data):
+    (event,) = drive(wired, [data + LIVE, LIVE])
     assert isinstance(event, Refused)
+    assert event.refusal.status in (400, 417, 431, 501, 505)
+    connection, _, _, client = wired
+    assert (connection.state, connection.keep_alive) == (State.LINGERING, False)
+    assert client.recv(100) == b"response"
+    assert client.recv(100) == b""
+
+
+def test_malformed_head_is_refused_with_an_unread_request(wired):
+    (event,) = drive(wired, [b"nonsense\r\n\r\n"])
     assert event.refusal.status == 400
     assert (event.request.environ["REQUEST_METHOD"], event.request.environ["RAW_URI"]) == ("-", "-")
-    assert not connection.keep_alive
 
 
-def test_truncated_body_is_refused_with_its_request(wired):
-    connection, _, _, client = wired
-    client.sendall(post(RELU_PATH, RELU)[:-1])
-    client.shutdown(socket.SHUT_WR)
-    event = connection.handle(select.EPOLLIN | select.EPOLLRDHUP)
-    assert str(event.refusal) == f"the body ended after {len(RELU) - 1} of {len(RELU)} bytes"
+@pytest.mark.parametrize(
+    ("start", "more"), [(b"GET /", b"a"), (b"GET /v2 HTTP/1.1\r\nA: ", b"b"), (b"GET /v2 HTTP/1.1\r\n", b"A: b\r\n")]
+)
+def test_endless_head_is_refused_at_the_limit(wired, start, more):
+    """It is not received without end, and not kept whole: gunicorn's limits amount to 823 KB."""
+    (event,) = drive(wired, [start, *[more * (50_000 // len(more))] * 20])
+    assert event.refusal.status in (414, 431)
+    assert wired[1].held == 0
+
+
+@pytest.mark.parametrize("size", [2**28 + 1, 2**40, 2**63 - 1])
+def test_body_over_the_limit_is_refused_before_it_is_read(wired, size):
+    (event,) = drive(wired, [head("POST", RELU_PATH, f"Content-Length: {size}")])
+    message = f"the body has {size} bytes, at most {2**28} are allowed"
+    assert (event.refusal.status, str(event.refusal)) == (413, message)
+
+
+def refuse_at_the_end(wired, data):
+    """Send data and end the stream; return the refusal."""
+    *requests, event = drive(wired, [data, b""])
+    assert len(requests) == data.startswith(LIVE)
+    assert (event.refusal.status, wired[0].keep_alive) == (400, False)
+    return event
+
+
+IN_CHUNKS = "the body ended before its last chunk"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (post(RELU_PATH, RELU)[:-1], f"the body ended after {len(RELU) - 1} of {len(RELU)} bytes"),
+        (head("POST", RELU_PATH, "Content-Length: 5"), "the body ended after 0 of 5 bytes"),
+        (CHUNKED, IN_CHUNKS),
+        (CHUNKED + SIZE + b"\r\n" + RELU, IN_CHUNKS),
+        (CHUNKED + SIZE + b"\r\n" + RELU + END[:-2], IN_CHUNKS),
+        (CHUNKED + SIZE + b"\r\n" + RELU + END[:-2] + b"A: b\r\n", IN_CHUNKS),
+    ],
+)
+def test_truncated_body_is_refused_with_its_request(wired, data, message):
+    event = refuse_at_the_end(wired, data)
+    assert str(event.refusal) == message
     assert event.request.environ["PATH_INFO"] == RELU_PATH
+
+
+@pytest.mark.parametrize("before", [b"", LIVE, b"\r\n"])
+@pytest.mark.parametrize("size", [1, 10, len(LIVE) - 1])
+def test_truncated_head_is_refused(wired, before, size):
+    refusal = refuse_at_the_end(wired, before + LIVE[:size]).refusal
+    size += len(before) * (before != LIVE)
+    assert str(refusal) == f"the head of the request ended after {size} bytes, before its empty line"
+
+
+# --- Expectations
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        post(RELU_PATH, RELU, "Expect: 100-continue"),
+        CHUNKED[:-2] + b"Expect: 100-CONTINUE\r\n\r\n" + SIZE + b"\r\n" + RELU + END,
+    ],
+)
+def test_expectation_gets_100_continue(wired, data):
+    connection, _, _, client = wired
+    size = data.index(b"\r\n\r\n") + 4
+    for _ in range(2):
+        client.sendall(data[:size])
+        assert connection.handle(select.EPOLLIN) is None
+        assert client.recv(1000) == INTERIM
+        (request,) = drive(wired, [data[size:]])
+        assert bytes(request.environ["wsgi.input"].buffer) == RELU
+        assert client.recv(1000) == b"response"
+
+
+def test_http_1_0_gets_no_100_continue(wired):
+    data = post(RELU_PATH, RELU, "Expect: 100-continue", version="1.0")
+    (request,) = drive(wired, [data[:-50], data[-50:]])
+    assert request.environ["SERVER_PROTOCOL"] == "HTTP/1.0"
+    assert wired[3].recv(1000) == b"response"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ((f"Content-Length: {2**28 + 1}", "Expect: 100-continue"), 413),
+        (("Content-Length: 5", "Expect: 100-continue, tea"), 417),
+        (("Content-Length: 5", "Transfer-Encoding: chunked", "Expect: 100-continue"), 400),
+    ],
+)
+def test_refused_body_gets_no_100_continue(wired, fields, status):
+    (event,) = drive(wired, [head("POST", RELU_PATH, *fields)])
+    assert event.refusal.status == status
+    assert wired[3].recv(1000) == b"response"
+
+
+# --- Ends
 
 
 @pytest.mark.parametrize(
