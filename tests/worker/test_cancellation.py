@@ -10,9 +10,10 @@ import ssl
 import subprocess
 
 import pytest
+from processes import stopped, wait_until_inferring
 from raw_http import LIVE, RELU, RELU_PATH, connected, exchange, head, infer, parse, post, receive
 from service import free_port
-from workers import reset, slow, stopped, used, wait_until_inferring
+from workers import reset, slow, used
 
 SLOW = slow(2)
 # Takes so long that a test hangs visibly if it is run.

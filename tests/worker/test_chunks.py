@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from malformed_requests import BARE_CR_OR_LF, END, REFUSED_CHUNKS, REFUSED_TRAILERS, SIZE, VALID_CHUNKS
 from raw_http import RELU, chunk
+from request_cases import BARE_CR_OR_LF, END, REFUSED_CHUNKS, REFUSED_TRAILERS, SIZE, VALID_CHUNKS
 
 from ovms_rest.worker.chunks import CHUNKS_PER_CALL, ChunkDecoder
 from ovms_rest.worker.http1 import Limits, Refusal

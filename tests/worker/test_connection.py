@@ -1,6 +1,8 @@
 """A connection by itself, over a pair of sockets: the events that it returns, and the memory that it holds."""
 
 import contextlib
+import itertools
+import random
 import select
 import socket
 import sys
@@ -10,12 +12,14 @@ import pytest
 from gunicorn.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
-from malformed_requests import END, REFUSED, REFUSED_CHUNKS, SIZE
 from raw_http import LIVE, RELU, RELU_PATH, chunk, cut, head, post, post_chunked
+from request_cases import CONVERSATION, END, REFUSED, REFUSED_CHUNKS, SIZE, STREAM
 from workers import CHUNKED
 
 from ovms_rest.worker.connection import Cancelled, Connection, Context, Refused, Request, State, Times
 from ovms_rest.worker.http1 import HeadReader
+
+ARENA = 65_536  # the worker receives at most this many bytes in one call
 
 
 class Counting:
@@ -39,7 +43,7 @@ def wire():
     server, client = socket.socketpair()
     with server, client:
         server.setblocking(False)
-        arena = memoryview(bytearray(65536))
+        arena = memoryview(bytearray(ARENA))
         context = Context(HeadReader(Config()), Times(1, 1, 1, 1), 2**28, 2**30, arena, lambda connection: None)
         counting = Counting(server)
         yield Connection(context, counting, {"SCRIPT_NAME": ""}), context, counting, client
@@ -240,21 +244,6 @@ def test_pipelined_request_is_returned_after_the_response(wired):
 
 # --- Requests in pieces
 
-TRAILED = CHUNKED + chunk(RELU[:7], b";name=value") + chunk(RELU[7:], b';a="b;c"') + b"0;last\r\nA: b\r\nC:\r\n\r\n"
-CONVERSATION = [
-    (LIVE, b""),
-    (post(RELU_PATH, RELU), RELU),
-    (head("HEAD", "/v2"), b""),
-    (post_chunked(RELU_PATH, RELU[:7], RELU[7:]), RELU),
-    (TRAILED, RELU),
-    (post(RELU_PATH, RELU, "Expect: 100-continue"), RELU),
-    (b"\r\n" + post(RELU_PATH, b""), b""),
-    (head("GET", "/v2", "Content-Length: 4") + b"GET ", b"GET "),
-    (post_chunked("/v2", b"PUT"), b"PUT"),
-    (LIVE, b""),
-]
-STREAM = b"".join(data for data, _ in CONVERSATION)
-
 
 def describe(request):
     """Return the parts of a request: its environ, body, length if known, and whether the connection is kept."""
@@ -272,9 +261,8 @@ WHOLE = read_in_pieces([])
 
 
 def test_pipelined_requests_are_read_one_after_another():
-    assert [body for _, body, _, _ in WHOLE] == [body for _, body in CONVERSATION]
-    methods = [data.split(b" ", 1)[0].decode().strip() for data, _ in CONVERSATION]
-    assert [environ["REQUEST_METHOD"] for environ, *_ in WHOLE] == methods
+    assert [environ["REQUEST_METHOD"] for environ, *_ in WHOLE] == [method for _, method, _ in CONVERSATION]
+    assert [body for _, body, *_ in WHOLE if body] == [RELU, RELU, RELU, b"{broken", RELU, b"GET ", b"PUT", RELU]
 
 
 def test_stream_may_be_split_at_any_byte():
@@ -285,6 +273,35 @@ def test_stream_may_be_split_at_any_byte():
 @given(st.lists(st.integers(1, len(STREAM) - 1), max_size=12))
 def test_stream_in_any_pieces_has_the_same_requests(places):
     assert read_in_pieces(places) == WHOLE
+
+
+def bodies(wired, data):
+    """Send requests in large pieces; return their bodies."""
+    pieces = [data[start : start + 100_000] for start in range(0, len(data), 100_000)]
+    return [bytes(request.environ["wsgi.input"].buffer) for request in drive(wired, pieces)]
+
+
+@pytest.mark.parametrize("size", [1000, *range(ARENA - 2, ARENA + 3), 2 * ARENA, 300_001, 4 * 2**20])
+def test_bodies_of_any_size_are_read(wired, size):
+    """Twice on a connection, the head of the second after the body of the first."""
+    body = random.Random(size).randbytes(size)
+    assert bodies(wired, post(RELU_PATH, body) * 2 + LIVE) == [body, body, b""]
+
+
+def test_receive_may_end_anywhere_in_the_next_request(wired):
+    request = post(RELU_PATH, RELU * 10)
+    size = len(request) - len(RELU * 10)
+    for place in (0, 1, size - 1, size, size + 1, size + 500, len(request)):
+        filler = b"x" * (ARENA - place - len(head("GET", "/v2", "Content-Length: 60000")))
+        data = head("GET", "/v2", f"Content-Length: {len(filler)}") + filler + request
+        assert bodies(wired, data) == [filler, RELU * 10], place
+
+
+@pytest.mark.parametrize("sizes", [[1] * 1000, [1000, 1, 70_000], [ARENA - 1, ARENA, ARENA + 1], [10**6]])
+def test_chunks_of_any_size_are_decoded(wired, sizes):
+    body = random.Random(0).randbytes(300_001)
+    places = itertools.takewhile(len(body).__gt__, itertools.accumulate(itertools.islice(itertools.cycle(sizes), 1000)))
+    assert bodies(wired, post_chunked(RELU_PATH, *cut(body, list(places))) * 2) == [body, body]
 
 
 # --- Refusals
@@ -323,14 +340,14 @@ def test_endless_head_is_refused_at_the_limit(wired, start, more):
 def test_body_over_the_limit_is_refused_before_it_is_read(wired, size):
     (event,) = drive(wired, [head("POST", RELU_PATH, f"Content-Length: {size}")])
     message = f"the body has {size} bytes, at most {2**28} are allowed"
-    assert (event.refusal.status, str(event.refusal)) == (413, message)
+    assert (event.refusal.status, str(event.refusal), wired[1].held) == (413, message, 0)
 
 
 def refuse_at_the_end(wired, data):
     """Send data and end the stream; return the refusal."""
     *requests, event = drive(wired, [data, b""])
     assert len(requests) == data.startswith(LIVE)
-    assert (event.refusal.status, wired[0].keep_alive) == (400, False)
+    assert (event.refusal.status, wired[0].keep_alive, wired[1].held) == (400, False, 0)
     return event
 
 

@@ -7,7 +7,7 @@ import pytest
 from gunicorn.config import Config
 from hypothesis import example, given
 from hypothesis import strategies as st
-from malformed_requests import REFUSED, get, lines, post
+from request_cases import REFUSED, get, lines, post
 
 from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.worker.http1 import (

@@ -8,6 +8,7 @@ import ssl
 import model_zoo
 import numpy as np
 import pytest
+from processes import replaced
 from raw_http import (
     LIVE,
     RELU,
@@ -22,7 +23,7 @@ from raw_http import (
     receive_rest,
 )
 from service import run_to_end, serve, write_config
-from workers import CHUNKED, MIB, inferred, replaced, works
+from workers import CHUNKED, MIB, inferred, works
 
 # --- An application that shows its environ
 

@@ -11,22 +11,10 @@ from pathlib import Path
 
 import pytest
 import slow_models
+from processes import spent, stopped, tcp_sockets
 from raw_http import LIVE, RELU, RELU_PATH, Load, connected, exchange, head, parse, post, receive
 from service import open_files
-from workers import (
-    SLOW,
-    connected_to_idle,
-    connected_with_small_buffer,
-    fill,
-    inferred,
-    is_filled,
-    several,
-    slow,
-    spent,
-    stopped,
-    tcp_sockets,
-    used,
-)
+from workers import SLOW, connected_to_idle, connected_with_small_buffer, fill, inferred, is_filled, several, slow, used
 
 
 @pytest.fixture(scope="module")

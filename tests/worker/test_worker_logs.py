@@ -9,8 +9,9 @@ import time
 from datetime import datetime
 
 import pytest
+from processes import wait_until_reopened
 from raw_http import LIVE, RELU, RELU_PATH, connected, exchange, head, parse, post, receive
-from workers import SLOW, several, used, wait_until_reopened, works
+from workers import SLOW, several, used, works
 
 # --- gunicorn's access log
 

@@ -8,6 +8,7 @@ import socket
 
 import pytest
 import slow_models
+from processes import memory, reset_peak, tcp_sockets
 from raw_http import (
     LIVE,
     RELU,
@@ -31,11 +32,8 @@ from workers import (
     fill,
     inferred,
     is_filled,
-    memory,
-    reset_peak,
     several,
     slow,
-    tcp_sockets,
     wait_until_read,
     works,
 )

@@ -11,21 +11,9 @@ import time
 
 import pytest
 import slow_models
+from processes import replaced, spent, wait_until_inferring
 from raw_http import LIVE, RELU, RELU_PATH, connected, exchange, head, infer, parse, post, receive
-from workers import (
-    ENDLESS,
-    SLOW,
-    inferred,
-    replaced,
-    reset,
-    several,
-    slow,
-    spent,
-    used,
-    wait_until_inferring,
-    wait_until_read,
-    works,
-)
+from workers import ENDLESS, SLOW, inferred, reset, several, slow, used, wait_until_read, works
 
 # --- Requests that do not infer come first
 

@@ -8,20 +8,9 @@ import signal
 import time
 
 import pytest
+from processes import listens, replaced, spent, wait_until_inferring
 from raw_http import LIVE, RELU, RELU_PATH, Load, connected, is_closed, parse, post, receive, receive_rest
-from workers import (
-    ENDLESS,
-    SLOW,
-    connected_to_idle,
-    listens,
-    replaced,
-    several,
-    slow,
-    spent,
-    used,
-    wait_until_inferring,
-    works,
-)
+from workers import ENDLESS, SLOW, connected_to_idle, several, slow, used, works
 
 
 def wait_until_gone(service, workers):

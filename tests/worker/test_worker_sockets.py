@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import listens, replaced
 from raw_http import LIVE, RELU, RELU_PATH, connected, post, receive
 from service import environment, free_port
-from workers import fill, inferred, is_filled, listens, replaced, several, used, works
+from workers import fill, inferred, is_filled, several, used, works
 
 # --- Connections and descriptors
 

@@ -4,8 +4,9 @@ import contextlib
 import ssl
 
 import pytest
+from processes import stopped
 from raw_http import LIVE, RELU, RELU_PATH, connected, head, is_closed, parse, post, post_chunked, receive
-from workers import fill, inferred, is_filled, reset, stopped
+from workers import fill, inferred, is_filled, reset
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
-"""Malformed heads and chunks, for the parts that read them and for the connection that refuses them."""
+"""Requests of every form, and malformed ones: for the parts that read them, the connection and the worker."""
 
-from raw_http import RELU
+from raw_http import LIVE, RELU, RELU_PATH, chunk, head, post_chunked
+from raw_http import post as post_body
+from workers import CHUNKED
 
 
 def lines(*texts: str) -> bytes:
@@ -17,6 +19,25 @@ def post(*fields: str, version: str = "1.1") -> bytes:
     """Write the head of an inference."""
     return lines(f"POST /v2/models/m/infer HTTP/{version}", "Host: x", *fields)
 
+
+TRAILED = CHUNKED + chunk(RELU[:7], b";name=value") + chunk(RELU[7:], b';a="b;c"') + b"0;last\r\nA: b\r\nC:\r\n\r\n"
+# Requests that a client may send one after another, their methods and the statuses of their responses.
+CONVERSATION = [
+    (LIVE, "GET", 200),
+    (post_body(RELU_PATH, RELU), "POST", 200),
+    (head("HEAD", "/v2"), "HEAD", 200),
+    (post_chunked(RELU_PATH, RELU[:7], RELU[7:]), "POST", 200),
+    (head("GET", "/v2/nothing?there=is"), "GET", 404),
+    (TRAILED, "POST", 200),
+    (post_body(RELU_PATH, b"{broken"), "POST", 400),
+    (head("HEAD", "/v2/models/unknown"), "HEAD", 404),
+    (post_body(RELU_PATH, RELU, "Expect: 100-continue"), "POST", 200),
+    (b"\r\n" + post_body(RELU_PATH, b""), "POST", 400),
+    (head("GET", "/v2", "Content-Length: 4") + b"GET ", "GET", 200),
+    (post_chunked("/v2", b"PUT"), "POST", 405),
+    (post_body(RELU_PATH, RELU), "POST", 200),
+]
+STREAM = b"".join(data for data, _, _ in CONVERSATION)
 
 # Heads, the status of their refusal, and a part of its message.
 REFUSED = [
