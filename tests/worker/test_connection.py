@@ -19,6 +19,7 @@ from workers import CHUNKED
 from ovms_rest.worker.connection import Cancelled, Connection, Context, Refused, Request, State, Times
 from ovms_rest.worker.http1 import HeadReader
 
+HEADS = HeadReader(Config())
 ARENA = 65_536  # the worker receives at most this many bytes in one call
 
 
@@ -44,7 +45,7 @@ def wire():
     with server, client:
         server.setblocking(False)
         arena = memoryview(bytearray(ARENA))
-        context = Context(HeadReader(Config()), Times(1, 1, 1, 1), 2**28, 2**30, arena, lambda connection: None)
+        context = Context(HEADS, Times(1, 1, 1, 1), 2**28, 2**30, arena, lambda connection: None)
         counting = Counting(server)
         yield Connection(context, counting, {"SCRIPT_NAME": ""}), context, counting, client
 
@@ -54,6 +55,24 @@ def wired():
     """A connection with its context, the socket that it counts, and the client's end."""
     with wire() as made:
         yield made
+
+
+def take(wired, data):
+    """Send data and let the connection receive it; return its event."""
+    connection, _, _, client = wired
+    client.sendall(data)
+    return connection.handle(select.EPOLLIN)
+
+
+def read_response(wired, size):
+    """Read a response while the connection sends the rest of it."""
+    connection, _, _, client = wired
+    received = client.recv(100_000)
+    while len(received) < size and connection.state is not State.CLOSED:
+        connection.handle(select.EPOLLOUT)
+        received += client.recv(100_000)
+    connection.handle(select.EPOLLOUT)
+    return received
 
 
 def drive(wired, pieces):
@@ -79,7 +98,7 @@ def drive(wired, pieces):
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 100, 1000])
 @pytest.mark.parametrize("how", ["with the head", "behind it", "in chunks", "behind another request"])
 def test_first_tensor_lies_on_a_64_byte_boundary(wired, length, how):
-    connection, _, _, client = wired
+    connection = wired[0]
     body = bytes(range(256)) * 80  # smaller bodies are copied anyway
     field = f"Inference-Header-Content-Length: {length}"
     data = [post(RELU_PATH, body, field)]
@@ -91,8 +110,7 @@ def test_first_tensor_lies_on_a_64_byte_boundary(wired, length, how):
     elif how == "behind another request":
         data = [post(RELU_PATH, b"x") + data[0]]
     for piece in data:
-        client.sendall(piece)
-        request = connection.handle(select.EPOLLIN)
+        request = take(wired, piece)
     if how == "behind another request":
         connection.send([b"answer"], 6)
         request = connection.resume()
@@ -104,8 +122,7 @@ def test_first_tensor_lies_on_a_64_byte_boundary(wired, length, how):
 
 def test_response_is_sent_by_one_sendmsg(wired):
     connection, _, counting, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
+    take(wired, post(RELU_PATH, RELU))
     parts = [b"head", b"json", memoryview(np.arange(1000, dtype=np.uint8)), memoryview(b"")]
     connection.send(parts, 1008)
     assert counting.sent == [1008]
@@ -115,60 +132,44 @@ def test_response_is_sent_by_one_sendmsg(wired):
 
 def test_response_of_very_many_parts_is_sent(wired):
     """The system takes at most 1024 in one call (sendmsg(2), IOV_MAX)."""
-    connection, context, _, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
+    connection, context, _, _ = wired
+    take(wired, post(RELU_PATH, RELU))
     connection.send([b"x"] * 3000, 3000)
-    received = client.recv(5000)
-    while len(received) < 3000 and connection.state is not State.CLOSED:
-        connection.handle(select.EPOLLOUT)
-        received += client.recv(5000)
-    assert received == b"x" * 3000
+    assert read_response(wired, 3000) == b"x" * 3000
     assert (connection.state, context.held) == (State.HEAD, 0)
 
 
 def test_unsent_rest_of_a_response_survives_the_next_inference(wired):
     """The next output overwrites the memory of that response."""
-    connection, context, counting, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
+    connection, context, counting, _ = wired
+    take(wired, post(RELU_PATH, RELU))
     output = np.random.default_rng(0).integers(0, 255, 3_000_000, np.uint8)
     expected = b"head" + output.tobytes()
     connection.send([b"head", output.data], len(expected))
     assert 0 < counting.sent[0] < len(expected)
     assert context.held == len(expected) - counting.sent[0]
     output[:] = 0
-    received = bytearray()
-    while len(received) < len(expected):
-        received += client.recv(100_000)
-        connection.handle(select.EPOLLOUT)
-    assert received == expected
+    assert read_response(wired, len(expected)) == expected
     assert (connection.state, context.held) == (State.HEAD, 0)
 
 
 def test_unsent_bytes_object_is_kept_without_a_copy_and_counts_whole(wired):
-    connection, context, counting, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    connection.handle(select.EPOLLIN)
+    connection, context, counting, _ = wired
+    take(wired, post(RELU_PATH, RELU))
     body = np.random.default_rng(0).bytes(6_000_000)
     references = sys.getrefcount(body)
     connection.send([b"head", body], len(body) + 4)
     assert 0 < counting.sent[0] < len(body)
     assert sys.getrefcount(body) == references + 1
     assert context.held == len(body)
-    received = bytearray()
-    while len(received) < len(body) + 4:
-        received += client.recv(100_000)
-        connection.handle(select.EPOLLOUT)
-    assert received == b"head" + body
+    assert read_response(wired, len(body) + 4) == b"head" + body
     assert (connection.state, context.held, sys.getrefcount(body)) == (State.HEAD, 0, references)
 
 
 def test_queued_small_body_and_the_bytes_after_it_are_counted(wired):
-    connection, context, _, client = wired
+    connection, context, _, _ = wired
     behind = LIVE * 100
-    client.sendall(post(RELU_PATH, RELU) + behind)
-    connection.handle(select.EPOLLIN)
+    take(wired, post(RELU_PATH, RELU) + behind)
     assert context.held == len(RELU) + len(behind)
     connection.send([b"answer"], 6)
     assert context.held == len(behind)
@@ -182,8 +183,7 @@ def test_pipelined_requests_are_not_copied_for_each_of_many(wired):
     """The time grows with the number of requests, not with its square."""
     connection, _, _, client = wired
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
-    client.sendall(LIVE * 1000)
-    connection.handle(select.EPOLLIN)
+    take(wired, LIVE * 1000)
     pending = connection._pending
     for _ in range(1, 1000):
         connection.send([b"answer"], 6)
@@ -194,48 +194,37 @@ def test_pipelined_requests_are_not_copied_for_each_of_many(wired):
 
 
 def test_body_larger_than_the_memory_limit_is_refused_at_its_head(wired):
-    connection, context, _, client = wired
-    context.max_held = 50_000
-    client.sendall(head("POST", RELU_PATH, "Content-Length: 50001"))
-    refusal = connection.handle(select.EPOLLIN).refusal
-    assert (refusal.status, str(refusal)) == (
-        503,
-        "no room for a body of 50001 bytes: OVMS_REST_MAX_HELD_BYTES allows 50000",
-    )
+    wired[1].max_held = 50_000
+    refusal = take(wired, head("POST", RELU_PATH, "Content-Length: 50001")).refusal
+    message = "no room for a body of 50001 bytes: OVMS_REST_MAX_HELD_BYTES allows 50000"
+    assert (refusal.status, str(refusal)) == (503, message)
 
 
 # --- Events
 
 
 def test_incomplete_request_is_no_event(wired):
-    connection, context, _, client = wired
     data = post(RELU_PATH, RELU)
     for piece, held in ((data[:20], 20), (data[20:-1], len(RELU) - 1)):
-        client.sendall(piece)
-        assert connection.handle(select.EPOLLIN) is None
-        assert context.held == held
-    client.sendall(data[-1:])
-    request = connection.handle(select.EPOLLIN)
+        assert take(wired, piece) is None
+        assert wired[1].held == held
+    request = take(wired, data[-1:])
     assert bytes(request.environ["wsgi.input"].buffer) == RELU
     assert request.head.inference == ("relu", None)
 
 
 def test_requests_on_a_connection_share_a_head_and_no_environ(wired):
-    connection, _, _, client = wired
-    client.sendall(LIVE)
-    first = connection.handle(select.EPOLLIN)
+    first = take(wired, LIVE)
     first.environ["X"] = "y"
-    connection.send([b"response"], 8)
-    client.sendall(LIVE)
-    second = connection.handle(select.EPOLLIN)
+    wired[0].send([b"response"], 8)
+    second = take(wired, LIVE)
     assert second.head is first.head
     assert "X" not in second.environ
 
 
 def test_pipelined_request_is_returned_after_the_response(wired):
-    connection, context, _, client = wired
-    client.sendall(LIVE + post(RELU_PATH, RELU))
-    assert connection.handle(select.EPOLLIN).head.inference is None
+    connection, context, _, _ = wired
+    assert take(wired, LIVE + post(RELU_PATH, RELU)).head.inference is None
     assert connection.handle(select.EPOLLIN) is None
     connection.send([b"response"], 8)
     assert list(context.resuming) == [connection]
@@ -276,7 +265,6 @@ def test_stream_in_any_pieces_has_the_same_requests(places):
 
 
 def bodies(wired, data):
-    """Send requests in large pieces; return their bodies."""
     pieces = [data[start : start + 100_000] for start in range(0, len(data), 100_000)]
     return [bytes(request.environ["wsgi.input"].buffer) for request in drive(wired, pieces)]
 
@@ -344,7 +332,6 @@ def test_body_over_the_limit_is_refused_before_it_is_read(wired, size):
 
 
 def refuse_at_the_end(wired, data):
-    """Send data and end the stream; return the refusal."""
     *requests, event = drive(wired, [data, b""])
     assert len(requests) == data.startswith(LIVE)
     assert (event.refusal.status, wired[0].keep_alive, wired[1].held) == (400, False, 0)
@@ -392,11 +379,10 @@ INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
     ],
 )
 def test_expectation_gets_100_continue(wired, data):
-    connection, _, _, client = wired
+    client = wired[3]
     size = data.index(b"\r\n\r\n") + 4
     for _ in range(2):
-        client.sendall(data[:size])
-        assert connection.handle(select.EPOLLIN) is None
+        assert take(wired, data[:size]) is None
         assert client.recv(1000) == INTERIM
         (request,) = drive(wired, [data[size:]])
         assert bytes(request.environ["wsgi.input"].buffer) == RELU
@@ -436,9 +422,8 @@ def test_refused_body_gets_no_100_continue(wired, fields, status):
     ],
 )
 def test_client_that_closes_cancels_its_queued_request(wired, events, is_gone, state):
-    connection, _, _, client = wired
-    client.sendall(post(RELU_PATH, RELU))
-    request = connection.handle(select.EPOLLIN)
+    connection = wired[0]
+    request = take(wired, post(RELU_PATH, RELU))
     assert connection.handle(events) == Cancelled(request, is_gone)
     assert connection.state is state
 
@@ -451,9 +436,8 @@ def test_client_that_closes_cancels_its_queued_request(wired, events, is_gone, s
     ],
 )
 def test_late_request_is_refused(wired, data, message):
-    connection, context, _, client = wired
-    client.sendall(data)
-    assert connection.handle(select.EPOLLIN) is None
+    connection, context, _, _ = wired
+    assert take(wired, data) is None
     context.now += 2
     refusal = connection.expire().refusal
     assert (refusal.status, str(refusal)) == (408, message)

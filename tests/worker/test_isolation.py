@@ -88,7 +88,6 @@ class Client:
         self.rounds = 0
 
     def run(self) -> None:
-        """Make a request of each kind, in any order."""
         kinds = [
             self.relu, self.through, self.compressed, self.picture, self.state, self.highest, self.nothing,
             self.product, self.shapes, self.values, self.scaled, self.slow, self.vanish, self.garbage,
@@ -115,7 +114,6 @@ class Client:
         return self._numpy.standard_normal(shape).astype(np.float32)
 
     def _ask(self, model, *arrays, names=("x",), coding=None):
-        """Infer by JSON or binary, compressed or not."""
         body, length = _request(arrays, names, self._random.random() < 0.5)
         headers = {} if coding is None else {"Content_Encoding": coding}
         return self._post(model, body if coding is None else gzip.compress(body, 1), length, **headers)
@@ -165,7 +163,6 @@ class Client:
         assert (status, "dimension" in error) == (400, True)
 
     def values(self):
-        """Valid values, and some invalid ones."""
         rows, columns = self._random.randrange(2, 9), self._random.randrange(1, 9)  # never the trial's single value
         x, dims = np.abs(self._numbers(rows * columns)), [rows, columns + self._random.choice([0, 0, 1])]
         body = {
@@ -240,7 +237,6 @@ def _encode(model, body, length):
 
 
 def _outputs(answer):
-    """Return the binary outputs of a response, or the error."""
     if answer.status != 200:
         assert list(answer.json()) == ["error"]
         return answer.json()["error"]
@@ -255,7 +251,6 @@ def _outputs(answer):
 
 
 def make_config(directory):
-    """Write the models and their config."""
     models = {
         "relu": model_zoo.relu(),
         "through": model_zoo.passthrough(x=(Type.f32, (-1,))),

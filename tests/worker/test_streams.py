@@ -25,20 +25,16 @@ LOST = "lines of the test were lost: its reader has fallen behind"
 
 
 class Pipe:
-    """A pipe with a stream that writes into it."""
-
     def __init__(self):
         self.reading, self.writing = os.pipe()
         self.stream = Stream(self.writing, "the test")
 
     def fill(self):
-        """Fill the pipe."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.pwritev(self.writing, [b"." * 4096], -1, os.RWF_NOWAIT)
 
     def read(self):
-        """Read all available bytes."""
         os.set_blocking(self.reading, False)
         data = b""
         with contextlib.suppress(BlockingIOError):
@@ -218,7 +214,6 @@ def install(monkeypatch):
 
 @pytest.fixture
 def handle(logger, install):
-    """Let the logger write to a file."""
 
     def add(path):
         handler = logging.FileHandler(path)

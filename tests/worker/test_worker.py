@@ -245,12 +245,11 @@ def test_gunicorns_limits_are_flags(start):
         assert status < 410 or list(answer.json()) == ["error"]
 
 
-def test_default_body_limit_is_256_mib(start):
-    service = start(1)
+def test_default_body_limit_is_256_mib(probe):
     field = "Expect: 100-continue"
-    with connected(service, head("POST", RELU_PATH, f"Content-Length: {256 * MIB}", field)) as connection:
+    with connected(probe, head("POST", "/", f"Content-Length: {256 * MIB}", field)) as connection:
         assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
-    with connected(service, head("POST", RELU_PATH, f"Content-Length: {256 * MIB + 1}", field)) as connection:
+    with connected(probe, head("POST", "/", f"Content-Length: {256 * MIB + 1}", field)) as connection:
         assert parse(receive_rest(connection), "POST")[0].status == 413
 
 

@@ -19,12 +19,10 @@ from workers import SLOW, connected_to_idle, connected_with_small_buffer, fill, 
 
 @pytest.fixture(scope="module")
 def pair(start_shared):
-    """Two workers."""
     return start_shared(2)
 
 
 def owner(service, connection):
-    """Return the process id of the worker that has a connection."""
     ports = service.port, connection.getsockname()[1]
     (name,) = (found.name for found in tcp_sockets() if (found.local, found.remote) == ports)
     (pid,) = (pid for pid in service.workers() if name in open_files(pid))
@@ -177,7 +175,6 @@ def test_client_with_received_requests_is_not_given_away(pair):
 
 
 def switches(service):
-    """Return the number of voluntary context switches of all workers."""
     texts = [Path(f"/proc/{pid}/status").read_text() for pid in service.workers()]
     return sum(int(re.search(r"\nvoluntary_ctxt_switches:\t(\d+)", text)[1]) for text in texts)
 

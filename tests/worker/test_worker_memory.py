@@ -81,7 +81,6 @@ def send_until_answered(connection, data):
 
 
 def refuses(service, size=MIB):
-    """Return whether a request with a body of that size is refused for lack of room."""
     with connected(service) as connection:
         send_until_answered(connection, post(RELU_PATH, b" " * size))
         answer = receive(connection, "POST")

@@ -32,12 +32,10 @@ CONTROL = [
 
 @pytest.fixture(scope="module")
 def alone(start_shared):
-    """One worker that queues at most three inferences."""
     return start_shared(1, OVMS_REST_MAX_WAITING="3")
 
 
 def statuses(service, *requests):
-    """Return the statuses of requests on one connection."""
     with connected(service) as connection:
         found = []
         for data in requests:
@@ -63,8 +61,6 @@ def test_requests_that_do_not_infer_run_before_queued_inferences(alone):
 
 
 class Control:
-    """The control address as a service."""
-
     def __init__(self, service):
         found = service.wait_for(lambda: re.search(r"control address: http://127\.0\.0\.1:(\d+)", service.log))
         self.port = int(found[1])
@@ -75,7 +71,6 @@ class Control:
 
 @pytest.fixture(scope="module")
 def controlled(start_shared):
-    """A worker, and one for the control address."""
     return start_shared(1, OVMS_REST_CONTROL_BIND="127.0.0.1:0")
 
 
@@ -113,7 +108,6 @@ def test_control_address_serves_connections_one_after_another(control):
 
 
 def test_control_address_waits_for_no_inference(start):
-    """The other worker runs an inference that does not end."""
     service = start(1, OVMS_REST_CONTROL_BIND="127.0.0.1:0")
     control = Control(service)
     with connected(service, ENDLESS):
@@ -174,7 +168,6 @@ def scheduling(tmp_path_factory, start_shared):
 
 
 def counting(name, *fields, steps=slow_models.SLOW, **parameters):
-    """Encode an inference request with an id and parameters."""
     return infer("counting", {**slow_models.count(steps), "id": name, "parameters": parameters}, *fields)
 
 
@@ -200,7 +193,6 @@ def infer_behind_another(service, *requests):
 
 
 def failures(service):
-    """Return the number of failed inferences of the slow model in the statistics."""
     (model,) = service.get("/v2/models/counting/stats").json()["model_stats"]
     return model["inference_stats"]["fail"]["count"]
 

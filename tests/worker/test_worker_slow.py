@@ -130,7 +130,6 @@ class Slow:
         connection.setblocking(False)
 
     def step(self):
-        """Send a byte and receive the available bytes."""
         with contextlib.suppress(BlockingIOError):
             try:
                 while data := self.connection.recv(100_000):

@@ -110,26 +110,32 @@ def ports_of(service):
     return ports
 
 
-def test_large_bodies_pass_a_unix_socket(tmp_path, start):
-    service = start(1, "-b", f"unix:{tmp_path / 'socket'}")
-    with connected_by_path(tmp_path / "socket") as connection:
+@pytest.fixture(scope="module")
+def addressed(tmp_path_factory, start_shared):
+    """Two workers on two ports and a unix socket."""
+    path = tmp_path_factory.mktemp("addressed") / "socket"
+    service = start_shared(2, "-b", "127.0.0.1:0", "-b", f"unix:{path}")
+    service.path = path
+    return service
+
+
+def test_large_bodies_pass_a_unix_socket(addressed):
+    with connected_by_path(addressed.path) as connection:
         for value in (1.5, 2.5):
             connection.sendall(fill(value, 1_000_000))
             assert is_filled(receive(connection, "POST"), value, 1_000_000)
             connection.sendall(post(RELU_PATH, RELU.ljust(3_000_000)))
             assert inferred(receive(connection, "POST"))
-    assert works(service), "the other address works as well"
+    assert works(addressed), "the other address works as well"
 
 
-def test_several_addresses_are_served_by_all_workers(tmp_path, start):
-    path = tmp_path / "socket"
-    service = start(2, "-b", "127.0.0.1:0", "-b", f"unix:{path}")
-    ports = ports_of(service)
+def test_several_addresses_are_served_by_all_workers(addressed):
+    ports = ports_of(addressed)
     with contextlib.ExitStack() as stack:
         connections = []
         for _ in range(4):
             connections += [socket.create_connection(("127.0.0.1", port)) for port in ports]
-            connections.append(connected_by_path(path))
+            connections.append(connected_by_path(addressed.path))
         for connection in connections:
             stack.enter_context(connection).sendall(post(RELU_PATH, RELU))
         assert [receive(connection, "POST").status for connection in connections] == [200] * 12
@@ -171,15 +177,18 @@ def test_sockets_of_systemd_are_served(tmp_path, start):
     assert works(service)
 
 
-@pytest.fixture
-def apart(tmp_path, start):
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory, start_shared):
     """Two workers, each with a socket of its own for the same address, and the control worker."""
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as reserved:
         port = reserved.getsockname()[1]
         # gunicorn does not log the address in this case.
         text = f"arguments[1] = '127.0.0.1:{port}'\nprint('Listening at: http://127.0.0.1:{port}', flush=True)"
-        variables = {"PATH": write_starter(tmp_path, text), "OVMS_REST_CONTROL_BIND": "127.0.0.1:0"}
-        return start(2, "--reuse-port", **variables)
+        variables = {
+            "PATH": write_starter(tmp_path_factory.mktemp("starter"), text),
+            "OVMS_REST_CONTROL_BIND": "127.0.0.1:0",
+        }
+        return start_shared(2, "--reuse-port", **variables)
 
 
 def test_workers_with_reuse_port_serve_all_their_connections(apart):
