@@ -96,19 +96,23 @@ class Client:
             kind()
         self.rounds += 1
 
-    def _post(self, model, body, length=None, **headers):
-        """Infer; return the status, and the outputs as bytes or the error.
+    def _try(self, send):
+        """Return the response of `send`; try again when its connection is closed without one.
 
-        A worker that drains closes a connection on which no request arrives in a second: on a busy machine that may be
-        a new one, whose client tries again. A worker that dies shows in the log.
+        A worker that drains does so when no request arrives in a second, on a busy machine also on a new connection. A
+        worker that dies shows in the log.
         """
-        if length is not None:
-            headers["Inference_Header_Content_Length"] = str(length)
         for _ in range(3):
             with contextlib.suppress(ConnectionError):
-                answer = self._service.infer(model, body, **headers)
-                return answer.status, _outputs(answer)
+                return send()
         raise AssertionError("three connections were closed without a response")
+
+    def _post(self, model, body, length=None, **headers):
+        """Infer; return the status, and the outputs as bytes or the error."""
+        if length is not None:
+            headers["Inference_Header_Content_Length"] = str(length)
+        answer = self._try(lambda: self._service.infer(model, body, **headers))
+        return answer.status, _outputs(answer)
 
     def _numbers(self, *shape):
         return self._numpy.standard_normal(shape).astype(np.float32)
@@ -190,20 +194,20 @@ class Client:
     def slow(self):
         """A response that is read in pieces, with pauses."""
         x = self._numbers(700_000)
-        body, length = _request([x], ["x"], True)
+        answer = self._try(lambda: self._read_slowly(_encode("through", x)))
+        assert (answer.status, _outputs(answer)) == (200, [x.tobytes()])
+
+    def _read_slowly(self, data):
         with self._service.connect() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-            connection.sendall(_encode("through", body, length))
+            connection.sendall(data)
             time.sleep(self._random.choice([0, 0.05, 0.2]))
-            answer = receive(connection, "POST")
-        assert (answer.status, _outputs(answer)) == (200, [x.tobytes()])
+            return receive(connection, "POST")
 
     def vanish(self):
         """A client that closes or resets its connection while it sends, waits or reads."""
-        x = self._numbers(100_000)
-        body, length = _request([x], ["x"], True)
-        data = _encode("through", body, length)
-        with self._service.connect() as connection:
+        data = _encode("through", self._numbers(100_000))
+        with contextlib.suppress(ConnectionError), self._service.connect() as connection:
             if self._random.random() < 0.5:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.sendall(data[: self._random.choice([10, 300, 5_000, len(data)])])
@@ -232,7 +236,9 @@ def _request(arrays, names, binary):
     return head + b"".join(sections), len(head) if binary else None
 
 
-def _encode(model, body, length):
+def _encode(model, array):
+    """Encode a binary request whose input is `x`."""
+    body, length = _request([array], ["x"], True)
     return post(f"/v2/models/{model}/infer", body, f"Inference-Header-Content-Length: {length}")
 
 
