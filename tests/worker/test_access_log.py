@@ -4,7 +4,7 @@ import json
 import os
 import resource
 import select
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -15,19 +15,7 @@ from ovms_rest.worker.access_log import ENCODERS, Access, AccessLog, access_of, 
 from ovms_rest.worker.http1 import RequestBody
 
 INFERRED = Access(
-    client="127.0.0.1",
-    request_id="5e1f-1",
-    method="POST",
-    path="/v2/models/relu/infer",
-    status=200,
-    bytes_in=110,
-    bytes_out=123,
-    total_us=300,
-    model="relu",
-    version="1",
-    id="mine",
-    queue_us=20,
-    inference_us=50,
+    *("127.0.0.1", "5e1f-1", "POST", "/v2/models/relu/infer", 200, 110, 123, 300, "relu", "1", "mine", 20, 50)
 )
 LIVE = Access("127.0.0.1", "5e1f-2", "GET", "/v2/health/live", 200, 0, 0, 30)
 
@@ -139,10 +127,6 @@ def test_inference_that_was_not_started_has_no_model():
 # --- Files
 
 
-def told(caplog):
-    return [record.getMessage() for record in caplog.records]
-
-
 def test_lines_are_appended_to_the_file(tmp_path, caplog):
     path = tmp_path / "access"
     path.write_text("before\n")
@@ -152,7 +136,7 @@ def test_lines_are_appended_to_the_file(tmp_path, caplog):
     log.write(LIVE)
     before, *lines = path.read_text().splitlines()
     assert (before, [line[:1] for line in lines]) == ("before", ["t", "{", "t"])
-    assert told(caplog) == []
+    assert caplog.messages == []
 
 
 def test_moved_file_is_created_again_by_reopen(tmp_path):
@@ -176,14 +160,14 @@ def test_file_that_cannot_be_reopened_stays_in_use(tmp_path, caplog):
     log.reopen()
     log.write(LIVE)
     assert (tmp_path / "moved" / "access").read_text().count("\n") == 1
-    assert told(caplog) == [f"cannot open the access log {directory / 'access'}: No such file or directory"]
+    assert caplog.messages == [f"cannot open the access log {directory / 'access'}: No such file or directory"]
 
 
 def test_file_that_cannot_be_opened_is_logged_and_may_be_opened_later(tmp_path, caplog):
     path = tmp_path / "logs" / "access"
     log = AccessLog("json", str(path))
     log.write(LIVE)
-    assert told(caplog) == [f"cannot open the access log {path}: No such file or directory"]
+    assert caplog.messages == [f"cannot open the access log {path}: No such file or directory"]
     path.parent.mkdir()
     log.reopen()
     log.write(LIVE)
@@ -194,7 +178,7 @@ def test_full_disk_loses_lines_and_is_logged_once(caplog):
     log = AccessLog("json", "/dev/full")
     for _ in range(3):
         log.write(LIVE)
-    assert told(caplog) == ["lines of the access log /dev/full are lost: No space left on device"]
+    assert caplog.messages == ["lines of the access log /dev/full are lost: No space left on device"]
 
 
 @pytest.fixture
@@ -214,7 +198,7 @@ def test_lines_without_a_reader_are_lost_until_there_is_another(pipe, caplog):
     os.dup2(other, reader)
     log.write(LIVE)
     log.write(LIVE)
-    assert told(caplog) == [f"lines of the access log {path} are lost: Broken pipe"]
+    assert caplog.messages == [f"lines of the access log {path} are lost: Broken pipe"]
     again = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     log.write(LIVE)
     assert json.loads(os.read(again, 65536))["path"] == "/v2/health/live"
@@ -227,7 +211,7 @@ def test_writer_does_not_wait_for_a_reader_that_has_fallen_behind(pipe, caplog):
     log = AccessLog("json", path)
     for _ in range(1000):
         log.write(LIVE)
-    assert told(caplog) == [f"lines of the access log {path} are lost: its reader has fallen behind"]
+    assert caplog.messages == [f"lines of the access log {path} are lost: its reader has fallen behind"]
     lines = os.read(reader, 2**20).splitlines()
     assert 100 < len(lines) < 1000
     assert all(json.loads(line)["status"] == 200 for line in lines)
@@ -248,7 +232,7 @@ def test_writer_does_not_wait_for_a_blocked_standard_output(caplog):
         assert os.get_blocking(1)
     finally:
         os.dup2(kept, 1)
-    assert told(caplog) == ["lines of the access log - are lost: its reader has fallen behind"]
+    assert caplog.messages == ["lines of the access log - are lost: its reader has fallen behind"]
     assert os.read(reader, 100).startswith(b"time=")
     for file in (reader, writer, kept):
         os.close(file)
@@ -268,16 +252,13 @@ def test_truncated_line_does_not_spoil_the_next(tmp_path, caplog):
     log.write(LIVE)
     log.write(LIVE)
     assert [len(line) > 100 for line in path.read_text().splitlines()] == [False, True, True]
-    assert told(caplog) == [f"lines of the access log {path} are lost: File too large"]
+    assert caplog.messages == [f"lines of the access log {path} are lost: File too large"]
 
 
 def test_lines_of_several_writers_do_not_mix(tmp_path):
     path = tmp_path / "access"
-    threads = [threading.Thread(target=write_many, args=(str(path),)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write_many, [str(path)] * 4))
     lines = path.read_text().splitlines()
     assert len(lines) == 400
     assert all(json.loads(line)["status"] == 200 for line in lines)

@@ -1,56 +1,40 @@
 """A request whose client closes its connection while it is queued is cancelled and counted."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
-import signal
 import socket
 import ssl
-import struct
 import subprocess
-from pathlib import Path
 
 import pytest
-import slow_models
-from raw_http import LIVE, RELU, RELU_PATH, connected, exchange, head, infer, parse, post, receive
-from service import free_port, serve
+from processes import stopped, wait_until_inferring
+from raw_http import LIVE, RELU, RELU_PATH, connected, exchange, head, infer, parse, post, receive, receive_rest
+from service import free_port
+from workers import reset, slow, used
 
-SLOW = infer("counting", slow_models.count(2 * slow_models.SLOW))
+SLOW = slow(2)
 # Takes so long that a test hangs visibly if it is run.
-ENDLESS = infer("counting", slow_models.count(200 * slow_models.SLOW))
+ENDLESS = slow(200)
 CROWD = 800
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return slow_models.save(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory, models):
+def service(tmp_path_factory, start_shared):
     """One worker on a port and a unix socket."""
-    directory = tmp_path_factory.mktemp("service")
-    path = directory / "socket"
-    bind = ("-b", "127.0.0.1:0", "-b", f"unix:{path}")
+    path = tmp_path_factory.mktemp("cancellation") / "socket"
     variables = {"OVMS_REST_METRICS_ENABLE": "1", "OVMS_REST_MAX_WAITING": str(2 * CROWD)}
-    with serve(directory, "-w", "1", config=models, bind=bind, **variables) as running:
-        running.path = path
-        running.wait_for_workers(1)
-        yield running
+    running = start_shared(1, "-b", f"unix:{path}", **variables)
+    running.path = path
+    return running
 
 
 @pytest.fixture(scope="module")
-def tls(tmp_path_factory, models):
-    """One worker behind TLS."""
-    directory = tmp_path_factory.mktemp("tls")
-    key, cert = str(directory / "key.pem"), str(directory / "cert.pem")
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=x")
-    subprocess.run(["openssl", "req", "-x509", *curve, "-keyout", key, "-out", cert], check=True, capture_output=True)
-    arguments = ("-w", "1", "--certfile", cert, "--keyfile", key)
-    with serve(directory, *arguments, config=models, OVMS_REST_METRICS_ENABLE="1") as running:
-        running.wait_for_workers(1)
-        yield running
+def tls(start_shared, certificate):
+    cert, key = certificate
+    return start_shared(1, "--certfile", cert, "--keyfile", key, OVMS_REST_METRICS_ENABLE="1")
 
 
 def connect(service):
@@ -80,25 +64,12 @@ def counts(service, connecting=connect):
     return sum(map(float, answered)), sum(map(float, canceled))
 
 
-def wait_until_inferring(service):
-    """Wait until the only worker has worked for longer than any request that does not infer."""
-    (pid,) = service.workers()
-    path = Path(f"/proc/{pid}/schedstat")
-    before = int(path.read_text().split()[0])
-    service.wait_for(lambda: int(path.read_text().split()[0]) > before + 5e7)
-
-
 def close(connection):
     connection.close()
 
 
 def close_sending_side(connection):
     connection.shutdown(socket.SHUT_WR)
-
-
-def reset(connection):
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
 
 
 @contextlib.contextmanager
@@ -120,9 +91,6 @@ def behind_two(service, connecting, data):
         assert receive(second, "POST").status == 200
 
 
-ENDLESS_10 = ENDLESS.replace(b"HTTP/1.1", b"HTTP/1.0", 1)
-
-
 PIPELINED = ENDLESS + LIVE + ENDLESS
 
 
@@ -132,7 +100,7 @@ PIPELINED = ENDLESS + LIVE + ENDLESS
         (connect, ENDLESS, close),
         (connect, ENDLESS, close_sending_side),
         (connect, ENDLESS, reset),
-        (connect, ENDLESS_10, close),
+        (connect, ENDLESS.replace(b"HTTP/1.1", b"HTTP/1.0", 1), close),
         (connect, PIPELINED, close),
         (connect, PIPELINED, close_sending_side),
         (connect_by_path, ENDLESS, close),
@@ -225,9 +193,11 @@ def test_queued_request_of_a_disconnected_client_of_nginx_is_cancelled(service, 
 
 
 def test_half_closed_client_with_a_queued_request_gets_503(service):
-    with behind_two(service, connect, ENDLESS) as connection:
+    """As in nginx and Go: whether such a client still reads is unknown. If it does, it gets the reason."""
+    with behind_two(service, connect, PIPELINED) as connection:
         connection.shutdown(socket.SHUT_WR)
-        answer = receive(connection, "POST")
+        (answer,) = parse(receive_rest(connection), "POST")
+        assert answer.headers["content-type"] == "application/json"
         assert (answer.status, answer.headers["connection"], answer.headers["retry-after"]) == (503, "close", "1")
         message = "the client closed its side of the connection before the inference began, which cancels the request"
         assert answer.json() == {"error": message}
@@ -235,26 +205,20 @@ def test_half_closed_client_with_a_queued_request_gets_503(service):
 
 def test_half_closed_client_of_an_idle_worker_gets_its_response(service):
     for _ in range(5):
-        assert [answer.status for answer in parse(exchange(service, post(RELU_PATH, RELU) * 3), *["POST"] * 3)] == [
-            200
-        ] * 3
+        answers = parse(exchange(service, post(RELU_PATH, RELU) * 3), *["POST"] * 3)
+        assert [answer.status for answer in answers] == [200] * 3
 
 
 def test_request_overtaken_by_a_higher_priority_counts_as_queued(service):
-    """Two requests reach an idle worker at the same moment."""
     answered, canceled = counts(service)
-    urgent = infer("relu", {"inputs": RELU_INPUTS, "parameters": {"priority": 1}})
+    urgent = infer("relu", {**json.loads(RELU), "parameters": {"priority": 1}})
     (pid,) = service.workers()
-    with connected(service, LIVE) as gone, connected(service, LIVE) as other:
-        for connection in (gone, other):
-            receive(connection)
+    with used(service, 2) as (gone, other):
         service.wait_until_idle()
-        os.kill(pid, signal.SIGSTOP)
-        service.wait_for(lambda: "\nState:\tT" in Path(f"/proc/{pid}/status").read_text())
-        gone.sendall(ENDLESS)
-        gone.shutdown(socket.SHUT_WR)
-        other.sendall(urgent)
-        os.kill(pid, signal.SIGCONT)
+        with stopped(service, pid):
+            gone.sendall(ENDLESS)
+            gone.shutdown(socket.SHUT_WR)
+            other.sendall(urgent)
         assert receive(other, "POST").status == 200
         assert receive(gone, "POST").status == 503
     assert counts(service) == (answered + 1, canceled + 1)
@@ -263,11 +227,7 @@ def test_request_overtaken_by_a_higher_priority_counts_as_queued(service):
 def test_all_requests_of_a_disconnecting_crowd_are_cancelled(service):
     """The crowd is larger than the worker can handle between two inferences."""
     answered, canceled = counts(service)
-    with contextlib.ExitStack() as stack:
-        first, second, *crowd = (stack.enter_context(service.connect()) for _ in range(2 + CROWD))
-        for connection in (first, second, *crowd):
-            connection.sendall(LIVE)
-            receive(connection)
+    with used(service, 2 + CROWD) as (first, second, *crowd):
         first.sendall(SLOW)
         wait_until_inferring(service)
         second.sendall(SLOW)
@@ -279,6 +239,3 @@ def test_all_requests_of_a_disconnecting_crowd_are_cancelled(service):
         assert receive(second, "POST").status == 200
         service.wait_for(lambda: sum(counts(service)) >= answered + canceled + 2 + CROWD)
     assert counts(service) == (answered + 2, canceled + CROWD)
-
-
-RELU_INPUTS = [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_http import chunk
+from raw_http import RELU, chunk
+from request_cases import BARE_CR_OR_LF, END, REFUSED_CHUNKS, REFUSED_TRAILERS, SIZE, VALID_CHUNKS
 
 from ovms_rest.worker.chunks import CHUNKS_PER_CALL, ChunkDecoder
 from ovms_rest.worker.http1 import Limits, Refusal
@@ -54,6 +55,33 @@ def test_chunks_of_every_size_are_decoded(size, form):
     assert bytes(decoder.data) == body * 30
 
 
+@pytest.mark.parametrize("data", VALID_CHUNKS)
+def test_chunks_of_every_form_are_decoded(data):
+    decoder, _ = decode(data + b"GET")
+    assert (decoder.is_complete, bytes(decoder.data), decoder.rest) == (True, RELU, b"GET")
+
+
+@pytest.mark.parametrize("data", REFUSED_CHUNKS)
+def test_malformed_chunks_are_refused(data):
+    with pytest.raises(Refusal) as caught:
+        decode(data + b"GET / HTTP/1.1\r\n\r\n")
+    assert caught.value.status in (400, 431)
+
+
+@pytest.mark.parametrize("data", BARE_CR_OR_LF)
+def test_chunk_line_with_a_bare_cr_or_lf_is_refused_immediately(data):
+    with pytest.raises(Refusal) as caught:
+        decode(data)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("trailer", REFUSED_TRAILERS)
+def test_malformed_trailers_are_refused(trailer):
+    with pytest.raises(Refusal) as caught:
+        decode(SIZE + b"\r\n" + RELU + END[:-2] + trailer + b"\r\n\r\n")
+    assert caught.value.status == 400
+
+
 @pytest.mark.parametrize("extension", [b"", b";a"])
 def test_one_call_decodes_a_limited_number_of_tiny_chunks(extension):
     """A connection that sends them must not delay others."""
@@ -69,14 +97,17 @@ def test_body_may_end_at_the_limit_of_a_call():
         assert (decoder.is_complete, decoder.size, decoder.rest) == (True, count, b"GET")
 
 
-@pytest.mark.parametrize(("before", "size"), [(0, 101), (1, 100), (100, 1), (60, 2**40)])
+@pytest.mark.parametrize(
+    ("before", "size"), [(0, MIB + 1), (0, 2**59), (1, MIB), (100, MIB - 99), (300_000, MIB), (MIB, 1), (60, 2**40)]
+)
 def test_oversized_chunk_is_refused_at_its_size_line(before, size):
-    decoder = ChunkDecoder(LIMITS, 100)
+    decoder = ChunkDecoder(LIMITS, MIB)
     if before:
         decoder.feed(chunk(b"x" * before))
-    with pytest.raises(Refusal, match=f"a chunk of {size} after {before} bytes") as caught:
+    with pytest.raises(Refusal) as caught:
         decoder.feed(b"%x\r\n" % size)
-    assert caught.value.status == 413
+    message = f"the body is too large: a chunk of {size} after {before} bytes, at most {MIB} are allowed"
+    assert (caught.value.status, str(caught.value)) == (413, message)
 
 
 def test_small_chunks_are_refused_at_the_limit_of_the_body():

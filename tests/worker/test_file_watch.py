@@ -14,8 +14,6 @@ RELOAD = Change()._asdict()
 
 
 class FakeMailbox:
-    """Keeps messages."""
-
     def __init__(self):
         self.messages = []
 

@@ -55,7 +55,6 @@ PHRASES = {
 
 
 def parse(response):
-    """Return the status line, headers and body of a response."""
     head, _, body = response.partition(b"\r\n\r\n")
     status_line, *lines = head.decode().split("\r\n")
     return status_line, dict(line.split(": ", 1) for line in lines), body

@@ -32,7 +32,6 @@ def queue_of(*terms):
 
 
 def drain(queue):
-    """Pop all items; return them in their order."""
     return [queue.pop() for _ in range(queue.count)]
 
 

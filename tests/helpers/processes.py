@@ -1,0 +1,78 @@
+"""What the system knows of the processes and sockets of a service."""
+
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from service import Service, open_files
+
+
+def spent(pid: int) -> float:
+    """Return the CPU time of a process in seconds, from the scheduler's nanoseconds."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def memory(pid: int, kind: str) -> int:
+    """Return a row of a process's status in bytes, such as VmRSS or its peak, VmHWM."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(rf"^{kind}:\s+(\d+) kB$", text, re.MULTILINE)[1]) * 1024
+
+
+def reset_peak(pid: int) -> None:
+    """Let the peak of a process's memory begin at its present memory (proc(5))."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def wait_until_inferring(service: Service) -> None:
+    """Wait until the only worker has worked for longer than any request that does not infer."""
+    (pid,) = service.workers()
+    before = spent(pid)
+    service.wait_for(lambda: spent(pid) > before + 0.05)
+
+
+def replaced(service: Service, before: list[int]) -> bool:
+    """Return whether all of these workers have been replaced."""
+    now = service.workers()
+    return bool(now) and not set(now) & set(before)
+
+
+class TcpSocket(NamedTuple):
+    """A TCP socket of this machine: its ports, state and queues as in /proc/net/tcp, and its name in /proc/PID/fd."""
+
+    local: int
+    remote: int
+    state: str
+    queues: str
+    name: str
+
+
+def tcp_sockets() -> list[TcpSocket]:
+    """Return all TCP sockets of this machine."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [TcpSocket(int(row[1][-4:], 16), int(row[2][-4:], 16), *row[3:5], f"socket:[{row[9]}]") for row in rows]
+
+
+def listens(port: int, pid: int) -> bool:
+    """Return whether a process has a socket that listens at a port."""
+    listening = {found.name for found in tcp_sockets() if found.local == port and found.state == "0A"}
+    return not listening.isdisjoint(open_files(pid))
+
+
+def wait_until_reopened(service: Service, path: Path) -> None:
+    """Wait until every worker has a file of this path open."""
+    service.wait_for(lambda: all(str(path) in open_files(pid) for pid in service.workers()))
+
+
+@contextlib.contextmanager
+def stopped(service: Service, pid: int) -> Iterator[None]:
+    """Keep a process stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        service.wait_for(lambda: "\nState:\tT" in Path(f"/proc/{pid}/status").read_text())
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
