@@ -6,24 +6,12 @@ import signal
 import socket
 
 import model_zoo
-import numpy as np
 import pytest
+from generations import wait_until_replaced, works
+from raw_http import RELU
 from service import PATIENCE, ROOT, receive, run_to_end, serve, write_config
 
 from ovms_rest.host.cores import usable_cores
-
-RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
-
-
-@pytest.fixture
-def relu(tmp_path):
-    model_zoo.save(model_zoo.relu(), tmp_path / "relu")
-    return write_config(tmp_path, {"name": "relu", "base_path": "relu"})
-
-
-def works(service):
-    return service.infer("relu", RELU).json()["outputs"][0]["data"] == [1, 0, 3, 0]
-
 
 # --- Start
 
@@ -68,25 +56,25 @@ def test_there_is_a_worker_for_every_usable_core(tmp_path, relu):
         service.wait_for(lambda: len(service.workers()) == cores)
 
 
-def test_web_concurrency_and_gunicorns_flags_win(tmp_path, relu):
+def test_web_concurrency_and_gunicorns_flags_win(start, tmp_path, relu):
     with serve(tmp_path, config=relu, WEB_CONCURRENCY="3") as service:
         service.wait_for(lambda: len(service.workers()) == 3)
-    with serve(tmp_path, "-w", "1", "--access-logfile", "-", config=relu, WEB_CONCURRENCY="3") as service:
+    with start(1, "--access-logfile", "-", WEB_CONCURRENCY="3") as service:
         assert works(service)
         assert len(service.workers()) == 1
         service.wait_for(lambda: '"POST /v2/models/relu/infer HTTP/1.1" 200' in service.log)
 
 
-def test_more_workers_than_usable_cores_are_warned_about_once(tmp_path, relu):
+def test_more_workers_than_usable_cores_are_warned_about_once(start):
     cores = usable_cores()
     warning = f"[WARNING] {cores + 1} workers, but usable cores: {cores}; more workers than cores gain nothing"
-    with serve(tmp_path, "-w", str(cores + 1), config=relu) as service:
+    with start(cores + 1) as service:
         assert service.log.count(warning) == 1
         before = service.workers()
         service.signal(signal.SIGHUP)
         service.wait_for(lambda: not set(before) & set(service.workers()))
         assert service.log.count("but usable cores") == 1
-    with serve(tmp_path, "-w", str(cores), config=relu) as service:
+    with start(cores) as service:
         assert "but usable cores" not in service.log
 
 
@@ -129,43 +117,43 @@ def test_log_lists_the_models_and_how_they_are_compiled(tmp_path):
 # --- Addresses
 
 
-def refused(ended, address, reason):
-    """Return whether a start ended with this one line, without loading a model."""
+def refusal(tmp_path, relu, address, *binds):
+    """Return why a start fails at this address, which takes one line and loads no model."""
+    ended = run_to_end(tmp_path, *binds, OVMS_REST_CONFIG=str(relu))
+    assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
-    return ended.returncode == 1 and line.endswith(f"[ERROR] cannot listen on {address}: {reason}")
+    return line.partition(f"[ERROR] cannot listen on {address}: ")[2]
 
 
-def test_address_in_use_ends_the_start_before_models_are_loaded(tmp_path, relu):
-    variables = {"OVMS_REST_CONFIG": str(relu)}
-    with serve(tmp_path, "-w", "1", config=relu) as service:
-        address = f"127.0.0.1:{service.port}"
-        assert refused(run_to_end(tmp_path, "-b", address, **variables), address, "Address already in use")
+def test_address_in_use_ends_the_start_before_models_are_loaded(start, tmp_path, relu):
+    with start(1) as service:
+        address, other = f"127.0.0.1:{service.port}", f"0.0.0.0:{service.port}"
+        assert refusal(tmp_path, relu, address, "-b", address) == "Address already in use"
         # The other addresses are checked as well.
-        both = ("-b", "127.0.0.1:0", "-b", f"0.0.0.0:{service.port}")
-        assert refused(run_to_end(tmp_path, *both, **variables), f"0.0.0.0:{service.port}", "Address already in use")
+        assert refusal(tmp_path, relu, other, "-b", "127.0.0.1:0", "-b", other) == "Address already in use"
         assert works(service)
 
 
 @pytest.mark.parametrize(
-    ("bind", "address", "reason"),
+    ("address", "reason"),
     [
-        ("192.0.2.1:8000", "192.0.2.1:8000", "Cannot assign requested address"),
-        ("[2001:db8::1]:8000", "[2001:db8::1]:8000", "Cannot assign requested address"),
-        ("name.invalid:8000", "name.invalid:8000", "Name or service not known"),
-        ("unix:/absent/socket", "unix:/absent/socket", "No such file or directory"),
-        ("unix:/etc/passwd", "unix:/etc/passwd", "it exists and is not a socket"),
-        (f"unix:/tmp/{'x' * 120}", f"unix:/tmp/{'x' * 120}", "the path is longer than 107 bytes"),
+        ("192.0.2.1:8000", "Cannot assign requested address"),
+        ("[2001:db8::1]:8000", "Cannot assign requested address"),
+        ("name.invalid:8000", "Name or service not known"),
+        ("unix:/absent/socket", "No such file or directory"),
+        ("unix:/etc/passwd", "it exists and is not a socket"),
+        (f"unix:/tmp/{'x' * 120}", "the path is longer than 107 bytes"),
     ],
 )
-def test_address_that_cannot_be_bound_ends_the_start_before_models_are_loaded(tmp_path, relu, bind, address, reason):
-    assert refused(run_to_end(tmp_path, "-b", bind, OVMS_REST_CONFIG=str(relu)), address, reason)
+def test_address_that_cannot_be_bound_ends_the_start_before_models_are_loaded(tmp_path, relu, address, reason):
+    assert refusal(tmp_path, relu, address, "-b", address) == reason
 
 
-def test_socket_of_a_service_that_is_gone_is_replaced(tmp_path, relu):
+def test_socket_of_a_service_that_is_gone_is_replaced(start, tmp_path):
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    with serve(tmp_path, "-w", "1", "-b", f"unix:{path}", config=relu) as service:
+    with start(1, "-b", f"unix:{path}") as service:
         assert works(service)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
@@ -202,19 +190,17 @@ def test_broken_models_are_reported_and_the_others_serve(tmp_path):
 # --- Workers
 
 
-def test_worker_that_dies_is_replaced(tmp_path, relu):
-    with serve(tmp_path, "-w", "2", config=relu) as service:
-        service.wait_for(lambda: len(service.workers()) == 2)
+def test_worker_that_dies_is_replaced(start):
+    with start(2) as service:
         before = service.workers()
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        service.wait_for(lambda: len(service.workers()) == 2 and not set(service.workers()) & set(before))
+        wait_until_replaced(service, before)
         assert works(service)
 
 
-def test_signals_add_and_remove_workers_and_none_hangs(tmp_path, relu):
-    with serve(tmp_path, "-w", "1", config=relu) as service:
-        service.wait_for(lambda: len(service.workers()) == 1)
+def test_signals_add_and_remove_workers_and_none_hangs(start):
+    with start(1) as service:
         service.signal(signal.SIGTTIN)
         service.wait_for(lambda: len(service.workers()) == 2)
         service.signal(signal.SIGTTOU)
@@ -222,22 +208,22 @@ def test_signals_add_and_remove_workers_and_none_hangs(tmp_path, relu):
         for _ in range(3):
             before = service.workers()
             service.signal(signal.SIGHUP)
-            service.wait_for(lambda before=before: service.workers() and not set(service.workers()) & set(before))
+            wait_until_replaced(service, before)
             assert works(service)
         assert "SIGKILL" not in service.log
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_termination_signals_end_the_service_immediately(tmp_path, relu, number):
-    with serve(tmp_path, "-w", "2", config=relu) as service:
+def test_termination_signals_end_the_service_immediately(start, number):
+    with start(2) as service:
         assert works(service)
         service.signal(number)
         assert service.process.wait(10) == 0
         assert "SIGKILL" not in service.log
 
 
-def test_worker_is_replaced_after_max_requests(tmp_path, relu):
-    with serve(tmp_path, "-w", "1", "--max-requests", "3", config=relu) as service:
+def test_worker_is_replaced_after_max_requests(start):
+    with start(1, "--max-requests", "3") as service:
         for _ in range(10):
             assert works(service)
         assert "SIGKILL" not in service.log
@@ -258,18 +244,15 @@ def test_invalid_request_does_not_affect_valid_ones_after_it(tmp_path):
     model_zoo.save(model_zoo.product(), tmp_path / "product")
     config = write_config(tmp_path, {"name": "product", "base_path": "product"})
 
-    def request(left, right):
-        return {
-            "inputs": [
-                {"name": name, "datatype": "FP32", "shape": list(shape), "data": np.ones(shape).tolist()}
-                for name, shape in (("left", left), ("right", right))
-            ]
-        }
+    def infer(columns):
+        left = {"name": "left", "datatype": "FP32", "shape": [2, columns], "data": [1] * 2 * columns}
+        right = {"name": "right", "datatype": "FP32", "shape": [2, 2], "data": [1] * 4}
+        return service.infer("product", {"inputs": [left, right]})
 
     with serve(tmp_path, "-w", "1", config=config) as service:
         for _ in range(3):
-            assert service.infer("product", request((2, 2), (2, 2))).json()["outputs"][0]["data"] == [2, 2, 2, 2]
-            answer = service.infer("product", request((2, 3), (2, 2)))
+            assert infer(2).json()["outputs"][0]["data"] == [2, 2, 2, 2]
+            answer = infer(3)
             assert answer.status == 400
             assert re.fullmatch(
                 r"model 'product' version 1 cannot compute this request: node 'MatMul_\d+': Incompatible MatMul matrix "
@@ -282,8 +265,8 @@ def test_invalid_request_does_not_affect_valid_ones_after_it(tmp_path):
 # --- Hooks
 
 
-def test_readiness_falls_immediately_at_shutdown(tmp_path, relu):
-    with serve(tmp_path, "-w", "1", config=relu) as service, service.connect() as connection:
+def test_readiness_falls_immediately_at_shutdown(start):
+    with start(1) as service, service.connect() as connection:
         for path, told in ((b"live", b""), (b"ready", b'{"error":"the service is shutting down"}')):
             connection.sendall(b"GET /v2/health/%s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
             answer = receive(connection)
@@ -295,8 +278,8 @@ def test_readiness_falls_immediately_at_shutdown(tmp_path, relu):
         assert service.process.wait(PATIENCE) == 0
 
 
-def test_readiness_does_not_fall_when_a_generation_is_replaced(tmp_path, relu):
-    with serve(tmp_path, "-w", "1", config=relu) as service, service.connect() as connection:
+def test_readiness_does_not_fall_when_a_generation_is_replaced(start):
+    with start(1) as service, service.connect() as connection:
         told = {}
         while told.get("connection") != "close":
             connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
