@@ -3,26 +3,23 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import falcon
 
-from ovms_rest.arbiter.changes import Housekeeping
 from ovms_rest.arbiter.reloading import Managed, Reloading
 from ovms_rest.config import read_config
 from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageError, TryLaterError
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.log import log
-from ovms_rest.models.configuration import ModelConfig
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.loading import Host, load_models
-from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.models.registry import ModelRegistry
 from ovms_rest.models.roots import find_roots
 from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
-from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.protocol.words import escape
 from ovms_rest.resources.arbiter_client import ArbiterClient
 from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
@@ -165,26 +162,22 @@ def load_app(environ: Mapping[str, str]) -> App:
     host, models, table = host_of(settings), ModelRegistry({}), WorkerTable(SLOTS, usable_cores())
     telemetry = Telemetry(models, table, settings.max_waiting)
 
-    def load(
-        configs: Sequence[ModelConfig], previous: Mapping[str, Entry], housekeep: Housekeeping
-    ) -> dict[str, Entry]:
-        loaded = load_models(configs, host, _log_progress, ModelRegistry(previous), housekeep).entries
-        telemetry.count(loaded)
-        return loaded
+    def adopted() -> None:
+        telemetry.count(models.entries)
+        telemetry.forget_gone()
 
-    def assemble(
-        definitions: Sequence[PipelineDefinition],
-        libraries: Mapping[str, Library],
-        loaded: Mapping[str, Entry],
-        previous: Mapping[str, Entry],
-        housekeep: Housekeeping,
-    ) -> dict[str, Entry]:
-        pipelines = assemble_pipelines(definitions, libraries, loaded, previous, host, housekeep)
-        telemetry.count(pipelines)
-        return pipelines
-
-    allowed = partial(find_roots, model_roots=settings.model_roots, cache_dir=settings.cache_dir)
-    reloading = Reloading(settings.config, models, load, assemble, allowed, telemetry.forget_gone)
+    reloading = Reloading(
+        settings.config,
+        models,
+        lambda configs, previous, housekeep: (
+            load_models(configs, host, _log_progress, ModelRegistry(previous), housekeep).entries
+        ),
+        lambda definitions, libraries, loaded, previous, housekeep: assemble_pipelines(
+            definitions, libraries, loaded, previous, host, housekeep
+        ),
+        partial(find_roots, model_roots=settings.model_roots, cache_dir=settings.cache_dir),
+        adopted,
+    )
     reloading.start(config, now)
     return App(settings, models, telemetry, table, reloading, config.metrics)
 

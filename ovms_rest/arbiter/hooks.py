@@ -120,10 +120,7 @@ def on_starting(arbiter: Any) -> None:
     arbiter.SIG_NAMES = {**arbiter.SIG_NAMES, CONTROL: "control"}
     arbiter.handle_control = lambda: make_changes(arbiter)
     arbiter.spawning = Spawning(arbiter, managed.table, managed.settings.max_worker_memory_bytes)
-    arbiter.wait_for_signals = partial(_wait_for_signals, arbiter, arbiter.wait_for_signals)
     signal.signal(CONTROL, arbiter.signal)
-    for name in ("term", "int", "quit"):
-        _announce_shutdown_first(arbiter, f"handle_{name}")
     _provide_access_log(arbiter)
     for name, function in _METHODS.items():
         setattr(arbiter, name, partial(function, arbiter, getattr(arbiter, name)))
@@ -149,15 +146,10 @@ def when_ready(arbiter: Any) -> None:
     log.info(line, summary, addresses, workers, "" if workers == 1 else "s", arbiter.managed.permission)
 
 
-def _announce_shutdown_first(arbiter: Any, name: str) -> None:
+def _shut_down(arbiter: Any, handle: Callable[[], None]) -> None:
     """Make the shutdown known to the workers before they get a signal, so that readiness falls immediately."""
-    handle = getattr(arbiter, name)
-
-    def announce_and_handle() -> None:
-        arbiter.managed.table.set_ending()
-        handle()
-
-    setattr(arbiter, name, announce_and_handle)
+    arbiter.managed.table.set_ending()
+    handle()
 
 
 def _wait_for_signals(arbiter: Any, wait: Callable[..., list[int]], timeout: float = 1.0) -> list[int]:
@@ -234,9 +226,11 @@ def _provide_access_log(arbiter: Any) -> None:
 
 
 # Replacements of gunicorn's methods, called with the original.
-_METHODS: dict[str, Callable[..., None]] = {
+_METHODS: dict[str, Callable[..., Any]] = {
+    "wait_for_signals": _wait_for_signals,
     "stop": _stop,
     "reexec": _reexec,
+    **dict.fromkeys(("handle_term", "handle_int", "handle_quit"), _shut_down),
     "handle_ttin": _add_worker,
     "handle_ttou": _remove_worker,
     "handle_usr1": _reopen_logs,

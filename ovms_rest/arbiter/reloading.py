@@ -70,7 +70,7 @@ class Reloading:
     ) -> None:
         """Begin with an empty registry; `path` is that of the config file.
 
-        `adopted` is called when changes were made, before workers are forked that serve them.
+        `adopted` is called when the registry has been replaced, before workers are forked that serve it.
         """
         self.wanted = Wanted(path)
         self.mailbox = Mailbox()
@@ -111,7 +111,6 @@ class Reloading:
             same = next(((error,) for other, error in results if change.action == other.action == "reload"), None)
             results.append((change, same[0] if same else self._run(change, housekeep)))
         has_changed = differ(before, self._models.entries)
-        self._adopted()
         fault = renew(has_changed)
         for change, error in results:
             if change.id:
@@ -166,6 +165,7 @@ class Reloading:
     def _adopt(self, wanted: Wanted, entries: Entries) -> None:
         self.wanted = wanted
         self._models.replace(ModelRegistry(entries))
+        self._adopted()
 
     def _read_config(self, now: Stamp) -> Config:
         """Read the config file; an invalid one is not read again until it changes."""
