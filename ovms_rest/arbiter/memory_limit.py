@@ -26,10 +26,9 @@ _MIB = 2**20
 
 
 class FreshSize:
-    """The private memory of a worker when it becomes ready, in bytes, shared with the arbiter; 0 until then."""
+    """The private memory of a worker when it becomes ready, in bytes, 0 until then; created before the fork."""
 
     def __init__(self) -> None:
-        """Allocate it, before the fork."""
         self._number = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
 
     def measure(self) -> None:
@@ -43,10 +42,9 @@ class FreshSize:
 
 
 class MemoryLimit:
-    """The limit, and the time of the next measurement."""
+    """The limit in bytes, 0 for none, and the time of the next measurement."""
 
     def __init__(self, limit: int) -> None:
-        """Set the limit in bytes, 0 for none."""
         self._limit = limit
         self._next_look = 0.0
         self._has_complained = False

@@ -11,6 +11,7 @@ import subprocess
 
 import pytest
 from generations import works
+from gunicorn.config import Config
 from service import (
     PATIENCE,
     ROOT,
@@ -22,6 +23,9 @@ from service import (
     serve,
     wait_for_end,
 )
+
+from ovms_rest.arbiter import hooks
+from ovms_rest.arbiter.control_address import ControlAddress
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 PR_SET_CHILD_SUBREAPER = 36
@@ -80,17 +84,24 @@ def children(pid):
 # --- One service
 
 
-def refusal(tmp_path, relu, address, *arguments):
-    """Return why a start with this control address fails, which takes one line and loads no model."""
-    ended = run_to_end(tmp_path, *arguments, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
-    assert ended.returncode == 1
-    (line,) = ended.stderr.splitlines()
-    return line.partition(f"[ERROR] cannot listen on {address} (OVMS_REST_CONTROL_BIND): ")[2]
+def refusal_of(caplog, address, **settings):
+    """Return why a start with this control address ends, in one line."""
+    cfg = Config()
+    for name, value in {"bind": ["127.0.0.1:0"], **settings}.items():
+        cfg.set(name, value)
+    with pytest.raises(SystemExit, match=r"^1$"), hooks._ending_without(address):
+        ControlAddress(address, cfg, {})
+    (line,) = caplog.messages
+    return line.partition(f"cannot listen on {address} (OVMS_REST_CONTROL_BIND): ")[2]
 
 
 def test_second_service_on_the_same_control_address_does_not_start(start, tmp_path, relu, address):
+    """It loads no model before it reports that."""
     with start(1, OVMS_REST_CONTROL_BIND=address):
-        assert refusal(tmp_path, relu, address) == "Address already in use"
+        ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
+        assert ended.returncode == 1
+        (line,) = ended.stderr.splitlines()
+        assert line.endswith(f"[ERROR] cannot listen on {address} (OVMS_REST_CONTROL_BIND): Address already in use")
         assert [ask(address) for _ in range(10)] == [200] * 10
 
 
@@ -103,8 +114,8 @@ def test_second_service_on_the_same_control_address_does_not_start(start, tmp_pa
         ("unix:/etc/passwd", "it exists and is not a socket"),
     ],
 )
-def test_unusable_control_address_ends_the_start_with_one_line(tmp_path, relu, address, reason):
-    assert refusal(tmp_path, relu, address) == reason
+def test_unusable_control_address_ends_the_start_with_one_line(caplog, address, reason):
+    assert refusal_of(caplog, address) == reason
 
 
 @pytest.fixture
@@ -172,14 +183,12 @@ def test_upgrade_takes_over_a_port_that_is_in_use_by_the_first_arbiter(start, or
         assert works(service)
 
 
-@pytest.mark.parametrize("options", [(), ("--reuse-port",)], ids=["", "--reuse-port"])
+@pytest.mark.parametrize("reuse_port", [False, True], ids=["", "--reuse-port"])
 @pytest.mark.parametrize("is_path", [False, True], ids=["a port", "a path"])
-def test_address_of_bind_as_the_control_address_ends_the_start_before_models_are_loaded(
-    tmp_path, relu, is_path, options
-):
+def test_address_of_bind_as_the_control_address_ends_the_start(tmp_path, caplog, is_path, reuse_port):
     address = f"unix:{tmp_path}/socket" if is_path else f"127.0.0.1:{free_port()}"
     reason = "it is also an address of --bind; the control address must be another"
-    assert refusal(tmp_path, relu, address, "-b", address, *options) == reason
+    assert refusal_of(caplog, address, bind=[address], reuse_port=reuse_port) == reason
 
 
 @pytest.mark.parametrize("address", ["path"], indirect=True)

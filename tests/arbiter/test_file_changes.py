@@ -13,6 +13,7 @@ import time
 import model_zoo
 import numpy as np
 import pytest
+from generations import PAUSE_SECONDS
 from onnx import TensorProto, helper, numpy_helper
 from onnx import save as save_onnx
 from openvino import Type, opset15
@@ -126,7 +127,7 @@ def clients(service):
     def infer():
         for name, found in answers.items():
             found.add(ask(service, name))
-            time.sleep(0.002)  # loads run only on cores that nobody else wants
+            time.sleep(PAUSE_SECONDS)
 
     with repeating(infer, 1):
         yield answers

@@ -4,9 +4,24 @@ import os
 import signal
 import socket
 
+import model_zoo
 import pytest
-from generations import checking, kill_one, settings_with, wait_until_replaced, works
-from service import free_port, wait_for_end
+from generations import checking, hang_up, kill_one, settings_with, wait_until_replaced, works
+from service import free_port, serve, wait_for_end, write_config
+
+BIND = "bind = '127.0.0.1:0'\n"
+FAILED = "the reload failed, the service keeps its previous settings"
+
+
+@pytest.fixture(scope="module")
+def bound(tmp_path_factory):
+    """A service of two workers whose address is in its config file, and the directory of that file."""
+    directory = tmp_path_factory.mktemp("bound")
+    model_zoo.save(model_zoo.relu(), directory / "relu")
+    config = write_config(directory, {"name": "relu", "base_path": "relu"})
+    with serve(directory, "-w", "2", "-c", settings_with(directory, BIND), config=config, bind=()) as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        yield service, directory
 
 
 @pytest.mark.parametrize(
@@ -19,27 +34,25 @@ from service import free_port, wait_for_end
         ("raw_env = ['OVMS_REST_MAX_HELD_BYTES=many']", "OVMS_REST_MAX_HELD_BYTES: expected an integer"),
     ],
 )
-def test_reload_with_unusable_settings_changes_nothing(start, tmp_path, hook, line):
-    bind = "bind = '127.0.0.1:0'\n"
-    settings = settings_with(tmp_path, bind)
-    with start(2, "-c", settings, bind=()) as service:
-        before = service.workers()
-        settings_with(tmp_path, bind + hook)
-        with checking(service):
-            service.signal(signal.SIGHUP)
-            service.wait_for(lambda: "the reload failed, the service keeps its previous settings" in service.log)
-        assert line in service.log
-        assert service.workers() == before
-        kill_one(service)  # what is forked now has the old settings
-        service.wait_for(lambda: len(service.workers()) == 2)
-        os.kill(before[-1], signal.SIGKILL)
-        wait_for_end(before[-1])
-        service.wait_for(lambda: works(service))
-        before = service.workers()
-        settings_with(tmp_path, bind)
+def test_reload_with_unusable_settings_changes_nothing(bound, hook, line):
+    service, directory = bound
+    failures = service.log.count(FAILED)
+    before = service.workers()
+    settings_with(directory, BIND + hook)
+    with checking(service):
         service.signal(signal.SIGHUP)
-        wait_until_replaced(service, before)
-        assert works(service)
+        service.wait_for(lambda: service.log.count(FAILED) > failures)
+    assert line in service.log
+    assert service.workers() == before
+    kill_one(service)  # what is forked now has the old settings
+    service.wait_for(lambda: len(service.workers()) == 2)
+    os.kill(before[-1], signal.SIGKILL)
+    wait_for_end(before[-1])
+    service.wait_for(lambda: works(service))
+    service.wait_for(lambda: len(service.workers()) == 2)
+    settings_with(directory, BIND)
+    hang_up(service)
+    assert works(service)
 
 
 def test_reload_with_another_address_leaves_nothing_listening_on_the_previous_one(start, tmp_path):

@@ -1,21 +1,14 @@
 """gunicorn's hooks, called without gunicorn."""
 
-import os
 import types
+
+from forking import fork, join
 
 from ovms_rest.arbiter import hooks
 from ovms_rest.arbiter.reloading import MAX_DEATHS, Managed, Reloading
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.table import WorkerTable
-
-
-def fork(work):
-    pid = os.fork()
-    if pid == 0:
-        work()
-        os._exit(0)
-    os.waitpid(pid, 0)
 
 
 def make_arbiter(tmp_path, models):
@@ -33,7 +26,7 @@ def test_model_is_given_up_after_several_workers_died_opening_it(tmp_path, caplo
     for deaths in range(1, MAX_DEATHS + 1):
         worker = types.SimpleNamespace(pid=deaths)
         hooks.pre_fork(arbiter, worker)
-        fork(lambda worker=worker: hooks.note_opening(worker, "m/1"))
+        join(fork(lambda worker=worker: hooks.note_opening(worker, "m/1")))
         assert models.versions("m") == ["1"]
         hooks.child_exit(arbiter, worker)
         assert f"worker {deaths} died or hung while it opened 'm/1' (model and version)" in caplog.text
@@ -44,6 +37,6 @@ def test_model_is_given_up_after_several_workers_died_opening_it(tmp_path, caplo
 def test_worker_that_ends_while_serving_blames_no_model(tmp_path, caplog):
     worker = types.SimpleNamespace(pid=1)
     hooks.pre_fork(arbiter := make_arbiter(tmp_path, None), worker)
-    fork(lambda: (hooks.note_opening(worker, "m"), hooks.note_opening(worker, "")))
+    join(fork(lambda: (hooks.note_opening(worker, "m"), hooks.note_opening(worker, ""))))
     hooks.child_exit(arbiter, worker)
     assert "died" not in caplog.text

@@ -4,6 +4,7 @@ import os
 import socket
 
 import pytest
+from forking import fork, join
 
 from ovms_rest.arbiter.notifying import Notifier
 
@@ -86,11 +87,7 @@ def test_end_is_reported_once(systemd, notifier, successor, message):
 
 
 def test_forked_process_sends_nothing(systemd, notifier):
-    pid = os.fork()
-    if pid == 0:
-        notifier.report_ready(300)
-        os._exit(0)
-    os.waitpid(pid, 0)
+    join(fork(lambda: notifier.report_ready(300)))
     assert received(systemd) == []
 
 

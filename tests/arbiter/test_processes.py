@@ -7,10 +7,11 @@ import socket
 
 import model_zoo
 import pytest
-from generations import wait_until_replaced, works
+from generations import fault, hang_up, wait_until_replaced, works
 from raw_http import RELU
 from service import PATIENCE, ROOT, receive, run_to_end, serve, write_config
 
+from ovms_rest.app import get_app
 from ovms_rest.host.cores import usable_cores
 
 # --- Start
@@ -32,22 +33,22 @@ from ovms_rest.host.cores import usable_cores
         ),
     ],
 )
-def test_invalid_config_ends_the_start_with_a_readable_line(tmp_path, text, line):
+def test_invalid_config_ends_the_start_with_a_readable_line(tmp_path, monkeypatch, capsys, text, line):
     path = tmp_path / "config.json"
     if text is not None:
         path.write_text(text)
-    ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(path))
-    assert ended.returncode == 1
-    (found,) = (ended.stdout + ended.stderr).splitlines()
+    monkeypatch.setenv("OVMS_REST_CONFIG", str(path))
+    with pytest.raises(SystemExit, match=r"^1$"):
+        get_app()
+    (found,) = "".join(capsys.readouterr()).splitlines()
     assert found.startswith(f"ovms_rest: {path}: {line}")
 
 
 def test_invalid_setting_ends_the_start_with_a_readable_line(tmp_path):
     ended = run_to_end(tmp_path, OVMS_REST_MAX_BODY_BYTES="1 GB")
     assert ended.returncode == 1
-    assert ended.stderr == (
-        "ovms_rest: OVMS_REST_MAX_BODY_BYTES: expected an integer from 1 to 2147483647, got '1 GB'\n"
-    )
+    message = "OVMS_REST_MAX_BODY_BYTES: expected an integer from 1 to 2147483647, got '1 GB'"
+    assert ended.stdout + ended.stderr == f"ovms_rest: {message}\n"
 
 
 def test_there_is_a_worker_for_every_usable_core(tmp_path, relu):
@@ -70,9 +71,7 @@ def test_more_workers_than_usable_cores_are_warned_about_once(start):
     warning = f"[WARNING] {cores + 1} workers, but usable cores: {cores}; more workers than cores gain nothing"
     with start(cores + 1) as service:
         assert service.log.count(warning) == 1
-        before = service.workers()
-        service.signal(signal.SIGHUP)
-        service.wait_for(lambda: not set(before) & set(service.workers()))
+        hang_up(service)
         assert service.log.count("but usable cores") == 1
     with start(cores) as service:
         assert "but usable cores" not in service.log
@@ -98,15 +97,10 @@ def test_log_lists_the_models_and_how_they_are_compiled(tmp_path):
         {"name": "own", "base_path": "relu", "plugin_config": {"PERFORMANCE_HINT": "LATENCY"}},
     )
     with serve(tmp_path, "-w", "1", config=config) as service:
-        file = tmp_path / "relu" / "3" / "model.xml"
-        assert (
-            f"model 'shared' version 3 serves from {file}: x FP32[-1,4] -> y FP32[-1,4]; compiled once for all workers "
-            "(one thread in each worker satisfies PERFORMANCE_HINT=THROUGHPUT), ready after "
-        ) in service.log
-        assert (
-            f"model 'own' version 3 serves from {file}: x FP32[-1,4] -> y FP32[-1,4]; compiled by each worker "
-            "(PERFORMANCE_HINT is LATENCY), ready after "
-        ) in service.log
+        how = "compiled once for all workers (one thread in each worker satisfies PERFORMANCE_HINT=THROUGHPUT)"
+        for name, compiled in (("shared", how), ("own", "compiled by each worker (PERFORMANCE_HINT is LATENCY)")):
+            line = f"model {name!r} version 3 serves from {tmp_path}/relu/3/model.xml: x FP32[-1,4] -> y FP32[-1,4]; "
+            assert f"{line}{compiled}, ready after " in service.log
         assert re.search(
             r"2 of 2 models and pipelines serve on http://127\.0\.0\.1:\d+, with 1 worker; "
             "loading and unloading by call: disabled, as OVMS_REST_CONTROL_BIND is not set",
@@ -117,36 +111,14 @@ def test_log_lists_the_models_and_how_they_are_compiled(tmp_path):
 # --- Addresses
 
 
-def refusal(tmp_path, relu, address, *binds):
-    """Return why a start fails at this address, which takes one line and loads no model."""
-    ended = run_to_end(tmp_path, *binds, OVMS_REST_CONFIG=str(relu))
-    assert ended.returncode == 1
-    (line,) = ended.stderr.splitlines()
-    return line.partition(f"[ERROR] cannot listen on {address}: ")[2]
-
-
 def test_address_in_use_ends_the_start_before_models_are_loaded(start, tmp_path, relu):
     with start(1) as service:
-        address, other = f"127.0.0.1:{service.port}", f"0.0.0.0:{service.port}"
-        assert refusal(tmp_path, relu, address, "-b", address) == "Address already in use"
-        # The other addresses are checked as well.
-        assert refusal(tmp_path, relu, other, "-b", "127.0.0.1:0", "-b", other) == "Address already in use"
+        address = f"127.0.0.1:{service.port}"
+        ended = run_to_end(tmp_path, "-b", address, OVMS_REST_CONFIG=str(relu))
+        assert ended.returncode == 1
+        (line,) = ended.stderr.splitlines()
+        assert line.endswith(f"[ERROR] cannot listen on {address}: Address already in use")
         assert works(service)
-
-
-@pytest.mark.parametrize(
-    ("address", "reason"),
-    [
-        ("192.0.2.1:8000", "Cannot assign requested address"),
-        ("[2001:db8::1]:8000", "Cannot assign requested address"),
-        ("name.invalid:8000", "Name or service not known"),
-        ("unix:/absent/socket", "No such file or directory"),
-        ("unix:/etc/passwd", "it exists and is not a socket"),
-        (f"unix:/tmp/{'x' * 120}", "the path is longer than 107 bytes"),
-    ],
-)
-def test_address_that_cannot_be_bound_ends_the_start_before_models_are_loaded(tmp_path, relu, address, reason):
-    assert refusal(tmp_path, relu, address, "-b", address) == reason
 
 
 def test_socket_of_a_service_that_is_gone_is_replaced(start, tmp_path):
@@ -183,8 +155,7 @@ def test_broken_models_are_reported_and_the_others_serve(tmp_path):
             line = f"model {name!r} does not serve: {reason}"
             assert line in answer.json()["error"]
             assert reason.removeprefix("version 1 ") in service.log
-            answer_of_model = service.get(f"/v2/models/{name}/ready")
-            assert (answer_of_model.status, answer_of_model.json()["error"].startswith(line)) == (404, True)
+            assert fault(service.get(f"/v2/models/{name}/ready")).startswith(f"404 {line}")
 
 
 # --- Workers
@@ -206,9 +177,7 @@ def test_signals_add_and_remove_workers_and_none_hangs(start):
         service.signal(signal.SIGTTOU)
         service.wait_for(lambda: len(service.workers()) == 1)
         for _ in range(3):
-            before = service.workers()
-            service.signal(signal.SIGHUP)
-            wait_until_replaced(service, before)
+            hang_up(service)
             assert works(service)
         assert "SIGKILL" not in service.log
 
@@ -252,14 +221,12 @@ def test_invalid_request_does_not_affect_valid_ones_after_it(tmp_path):
     with serve(tmp_path, "-w", "1", config=config) as service:
         for _ in range(3):
             assert infer(2).json()["outputs"][0]["data"] == [2, 2, 2, 2]
-            answer = infer(3)
-            assert answer.status == 400
-            assert re.fullmatch(
-                r"model 'product' version 1 cannot compute this request: node 'MatMul_\d+': Incompatible MatMul matrix "
-                r"dimension. First input dimension=3 at COL_INDEX_DIM=1 doesn't match the second input dimension=2 at "
-                r"ROW_INDEX_DIM=0",
-                answer.json()["error"],
+            line = (
+                r"400 model 'product' version 1 cannot compute this request: node 'MatMul_\d+': Incompatible MatMul "
+                r"matrix dimension. First input dimension=3 at COL_INDEX_DIM=1 doesn't match the second input "
+                r"dimension=2 at ROW_INDEX_DIM=0"
             )
+            assert re.fullmatch(line, fault(infer(3)))
 
 
 # --- Hooks
@@ -267,11 +234,11 @@ def test_invalid_request_does_not_affect_valid_ones_after_it(tmp_path):
 
 def test_readiness_falls_immediately_at_shutdown(start):
     with start(1) as service, service.connect() as connection:
-        for path, told in ((b"live", b""), (b"ready", b'{"error":"the service is shutting down"}')):
+        for path, seen in ((b"live", b""), (b"ready", b'{"error":"the service is shutting down"}')):
             connection.sendall(b"GET /v2/health/%s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
             answer = receive(connection)
-            assert (answer.status, answer.body) == (503 if told else 200, told)
-            if not told:
+            assert (answer.status, answer.body) == (503 if seen else 200, seen)
+            if not seen:
                 service.process.terminate()
                 service.wait_for(lambda: "Handling signal: term" in service.log)
         assert answer.headers["connection"] == "close"
@@ -280,11 +247,11 @@ def test_readiness_falls_immediately_at_shutdown(start):
 
 def test_readiness_does_not_fall_when_a_generation_is_replaced(start):
     with start(1) as service, service.connect() as connection:
-        told = {}
-        while told.get("connection") != "close":
+        seen = {}
+        while seen.get("connection") != "close":
             connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
             status, headers, _ = receive(connection)
             assert status == 200
-            if not told:
+            if not seen:
                 service.signal(signal.SIGHUP)
-            told = headers
+            seen = headers

@@ -7,7 +7,7 @@ import subprocess
 
 import model_zoo
 import pytest
-from generations import wait_until_replaced
+from generations import hang_up
 from gunicorn.config import Config
 from service import receive, repeating, run_to_end, serve
 
@@ -60,10 +60,8 @@ def test_half_replaced_pair_keeps_the_one_in_use_until_a_reload_finds_it_whole(t
         assert served_certificate(service) == old
         replace(tmp_path, "pem")
         with clients(service):
-            before = service.workers()
             model_zoo.save(model_zoo.relu(), tmp_path / "relu", version=2)
-            service.signal(signal.SIGHUP)
-            wait_until_replaced(service, before)
+            hang_up(service)
         assert service.log.count("key values mismatch") == 1
         assert service.log.count("Booting worker") == 4
         assert "relu' version 2 serves" in service.log  # what else the reload is about is done
@@ -74,9 +72,7 @@ def test_half_replaced_pair_keeps_the_one_in_use_until_a_reload_finds_it_whole(t
         assert served_certificate(service) == old
         replace(tmp_path, "key")
         with clients(service):
-            before = service.workers()
-            service.signal(signal.SIGHUP)
-            wait_until_replaced(service, before)
+            hang_up(service)
         assert served_certificate(service) == new
 
 

@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -21,10 +20,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may start p
 @pytest.fixture
 def directory():
     """A directory that every user may read; pytest's own belong to root."""
-    made = Path(tempfile.mkdtemp(prefix="ovms_rest-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
+    with tempfile.TemporaryDirectory(prefix="ovms_rest-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 @pytest.fixture

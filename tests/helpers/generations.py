@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import model_zoo
@@ -17,6 +17,8 @@ from service import Answer, Service, repeating
 
 # The request of a model that `times` makes.
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}).encode()
+# Of clients between requests: loads run only on cores that nobody else wants.
+PAUSE_SECONDS = 0.002
 
 
 def times(factor: float) -> Model:
@@ -36,10 +38,16 @@ def works(service: Service) -> bool:
     return service.infer("relu", RELU).json()["outputs"][0]["data"] == [1, 0, 3, 0]
 
 
-def wait_until_replaced(service: Service, before: Sequence[int], count: int | None = None) -> None:
-    """Wait until none of these workers is left, and there are `count`, or as many as before."""
-    count = count or len(before)
-    service.wait_for(lambda: len(now := service.workers()) == count and not set(now) & set(before))
+def wait_until_replaced(service: Service, before: Collection[int]) -> None:
+    """Wait until there are as many other workers as these, and none of these."""
+    service.wait_for(lambda: len(now := service.workers()) == len(before) and not set(now) & set(before))
+
+
+def hang_up(service: Service) -> None:
+    """Have the arbiter reload by SIGHUP, and wait until all workers are new ones."""
+    before = service.workers()
+    service.signal(signal.SIGHUP)
+    wait_until_replaced(service, before)
 
 
 def settings_with(directory: Path, hook: str = "") -> str:
@@ -61,6 +69,7 @@ def checking(service: Service) -> contextlib.AbstractContextManager[list[Excepti
 
     def check() -> None:
         assert works(service), service.log
+        time.sleep(PAUSE_SECONDS)
 
     return repeating(check)
 
@@ -107,7 +116,7 @@ def inferring(service: Service, model: str) -> Iterator[Results]:
                 response = connection.getresponse()
                 answer = json.loads(response.read())
                 results.append((answer["model_version"], answer["outputs"][0]["data"][0]))
-                time.sleep(0.002)  # loads run only on cores that nobody else wants
+                time.sleep(PAUSE_SECONDS)
                 if response.getheader("connection") == "close":
                     break
 

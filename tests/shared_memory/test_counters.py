@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forking import fork, join
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,24 +39,6 @@ def only_bucket(*record):
     model = Counters(1).of("m", "1")
     model.record(*record)
     return bucket_of(model.read().request_time)
-
-
-def fork(work):
-    """Run work in a child that ends as a worker does; return its process id."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return pid
-
-
-def join(*pids):
-    """Wait for children, which must exit with 0."""
-    for pid in pids:
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def bucket_of(histogram):

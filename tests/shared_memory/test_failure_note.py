@@ -1,9 +1,9 @@
 """The reason why a worker cannot become ready, as the arbiter reads it."""
 
 import errno
-import os
 
 import pytest
+from forking import fork, join
 
 from ovms_rest.shared_memory.failure_note import FailureNote, describe
 
@@ -11,14 +11,14 @@ from ovms_rest.shared_memory.failure_note import FailureNote, describe
 def note(error):
     """Write an error in a forked process, as a worker does, and return the reason."""
     failure = FailureNote()
-    pid = os.fork()
-    if pid == 0:
+
+    def work():
         try:
             raise error
         except Exception as caught:
             failure.write(caught)
-        os._exit(0)
-    os.waitpid(pid, 0)
+
+    join(fork(work))
     return failure.take()
 
 
