@@ -62,14 +62,8 @@ class MemoryLimit:
             for worker in workers:
                 size = _measure(worker.pid, self._limit)
                 if size > self._limit and not self._began_above(worker):
-                    log.info(
-                        "worker %s uses %d MiB of private memory, above the limit of %d MiB (%s); a new worker takes "
-                        "its place",
-                        worker.pid,
-                        size // _MIB,
-                        self._limit // _MIB,
-                        SETTING,
-                    )
+                    line = "worker %s uses %d MiB %s; a new worker takes its place"
+                    log.info(line, worker.pid, size // _MIB, self._excess())
                     found = worker
                     break
         except OSError as error:
@@ -93,14 +87,12 @@ class MemoryLimit:
             return False
         if not self._has_complained:
             self._has_complained = True
-            log.warning(
-                "a new worker already uses %d MiB of private memory, above the limit of %d MiB (%s); such "
-                "workers are not replaced",
-                fresh // _MIB,
-                self._limit // _MIB,
-                SETTING,
-            )
+            line = "a new worker already uses %d MiB %s; such workers are not replaced"
+            log.warning(line, fresh // _MIB, self._excess())
         return True
+
+    def _excess(self) -> str:
+        return f"of private memory, above the limit of {self._limit // _MIB} MiB ({SETTING})"
 
 
 def _measure(pid: int, limit: int) -> int:

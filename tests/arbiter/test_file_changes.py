@@ -1,6 +1,6 @@
 """Files that are replaced while a service uses them: every response is of the old or the new weights, and none fails.
 
-A model multiplies its input by weights that are all the same number, and answers the least and the greatest product.
+A model multiplies its input by weights that are all the same number, and returns the least and the greatest product.
 """
 
 import contextlib
@@ -122,15 +122,15 @@ WAYS = [cp, cp_p, dd_notrunc, slow_upload, write_by_map, rename, delete_and_copy
 @contextlib.contextmanager
 def clients(service):
     """Infer with all models, one after the other, until the block ends; yield the responses of each model."""
-    answers = {name: set() for name in FORMATS}
+    responses = {name: set() for name in FORMATS}
 
     def infer():
-        for name, found in answers.items():
+        for name, found in responses.items():
             found.add(ask(service, name))
             time.sleep(PAUSE_SECONDS)
 
     with repeating(infer, 1):
-        yield answers
+        yield responses
 
 
 def ask(service, name):
@@ -186,11 +186,11 @@ def change(service, directory, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_every_response_is_of_the_old_or_the_new_weights(live, way):
     service, directory = live
-    with clients(service) as answers:
+    with clients(service) as responses:
         old, new = change(service, directory, way)
         assert service.request("POST", "/v1/config/reload").status == 201
     assert serves(service, new)
-    assert set.union(*answers.values()) <= {(old, old), (new, new)}
+    assert set.union(*responses.values()) <= {(old, old), (new, new)}
 
 
 def test_repeated_copies_during_reloads_do_no_harm(live):
@@ -201,11 +201,11 @@ def test_repeated_copies_during_reloads_do_no_harm(live):
             for weight in (2, 1):
                 replace(directory, weight, way)
 
-    with clients(service) as answers, repeating(copy, 1):
+    with clients(service) as responses, repeating(copy, 1):
         end = time.monotonic() + 4
         while time.monotonic() < end:
             assert service.request("POST", "/v1/config/reload").status in (200, 201, 412)
-    assert set.union(*answers.values()) <= {(1, 1), (2, 2)}
+    assert set.union(*responses.values()) <= {(1, 1), (2, 2)}
     replace(directory, 2, cp)
     assert service.request("POST", "/v1/config/reload").status == 201
     assert serves(service, 2)
@@ -227,7 +227,7 @@ def test_files_replaced_with_the_same_size_and_time_are_noticed(watched):
     service.wait_for(lambda: serves(service, new))
 
 
-def test_change_behind_a_linked_version_directory_is_noticed(watched):
+def test_change_in_a_linked_version_directory_is_noticed(watched):
     service, directory = watched
     version = directory / "ir" / "1"
     version.rename(directory / "elsewhere")

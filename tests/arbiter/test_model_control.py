@@ -166,13 +166,6 @@ def test_model_missing_in_the_file_is_loaded_by_its_path_unloaded_and_loaded_aga
     assert (load(served, name).status, result(served, name)) == (200, ("1", 9.0))
 
 
-def test_model_removed_from_the_file_is_removed_even_if_loaded_with_its_own_config(served, tmp_path):
-    assert load(served, "m", {"shape": "(1,4)"}).status == 200
-    write_config(tmp_path, {"name": "other", "base_path": "other"})
-    assert served.request("POST", "/v1/config/reload").json() == {"other": status("1")}
-    assert load(served).status == 404
-
-
 def test_failing_config_changes_nothing(served):
     with inferring(served, "m"):
         assert re.match("412 .*shape", fault(load(served, "m", {"shape": "(1,y)"})))
@@ -306,18 +299,9 @@ def test_proxy_may_not_load_and_unload_for_its_clients(asked):
     assert index(asked, "m") == [{"name": "m", "version": "1", "state": "READY"}]
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        *({"Origin": "http://evil.example"}, {"Origin": "null", "Sec-Fetch-Site": "cross-site"}),
-        *({"Sec-Fetch-Site": "cross-site"}, {"Host": "evil.example:8000"}),
-        {"Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"},
-        *({"Via": "1.1 proxy"}, {"X-Forwarded-Host": "evil.example"}),
-        *({"X-Real-IP": "10.0.0.1"}, {"Forwarded": "for=10.0.0.1"}),
-    ],
-)
 @pytest.mark.parametrize("path", ["/v2/repository/models/m/load", "/v2/repository/models/m/unload", "/v2/logging"])
-def test_web_pages_proxies_and_foreign_host_names_may_not_load_and_unload(asked, path, headers):
+def test_web_page_of_another_site_may_not_change_the_service(asked, path):
+    headers = {"Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}
     assert re.match("403 .*OVMS_REST_MODEL_CONTROL is 'local'", fault(asked.request("POST", path, b"", headers)))
 
 

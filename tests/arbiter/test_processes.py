@@ -1,14 +1,12 @@
 """The processes of the service: start, signals, deaths of workers, invalid configs and broken models."""
 
-import os
 import re
 import signal
 import socket
 
 import model_zoo
 import pytest
-from generations import fault, hang_up, wait_until_replaced, works
-from raw_http import RELU
+from generations import fault, hang_up, works
 from service import PATIENCE, ROOT, receive, run_to_end, serve, write_config
 
 from ovms_rest.app import get_app
@@ -49,12 +47,6 @@ def test_invalid_setting_ends_the_start_with_a_readable_line(tmp_path):
     assert ended.returncode == 1
     message = "OVMS_REST_MAX_BODY_BYTES: expected an integer from 1 to 2147483647, got '1 GB'"
     assert ended.stdout + ended.stderr == f"ovms_rest: {message}\n"
-
-
-def test_there_is_a_worker_for_every_usable_core(tmp_path, relu):
-    cores = len(os.sched_getaffinity(0))
-    with serve(tmp_path, config=relu) as service:
-        service.wait_for(lambda: len(service.workers()) == cores)
 
 
 def test_web_concurrency_and_gunicorns_flags_win(start, tmp_path, relu):
@@ -161,15 +153,6 @@ def test_broken_models_are_reported_and_the_others_serve(tmp_path):
 # --- Workers
 
 
-def test_worker_that_dies_is_replaced(start):
-    with start(2) as service:
-        before = service.workers()
-        for pid in before:
-            os.kill(pid, signal.SIGKILL)
-        wait_until_replaced(service, before)
-        assert works(service)
-
-
 def test_signals_add_and_remove_workers_and_none_hangs(start):
     with start(1) as service:
         service.signal(signal.SIGTTIN)
@@ -196,16 +179,6 @@ def test_worker_is_replaced_after_max_requests(start):
         for _ in range(10):
             assert works(service)
         assert "SIGKILL" not in service.log
-
-
-def test_models_compiled_by_each_worker_serve(tmp_path):
-    model_zoo.save(model_zoo.relu(), tmp_path / "relu")
-    own = {"name": "relu", "base_path": "relu", "plugin_config": {"PERFORMANCE_HINT": "LATENCY"}}
-    config = write_config(tmp_path, own, {"name": "shared", "base_path": "relu"})
-    with serve(tmp_path, "-w", "2", config=config) as service:
-        for _ in range(8):
-            assert works(service)
-            assert service.infer("shared", RELU).status == 200
 
 
 def test_invalid_request_does_not_affect_valid_ones_after_it(tmp_path):

@@ -222,8 +222,8 @@ def test_broken_model_is_reported_and_the_previous_version_keeps_serving(served,
         save_broken(tmp_path / "m" / str(version))
         assert fault(reload(served)).startswith(f"412 model 'm' version {version} cannot read ")
     assert set(results) == {("1", 1.0)}
-    told = [item["status"]["error_message"] for item in served.get("/v1/config").json()["m"]["model_version_status"]]
-    assert any(text.startswith("cannot read ") for text in told)
+    versions = served.get("/v1/config").json()["m"]["model_version_status"]
+    assert any(version["status"]["error_message"].startswith("cannot read ") for version in versions)
 
 
 def test_reload_tries_a_broken_model_again(served, tmp_path):

@@ -256,7 +256,7 @@ def test_failing_hooks_after_a_reload_keep_the_old_workers_until_they_succeed(st
         assert service.get("/v2/models/relu/versions/2/ready").status == 200
 
 
-def test_control_address_answers_while_new_workers_fail_and_after(start, tmp_path):
+def test_control_address_responds_while_new_workers_fail_and_after(start, tmp_path):
     address = f"127.0.0.1:{free_port()}"
     settings = settings_with(tmp_path, "")
 

@@ -1,32 +1,13 @@
-"""The statistics of a version in the form of Triton's extension."""
+"""The buckets of histograms; tests/resources/test_statistics.py has the form of the statistics."""
 
-import orjson
+from ovms_rest.shared_memory.statistics import BOUNDS
 
-from ovms_rest.shared_memory.counters import Counters
+# OVMS's documentation of metrics
+OVMS_BOUNDS = (
+    "10 18 32 58 104 188 340 612 1101 1983 3570 6426 11568 20822 37481 67466 121439 218591 393464 708235 1274823 "
+    "2294682 4130428 7434771 13382588 24088659 43359586 78047255 140485060 252873108 455171596 819308872 1474755971"
+)
 
 
-def test_statistics_are_written_in_the_form_of_the_extension():
-    model = Counters(1).of("m", "1")
-    model.record(1, 20, 300, 4000, batch=8)
-    model.fail("invalid", 5)
-    model.fail("timeout", 6)
-    seen = model.read()
-    none = {"count": 0, "ns": 0}
-    times = {"compute_input": {"count": 1, "ns": 20}, "compute_infer": {"count": 1, "ns": 300}}
-    times["compute_output"] = {"count": 1, "ns": 4000}
-    assert orjson.loads(orjson.dumps(seen.to_json())) == {
-        "name": "m",
-        "version": "1",
-        "last_inference": seen.last_inference_ms,
-        "inference_count": 8,
-        "execution_count": 1,
-        "inference_stats": {
-            "success": {"count": 1, "ns": 4321},
-            "fail": {"count": 2, "ns": 11},
-            "queue": {"count": 1, "ns": 1},
-            "cache_hit": none,
-            "cache_miss": none,
-            **times,
-        },
-        "batch_stats": [{"batch_size": 8, **times}],
-    }
+def test_bounds_are_those_of_ovms():
+    assert " ".join(map(str, BOUNDS)) == OVMS_BOUNDS

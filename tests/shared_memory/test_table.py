@@ -39,7 +39,7 @@ def test_freed_row_is_empty_when_taken_again():
     table.free(rows[1])
     again = table.take()
     assert again.start == rows[1].start
-    assert rows[0].find_freer(9) == 102, "the new row tells nothing yet, though the old one was idle"
+    assert rows[0].find_freer(9) == 102, "the new row is empty, though the old one was idle"
 
 
 def test_each_row_has_its_own_cache_line():
