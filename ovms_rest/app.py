@@ -3,26 +3,23 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import falcon
 
-from ovms_rest.arbiter.changes import Housekeeping
-from ovms_rest.arbiter.reloading import Reloading
+from ovms_rest.arbiter.reloading import Managed, Reloading
 from ovms_rest.config import read_config
 from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageError, TryLaterError
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.log import log
-from ovms_rest.models.configuration import ModelConfig
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.loading import LoadSettings, load_models
-from ovms_rest.models.registry import Entry, ModelRegistry
+from ovms_rest.models.registry import ModelRegistry
 from ovms_rest.models.roots import find_roots
 from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
-from ovms_rest.pipelines.definition import Library, PipelineDefinition
 from ovms_rest.protocol.words import escape
 from ovms_rest.resources.arbiter_client import ArbiterClient
 from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
@@ -60,28 +57,28 @@ class App(falcon.App):  # type: ignore[type-arg]
     ) -> None:
         """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them."""
         super().__init__(**_falcon_arguments(settings))
-        self.settings, self.models, self.table, self.reloading = settings, models, table, reloading
-        self.log_levels = LogLevels()
+        self.models = models
         self.watch: Callable[[], None] | None = None
         self._telemetry = telemetry
         self._is_control = False
-        self._permission = Permission(settings, lambda: self._is_control)
+        permission = Permission(settings, lambda: self._is_control)
+        self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe())
         _add_protocol(self, models, settings, telemetry.is_ending)
-        self._add_operations(metrics)
+        self._add_operations(permission, metrics)
 
-    def _add_operations(self, metrics: list[str] | None) -> None:
+    def _add_operations(self, permission: Permission, metrics: list[str] | None) -> None:
         """Add the resources that describe or change the service."""
-        limit = min(self.settings.max_body_bytes, MAX_BODY_BYTES)
-        changes = ArbiterClient(self.reloading.mailbox, self.models)
+        limit = min(self.managed.settings.max_body_bytes, MAX_BODY_BYTES)
+        changes = ArbiterClient(self.managed.reloading.mailbox, self.models)
         self.add_error_handler(TryLaterError, hand_on)
         self.add_route("/v2/models", Models(changes))
         self.add_route("/v1/config", ConfigStatus(changes))
         self.add_route("/v1/config/reload", ConfigReload(changes))
         self.add_route("/v2/repository/index", RepositoryIndex(changes, limit))
-        control = ModelControl(changes, self._permission, limit)
+        control = ModelControl(changes, permission, limit)
         for action in ("load", "unload"):
             self.add_route(f"/v2/repository/models/{{name}}/{action}", control, suffix=action)
-        self.add_route("/v2/logging", Logging(self.log_levels, self._permission, limit))
+        self.add_route("/v2/logging", Logging(self.managed.log_levels, permission, limit))
         model_config = ModelConfiguration(self.models, self._telemetry.streams)
         statistics = Statistics(ServedStatistics(self._telemetry, self.models))
         self.add_route("/v2/models/stats", statistics)
@@ -96,15 +93,6 @@ class App(falcon.App):  # type: ignore[type-arg]
         """Return how many models serve, for the log and systemd."""
         entries = self.models.entries.values()
         return f"{sum(1 for entry in entries if entry.versions)} of {len(entries)} models and pipelines serve"
-
-    def describe_permission(self) -> str:
-        """Return from where models may be loaded and unloaded by call, for the log."""
-        return self._permission.describe()
-
-    def begin_generation(self) -> None:
-        """Count a new generation of workers, before they are forked."""
-        self._telemetry.forget_gone()
-        self.table.count_generation()
 
     def release(self, slot: int) -> list[str]:
         """Release the counters of a worker that is gone; return the versions that it was inferring with."""
@@ -121,8 +109,9 @@ class App(falcon.App):  # type: ignore[type-arg]
         self._telemetry.counters.claim(slot)
         self.models.open(opening, retire)
         self._is_control = is_control
-        if is_control or not self.settings.control_bind:
-            self.watch = FileWatch(self.reloading.wanted.stamps, self.reloading.mailbox).look
+        reloading = self.managed.reloading
+        if is_control or not self.managed.settings.control_bind:
+            self.watch = FileWatch(reloading.wanted.stamps, reloading.mailbox).look
 
     def count_refusal(self, name: str, version: str | None, kind: FailureKind, waited_ns: int) -> None:
         """Count an inference refused before it reached the application."""
@@ -173,26 +162,22 @@ def load_app(environ: Mapping[str, str]) -> App:
     load_settings, models, table = load_settings_of(settings), ModelRegistry({}), WorkerTable(SLOTS, usable_cores())
     telemetry = Telemetry(models, table, settings.max_waiting)
 
-    def load(
-        configs: Sequence[ModelConfig], previous: Mapping[str, Entry], housekeep: Housekeeping
-    ) -> dict[str, Entry]:
-        loaded = load_models(configs, load_settings, _log_progress, ModelRegistry(previous), housekeep).entries
-        telemetry.count(loaded)
-        return loaded
+    def adopted() -> None:
+        telemetry.count(models.entries)
+        telemetry.forget_gone()
 
-    def assemble(
-        definitions: Sequence[PipelineDefinition],
-        libraries: Mapping[str, Library],
-        loaded: Mapping[str, Entry],
-        previous: Mapping[str, Entry],
-        housekeep: Housekeeping,
-    ) -> dict[str, Entry]:
-        pipelines = assemble_pipelines(definitions, libraries, loaded, previous, load_settings, housekeep)
-        telemetry.count(pipelines)
-        return pipelines
-
-    allowed = partial(find_roots, model_roots=settings.model_roots, cache_dir=settings.cache_dir)
-    reloading = Reloading(settings.config, models, load, assemble, allowed)
+    reloading = Reloading(
+        settings.config,
+        models,
+        lambda configs, previous, housekeep: (
+            load_models(configs, load_settings, _log_progress, ModelRegistry(previous), housekeep).entries
+        ),
+        lambda definitions, libraries, loaded, previous, housekeep: assemble_pipelines(
+            definitions, libraries, loaded, previous, load_settings, housekeep
+        ),
+        partial(find_roots, model_roots=settings.model_roots, cache_dir=settings.cache_dir),
+        adopted,
+    )
     reloading.start(config, now)
     return App(settings, models, telemetry, table, reloading, config.metrics)
 

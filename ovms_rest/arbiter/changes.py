@@ -176,7 +176,7 @@ def unload_model(wanted: Wanted, name: str, dependents: bool, loader: Loader) ->
     """Unload a model or a pipeline, with `dependents` also the pipelines that use it. Raises NotFoundError."""
     models = wanted.models
     if name not in models and name not in wanted.pipelines:
-        raise NotFoundError(f"model {quote(name)} is unknown")
+        raise NotFoundError(f"unknown model {quote(name)}")
     names = {name}
     if dependents:
         for pipeline in wanted.pipelines.values():

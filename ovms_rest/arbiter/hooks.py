@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,52 +18,35 @@ from ovms_rest.arbiter.addresses import AddressError, check_addresses
 from ovms_rest.arbiter.control_address import ControlAddress, move, take_activated
 from ovms_rest.arbiter.guarding import commit, guard
 from ovms_rest.arbiter.memory_limit import MemoryLimit
-from ovms_rest.arbiter.reloading import Reloading
+from ovms_rest.arbiter.reloading import Managed
 from ovms_rest.arbiter.spawning import ENDING, Spawning, is_shutdown_requested, prepare
 from ovms_rest.arbiter.tls import TlsError, load_tls
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.host.priority import begin_to_serve, end_quietly, lowered, restore
 from ovms_rest.log import log
-from ovms_rest.models.registry import ModelRegistry
-from ovms_rest.settings import PREFIX, Settings, read_settings
-from ovms_rest.shared_memory.log_levels import LogLevels
+from ovms_rest.settings import PREFIX, read_settings
 from ovms_rest.shared_memory.mailbox import CONTROL
 from ovms_rest.shared_memory.messages import Change
-from ovms_rest.shared_memory.table import WorkerTable
 from ovms_rest.worker import streams
 from ovms_rest.worker.access_log import provide_file
 from ovms_rest.worker.worker import Worker
 
-# A model is given up when this many workers have died while they opened it.
-MAX_DEATHS = 3
 _NAME_BYTES = 65536
-
-_deaths: Counter[str] = Counter()
 
 
 class App(Protocol):
-    """The application as the hooks use it."""
+    """The application as the hooks use it; they take its `managed` values over when the arbiter starts."""
 
-    settings: Settings
-    table: WorkerTable
-    log_levels: LogLevels
-    models: ModelRegistry
-    reloading: Reloading
+    managed: Managed
 
     def describe(self) -> str:
         """Return how many models serve."""
 
-    def describe_permission(self) -> str:
-        """Return from where models may be loaded and unloaded by call."""
-
-    def begin_generation(self) -> None:
-        """Count a new generation of workers, before they are forked."""
+    def open(self, slot: int, is_control: bool, opening: Callable[[str], None], retire: Callable[[], None]) -> None:
+        """Open all models in a worker."""
 
     def release(self, slot: int) -> list[str]:
         """Release the counters of a worker that is gone; return the versions that it was inferring with."""
-
-    def open(self, slot: int, is_control: bool, opening: Callable[[str], None], retire: Callable[[], None]) -> None:
-        """Open all models in a worker."""
 
 
 def _app(arbiter: Any) -> App:
@@ -132,16 +114,13 @@ def on_starting(arbiter: Any) -> None:
     The control worker, if any, is counted in addition to the others.
     """
     begin_to_serve()
-    app = _app(arbiter)
-    arbiter.settings = app.settings
-    app.log_levels.install()
+    managed = arbiter.managed = _app(arbiter).managed
+    arbiter.settings = managed.settings
+    managed.log_levels.install()
     arbiter.SIG_NAMES = {**arbiter.SIG_NAMES, CONTROL: "control"}
     arbiter.handle_control = lambda: make_changes(arbiter)
-    arbiter.spawning = Spawning(arbiter, app.table, app.settings.max_worker_memory_bytes)
-    arbiter.wait_for_signals = partial(_wait_for_signals, arbiter, arbiter.wait_for_signals)
+    arbiter.spawning = Spawning(arbiter, managed.table, managed.settings.max_worker_memory_bytes)
     signal.signal(CONTROL, arbiter.signal)
-    for name in ("term", "int", "quit"):
-        _announce_shutdown_first(arbiter, f"handle_{name}")
     _provide_access_log(arbiter)
     for name, function in _METHODS.items():
         setattr(arbiter, name, partial(function, arbiter, getattr(arbiter, name)))
@@ -162,27 +141,21 @@ def on_starting(arbiter: Any) -> None:
 
 def when_ready(arbiter: Any) -> None:
     """Log how many models serve, the listen addresses and the workers."""
-    app, workers = _app(arbiter), arbiter.cfg.workers
-    addresses = ", ".join(map(str, arbiter.LISTENERS))
+    summary, addresses, workers = _app(arbiter).describe(), ", ".join(map(str, arbiter.LISTENERS)), arbiter.cfg.workers
     line = "%s on %s, with %d worker%s; loading and unloading by call: %s"
-    log.info(line, app.describe(), addresses, workers, "" if workers == 1 else "s", app.describe_permission())
+    log.info(line, summary, addresses, workers, "" if workers == 1 else "s", arbiter.managed.permission)
 
 
-def _announce_shutdown_first(arbiter: Any, name: str) -> None:
+def _shut_down(arbiter: Any, handle: Callable[[], None]) -> None:
     """Make the shutdown known to the workers before they get a signal, so that readiness falls immediately."""
-    handle = getattr(arbiter, name)
-
-    def announce_and_handle() -> None:
-        _app(arbiter).table.set_ending()
-        handle()
-
-    setattr(arbiter, name, announce_and_handle)
+    arbiter.managed.table.set_ending()
+    handle()
 
 
 def _wait_for_signals(arbiter: Any, wait: Callable[..., list[int]], timeout: float = 1.0) -> list[int]:
     """Wait as the arbiter does; let it run changes, too, when another attempt of a reload is due."""
     numbers = wait(timeout)
-    return [*numbers, CONTROL] if _app(arbiter).reloading.is_due() else numbers
+    return [*numbers, CONTROL] if arbiter.managed.reloading.is_due() else numbers
 
 
 def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
@@ -253,9 +226,11 @@ def _provide_access_log(arbiter: Any) -> None:
 
 
 # Replacements of gunicorn's methods, called with the original.
-_METHODS: dict[str, Callable[..., None]] = {
+_METHODS: dict[str, Callable[..., Any]] = {
+    "wait_for_signals": _wait_for_signals,
     "stop": _stop,
     "reexec": _reexec,
+    **dict.fromkeys(("handle_term", "handle_int", "handle_quit"), _shut_down),
     "handle_ttin": _add_worker,
     "handle_ttou": _remove_worker,
     "handle_usr1": _reopen_logs,
@@ -264,8 +239,7 @@ _METHODS: dict[str, Callable[..., None]] = {
 
 def make_changes(arbiter: Any) -> None:
     """Run the changes that workers asked for; if they change the registry, a new generation of workers serves it."""
-    reloading = _app(arbiter).reloading
-    while changes := reloading.receive():
+    while changes := arbiter.managed.reloading.receive():
         _run(arbiter, changes, lambda has_changed: _renew(arbiter) if has_changed else arbiter.spawning.fault)
 
 
@@ -278,9 +252,8 @@ def on_reload(arbiter: Any) -> None:
     Raises ConfigError for invalid environment variables in gunicorn's `raw_env`, with which workers would fail.
     """
     settings = read_settings(os.environ)
-    app = _app(arbiter)
     streams.install(arbiter.cfg.uid, arbiter.cfg.gid)
-    app.log_levels.install()
+    arbiter.managed.log_levels.install()
     try:
         arbiter.tls = load_tls(arbiter.cfg)
     except TlsError as error:
@@ -295,9 +268,8 @@ def on_reload(arbiter: Any) -> None:
     arbiter.worker_age = -1  # gunicorn waits for workers of a higher age
 
 
-def _run(arbiter: Any, changes: Sequence[Change], renew: Callable[[bool], str]) -> None:
-    _deaths.clear()  # a model that is loaded again may fail as often again
-    _app(arbiter).reloading.run(changes, lambda: _keep_house(arbiter), renew)
+def _run(arbiter: Any, changes: list[Change], renew: Callable[[bool], str]) -> None:
+    arbiter.managed.reloading.run(changes, lambda: _keep_house(arbiter), renew)
 
 
 def _keep_house(arbiter: Any) -> bool:
@@ -312,7 +284,7 @@ def _keep_house(arbiter: Any) -> bool:
 
 def _renew(arbiter: Any) -> str:
     """Replace all workers by a new generation; return why that does not serve yet, "" if it does."""
-    _app(arbiter).begin_generation()
+    arbiter.managed.table.count_generation()
     for worker in arbiter.WORKERS.values():
         if worker.is_control:
             worker.is_control = False
@@ -336,8 +308,8 @@ def pre_fork(arbiter: Any, worker: Any) -> None:
     prepare(worker)
     worker.opening = mmap.mmap(-1, _NAME_BYTES)
     worker.tls = arbiter.tls
-    worker.row = _app(arbiter).table.take()
-    worker.has_memory_limit = arbiter.settings.max_worker_memory_bytes > 0
+    worker.settings = arbiter.settings
+    worker.row = arbiter.managed.table.take()
     worker.gives_way = any(other.row.is_ready() for other in arbiter.WORKERS.values())
     worker.is_control = False
     worker.age = 1 + _highest_age(arbiter)  # gunicorn ends the oldest first; a reload resets its own count
@@ -379,12 +351,12 @@ def post_worker_init(worker: Any) -> None:
     was lost there, the arbiter would wait for the worker for its whole `graceful_timeout`.
     """
     app: App = worker.wsgi
-    ahead = time.monotonic() + app.settings.load_timeout_seconds
+    ahead = time.monotonic() + worker.settings.load_timeout_seconds
     os.utime(worker.tmp.fileno(), (ahead, ahead))
     with lowered() if worker.gives_way else contextlib.nullcontext():
         app.open(worker.row.index, worker.is_control, partial(note_opening, worker), _end_in_order)
     worker.notify()
-    if worker.has_memory_limit:
+    if worker.settings.max_worker_memory_bytes:
         worker.fresh_size.measure()
     if not isinstance(worker, Worker):  # our own sets it when it is about to accept
         worker.row.set_ready()
@@ -407,20 +379,17 @@ def note_opening(worker: Any, name: str) -> None:
 
 def child_exit(arbiter: Any, worker: Any) -> None:
     """Log the model or pipeline of a worker that died; give up a model that several workers could not open."""
-    app = _app(arbiter)
+    managed = arbiter.managed
     if worker.row.is_ready():  # a worker that drains is not
-        app.table.count_death()
-    for name in app.release(worker.row.index):
+        managed.table.count_death()
+    for name in _app(arbiter).release(worker.row.index):
         log.error("worker %s died or was killed during an inference with %r (name and version)", worker.pid, name)
-    app.table.free(worker.row)
+    managed.table.free(worker.row)
     name = worker.opening[:].partition(b"\0")[0].decode(errors="ignore")
     worker.opening.close()
-    if not name:
-        return
-    log.error("worker %s died or hung while it opened %r (model and version)", worker.pid, name)
-    _deaths[name] += 1
-    if _deaths[name] == MAX_DEATHS:
-        app.models.give_up(name, f"{MAX_DEATHS} workers died or hung while they opened it")
+    if name:
+        log.error("worker %s died or hung while it opened %r (model and version)", worker.pid, name)
+        managed.reloading.count_death(name)
 
 
 def worker_exit(arbiter: Any, worker: Any) -> None:

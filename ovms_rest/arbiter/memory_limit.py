@@ -26,10 +26,9 @@ _MIB = 2**20
 
 
 class FreshSize:
-    """The private memory of a worker when it becomes ready, in bytes, shared with the arbiter; 0 until then."""
+    """The private memory of a worker when it becomes ready, in bytes, 0 until then; created before the fork."""
 
     def __init__(self) -> None:
-        """Allocate it, before the fork."""
         self._number = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
 
     def measure(self) -> None:
@@ -43,10 +42,9 @@ class FreshSize:
 
 
 class MemoryLimit:
-    """The limit, and the time of the next measurement."""
+    """The limit in bytes, 0 for none, and the time of the next measurement."""
 
     def __init__(self, limit: int) -> None:
-        """Set the limit in bytes, 0 for none."""
         self._limit = limit
         self._next_look = 0.0
         self._has_complained = False
@@ -64,14 +62,8 @@ class MemoryLimit:
             for worker in workers:
                 size = _measure(worker.pid, self._limit)
                 if size > self._limit and not self._began_above(worker):
-                    log.info(
-                        "worker %s uses %d MiB of private memory, above the limit of %d MiB (%s); a new worker takes "
-                        "its place",
-                        worker.pid,
-                        size // _MIB,
-                        self._limit // _MIB,
-                        SETTING,
-                    )
+                    line = "worker %s uses %d MiB %s; a new worker takes its place"
+                    log.info(line, worker.pid, size // _MIB, self._excess())
                     found = worker
                     break
         except OSError as error:
@@ -95,14 +87,12 @@ class MemoryLimit:
             return False
         if not self._has_complained:
             self._has_complained = True
-            log.warning(
-                "a new worker already uses %d MiB of private memory, above the limit of %d MiB (%s); such "
-                "workers are not replaced",
-                fresh // _MIB,
-                self._limit // _MIB,
-                SETTING,
-            )
+            line = "a new worker already uses %d MiB %s; such workers are not replaced"
+            log.warning(line, fresh // _MIB, self._excess())
         return True
+
+    def _excess(self) -> str:
+        return f"of private memory, above the limit of {self._limit // _MIB} MiB ({SETTING})"
 
 
 def _measure(pid: int, limit: int) -> int:

@@ -96,7 +96,7 @@ def install(arbiter: Any) -> None:
     def manage_workers() -> None:
         manage()
         if arbiter.spawning.is_up:
-            arbiter.notifier.report_ready(arbiter.app.wsgi().settings.load_timeout_seconds)
+            arbiter.notifier.report_ready(arbiter.settings.load_timeout_seconds)
             arbiter.notifier.report_status(_describe(arbiter))
 
     def murder_workers() -> None:

@@ -10,7 +10,6 @@ class Pauses:
     """Counts failed attempts in a row; each pause is twice as long as the one before."""
 
     def __init__(self) -> None:
-        """Start without failures."""
         self.failures = 0
         self.failed_at = 0.0  # monotonic seconds
 

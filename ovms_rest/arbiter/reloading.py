@@ -5,8 +5,10 @@ Workers ask for changes over the mailbox (`resources.arbiter_client`, `worker.fi
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ovms_rest.arbiter.changes import (
     Assemble,
@@ -39,14 +41,19 @@ from ovms_rest.models.registry import ModelRegistry
 from ovms_rest.models.roots import Roots, find_roots
 from ovms_rest.models.watching import Stamp, stamp
 from ovms_rest.protocol.words import quote
+from ovms_rest.settings import Settings
+from ovms_rest.shared_memory.log_levels import LogLevels
 from ovms_rest.shared_memory.mailbox import Mailbox
 from ovms_rest.shared_memory.messages import Change, Outcome
+from ovms_rest.shared_memory.table import WorkerTable
 
 # The number of outcomes kept for callers that have not looked yet, and the bytes of each text; the log has all of it.
 _KEPT_OUTCOMES = 256
 _KEPT_BYTES = 2000
 # A change needs this many free descriptors: without one, a model that cannot be read looks like a broken one.
 _SPARE_DESCRIPTORS = 16
+# A model is given up when this many workers have died while they opened it.
+MAX_DEATHS = 3
 
 
 class Reloading:
@@ -59,14 +66,20 @@ class Reloading:
         load_models: LoadModels,
         assemble: Assemble = lambda definitions, libraries, models, previous, housekeep: {},
         find_roots: Callable[[Iterable[ModelConfig]], Roots] = find_roots,
+        adopted: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin with an empty registry; `path` is that of the config file."""
+        """Begin with an empty registry; `path` is that of the config file.
+
+        `adopted` is called when the registry has been replaced, before workers are forked that serve it.
+        """
         self.wanted = Wanted(path)
         self.mailbox = Mailbox()
         self._models = models
         self._load_models = load_models
         self._assemble = assemble
         self._find_roots = find_roots
+        self._adopted = adopted
+        self._deaths: Counter[str] = Counter()  # of workers, by the model that they opened
         self._outcomes: dict[str, Outcome] = {}
         self._fault = ""  # why the config file on disk is not in use
         self._pauses = Pauses()  # between reloads that fail because the system lacks a resource
@@ -90,6 +103,7 @@ class Reloading:
         `housekeep` is called often while models load, which ends early when it returns True. `renew` gets whether the
         registry changed, replaces the generation if needed, and returns why that does not serve yet, "" if it does.
         """
+        self._deaths.clear()  # a model that is loaded again may fail as often again
         before = dict(self._models.entries)
         results: list[tuple[Change, ServingError | None]] = []
         for change in changes:
@@ -102,6 +116,12 @@ class Reloading:
             if change.id:
                 self._outcomes[change.id] = self._judge(change, error, fault, has_changed)
         self._publish(len(results))
+
+    def count_death(self, name: str) -> None:
+        """Count a worker that died while it opened a version, "model/version"; give that up after some."""
+        self._deaths[name] += 1
+        if self._deaths[name] == MAX_DEATHS:
+            self._models.give_up(name, f"{MAX_DEATHS} workers died or hung while they opened it")
 
     def _run(self, change: Change, housekeep: Housekeeping) -> ServingError | None:
         """Run a change; return why it failed, if that is known before the new generation serves."""
@@ -145,6 +165,7 @@ class Reloading:
     def _adopt(self, wanted: Wanted, entries: Entries) -> None:
         self.wanted = wanted
         self._models.replace(ModelRegistry(entries))
+        self._adopted()
 
     def _read_config(self, now: Stamp) -> Config:
         """Read the config file; an invalid one is not read again until it changes."""
@@ -190,6 +211,16 @@ class Reloading:
             self.mailbox.publish({"models": self._models.status(), "outcomes": outcomes, "fault": _cut(self._fault)})
         except Exception:  # out of memory, say; the next change publishes these outcomes too
             log.exception("cannot publish the outcomes of %d changes", count)
+
+
+class Managed(NamedTuple):
+    """What the arbiter manages for the application; `permission` says from where models may be loaded by call."""
+
+    settings: Settings
+    table: WorkerTable
+    reloading: Reloading
+    log_levels: LogLevels
+    permission: str
 
 
 def _check_descriptors() -> None:

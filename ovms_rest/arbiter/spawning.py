@@ -256,11 +256,8 @@ class Spawning:
 
     # --- Generations
 
-    def renew(self) -> bool:
-        """Replace all workers by a new generation; return whether that succeeded.
-
-        If the new workers fail, the old ones keep serving, and `manage_workers` keeps trying.
-        """
+    def renew(self) -> None:
+        """Replace all workers by a new generation; if that fails, the old one serves and `manage_workers` retries."""
         arbiter = self._arbiter
         self._forget_failures()
         self.memory.forget()
@@ -277,9 +274,8 @@ class Spawning:
                 break
             if self._pauses.failures >= MAX_FAILURES:
                 log.error("the new workers do not become ready; the previous ones keep serving")
-                return False
+                return
         self._retire()
-        return True
 
     def _current(self) -> list[Any]:
         """Return the workers of the newest generation, without those that are ending."""

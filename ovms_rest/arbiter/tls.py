@@ -22,12 +22,9 @@ def load_tls(cfg: Any) -> ssl.SSLContext | None:
     try:
         context: ssl.SSLContext = ssl_context(cfg)
     except Exception as error:  # of OpenSSL, the system, or a user hook
-        raise TlsError(f"cannot use {_list_files(cfg)}: {_explain(cfg, error)}") from error
+        files = ", ".join(f"{name} {path!r}" for name, path in _files(cfg).items())
+        raise TlsError(f"cannot use {files}: {_explain(cfg, error)}") from error
     return context
-
-
-def _list_files(cfg: Any) -> str:
-    return ", ".join(f"{name} {path!r}" for name, path in _files(cfg).items())
 
 
 def _files(cfg: Any) -> dict[str, str]:

@@ -99,7 +99,8 @@ def lowered() -> Iterator[None]:
     can_rise, end = _can_rise(), threading.Event()
     napping = threading.Thread(target=_keep_napping, args=(_Loading(), end, _MODERATE if can_rise else None))
     napping.daemon = True
-    napping.start()  # before this thread is lowered, as threads inherit the priority
+    with contextlib.suppress(RuntimeError):  # the system has no process left; the load will report it
+        napping.start()  # before this thread is lowered, as threads inherit the priority
     if can_rise:
         _lower()
     _thread.is_lowered = True
@@ -108,7 +109,8 @@ def lowered() -> Iterator[None]:
     finally:
         _thread.is_lowered = False
         end.set()
-        napping.join()
+        if napping.ident is not None:  # it was started
+            napping.join()
         if can_rise:
             restore()
 

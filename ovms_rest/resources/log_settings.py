@@ -1,6 +1,6 @@
 """Triton's logging extension: the log's settings are read and changed while the service runs."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import falcon
 import orjson
@@ -9,25 +9,15 @@ from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.words import show
 from ovms_rest.resources.control import read_object
 from ovms_rest.resources.permission import Permission
-from ovms_rest.shared_memory.log_settings import LOG_FORMATS, Changes, LogSettings
+from ovms_rest.shared_memory.log_levels import LOG_FORMATS, Changes, LogLevels
 
 MAX_VERBOSE_LEVEL = 2**31 - 1
-
-
-class LogControl(Protocol):
-    """The log of all processes."""
-
-    def read(self) -> LogSettings:
-        """Return the current settings."""
-
-    def change(self, changes: Changes) -> None:
-        """Change some settings, by name; the values have been checked."""
 
 
 class Logging:
     """GET and POST /v2/logging."""
 
-    def __init__(self, control: LogControl, permission: Permission, max_body_bytes: int) -> None:
+    def __init__(self, control: LogLevels, permission: Permission, max_body_bytes: int) -> None:
         self._control = control
         self._permission = permission
         self._max_body_bytes = max_body_bytes

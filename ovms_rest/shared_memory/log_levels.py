@@ -7,11 +7,18 @@ gunicorn replaces the handlers at a reload, a user's `--logconfig` has others, a
 import logging
 import mmap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal, get_args
 
 from ovms_rest.log import log
-from ovms_rest.shared_memory.log_settings import LOG_FORMATS, Changes, LogSettings
+
+# How times are written: as gunicorn does, or as 2026-11-24T12:00:00Z.
+LogFormat = Literal["default", "ISO8601"]
+LOG_FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
+
+Changes = Mapping[str, bool | int | str]
 
 # gunicorn's logger and ours, its child.
 _LOGGER = logging.getLogger("gunicorn.error")
@@ -28,11 +35,22 @@ _COLUMNS = {
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """The log's settings, by the names of Triton's logging extension; critical lines are always logged."""
+
+    log_file: str  # always empty: the path of the log is not exposed
+    log_info: bool
+    log_warning: bool
+    log_error: bool
+    log_verbose_level: int  # from 1 on there are debugging lines
+    log_format: LogFormat
+
+
 class LogLevels:
     """The settings of the log; created in the arbiter before it forks. They take effect with `install`."""
 
     def __init__(self) -> None:
-        """Start with gunicorn's level."""
         self._numbers = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
         self._level = -1
         self._follow(_LOGGER.getEffectiveLevel())

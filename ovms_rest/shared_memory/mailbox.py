@@ -31,7 +31,6 @@ class Mailbox:
     """Messages to the arbiter, and the value that it publishes; created before the first fork."""
 
     def __init__(self) -> None:
-        """Create the socket and the memory, in the arbiter."""
         self._arbiter = os.getpid()
         # Datagrams of several senders do not mix, and the system limits the number queued.
         self._receiver, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -31,7 +31,7 @@ from ovms_rest.log import log
 from ovms_rest.protocol.encoding import encode_error
 from ovms_rest.protocol.room import Room, describe_lack
 from ovms_rest.protocol.routes import read_script_name
-from ovms_rest.settings import cors_headers, read_settings
+from ovms_rest.settings import Settings, cors_headers
 from ovms_rest.shared_memory.failure_note import BOOT_ERROR, FailureNote
 from ovms_rest.shared_memory.statistics import FailureKind, InferenceRecord
 from ovms_rest.shared_memory.table import WAKE, Row, wake
@@ -103,6 +103,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
     """Serves the sockets of the arbiter, or, as the control worker, the control address alone."""
 
     # Set by the arbiter's hooks before the fork.
+    settings: Settings
     row: Row
     is_control: bool = False
     tls: ssl.SSLContext | None = None
@@ -129,7 +130,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             pass
 
     def _set_up(self) -> None:
-        cfg, settings = self.cfg, read_settings(os.environ)
+        cfg, settings = self.cfg, self.settings
         # The application's check of its files for changes, and how often to call it, 0 for never.
         self.watch: Callable[[], None] | None = getattr(self.wsgi, "watch", None)
         self.poll_seconds = settings.file_system_poll_wait_seconds

@@ -28,6 +28,23 @@ def bind_of(listener):
     return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("192.0.2.1:8000", "Cannot assign requested address"),
+        ("[2001:db8::1]:8000", "Cannot assign requested address"),
+        ("name.invalid:8000", "Name or service not known"),
+        ("unix:/absent/socket", "No such file or directory"),
+        ("unix:/etc/passwd", "it exists and is not a socket"),
+        (f"unix:/tmp/{'x' * 120}", "the path is longer than 107 bytes"),
+    ],
+)
+def test_address_that_cannot_be_bound_is_refused_with_the_reason(address, reason):
+    with pytest.raises(AddressError) as caught:
+        check_addresses(configure(address), {})
+    assert str(caught.value) == f"cannot listen on {address}: {reason}"
+
+
 def test_check_waits_for_an_address_that_becomes_free_in_time(listener, monkeypatch):
     """The workers of a killed arbiter listen for another moment."""
     monkeypatch.setattr(addresses.time, "sleep", lambda seconds: listener.close())
@@ -49,6 +66,9 @@ def test_inherited_and_shared_addresses_are_not_checked(listener, monkeypatch):
     monkeypatch.setattr(addresses, "PATIENCE_SECONDS", 0)
     with pytest.raises(AddressError, match=f"^cannot listen on {bind}: Address already in use$"):
         check_addresses(configure(bind), {})
+    every = bind.replace("127.0.0.1", "0.0.0.0")  # noqa: S104
+    with pytest.raises(AddressError, match=f"^cannot listen on {every}: Address already in use$"):
+        check_addresses(configure("127.0.0.1:0", every), {})
     check_addresses(configure(bind), {"GUNICORN_PID": "1", "GUNICORN_FD": "5"})
     check_addresses(configure(bind, reuse_port=True), {})
     check_addresses(configure(bind, f"fd://{listener.fileno()}"), {})

@@ -188,7 +188,7 @@ def test_unload_ends_a_model_and_with_dependents_the_pipelines_that_use_it(path)
     assert (after.unloaded, [name for name, entry in left.items() if entry.ended]) == ({"m"}, ["m"])
     after, left = unload(wanted, "m", True)
     assert (after.unloaded, [name for name, entry in left.items() if entry.ended]) == ({"m", "p"}, ["m", "p"])
-    with pytest.raises(NotFoundError, match="model 'x' is unknown"):
+    with pytest.raises(NotFoundError, match="unknown model 'x'"):
         unload(wanted, "x", False)
 
 

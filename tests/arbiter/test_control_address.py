@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 
-import model_zoo
 import pytest
+from generations import works
+from gunicorn.config import Config
 from service import (
     PATIENCE,
     ROOT,
@@ -21,18 +22,13 @@ from service import (
     run_to_end,
     serve,
     wait_for_end,
-    write_config,
 )
+
+from ovms_rest.arbiter import hooks
+from ovms_rest.arbiter.control_address import ControlAddress
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 PR_SET_CHILD_SUBREAPER = 36
-RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
-
-
-@pytest.fixture
-def relu(tmp_path):
-    model_zoo.save(model_zoo.relu(), tmp_path / "relu")
-    return write_config(tmp_path, {"name": "relu", "base_path": "relu"})
 
 
 @pytest.fixture(params=["port", "path"])
@@ -56,10 +52,6 @@ def answers(address):
     return False
 
 
-def infers(service):
-    return service.infer("relu", RELU).json()["outputs"][0]["data"] == [1, 0, 3, 0]
-
-
 @contextlib.contextmanager
 def upgraded(service):
     """Start a second arbiter by SIGUSR2, wait until its workers serve, and end it, if it was not; yield its pid."""
@@ -73,11 +65,15 @@ def upgraded(service):
         yield pid
     finally:
         if pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            with contextlib.suppress(ChildProcessError):  # it is not this process's while its arbiter is there
-                os.waitpid(pid, 0)
+            end(pid)
             wait_for_end(pid)
+
+
+def end(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    with contextlib.suppress(ChildProcessError):  # it is another arbiter's child, or that has waited for it
+        os.waitpid(pid, 0)
 
 
 def children(pid):
@@ -88,15 +84,24 @@ def children(pid):
 # --- One service
 
 
-def test_second_service_on_the_same_control_address_does_not_start(tmp_path, relu, address):
+def refusal_of(caplog, address, **settings):
+    """Return why a start with this control address ends, in one line."""
+    cfg = Config()
+    for name, value in {"bind": ["127.0.0.1:0"], **settings}.items():
+        cfg.set(name, value)
+    with pytest.raises(SystemExit, match=r"^1$"), hooks._ending_without(address):
+        ControlAddress(address, cfg, {})
+    (line,) = caplog.messages
+    return line.partition(f"cannot listen on {address} (OVMS_REST_CONTROL_BIND): ")[2]
+
+
+def test_second_service_on_the_same_control_address_does_not_start(start, tmp_path, relu, address):
     """It loads no model before it reports that."""
-    variables = {"OVMS_REST_CONTROL_BIND": address}
-    with serve(tmp_path, "-w", "1", config=relu, **variables) as service:
-        service.wait_for(lambda: answers(address))
-        ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(relu), **variables)
+    with start(1, OVMS_REST_CONTROL_BIND=address):
+        ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
         assert ended.returncode == 1
         (line,) = ended.stderr.splitlines()
-        assert line.endswith(f"cannot listen on {address} (OVMS_REST_CONTROL_BIND): Address already in use")
+        assert line.endswith(f"[ERROR] cannot listen on {address} (OVMS_REST_CONTROL_BIND): Address already in use")
         assert [ask(address) for _ in range(10)] == [200] * 10
 
 
@@ -109,11 +114,8 @@ def test_second_service_on_the_same_control_address_does_not_start(tmp_path, rel
         ("unix:/etc/passwd", "it exists and is not a socket"),
     ],
 )
-def test_unusable_control_address_ends_the_start_with_one_line(tmp_path, relu, address, reason):
-    ended = run_to_end(tmp_path, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
-    assert ended.returncode == 1
-    (line,) = ended.stderr.splitlines()
-    assert line.endswith(f"[ERROR] cannot listen on {address} (OVMS_REST_CONTROL_BIND): {reason}")
+def test_unusable_control_address_ends_the_start_with_one_line(caplog, address, reason):
+    assert refusal_of(caplog, address) == reason
 
 
 @pytest.fixture
@@ -125,27 +127,24 @@ def orphans():
     libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
-def test_service_starts_while_workers_of_a_killed_one_still_listen(tmp_path, relu, address, orphans):
+def test_service_starts_while_workers_of_a_killed_one_still_listen(start, tmp_path, relu, address, orphans):
     """Its workers listen for another moment; the socket at a path stays."""
-    variables = {"OVMS_REST_CONTROL_BIND": address}
-    bind = ("-b", f"127.0.0.1:{free_port()}")
-    with serve(tmp_path, "-w", "1", bind=bind, config=relu, **variables) as service:
-        service.wait_for(lambda: answers(address))
+    options = {"config": relu, "bind": ("-b", f"127.0.0.1:{free_port()}"), "OVMS_REST_CONTROL_BIND": address}
+    with start(1, **options) as service:
         workers = service.workers()
         service.process.kill()
         service.process.wait(PATIENCE)
         (tmp_path / "next").mkdir()
-        with serve(tmp_path / "next", "-w", "1", bind=bind, config=relu, **variables) as following:
+        with serve(tmp_path / "next", "-w", "1", **options) as following:
             following.wait_for(lambda: answers(address))
             for pid in workers:
                 os.waitpid(pid, 0)
             assert [ask(address) for _ in range(10)] == [200] * 10
 
 
-def test_path_of_the_control_address_has_gunicorns_umask_and_is_removed_with_the_service(tmp_path, relu):
+def test_path_of_the_control_address_has_gunicorns_umask_and_is_removed_with_the_service(start, tmp_path):
     path = tmp_path / "control"
-    with serve(tmp_path, "-w", "1", "--umask", "0o077", config=relu, OVMS_REST_CONTROL_BIND=f"unix:{path}") as service:
-        service.wait_for(lambda: answers(f"unix:{path}"))
+    with start(1, "--umask", "0o077", OVMS_REST_CONTROL_BIND=f"unix:{path}"):
         assert path.stat().st_mode & 0o777 == 0o700
     assert not path.exists()
 
@@ -159,15 +158,14 @@ def test_path_of_the_control_address_has_gunicorns_umask_and_is_removed_with_the
     indirect=["address"],
     ids=["a port, SIGTERM", "a path, SIGQUIT"],
 )
-def test_upgrade_takes_the_control_address_over_and_no_call_hangs(tmp_path, relu, address, number, orphans):
-    with serve(tmp_path, "-w", "1", config=relu, OVMS_REST_CONTROL_BIND=address) as service:
-        service.wait_for(lambda: answers(address))
+def test_upgrade_takes_the_control_address_over_and_no_call_hangs(start, address, number, orphans):
+    with start(1, OVMS_REST_CONTROL_BIND=address) as service:
         with upgraded(service) as pid:
             assert [ask(address) for _ in range(30)] == [200] * 30
             service.signal(number)
             assert service.process.wait(PATIENCE) == 0
             assert [ask(address) for _ in range(30)] == [200] * 30
-            assert infers(service)
+            assert works(service)
             workers = children(pid)
             os.kill(pid, signal.SIGHUP)
             service.wait_for(lambda: len(children(pid)) == 2 and not set(children(pid)) & set(workers))
@@ -175,35 +173,27 @@ def test_upgrade_takes_the_control_address_over_and_no_call_hangs(tmp_path, relu
         assert not answers(address)
 
 
-def test_upgrade_takes_over_a_port_that_is_in_use_by_the_first_arbiter(tmp_path, relu, orphans):
+def test_upgrade_takes_over_a_port_that_is_in_use_by_the_first_arbiter(start, orphans):
     """Another start would fail there."""
     bind = ("-b", f"127.0.0.1:{free_port()}")
-    with serve(tmp_path, "-w", "2", bind=bind, config=relu) as service:
-        service.wait_for(lambda: infers(service))
+    with start(2, bind=bind) as service:
+        assert works(service)
         with upgraded(service):
-            assert infers(service)
-        assert infers(service)
+            assert works(service)
+        assert works(service)
 
 
-@pytest.mark.parametrize("options", [(), ("--reuse-port",)], ids=["", "--reuse-port"])
+@pytest.mark.parametrize("reuse_port", [False, True], ids=["", "--reuse-port"])
 @pytest.mark.parametrize("is_path", [False, True], ids=["a port", "a path"])
-def test_address_of_bind_as_the_control_address_ends_the_start_before_models_are_loaded(
-    tmp_path, relu, is_path, options
-):
+def test_address_of_bind_as_the_control_address_ends_the_start(tmp_path, caplog, is_path, reuse_port):
     address = f"unix:{tmp_path}/socket" if is_path else f"127.0.0.1:{free_port()}"
-    ended = run_to_end(tmp_path, "-b", address, *options, OVMS_REST_CONFIG=str(relu), OVMS_REST_CONTROL_BIND=address)
-    assert ended.returncode == 1
-    (line,) = ended.stderr.splitlines()
-    assert line.endswith(
-        f"cannot listen on {address} (OVMS_REST_CONTROL_BIND): it is also an address of --bind; the "
-        "control address must be another"
-    )
+    reason = "it is also an address of --bind; the control address must be another"
+    assert refusal_of(caplog, address, bind=[address], reuse_port=reuse_port) == reason
 
 
 @pytest.mark.parametrize("address", ["path"], indirect=True)
-def test_cancelled_upgrade_keeps_the_control_address(tmp_path, relu, address):
-    with serve(tmp_path, "-w", "1", config=relu, OVMS_REST_CONTROL_BIND=address) as service:
-        service.wait_for(lambda: answers(address))
+def test_cancelled_upgrade_keeps_the_control_address(start, address):
+    with start(1, OVMS_REST_CONTROL_BIND=address) as service:
         with upgraded(service):
             assert [ask(address) for _ in range(10)] == [200] * 10
         assert [ask(address) for _ in range(30)] == [200] * 30
@@ -226,7 +216,7 @@ def test_daemon_is_upgraded_step_by_step_and_back(tmp_path, relu, orphans, optio
 
     def serves():
         assert [ask(address) for _ in range(10)] == [200] * 10
-        return infers(service)
+        return works(service)
 
     def new_pid(file):
         started.append(int(service.wait_for(lambda: file.exists() and file.read_text())))
@@ -251,10 +241,7 @@ def test_daemon_is_upgraded_step_by_step_and_back(tmp_path, relu, orphans, optio
         assert serves()
     finally:
         for pid in started:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            with contextlib.suppress(ChildProcessError):  # the other daemon has waited for it
-                os.waitpid(pid, 0)
+            end(pid)
 
 
 def test_failed_upgrade_does_not_affect_the_service(tmp_path, relu):
@@ -263,34 +250,31 @@ def test_failed_upgrade_does_not_affect_the_service(tmp_path, relu):
     directory.mkdir()
     options = ("-c", "python:ovms_rest.arbiter.gunicorn_settings", "--chdir", str(directory), "-w", "2")
     with serve(tmp_path, *options, config=relu) as service:
-        service.wait_for(lambda: len(service.workers()) == 2)
+        service.wait_for_workers(2)
         before = service.workers()
         shutil.rmtree(directory)
-        for _ in range(2):
-            count = service.log.count("cannot start another arbiter, this one keeps serving: ")
+        line = "cannot start another arbiter, this one keeps serving: "
+        for count in (1, 2):
             service.signal(signal.SIGUSR2)
-            service.wait_for(
-                lambda n=count: service.log.count("cannot start another arbiter, this one keeps serving: ") > n
-            )
-            service.wait_for(lambda: len(service.workers()) == 2)
+            service.wait_for(lambda count=count: service.log.count(line) == count)
+            service.wait_for_workers(2)
         assert service.workers() == before
-        assert infers(service)
+        assert works(service)
 
 
 # --- Workers that come and go
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:0"], ids=["no control address", "a control address"])
-def test_sigttou_keeps_one_worker_that_infers(tmp_path, relu, address):
-    with serve(tmp_path, "-w", "2", config=relu, OVMS_REST_CONTROL_BIND=address) as service:
+def test_sigttou_keeps_one_worker_that_infers(start, address):
+    with start(2, OVMS_REST_CONTROL_BIND=address) as service:
         left = 2 if address else 1
-        service.wait_for(lambda: len(service.workers()) == left + 1)
         for count in range(4):
             service.signal(signal.SIGTTOU)
             service.wait_for(lambda n=count: service.log.count("Handling signal: ttou") > n)
         service.wait_for(lambda: service.log.count("no worker removed: only one infers") == 3)
         service.wait_for(lambda: len(service.workers()) == left)
-        assert infers(service)
+        assert works(service)
         service.signal(signal.SIGTTIN)
         service.wait_for(lambda: len(service.workers()) == left + 1)
-        assert infers(service)
+        assert works(service)

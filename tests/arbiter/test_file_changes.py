@@ -1,6 +1,6 @@
 """Files that are replaced while a service uses them: every response is of the old or the new weights, and none fails.
 
-A model multiplies its input by weights that are all the same number, and answers the least and the greatest product.
+A model multiplies its input by weights that are all the same number, and returns the least and the greatest product.
 """
 
 import contextlib
@@ -8,16 +8,16 @@ import mmap
 import os
 import shutil
 import subprocess
-import threading
 import time
 
 import model_zoo
 import numpy as np
 import pytest
+from generations import PAUSE_SECONDS
 from onnx import TensorProto, helper, numpy_helper
 from onnx import save as save_onnx
 from openvino import Type, opset15
-from service import serve, write_config
+from service import repeating, serve, write_config
 
 SIZE = 65_536  # 64 pages of weights
 
@@ -119,27 +119,18 @@ WAYS = [cp, cp_p, dd_notrunc, slow_upload, write_by_map, rename, delete_and_copy
 # --- The service
 
 
-class Clients:
-    """Requests to all models, one after the other, for as long as the context lasts."""
+@contextlib.contextmanager
+def clients(service):
+    """Infer with all models, one after the other, until the block ends; yield the responses of each model."""
+    responses = {name: set() for name in FORMATS}
 
-    def __init__(self, service):
-        self.service = service
-        self.answers = {name: set() for name in FORMATS}
-        self._ended = threading.Event()
+    def infer():
+        for name, found in responses.items():
+            found.add(ask(service, name))
+            time.sleep(PAUSE_SECONDS)
 
-    def __enter__(self):
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self):
-        while not self._ended.is_set():
-            for name, answers in self.answers.items():
-                answers.add(ask(self.service, name))
+    with repeating(infer, 1):
+        yield responses
 
 
 def ask(service, name):
@@ -168,16 +159,15 @@ def serving(directory, poll):
     variables = {"OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS": str(poll)}
     with serve(directory, "-w", "2", config=config, **variables) as service:
         assert serves(service, 1)
-        yield service
+        yield service, directory
         assert "was sent SIG" not in service.log, service.log
         assert "is given up" not in service.log, service.log
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("live")
-    with serving(directory, poll=0) as service:
-        yield service, directory
+    with serving(tmp_path_factory.mktemp("live"), poll=0) as served:
+        yield served
 
 
 def replace(directory, weight, way):
@@ -196,36 +186,26 @@ def change(service, directory, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_every_response_is_of_the_old_or_the_new_weights(live, way):
     service, directory = live
-    with Clients(service) as clients:
+    with clients(service) as responses:
         old, new = change(service, directory, way)
         assert service.request("POST", "/v1/config/reload").status == 201
     assert serves(service, new)
-    for answers in clients.answers.values():
-        assert answers <= {(old, old), (new, new)}
+    assert set.union(*responses.values()) <= {(old, old), (new, new)}
 
 
 def test_repeated_copies_during_reloads_do_no_harm(live):
     service, directory = live
-    ended = threading.Event()
 
     def copy():
-        while not ended.is_set():
-            for way in (cp, dd_notrunc):
-                for weight in (2, 1):
-                    replace(directory, weight, way)
+        for way in (cp, dd_notrunc):
+            for weight in (2, 1):
+                replace(directory, weight, way)
 
-    copier = threading.Thread(target=copy)
-    with Clients(service) as clients:
-        copier.start()
+    with clients(service) as responses, repeating(copy, 1):
         end = time.monotonic() + 4
-        try:
-            while time.monotonic() < end:
-                assert service.request("POST", "/v1/config/reload").status in (200, 201, 412)
-        finally:
-            ended.set()
-            copier.join()
-    for answers in clients.answers.values():
-        assert answers <= {(1, 1), (2, 2)}
+        while time.monotonic() < end:
+            assert service.request("POST", "/v1/config/reload").status in (200, 201, 412)
+    assert set.union(*responses.values()) <= {(1, 1), (2, 2)}
     replace(directory, 2, cp)
     assert service.request("POST", "/v1/config/reload").status == 201
     assert serves(service, 2)
@@ -237,9 +217,8 @@ def test_repeated_copies_during_reloads_do_no_harm(live):
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     """A service that looks for changes every second; the version directory of a model is a symbolic link."""
-    directory = tmp_path_factory.mktemp("watched")
-    with serving(directory, poll=1) as service:
-        yield service, directory
+    with serving(tmp_path_factory.mktemp("watched"), poll=1) as served:
+        yield served
 
 
 def test_files_replaced_with_the_same_size_and_time_are_noticed(watched):
@@ -248,7 +227,7 @@ def test_files_replaced_with_the_same_size_and_time_are_noticed(watched):
     service.wait_for(lambda: serves(service, new))
 
 
-def test_change_behind_a_linked_version_directory_is_noticed(watched):
+def test_change_in_a_linked_version_directory_is_noticed(watched):
     service, directory = watched
     version = directory / "ir" / "1"
     version.rename(directory / "elsewhere")

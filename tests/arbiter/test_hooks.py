@@ -1,38 +1,32 @@
 """gunicorn's hooks, called without gunicorn."""
 
-import os
 import types
 
+from forking import fork, join
+
 from ovms_rest.arbiter import hooks
+from ovms_rest.arbiter.reloading import MAX_DEATHS, Managed, Reloading
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.table import WorkerTable
 
 
-def fork(work):
-    pid = os.fork()
-    if pid == 0:
-        work()
-        os._exit(0)
-    os.waitpid(pid, 0)
-
-
-def make_arbiter(models):
+def make_arbiter(tmp_path, models):
     """Make what the hooks need of an arbiter and its application."""
-    app = types.SimpleNamespace(models=models, table=WorkerTable(8, 1), release=lambda slot: [])
+    managed = Managed(Settings(), WorkerTable(8, 1), Reloading(tmp_path, models, None), None, "")
+    app = types.SimpleNamespace(wsgi=lambda: types.SimpleNamespace(release=lambda slot: []))
     return types.SimpleNamespace(
-        app=types.SimpleNamespace(wsgi=lambda: app), control_sockets=[], settings=Settings(), tls=None, WORKERS={}
+        app=app, managed=managed, settings=managed.settings, control_sockets=[], tls=None, WORKERS={}
     )
 
 
-def test_model_is_given_up_after_several_workers_died_opening_it(caplog):
-    """What the arbiter does about a worker that dies while it opens a model."""
+def test_model_is_given_up_after_several_workers_died_opening_it(tmp_path, caplog):
     models = ModelRegistry({"m": Entry({1: None}), "n": Entry({1: None})})
-    arbiter = make_arbiter(models)
-    for deaths in range(1, hooks.MAX_DEATHS + 1):
+    arbiter = make_arbiter(tmp_path, models)
+    for deaths in range(1, MAX_DEATHS + 1):
         worker = types.SimpleNamespace(pid=deaths)
         hooks.pre_fork(arbiter, worker)
-        fork(lambda worker=worker: hooks.note_opening(worker, "m/1"))
+        join(fork(lambda worker=worker: hooks.note_opening(worker, "m/1")))
         assert models.versions("m") == ["1"]
         hooks.child_exit(arbiter, worker)
         assert f"worker {deaths} died or hung while it opened 'm/1' (model and version)" in caplog.text
@@ -40,9 +34,9 @@ def test_model_is_given_up_after_several_workers_died_opening_it(caplog):
     assert models.versions("n") == ["1"]
 
 
-def test_worker_that_ends_while_serving_blames_no_model(caplog):
+def test_worker_that_ends_while_serving_blames_no_model(tmp_path, caplog):
     worker = types.SimpleNamespace(pid=1)
-    hooks.pre_fork(arbiter := make_arbiter(None), worker)
-    fork(lambda: (hooks.note_opening(worker, "m"), hooks.note_opening(worker, "")))
+    hooks.pre_fork(arbiter := make_arbiter(tmp_path, None), worker)
+    join(fork(lambda: (hooks.note_opening(worker, "m"), hooks.note_opening(worker, ""))))
     hooks.child_exit(arbiter, worker)
     assert "died" not in caplog.text

@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import model_zoo
 import numpy as np
 import pytest
 import slow_models
+from generations import settings_with
 from raw_http import RELU, RELU_PATH, connected, head, infer, post, receive
-from service import is_running, serve, write_config
+from service import is_running, repeating, serve, write_config
 
 from ovms_rest.arbiter.memory_limit import FreshSize, MemoryLimit
 from ovms_rest.host.process_memory import own_bytes
@@ -58,35 +58,20 @@ def random_picture(generator):
     return post("/v2/models/growing/infer", body, f"Inference-Header-Content-Length: {len(text)}")
 
 
-@contextlib.contextmanager
 def clients(service, count=3):
-    """Infer with random shapes all the time, on connections that are kept alive; none may fail."""
-    is_over, failures = threading.Event(), []
+    """Infer with random shapes continuously, on connections that are kept alive; none may fail."""
+    generator = np.random.default_rng(0)
 
-    def run(number):
-        generator = np.random.default_rng(number)
-        try:
-            while not is_over.is_set():
-                with service.connect() as connection:
-                    closing = False
-                    while not closing and not is_over.is_set():
-                        connection.sendall(random_picture(generator))
-                        answer = receive(connection, "POST")
-                        assert answer.status == 200, answer
-                        closing = answer.headers.get("connection") == "close"
-        except Exception as error:
-            failures.append(repr(error))
+    def infer():
+        with service.connect() as connection:
+            for _ in range(20):
+                connection.sendall(random_picture(generator))
+                answer = receive(connection, "POST")
+                assert answer.status == 200, answer
+                if answer.headers.get("connection") == "close":
+                    break
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield failures
-    finally:
-        is_over.set()
-        for thread in threads:
-            thread.join()
-    assert not failures, service.log
+    return repeating(infer, count)
 
 
 def metric(service, name):
@@ -110,15 +95,18 @@ def test_worker_above_the_limit_is_found():
     assert MemoryLimit(MIB).find_outgrown([grown]) is grown
 
 
-def test_workers_are_measured_once_a_second_and_less_often_after_a_replacement():
-    limit = MemoryLimit(MIB)
-    worker = Worker(os.getpid())
+def test_workers_are_measured_once_a_second_and_less_often_after_a_replacement(monkeypatch):
+    limit, worker, now = MemoryLimit(MIB), Worker(os.getpid()), 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
     assert limit.find_outgrown([worker]) is worker
+    now += 0.9
     assert limit.find_outgrown([worker]) is None
+    now += 0.2
+    assert limit.find_outgrown([worker]) is worker
     limit.pause(0.5)
-    time.sleep(1.2)
+    now += 1.9
     assert limit.find_outgrown([worker]) is None
-    time.sleep(1.0)
+    now += 0.2
     assert limit.find_outgrown([worker]) is worker
 
 
@@ -168,10 +156,8 @@ def test_workers_above_the_limit_are_replaced_one_at_a_time_and_no_request_fails
         replaced = len(REPLACED.findall(service.log))
         assert metric(service, "ovms_rest_worker_memory_replacements") >= replaced >= 2
         assert metric(service, "ovms_rest_worker_restarts") == 0
-        found = re.search(
-            rf"worker {before[0]} uses (\d+) MiB of private memory, above the limit of 24 MiB", service.log
-        )
-        assert int(found[1]) >= 24
+        line = rf"worker {before[0]} uses (\d+) MiB of private memory, above the limit of 24 MiB"
+        assert int(re.search(line, service.log)[1]) >= 24
         service.wait_for_workers(2)
 
 
@@ -211,24 +197,24 @@ def test_workers_that_start_above_the_limit_are_left_alone_and_logged_once(tmp_p
 
 
 def test_successor_that_cannot_be_started_leaves_the_worker_serving(tmp_path, models):
-    settings = tmp_path / "settings.py"
-    settings.write_text(
-        "from ovms_rest.arbiter.gunicorn_settings import *\n"
-        "import pathlib\n"
-        "from ovms_rest.arbiter import hooks\n"
-        "def post_worker_init(worker):\n"
-        f"    if pathlib.Path({str(tmp_path / 'fault')!r}).exists():\n"
-        "        raise RuntimeError('a fault of the test')\n"
-        "    hooks.post_worker_init(worker)\n"
-    )
-    with serve(tmp_path, "-w", "1", "-c", str(settings), config=models, **{LIMIT: str(24 * MIB)}) as service:
+    fault = tmp_path / "fault"
+    hook = f"""
+import pathlib
+from ovms_rest.arbiter import hooks
+def post_worker_init(worker):
+    if pathlib.Path({str(fault)!r}).exists():
+        raise RuntimeError('a fault of the test')
+    hooks.post_worker_init(worker)
+"""
+    with serve(
+        tmp_path, "-w", "1", "-c", settings_with(tmp_path, hook), config=models, **{LIMIT: str(24 * MIB)}
+    ) as service:
         service.wait_for_workers(1)
         (before,) = service.workers()
-        fault = tmp_path / "fault"
         fault.touch()
         with clients(service, 1):
             service.wait_for(lambda: "a fault of the test" in service.log)
-            # A change by call is not told of workers that have nothing to do with it.
+            # A change by call does not report workers that have nothing to do with it.
             assert service.request("POST", "/v1/config/reload", b"").status == 200
             assert before in service.workers()
             assert not REPLACED.search(service.log)
@@ -244,7 +230,7 @@ def test_worker_that_dies_while_another_drains_is_replaced_immediately(tmp_path,
         ending, dying = service.workers()
         os.kill(dying, signal.SIGSTOP)
         before = spent(ending)
-        with connected(service, infer("counting", slow_models.count(40 * slow_models.SLOW))) as connection:
+        with connected(service, infer("counting", slow_models.count(20 * slow_models.SLOW))) as connection:
             service.wait_for(lambda: spent(ending) > before + 0.1)
             service.signal(signal.SIGTTOU)
             service.wait_for(lambda: "Handling signal: ttou" in service.log)

@@ -7,8 +7,9 @@ import subprocess
 
 import model_zoo
 import pytest
+from generations import hang_up
 from gunicorn.config import Config
-from service import ROOT, environment, receive, repeating, serve, write_config
+from service import receive, repeating, run_to_end, serve
 
 from ovms_rest.arbiter.tls import TlsError, load_tls
 
@@ -31,12 +32,6 @@ def arguments(tmp_path):
     for name in ("used", "other"):
         make_pair(tmp_path, name)
     return ("-w", "2", "--certfile", str(tmp_path / "used.pem"), "--keyfile", str(tmp_path / "used.key"))
-
-
-@pytest.fixture
-def relu(tmp_path):
-    model_zoo.save(model_zoo.relu(), tmp_path / "relu")
-    return write_config(tmp_path, {"name": "relu", "base_path": "relu"})
 
 
 def replace(directory, kind):
@@ -65,10 +60,8 @@ def test_half_replaced_pair_keeps_the_one_in_use_until_a_reload_finds_it_whole(t
         assert served_certificate(service) == old
         replace(tmp_path, "pem")
         with clients(service):
-            before = service.workers()
             model_zoo.save(model_zoo.relu(), tmp_path / "relu", version=2)
-            service.signal(signal.SIGHUP)
-            service.wait_for(lambda: len(service.workers()) == 2 and not set(before) & set(service.workers()))
+            hang_up(service)
         assert service.log.count("key values mismatch") == 1
         assert service.log.count("Booting worker") == 4
         assert "relu' version 2 serves" in service.log  # what else the reload is about is done
@@ -79,9 +72,7 @@ def test_half_replaced_pair_keeps_the_one_in_use_until_a_reload_finds_it_whole(t
         assert served_certificate(service) == old
         replace(tmp_path, "key")
         with clients(service):
-            before = service.workers()
-            service.signal(signal.SIGHUP)
-            service.wait_for(lambda: len(service.workers()) == 2 and not set(before) & set(service.workers()))
+            hang_up(service)
         assert served_certificate(service) == new
 
 
@@ -99,15 +90,7 @@ def test_key_that_only_root_may_read_serves_for_workers_of_another_user(tmp_path
 
 def test_unusable_pair_ends_the_start_with_a_line_before_models_are_loaded(tmp_path, relu, arguments):
     replace(tmp_path, "pem")
-    ended = subprocess.run(
-        ["gunicorn", "-b", "127.0.0.1:0", *arguments],
-        cwd=ROOT,
-        env=environment(tmp_path, OVMS_REST_CONFIG=str(relu)),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ended = run_to_end(tmp_path, *arguments, OVMS_REST_CONFIG=str(relu))
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert f"cannot use certfile '{tmp_path}/used.pem', keyfile '{tmp_path}/used.key': " in line

@@ -2,18 +2,17 @@
 
 import os
 import pwd
-import shutil
 import signal
 import tempfile
 from pathlib import Path
 
 import model_zoo
 import pytest
+from generations import works
 from service import serve, write_config
 
 NOBODY = pwd.getpwnam("nobody")
 OPTIONS = ("-w", "2", "--user", "nobody", "--group", str(NOBODY.pw_gid))
-RELU = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, -2, 3, -4]}]}
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may start processes of another user")
 
@@ -21,10 +20,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may start p
 @pytest.fixture
 def directory():
     """A directory that every user may read; pytest's own belong to root."""
-    made = Path(tempfile.mkdtemp(prefix="ovms_rest-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
+    with tempfile.TemporaryDirectory(prefix="ovms_rest-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 @pytest.fixture
@@ -37,10 +35,6 @@ def prepare(directory):
     return write_config(directory, {"name": "relu", "base_path": "relu"})
 
 
-def infers(service):
-    return service.infer("relu", RELU).json()["outputs"][0]["data"] == [1, 0, 3, 0]
-
-
 def owner(pid):
     return os.stat(f"/proc/{pid}").st_uid
 
@@ -48,7 +42,7 @@ def owner(pid):
 def test_models_are_reloaded_loaded_and_unloaded_by_call(directory, relu):
     variables = {"OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS": "0", "OVMS_REST_MODEL_CONTROL": "local"}
     with serve(directory, *OPTIONS, config=relu, **variables) as service:
-        assert infers(service)
+        assert works(service)
         service.wait_for(lambda: {owner(pid) for pid in service.workers()} == {NOBODY.pw_uid})
         assert service.request("POST", "/v1/config/reload").status == 200
         model_zoo.save(model_zoo.relu(), directory / "relu", 2)
@@ -57,7 +51,7 @@ def test_models_are_reloaded_loaded_and_unloaded_by_call(directory, relu):
         assert service.request("POST", "/v2/repository/models/relu/unload").status == 200
         assert service.get("/v2/models/relu/ready").status == 404
         assert service.request("POST", "/v2/repository/models/relu/load").status == 200
-        assert infers(service)
+        assert works(service)
         assert {owner(pid) for pid in service.workers()} == {NOBODY.pw_uid}
 
 
@@ -65,7 +59,7 @@ def test_models_are_reloaded_loaded_and_unloaded_by_call(directory, relu):
 def test_new_version_is_noticed(directory, relu, control):
     path = directory / "control"
     with serve(directory, *OPTIONS, config=relu, OVMS_REST_CONTROL_BIND=f"unix:{path}" if control else "") as service:
-        assert infers(service)
+        assert works(service)
         if control:
             assert (path.stat().st_uid, path.stat().st_gid) == (NOBODY.pw_uid, NOBODY.pw_gid)
         model_zoo.save(model_zoo.relu(), directory / "relu", 2)
@@ -77,7 +71,7 @@ def test_models_readable_by_root_only_serve_and_are_reloaded_by_call(tmp_path):
     """The log says that their changes are not noticed."""
     tmp_path.chmod(0o700)
     with serve(tmp_path, *OPTIONS, config=prepare(tmp_path)) as service:
-        assert infers(service)
+        assert works(service)
         line = f"changes of {tmp_path}/relu are only noticed by a reload: user {NOBODY.pw_uid} may not read it"
         service.wait_for(lambda: line in service.log)
         before = service.log.count("Handling signal: control")
@@ -96,13 +90,13 @@ def test_logs_in_a_directory_of_root_are_reopened_after_a_move(directory, relu, 
     with serve(directory, *OPTIONS, *files, *options, config=relu, **variables) as service:
         service.wait_for_workers(2)
         workers = service.workers()
-        assert infers(service)
+        assert works(service)
         for name in names:
             (directory / name).rename(directory / f"{name}.old")
         service.signal(signal.SIGUSR1)
 
         def is_written():
-            assert infers(service)
+            assert works(service)
             return all((directory / name).exists() and (directory / name).read_text() for name in names[1:])
 
         service.wait_for(is_written)

@@ -255,7 +255,7 @@ def test_service_with_fewer_workers_than_wanted_is_ready(tmp_path, manager):
 
             def post_worker_init(worker):
                 if worker.row.index == 1:
-                    while not worker.wsgi.table.streams():  # a failure before any worker is ready ends the start
+                    while not worker.wsgi.managed.table.streams():  # one that fails while none is ready ends the start
                         time.sleep(0.01)
                     raise OSError
                 hooks.post_worker_init(worker)

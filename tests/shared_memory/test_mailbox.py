@@ -1,10 +1,12 @@
 """Messages from workers to the arbiter, and its published value."""
 
+import contextlib
 import os
 import resource
 import signal
 
 import pytest
+from forking import fork, join
 
 from ovms_rest.errors import BusyError, InvalidRequestError
 from ovms_rest.shared_memory.mailbox import CONTROL, MAX_MESSAGE_BYTES, MAX_VALUE_DEPTH, Mailbox
@@ -16,23 +18,29 @@ def mailbox():
     return Mailbox()
 
 
+@contextlib.contextmanager
+def handled():
+    """Handle the signal of a message, as the arbiter does; yield those that arrived."""
+    signals = []
+    before = signal.signal(CONTROL, lambda number, frame: signals.append(number))
+    yield signals
+    signal.signal(CONTROL, before)
+
+
 def send(mailbox, *messages):
     """Send messages from a forked process, as a worker does; return the name of the error, "" for none."""
     reading, writing = os.pipe()
-    before = signal.signal(CONTROL, lambda number, frame: None)
-    pid = os.fork()
-    if not pid:
-        error = ""
+
+    def work():
         try:
             for message in messages:
                 mailbox.send(message)
         except Exception as caught:
-            error = type(caught).__name__
-        os.write(writing, error.encode())
-        os._exit(0)
+            os.write(writing, type(caught).__name__.encode())
+
+    with handled():
+        join(fork(work))
     os.close(writing)
-    os.waitpid(pid, 0)
-    signal.signal(CONTROL, before)
     with os.fdopen(reading) as stream:
         return stream.read()
 
@@ -81,19 +89,15 @@ def test_value_in_a_message_has_a_depth_limit(mailbox):
 
 def test_message_signals_the_arbiter_though_the_worker_may_not(mailbox):
     """With --user, an arbiter of root has workers of another user."""
-    signals = []
-    before = signal.signal(CONTROL, lambda number, frame: signals.append(number))
-    pid = os.fork()
-    if not pid:
-        try:
-            if os.geteuid() == 0:
-                os.setgid(65534)
-                os.setuid(65534)
-            mailbox.send({"id": "1"})
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-    signal.signal(CONTROL, before)
+
+    def work():
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        mailbox.send({"id": "1"})
+
+    with handled() as signals:
+        join(fork(work))
     assert signals == [CONTROL]
     assert mailbox.receive() == [{"id": "1"}]
 

@@ -1,11 +1,11 @@
 """The rows of workers, the choice of a freer one, and waking."""
 
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
+from forking import fork, join
 
 from ovms_rest.shared_memory.table import WAKE, WorkerTable, wake
 
@@ -39,7 +39,7 @@ def test_freed_row_is_empty_when_taken_again():
     table.free(rows[1])
     again = table.take()
     assert again.start == rows[1].start
-    assert rows[0].find_freer(9) == 102, "the new row tells nothing yet, though the old one was idle"
+    assert rows[0].find_freer(9) == 102, "the new row is empty, though the old one was idle"
 
 
 def test_each_row_has_its_own_cache_line():
@@ -51,13 +51,7 @@ def test_each_row_has_its_own_cache_line():
 def test_other_processes_read_the_row_of_a_worker():
     table, rows = make((0, 0), (0, 0))
     later = table.take()
-    pid = os.fork()
-    if pid == 0:
-        later.set_pid(77)
-        later.set_connections(1)
-        later.set_idle(5)
-        os._exit(0)
-    os.waitpid(pid, 0)
+    join(fork(lambda: (later.set_pid(77), later.set_connections(1), later.set_idle(5))))
     assert rows[0].find_freer(2) == 77
 
 

@@ -33,6 +33,7 @@ import os
 from dataclasses import replace
 from types import SimpleNamespace
 
+from ovms_rest.arbiter.reloading import Managed
 from ovms_rest.settings import read_settings
 from ovms_rest.shared_memory.table import SLOTS, WorkerTable
 
@@ -41,15 +42,11 @@ class App:
     """The part of the service's own application that the hooks need, without models."""
 
     settings = replace(read_settings(os.environ), load_timeout_seconds=5)
-    table = WorkerTable(SLOTS, 1)
-    log_levels = SimpleNamespace(install=lambda: None)
-    reloading = SimpleNamespace(is_due=lambda: False)
+    reloading, log_levels = SimpleNamespace(is_due=lambda: False), SimpleNamespace(install=lambda: None)
+    managed = Managed(settings, WorkerTable(SLOTS, 1), reloading, log_levels, "nowhere")
 
     def describe(self):
         return "an application"
-
-    def describe_permission(self):
-        return "nowhere"
 
     def open(self, slot, is_control, opening, retire):
         pass
