@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import slow_models
 from raw_http import RELU, RELU_PATH, Load, chunk, head, post, post_chunked
-from service import PATIENCE, environment, receive, serve, write_config
+from service import PATIENCE, environment, receive, serve
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from ovms_rest.settings import Settings
@@ -53,20 +53,15 @@ def service(tmp_path_factory):
         "filling": slow_models.filling(),
         "vector": model_zoo.relu((-1,)),
     }
-    for name, model in models.items():
-        model_zoo.save(model, directory / name)
     (directory / "ending.py").write_text(ENDING)
     node = {"name": "end", "type": "custom", "library_name": "ending", "outputs": [{"data_item": "y", "alias": "y"}]}
     node["inputs"] = [{"x": {"node_name": "request", "data_item": "x"}}]
     outputs = [{"y": {"node_name": "end", "data_item": "y"}}]
     pipeline = {"name": "ending", "inputs": ["x"], "nodes": [node], "outputs": outputs}
-    exact = {"INFERENCE_PRECISION_HINT": "f32"}
-    config = write_config(
-        directory,
-        *({"name": name, "base_path": name, "plugin_config": exact} for name in models),
-        custom_node_library_config_list=[{"name": "ending", "base_path": "ending.py"}],
-        pipeline_config_list=[pipeline],
-    )
+    exact = {"plugin_config": {"INFERENCE_PRECISION_HINT": "f32"}}
+    libraries = [{"name": "ending", "base_path": "ending.py"}]
+    sections = {"custom_node_library_config_list": libraries, "pipeline_config_list": [pipeline]}
+    config = model_zoo.save_all(directory, models, lambda _: exact, **sections)
     with serve(
         directory,
         "-w",
@@ -621,27 +616,10 @@ def keys(service, tmp_path_factory):
 @pytest.mark.parametrize(
     "value",
     [
-        None,
-        "",
-        "Bearer",
-        "Bearer ",
-        KEY,
-        f"Basic {KEY}",
-        f"Bearer {KEY[:-1]}",
-        f"Bearer {KEY[1:]}",
-        f"Bearer {KEY}0",
-        f"Bearer 0{KEY}",
-        f"Bearer {KEY.upper()}",
-        f"Bearer {KEY[:-1]}F",
-        f"Bearer {KEY},",
-        f"Bearer {KEY} {KEY}",
-        f"Bearer  {KEY}",
-        f"Bearer {KEY} infer relu",
-        f"Bearer {'0' * 32}",
-        "Bearer alice",
-        "Bearer default",
-        "Bearer include",
-        "Bearer .*",
+        *(None, "", "Bearer", "Bearer ", KEY, f"Basic {KEY}"),
+        *("Bearer alice", "Bearer default", "Bearer include", "Bearer .*", f"Bearer {KEY} infer relu"),
+        *(f"Bearer {KEY[:-1]}", f"Bearer {KEY[1:]}", f"Bearer {KEY}0", f"Bearer 0{KEY}", f"Bearer {'0' * 32}"),
+        *(f"Bearer {KEY.upper()}", f"Bearer {KEY[:-1]}F", f"Bearer {KEY},", f"Bearer {KEY} {KEY}", f"Bearer  {KEY}"),
     ],
 )
 def test_wrong_key_is_refused_on_every_path(keys, value):

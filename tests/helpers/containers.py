@@ -167,16 +167,15 @@ def _copy(sources: Sequence[Path], stage: Stage, name: str) -> None:
             shutil.copy2(source, target)
 
 
+def _finish(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+
+
 def _run(stage: Stage, command: str) -> None:
     replaced = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1"}  # 0: no isolation
-    done = subprocess.run(
-        [
-            *("bwrap", *stage.mounts(is_read_only=False), "--tmpfs", "/tmp", "--chdir", stage.directory),  # noqa: S108
-            *(*_variables(stage.environment | replaced), "--die-with-parent", "/bin/sh", "-c", command),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
+    done = _finish(
+        *("bwrap", *stage.mounts(is_read_only=False), "--tmpfs", "/tmp", "--chdir", stage.directory),  # noqa: S108
+        *(*_variables(stage.environment | replaced), "--die-with-parent", "/bin/sh", "-c", command),
     )
     assert done.returncode == 0, f"RUN {command}\n{done.stdout}{done.stderr}"
 
@@ -207,15 +206,10 @@ class Container:
         """Run a command in the container like `docker exec`."""
         user, _, group = self._image.settings["USER"].value.partition(":")
         variables = [f"{name}={value}" for name, value in _replace(self._image.environment).items()]
-        return subprocess.run(
-            [
-                *("nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", "--"),
-                *("setpriv", f"--reuid={user}", f"--regid={group}", *_SETPRIV),
-                *("env", "-i", *variables, *command),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
+        return _finish(
+            *("nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", "--"),
+            *("setpriv", f"--reuid={user}", f"--regid={group}", *_SETPRIV),
+            *("env", "-i", *variables, *command),
         )
 
     def check_health(self) -> subprocess.CompletedProcess[str]:

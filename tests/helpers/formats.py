@@ -8,6 +8,7 @@ tensorflow/lite/schema/schema.fbs.
 
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,12 @@ class Written(NamedTuple):
     output: str = "y"
 
 
+def _write(directory: Path, name: str, data: bytes = b"") -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_bytes(data)
+    return directory / name
+
+
 def write_ir(directory: Path) -> Written:
     save(relu(), directory.parent, directory.name)
     return Written(directory / "model.xml")
@@ -31,35 +38,26 @@ def write_ir(directory: Path) -> Written:
 # --- ONNX
 
 
-def write_onnx(directory: Path) -> Written:
-    return Written(_write_onnx(directory))
-
-
-def write_onnx_with_external_data(directory: Path) -> Written:
-    """Write weights in a separate file: y = relu(x * w), where w is ones."""
-    return Written(_write_onnx(directory, external=True))
-
-
-def _write_onnx(directory: Path, external: bool = False) -> Path:
+def write_onnx(directory: Path, external: bool = False) -> Written:
+    """Write y = relu(x), or y = relu(x * w) where w is ones in an external file."""
     from onnx import TensorProto, helper, numpy_helper
     from onnx import save as save_onnx
 
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
-    nodes, weights = [helper.make_node("Relu", ["x"], ["y"])], []
+    nodes, weights, options = [helper.make_node("Relu", ["x"], ["y"])], [], {}
     if external:
         weights = [numpy_helper.from_array(np.ones(4, np.float32), "w")]
         nodes = [helper.make_node("Mul", ["x", "w"], ["product"]), helper.make_node("Relu", ["product"], ["y"])]
+        options = {"save_as_external_data": True, "location": "relu.weights", "size_threshold": 0}
     graph = helper.make_graph(nodes, "relu", [x], [y], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     directory.mkdir(parents=True)
-    path = directory / "relu.onnx"
-    if external:
-        save_onnx(model, path, save_as_external_data=True, location="relu.weights", size_threshold=0)
-    else:
-        save_onnx(model, path)
-    return path
+    save_onnx(model, directory / "relu.onnx", **options)
+    return Written(directory / "relu.onnx")
 
+
+write_onnx_with_external_data = partial(write_onnx, external=True)
 
 # --- Protobuf: a message is a sequence of fields, each a key of number and wire type followed by the value
 
@@ -92,9 +90,7 @@ _DT_FLOAT = 1
 
 
 def write_tensorflow_frozen_graph(directory: Path) -> Written:
-    directory.mkdir(parents=True)
-    (directory / "frozen.pb").write_bytes(_graph_def())
-    return Written(directory / "frozen.pb", "x:0", "y:0")
+    return Written(_write(directory, "frozen.pb", _graph_def()), "x:0", "y:0")
 
 
 def write_tensorflow_saved_model(directory: Path) -> Written:
@@ -107,8 +103,8 @@ def write_tensorflow_saved_model(directory: Path) -> Written:
     graph = message((1, message((4, "serve"))), (2, _graph_def()), (5, message((1, "serving_default"), (2, signature))))
     for name in ("assets", "variables"):
         (directory / name).mkdir(parents=True)
-    (directory / "fingerprint.pb").write_bytes(message((1, 1)))
-    (directory / "saved_model.pb").write_bytes(message((1, 1), (2, graph)))
+    _write(directory, "fingerprint.pb", message((1, 1)))
+    _write(directory, "saved_model.pb", message((1, 1), (2, graph)))
     return Written(directory)
 
 
@@ -157,10 +153,8 @@ def write_paddle(directory: Path) -> Written:
         (4, operator("relu", ("X", "x"), ("Out", "y"))),
         (4, operator("fetch", ("X", "y"), ("Out", "fetch"), column)),
     )
-    directory.mkdir(parents=True)
-    (directory / "inference.pdmodel").write_bytes(message((1, block), (4, message((1, 2_006_000)))))
-    (directory / "inference.pdiparams").touch()
-    return Written(directory / "inference.pdmodel")
+    _write(directory, "inference.pdiparams")
+    return Written(_write(directory, "inference.pdmodel", message((1, block), (4, message((1, 2_006_000))))))
 
 
 # --- TensorFlow Lite: a FlatBuffer of tables (dicts of fields by number), vectors (lists) and strings. All numbers are
@@ -215,9 +209,7 @@ def write_tensorflow_lite(directory: Path) -> Written:
     operator = {0: 0, 1: [0], 2: [1]}
     subgraph = {0: [tensor("x"), tensor("y")], 1: [0], 2: [1], 3: [operator], 4: "main"}
     model = {0: 3, 1: [{0: _RELU, 2: 1, 3: _RELU}], 2: [subgraph], 3: "relu", 4: [{}]}
-    directory.mkdir(parents=True)
-    (directory / "relu.tflite").write_bytes(flatbuffer(b"TFL3", model))
-    return Written(directory / "relu.tflite")
+    return Written(_write(directory, "relu.tflite", flatbuffer(b"TFL3", model)))
 
 
 FORMATS: dict[str, Callable[[Path], Written]] = {
