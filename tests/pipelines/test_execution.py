@@ -710,13 +710,16 @@ def test_every_inference_is_counted_by_its_model():
     assert read.compute_infer.ns > 0
 
 
-@pytest.mark.parametrize("error", [InferenceError("failed"), RuntimeError("a bug")])
-def test_every_failure_is_counted_by_its_model(error):
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(InferenceError("failed"), "failed"), (RuntimeError("a bug"), "failed"), (InvalidRequestError("no"), "invalid")],
+)
+def test_every_failure_is_counted_by_its_model(error, kind):
     model = x_to_y(FakeModel, failing(error))
     model.counters = Counters(1).of("m", "1")
     failure(type(error), make([tensor("in")], step("n", model, x="request.in"), out="n.y"), numbers())
     read = model.counters.read()
-    assert (read.failures["failed"].count, read.success.count, read.active) == (1, 0, 0)
+    assert (read.failures[kind].count, read.success.count, read.active) == (1, 0, 0)
 
 
 def test_a_model_is_active_during_its_inference():

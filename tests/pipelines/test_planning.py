@@ -724,6 +724,12 @@ def test_strings_pass_between_nodes():
     assert shapes(result.metadata.outputs) == {"out": "BYTES [-1]"}
 
 
+def test_a_uint8_matrix_of_custom_code_stays_one_under_a_name_of_strings():
+    code = FakeCode({"i": TEN}, {"text_string": ("UINT8", [-1, -1])})
+    taker = giving([1], ("UINT8", [-1, -1]))
+    assert plan(node("n1", code, i="request.in"), node("n2", taker, b="n1.text_string")).steps[1].part is taker
+
+
 def test_strings_gathered_by_a_node_are_rejected():
     takes = giving(("BYTES", [1]), ("BYTES", [-1, 1]))
     nodes = D, node("n", giving(("BYTES", [1])), b="d.o"), node("g", takes, gather="d", b="n.a")
