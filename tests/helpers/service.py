@@ -146,8 +146,8 @@ def serve(
 ) -> Iterator[Service]:
     """Run gunicorn on a free port, end it by SIGTERM, and check that no process is left.
 
-    `prefix` is a command that runs another in its own process, `cwd` a directory instead of the checkout, `program` what
-    to run.
+    `prefix` is a command that runs another in its own process, `cwd` a directory instead of the checkout; `program` is
+    what to run.
     """
     if config is not None:
         variables["OVMS_REST_CONFIG"] = str(config)
