@@ -24,7 +24,7 @@ from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, batch_of, copy_array, memory_of, size_of
 from ovms_rest.protocol.words import join
-from ovms_rest.shared_memory.statistics import FailureKind
+from ovms_rest.shared_memory.statistics import FailureKind, InferenceRecord
 
 Value = Any  # list[Array] | NDArray[Any]
 # The number of shards of each demultiplexer in this request, by its step.
@@ -170,7 +170,7 @@ def _inferring(model: Servable) -> Call:
             counters.fail(kind, time.monotonic_ns() - started)
             raise
         spent = time.monotonic_ns() - started
-        counters.record(0, 0, spent, 0, batch_of(next(iter(arrays.values())).shape))
+        counters.record(InferenceRecord(0, infer_ns=spent, batch=batch_of(next(iter(arrays.values())).shape)))
         return {name: tensor.array for name, tensor in tensors.items()}
 
     return infer
