@@ -1,4 +1,4 @@
-"""The interface of one version that is served: a compiled model, or a pipeline of models and custom nodes."""
+"""The interfaces of one version that serves, a compiled model or a pipeline, and of the registry that finds it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -44,6 +44,19 @@ class Servable(Protocol):
 
         The next inference may overwrite the memory of the tensors. Raises InferenceError.
         """
+
+
+class Registry(Protocol):
+    """The served models and pipelines."""
+
+    def find(self, name: str, version: str | None = None, explain: bool = False) -> Servable:
+        """Return a version, the highest for None. Raises NotFoundError, with the reason if `explain` is true."""
+
+    def versions(self, name: str) -> list[str]:
+        """Return the versions of a model that serve, lowest first."""
+
+    def check_ready(self) -> None:
+        """Raise NotReadyError unless everything configured serves."""
 
 
 class _NotCounted:

@@ -2,12 +2,12 @@
 
 import time
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import falcon
 
 from ovms_rest.errors import BusyError, DeadlineError, InferenceError, NoContentError, ServingError
-from ovms_rest.models.servable import InferenceCounters, Servable
+from ovms_rest.models.servable import InferenceCounters, Registry
 from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import decode_raw_request, decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
@@ -23,19 +23,6 @@ from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.statistics import InferenceRecord
 
 _HEADER_LENGTH = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
-
-
-class Registry(Protocol):
-    """The served models and pipelines."""
-
-    def find(self, name: str, version: str | None = None, explain: bool = False) -> Servable:
-        """Return a version, the highest for None. Raises NotFoundError, with the reason if `explain` is true."""
-
-    def versions(self, name: str) -> list[str]:
-        """Return the versions of a model that serve, lowest first."""
-
-    def check_ready(self) -> None:
-        """Raise NotReadyError unless everything configured serves."""
 
 
 class Infer:
