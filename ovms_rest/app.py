@@ -18,6 +18,7 @@ from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.loading import LoadSettings, load_models
 from ovms_rest.models.registry import ModelRegistry
 from ovms_rest.models.roots import find_roots
+from ovms_rest.models.servable import Registry
 from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.protocol.words import escape
@@ -27,7 +28,7 @@ from ovms_rest.resources.cors import Cors
 from ovms_rest.resources.entry_points import EntryPoints, Models
 from ovms_rest.resources.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
 from ovms_rest.resources.health import Live, ModelReady, Ready
-from ovms_rest.resources.inference import Infer, Registry
+from ovms_rest.resources.inference import Infer
 from ovms_rest.resources.log_settings import Logging
 from ovms_rest.resources.metadata import EXTENSIONS, ModelDescription, ServerDescription
 from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics

@@ -74,7 +74,7 @@ class Telemetry:
         state = ProcessState(memory_limit_bytes=limit, memory_available_bytes=available)
         if not self._table.is_used():
             return state
-        workers = [_describe(worker, self._table.is_control(worker.row)) for worker in self._table.workers()]
+        workers = [_describe(worker) for worker in self._table.workers()]
         return replace(
             state,
             workers=workers,
@@ -113,11 +113,11 @@ class ServedStatistics:
         return True
 
 
-def _describe(worker: WorkerRow, is_control: bool) -> WorkerState:
+def _describe(worker: WorkerRow) -> WorkerState:
     """Describe a worker. The control worker is never noted as idle, so that no connection is left to it: not busy."""
     return WorkerState(
         str(worker.row),
-        None if is_control else not worker.idle_since,
+        None if worker.control else not worker.idle_since,
         worker.connections,
         _measure(resident_bytes, worker.pid),
         _measure(_cpu_seconds, worker.pid),

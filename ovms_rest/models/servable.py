@@ -1,10 +1,10 @@
-"""The interface of one version that is served: a compiled model, or a pipeline of models and custom nodes."""
+"""The interfaces of one version that serves, a compiled model or a pipeline, and of the registry that finds it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor
-from ovms_rest.shared_memory.statistics import FailureKind, Question
+from ovms_rest.shared_memory.statistics import FailureKind, InferenceRecord, Question
 
 
 class InferenceCounters(Protocol):
@@ -13,16 +13,7 @@ class InferenceCounters(Protocol):
     def begin(self) -> None:
         """Note that an inference is under way, until the next `record` or `fail`."""
 
-    def record(
-        self,
-        queue_ns: int,
-        input_ns: int,
-        infer_ns: int,
-        output_ns: int,
-        batch: int = 1,
-        request_bytes: int = 0,
-        response_bytes: int = 0,
-    ) -> None:
+    def record(self, record: InferenceRecord) -> None:
         """Count an inference that succeeded."""
 
     def fail(self, kind: FailureKind, total_ns: int) -> None:
@@ -55,10 +46,23 @@ class Servable(Protocol):
         """
 
 
+class Registry(Protocol):
+    """The served models and pipelines."""
+
+    def find(self, name: str, version: str | None = None, explain: bool = False) -> Servable:
+        """Return a version, the highest for None. Raises NotFoundError, with the reason if `explain` is true."""
+
+    def versions(self, name: str) -> list[str]:
+        """Return the versions of a model that serve, lowest first."""
+
+    def check_ready(self) -> None:
+        """Raise NotReadyError unless everything configured serves."""
+
+
 class _NotCounted:
     """Counters that count nothing."""
 
-    def _ignore(self, *args: object, **kwargs: object) -> None:
+    def _ignore(self, *args: object) -> None:
         pass
 
     begin = record = fail = answer = _ignore

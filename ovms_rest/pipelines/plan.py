@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.models.servable import Servable
 from ovms_rest.protocol.tensors import Array, ModelMetadata, TensorMetadata, batch_of
-from ovms_rest.shared_memory.statistics import FailureKind
+from ovms_rest.shared_memory.statistics import FailureKind, InferenceRecord
 
 # The index of the request among the steps; as a demultiplexer it stands for the pipeline's demultiply_count.
 REQUEST_STEP = -1
@@ -65,7 +65,7 @@ class ModelPart:
             counters.fail(kind, time.monotonic_ns() - started)
             raise
         spent = time.monotonic_ns() - started
-        counters.record(0, 0, spent, 0, batch_of(next(iter(arrays.values())).shape))
+        counters.record(InferenceRecord(0, infer_ns=spent, batch=batch_of(next(iter(arrays.values())).shape)))
         return {name: tensor.array for name, tensor in tensors.items()}
 
 

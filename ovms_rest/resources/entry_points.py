@@ -1,12 +1,12 @@
 """Entry points: GET / lists the routes, GET /v2/models the models; and hints for the paths of other servers."""
 
 import re
-from typing import Any, Protocol
 
 import falcon
 import orjson
 
 from ovms_rest import __version__
+from ovms_rest.resources.control import Statuses
 
 _ROUTES = {
     "server metadata": "GET /v2",
@@ -43,13 +43,6 @@ _HINTS = tuple(
 def find_hint(path: str) -> str:
     """Return a hint to the route that replaces a path of another server, "" for any other path."""
     return next((hint for pattern, hint in _HINTS if pattern.fullmatch(path)), "")
-
-
-class Statuses(Protocol):
-    """The served models and pipelines."""
-
-    def status(self) -> dict[str, Any]:
-        """Return the status of all versions in OVMS's form."""
 
 
 class EntryPoints:

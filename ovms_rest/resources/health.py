@@ -5,7 +5,7 @@ from collections.abc import Callable
 import falcon
 
 from ovms_rest.errors import EndingError
-from ovms_rest.resources.inference import Registry
+from ovms_rest.models.servable import Registry
 
 
 class Live:

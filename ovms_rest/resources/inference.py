@@ -1,12 +1,13 @@
 """Inference: the way of a request from its bytes to those of its response."""
 
 import time
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import falcon
 
 from ovms_rest.errors import BusyError, DeadlineError, InferenceError, NoContentError, ServingError
-from ovms_rest.models.servable import InferenceCounters, Servable
+from ovms_rest.models.servable import InferenceCounters, Registry
 from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import decode_raw_request, decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
@@ -22,19 +23,6 @@ from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.statistics import InferenceRecord
 
 _HEADER_LENGTH = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
-
-
-class Registry(Protocol):
-    """The served models and pipelines."""
-
-    def find(self, name: str, version: str | None = None, explain: bool = False) -> Servable:
-        """Return a version, the highest for None. Raises NotFoundError, with the reason if `explain` is true."""
-
-    def versions(self, name: str) -> list[str]:
-        """Return the versions of a model that serve, lowest first."""
-
-    def check_ready(self) -> None:
-        """Raise NotReadyError unless everything configured serves."""
 
 
 class Infer:
@@ -80,19 +68,11 @@ class Infer:
             response = InferenceResponse(metadata.name, metadata.version, outputs, request.id)
             record.response_bytes = self._respond(req, resp, *encode_response(response))
         except Exception as error:
-            _count_failure(servable.counters, error, record.queue_ns, started)
+            _count_failure(servable.counters, error, record, time.monotonic_ns() - started)
             raise
         record.output_ns = time.monotonic_ns() - inferred
         record.batch = batch_of(request.inputs[0].shape)
-        servable.counters.record(
-            record.queue_ns,
-            record.input_ns,
-            record.infer_ns,
-            record.output_ns,
-            record.batch,
-            record.request_bytes,
-            record.response_bytes,
-        )
+        servable.counters.record(record)
 
     def _decode(self, body: memoryview, header_length: int | None, metadata: ModelMetadata) -> InferenceRequest:
         """Decode a body whose first `header_length` bytes are its JSON, None for all."""
@@ -128,17 +108,16 @@ def _check_deadline(timeout_us: int, environ: dict[str, Any], received: int) -> 
         raise DeadlineError(timeout_us, waited)
 
 
-def _count_failure(counters: InferenceCounters, error: Exception, queue_ns: int, started: int) -> None:
+def _count_failure(counters: InferenceCounters, error: Exception, record: InferenceRecord, elapsed_ns: int) -> None:
     """Count an inference that raised an error. NoContentError is a success: its response is empty."""
-    elapsed = time.monotonic_ns() - started
     match error:
         case DeadlineError():
             counters.fail("timeout", error.waited_ns)
         case BusyError():
-            counters.fail("overload", elapsed)
+            counters.fail("overload", elapsed_ns)
         case NoContentError():
-            counters.record(queue_ns, 0, elapsed, 0)
+            counters.record(replace(record, input_ns=0, infer_ns=elapsed_ns))
         case ServingError() if not isinstance(error, InferenceError):
-            counters.fail("invalid", elapsed)
+            counters.fail("invalid", elapsed_ns)
         case _:
-            counters.fail("failed", elapsed)
+            counters.fail("failed", elapsed_ns)

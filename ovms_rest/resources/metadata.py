@@ -6,7 +6,7 @@ import falcon
 import orjson
 
 from ovms_rest import __version__
-from ovms_rest.resources.inference import Registry
+from ovms_rest.models.servable import Registry
 
 # Exactly those that work.
 EXTENSIONS = (

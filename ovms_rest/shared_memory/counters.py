@@ -26,6 +26,7 @@ from ovms_rest.shared_memory.statistics import (
     Duration,
     FailureKind,
     Histogram,
+    InferenceRecord,
     ModelStatistics,
     Question,
 )
@@ -80,30 +81,22 @@ class ModelCounters:
         """Note that an inference is in progress in this process, until the next `record` or `fail`."""
         self._row[_ACTIVE] = 1
 
-    def record(
-        self,
-        queue_ns: int,
-        input_ns: int,
-        infer_ns: int,
-        output_ns: int,
-        batch: int = 1,
-        request_bytes: int = 0,
-        response_bytes: int = 0,
-    ) -> None:
+    def record(self, record: InferenceRecord) -> None:
         """Count a successful inference."""
-        row = self._row
-        entry = self._entries.get(batch) or self._add_entry(batch)
+        row, infer_ns, queue_ns = self._row, record.infer_ns, record.queue_ns
+        entry = self._entries.get(record.batch) or self._add_entry(record.batch)
         row[entry + 1] += 1
-        row[entry + 2] += input_ns
+        row[entry + 2] += record.input_ns
         row[entry + 3] += infer_ns
-        row[entry + 4] += output_ns
-        row[_REQUEST_TIME + bisect_left(_BOUNDS_NS, queue_ns + input_ns + infer_ns + output_ns)] += 1
+        row[entry + 4] += record.output_ns
+        total_ns = queue_ns + record.input_ns + infer_ns + record.output_ns
+        row[_REQUEST_TIME + bisect_left(_BOUNDS_NS, total_ns)] += 1
         row[_INFERENCE_TIME + bisect_left(_BOUNDS_NS, infer_ns)] += 1
         row[_QUEUE_TIME + bisect_left(_BOUNDS_NS, queue_ns)] += 1
         row[_QUEUE_NS] += queue_ns
-        row[_INFERENCES] += batch
-        row[_REQUEST_BYTES] += request_bytes
-        row[_RESPONSE_BYTES] += response_bytes
+        row[_INFERENCES] += record.batch
+        row[_REQUEST_BYTES] += record.request_bytes
+        row[_RESPONSE_BYTES] += record.response_bytes
         row[_LAST_NS] = time.time_ns()
         row[_ACTIVE] = 0
 

@@ -6,11 +6,10 @@ table before it forks, assigns the rows, and frees that of a worker that is gone
 
 import contextlib
 import itertools
-import math
 import mmap
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 # Many more slots than a machine has cores: a reload doubles the workers for a while, SIGTTIN adds some. Only used rows
@@ -23,6 +22,7 @@ WAKE = signal.SIGRTMIN
 # The columns, eight bytes each; a row fills a cache line of its own.
 _TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE, _READY, _CLOSED, _CONTROL, _WAS_READY = range(8)
 _COLUMNS = 8
+_READ = _PID, _CONNECTIONS, _IDLE_SINCE, _READY, _CONTROL
 # The cache line before the rows: the number of rows ever taken, beyond which none need be read; dead workers; reloads;
 # whether the service is shutting down; workers replaced for their memory.
 _USED, _DEATHS, _GENERATION, _ENDING, _OUTGROWN = range(5)
@@ -35,6 +35,12 @@ class WorkerRow(NamedTuple):
     pid: int
     connections: int
     idle_since: int
+    ready: int
+    control: int
+
+    def infers(self) -> bool:
+        """Return whether this worker infers: it is not starting or draining, nor the control worker."""
+        return bool(self.ready and not self.control)
 
 
 class WorkerTable:
@@ -62,17 +68,11 @@ class WorkerTable:
 
     def workers(self) -> list[WorkerRow]:
         """Return the rows of all workers."""
-        return [worker for worker in read_rows(self.numbers) if worker.pid]
-
-    def is_control(self, row: int) -> bool:
-        """Return whether the worker of this row is the control worker."""
-        return bool(self.numbers[(1 + row) * _COLUMNS + _CONTROL])
+        return [worker for worker in _read_rows(self.numbers) if worker.pid]
 
     def streams(self) -> int:
-        """Return the number of workers that infer: without those starting or draining, and the control worker."""
-        end = (1 + self.numbers[_USED]) * _COLUMNS
-        ready, control = (self.numbers[_COLUMNS + column : end : _COLUMNS].tolist() for column in (_READY, _CONTROL))
-        return sum(is_ready and not is_control for is_ready, is_control in zip(ready, control, strict=True))
+        """Return the number of workers that infer."""
+        return sum(worker.infers() for worker in _read_rows(self.numbers))
 
     def deaths(self) -> int:
         """Return the number of workers that died and were replaced."""
@@ -119,11 +119,11 @@ class WorkerTable:
 
 
 class Row:
-    """A worker's own row, and its view of the others."""
+    """A worker's own row, by which it sees the others too; `cores` is how many cores the workers share."""
 
     def __init__(self, numbers: memoryview, index: int, cores: int) -> None:
         self._numbers = numbers
-        self._cores = cores
+        self.cores = cores
         self.index = index
         self.start = (1 + index) * _COLUMNS
 
@@ -169,60 +169,20 @@ class Row:
         """Set since when (monotonic nanoseconds) this worker has been idle; 0 while it is busy."""
         self._numbers[self.start + _IDLE_SINCE] = since
 
-    def find_freer(self, connections: float) -> int | None:
-        """Return the process id of the worker that a connection is better left to; None if that is this worker.
+    def pid(self) -> int:
+        """Return the process id of this worker, 0 before it is set."""
+        return self._numbers[self.start + _PID]
 
-        It is the idle worker with the fewest connections below that number. But more workers than cores only compete
-        for cores and caches: once as many as there are cores have connections, workers without any get none, and leave
-        connections to the others.
-        """
-        own = self._numbers[self.start + _PID]
-        workers = list(read_rows(self._numbers))
-        used = [worker for worker in workers if worker.connections]
-        if len(used) < self._cores:
-            candidates = workers
-        else:
-            candidates = used
-            if not self._numbers[self.start + _CONNECTIONS]:
-                return min(used, key=lambda worker: (not worker.idle_since, worker.connections)).pid
-        freer = [
-            (worker.connections, worker.pid)
-            for worker in candidates
-            if worker.idle_since and worker.connections < connections and worker.pid != own
-        ]
-        return min(freer)[1] if freer else None
-
-    def is_room_elsewhere(self, limit: int) -> bool:
-        """Return whether another ready worker has fewer connections than this limit."""
-        end = (1 + self._numbers[_USED]) * _COLUMNS
-        columns = (
-            self._numbers[_COLUMNS + column : end : _COLUMNS].tolist() for column in (_READY, _CONTROL, _CONNECTIONS)
-        )
-        return any(
-            is_ready and not is_control and connections < limit and index != self.index
-            for index, (is_ready, is_control, connections) in enumerate(zip(*columns, strict=True))
-        )
-
-    def is_another_idle(self, until: int, connections: float = math.inf) -> bool:
-        """Return whether another worker with a free core has been idle since this time or longer.
-
-        Workers with more than this number of connections do not count.
-        """
-        own = self._numbers[self.start + _PID]
-        workers = list(read_rows(self._numbers))
-        busy = sum(1 for worker in workers if worker.connections and not worker.idle_since)
-        return busy < self._cores and any(
-            0 < worker.idle_since <= until and worker.connections <= connections
-            for worker in workers
-            if worker.pid != own
-        )
+    def all_workers(self) -> list[WorkerRow]:
+        """Return the rows of all workers, this one included."""
+        return _read_rows(self._numbers)
 
 
-def read_rows(numbers: memoryview) -> Iterator[WorkerRow]:
+def _read_rows(numbers: memoryview) -> list[WorkerRow]:
     """Return the rows of all slots that were ever taken."""
     end = (1 + numbers[_USED]) * _COLUMNS
-    columns = (numbers[_COLUMNS + column : end : _COLUMNS].tolist() for column in (_PID, _CONNECTIONS, _IDLE_SINCE))
-    return itertools.starmap(WorkerRow, zip(itertools.count(), *columns, strict=False))
+    columns = (numbers[_COLUMNS + column : end : _COLUMNS].tolist() for column in _READ)
+    return list(map(WorkerRow._make, zip(itertools.count(), *columns, strict=False)))
 
 
 def wake(pid: int) -> None:

@@ -7,7 +7,9 @@ workers know of each other by the worker table.
 
 import math
 import time
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+
+from ovms_rest.shared_memory.table import Row
 
 # A connection that was left to another worker is accepted after all when that one has not come for it.
 HANDOVER_SECONDS = 0.005
@@ -17,19 +19,6 @@ SPARE_HANDOVER_SECONDS = 0.05
 ACCEPT_PAUSE_SECONDS = 0.1
 # A worker that has been idle for so long gets clients of one that has requests queued.
 IDLE_NANOSECONDS = 5_000_000
-
-
-class Others(Protocol):
-    """A worker's view of the others, in the worker table."""
-
-    def find_freer(self, connections: float) -> int | None:
-        """Return the process id of the worker that a connection is better left to, None when that is this one."""
-
-    def is_room_elsewhere(self, limit: int) -> bool:
-        """Return whether another worker has fewer connections than the limit."""
-
-    def is_another_idle(self, until: int, connections: float = math.inf) -> bool:
-        """Return whether another worker with at most `connections` has been idle since `until`, and has a core."""
 
 
 class Leave(NamedTuple):
@@ -42,8 +31,8 @@ class Leave(NamedTuple):
 class Balance:
     """The decisions of one worker, which holds at most `limit` connections."""
 
-    def __init__(self, others: Others, limit: int) -> None:
-        self._others = others
+    def __init__(self, row: Row, limit: int) -> None:
+        self._row = row
         self._limit = limit
 
     def choose(self, held: int, has_just_accepted: bool) -> Leave | None:
@@ -52,10 +41,10 @@ class Balance:
         It is left to an idle worker with fewer connections. A worker that has just accepted one is about to be busy,
         and leaves the next to any idle worker. A full worker leaves it to any that has room.
         """
-        freer = self._others.find_freer(math.inf if has_just_accepted else held)
+        freer = _find_freer(self._row, math.inf if has_just_accepted else held)
         if freer is not None:
             return Leave(HANDOVER_SECONDS if held else SPARE_HANDOVER_SECONDS, freer)
-        if self.is_full(held) and self._others.is_room_elsewhere(self._limit):
+        if self.is_full(held) and _is_room_elsewhere(self._row, self._limit):
             return Leave(ACCEPT_PAUSE_SECONDS)
         return None
 
@@ -69,8 +58,43 @@ class Balance:
         Either requests are queued, or this one has been busy for `busy_seconds` with more connections than the other:
         bodies larger than the system's buffers cannot be seen waiting during an inference.
         """
-        if queued:
-            return self._others.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS)
-        if busy_seconds < IDLE_NANOSECONDS / 1e9:
+        if not queued and busy_seconds < IDLE_NANOSECONDS / 1e9:
             return False
-        return self._others.is_another_idle(time.monotonic_ns() - IDLE_NANOSECONDS, held - 2)
+        return _is_another_idle(self._row, math.inf if queued else held - 2)
+
+
+def _find_freer(row: Row, connections: float) -> int | None:
+    """Return the process id of the worker that a connection is better left to; None if that is this worker.
+
+    It is the idle worker with the fewest connections below that number. But more workers than cores only compete for
+    cores and caches: once as many as there are cores have connections, workers without any get none, and leave
+    connections to the others.
+    """
+    own, candidates = row.pid(), row.all_workers()
+    used = [worker for worker in candidates if worker.connections]
+    if len(used) >= row.cores:
+        candidates = used
+        if not any(worker.pid == own for worker in used):
+            return min(used, key=lambda worker: (not worker.idle_since, worker.connections)).pid
+    freer = [
+        (worker.connections, worker.pid)
+        for worker in candidates
+        if worker.idle_since and worker.connections < connections and worker.pid != own
+    ]
+    return min(freer)[1] if freer else None
+
+
+def _is_room_elsewhere(row: Row, limit: int) -> bool:
+    """Return whether another worker that infers has fewer connections than the limit."""
+    return any(
+        worker.infers() and worker.connections < limit and worker.row != row.index for worker in row.all_workers()
+    )
+
+
+def _is_another_idle(row: Row, connections: float) -> bool:
+    """Return whether another worker with a core of its own, and at most so many connections, has been idle a while."""
+    own, until, workers = row.pid(), time.monotonic_ns() - IDLE_NANOSECONDS, row.all_workers()
+    busy = sum(1 for worker in workers if worker.connections and not worker.idle_since)
+    return busy < row.cores and any(
+        0 < worker.idle_since <= until and worker.connections <= connections for worker in workers if worker.pid != own
+    )

@@ -356,19 +356,26 @@ class Connection:
         self._readable = self.is_half_closed
 
     def _take_body(self, request: Request, count: int) -> Event | None:
+        length = len(self._body) - 1
         self._received += count
+        if self._received > length:  # with the first byte of the next request
+            self._pending += self._body[length:]
+            self._received = length
         try:
-            self._check_room(self._received, len(self._body))
+            self._check_room(self._received, length)
         except Refusal as refusal:
             return self._refuse(refusal)
         self._hold(self._received + len(self._pending))
-        return self._complete(request) if self._received == len(self._body) else None
+        if self._received < length:
+            return None
+        self._body = self._body[:length]
+        return self._complete(request)
 
     def _end(self) -> Event | None:
         """Handle the end of the stream: the client sends no more."""
         self._readable = False
         if self.state is State.BODY and self._decoder is None:
-            return self._refuse(Refusal(400, f"the body ended after {self._received} of {len(self._body)} bytes"))
+            return self._refuse(Refusal(400, f"the body ended after {self._received} of {len(self._body) - 1} bytes"))
         if self.state is State.BODY:
             return self._refuse(Refusal(400, "the body ended before its last chunk"))
         if self.state is State.HEAD and self._pending.strip(b"\r\n"):  # an empty line alone is not a request
@@ -426,12 +433,14 @@ class Connection:
             self._check_room(received, length)
         except Refusal as refusal:
             return self._refuse(refusal)
-        self._body = allocate(length, request.head.header_length.length)
+        # One byte more than the body, so that the read that completes it is a short one, which empties the socket.
+        self._body = allocate(length + 1, request.head.header_length.length)
         self._body[:received] = rest[:received]
         self._received = received
         self._keep_rest(source, rest, received)
         self._hold(received + len(self._pending))
         if received == length:
+            self._body = self._body[:length]
             return self._complete(request)
         self._wait_for_body(request.head)
         return None

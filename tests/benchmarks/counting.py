@@ -10,6 +10,7 @@ import statistics
 import time
 
 from measure import arguments, machine, print_header, print_row
+from records import timed
 
 from ovms_rest.shared_memory.counters import BATCH_SIZES, Counters
 
@@ -28,7 +29,7 @@ class Nothing:
 def fill(model):
     for slot in reversed(range(WORKERS)):
         model.claim(slot)
-        model.record(1, 1, 1, 1)
+        model.record(timed(1, 1, 1, 1))
 
 
 def cases():
@@ -40,9 +41,11 @@ def cases():
     fill(read)
     nothing = Nothing()
     return {
-        "nothing": lambda i: nothing.record(1500, 20_000 + i, 3_000_000, 9000, 1, 602_112, 602_112),
-        "record": lambda i: one.record(1500, 20_000 + i, 3_000_000, 9000, 1, 602_112, 602_112),
-        "record, different batch sizes": lambda i: many.record(1500, 20_000, 3_000_000, 9000, i, 602_112, 602_112),
+        "nothing": lambda i: nothing.record(timed(1500, 20_000 + i, 3_000_000, 9000, 1, 602_112, 602_112)),
+        "record": lambda i: one.record(timed(1500, 20_000 + i, 3_000_000, 9000, 1, 602_112, 602_112)),
+        "record, different batch sizes": lambda i: many.record(
+            timed(1500, 20_000, 3_000_000, 9000, i, 602_112, 602_112)
+        ),
         "fail": lambda i: one.fail("overload", 1500 + i),
         "begin": lambda i: one.begin(),
         f"read, {WORKERS} workers": lambda i: read.read(),

@@ -8,6 +8,7 @@ import prometheus_client
 import pytest
 from fake_app import client_of
 from prometheus_client.parser import text_string_to_metric_families
+from records import timed
 
 from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
 from ovms_rest.shared_memory.counters import Counters
@@ -202,8 +203,8 @@ def test_all_labels_exist_before_the_first_request():
 def test_successes_and_failures_are_counted_by_method():
     counters = make()
     model = counters.of("m", "1")
-    model.record(0, 0, 0, 0)
-    model.record(0, 0, 0, 0)
+    model.record(timed())
+    model.record(timed())
     model.fail("invalid", 0)
     model.fail("timeout", 0)
     model.fail("timeout", 0)
@@ -237,7 +238,7 @@ def test_refusals_are_counted_by_kind():
 
 def test_bytes_of_bodies_are_counted():
     counters = make()
-    counters.of("m", "1").record(0, 0, 0, 0, 1, 602_112, 4000)
+    counters.of("m", "1").record(timed(0, 0, 0, 0, 1, 602_112, 4000))
     assert value(Source(counters), "ovms_rest_request_bytes", **M1) == 602_112
     assert value(Source(counters), "ovms_rest_response_bytes", **M1) == 4000
 
@@ -295,8 +296,8 @@ def test_histograms_have_ovms_buckets_written_as_integers(name):
 @pytest.mark.parametrize(("name", "time"), [*zip(HISTOGRAMS, (60_000, 30_500, 10_000), strict=True)])
 def test_histograms_count_microseconds_up_to_each_bound(name, time):
     counters = make()
-    counters.of("m", "1").record(10_000, 9_000, 30_500, 10_500)
-    counters.of("m", "1").record(10**15, 0, 10**15, 0)
+    counters.of("m", "1").record(timed(10_000, 9_000, 30_500, 10_500))
+    counters.of("m", "1").record(timed(10**15, 0, 10**15, 0))
     source = Source(counters)
     for bound in BOUNDS:
         assert value(source, name, "_bucket", le=str(bound), **M1) == (time <= bound * 1000)
@@ -307,7 +308,7 @@ def test_histograms_count_microseconds_up_to_each_bound(name, time):
 
 def test_time_of_requests_counts_successes():
     counters = make()
-    counters.of("m", "1").record(0, 0, 0, 0)
+    counters.of("m", "1").record(timed())
     counters.of("m", "1").fail("failed", 10)
     assert value(Source(counters), "ovms_request_time_us", "_count", interface="REST") == 1
 
@@ -336,7 +337,7 @@ def test_text_is_that_of_prometheus_client(name):
     counters = make((name, "1"), (name, "12"), ("other", "1"))
     for nanoseconds in (0, 1, 999_999, 10**6, 10**9 + 1, 123_456_789_012, 10**17):
         for _ in range(3):
-            counters.of(name, "12").record(nanoseconds, nanoseconds, nanoseconds, nanoseconds, 1, 10**5, 333_333)
+            counters.of(name, "12").record(timed(nanoseconds, nanoseconds, nanoseconds, nanoseconds, 1, 10**5, 333_333))
     source = Source(counters, streams=2, queue_size=1_000_000)
     text = ask(source, [*OVMS_FAMILIES, *OURS]).text
     assert text == rewrite(text)

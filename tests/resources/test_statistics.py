@@ -6,6 +6,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 from fake_app import client_of
+from records import timed
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -68,9 +69,9 @@ def test_counts_are_returned():
     counters, client = make(("m", "1"))
     before = time.time_ns() // 1_000_000
     model = counters.of("m", "1")
-    model.record(1, 20, 300, 4000, 8)
-    model.record(1, 20, 300, 4000, 8)
-    model.record(1, 20, 300, 4000, 1)
+    model.record(timed(1, 20, 300, 4000, 8))
+    model.record(timed(1, 20, 300, 4000, 8))
+    model.record(timed(1, 20, 300, 4000, 1))
     model.fail("invalid", 7)
     model.fail("overload", 8)
     (shown,) = client.simulate_get("/v2/models/m/stats").json["model_stats"]
@@ -98,7 +99,7 @@ def test_counts_are_returned():
 def test_counts_compared_by_perf_analyzer_are_equal_with_many_batch_sizes():
     counters, client = make(("m", "1"))
     for size in range(BATCH_SIZES + 5):
-        counters.of("m", "1").record(0, 1, 1, 1, size)
+        counters.of("m", "1").record(timed(0, 1, 1, 1, size))
     (shown,) = client.simulate_get("/v2/models/m/stats").json["model_stats"]
     assert {shown["inference_stats"][key]["count"] for key in ("success", "queue", *COMPUTE)} == {BATCH_SIZES + 5}
     assert len(shown["batch_stats"]) == BATCH_SIZES
@@ -169,7 +170,7 @@ def triton():
 
 def test_tritons_client_reads_the_statistics_of_all_models_and_of_one(triton):
     counters, client = triton
-    counters.of("n", "3").record(1, 2, 3, 4)
+    counters.of("n", "3").record(timed(1, 2, 3, 4))
     everything = client.get_inference_statistics()["model_stats"]
     assert [(model["name"], model["inference_count"]) for model in everything] == [("m", 0), ("n", 1)]
     assert client.get_inference_statistics("n")["model_stats"] == [everything[1]]

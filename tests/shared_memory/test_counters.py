@@ -11,6 +11,7 @@ import pytest
 from forking import fork, join
 from hypothesis import given
 from hypothesis import strategies as st
+from records import timed
 
 from ovms_rest.errors import NotFoundError
 from ovms_rest.shared_memory.counters import BATCH_SIZES, Counters
@@ -31,7 +32,7 @@ def model(counters):
 def only_bucket(*record):
     """Return the bucket of the time of a request, which is the only one counted."""
     model = Counters(1).of("m", "1")
-    model.record(*record)
+    model.record(timed(*record))
     return bucket_of(model.read().request_time)
 
 
@@ -54,8 +55,8 @@ def test_new_counters_are_zero(model):
 
 
 def test_inference_is_counted_with_its_durations(model):
-    model.record(1, 20, 300, 4000)
-    model.record(1, 20, 300, 4000)
+    model.record(timed(1, 20, 300, 4000))
+    model.record(timed(1, 20, 300, 4000))
     seen = model.read()
     assert seen.success == Duration(2, 2 * 4321)
     assert seen.queue == Duration(2, 2)
@@ -67,14 +68,14 @@ def test_inference_is_counted_with_its_durations(model):
 
 def test_inference_count_is_the_sum_of_the_batch_sizes(model):
     for batch in (1, 8, 0):
-        model.record(0, 0, 0, 0, batch)
+        model.record(timed(0, 0, 0, 0, batch))
     seen = model.read()
     assert (seen.inference_count, seen.success.count) == (9, 3)
 
 
 def test_bytes_of_successful_inferences_are_counted(model):
-    model.record(0, 0, 0, 0, 1, 100, 20)
-    model.record(0, 0, 0, 0, 1, 3, 4)
+    model.record(timed(0, 0, 0, 0, 1, 100, 20))
+    model.record(timed(0, 0, 0, 0, 1, 3, 4))
     seen = model.read()
     assert (seen.request_bytes, seen.response_bytes) == (103, 24)
 
@@ -104,15 +105,15 @@ def test_requests_for_metadata_and_readiness_are_counted_separately(model):
 
 def test_last_inference_is_the_latest_of_all_workers(counters, model):
     before = time.time_ns() // 1_000_000
-    model.record(0, 0, 0, 0)
+    model.record(timed())
     first = model.read().last_inference_ms
     counters.claim(1)
     time.sleep(0.01)
-    model.record(0, 0, 0, 0)
+    model.record(timed())
     assert before <= first < model.read().last_inference_ms <= time.time() * 1000
 
 
-@pytest.mark.parametrize("end", [lambda model: model.record(0, 0, 0, 0), lambda model: model.fail("failed", 0)])
+@pytest.mark.parametrize("end", [lambda model: model.record(timed()), lambda model: model.fail("failed", 0)])
 def test_inference_is_active_until_it_is_counted(end, counters, model):
     model.begin()
     counters.claim(1)
@@ -127,7 +128,7 @@ def test_inference_is_active_until_it_is_counted(end, counters, model):
 
 def test_batch_sizes_are_listed_separately_in_ascending_order(model):
     for batch in (8, 1, 8):
-        model.record(9, 1, 2, 3, batch)
+        model.record(timed(9, 1, 2, 3, batch))
     assert model.read().batches == [BatchStatistics(1, 1, 1, 2, 3), BatchStatistics(8, 2, 2, 4, 6)]
 
 
@@ -135,14 +136,14 @@ def test_batch_sizes_are_summed_over_workers_whatever_their_order(counters, mode
     for slot, sizes in enumerate([(1, 2), (2, 1), (2,)]):
         counters.claim(slot)
         for size in sizes:
-            model.record(0, 1, 1, 1, size)
+            model.record(timed(0, 1, 1, 1, size))
     assert model.read().batches == [BatchStatistics(1, 2, 2, 2, 2), BatchStatistics(2, 3, 3, 3, 3)]
 
 
 def test_batch_sizes_without_room_are_in_the_totals_alone(model):
     sizes = range(1, BATCH_SIZES + 10)
     for size in (*sizes, *sizes, 0):
-        model.record(0, 1, 2, 3, size)
+        model.record(timed(0, 1, 2, 3, size))
     seen = model.read()
     assert [(batch.batch_size, batch.count) for batch in seen.batches] == [(size, 2) for size in sizes[:BATCH_SIZES]]
     assert seen.compute_infer == Duration(2 * len(sizes) + 1, 2 * (2 * len(sizes) + 1))
@@ -154,7 +155,7 @@ def test_successor_adds_to_the_batch_sizes_of_its_slot(counters, model):
     for order in (sizes, reversed(sizes)):
         counters.claim(3)
         for size in order:
-            model.record(0, size, 0, 0, size)
+            model.record(timed(0, size, 0, 0, size))
     seen = [(batch.batch_size, batch.count, batch.input_ns) for batch in model.read().batches]
     assert seen == [(size, 2, 2 * size) for size in sizes]
 
@@ -169,13 +170,13 @@ def test_bound_belongs_to_the_bucket_below(index, bound):
 
 
 def test_duration_of_zero_falls_into_the_first_bucket(model):
-    model.record(0, 0, 0, 0)
+    model.record(timed())
     seen = model.read()
     assert [bucket_of(times) for times in (seen.request_time, seen.inference_time, seen.queue_time)] == [0, 0, 0]
 
 
 def test_each_histogram_counts_its_own_duration(model):
-    model.record(17_000, 10_000, 31_000, 40_000)
+    model.record(timed(17_000, 10_000, 31_000, 40_000))
     seen = model.read()
     assert [bucket_of(times) for times in (seen.request_time, seen.inference_time, seen.queue_time)] == [4, 2, 1]
 
@@ -187,7 +188,7 @@ def test_sums_of_workers_that_count_concurrently_are_exact(counters, model):
     def work(slot):
         counters.claim(slot)
         for number in range(20_000):
-            model.record(1, 2, 3, 4, slot, 5, 6)
+            model.record(timed(1, 2, 3, 4, slot, 5, 6))
             if number % 4 == 0:
                 model.fail("overload", 7)
 
@@ -206,7 +207,7 @@ def test_totals_never_fall_while_workers_count(counters, model):
         signal.alarm(60)
         counters.claim(slot)
         while True:
-            model.record(2**33, 2**32 - 1, 2**32 - 1, 1)
+            model.record(timed(2**33, 2**32 - 1, 2**32 - 1, 1))
 
     pids = [fork(lambda slot=slot: work(slot)) for slot in (1, 2)]
     seen = [model.read()]
@@ -228,7 +229,7 @@ def test_counts_of_a_killed_worker_stay(counters, model):
     def work():
         counters.claim(2)
         for _ in range(1000):
-            model.record(0, 0, 5, 0)
+            model.record(timed(0, 0, 5, 0))
         model.begin()
         os.write(writer, b"!")
         signal.pause()
@@ -248,7 +249,7 @@ def test_successor_in_a_slot_adds_to_its_counts(counters, model):
     def work():
         counters.claim(2)
         for _ in range(10):
-            model.record(1, 1, 1, 1)
+            model.record(timed(1, 1, 1, 1))
             model.fail("failed", 1)
 
     for _ in range(3):
@@ -270,7 +271,7 @@ def test_one_worker_does_not_touch_the_row_of_another():
     for slot in (1, 0, 2):
         counters.claim(slot)
         for size in range(1, BATCH_SIZES + 2):
-            model.record(10, 2**50, 30, 40, size, 50, 60)
+            model.record(timed(10, 2**50, 30, 40, size, 50, 60))
         model.begin()
     seen = model.read()
     count = 3 * (BATCH_SIZES + 1)
@@ -280,14 +281,14 @@ def test_one_worker_does_not_touch_the_row_of_another():
 
 
 def test_process_that_claims_no_slot_counts_too(model):
-    model.record(0, 0, 0, 0)
+    model.record(timed())
     assert model.read().success.count == 1
 
 
 def test_workers_in_the_last_slots_are_read_when_those_before_are_free():
     counters = Counters(4096)
     model = counters.of("m", "1")
-    join(fork(lambda: (counters.claim(4095), model.record(0, 0, 0, 0))))
+    join(fork(lambda: (counters.claim(4095), model.record(timed()))))
     assert model.read().success.count == 1
 
 
@@ -301,7 +302,7 @@ def test_models_that_are_loaded_later_are_counted_by_the_slot_that_was_claimed(c
 
 
 def test_counters_of_removed_models_are_dropped(counters, model):
-    counters.of("later", "1").record(0, 0, 0, 0)
+    counters.of("later", "1").record(timed())
     counters.keep({("later", "1"), ("never", "1")})
     assert [item.name for item in counters.statistics()] == ["later"]
     assert counters.of("later", "1").read().success.count == 1
@@ -317,10 +318,10 @@ def resident_shared_kilobytes():
 def test_unused_slots_take_no_memory():
     counters = Counters(4096)
     counters.claim(1)
-    counters.of("m", "1").record(0, 0, 0, 0)
+    counters.of("m", "1").record(timed())
     before = resident_shared_kilobytes()
     for name in map(str, range(10)):
-        counters.of(name, "1").record(0, 0, 0, 0)
+        counters.of(name, "1").record(timed())
     counters.statistics()
     assert 40 <= resident_shared_kilobytes() - before <= 80, "a page or two for each, of 6.5 MB"
 
@@ -329,7 +330,7 @@ def test_unused_slots_take_no_memory():
 
 
 def test_version_always_has_the_same_counters(counters, model):
-    model.record(0, 0, 0, 0)
+    model.record(timed())
     assert counters.of("m", "1") is model
     assert counters.of("m", "2").read().success.count == 0
     assert counters.of("n", "1").read().success.count == 0
@@ -372,7 +373,7 @@ def test_sums_equal_the_written_counts(records):
     model = counters.of("m", "1")
     for slot, *record in records:
         counters.claim(slot)
-        model.record(*record)
+        model.record(timed(*record))
     seen = model.read()
     queue, input_, infer, output, batch = (sum(record[column] for record in records) for column in range(1, 6))
     assert seen.success == Duration(len(records), queue + input_ + infer + output)
