@@ -891,13 +891,8 @@ def test_commands_of_the_readme_work_as_written(tmp_path):
     commands = {"service": "\n".join([*preparation, service]), "blocks": "echo ---\n".join(["", *blocks])}
     done = subprocess.run(
         [*isolated, "bash", "-c", HOST.format(copy=tmp_path / "etc", **commands)],
-        cwd=nginx.ROOT,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=2 * PATIENCE,
-    )
+        cwd=nginx.ROOT, env=environment(tmp_path), capture_output=True, text=True, check=False, timeout=2 * PATIENCE,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     _, installing, trying, *variants = done.stdout.split("---\n")
     assert installing == ""

@@ -27,6 +27,7 @@ from ovms_rest.worker.heartbeat import Heartbeat
 
 DEPLOY = ROOT / "deploy" / "systemd"
 UNITS = ["ovms_rest.service", "ovms_rest.socket", "ovms_rest@.service", "ovms_rest@.socket"]
+README = (DEPLOY / "README.md").read_text()
 DIGIT = (ROOT / "ovms_rest" / "demo" / "samples" / "digit-7.json").read_bytes()
 
 needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -112,7 +113,7 @@ def test_exposure_of_a_service_is_at_most_two(unit):
     done = analyze("security", "--offline=true", "--threshold=20", "--no-pager", str(DEPLOY / unit))
     exposure = float(re.search(r"Overall exposure level .*: ([\d.]+) ", done.stdout)[1])
     assert (done.returncode, exposure <= 2.0) == (0, True), done.stdout
-    assert f"gives an exposure of {exposure} " in (DEPLOY / "README.md").read_text()
+    assert f"gives an exposure of {exposure} " in README
 
 
 def test_environment_file_has_every_setting_with_its_default():
@@ -344,7 +345,7 @@ def host(tmp_path_factory):
     """A host on which the commands of the README were run, except those that install the package."""
     if reason := systemd_host.missing():
         pytest.skip(reason)
-    commands = re.search(r"^```sh\n(.*?)^```", (DEPLOY / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    commands = re.search(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
     commands = commands.splitlines()
     assert len(commands) <= 10
     with systemd_host.booted(tmp_path_factory.mktemp("host")) as host:
@@ -442,7 +443,7 @@ def test_upgrade_by_sigusr2_makes_the_second_arbiter_the_main_process(host):
 
 
 def test_service_of_a_numa_node_has_its_cores_and_memory(host):
-    blocks = re.findall(r"^```sh\n(.*?)^```", (DEPLOY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     *commands, enable = blocks[1].splitlines()
     for command in commands:
         host.run(command)

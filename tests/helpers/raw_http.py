@@ -17,8 +17,7 @@ LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 def head(method: str, path: str, *fields: str, version: str = "1.1") -> bytes:
     """Return the head of a request, with a Host."""
-    lines = [f"{method} {path} HTTP/{version}", "Host: x", *fields, "", ""]
-    return "\r\n".join(lines).encode("latin-1")
+    return "\r\n".join([f"{method} {path} HTTP/{version}", "Host: x", *fields, "", ""]).encode("latin-1")
 
 
 def post(path: str, body: bytes, *fields: str, version: str = "1.1") -> bytes:

@@ -123,12 +123,8 @@ def missing() -> str:
             return f"{program} is not installed"
     if _cgroups() is None:
         return "there is no control group hierarchy of version 2"
-    probe = subprocess.run(
-        ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--net", "--cgroup", "sh", "-c", _PROBE],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    unshare = ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--net", "--cgroup"]
+    probe = subprocess.run([*unshare, "sh", "-c", _PROBE], capture_output=True, text=True, check=False)
     return f"namespaces, or mounts in them, are not available: {probe.stderr.strip()}" if probe.returncode else ""
 
 
