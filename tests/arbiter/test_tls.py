@@ -81,7 +81,7 @@ def test_key_that_only_root_may_read_serves_for_workers_of_another_user(tmp_path
     (tmp_path / "used.key").chmod(0o600)
     with serve(tmp_path, *arguments, "--user", "nobody", "--group", "nogroup", config=relu) as service:
         assert served_certificate(service) == (tmp_path / "used.pem").read_text()
-        service.wait_for(lambda: len(service.workers()) == 2)
+        service.wait_for_workers(2)
         assert all(os.stat(f"/proc/{pid}").st_uid for pid in service.workers())
         os.kill(service.workers()[0], signal.SIGKILL)
         service.wait_for(lambda: service.log.count("Booting worker") == 3)
