@@ -51,8 +51,7 @@ def gives_way() -> bool:
 
 def yield_to_others() -> None:
     """Run this thread, and threads that it will start, only on cores that no other process wants, for good."""
-    napping = threading.Thread(target=_keep_napping, args=(_Loading(), threading.Event(), None), daemon=True)
-    napping.start()  # before this thread is lowered, as threads inherit the priority
+    _begin_napping(threading.Event(), None)
     _lower()
 
 
@@ -79,7 +78,10 @@ def run_lowered(work: Callable[[], Result]) -> Result:
             errors.append(error)
 
     thread = threading.Thread(target=run)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # as in _begin_napping
+        return work()
     thread.join()
     if errors:
         raise errors[0]
@@ -97,10 +99,7 @@ def lowered() -> Iterator[None]:
         yield
         return
     can_rise, end = _can_rise(), threading.Event()
-    napping = threading.Thread(target=_keep_napping, args=(_Loading(), end, _MODERATE if can_rise else None))
-    napping.daemon = True
-    with contextlib.suppress(RuntimeError):  # the system has no process left; the load will report it
-        napping.start()  # before this thread is lowered, as threads inherit the priority
+    napping = _begin_napping(end, _MODERATE if can_rise else None)
     if can_rise:
         _lower()
     _thread.is_lowered = True
@@ -109,7 +108,7 @@ def lowered() -> Iterator[None]:
     finally:
         _thread.is_lowered = False
         end.set()
-        if napping.ident is not None:  # it was started
+        if napping is not None:
             napping.join()
         if can_rise:
             restore()
@@ -123,6 +122,16 @@ class _Loading:
         self.ident = threading.get_ident()
         self.native_id = threading.get_native_id()
         self.clock = time.pthread_getcpuclockid(self.ident)
+
+
+def _begin_napping(end: threading.Event, later_nice: int | None) -> threading.Thread | None:
+    """Have this thread nap from now on; called before it is lowered, as threads inherit the priority."""
+    napping = threading.Thread(target=_keep_napping, args=(_Loading(), end, later_nice), daemon=True)
+    try:
+        napping.start()
+    except RuntimeError:  # the system has no process left; the load will report it
+        return None
+    return napping
 
 
 def _keep_napping(loading: _Loading, end: threading.Event, later_nice: int | None) -> None:

@@ -767,6 +767,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         if not self._keeps_alive:
             return True
         if self.alive:
+            if self.is_control:  # no other worker serves its address
+                return False
             busy_seconds = self._context.now - self._started
             if not self._balance.is_another_better_off(self._queue.count, len(self._connections), busy_seconds):
                 return False

@@ -278,3 +278,23 @@ def test_sigttou_keeps_one_worker_that_infers(start, address):
         service.signal(signal.SIGTTIN)
         service.wait_for(lambda: len(service.workers()) == left + 1)
         assert works(service)
+
+
+def test_control_worker_keeps_its_clients_though_another_worker_is_idle(tmp_path):
+    """No other worker serves its address."""
+    hooks = tmp_path / "hooks.py"
+    hooks.write_text(
+        "from ovms_rest.arbiter.gunicorn_settings import *\nimport time\n"
+        "def pre_request(worker, request): time.sleep(0.02)\n"
+    )
+    port = free_port()
+    with serve(tmp_path, "-w", "1", "-c", str(hooks), OVMS_REST_CONTROL_BIND=f"127.0.0.1:{port}") as service:
+        service.wait_for_workers(2)
+        connections = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(4)]
+        with contextlib.ExitStack() as stack:
+            for connection in map(stack.enter_context, connections):
+                connection.sendall(LIVE.replace(b"Connection: close\r\n", b""))
+                assert "connection" not in receive(connection).headers
+            for connection in connections:
+                connection.sendall(LIVE.replace(b"Connection: close\r\n", b""))
+                assert "connection" not in receive(connection).headers

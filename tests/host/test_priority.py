@@ -179,6 +179,23 @@ def test_work_that_waits_is_not_woken():
 
 
 @pytest.mark.usefixtures("_serving")
+@pytest.mark.parametrize("can_rise", [True, False])
+def test_work_is_done_when_no_thread_can_be_started(monkeypatch, can_rise):
+    """As when the user has no process left; the work may need none."""
+    monkeypatch.setattr(priority, "_can_rise", lambda: can_rise)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    def work():
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            return run_lowered(lambda: 7)
+
+    assert work() == 7
+
+
+@pytest.mark.usefixtures("_serving")
 def test_exception_of_lowered_work_reaches_the_caller():
     with pytest.raises(LoadError, match="why"):
         run_lowered(lambda: (_ for _ in ()).throw(LoadError("why")))

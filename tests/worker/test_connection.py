@@ -24,10 +24,14 @@ ARENA = 65_536  # the worker receives at most this many bytes in one call
 
 
 class Counting:
-    """A socket that counts the bytes of every `sendmsg`."""
+    """A socket that counts the bytes of every `sendmsg`, and how often it is read."""
 
     def __init__(self, connection):
-        self._connection, self.sent = connection, []
+        self._connection, self.sent, self.reads = connection, [], 0
+
+    def recv_into(self, target):
+        self.reads += 1
+        return self._connection.recv_into(target)
 
     def sendmsg(self, parts):
         count = self._connection.sendmsg(parts)
@@ -449,3 +453,45 @@ def test_idle_connection_is_closed_after_its_time(wired):
     assert connection.expire() is None
     assert connection.state is State.CLOSED
     assert client.recv(1) == b""
+
+
+# --- Reads
+
+
+def reads_until_it_waits(wired, data):
+    """Send a request of which the head arrived before; return it, and how often the socket was read."""
+    connection, _, counting, client = wired
+    head_end = data.index(b"\r\n\r\n") + 4
+    assert take(wired, data[:head_end]) is None
+    before = counting.reads
+    request = take(wired, data[head_end:])
+    connection.send([b"response"], 8)
+    while connection.is_resuming:
+        connection.is_resuming = False
+        connection.resume()
+    assert client.recv(100) == b"response"
+    return request, counting.reads - before
+
+
+@pytest.mark.parametrize("size", [1, 1000, 50_000])
+def test_body_that_follows_its_head_is_read_once(wired, size):
+    """The read that completes it is a short one, so no other is needed to find the socket empty."""
+    body = bytes(range(256)) * (size // 256 + 1)
+    request, reads = reads_until_it_waits(wired, post(RELU_PATH, body[:size]))
+    assert bytes(request.environ["wsgi.input"].buffer) == body[:size]
+    assert reads == 1
+
+
+@pytest.mark.parametrize("more", [1, 2, len(LIVE)])
+def test_bytes_after_such_a_body_belong_to_the_next_request(wired, more):
+    connection = wired[0]
+    data = post(RELU_PATH, RELU)
+    assert take(wired, data[: -len(RELU)]) is None
+    request = take(wired, RELU + LIVE[:more])
+    assert bytes(request.environ["wsgi.input"].buffer) == RELU
+    connection.send([b"response"], 8)
+    following = connection.resume()
+    if more < len(LIVE):
+        assert following is None
+        following = take(wired, LIVE[more:])
+    assert following.environ["PATH_INFO"] == "/v2/health/live"
