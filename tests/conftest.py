@@ -5,7 +5,6 @@ import os
 import model_zoo
 import pytest
 from hypothesis import settings
-from openvino import Type
 from service import serve, write_config
 
 # The same cases every time, so that a run that fails does so for what was changed. Others are tried by
@@ -20,23 +19,6 @@ def pytest_xdist_auto_num_workers(config):
     return len(os.sched_getaffinity(0)) + 1
 
 
-ELEMENT_TYPES = {
-    "BOOL": Type.boolean,
-    "INT8": Type.i8,
-    "INT16": Type.i16,
-    "INT32": Type.i32,
-    "INT64": Type.i64,
-    "UINT8": Type.u8,
-    "UINT16": Type.u16,
-    "UINT32": Type.u32,
-    "UINT64": Type.u64,
-    "FP16": Type.f16,
-    "BF16": Type.bf16,
-    "FP32": Type.f32,
-    "FP64": Type.f64,
-}
-
-
 @pytest.fixture(scope="session")
 def service(tmp_path_factory):
     """Two workers that serve relu, add, types (all datatypes), scalar, strings, text2d, matrix and an ONNX model."""
@@ -44,7 +26,7 @@ def service(tmp_path_factory):
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     model_zoo.save(model_zoo.relu(), directory / "relu")
     model_zoo.save(model_zoo.add(), directory / "add")
-    every = {name: (element_type, (-1, 2)) for name, element_type in ELEMENT_TYPES.items()}
+    every = {name: (element_type, (-1, 2)) for name, element_type in model_zoo.ELEMENT_TYPES.items()}
     model_zoo.save(model_zoo.passthrough(**every), directory / "types")
     model_zoo.save(model_zoo.relu(()), directory / "scalar")
     model_zoo.save(model_zoo.strings(), directory / "strings")

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ELEMENT_TYPES
+from model_zoo import ELEMENT_TYPES
 from raw_http import chunk, head, post
 
 from ovms_rest import __version__

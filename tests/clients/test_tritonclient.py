@@ -6,7 +6,7 @@ import json
 import model_zoo
 import numpy as np
 import pytest
-from conftest import ELEMENT_TYPES
+from model_zoo import ELEMENT_TYPES
 from service import serve, write_config
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, aio
 from tritonclient.utils import InferenceServerException
@@ -337,7 +337,7 @@ def test_served_model_is_loaded_with_another_configuration(control):
 def test_unknown_model_is_neither_loaded_nor_unloaded(control):
     for call in (control.load_model, control.unload_model):
         status, message = refusal(call, "none")
-        assert (status, message[:16]) == ("404", "model 'none' is ")
+        assert (status, message[:20]) == ("404", "unknown model 'none'")
 
 
 def test_files_are_not_accepted(control):

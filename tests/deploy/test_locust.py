@@ -25,7 +25,7 @@ import model_zoo
 import numpy as np
 import pytest
 import slow_models
-from conftest import ELEMENT_TYPES
+from model_zoo import ELEMENT_TYPES
 from openvino import Type
 from service import PATIENCE, ROOT, Service, environment, free_port, serve, wait_for, write_config
 

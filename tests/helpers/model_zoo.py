@@ -11,6 +11,23 @@ import openvino
 from openvino import PartialShape, Type, opset5, opset15
 from openvino.op.util import Variable, VariableInfo
 
+# OpenVINO's types by the datatypes of the protocol.
+ELEMENT_TYPES = {
+    "BOOL": Type.boolean,
+    "INT8": Type.i8,
+    "INT16": Type.i16,
+    "INT32": Type.i32,
+    "INT64": Type.i64,
+    "UINT8": Type.u8,
+    "UINT16": Type.u16,
+    "UINT32": Type.u32,
+    "UINT64": Type.u64,
+    "FP16": Type.f16,
+    "BF16": Type.bf16,
+    "FP32": Type.f32,
+    "FP64": Type.f64,
+}
+
 
 def parameter(name, shape, element_type):
     node = opset15.parameter(PartialShape(shape), element_type, name=name)

@@ -8,7 +8,7 @@ import model_zoo
 import numpy as np
 import openvino
 import pytest
-from conftest import ELEMENT_TYPES
+from model_zoo import ELEMENT_TYPES
 from opened_models import EXACT, open_model, open_path
 from openvino import Type, opset15
 
