@@ -335,9 +335,9 @@ def test_served_model_is_loaded_with_another_configuration(control):
 
 
 def test_unknown_model_is_neither_loaded_nor_unloaded(control):
-    for call in (control.load_model, control.unload_model):
-        status, message = refusal(call, "none")
-        assert (status, message[:20]) == ("404", "unknown model 'none'")
+    status, message = refusal(control.load_model, "none")
+    assert (status, message[:23]) == ("404", "model 'none' is not in ")
+    assert refusal(control.unload_model, "none") == ("404", "unknown model 'none'")
 
 
 def test_files_are_not_accepted(control):
