@@ -117,7 +117,17 @@ class App(falcon.App):  # type: ignore[type-arg]
     def count_refusal(self, name: str, version: str | None, kind: FailureKind, waited_ns: int) -> None:
         """Count an inference refused before it reached the application."""
         with contextlib.suppress(NotFoundError):
-            self.models.find(name, version).counters.fail(kind, waited_ns)
+            self.models.find(name, version).counters.refuse(kind, waited_ns)
+
+    def has_batches(self) -> bool:
+        """Return whether any version infers batches."""
+        return any(model.batch_limit for entry in self.models.entries.values() for model in entry.versions.values())
+
+    def batch_limit(self, name: str, version: str | None) -> int:
+        """Return the most rows that a version infers together, 0 if it infers every request alone."""
+        with contextlib.suppress(NotFoundError):
+            return self.models.find(name, version).batch_limit
+        return 0
 
 
 _MODEL_ROUTES = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")

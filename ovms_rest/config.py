@@ -26,7 +26,7 @@ from ovms_rest.checking import (
 )
 from ovms_rest.errors import ConfigError
 from ovms_rest.models.configuration import MAX_NIREQ, ModelConfig, check_values_of
-from ovms_rest.models.options import ModelOptions
+from ovms_rest.models.options import MAX_BATCH_SIZE, ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
 from ovms_rest.pipelines.definition import Library, PipelineDefinition, check_libraries, check_pipelines, read_pipeline
 from ovms_rest.resources.metrics import check_metrics_list
@@ -159,6 +159,7 @@ def _model_options(config: dict[str, Any], directory: Path) -> ModelOptions:
         precision=config.get("precision"),
         trial=config.get("trial"),
         cpu_extension=str(directory.absolute() / extension) if extension else None,
+        max_batch_size=config.get("max_batch_size", 0),
     )
 
 
@@ -206,6 +207,9 @@ _check_trial = fits(
     "the path of a file with a request, true or false", lambda value: type(value) is bool or is_text(value)
 )
 # A number that is too high concerns its model alone, as in OVMS.
+_check_max_batch_size = fits(
+    f"an integer from 0 to {MAX_BATCH_SIZE}", lambda value: type(value) is int and 0 <= value <= MAX_BATCH_SIZE
+)
 _check_nireq = fits(f"an integer from 0 to {MAX_NIREQ}", lambda value: type(value) is int and value >= 0)
 _check_framework = fits("openvino", lambda value: type(value) is str and value.lower() in ("", "openvino"))
 _PER_CHANNEL = is_a('a number or a string such as "(123.7,116.3,103.5)"', int, float, str)
@@ -224,6 +228,7 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "allow_cache": is_a("true or false", bool),  # without effect: models with "auto" are cached anyway
     "model_version_policy": _check_version_policy,
     "batch_size": is_a('an integer or a string such as "1:16"', int, str),
+    "max_batch_size": _check_max_batch_size,
     "shape": _check_shape,
     "layout": _check_layout,
     "mean": _PER_CHANNEL,
@@ -251,7 +256,7 @@ _OTHER_KEYS: Mapping[str, Check] = {
     "platform": _check_framework,
     "backend": _check_framework,
     **dict.fromkeys(
-        ("max_batch_size", "input", "output", "parameters", "default_model_filename", "model_transaction_policy"),
+        ("input", "output", "parameters", "default_model_filename", "model_transaction_policy"),
         Never("it follows from the model; leave it out"),
     ),
     "instance_group": Never("each worker is one instance; leave it out"),

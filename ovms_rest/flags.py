@@ -153,6 +153,7 @@ _SERVABLES = (
 )
 _MODEL = (
     _option("batch_size", parse_text, "N", "8, -1 (any) or 1:16"),
+    _option("max_batch_size", _COUNT, "N", "most rows of queued requests to infer together; default: 0, each alone"),
     _option("shape", _text_or_json, "SHAPE", '"(1,3,224,224)", or a JSON object keyed by input name'),
     _option("layout", _text_or_json, "LAYOUT", "NHWC:NCHW, or a JSON object keyed by input and output name"),
     _option(

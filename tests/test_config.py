@@ -43,7 +43,7 @@ ONLY_CONFIG = "unknown key; the only known one is 'config'"
 
 KNOWN = (
     "known: 'name', 'base_path', 'target_device', 'plugin_config', 'nireq', 'allow_cache', 'model_version_policy', "
-    "'batch_size', 'shape', 'layout', 'mean', 'scale', 'color_format', 'precision', 'trial', "
+    "'batch_size', 'max_batch_size', 'shape', 'layout', 'mean', 'scale', 'color_format', 'precision', 'trial', "
     "'cpu_extension'"
 )
 
@@ -734,7 +734,9 @@ def test_known_model_keeps_only_its_path():
         ({"name": "n"}, 'config.name: expected "m" as in the path, got "n"'),
         ({"backend": "onnxruntime"}, 'config.backend: expected openvino, got "onnxruntime"'),
         ({"platform": 1}, "config.platform: expected openvino, got 1"),
-        ({"max_batch_size": 8}, f"config.max_batch_size: {DESCRIBING}"),
+        ({"max_batch_size": -1}, "config.max_batch_size: expected an integer from 0 to 4096, got -1"),
+        ({"max_batch_size": 4097}, "config.max_batch_size: expected an integer from 0 to 4096, got 4097"),
+        ({"max_batch_size": True}, "config.max_batch_size: expected an integer from 0 to 4096, got true"),
         ({"input": []}, f"config.input: {DESCRIBING}"),
         ({"instance_group": []}, "config.instance_group: is not supported: each worker is one instance; leave it out"),
         ({"version_policy": {"none": {}}}, f'config.model_version_policy: {VERSION_POLICY} {{"none":{{}}}}'),

@@ -51,6 +51,7 @@ def test_remote_model_path_is_left_for_the_config_to_refuse():
 
 MODEL_CASES = {
     "batch_size": [("8", "8"), ("1:16", "1:16"), ("-1", "-1")],
+    "max_batch_size": [("0", 0), ("32", 32)],
     "shape": [("(1,3,-1)", "(1,3,-1)"), ('{"a": "(1,2)"}', {"a": "(1,2)"}), ("[1, 2]", [1, 2]), ("auto", "auto")],
     "layout": [("NHWC:NCHW", "NHWC:NCHW"), ('{"a": "NC"}', {"a": "NC"})],
     "model_version_policy": [('{"all": {}}', {"all": {}})],

@@ -16,6 +16,9 @@ from ovms_rest.protocol.words import show
 
 T = TypeVar("T")
 
+# The limit of `max_batch_size`.
+MAX_BATCH_SIZE = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
@@ -30,6 +33,7 @@ class ModelOptions:
     precision: str | None = None
     trial: str | bool | None = None
     cpu_extension: str | None = None
+    max_batch_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Preparation:
     trial_request: str = ""  # the file, relative to the version's directory
     has_trial: bool = True
     cpu_extension: str = ""  # the path of a library of operations
+    batch_limit: int = 0  # the most rows that are inferred together; 0: requests are inferred alone
 
 
 # A dim without bounds; for "auto" OVMS gets the same by reloading the model.
@@ -100,7 +105,8 @@ def parse_options(options: ModelOptions) -> Preparation:
     if faults:
         raise LoadError("; ".join(faults))
     changes = (shapes, None if shapes else batch, layouts, mean, scale, color, precision)
-    return Preparation(*changes, trial_request, options.trial is not False, options.cpu_extension or "")
+    extension = options.cpu_extension or ""
+    return Preparation(*changes, trial_request, options.trial is not False, extension, options.max_batch_size)
 
 
 def _read(faults: list[str], key: str, parse: Callable[[Any], T], value: Any) -> dict[str | None, T]:

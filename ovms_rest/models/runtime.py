@@ -28,6 +28,7 @@ from openvino import opset15
 
 from ovms_rest.errors import BusyError, InvalidRequestError, LoadError
 from ovms_rest.log import log
+from ovms_rest.models.batching import Batching
 from ovms_rest.models.compilation import ONE_THREAD, Compilation, PluginValue, check_properties
 from ovms_rest.models.copies import Source, read_in_place
 from ovms_rest.models.extensions import ADVICE, extend, find_tokenizers, lacks_operations
@@ -46,6 +47,7 @@ from ovms_rest.models.trial_shapes import choose_shapes, choose_usual_shapes
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray, from_matrix
 from ovms_rest.protocol.tensors import Array, Dim, ModelMetadata, Origin, Tensor, TensorMetadata, copy_array
+from ovms_rest.shared_memory.statistics import InferenceRecord
 
 _LABELS_FILE = "labels.txt"
 MAX_LABELS_BYTES = 2**20
@@ -152,6 +154,8 @@ class Model:
             rt_info,
             _find_labels(rt_info, path),
         )
+        self.batch_limit = preparation.batch_limit
+        self._batching = Batching(self.metadata, self.batch_limit, self.infer_alone) if self.batch_limit else None
         self._has_trial = preparation.has_trial
         self._trial: Mapping[str, Array] | None = None
         if preparation.trial_request:
@@ -218,13 +222,18 @@ class Model:
             "request, or be false for no trial"
         )
 
-    def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+    def infer(self, arrays: Mapping[str, Array], record: InferenceRecord | None = None) -> Mapping[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
 
+        In a worker, a model with `max_batch_size` may infer together with other requests, and notes that in the record.
         The arrays must be writable, as OpenVINO reads them in place. The memory of a tensor lives as long as the
         tensor, but the thread's next inference may overwrite it. Raises InvalidRequestError for inputs that the model
         cannot compute, and BusyError when memory is short or the worker is about to be replaced.
         """
+        return self.infer_alone(arrays) if self._batching is None else self._batching.infer(arrays, record)
+
+    def infer_alone(self, arrays: Mapping[str, Array]) -> Mapping[str, Tensor]:
+        """Infer, as `infer` does, but never together with other requests."""
         if self._is_damaged:
             return self._infer_damaged(arrays)
         shapes = tuple([arrays[port].shape for port in self._dynamic])
@@ -245,6 +254,16 @@ class Model:
         else:
             self._remember(arrays, tensors)
         return tensors
+
+    @property
+    def trial(self) -> Mapping[str, Array] | None:
+        """The inputs of the trial request in the config, None without one."""
+        return self._trial
+
+    @property
+    def trial_shapes(self) -> list[Mapping[str, Shape]]:
+        """The shapes that the model is tried with otherwise, by input."""
+        return self._trials
 
     # --- Shapes
 

@@ -11,13 +11,16 @@ class InferenceCounters(Protocol):
     """The counters of one version; all times are nanoseconds."""
 
     def begin(self) -> None:
-        """Note that an inference is under way, until the next `record` or `fail`."""
+        """Note another inference in progress, until `record` or `fail` is called for it."""
 
     def record(self, record: InferenceRecord) -> None:
         """Count an inference that succeeded."""
 
     def fail(self, kind: FailureKind, total_ns: int) -> None:
-        """Count an inference that was refused or failed."""
+        """Count an inference in progress that was refused or failed."""
+
+    def refuse(self, kind: FailureKind, total_ns: int) -> None:
+        """Count an inference that was refused before it began."""
 
     def answer(self, question: Question) -> None:
         """Count a request for the metadata or the readiness."""
@@ -39,8 +42,14 @@ class Servable(Protocol):
     def open(self, retire: Callable[[], None]) -> None:
         """Make it ready in this process; `retire` is called once it becomes unusable here. Raises LoadError."""
 
-    def infer(self, arrays: Mapping[str, Array]) -> Mapping[str, Tensor]:
+    @property
+    def batch_limit(self) -> int:
+        """The most rows that it, or one of its models, infers together; 0 if every request is inferred alone."""
+
+    def infer(self, arrays: Mapping[str, Array], record: InferenceRecord | None = None) -> Mapping[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
+
+        If the inference is shared with other requests, the record gets how.
 
         The next inference may overwrite the memory of the tensors. Raises InferenceError.
         """
@@ -65,7 +74,7 @@ class _NotCounted:
     def _ignore(self, *args: object) -> None:
         pass
 
-    begin = record = fail = answer = _ignore
+    begin = record = fail = refuse = answer = _ignore
 
 
 NOT_COUNTED: InferenceCounters = _NotCounted()

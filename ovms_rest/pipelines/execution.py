@@ -23,6 +23,7 @@ from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, copy_array, memory_of
 from ovms_rest.protocol.words import join
+from ovms_rest.shared_memory.statistics import InferenceRecord
 
 Value = Any  # list[Array] | NDArray[Any]
 # The number of shards of each demultiplexer in this request, by its step.
@@ -46,6 +47,7 @@ class Pipeline:
         self.counters: InferenceCounters = NOT_COUNTED
         models = [model for step in plan.steps if (model := step.part.model) is not None]
         self.dependencies: tuple[Servable, ...] = tuple(dict.fromkeys(models))
+        self.batch_limit = max((model.batch_limit for model in models), default=0)
         keys: list[_Key] = [(REQUEST_STEP, name) for name in plan.metadata.inputs]
         self._inputs = list(enumerate(plan.metadata.inputs))
         keys += [(index, item) for index, step in enumerate(plan.steps) for item in step.used]
@@ -62,7 +64,7 @@ class Pipeline:
         for step in self.plan.steps:
             step.part.open()
 
-    def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+    def infer(self, arrays: Mapping[str, Array], record: InferenceRecord | None = None) -> dict[str, Tensor]:
         """Infer with an array for every input; return a tensor for every output, by name.
 
         The arrays are as for Model.infer. The tensors may be views of them, or of memory that the next inference of
@@ -156,7 +158,9 @@ def _choose_keep(plan: Plan, key: _Key) -> Keep:
         return _stack
     later = plan.steps[index + 1 : _last_use(plan, key) + 1]
     model = step.part.model
-    if model is not None and (step.level or any(model is other.part.model for other in later)):
+    # While the request is parked for a batch, others infer with all models.
+    is_parked = any(other.part.model is not None and other.part.model.batch_limit for other in later)
+    if model is not None and (step.level or is_parked or any(model is other.part.model for other in later)):
         return _append_copy
     return _append
 

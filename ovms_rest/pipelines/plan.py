@@ -58,14 +58,16 @@ class ModelPart:
         counters = self.model.counters
         counters.begin()
         started = time.monotonic_ns()
+        record = InferenceRecord(0, batch=batch_of(next(iter(arrays.values())).shape))
         try:
-            tensors = self.model.infer(arrays)
+            tensors = self.model.infer(arrays, record)
         except Exception as error:
             kind: FailureKind = "invalid" if isinstance(error, InvalidRequestError) else "failed"
             counters.fail(kind, time.monotonic_ns() - started)
             raise
-        spent = time.monotonic_ns() - started
-        counters.record(InferenceRecord(0, infer_ns=spent, batch=batch_of(next(iter(arrays.values())).shape)))
+        record.queue_ns = record.parked_ns
+        record.infer_ns = time.monotonic_ns() - started - record.parked_ns
+        counters.record(record)
         return {name: tensor.array for name, tensor in tensors.items()}
 
 

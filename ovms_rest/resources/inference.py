@@ -56,9 +56,10 @@ class Infer:
                 check_requested(requested, metadata, environ.get("ovms_rest.room", unlimited)())
             decoded = time.monotonic_ns()
             record.input_ns = decoded - started
-            tensors = servable.infer(arrays)
+            tensors = servable.infer(arrays, record)
             inferred = time.monotonic_ns()
-            record.infer_ns = inferred - decoded
+            record.infer_ns = inferred - decoded - record.parked_ns
+            record.queue_ns += record.parked_ns
             outputs = [
                 (classify(tensors[name], classification, metadata.labels) if classification else tensors[name], binary)
                 for name, binary, classification in requested

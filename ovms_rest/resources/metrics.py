@@ -18,7 +18,7 @@ from ovms_rest.errors import NotFoundError
 from ovms_rest.protocol.words import quote
 from ovms_rest.resources.statistics import StatisticsSource
 from ovms_rest.shared_memory.process_state import ProcessState, Readiness, WorkerState
-from ovms_rest.shared_memory.statistics import BOUNDS, Histogram, ModelStatistics
+from ovms_rest.shared_memory.statistics import BATCH_BOUNDS, BOUNDS, Histogram, ModelStatistics
 
 Label = tuple[str, str]
 
@@ -27,6 +27,7 @@ _COUNTER_HEAD = re.compile(rb"^(# (?:HELP|TYPE) \S+)_total ", re.MULTILINE)
 
 # Written as OVMS does: le="10", not le="10.0".
 _LE = (*map(str, BOUNDS), "+Inf")
+_LE_ROWS = (*map(str, BATCH_BOUNDS), "+Inf")
 
 
 class MetricsSource(StatisticsSource, Protocol):
@@ -80,10 +81,10 @@ def _escape(value: str) -> str:
 
 
 @lru_cache(_KEPT_HISTOGRAMS)
-def _frame(name: str, *labels: tuple[str, str]) -> str:
+def _frame(name: str, bounds: tuple[str, ...], *labels: tuple[str, str]) -> str:
     """Return the lines of a histogram with a %s for each value."""
     starts = [
-        *(_start(f"{name}_bucket", *labels, ("le", le)) for le in _LE),
+        *(_start(f"{name}_bucket", *labels, ("le", le)) for le in bounds),
         _start(f"{name}_count", *labels),
         _start(f"{name}_sum", *labels),
     ]
@@ -117,9 +118,21 @@ def _times(histogram: Callable[[ModelStatistics], Histogram], pipelines: bool = 
             if pipelines or not model.is_pipeline:
                 buckets, ns = histogram(model)
                 counts = list(map(_write, accumulate(buckets)))
-                yield _frame(name, *labels, *_labels_of(model)) % (*counts, counts[-1], _write(ns / 1000))
+                yield _frame(name, _LE, *labels, *_labels_of(model)) % (*counts, counts[-1], _write(ns / 1000))
 
     return lines
+
+
+def _batch_sizes(name: str, values: _Values) -> Iterator[str]:
+    for model in values.models:
+        counts = list(map(_write, accumulate(model.batch_size.buckets)))
+        if model.batch_size.sum:
+            yield _frame(name, _LE_ROWS, *_labels_of(model)) % (
+                *counts,
+                counts[-1],
+                counts[-1],
+                _write(model.batch_size.sum),
+            )
 
 
 def _requests(inferences: Callable[[ModelStatistics], int], questions: Callable[[int], int]) -> _Lines:
@@ -232,6 +245,11 @@ _FAMILIES: Mapping[str, _Family] = {
         "counter",
         "Bytes in the bodies of inference responses.",
         _of_models(lambda model: model.response_bytes, pipelines=True),
+    ),
+    "ovms_rest_batch_size": _Family(
+        "histogram",
+        "Rows that were inferred together, of models with max_batch_size.",
+        _batch_sizes,
     ),
     "ovms_rest_model_ready": _Family(
         "gauge",

@@ -1,7 +1,8 @@
 """Triton's model configuration extension, for its client tools.
 
-A version is described as one without batching: `max_batch_size` is 0 and `dims` are the whole shape, so that
-perf_analyzer uses shapes unchanged. Names, datatypes and order are those of the metadata.
+A version that infers no batches has a `max_batch_size` of 0, and its `dims` are the whole shape, so that perf_analyzer
+uses shapes unchanged; otherwise `dims` leave out the first dim, as Triton's do. Names, datatypes and order are those of
+the metadata.
 """
 
 from collections.abc import Callable, Mapping
@@ -53,8 +54,10 @@ def describe_config(servable: Servable, version_policy: dict[str, Any], workers:
     metadata, device, file = servable.metadata, "CPU", ""
     properties: Mapping[str, Any] = {}
     layouts: Mapping[str, str | None] = {}
+    limit = 0
     if isinstance(servable, Model):
         device, properties = servable.compilation.device, servable.compilation.properties
+        limit = servable.batch_limit
         layouts, file = servable.input_layouts, servable.file.name
     instances = {"name": metadata.name, "kind": "KIND_CPU" if device == "CPU" else "KIND_AUTO"}
     return {
@@ -62,9 +65,10 @@ def describe_config(servable: Servable, version_policy: dict[str, Any], workers:
         "platform": "OpenVINO",
         "backend": "openvino",
         "version_policy": version_policy,
-        "max_batch_size": 0,
-        "input": [_describe_input(tensor, layouts.get(tensor.name)) for tensor in metadata.inputs.values()],
-        "output": [_describe_output(tensor) for tensor in metadata.outputs.values()],
+        "max_batch_size": limit,
+        **({"dynamic_batching": {"max_queue_delay_microseconds": 0}} if limit else {}),
+        "input": [_describe_input(tensor, layouts.get(tensor.name), limit > 0) for tensor in metadata.inputs.values()],
+        "output": [_describe_output(tensor, limit > 0) for tensor in metadata.outputs.values()],
         "instance_group": [{**instances, "count": workers} if workers else instances],
         "default_model_filename": file,
         "parameters": {
@@ -75,9 +79,9 @@ def describe_config(servable: Servable, version_policy: dict[str, Any], workers:
     }
 
 
-def _describe_input(tensor: TensorMetadata, layout: str | None) -> dict[str, Any]:
+def _describe_input(tensor: TensorMetadata, layout: str | None, is_batched: bool) -> dict[str, Any]:
     return {
-        **_describe(tensor),
+        **_describe(tensor, is_batched),
         "format": _FORMATS.get(layout or "", "FORMAT_NONE"),
         "is_shape_tensor": False,
         "allow_ragged_batch": False,
@@ -85,11 +89,11 @@ def _describe_input(tensor: TensorMetadata, layout: str | None) -> dict[str, Any
     }
 
 
-def _describe_output(tensor: TensorMetadata) -> dict[str, Any]:
-    return {**_describe(tensor), "label_filename": "", "is_shape_tensor": False}
+def _describe_output(tensor: TensorMetadata, is_batched: bool) -> dict[str, Any]:
+    return {**_describe(tensor, is_batched), "label_filename": "", "is_shape_tensor": False}
 
 
-def _describe(tensor: TensorMetadata) -> dict[str, Any]:
+def _describe(tensor: TensorMetadata, is_batched: bool) -> dict[str, Any]:
     described = tensor.to_json()
     datatype = "STRING" if tensor.datatype == BYTES else tensor.datatype
-    return {"name": tensor.name, "data_type": f"TYPE_{datatype}", "dims": described["shape"]}
+    return {"name": tensor.name, "data_type": f"TYPE_{datatype}", "dims": described["shape"][is_batched:]}

@@ -19,6 +19,7 @@ import numpy as np
 from ovms_rest.errors import NotFoundError
 from ovms_rest.protocol.words import quote
 from ovms_rest.shared_memory.statistics import (
+    BATCH_BOUNDS,
     BOUNDS,
     FAILURE_KINDS,
     QUESTIONS,
@@ -42,11 +43,19 @@ _QUESTIONS: Final = _FAILURES + 2 * len(FAILURE_KINDS)
 _REQUEST_TIME: Final = _QUESTIONS + len(QUESTIONS)
 _INFERENCE_TIME: Final = _REQUEST_TIME + _BUCKETS
 _QUEUE_TIME: Final = _INFERENCE_TIME + _BUCKETS
-_BATCHES: Final = _QUEUE_TIME + _BUCKETS
+# Requests that were inferred in a batch for which another one accounts: their number, and ns as in an entry.
+_FOLLOWERS: Final = _QUEUE_TIME + _BUCKETS
+# The sizes of batches, of models that infer such: a column for up to 1, 2, 4 and so on rows, and all rows.
+_BATCH_SIZE: Final = _FOLLOWERS + 4
+_BATCH_ROWS: Final = _BATCH_SIZE + len(BATCH_BOUNDS)
+_BATCHES: Final = _BATCH_ROWS + 1
 _ENTRY: Final = 5  # size, count, and nanoseconds of input, infer and output
 _OTHERS: Final = _BATCHES + BATCH_SIZES * _ENTRY
 # Rows begin on a cache line, so that workers do not compete for one.
 _COLUMNS: Final = -(-(_OTHERS + _ENTRY) // 8) * 8
+
+# The same columns as an entry, without its size.
+_FOLLOWER_ENTRY: Final = _FOLLOWERS - 1
 
 _FAILURE_COLUMNS = {kind: _FAILURES + 2 * index for index, kind in enumerate(FAILURE_KINDS)}
 _QUESTION_COLUMNS = {question: _QUESTIONS + index for index, question in enumerate(QUESTIONS)}
@@ -78,13 +87,17 @@ class ModelCounters:
         return was_active
 
     def begin(self) -> None:
-        """Note that an inference is in progress in this process, until the next `record` or `fail`."""
-        self._row[_ACTIVE] = 1
+        """Note another inference in progress in this process, until `record` or `fail` is called for it."""
+        self._row[_ACTIVE] += 1
 
     def record(self, record: InferenceRecord) -> None:
         """Count a successful inference."""
         row, infer_ns, queue_ns = self._row, record.infer_ns, record.queue_ns
-        entry = self._entries.get(record.batch) or self._add_entry(record.batch)
+        size = record.batch
+        if record.executed_rows is not None:
+            size = record.executed_rows
+            self._count_batch(size)
+        entry = _FOLLOWER_ENTRY if record.is_follower else self._entries.get(size) or self._add_entry(size)
         row[entry + 1] += 1
         row[entry + 2] += record.input_ns
         row[entry + 3] += infer_ns
@@ -98,7 +111,13 @@ class ModelCounters:
         row[_REQUEST_BYTES] += record.request_bytes
         row[_RESPONSE_BYTES] += record.response_bytes
         row[_LAST_NS] = time.time_ns()
-        row[_ACTIVE] = 0
+        if row[_ACTIVE]:
+            row[_ACTIVE] -= 1
+
+    def _count_batch(self, rows: int) -> None:
+        if rows:
+            self._row[_BATCH_SIZE + (rows - 1).bit_length()] += 1
+            self._row[_BATCH_ROWS] += rows
 
     def _add_entry(self, batch: int) -> int:
         """Return the column of the entry for a new batch size."""
@@ -109,11 +128,16 @@ class ModelCounters:
         return entry
 
     def fail(self, kind: FailureKind, total_ns: int) -> None:
-        """Count an inference that was refused or failed."""
-        row, column = self._row, _FAILURE_COLUMNS[kind]
-        row[column] += 1
-        row[column + 1] += total_ns
-        row[_ACTIVE] = 0
+        """Count an inference in progress that was refused or failed."""
+        if self._row[_ACTIVE]:
+            self._row[_ACTIVE] -= 1
+        self.refuse(kind, total_ns)
+
+    def refuse(self, kind: FailureKind, total_ns: int) -> None:
+        """Count an inference that was refused before it began."""
+        column = _FAILURE_COLUMNS[kind]
+        self._row[column] += 1
+        self._row[column + 1] += total_ns
 
     def answer(self, question: Question) -> None:
         """Count a request for the metadata or the readiness."""
@@ -124,7 +148,8 @@ class ModelCounters:
         rows = self._rows[: self._claimed.rfind(b"\1") + 1].copy()
         sums: list[int] = rows.sum(0, np.uint64).tolist()
         batches = _sum_batches(rows[:, _BATCHES : _OTHERS + _ENTRY].reshape(-1, _ENTRY).tolist())
-        count, input_ns, infer_ns, output_ns = map(sum, zip(*batches.values(), strict=True))
+        followers = sums[_FOLLOWERS : _FOLLOWERS + 4]
+        count, input_ns, infer_ns, output_ns = map(sum, zip(followers, *batches.values(), strict=True))
         queue_ns = sums[_QUEUE_NS]
         total_ns = queue_ns + input_ns + infer_ns + output_ns
         return ModelStatistics(
@@ -132,6 +157,7 @@ class ModelCounters:
             self.version,
             last_inference_ms=int(rows[:, _LAST_NS].max()) // 1_000_000,
             inference_count=sums[_INFERENCES],
+            execution_count=count - followers[0],
             success=Duration(count, total_ns),
             queue=Duration(count, queue_ns),
             compute_input=Duration(count, input_ns),
@@ -142,7 +168,8 @@ class ModelCounters:
             questions={question: sums[column] for question, column in _QUESTION_COLUMNS.items()},
             request_time=Histogram(tuple(sums[_REQUEST_TIME:_INFERENCE_TIME]), total_ns),
             inference_time=Histogram(tuple(sums[_INFERENCE_TIME:_QUEUE_TIME]), infer_ns),
-            queue_time=Histogram(tuple(sums[_QUEUE_TIME:_BATCHES]), queue_ns),
+            queue_time=Histogram(tuple(sums[_QUEUE_TIME:_FOLLOWERS]), queue_ns),
+            batch_size=Histogram(tuple(sums[_BATCH_SIZE:_BATCH_ROWS]), sums[_BATCH_ROWS]),
             request_bytes=sums[_REQUEST_BYTES],
             response_bytes=sums[_RESPONSE_BYTES],
             active=sums[_ACTIVE],

@@ -18,6 +18,10 @@ QUESTIONS: tuple[Question, ...] = get_args(Question)
 BOUNDS = tuple(int(10 * 1.8**exponent) for exponent in range(33))
 
 
+# The inclusive upper bounds of the sizes of batches.
+BATCH_BOUNDS = tuple(2**exponent for exponent in range(13))
+
+
 @dataclass(slots=True)
 class InferenceRecord:
     """The record of one inference, filled in on its way: `ovms_rest.inference` in the environ.
@@ -36,6 +40,10 @@ class InferenceRecord:
     batch: int = 1
     request_bytes: int = 0
     response_bytes: int = 0
+    parked_ns: int = 0  # between being ready for the inference and its beginning, for a batch with other requests
+    # Of the inference of a model that infers batches; a follower is a request for whose inference another one accounts.
+    executed_rows: int | None = None
+    is_follower: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +55,13 @@ class Duration:
 
 
 class Histogram(NamedTuple):
-    """The number of durations in each bucket of BOUNDS and the last one, and their sum in nanoseconds."""
+    """The number of durations in each bucket of BOUNDS and the last one, and their sum in nanoseconds.
+
+    Of batches, the number of rows in each bucket of BATCH_BOUNDS, and all rows.
+    """
 
     buckets: tuple[int, ...]
-    ns: int
+    sum: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +89,15 @@ class ModelStatistics:
     """The statistics of a version of a model or a pipeline since the service started, over all workers.
 
     `success`, `queue`, `compute_input`, `compute_infer` and `compute_output` count the same: successful inferences. The
-    time of `success` is the sum of the other four. `inference_count` is the sum of the batch sizes.
+    time of `success` is the sum of the other four. `inference_count` is the sum of the batch sizes, `execution_count`
+    that of the model's own inferences, each of one or more requests.
     """
 
     name: str
     version: str
     last_inference_ms: int  # since 1970, 0 for none
     inference_count: int
+    execution_count: int
     success: Duration
     queue: Duration
     compute_input: Duration
@@ -96,6 +109,7 @@ class ModelStatistics:
     request_time: Histogram
     inference_time: Histogram
     queue_time: Histogram
+    batch_size: Histogram  # in rows, of models that infer batches
     request_bytes: int
     response_bytes: int
     active: int  # inferences under way
@@ -118,7 +132,7 @@ class ModelStatistics:
             "version": self.version,
             "last_inference": self.last_inference_ms,
             "inference_count": self.inference_count,
-            "execution_count": self.success.count,
+            "execution_count": self.execution_count,
             "inference_stats": {
                 "success": self.success,
                 "fail": self.fail,

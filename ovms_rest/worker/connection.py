@@ -86,13 +86,14 @@ class Request:
     `received_ns` is when the last byte was read, by the monotonic clock; the worker sets it.
     """
 
-    __slots__ = ("connection", "environ", "head", "received_ns")
+    __slots__ = ("connection", "environ", "head", "is_running", "received_ns")
 
     def __init__(self, connection: "Connection", head: Head, environ: Environ) -> None:
         self.connection = connection
         self.head = head
         self.environ = environ
         self.received_ns = 0
+        self.is_running = False  # its inference has begun, or is about to with those of others
 
 
 class Refused(NamedTuple):

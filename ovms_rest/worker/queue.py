@@ -84,10 +84,16 @@ class RequestQueue(Generic[T]):
             self._limited.pop(item, None)
         return item
 
-    def remove(self, item: T) -> None:
-        """Remove an item if it is queued."""
+    def find(self, is_wanted: Callable[[T], bool], most: int) -> list[T]:
+        """Return the next items among the wanted ones, up to that many; they stay queued."""
+        self._read()
+        items = itertools.chain((entry[2] for entry in sorted(self._first)), self._last)
+        return list(itertools.islice(filter(is_wanted, items), most))
+
+    def remove(self, *items: T) -> None:
+        """Remove items that are queued; others are ignored."""
         if self.count:
-            self._drop((item,))
+            self._drop(set(items))
 
     def expire(self, now_ns: int) -> list[tuple[T, Terms]]:
         """Remove and return the items whose timeout has passed; a single item is next anyway, and not looked at."""

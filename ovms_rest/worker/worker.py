@@ -18,7 +18,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from gunicorn.workers.base import Worker as BaseWorker
 
 from ovms_rest.errors import DeadlineError, TryLaterError
 from ovms_rest.log import log
+from ovms_rest.models.batching import parking
 from ovms_rest.protocol.encoding import encode_error
 from ovms_rest.protocol.room import Room, describe_lack
 from ovms_rest.protocol.routes import read_script_name
@@ -159,11 +160,17 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._idle: list[tuple[float, Connection]] = []  # some that were idle, the longest idle one last
         self._handling_seconds = HANDLING_SECONDS
         self._deferred: list[Deferred] = []
+        # Of the application, unless no model infers batches: how many rows a version infers together.
+        self._batch_limit: Callable[[str, str | None], int] | None = None
+        self._parked = parking.members
+        if getattr(self.wsgi, "has_batches", bool)():
+            self._batch_limit = self.wsgi.batch_limit
+            parking.begin()
         self._connections: dict[int, Connection] = {}
         self._draining = False
         self._is_busy = False
         self._started = now
-        self._last_inferred: Connection | None = None
+        self._last_inferred: Collection[Connection] = ()
         self._inferred_until = -math.inf
         self._next_tick = now
         self._next_watch = now if self.poll_seconds else math.inf
@@ -224,7 +231,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
     def _turn(self) -> bool:
         """Run a turn of the loop; return whether there is to be another."""
         context, queue = self._context, self._queue
-        is_due = queue.count or context.resuming or self._backlog
+        is_due = queue.count or context.resuming or self._backlog or self._parked
         events = self._epoll.poll(0 if is_due else self._until_next_event())
         context.now = self._polled = time.monotonic()
         if len(events) == 1 and events[0][0] in self._connections and not self._backlog:  # as it mostly is
@@ -239,11 +246,14 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._handle(events)
         if context.resuming:
             self._resume()
-        if queue.count:
+        if queue.count or self._parked:
             began = context.now = time.monotonic()
             handled = began - self._polled
             until = began + (handled if handled > INFERRING_SECONDS else INFERRING_SECONDS)
-            while queue.count and context.now < until:
+            while (queue.count or self._parked) and context.now < until:
+                if self._parked:
+                    self._infer_parked()
+                    continue
                 if queue.count > 1 or queue.next_deadline < NEVER:
                     self._refuse_late()
                 if queue.count:
@@ -252,15 +262,19 @@ class Worker(BaseWorker):  # type: ignore[misc]
                     if (self._backlog or connection.is_half_closed) and self._is_cancelled(request):
                         continue
                     try:
-                        self._run(request)
+                        self._last_inferred = (connection,)
+                        if self._batch_limit is None:
+                            self._run(request)
+                        else:
+                            self._run_with_others(request, self._batch_limit)
                     except Exception:
                         self._drop(connection)
-                    self._last_inferred, self._inferred_until = connection, context.now
+                    self._inferred_until = context.now
             took = context.now - began
             self._handling_seconds = (
                 HANDLING_SECONDS if took < HANDLING_SECONDS else min(took, LONGEST_HANDLING_SECONDS)
             )
-        if self._is_busy and not queue.count and not self._draining:
+        if self._is_busy and not queue.count and not self._parked and not self._draining:
             self._set_busy(False)  # the last queued request was refused, or its client is gone
         if self._deferred and context.now >= self._poll_again:
             self._run_deferred()
@@ -592,7 +606,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         A client that has only closed its sending side gets a response, as it may still read. Requests that do not infer
         are deferred until a change is made, which is not given up, and get their response.
         """
-        if request.head.inference is None:
+        if request.head.inference is None or request.is_running:
             return
         self._queue.remove(request)
         waited = time.monotonic_ns() - request.received_ns
@@ -614,7 +628,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         """
         if self._queue.count or connection.is_gone:
             return True
-        return connection is not self._last_inferred and connection.received_by() < self._inferred_until
+        return connection not in self._last_inferred and connection.received_by() < self._inferred_until
 
     def _is_cancelled(self, request: Request) -> bool:
         """Return whether a request whose turn has come is cancelled, also by an event in the backlog."""
@@ -625,7 +639,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             return True
         if (
             connection.is_half_closed
-            and connection is not self._last_inferred
+            and connection not in self._last_inferred
             and request.received_ns < self._inferred_until * 1e9
         ):
             self._guard(connection, self._cancel, request, False)
@@ -637,6 +651,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         deferred, self._deferred = self._deferred, []
         for request, _ in deferred:
             self._refuse_at_end(request, "the outcome of the call will be in its log")
+        while self._parked:
+            self._infer_parked()
         while self._queue.count:
             self._refuse_at_end(self._queue.pop(), "the request was not started")
 
@@ -667,26 +683,66 @@ class Worker(BaseWorker):  # type: ignore[misc]
     def _run(self, request: Request, is_again: bool = False) -> None:
         """Run the application for a request and send the response, or defer it; `Context.now` has to be up to date."""
         context = self._context
-        self._started = context.now
+        started = self._started = context.now
         try:
             status, headers, parts, size = self._call(request.environ, is_again)
         except TryLaterError as error:
             self._deferred.append(Deferred(request, error.is_due))
             return
+        if request.is_running and request.connection.state is not State.COMPLETE:
+            return  # the client has disconnected while the request was parked
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             log.info("worker %s reached max_requests after %s requests and ends", self.pid, self.nr)
             self.alive = False
         context.now = time.monotonic()  # an inference may have taken long
-        if self._is_busy and not self._queue.count:
+        if self._is_busy and not self._queue.count and not self._parked:
             # Before the client gets its response, and may send its next request to another worker.
             self._set_busy(False)
         size = self._send(request, status, headers, parts, size)
         if self._observed:
-            began = request.received_ns / 1e9 if is_again else self._started
+            began = request.received_ns / 1e9 if is_again else started
             self._observe(request.environ, status, headers, size, time.monotonic() - began)
         if self._access_log is not None:
             self._access_log.write(access_of(request.environ, status, size, request.received_ns))
+
+    def _run_with_others(self, request: Request, batch_limit: Callable[[str, str | None], int]) -> None:
+        """Run a request, together with queued ones for the same model if that infers batches."""
+        key = request.head.inference
+        limit = batch_limit(*key) if key is not None and self._queue.count else 0
+        others = self._queue.find(lambda other: other.head.inference == key, limit - 1) if limit > 1 else []
+        if not others:
+            self._run(request)
+            return
+        self._last_inferred = [each.connection for each in (request, *others)]
+        request.connection.hold_request(request)  # as those that were queued after it
+        taken = []
+        for each in (request, *others):
+            if parking.is_full():
+                break
+            taken.append(each)
+            connection = each.connection
+            if (self._backlog or connection.is_half_closed) and self._is_cancelled(each):
+                continue
+            each.is_running = True
+            self._context.now = time.monotonic()
+            parking.run(self._run_parked, each)
+        self._queue.remove(*taken)
+        if self._parked:
+            self._infer_parked()
+
+    def _run_parked(self, request: Request) -> None:
+        """Run a request in a greenlet of its own."""
+        try:
+            self._run(request)
+        except Exception:
+            self._drop(request.connection)
+
+    def _infer_parked(self) -> None:
+        """Infer the next batch, which ends its requests unless they need another one."""
+        self._started = time.monotonic()
+        parking.infer_next()
+        self._context.now = self._inferred_until = time.monotonic()
 
     def _run_again(self, request: Request, is_due: Callable[[], bool]) -> None:
         """Run a deferred request again if its response is ready; the user's pre_request hook has seen it already."""

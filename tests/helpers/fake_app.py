@@ -46,8 +46,11 @@ class FakeServable:
     """A model whose inference is a function."""
 
     metadata: ModelMetadata
-    infer: Callable[[Mapping[str, Any]], Mapping[str, Tensor]]
+    function: Callable[[Mapping[str, Any]], Mapping[str, Tensor]]
     counters: Any = field(default_factory=lambda: Counters(1).of("m", "1"))
+
+    def infer(self, arrays, record=None):
+        return self.function(arrays)
 
 
 class FakeRegistry:

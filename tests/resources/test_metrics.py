@@ -156,7 +156,23 @@ def test_our_families_have_their_type_and_labels(name):
 
 
 def test_default_families_are_served_without_a_list():
-    assert set(scrape(EVERYTHING)) == set(DEFAULT_METRICS) == OVMS_FAMILIES.keys() - NOT_DEFAULT | OURS.keys()
+    served = OVMS_FAMILIES.keys() - NOT_DEFAULT | OURS.keys()
+    assert set(scrape(EVERYTHING)) == served
+    assert set(DEFAULT_METRICS) == served | {"ovms_rest_batch_size"}
+
+
+def test_sizes_of_batches_are_counted_of_models_that_infer_any():
+    counters = make()
+    for rows, is_follower in ((3, False), (0, True), (0, True), (1, False), (4096, False)):
+        record = timed()
+        record.executed_rows, record.is_follower = rows, is_follower
+        counters.of("m", "1").record(record)
+    source, name = Source(counters), "ovms_rest_batch_size"
+    assert scrape(source, name)[name].type == "histogram"
+    found = {labels["le"]: number for labels, number in samples(source, name, "_bucket")}
+    assert list(found) == [*(str(2**exponent) for exponent in range(13)), "+Inf"]
+    assert tuple(found[size] for size in ("1", "2", "4", "2048", "4096")) == (1, 1, 2, 2, 3)
+    assert (value(source, name, "_count"), value(source, name, "_sum")) == (3, 4100)
 
 
 def test_list_replaces_the_default_families():
@@ -173,7 +189,8 @@ def test_families_of_graphs_may_be_listed_but_have_no_lines():
 
 
 def test_unknown_values_have_no_lines():
-    unknown = {"ovms_streams", "ovms_infer_req_queue_size", "ovms_rest_model_ready", *OF_PROCESSES}
+    unknown = {"ovms_streams", "ovms_infer_req_queue_size", "ovms_rest_model_ready", "ovms_rest_batch_size"}
+    unknown |= set(OF_PROCESSES)
     families = scrape(Source(make(), ProcessState([WorkerState("0")]), ()))
     assert set(families) == set(DEFAULT_METRICS) - unknown
 

@@ -63,7 +63,34 @@ def test_inference_is_counted_with_its_durations(model):
     assert seen.compute_input == Duration(2, 40)
     assert seen.compute_infer == Duration(2, 600)
     assert seen.compute_output == Duration(2, 8000)
-    assert (seen.request_time.ns, seen.inference_time.ns, seen.queue_time.ns) == (2 * 4321, 600, 2)
+    assert (seen.request_time.sum, seen.inference_time.sum, seen.queue_time.sum) == (2 * 4321, 600, 2)
+
+
+def test_request_that_another_one_accounts_for_is_no_execution(model):
+    """Three requests, of 2, 1 and 1 rows, are inferred together."""
+    for batch, rows in ((2, 4), (1, 0), (1, 0)):
+        record = timed(1, 20, 300, 4000, batch)
+        record.executed_rows, record.is_follower = rows, not rows
+        model.record(record)
+    seen = model.read()
+    assert (seen.inference_count, seen.execution_count, seen.success.count) == (4, 1, 3)
+    assert seen.compute_infer == Duration(3, 900)
+    assert seen.batches == [BatchStatistics(4, 1, 20, 300, 4000)]
+    assert (sum(seen.batch_size.buckets), seen.batch_size.sum) == (1, 4)
+
+
+def test_several_inferences_are_in_progress_until_each_ends(model):
+    for _ in range(3):
+        model.begin()
+    model.record(timed())
+    assert model.read().active == 2
+    model.refuse("canceled", 5)
+    assert model.read().active == 2
+    model.fail("failed", 0)
+    model.fail("failed", 0)
+    assert model.read().active == 0
+    model.record(timed())
+    assert model.read().active == 0
 
 
 def test_inference_count_is_the_sum_of_the_batch_sizes(model):

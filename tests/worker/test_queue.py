@@ -61,6 +61,15 @@ def test_later_item_of_a_higher_priority_overtakes():
     assert drain(queue) == [2, 0, 1, 3]
 
 
+def test_wanted_items_are_found_in_their_order_and_stay_queued():
+    queue, _ = queue_of(of(0), of(2), of(1), of(0), of(1))
+    assert queue.find(lambda item: item != 4, 3) == [2, 1, 0]
+    assert queue.find(lambda item: False, 3) == []
+    assert queue.count == 5
+    queue.remove(2, 1, 9)
+    assert drain(queue) == [4, 0, 3]
+
+
 def test_terms_of_a_single_item_are_not_read():
     queue, looked_at = queue_of(until(1, 1), of(1))
     queue.remove(1)
