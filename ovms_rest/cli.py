@@ -19,6 +19,7 @@ from ovms_rest.errors import ConfigError, ShortageError
 from ovms_rest.flags import FLAGS, USAGE, Parser, Start, UsageError, read_flags
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.log import log
+from ovms_rest.models.batch_report import measure_batches
 from ovms_rest.models.loading import load_models
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.repository import MODEL_SUFFIXES
@@ -139,7 +140,7 @@ def _write_config(models: Sequence[Mapping[str, Any]]) -> Path:
 def _check_parser() -> Parser:
     parser = Parser(
         prog="ovms-rest check",
-        usage="ovms-rest check [CONFIG | [NAME=]PATH ...] [--json]",
+        usage="ovms-rest check [CONFIG | [NAME=]PATH ...] [--json] [--batching]",
         description="Load everything that a config names, or the models at the given paths, as the service would, and "
         "report on every model and every problem. The settings OVMS_REST_* have the same effect as on the service.",
         epilog="Exits with 0 when everything would serve, else with 1.",
@@ -153,6 +154,11 @@ def _check_parser() -> Parser:
         "names, or the demo",
     )
     parser.add_argument("--json", action="store_true", help="write the report as JSON")
+    parser.add_argument(
+        "--batching",
+        action="store_true",
+        help="measure each model with batches of 1, 2, 4 and so on rows, up to its max_batch_size or 32, on one core",
+    )
     return parser
 
 
@@ -174,6 +180,8 @@ def _check(options: argparse.Namespace) -> int:
         report = {"models": [], "pipelines": [], "problems": [str(error)]}
     else:
         report = describe_registry(registry)
+        if options.batching:
+            _measure_batches(registry, report)
     if options.json:
         sys.stdout.buffer.write(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     else:
@@ -206,6 +214,23 @@ def _is_config(argument: str) -> bool:
 
 def _print_progress(name: str, version: int) -> None:
     print(f"loading {name!r} version {version} ...", file=sys.stderr, flush=True)
+
+
+def _measure_batches(registry: ModelRegistry, report: dict[str, Any]) -> None:
+    """Add the speeds with batches to the report."""
+    for described in report["models"]:
+        for version in described["versions"]:
+            model = registry.entries[described["name"]].versions[version["version"]]
+            assert isinstance(model, Model)
+            print(f"measuring {described['name']!r} version {version['version']} ...", file=sys.stderr, flush=True)
+            speeds, verdict = measure_batches(model)
+            version["batching"] = {
+                "speeds": [
+                    {"rows": speed.rows, "milliseconds": round(speed.seconds * 1e3, 3), "rows_per_second": speed.rate}
+                    for speed in speeds
+                ],
+                "verdict": verdict,
+            }
 
 
 # --- The report
@@ -272,6 +297,7 @@ def _write(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {version['device']:9} {how}: {version['why']}"
             for note in version["notes"]:
                 yield f"            {note}"
+            yield from _write_batching(version.get("batching"))
             yield f"  loaded    in {version['load_seconds']:.2f} s, {version['memory_bytes'] / 2**20:.1f} MB"
             yield ""
     for pipeline in report["pipelines"]:
@@ -288,6 +314,18 @@ def _write(report: Mapping[str, Any]) -> Iterator[str]:
         serving += f" and {count} of {len(report['pipelines'])} pipelines"
     count = len(report["problems"])
     yield f"{serving} serve, {count} problem{'' if count == 1 else 's'}"
+
+
+def _write_batching(batching: Mapping[str, Any] | None) -> Iterator[str]:
+    if batching is None:
+        return
+    if speeds := batching["speeds"]:
+        yield f"  batching  {'rows':>6}  {'ms':>9}  {'rows/s':>9}  {'times':>6}"
+        for speed in speeds:
+            times = speed["rows_per_second"] / speeds[0]["rows_per_second"]
+            numbers = f"{speed['milliseconds']:9.3f}  {speed['rows_per_second']:9.1f}  {times:6.2f}"
+            yield f"            {speed['rows']:6}  {numbers}"
+    yield f"  {'' if speeds else 'batching':9} {batching['verdict']}"
 
 
 def _write_tensors(described: Mapping[str, Any]) -> Iterator[str]:

@@ -132,6 +132,34 @@ def test_check_reports_invalid_settings(call):
     assert "problem: OVMS_REST_MAX_WAITING: expected an integer" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory):
+    """A config of a model that infers batches of up to 4 rows, and one that cannot."""
+    directory = tmp_path_factory.mktemp("batched")
+    models = {"m": model_zoo.relu((-1, 4)), "fixed": model_zoo.relu((1, 4))}
+    return model_zoo.save_all(directory, models, lambda name: {"max_batch_size": 4} if name == "m" else {})
+
+
+def test_check_measures_batches_when_asked(tmp_path, batched):
+    done = run(tmp_path, "check", "--json", "--batching", batched)
+    m, fixed = (model["versions"][0]["batching"] for model in json.loads(done.stdout)["models"])
+    assert [speed["rows"] for speed in m["speeds"]] == [1, 2, 4]
+    for speed in m["speeds"]:
+        assert speed["rows_per_second"] == pytest.approx(speed["rows"] / speed["milliseconds"] * 1e3, rel=0.2)
+    assert "requests of one row are answered" in m["verdict"]
+    assert (fixed["speeds"], fixed["verdict"][:20]) == ([], "cannot infer batches")
+    assert "measuring 'm' version 1 ..." in done.stderr
+
+
+def test_check_writes_the_speeds_of_batches_as_a_table(tmp_path, batched):
+    lines = run(tmp_path, "check", "--batching", batched).stdout.splitlines()
+    begin = next(index for index, line in enumerate(lines) if line.startswith("  batching"))
+    assert lines[begin].split() == ["batching", "rows", "ms", "rows/s", "times"]
+    assert [line.split()[0] for line in lines[begin + 1 : begin + 4]] == ["1", "2", "4"]
+    assert "max_batch_size" in lines[begin + 4]
+    assert [line for line in lines if "cannot infer batches: max_batch_size: input 'x' has the shape [1,4]" in line]
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"]])
 def test_help_describes_check(call, arguments):
     done = call(*arguments)

@@ -26,6 +26,8 @@ class Load(NamedTuple):
     rate: float
     cpu: float
     taken: float = 0.0
+    median: float = 0.0
+    p99: float = 0.0
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
@@ -55,14 +57,23 @@ def load(service, directory: Path, path: str, body: bytes, connections: int, sec
     workers = service.workers()
     before, started, own = cpu_seconds(workers), time.monotonic(), _children_seconds()
     done = subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", script,
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "60s", "-s", script,
          f"http://127.0.0.1:{service.port}{path}"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     elapsed, spent = time.monotonic() - started, cpu_seconds(workers) - before
     assert "Non-2xx" not in done.stdout, done.stdout
     requests = int(re.search(r"(\d+) requests in", done.stdout)[1])
-    return Load(requests / elapsed, spent / requests * 1e3, (_children_seconds() - own) / elapsed)
+    latencies = (
+        _milliseconds(re.search(rf"^ +{percent}% +(\S+)", done.stdout, re.MULTILINE)[1]) for percent in (50, 99)
+    )
+    return Load(requests / elapsed, spent / requests * 1e3, (_children_seconds() - own) / elapsed, *latencies)
+
+
+def _milliseconds(text: str) -> float:
+    """Read a time as wrk writes it."""
+    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()
+    return float(number) * {"us": 1e-3, "ms": 1, "s": 1e3, "m": 6e4}[unit]
 
 
 def _children_seconds() -> float:

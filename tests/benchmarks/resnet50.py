@@ -47,7 +47,7 @@ def measure_speed(directory, config, seconds, rounds):
     bare = mean(results["OpenVINO alone"])
     print_header(f"{WORKERS} workers", "requests/s", "of bare", "without wrk's share", "CPU ms/request", "of bare")
     for name, loads in results.items():
-        rate, cpu, taken = mean(loads)
+        rate, cpu, taken, *_ = mean(loads)
         alone = rate * cores() / (cores() - taken)
         shares = (f"{rate / bare.rate:.2f}", f"{alone / bare.rate:.2f}")
         print_row(name, f"{rate:.1f}", *shares, f"{cpu:.1f}", f"{cpu / bare.cpu:.2f}")
