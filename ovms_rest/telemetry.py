@@ -11,8 +11,7 @@ from ovms_rest.host.host_memory import read_host_memory
 from ovms_rest.host.process_memory import resident_bytes
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.shared_memory.counters import Counters
-from ovms_rest.shared_memory.process_state import ProcessState, Readiness, WorkerState
-from ovms_rest.shared_memory.statistics import ModelStatistics
+from ovms_rest.shared_memory.statistics import ModelStatistics, ProcessState, Readiness, WorkerState
 from ovms_rest.shared_memory.table import SLOTS, WorkerRow, WorkerTable
 
 T = TypeVar("T")

@@ -17,8 +17,15 @@ from prometheus_client.utils import floatToGoString
 from ovms_rest.errors import NotFoundError
 from ovms_rest.protocol.words import quote
 from ovms_rest.resources.statistics import StatisticsSource
-from ovms_rest.shared_memory.process_state import ProcessState, Readiness, WorkerState
-from ovms_rest.shared_memory.statistics import BATCH_BOUNDS, BOUNDS, Histogram, ModelStatistics
+from ovms_rest.shared_memory.statistics import (
+    BATCH_BOUNDS,
+    BOUNDS,
+    Histogram,
+    ModelStatistics,
+    ProcessState,
+    Readiness,
+    WorkerState,
+)
 
 Label = tuple[str, str]
 

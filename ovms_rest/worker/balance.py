@@ -92,7 +92,7 @@ def _is_room_elsewhere(row: Row, limit: int) -> bool:
 
 
 def _is_another_idle(row: Row, connections: float) -> bool:
-    """Return whether another worker with a core of its own, and at most so many connections, has been idle a while."""
+    """Return whether another worker, with a free core and no more connections than that, has been idle for a while."""
     own, until, workers = row.pid(), time.monotonic_ns() - IDLE_NANOSECONDS, row.all_workers()
     busy = sum(1 for worker in workers if worker.connections and not worker.idle_since)
     return busy < row.cores and any(

@@ -12,8 +12,7 @@ from records import timed
 
 from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
 from ovms_rest.shared_memory.counters import Counters
-from ovms_rest.shared_memory.process_state import ProcessState, Readiness, WorkerState
-from ovms_rest.shared_memory.statistics import BOUNDS
+from ovms_rest.shared_memory.statistics import BOUNDS, ProcessState, Readiness, WorkerState
 
 INTERFACE = {"api": "KServe", "interface": "REST"}
 M1 = {"name": "m", "version": "1"}
