@@ -431,6 +431,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
         The arbiter waits for its workers when it ends itself, but not when one ends for another reason.
         """
+        for listener in self._listeners:  # closing them would reset connections that nobody has accepted
+            self._accept(listener, asked=True)
         self._draining = True
         self._set_busy(True)
         self.row.set_connections(0)  # so that none is left to it

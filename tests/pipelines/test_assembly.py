@@ -16,6 +16,8 @@ SETTINGS = LoadSettings(cores=1, load_timeout=60)
 class FakeModel:
     """A model x FP32 [1,2] -> y FP32 [1,2] that is never run."""
 
+    batch_limit = 0
+
     def __init__(self, name="m", version="1", datatype="FP32"):
         dims = (Dim(1, 1), Dim(2, 2))
         self.metadata = ModelMetadata(

@@ -78,6 +78,36 @@ def test_worker_finishes_its_requests_before_it_ends(start, number):
     assert "SIGKILL" not in service.log
 
 
+LATE_DRAIN = """
+from ovms_rest.arbiter.gunicorn_settings import *
+import pathlib, time
+HERE = pathlib.Path({directory!r})
+opened = post_worker_init
+
+def post_worker_init(worker):
+    opened(worker)
+    drain = worker._drain
+    def wait_and_drain():
+        (HERE / "draining").touch()
+        while not (HERE / "connected").exists():
+            time.sleep(0.01)
+        drain()
+    worker._drain = wait_and_drain
+"""
+
+
+def test_connection_that_nobody_has_accepted_when_the_last_worker_drains_is_served(start, tmp_path):
+    (tmp_path / "settings.py").write_text(LATE_DRAIN.format(directory=str(tmp_path)))
+    service = start(1, "-c", str(tmp_path / "settings.py"))
+    service.signal(signal.SIGTERM)
+    service.wait_for((tmp_path / "draining").exists)
+    with connected(service, LIVE) as connection:
+        (tmp_path / "connected").touch()
+        answer = receive(connection)
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert service.process.wait(60) == 0
+
+
 def test_client_may_send_one_more_request_after_the_inference_during_shutdown(start):
     """The client cannot know yet, and has a second from when the worker begins to drain."""
     service = start(1)
