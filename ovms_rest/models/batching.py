@@ -18,7 +18,7 @@ import numpy as np
 from greenlet import getcurrent, greenlet
 from numpy.typing import NDArray
 
-from ovms_rest.errors import InvalidRequestError, LoadError
+from ovms_rest.errors import DeadlineError, InvalidRequestError, LoadError
 from ovms_rest.log import log
 from ovms_rest.protocol.buffers import allocate
 from ovms_rest.protocol.datatypes import DATATYPES
@@ -38,12 +38,13 @@ class Member:
     """A request that is parked."""
 
     __slots__ = (
-        *("arrays", "batching", "executed_rows", "greenlet", "is_follower", "kind", "rows", "since_ns", "size"),
-        "spent_ns",
+        *("arrays", "batching", "executed_rows", "greenlet", "is_follower", "kind", "record", "rows", "since_ns"),
+        *("size", "spent_ns"),
     )
 
-    def __init__(self, batching: "Batching", arrays: Arrays, rows: int) -> None:
+    def __init__(self, batching: "Batching", arrays: Arrays, rows: int, record: InferenceRecord | None) -> None:
         self.batching = batching
+        self.record = record
         self.arrays = arrays
         self.rows = rows
         self.kind = [array.shape[1:] for array in arrays.values()]
@@ -90,6 +91,9 @@ class Parking:
 
     def infer_next(self) -> None:
         """Infer the batch of the oldest parked request, and resume its requests one after another."""
+        self._refuse_late()
+        if not self.members:
+            return
         first = self.members[0]
         batch, others, rows, size = list[Member](), list[Member](), 0, 0
         for member in self.members:
@@ -110,6 +114,17 @@ class Parking:
         self._size -= size
         for member, outcome in first.batching.infer_together(batch, rows):
             member.greenlet.switch(outcome)
+
+    def _refuse_late(self) -> None:
+        """Resume the requests whose timeout has passed while others were inferred."""
+        for member in list(self.members):
+            try:
+                if member.record is not None:
+                    member.record.check_deadline()
+            except DeadlineError as error:
+                self.members.remove(member)
+                self._size -= member.size
+                member.greenlet.switch(error)
 
 
 parking = Parking()
@@ -150,7 +165,7 @@ class Batching:
             if record is not None:
                 record.executed_rows = rows
             return self._infer(arrays)
-        member = Member(self, arrays, rows)
+        member = Member(self, arrays, rows, record)
         try:
             return parking.park(member)
         finally:

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from typing import Any
 
 import falcon
 
@@ -51,7 +50,9 @@ class Infer:
             arrays = validate_inputs(request, metadata)
             requested = validate_outputs(request, metadata)
             if request.timeout_us:
-                _check_deadline(request.timeout_us, environ, record.received_ns)
+                record.timeout_us = request.timeout_us
+                record.waiting_since_ns = waits_since(environ, record.received_ns)
+                record.check_deadline()
             if metadata.static_elements > SMALL_OUTPUTS:
                 check_requested(requested, metadata, environ.get("ovms_rest.room", unlimited)())
             decoded = time.monotonic_ns()
@@ -101,12 +102,6 @@ class Infer:
         else:
             resp.data = b"".join(buffers)
         return size
-
-
-def _check_deadline(timeout_us: int, environ: dict[str, Any], received: int) -> None:
-    waited = time.monotonic_ns() - waits_since(environ, received)
-    if waited > timeout_us * 1000:
-        raise DeadlineError(timeout_us, waited)
 
 
 def _count_failure(counters: InferenceCounters, error: Exception, record: InferenceRecord, elapsed_ns: int) -> None:

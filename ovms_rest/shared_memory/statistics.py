@@ -1,8 +1,11 @@
 """Statistics of models as in Triton's extension (protocol/README.md, section 8), and the state of processes."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
+
+from ovms_rest.errors import DeadlineError
 
 # Why an inference failed: an error of the client (4xx), a failure of the model (500), too many queued requests, a
 # request that did not start within its timeout, a client that closed its connection before the inference began
@@ -44,6 +47,14 @@ class InferenceRecord:
     # Of the inference of a model that infers batches; a follower is a request for whose inference another one accounts.
     executed_rows: int | None = None
     is_follower: bool = False
+    timeout_us: int = 0  # after which the inference may not begin, from `waiting_since_ns` on; 0: none
+    waiting_since_ns: int = 0
+
+    def check_deadline(self) -> None:
+        """Raise DeadlineError if the timeout has passed."""
+        waited = time.monotonic_ns() - self.waiting_since_ns
+        if self.timeout_us and waited > self.timeout_us * 1000:
+            raise DeadlineError(self.timeout_us, waited)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """Batches of parked requests: gathering, splitting, and failures, without a worker."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovms_rest.errors import InvalidRequestError, LoadError
+from ovms_rest.errors import DeadlineError, InvalidRequestError, LoadError
 from ovms_rest.models import batching
 from ovms_rest.models.batching import MAX_BATCH_BYTES, Batching, Parking
 from ovms_rest.protocol.strings import BytesArray
@@ -176,6 +178,27 @@ def test_bytes_of_a_batch_are_limited(parking, monkeypatch):
     parking.infer_next()
     assert not parking.is_full()
     assert MAX_BATCH_BYTES == 2**26
+
+
+def test_request_whose_timeout_passes_while_it_is_parked_is_not_inferred(parking):
+    model, errors = Doubling(), []
+    late = InferenceRecord(0, timeout_us=50, waiting_since_ns=time.monotonic_ns() - 60_000)
+    patient = InferenceRecord(0, timeout_us=10**9, waiting_since_ns=time.monotonic_ns())
+
+    def request(record):
+        try:
+            model.batching.infer(rows([1]), record)
+        except DeadlineError as error:
+            errors.append(error)
+
+    for record in (late, patient, InferenceRecord(0)):
+        parking.run(request, record)
+    parking.infer_next()
+    assert model.shapes == [(2, 1)]
+    assert [error.waited_ns >= 60_000 for error in errors] == [True]
+    parking.run(request, late)
+    parking.infer_next()
+    assert (len(errors), model.shapes, parking.is_full()) == (2, [(2, 1)], False)
 
 
 def test_request_may_park_again(parking):
