@@ -169,6 +169,10 @@ class Row:
         """Set since when (monotonic nanoseconds) this worker has been idle; 0 while it is busy."""
         self._numbers[self.start + _IDLE_SINCE] = since
 
+    def is_busy(self) -> bool:
+        """Return whether this worker is busy."""
+        return not self._numbers[self.start + _IDLE_SINCE]
+
     def pid(self) -> int:
         """Return the process id of this worker, 0 before it is set."""
         return self._numbers[self.start + _PID]

@@ -1,8 +1,9 @@
 """The balance of connections between workers: who accepts one, and when a client is better off with another worker.
 
 A kept-alive connection belongs to the worker that accepted it, so a worker leaves new ones to idle workers with fewer
-connections, and closes those of its clients after a response when it has too much to do while another is idle. The
-workers know of each other by the worker table.
+connections, and closes those of its clients after a response when it has too much to do while another is idle. Busy
+workers hold about as many connections as the others: their clients wait equally long, and batches are equally large.
+The workers know of each other by the worker table.
 """
 
 import math
@@ -19,6 +20,12 @@ SPARE_HANDOVER_SECONDS = 0.05
 ACCEPT_PAUSE_SECONDS = 0.1
 # A worker that has been idle for so long gets clients of one that has requests queued.
 IDLE_NANOSECONDS = 5_000_000
+
+
+# A busy worker leaves connections to one with less than this part of its own; a worker with requests queued gives
+# clients away to one with less than the second.
+LEAVING_PART = 3 / 4
+GIVING_PART = 1 / 2
 
 
 class Leave(NamedTuple):
@@ -38,10 +45,13 @@ class Balance:
     def choose(self, held: int, has_just_accepted: bool) -> Leave | None:
         """Decide on a new connection while `held` are held; return None to accept it.
 
-        It is left to an idle worker with fewer connections. A worker that has just accepted one is about to be busy,
-        and leaves the next to any idle worker. A full worker leaves it to any that has room.
+        It is left to an idle worker with fewer connections, and by a busy one to a busy one with considerably fewer. A
+        worker that has just accepted one is about to be busy, and leaves the next to any idle worker. A full worker
+        leaves it to any that has room.
         """
         freer = _find_freer(self._row, math.inf if has_just_accepted else held)
+        if freer is None and (has_just_accepted or self._row.is_busy()):
+            freer = _find_smaller(self._row, (held - 1) * LEAVING_PART)
         if freer is not None:
             return Leave(HANDOVER_SECONDS if held else SPARE_HANDOVER_SECONDS, freer)
         if self.is_full(held) and _is_room_elsewhere(self._row, self._limit):
@@ -52,15 +62,21 @@ class Balance:
         """Return whether a connection has to be closed for a new one."""
         return held >= self._limit
 
+    def count_after_waiting(self, held: int) -> int:
+        """Return how many connections to accept that the worker they were left to has not come for."""
+        return 1 + held // 4
+
     def is_another_better_off(self, queued: int, held: int, busy_seconds: float) -> bool:
-        """Return whether another worker has been idle while this one has too much to do.
+        """Return whether another worker has been idle, or has far fewer clients, while this one has too much to do.
 
         Either requests are queued, or this one has been busy for `busy_seconds` with more connections than the other:
         bodies larger than the system's buffers cannot be seen waiting during an inference.
         """
         if not queued and busy_seconds < IDLE_NANOSECONDS / 1e9:
             return False
-        return _is_another_idle(self._row, math.inf if queued else held - 2)
+        if _is_another_idle(self._row, math.inf if queued else held - 2):
+            return True
+        return _find_smaller(self._row, (held - 1) * GIVING_PART) is not None
 
 
 def _find_freer(row: Row, connections: float) -> int | None:
@@ -82,6 +98,20 @@ def _find_freer(row: Row, connections: float) -> int | None:
         if worker.idle_since and worker.connections < connections and worker.pid != own
     ]
     return min(freer)[1] if freer else None
+
+
+def _find_smaller(row: Row, connections: float) -> int | None:
+    """Return the process id of the worker with the fewest connections, below that number; None if there is none.
+
+    Those without any are left out, they may be spare.
+    """
+    own = row.pid()
+    smaller = [
+        (worker.connections, worker.pid)
+        for worker in row.all_workers()
+        if 0 < worker.connections < connections and worker.pid != own
+    ]
+    return min(smaller)[1] if smaller else None
 
 
 def _is_room_elsewhere(row: Row, limit: int) -> bool:

@@ -171,6 +171,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._is_busy = False
         self._started = now
         self._last_inferred: Collection[Connection] = ()
+        self._inferring = 0  # how many parked requests there were when the current batch began
         self._inferred_until = -math.inf
         self._next_tick = now
         self._next_watch = now if self.poll_seconds else math.inf
@@ -190,7 +191,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._balance = Balance(self.row, cfg.worker_connections)
         # Other workers cannot accept from a socket that is this worker's alone.
         self._is_alone = self.is_control or cfg.reuse_port
-        self._insists = False  # accepts the next connection, which no other worker has come for
+        self._insists = False  # accepts the next connections, which no other worker has come for
         self._poll_again = 0.0
         self._end = float("inf")
         self._epoll = select.epoll()
@@ -466,14 +467,16 @@ class Worker(BaseWorker):  # type: ignore[misc]
     def _accept(self, fileno: int, asked: bool = False) -> None:
         """Accept some of the connections that are there, or leave them to other workers.
 
-        When another worker `asked` for it, or did not come for a connection, this one accepts it immediately. When no
+        When another worker `asked` for it, or did not come for connections, this one accepts some immediately. When no
         worker has room, a connection that waits for a request is closed for the new one.
         """
         listener, template = self._listeners[fileno]
-        insists, self._insists = asked or self._insists, False
+        insists = 1 if asked else 0
+        if self._insists:
+            self._insists, insists = False, self._balance.count_after_waiting(len(self._connections))
         for count in range(ACCEPTS_PER_TURN):
             held = len(self._connections)
-            leave = None if insists or self._is_alone else self._balance.choose(held, count > 0)
+            leave = None if count < insists or self._is_alone else self._balance.choose(held, count > 0)
             is_full = self._balance.is_full(held)
             if (leave or is_full) and not _has_connection(listener):
                 return
@@ -494,7 +497,6 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 log.error("cannot accept a connection: %s", error.strerror)
                 self._stop_accepting(ACCEPT_PAUSE_SECONDS)
                 return
-            insists = False
             try:
                 self._add(sock, address, template)
             except OSError:  # reset before it was accepted
@@ -742,8 +744,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _infer_parked(self) -> None:
         """Infer the next batch, which ends its requests unless they need another one."""
-        self._started = time.monotonic()
+        self._started, self._inferring = time.monotonic(), len(self._parked)
         parking.infer_next()
+        self._inferring = 0
         self._context.now = self._inferred_until = time.monotonic()
 
     def _run_again(self, request: Request, is_due: Callable[[], bool]) -> None:
@@ -828,7 +831,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
             if self.is_control:  # no other worker serves its address
                 return False
             busy_seconds = self._context.now - self._started
-            if not self._balance.is_another_better_off(self._queue.count, len(self._connections), busy_seconds):
+            queued = self._queue.count + self._inferring
+            if not self._balance.is_another_better_off(queued, len(self._connections), busy_seconds):
                 return False
         return not connection.has_more()
 

@@ -74,6 +74,34 @@ def test_worker_that_has_just_accepted_leaves_the_next_connection_to_any_idle_wo
     assert balance.choose(1, has_just_accepted=True) is None
 
 
+@pytest.mark.parametrize(
+    ("held", "others", "pid"),
+    [
+        (2, [(1, 0)], None),
+        (3, [(1, 0)], 101),
+        (3, [(0, 0)], None),
+        (9, [(6, 0)], None),
+        (9, [(5, 0)], 101),
+        (33, [(24, 0), (32, 0)], None),
+        (33, [(23, 0), (22, 0)], 102),
+    ],
+)
+def test_busy_worker_leaves_a_connection_to_one_with_considerably_fewer(held, others, pid):
+    """One without any may be spare."""
+    busy, _ = balance_of((held, 0), *others)
+    assert busy.choose(held, has_just_accepted=False) == (pid and Leave(HANDOVER_SECONDS, pid))
+    idle, _ = balance_of((held, 1), *others)
+    assert idle.choose(held, has_just_accepted=True) == (pid and Leave(HANDOVER_SECONDS, pid)), "it is about to be busy"
+    assert idle.choose(held, has_just_accepted=False) is None
+
+
+@pytest.mark.parametrize(("held", "count"), [(0, 1), (3, 1), (4, 2), (400, 101)])
+def test_worker_that_waited_for_another_accepts_the_more_the_more_it_holds(held, count):
+    """Thousands of connections are accepted soon although the other workers are busy for long."""
+    balance, _ = balance_of((held, 0))
+    assert balance.count_after_waiting(held) == count
+
+
 def test_full_worker_leaves_a_connection_to_any_with_room():
     balance, rows = balance_of((LIMIT, 0), (LIMIT - 1, 0))
     assert balance.choose(LIMIT, has_just_accepted=False) is None, "the other worker is not ready"
@@ -120,6 +148,23 @@ def test_client_is_given_away_when_another_worker_is_idle_and_this_one_has_too_m
     idle, queued, held, busy_seconds, is_better_off
 ):
     balance, _ = balance_of((held, 1), *((connections, 1) for connections in idle))
+    assert balance.is_another_better_off(queued, held, busy_seconds) is is_better_off
+
+
+@pytest.mark.parametrize(
+    ("others", "queued", "held", "busy_seconds", "is_better_off"),
+    [
+        ([1], 1, 4, 0.0, True),
+        ([1], 0, 4, 0.0, False),
+        ([1], 0, 4, 1.0, True),
+        ([1], 1, 3, 0.0, False),
+        ([0], 1, 9, 0.0, False),
+        ([15, 16], 1, 31, 0.0, False),
+        ([15, 14], 1, 31, 0.0, True),
+    ],
+)
+def test_client_is_given_away_when_a_busy_worker_has_far_fewer(others, queued, held, busy_seconds, is_better_off):
+    balance, _ = balance_of((held, 0), *((connections, 0) for connections in others))
     assert balance.is_another_better_off(queued, held, busy_seconds) is is_better_off
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import slow_models
 from processes import spent, stopped, tcp_sockets
-from raw_http import LIVE, RELU, RELU_PATH, Load, connected, exchange, head, parse, post, receive
+from raw_http import LIVE, RELU, RELU_PATH, Load, connected, exchange, head, infer, parse, post, receive
 from service import open_files
 from workers import SLOW, connected_to_idle, connected_with_small_buffer, fill, inferred, is_filled, several, slow, used
+
+LISTENING = "0A"  # the state in /proc/net/tcp
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,46 @@ def crowded(service):
         service.wait_until_idle()
         assert len(together) == 2
         yield together
+
+
+def test_busy_clients_of_a_worker_that_has_far_more_move_to_the_other(pair):
+    """All 12 connections are opened while one worker is stopped, and neither worker is idle afterwards."""
+    request, ended = infer("counting", slow_models.count(slow_models.SLOW // 10)), threading.Event()
+
+    def run(connection):
+        while not ended.is_set():
+            with connection:
+                closing = False
+                while not closing and not ended.is_set():
+                    connection.sendall(request)
+                    answer = receive(connection, "POST")
+                    assert answer.status == 200
+                    closing = answer.headers.get("connection") == "close"
+            connection = pair.connect()
+
+    def counts():
+        served = {found.name for found in tcp_sockets() if found.local == pair.port and found.state != LISTENING}
+        return [len(served & set(open_files(pid))) for pid in pair.workers()]
+
+    def is_balanced():
+        held = counts()
+        return sum(held) == 12 and min(held) >= 4
+
+    with stopped(pair, pair.workers()[0]):
+        connections = [pair.connect() for _ in range(12)]
+        for connection in connections:
+            connection.sendall(LIVE)
+            assert receive(connection).status == 200
+        assert sorted(counts()) == [0, 12]
+    threads = [threading.Thread(target=run, args=(connection,)) for connection in connections]
+    for thread in threads:
+        thread.start()
+    try:
+        pair.wait_for(is_balanced)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
 
 
 @pytest.mark.parametrize("size", [0, 300_000], ids=["a small body", "a large body"])
