@@ -1,8 +1,9 @@
 """Batches: requests that are queued for the same model are inferred together, and none waits for others to come.
 
 A worker runs each request for such a model in a greenlet. When it is ready to infer, the greenlet parks, and the worker
-runs the next queued request. Then the oldest parked one is inferred, together with those whose dims other than the
-first are the same, and each gets its rows. Outside of a worker's loop, every request is inferred alone.
+runs the next queued request. Then the oldest parked one of the highest priority is inferred, together with those whose
+dims other than the first are the same, and each gets its rows. Outside of a worker's loop, every request is inferred
+alone.
 
 The inputs of a batch are copied once, into buffers that are kept. The outputs are views on the model's memory, which
 the next inference overwrites; each greenlet has sent or copied its own before that.
@@ -38,13 +39,15 @@ class Member:
     """A request that is parked."""
 
     __slots__ = (
-        *("arrays", "batching", "executed_rows", "greenlet", "is_follower", "kind", "record", "rows", "since_ns"),
-        *("size", "spent_ns"),
+        *("arrays", "batching", "executed_rows", "greenlet", "is_follower", "kind", "order", "record", "rows"),
+        *("since_ns", "size", "spent_ns"),
     )
 
     def __init__(self, batching: "Batching", arrays: Arrays, rows: int, record: InferenceRecord | None) -> None:
         self.batching = batching
         self.record = record
+        # 1 is first; what has none is last.
+        self.order = (record.priority if record is not None else 0) or math.inf
         self.arrays = arrays
         self.rows = rows
         self.kind = [array.shape[1:] for array in arrays.values()]
@@ -89,14 +92,18 @@ class Parking:
         """Return whether the parked requests take so much memory that no other one should be run before them."""
         return self._size > MAX_BATCH_BYTES
 
+    def is_first(self, priority: int) -> bool:
+        """Return whether a parked request comes before a queued one of that priority, 0 for none."""
+        return any(member.order <= (priority or math.inf) for member in self.members)
+
     def infer_next(self) -> None:
-        """Infer the batch of the oldest parked request, and resume its requests one after another."""
+        """Infer the batch of the next parked request, and resume its requests one after another."""
         self._refuse_late()
         if not self.members:
             return
-        first = self.members[0]
+        first = min(self.members, key=_order)  # the oldest of equal ones
         batch, others, rows, size = list[Member](), list[Member](), 0, 0
-        for member in self.members:
+        for member in (first, *(each for each in self.members if each is not first)):
             if member is first or (
                 member.batching is first.batching
                 and member.kind == first.kind
@@ -125,6 +132,10 @@ class Parking:
                 self.members.remove(member)
                 self._size -= member.size
                 member.greenlet.switch(error)
+
+
+def _order(member: Member) -> float:
+    return member.order
 
 
 parking = Parking()

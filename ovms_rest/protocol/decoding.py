@@ -127,12 +127,12 @@ def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMeta
     request_id = root.get("id", "")
     if type(request_id) is not str:
         raise InvalidRequestError(f"id is {describe(request_id)}, expected a string")
-    parameters, binary_output, timeout_us = NO_PARAMETERS, False, 0
+    parameters, binary_output, timeout_us, priority = NO_PARAMETERS, False, 0, 0
     if "parameters" in root:
         parameters = _decode_parameters(root, "")
         binary_output = _decode_flag(parameters, "binary_data_output", "")
         timeout_us = _decode_integer(parameters, "timeout", "")
-        _decode_integer(parameters, "priority", "")  # the queue has read it; here it is only checked
+        priority = _decode_integer(parameters, "priority", "")
     try:
         inputs = _decode_inputs(root, binary_part)
     except InvalidRequestError:
@@ -140,7 +140,7 @@ def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMeta
             _check_names(root.get("inputs"), model)
         raise
     outputs = _decode_outputs(root, binary_output)
-    return InferenceRequest(inputs, outputs, binary_output, request_id, parameters, timeout_us)
+    return InferenceRequest(inputs, outputs, binary_output, request_id, parameters, timeout_us, priority)
 
 
 def decode_raw_request(body: memoryview, inputs: Mapping[str, TensorMetadata]) -> InferenceRequest:

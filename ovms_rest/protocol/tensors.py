@@ -201,7 +201,8 @@ class RequestedOutput(NamedTuple):
 class InferenceRequest(NamedTuple):
     """A decoded request. Empty `outputs` means all of them, as binary if `binary_output`.
 
-    `timeout_us` is how long it may wait for its inference, 0 without a limit.
+    `timeout_us` is how long it may wait for its inference, 0 without a limit. `priority` is 1 for the first, then 2,
+    and so on; 0 comes last.
     """
 
     inputs: tuple[Tensor, ...]
@@ -210,6 +211,7 @@ class InferenceRequest(NamedTuple):
     id: str = ""
     parameters: Parameters = NO_PARAMETERS
     timeout_us: int = 0
+    priority: int = 0
 
 
 class InferenceResponse(NamedTuple):

@@ -49,6 +49,7 @@ class Infer:
             record.id, record.request_bytes = request.id, len(body)
             arrays = validate_inputs(request, metadata)
             requested = validate_outputs(request, metadata)
+            record.priority = request.priority
             if request.timeout_us:
                 record.timeout_us = request.timeout_us
                 record.waiting_since_ns = waits_since(environ, record.received_ns)

@@ -49,6 +49,7 @@ class InferenceRecord:
     is_follower: bool = False
     timeout_us: int = 0  # after which the inference may not begin, from `waiting_since_ns` on; 0: none
     waiting_since_ns: int = 0
+    priority: int = 0  # among the parked requests; 1 is first, 0 last
 
     def check_deadline(self) -> None:
         """Raise DeadlineError if the timeout has passed."""

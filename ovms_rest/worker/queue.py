@@ -84,6 +84,11 @@ class RequestQueue(Generic[T]):
             self._limited.pop(item, None)
         return item
 
+    def next_priority(self) -> int:
+        """Return the priority of the next item, 0 if it has none."""
+        self._read()
+        return self._first[0][0] if self._first else 0
+
     def find(self, is_wanted: Callable[[T], bool], most: int) -> list[T]:
         """Return the next items among the wanted ones, up to that many; they stay queued."""
         self._read()

@@ -252,7 +252,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             handled = began - self._polled
             until = began + (handled if handled > INFERRING_SECONDS else INFERRING_SECONDS)
             while (queue.count or self._parked) and context.now < until:
-                if self._parked:
+                if self._parked and (not queue.count or parking.is_full() or parking.is_first(queue.next_priority())):
                     self._infer_parked()
                     continue
                 if queue.count > 1 or queue.next_deadline < NEVER:

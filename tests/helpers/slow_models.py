@@ -16,6 +16,20 @@ WIDE = 3_000_000
 def counting():
     """Return a model that loops for the requested steps: steps INT64 [] -> count FP32 [1], the number of steps."""
     steps = model_zoo.parameter("steps", (), Type.i64)
+    count = _count_to(steps)
+    count.set_names({"count"})
+    return openvino.Model([opset15.result(count)], [steps], "counting")
+
+
+def slow_relu():
+    """Return a relu that takes as many steps of a loop as its largest input: x FP32 [-1,-1] -> y of the same shape."""
+    x = model_zoo.parameter("x", (-1, -1), Type.f32)
+    largest = opset15.reduce_max(x, opset15.constant(np.int64([0, 1])), keep_dims=False)
+    count = _count_to(opset15.convert(largest, "i64"))
+    return model_zoo.model_of({"y": opset15.maximum(x, opset15.minimum(count, opset15.constant(np.float32(0))))}, [x])
+
+
+def _count_to(steps):
     value = opset15.parameter((1,), Type.f32)
     body = openvino.Model(
         [opset15.result(opset15.add(value, opset15.constant(np.float32([1])))), opset15.result(opset15.constant(True))],
@@ -27,9 +41,7 @@ def counting():
     loop.set_special_body_ports([-1, 1])
     result = body.get_results()[0]
     loop.set_merged_input(value, opset15.constant(np.float32([0])).output(0), result.input_value(0))
-    count = loop.get_iter_value(result.output(0), -1)
-    count.set_names({"count"})
-    return openvino.Model([opset15.result(count)], [steps], "counting")
+    return loop.get_iter_value(result.output(0), -1)
 
 
 def filling():

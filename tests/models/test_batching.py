@@ -94,6 +94,26 @@ def test_only_equal_dims_go_together(parking):
     assert [result["y"].tolist() for result in results] == [[[2]], [[2, 4]], [[6]]]
 
 
+def test_the_oldest_of_the_highest_priority_is_inferred_next(parking):
+    """Priority 1 is first, none is last; those of any priority fill up its batch."""
+    model = Doubling()
+    first = [(rows([1]), 0), (rows([1, 2]), 3), (rows([1, 2, 3]), 1), (rows([4, 5]), 0), (rows([6, 7]), 3)]
+
+    def request(arrays, priority):
+        model.batching.infer(arrays, InferenceRecord(0, priority=priority))
+
+    for arrays, priority in first:
+        parking.run(request, arrays, priority)
+    assert [parking.is_first(priority) for priority in (0, 3, 1)] == [True] * 3
+    parking.infer_next()
+    assert [parking.is_first(priority) for priority in (0, 3, 1)] == [True, True, False]
+    parking.infer_next()
+    assert [parking.is_first(priority) for priority in (0, 3, 1)] == [True, False, False]
+    parking.infer_next()
+    assert model.shapes == [(1, 3), (3, 2), (1, 1)]
+    assert not parking.is_first(0)
+
+
 def test_models_are_not_mixed(parking):
     one, other = Doubling(), Doubling()
     run(parking, one, rows([1]))

@@ -4,12 +4,14 @@ import contextlib
 import json
 import os
 import random
+import select
 import signal
 
 import cv2
 import model_zoo
 import numpy as np
 import pytest
+import slow_models
 from openvino import Type, opset15
 from raw_http import infer, post
 from service import receive, serve, write_config
@@ -48,6 +50,7 @@ def cutting():
 
 
 MODELS = {
+    "slow": slow_models.slow_relu(),
     "relu": model_zoo.relu((-1, -1)),
     "halving": halving(),
     "strings": model_zoo.strings(),
@@ -232,6 +235,24 @@ def test_client_that_disconnects_while_it_is_parked_leaves_the_others_alone(serv
             assert receive(connections[index], "POST").json()["outputs"][0]["data"] == [1.0] * (1 + index // 2)
     assert service.workers() == [worker]
     assert "Traceback" not in service.log
+
+
+def test_request_of_a_higher_priority_overtakes_those_that_are_parked(service):
+    """Those of three other shapes are parked when the first response comes."""
+    (worker,) = service.workers()
+    steps = 5 * slow_models.SLOW
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(service.connect()) for _ in range(4)]
+        os.kill(worker, signal.SIGSTOP)
+        for index, connection in enumerate(connections):
+            connection.sendall(relu_of([steps] * (1 + index), model="slow"))
+        os.kill(worker, signal.SIGCONT)
+        assert receive(connections[0], "POST").status == 200
+        urgent = service.raw(relu_of([2, -2], parameters={"priority": 1}))
+        assert urgent.json()["outputs"][0]["data"] == [2, 0]
+        assert not select.select(connections[3:], [], [], 0)[0], "it overtakes all but the one being inferred"
+        for index in (1, 2, 3):
+            assert receive(connections[index], "POST").json()["outputs"][0]["data"] == [steps] * (1 + index)
 
 
 def test_images_are_decoded_before_they_join_a_batch(service):

@@ -54,6 +54,14 @@ def test_priority_1_is_first_and_none_is_last():
     assert drain(queue) == [2, 4, 1, 6, 3, 0, 5]
 
 
+def test_priority_of_the_next_item():
+    assert queue_of(of(0), of(0))[0].next_priority() == 0
+    queue, _ = queue_of(of(0), of(2), of(3))
+    assert queue.next_priority() == 2
+    assert queue.pop() == 1
+    assert queue.next_priority() == 3
+
+
 def test_later_item_of_a_higher_priority_overtakes():
     queue, _ = queue_of(of(0), of(0), of(1), of(0))
     assert queue.pop() == 2
