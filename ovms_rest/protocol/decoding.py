@@ -21,7 +21,7 @@ from ovms_rest.protocol.body_forms import explain_body, explain_image, explain_p
 from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype
 from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choose_budget
 from ovms_rest.protocol.numbers import NumberArray, UnsuitedError, looks_numeric, parse_numeric, to_array
-from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, unpack
+from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, decode_base64, unpack
 from ovms_rest.protocol.tensors import (
     MAX_DIM,
     NO_PARAMETERS,
@@ -458,9 +458,8 @@ def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: o
             f"{label}: data has {count_of(len(elements), 'element')}, but shape {join(shape)} needs {count}"
         )
     if datatype == BYTES:
-        if not types <= {str}:
-            _refuse_element(elements, {str}, "BYTES takes strings", "BYTES takes strings", label)
-        return BytesArray.of([element.encode() for element in elements], shape)
+        encoded = [element.encode() for element in elements] if types <= {str} else _encode_mixed(elements, label)
+        return BytesArray.of(encoded, shape)
     return _numbers(elements, types, DATATYPES[datatype], label).reshape(shape)
 
 
@@ -488,6 +487,26 @@ def _flatten_mixed(items: list[Any], elements: list[Any], depth: int) -> None:
             _flatten_mixed(item, elements, depth + 1)
         else:
             elements.append(item)
+
+
+def _encode_mixed(elements: list[Any], label: object) -> list[bytes]:
+    """Return the bytes of BYTES elements that are not all strings: an object {"b64": "..."} is bytes in base64.
+
+    Such an object has no other key, as in the API of TensorFlow Serving.
+    """
+    encoded = []
+    for index, element in enumerate(elements):
+        if type(element) is str:
+            encoded.append(element.encode())
+            continue
+        if type(element) is not dict or list(element) != ["b64"]:
+            found = f"{_ELEMENTS.get(type(element), '')}{show(element)}"
+            raise InvalidRequestError(f'{label}: data[{index}] is {found}, BYTES takes strings and {{"b64": "..."}}')
+        place = f'{label}: data[{index}]["b64"]'
+        if type(element["b64"]) is not str:
+            raise InvalidRequestError(f"{place} is {describe(element['b64'])}, expected a string in base64")
+        encoded.append(decode_base64(element["b64"], place))
+    return encoded
 
 
 def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: object) -> NDArray[Any]:
