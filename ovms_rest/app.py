@@ -36,6 +36,7 @@ from ovms_rest.resources.model_config import ModelConfiguration
 from ovms_rest.resources.permission import Permission
 from ovms_rest.resources.routing import Request, Router
 from ovms_rest.resources.statistics import Statistics
+from ovms_rest.resources.tfs import NoPrediction, Predict, SignatureMetadata, VersionStatus, api_of
 from ovms_rest.settings import Settings, read_settings
 from ovms_rest.shared_memory.log_levels import LogLevels
 from ovms_rest.shared_memory.statistics import FailureKind
@@ -86,6 +87,8 @@ class App(falcon.App):  # type: ignore[type-arg]
         for model in _MODEL_ROUTES:
             self.add_route(f"{model}/config", model_config)
             self.add_route(f"{model}/stats", statistics)
+        for model in _TFS_ROUTES:
+            self.add_route(model, VersionStatus(self.models, changes))
         self.add_route("/metrics", Metrics(None if metrics is None else self._telemetry, metrics or DEFAULT_METRICS))
 
     # --- In the arbiter
@@ -114,10 +117,10 @@ class App(falcon.App):  # type: ignore[type-arg]
         if is_control or not self.managed.settings.control_bind:
             self.watch = FileWatch(reloading.wanted.stamps, reloading.mailbox).look
 
-    def count_refusal(self, name: str, version: str | None, kind: FailureKind, waited_ns: int) -> None:
+    def count_refusal(self, name: str, version: str | None, kind: FailureKind, waited_ns: int, path: str) -> None:
         """Count an inference refused before it reached the application."""
         with contextlib.suppress(NotFoundError):
-            self.models.find(name, version).counters.refuse(kind, waited_ns)
+            self.models.find(name, version).counters.refuse(kind, waited_ns, api_of(path))
 
     def has_batches(self) -> bool:
         """Return whether any version infers batches."""
@@ -130,6 +133,8 @@ class App(falcon.App):  # type: ignore[type-arg]
         return 0
 
 
+# Of TensorFlow Serving's API.
+_TFS_ROUTES = ("/v1/models/{name}", "/v1/models/{name}/versions/{version}")
 _MODEL_ROUTES = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 
 
@@ -163,6 +168,11 @@ def _add_protocol(
         app.add_route(model, ModelDescription(registry))
         app.add_route(f"{model}/ready", ModelReady(registry))
         app.add_route(f"{model}/infer", Infer(registry, settings))
+    for model in _TFS_ROUTES:
+        app.add_route(f"{model}:predict", Predict(registry, settings))
+        app.add_route(f"{model}/metadata", SignatureMetadata(registry))
+        for verb in ("classify", "regress"):
+            app.add_route(f"{model}:{verb}", NoPrediction(registry, verb))
 
 
 def load_app(environ: Mapping[str, str]) -> App:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor
-from ovms_rest.shared_memory.statistics import FailureKind, InferenceRecord, Question
+from ovms_rest.shared_memory.statistics import Api, FailureKind, InferenceRecord, Question
 
 
 class InferenceCounters(Protocol):
@@ -16,14 +16,14 @@ class InferenceCounters(Protocol):
     def record(self, record: InferenceRecord) -> None:
         """Count an inference that succeeded."""
 
-    def fail(self, kind: FailureKind, total_ns: int) -> None:
+    def fail(self, kind: FailureKind, total_ns: int, api: Api = "KServe") -> None:
         """Count an inference in progress that was refused or failed."""
 
-    def refuse(self, kind: FailureKind, total_ns: int) -> None:
+    def refuse(self, kind: FailureKind, total_ns: int, api: Api = "KServe") -> None:
         """Count an inference that was refused before it began."""
 
     def answer(self, question: Question) -> None:
-        """Count a request for the metadata or the readiness."""
+        """Count a request for the metadata, the readiness or the status."""
 
 
 class Servable(Protocol):

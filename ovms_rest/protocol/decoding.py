@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import orjson
@@ -43,7 +43,7 @@ LARGE_SIZE = 8192
 # The default limit for the memory of the values of a JSON text.
 MAX_JSON_MEMORY = choose_budget(2**28)
 # Bytes of JSON from which the garbage collector is paused.
-_MANY_VALUES = 2**20
+MANY_VALUES = 2**20
 # numpy's limit; no OpenVINO model has more.
 MAX_RANK = 64
 # The dims of a tensor without elements cost a client nothing, but may become those of outputs: the sum over dim 1 of
@@ -92,14 +92,14 @@ def _decode_json(
         if request is not None:
             return request
     check_memory(json_part, OBJECTS, json_memory)
-    if len(json_part) < _MANY_VALUES:
+    if len(json_part) < MANY_VALUES:
         return _decode_root(_parse_json(json_part), binary_part, model)
-    with _without_garbage_collection():
+    with without_garbage_collection():
         return _decode_root(_parse_json(json_part), binary_part, model)
 
 
 @contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Pause the garbage collector, which finds nothing among millions of new values and doubles their time."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -121,7 +121,7 @@ def decode_numeric(
 
 
 def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMetadata | None) -> InferenceRequest:
-    _check_unknown(root, _REQUEST_KEYS, 1)
+    check_unknown(root, _REQUEST_KEYS, 1)
     if model is not None:
         _check_counts(root, model)
     request_id = root.get("id", "")
@@ -213,7 +213,7 @@ def _parse_json(part: memoryview) -> dict[str, Any]:
     return root
 
 
-def _check_unknown(owner: dict[str, Any], known: frozenset[str], depth: int) -> None:
+def check_unknown(owner: dict[str, Any], known: frozenset[str], depth: int) -> None:
     """Refuse values of unknown keys that are nested deeper than MAX_DEPTH, in an object at that depth.
 
     The depth of known keys is limited where they are decoded.
@@ -328,13 +328,13 @@ def _decode_outputs(root: dict[str, Any], binary_output: bool) -> tuple[Requeste
     for index, item in enumerate(items):
         if type(item) is not dict:
             raise InvalidRequestError(f"outputs[{index}] is {describe(item)}, expected an object with the key 'name'")
-        _check_unknown(item, _OUTPUT_KEYS, 3)
+        check_unknown(item, _OUTPUT_KEYS, 3)
         name = item.get("name")
         if type(name) is not str:
             _refuse_name(item, f"outputs[{index}]")
         binary, classification = binary_output, 0
         if "parameters" in item:
-            label = _Label("outputs", index, name)
+            label = _ItemLabel("outputs", index, name)
             parameters = _decode_parameters(item, label)
             _refuse_shared_memory(parameters, label)
             binary = _decode_flag(parameters, "binary_data", label, binary_output)
@@ -350,22 +350,30 @@ def _refuse_name(item: dict[str, Any], label: object) -> NoReturn:
 # --- Inputs
 
 
+class Label(Protocol):
+    """The place of a tensor in a request, for messages."""
+
+    def element(self, index: int) -> str:
+        """Return the place of an element by its index in row-major order."""
+
+
 def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tensor, ...]:
     items = root.get("inputs", ABSENT)
     if type(items) is not list or not items:
         found = "empty" if items == [] else describe(items)
-        raise InvalidRequestError(f"inputs is {found}, expected an array of one or more objects")
+        hint = "; requests with 'instances' go to POST /v1/models/{name}:predict" if "instances" in root else ""
+        raise InvalidRequestError(f"inputs is {found}, expected an array of one or more objects{hint}")
     tensors, rest, strings = [], binary_part, 0
     for index, item in enumerate(items):
         if type(item) is not dict:
             raise InvalidRequestError(
                 f"inputs[{index}] is {describe(item)}, expected an object with name, shape and datatype"
             )
-        _check_unknown(item, _INPUT_KEYS, 3)
+        check_unknown(item, _INPUT_KEYS, 3)
         name = item.get("name")
         if type(name) is not str:
             _refuse_name(item, f"inputs[{index}]")
-        label = _Label("inputs", index, name)
+        label = _ItemLabel("inputs", index, name)
         shape = _decode_shape(item, label)
         datatype = _decode_datatype(item, label)
         if datatype == BYTES:
@@ -398,7 +406,7 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
     return tuple(tensors)
 
 
-class _Label:
+class _ItemLabel:
     """The place of an input or output for messages, formatted only when there is one."""
 
     __slots__ = ("_index", "_key", "_name")
@@ -410,6 +418,9 @@ class _Label:
 
     def __str__(self) -> str:
         return f"{self._key}[{self._index}] {quote(self._name)}"
+
+    def element(self, index: int) -> str:
+        return f"{self}: data[{index}]"
 
 
 def _take_rest(items: list[Any], index: int, left: int, label: object) -> int:
@@ -446,7 +457,7 @@ def _decode_datatype(item: dict[str, Any], label: object) -> str:
     return datatype
 
 
-def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: object) -> Array:
+def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: Label) -> Array:
     if type(data) is NumberArray:
         return to_array(data, datatype, shape)
     if type(data) is not list:
@@ -458,9 +469,8 @@ def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: o
             f"{label}: data has {count_of(len(elements), 'element')}, but shape {join(shape)} needs {count}"
         )
     if datatype == BYTES:
-        encoded = [element.encode() for element in elements] if types <= {str} else _encode_mixed(elements, label)
-        return BytesArray.of(encoded, shape)
-    return _numbers(elements, types, DATATYPES[datatype], label).reshape(shape)
+        return BytesArray.of(read_strings(elements, types, label), shape)
+    return read_numbers(elements, types, DATATYPES[datatype], label).reshape(shape)
 
 
 def _flatten(data: list[Any]) -> tuple[list[Any], set[type]]:
@@ -489,11 +499,13 @@ def _flatten_mixed(items: list[Any], elements: list[Any], depth: int) -> None:
             elements.append(item)
 
 
-def _encode_mixed(elements: list[Any], label: object) -> list[bytes]:
-    """Return the bytes of BYTES elements that are not all strings: an object {"b64": "..."} is bytes in base64.
+def read_strings(elements: list[Any], types: set[type], label: Label) -> list[bytes]:
+    """Return the bytes of BYTES elements: strings, or objects {"b64": "..."}, which are bytes in base64.
 
     Such an object has no other key, as in the API of TensorFlow Serving.
     """
+    if types <= {str}:
+        return [element.encode() for element in elements]
     encoded = []
     for index, element in enumerate(elements):
         if type(element) is str:
@@ -501,15 +513,15 @@ def _encode_mixed(elements: list[Any], label: object) -> list[bytes]:
             continue
         if type(element) is not dict or list(element) != ["b64"]:
             found = f"{_ELEMENTS.get(type(element), '')}{show(element)}"
-            raise InvalidRequestError(f'{label}: data[{index}] is {found}, BYTES takes strings and {{"b64": "..."}}')
-        place = f'{label}: data[{index}]["b64"]'
+            raise InvalidRequestError(f'{label.element(index)} is {found}, BYTES takes strings and {{"b64": "..."}}')
+        place = f'{label.element(index)}["b64"]'
         if type(element["b64"]) is not str:
             raise InvalidRequestError(f"{place} is {describe(element['b64'])}, expected a string in base64")
         encoded.append(decode_base64(element["b64"], place))
     return encoded
 
 
-def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: object) -> NDArray[Any]:
+def read_numbers(elements: list[Any], types: set[type], datatype: Datatype, label: Label) -> NDArray[Any]:
     """Return JSON elements as an array, floats rounded once from 64 bits. Raises for elements that do not fit."""
     if (
         0 < len(elements) <= _FEW
@@ -527,21 +539,21 @@ def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: o
     except OverflowError as error:  # numpy's refusal of an integer out of range
         limits = np.iinfo(datatype.dtype)
         index = next(index for index, element in enumerate(elements) if not limits.min <= element <= limits.max)
-        raise InvalidRequestError(f"{label}: data[{index}] is {show(elements[index])}, {values}") from error
+        raise InvalidRequestError(f"{label.element(index)} is {show(elements[index])}, {values}") from error
     if float in datatype.json_types and not np.isfinite(array).all():
         index = int(np.isfinite(array).argmin())
-        raise InvalidRequestError(f"{label}: data[{index}] is {show(elements[index])}, {values}")
+        raise InvalidRequestError(f"{label.element(index)} is {show(elements[index])}, {values}")
     return array
 
 
 def _refuse_element(
-    elements: list[Any], allowed: set[type] | frozenset[type], values: str, kind: str, label: object
+    elements: list[Any], allowed: set[type] | frozenset[type], values: str, kind: str, label: Label
 ) -> NoReturn:
     """Refuse the first element of another JSON type, with the range of the datatype if it is a number."""
     index, element = next((index, item) for index, item in enumerate(elements) if type(item) not in allowed)
     found = f"{_ELEMENTS.get(type(element), '')}{show(element)}"
     expected = values if type(element) is float or type(element) is int else kind
-    raise InvalidRequestError(f"{label}: data[{index}] is {found}, {expected}")
+    raise InvalidRequestError(f"{label.element(index)} is {found}, {expected}")
 
 
 def _decode_binary_data(

@@ -6,7 +6,7 @@ UnsuitedError for all others, so that orjson reads or rejects them.
 
 import math
 import threading
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import simdjson
@@ -24,7 +24,8 @@ MAX_KEPT_SIZE = 2**23
 MAX_MEMBERS = 256
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_NUMERIC: Final = b"0123456789+-.eE,[] \t\r\n"
+_NUMBERS_AND_SPACE: Final = b"0123456789+-.eE \t\r\n"
+_NUMERIC: Final = _NUMBERS_AND_SPACE + b",[]"
 _QUOTE, _BACKSLASH = b'"\\'
 # The change of depth at each byte.
 _STEPS = np.zeros(256, np.int8)
@@ -61,6 +62,77 @@ def parse_numeric(part: memoryview, max_depth: int) -> dict[str, Any]:
     root = _members(_parse(part))
     inputs = [_input(item) for item in _items(root.pop("inputs", None))]
     return {name: _to_python(value) for name, value in root.items()} | {"inputs": inputs}
+
+
+class NestedNumbers(NamedTuple):
+    """An array of numbers whose arrays of one level all have the same length, with its shape."""
+
+    numbers: NumberArray
+    shape: tuple[int, ...]
+
+
+def parse_nested(part: memoryview, keys: frozenset[str], max_depth: int) -> dict[str, Any]:
+    """Parse JSON as orjson does, except that the arrays of some keys become NestedNumbers.
+
+    These are the arrays that are the value of one of `keys`, or members of an object that is. Raises UnsuitedError as
+    `parse_numeric` does, for arrays that are empty, or whose arrays of one level differ in length, and if there is any
+    other bracket.
+    """
+    if bytes(part[:3]) == _BYTE_ORDER_MARK or not is_shallow(np.frombuffer(part, np.uint8), max_depth):
+        raise UnsuitedError
+    outline = _Outline(part)
+    root: dict[str, Any] = {}
+    for name, value in _members(_parse(part)).items():
+        if name in keys and type(value) is simdjson.Array:
+            root[name] = outline.match(value)
+        elif name in keys and type(value) is simdjson.Object:
+            members = _members(value).items()
+            root[name] = {
+                key: outline.match(item) if type(item) is simdjson.Array else _to_python(item) for key, item in members
+            }
+        else:
+            root[name] = _to_python(value)
+    outline.check_end()
+    return root
+
+
+class _Outline:
+    """The brackets and commas of a JSON text, in which its arrays of numbers are matched one after the other.
+
+    An array matches the brackets and commas that its shape has if its first elements are any guide. Every match is
+    within a string of the text or outside of all, and no match spans two members, whose names have quotes. So, if the
+    matches are as many as the arrays and contain all brackets of the text, each is the whole of its array.
+    """
+
+    def __init__(self, part: memoryview) -> None:
+        self._text = bytes(part).translate(None, _NUMBERS_AND_SPACE)
+        self._position = 0
+        self._brackets = 0
+
+    def match(self, numbers: NumberArray) -> NestedNumbers:
+        """Return an array with its shape, unless the rest of the text has no array of this shape."""
+        shape, item = [], numbers
+        while type(item) is simdjson.Array:
+            if len(item) == 0:
+                raise UnsuitedError
+            shape.append(len(item))
+            item = item[0]
+        expected = b""
+        for size in reversed(shape):
+            expected = b"[%b]" % b",".join([expected] * size)
+            if len(expected) > len(self._text):
+                raise UnsuitedError
+        begin = self._text.find(expected, self._position)
+        if begin < 0:
+            raise UnsuitedError
+        self._position = begin + len(expected)
+        self._brackets += expected.count(b"[")
+        return NestedNumbers(numbers, tuple(shape))
+
+    def check_end(self) -> None:
+        """Raise UnsuitedError unless the matches contain all brackets of the text."""
+        if self._text.count(b"[") != self._brackets:
+            raise UnsuitedError
 
 
 def to_array(numbers: NumberArray, datatype: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -56,20 +56,23 @@ def check_requested(requested: Sequence[RequestedOutput], metadata: ModelMetadat
     _check(size, room)
 
 
-def check_outputs(outputs: Sequence[tuple[Tensor, bool]], find_room: Callable[[], Room]) -> None:
-    """Raise BusyError when a response with these outputs, each binary or not, does not fit."""
-    size = 0
+def check_outputs(outputs: Sequence[tuple[Tensor, bool]], find_room: Callable[[], Room], structure: int = 0) -> None:
+    """Raise BusyError when a response with these outputs, each binary or not, does not fit.
+
+    `structure` is how many bytes the response has beyond its elements, if they are many.
+    """
+    size = structure
     for tensor, _ in outputs:
         size += tensor.array.nbytes
     if size <= SMALL_OUTPUTS:
         return
-    room, least, most = find_room(), 0, 0
+    room, least, most = find_room(), structure, structure
     for tensor, is_binary in outputs:
         low, high = _measure(tensor, is_binary)
         least, most = least + low, most + high
     _check(least, room)
     if room.held + most > room.limit:
-        _check_encoded(outputs, room)
+        _check_encoded(outputs, room, structure)
 
 
 def _check(size: int, room: Room) -> None:
@@ -101,9 +104,9 @@ def _measure(tensor: Tensor, is_binary: bool) -> tuple[int, int]:
     return array.size * (row.shortest_json + 1), array.size * (row.longest_json + 1)
 
 
-def _check_encoded(outputs: Sequence[tuple[Tensor, bool]], room: Room) -> None:
+def _check_encoded(outputs: Sequence[tuple[Tensor, bool]], room: Room, structure: int) -> None:
     """Find the exact size of numbers in JSON piece by piece, until they no longer fit."""
-    size = 0
+    size = structure
     for tensor, is_binary in outputs:
         array = tensor.array
         if is_binary or isinstance(array, BytesArray):

@@ -7,6 +7,10 @@ from urllib.parse import unquote_to_bytes
 _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 _ENCODED_SLASH = re.compile("%(?=2[Ff])")
 _INFERENCE = re.compile(r"/v2/models/([^/]*)(?:/versions/([^/]*))?/infer")
+# TensorFlow Serving's API. The verb follows the last colon, so a name may have colons.
+_PREDICTION = re.compile(r"/v1/models/([^/]*)(?:/versions/([^/]*))?:predict")
+# OVMS's clients ask for this version when their callers name none.
+_DEFAULT_VERSION = "0"
 
 # The path of a request outside SCRIPT_NAME; it matches no route.
 OUTSIDE = ""
@@ -52,7 +56,25 @@ def drop_slash(path: str) -> str:
 
 def read_inference(method: str, path: str) -> tuple[str, str | None] | None:
     """Return model and version (or None) of an inference, None for any other request; `path` is from `read_path`."""
-    if method != "POST" or not path.endswith("/infer") or (found := _INFERENCE.fullmatch(path)) is None:
+    if method != "POST":
+        return None
+    if path.endswith("/infer"):
+        found = _INFERENCE.fullmatch(path)
+    elif is_prediction(path):
+        found = _PREDICTION.fullmatch(path)
+    else:
+        return None
+    if found is None:
         return None
     name, version = (part and part.encode("latin-1").decode("utf-8", "replace") for part in found.groups())
-    return name, version
+    return name, read_version(version) if found.re is _PREDICTION else version
+
+
+def is_prediction(path: str) -> bool:
+    """Return whether the path of an inference is that of TensorFlow Serving's API."""
+    return path.endswith(":predict")
+
+
+def read_version(version: str | None) -> str | None:
+    """Return the version in a path of TensorFlow Serving's API, None for the default one."""
+    return None if version == _DEFAULT_VERSION else version

@@ -202,7 +202,7 @@ class InferenceRequest(NamedTuple):
     """A decoded request. Empty `outputs` means all of them, as binary if `binary_output`.
 
     `timeout_us` is how long it may wait for its inference, 0 without a limit. `priority` is 1 for the first, then 2,
-    and so on; 0 comes last.
+    and so on; 0 comes last. `is_rows` is whether the response lists predictions by row (protocol/tfs.py).
     """
 
     inputs: tuple[Tensor, ...]
@@ -212,6 +212,7 @@ class InferenceRequest(NamedTuple):
     parameters: Parameters = NO_PARAMETERS
     timeout_us: int = 0
     priority: int = 0
+    is_rows: bool = False
 
 
 class InferenceResponse(NamedTuple):

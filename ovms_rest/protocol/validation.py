@@ -70,7 +70,7 @@ def _fit(tensor: Tensor, expected: TensorMetadata) -> Array:
     if tensor.datatype != expected.datatype:
         if expected.images is not None and isinstance(tensor.array, BytesArray):
             return expected.images.read(tensor.array, f"input {tensor.name!r}")
-        if _takes_strings(expected) and isinstance(tensor.array, BytesArray):
+        if takes_strings(expected) and isinstance(tensor.array, BytesArray):
             return _fit_strings(tensor, tensor.array, expected)
         raise InvalidRequestError(
             f"input {tensor.name!r}: datatype is {tensor.datatype}, the model takes {expected.datatype}"
@@ -107,7 +107,7 @@ def _explain_layout(shape: tuple[int, ...], expected: TensorMetadata) -> str:
     )
 
 
-def _takes_strings(expected: TensorMetadata) -> bool:
+def takes_strings(expected: TensorMetadata) -> bool:
     """Return whether an input is a UINT8 matrix, which also takes BYTES (protocol/README.md section 7)."""
     return expected.datatype == UINT8 and expected.dims is not None and len(expected.dims) == 2
 

@@ -13,6 +13,7 @@ _ROUTES = {
     "models and their states": "GET /v2/models",
     "metadata of a model": "GET /v2/models/{name}",
     "inference": "POST /v2/models/{name}/infer",
+    "inference by TensorFlow Serving's API": "POST /v1/models/{name}:predict",
     "liveness": "GET /v2/health/live",
     "readiness": "GET /v2/health/ready",
     "status of all models with the reasons of failures": "GET /v1/config",
@@ -25,9 +26,11 @@ _PREDICT = "use POST /v2/models/{name}/infer with requests of KServe v2"
 _HINTS = tuple(
     (re.compile(pattern), hint)
     for pattern, hint in (
-        (r"/v1/models/[^:]+:\w+", f"TensorFlow Serving's API is not served; {_PREDICT}"),
-        (r"/v1/models/[^/]+(/versions/[^/]+|/labels/[^/]+)?/metadata", "GET /v2/models/{name} returns the metadata"),
-        (r"/v1/models(/.*)?", "GET /v2/models lists the models, GET /v2/models/{name}/ready is the readiness of one"),
+        (
+            r"/v1/models/[^/]+/labels/.*",
+            "versions have no labels here; use /v1/models/{name}/versions/{version}, or no version for the highest",
+        ),
+        (r"/v1/models(/.*)?", "GET /v2/models lists the models, GET /v1/models/{name} is the status of one"),
         (r"/v3(/.*)?", f"OVMS's generative API is not served; {_PREDICT}"),
         (r"/(docs|redoc|swagger.*|openapi\.(json|ya?ml)|api)", "GET / lists the routes"),
         (r"/(v2/)?(health|healthz|livez?|ping|status)", "GET /v2/health/live is the liveness probe"),

@@ -16,7 +16,7 @@ from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requeste
 from ovms_rest.protocol.tensors import InferenceRequest, InferenceResponse, ModelMetadata, batch_of
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.protocol.waiting_time import waits_since
-from ovms_rest.resources.body import read_body
+from ovms_rest.resources.body import Environ, read_body
 from ovms_rest.resources.compression import choose_encoding, compress
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.statistics import InferenceRecord
@@ -69,7 +69,7 @@ class Infer:
             if metadata.has_dynamic_outputs or metadata.static_elements > SMALL_OUTPUTS:
                 check_outputs(outputs, environ.get("ovms_rest.room", unlimited))
             response = InferenceResponse(metadata.name, metadata.version, outputs, request.id)
-            record.response_bytes = self._respond(req, resp, *encode_response(response))
+            record.response_bytes = self._respond(req, resp, *self._encode(response, request, environ))
         except Exception as error:
             _count_failure(servable.counters, error, record, time.monotonic_ns() - started)
             raise
@@ -82,6 +82,12 @@ class Infer:
         if header_length == 0:
             return decode_raw_request(body, metadata.inputs)
         return decode_request(body, header_length, model=metadata, json_memory=self._json_memory)
+
+    def _encode(
+        self, response: InferenceResponse, request: InferenceRequest, environ: Environ
+    ) -> tuple[bytes, list[Buffer]]:
+        """Return the JSON of a response, and the bytes of its binary outputs."""
+        return encode_response(response)
 
     def _respond(self, req: falcon.Request, resp: falcon.Response, head: bytes, sections: list[Buffer]) -> int:
         """Hand a response to the server: its JSON, and the bytes of its binary outputs; return its size."""
@@ -109,12 +115,12 @@ def _count_failure(counters: InferenceCounters, error: Exception, record: Infere
     """Count an inference that raised an error. NoContentError is a success: its response is empty."""
     match error:
         case DeadlineError():
-            counters.fail("timeout", error.waited_ns)
+            counters.fail("timeout", error.waited_ns, record.api)
         case BusyError():
-            counters.fail("overload", elapsed_ns)
+            counters.fail("overload", elapsed_ns, record.api)
         case NoContentError():
             counters.record(replace(record, input_ns=0, infer_ns=elapsed_ns))
         case ServingError() if not isinstance(error, InferenceError):
-            counters.fail("invalid", elapsed_ns)
+            counters.fail("invalid", elapsed_ns, record.api)
         case _:
-            counters.fail("failed", elapsed_ns)
+            counters.fail("failed", elapsed_ns, record.api)

@@ -20,9 +20,12 @@ from ovms_rest.resources.statistics import StatisticsSource
 from ovms_rest.shared_memory.statistics import (
     BATCH_BOUNDS,
     BOUNDS,
+    Api,
     Histogram,
     ModelStatistics,
+    Outcomes,
     ProcessState,
+    Question,
     Readiness,
     WorkerState,
 )
@@ -57,6 +60,12 @@ class _Values(NamedTuple):
 
 # The sample lines of a family, from its name and all values.
 _Lines = Callable[[str, _Values], Iterator[str]]
+
+# OVMS's names of inferences, and of the requests for the metadata and for the state.
+_METHODS: Mapping[Api, tuple[str, Question, Question]] = {
+    "KServe": ("ModelInfer", "ModelMetadata", "ModelReady"),
+    "TensorFlowServing": ("Predict", "GetModelMetadata", "GetModelStatus"),
+}
 
 
 class _Family(NamedTuple):
@@ -142,19 +151,26 @@ def _batch_sizes(name: str, values: _Values) -> Iterator[str]:
             )
 
 
-def _requests(inferences: Callable[[ModelStatistics], int], questions: Callable[[int], int]) -> _Lines:
-    """Make the lines of the number of requests by method. Requests for readiness have no version, as in OVMS."""
-    interface = ("api", "KServe"), ("interface", "REST")
+def _requests(inferences: Callable[[Outcomes], int], questions: Callable[[int], int]) -> _Lines:
+    """Make the lines of the number of requests by API and method.
+
+    Requests for readiness and status have no version, as in OVMS.
+    """
 
     def lines(name: str, values: _Values) -> Iterator[str]:
-        for model in values.models:
-            labels = (*interface, *_labels_of(model))
-            yield _line(inferences(model), name, *labels, ("method", "ModelInfer"))
-            yield _line(questions(model.questions["ModelMetadata"]), name, *labels, ("method", "ModelMetadata"))
         name_of = attrgetter("name")
-        for model_name, versions in groupby(sorted(values.models, key=name_of), name_of):
-            number = sum(questions(model.questions["ModelReady"]) for model in versions)
-            yield _line(number, name, *interface, ("method", "ModelReady"), ("name", model_name))
+        by_name = [
+            (model_name, list(models)) for model_name, models in groupby(sorted(values.models, key=name_of), name_of)
+        ]
+        for api, (infer, metadata, ready) in _METHODS.items():
+            interface = ("api", api), ("interface", "REST")
+            for model in values.models:
+                labels = (*interface, *_labels_of(model))
+                yield _line(inferences(model.apis[api]), name, *labels, ("method", infer))
+                yield _line(questions(model.questions[metadata]), name, *labels, ("method", metadata))
+            for model_name, models in by_name:
+                number = sum(questions(model.questions[ready]) for model in models)
+                yield _line(number, name, *interface, ("method", ready), ("name", model_name))
 
     return lines
 
@@ -193,13 +209,13 @@ _FAMILIES: Mapping[str, _Family] = {
     "ovms_requests_success": _Family(
         "counter",
         "Number of successful requests to a model or a DAG.",
-        _requests(lambda model: model.success.count, lambda answered: answered),
+        _requests(lambda outcomes: outcomes.successes, lambda answered: answered),
     ),
     "ovms_requests_fail": _Family(
         "counter",
         "Number of failed requests to a model or a DAG.",
         # Requests for metadata and readiness of a known model never fail; others belong to no model.
-        _requests(lambda model: model.fail.count, lambda answered: 0),
+        _requests(lambda outcomes: outcomes.failures, lambda answered: 0),
     ),
     "ovms_current_requests": _Family(
         "gauge",

@@ -19,16 +19,19 @@ import numpy as np
 from ovms_rest.errors import NotFoundError
 from ovms_rest.protocol.words import quote
 from ovms_rest.shared_memory.statistics import (
+    APIS,
     BATCH_BOUNDS,
     BOUNDS,
     FAILURE_KINDS,
     QUESTIONS,
+    Api,
     BatchStatistics,
     Duration,
     FailureKind,
     Histogram,
     InferenceRecord,
     ModelStatistics,
+    Outcomes,
     Question,
 )
 
@@ -40,7 +43,9 @@ BATCH_SIZES: Final = 16
 # The columns of a row. At _BATCHES begins an entry for each batch size and one for all others, whose size is 0.
 _ACTIVE, _LAST_NS, _INFERENCES, _QUEUE_NS, _REQUEST_BYTES, _RESPONSE_BYTES, _FAILURES = range(7)
 _QUESTIONS: Final = _FAILURES + 2 * len(FAILURE_KINDS)
-_REQUEST_TIME: Final = _QUESTIONS + len(QUESTIONS)
+# Successes and failures by API.
+_OUTCOMES: Final = _QUESTIONS + len(QUESTIONS)
+_REQUEST_TIME: Final = _OUTCOMES + 2 * len(APIS)
 _INFERENCE_TIME: Final = _REQUEST_TIME + _BUCKETS
 _QUEUE_TIME: Final = _INFERENCE_TIME + _BUCKETS
 # Requests that were inferred in a batch for which another one accounts: their number, and ns as in an entry.
@@ -58,6 +63,7 @@ _COLUMNS: Final = -(-(_OTHERS + _ENTRY) // 8) * 8
 _FOLLOWER_ENTRY: Final = _FOLLOWERS - 1
 
 _FAILURE_COLUMNS = {kind: _FAILURES + 2 * index for index, kind in enumerate(FAILURE_KINDS)}
+_SUCCESS_COLUMNS = {api: _OUTCOMES + 2 * index for index, api in enumerate(APIS)}
 _QUESTION_COLUMNS = {question: _QUESTIONS + index for index, question in enumerate(QUESTIONS)}
 
 
@@ -110,6 +116,7 @@ class ModelCounters:
         row[_INFERENCES] += record.batch
         row[_REQUEST_BYTES] += record.request_bytes
         row[_RESPONSE_BYTES] += record.response_bytes
+        row[_SUCCESS_COLUMNS[record.api]] += 1
         row[_LAST_NS] = time.time_ns()
         if row[_ACTIVE]:
             row[_ACTIVE] -= 1
@@ -127,20 +134,21 @@ class ModelCounters:
         self._row[entry] = batch
         return entry
 
-    def fail(self, kind: FailureKind, total_ns: int) -> None:
+    def fail(self, kind: FailureKind, total_ns: int, api: Api = "KServe") -> None:
         """Count an inference in progress that was refused or failed."""
         if self._row[_ACTIVE]:
             self._row[_ACTIVE] -= 1
-        self.refuse(kind, total_ns)
+        self.refuse(kind, total_ns, api)
 
-    def refuse(self, kind: FailureKind, total_ns: int) -> None:
+    def refuse(self, kind: FailureKind, total_ns: int, api: Api = "KServe") -> None:
         """Count an inference that was refused before it began."""
         column = _FAILURE_COLUMNS[kind]
         self._row[column] += 1
         self._row[column + 1] += total_ns
+        self._row[_SUCCESS_COLUMNS[api] + 1] += 1
 
     def answer(self, question: Question) -> None:
-        """Count a request for the metadata or the readiness."""
+        """Count a request for the metadata, the readiness or the status."""
         self._row[_QUESTION_COLUMNS[question]] += 1
 
     def read(self) -> ModelStatistics:
@@ -165,6 +173,7 @@ class ModelCounters:
             compute_output=Duration(count, output_ns),
             failures={kind: Duration(*sums[column : column + 2]) for kind, column in _FAILURE_COLUMNS.items()},
             batches=[BatchStatistics(size, *batches[size]) for size in sorted(batches) if size],
+            apis={api: Outcomes(*sums[column : column + 2]) for api, column in _SUCCESS_COLUMNS.items()},
             questions={question: sums[column] for question, column in _QUESTION_COLUMNS.items()},
             request_time=Histogram(tuple(sums[_REQUEST_TIME:_INFERENCE_TIME]), total_ns),
             inference_time=Histogram(tuple(sums[_INFERENCE_TIME:_QUEUE_TIME]), infer_ns),

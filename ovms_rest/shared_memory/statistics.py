@@ -13,8 +13,12 @@ from ovms_rest.errors import DeadlineError
 FailureKind = Literal["invalid", "failed", "overload", "timeout", "canceled"]
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
-# Requests for a model besides inferences, by OVMS's names.
-Question = Literal["ModelMetadata", "ModelReady"]
+# The APIs of inferences, by OVMS's names.
+Api = Literal["KServe", "TensorFlowServing"]
+APIS: tuple[Api, ...] = get_args(Api)
+
+# Requests for a model besides inferences, by OVMS's names; the last two are of TensorFlow Serving's API.
+Question = Literal["ModelMetadata", "ModelReady", "GetModelMetadata", "GetModelStatus"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 
 # The inclusive upper bounds in microseconds of OVMS's histograms, whose last bucket has none (its page on metrics).
@@ -50,6 +54,7 @@ class InferenceRecord:
     timeout_us: int = 0  # after which the inference may not begin, from `waiting_since_ns` on; 0: none
     waiting_since_ns: int = 0
     priority: int = 0  # among the parked requests; 1 is first, 0 last
+    api: Api = "KServe"
 
     def check_deadline(self) -> None:
         """Raise DeadlineError if the timeout has passed."""
@@ -74,6 +79,13 @@ class Histogram(NamedTuple):
 
     buckets: tuple[int, ...]
     sum: int
+
+
+class Outcomes(NamedTuple):
+    """How many inferences succeeded, and how many failed for any reason."""
+
+    successes: int
+    failures: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,7 @@ class ModelStatistics:
     compute_output: Duration
     failures: Mapping[FailureKind, Duration]
     batches: Sequence[BatchStatistics]
+    apis: Mapping[Api, Outcomes]
     questions: Mapping[Question, int]
     request_time: Histogram
     inference_time: Histogram

@@ -16,6 +16,7 @@ import orjson
 import simdjson
 
 from ovms_rest.protocol.header_length import HeaderLength
+from ovms_rest.protocol.routes import is_prediction
 from ovms_rest.protocol.waiting_time import waits_since
 
 NEVER = math.inf
@@ -138,8 +139,10 @@ class RequestQueue(Generic[T]):
 def read_terms(environ: Environ, received_ns: int) -> Terms:
     """Return the terms of a request received whole, none for invalid ones, which are refused when it is decoded.
 
-    Only the JSON of a body is parsed, and no compressed body.
+    Only the JSON of a body is parsed, and no compressed body. TensorFlow Serving's API knows no terms.
     """
+    if is_prediction(environ["PATH_INFO"]):
+        return _NO_TERMS
     header: HeaderLength = environ["ovms_rest.header_length"]
     body: memoryview = environ["wsgi.input"].buffer[: None if header.text is None else header.length]
     if len(body) > LARGEST_JSON or "HTTP_CONTENT_ENCODING" in environ:

@@ -591,7 +591,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
     def _count_refusal(self, request: Request, kind: FailureKind, waited_ns: int) -> None:
         """Count an inference that the application does not see."""
         if request.head.inference is not None:
-            self.wsgi.count_refusal(*request.head.inference, kind, waited_ns)
+            self.wsgi.count_refusal(*request.head.inference, kind, waited_ns, request.environ["PATH_INFO"])
 
     def _refuse_late(self) -> None:
         """Refuse the queued requests whose timeout has passed."""

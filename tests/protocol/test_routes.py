@@ -71,6 +71,11 @@ def test_one_trailing_slash_is_dropped(path, dropped):
         ("/v2/models/m/versions/3/infer", "m", "3"),
         ("/v2/models/a b/infer", "a b", None),
         ("/v2/models/\u00c3\u00a9/infer", "\u00e9", None),  # as WSGI has UTF-8
+        ("/v2/models/m/versions/0/infer", "m", "0"),
+        ("/v1/models/m:predict", "m", None),
+        ("/v1/models/m/versions/3:predict", "m", "3"),
+        ("/v1/models/m/versions/0:predict", "m", None),
+        ("/v1/models/\u00c3\u00a9:1:predict", "\u00e9:1", None),
     ],
 )
 def test_inference_has_its_model_and_version(path, model, version):
@@ -85,6 +90,13 @@ def test_inference_has_its_model_and_version(path, model, version):
         ("POST", "/v2/models/a/b/infer"),
         ("POST", "/v2/models/m/versions/1/2/infer"),
         ("POST", "/infer"),
+        ("GET", "/v1/models/m:predict"),
+        ("POST", "/v1/models/m:classify"),
+        ("POST", "/v1/models/m"),
+        ("POST", "/v1/models/m/predict"),
+        ("POST", "/v1/models/m/labels/stable:predict"),
+        ("POST", "/v1/models/a/b:predict"),
+        ("POST", "/v2/models/m:predict"),
     ],
 )
 def test_other_request_is_not_an_inference(method, path):

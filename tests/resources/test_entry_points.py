@@ -40,11 +40,12 @@ def test_entry_points_allow_get_and_head_only(service, path):
         *(
             (path, "/v2/models/{name}/infer")
             for path in (
-                *("/v1/models/x:predict", "/v1/models/x/versions/1:classify", "/v3/chat/completions"),
+                "/v3/chat/completions",
                 *("/predictions/x", "/invocations", "/v2/models/x/predict"),
             )
         ),
-        *(("/v1/models/x", "/v2/models/{name}/ready"), ("/v1/models/x/metadata", "/v2/models/{name}")),
+        *(("/v1/models", "/v2/models"), ("/v1/models/x/labels/stable", "/v1/models/{name}/versions/{version}")),
+        ("/v1/models/x/labels/stable:predict", "/v1/models/{name}/versions/{version}"),
         *(("/docs", "GET /"), ("/openapi.json", "GET /")),
         *(("/health", "/v2/health/live"), ("/v2/ready", "/v2/health/ready")),
     ],

@@ -37,7 +37,9 @@ def test_a_service_that_is_shutting_down_is_not_ready(reason):
 def test_the_readiness_of_a_model_is_counted():
     model = doubler()
     ModelReady(FakeRegistry(model)).on_get(create_req(), falcon.Response(), name="m", version="1")
-    assert model.counters.read().questions == {"ModelMetadata": 0, "ModelReady": 1}
+    assert {question: count for question, count in model.counters.read().questions.items() if count} == {
+        "ModelReady": 1
+    }
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from ovms_rest.shared_memory.counters import Counters
 from ovms_rest.shared_memory.statistics import BOUNDS, ProcessState, Readiness, WorkerState
 
 INTERFACE = {"api": "KServe", "interface": "REST"}
+TFS = {"api": "TensorFlowServing", "interface": "REST"}
 M1 = {"name": "m", "version": "1"}
 
 # Type, labels and text of OVMS's families.
@@ -213,6 +214,9 @@ def test_all_labels_exist_before_the_first_request():
         ({**INTERFACE, **M1, "method": "ModelInfer"}, 0),
         ({**INTERFACE, **M1, "method": "ModelMetadata"}, 0),
         ({**INTERFACE, "name": "m", "method": "ModelReady"}, 0),
+        ({**TFS, **M1, "method": "Predict"}, 0),
+        ({**TFS, **M1, "method": "GetModelMetadata"}, 0),
+        ({**TFS, "name": "m", "method": "GetModelStatus"}, 0),
     ]
 
 
@@ -230,6 +234,21 @@ def test_successes_and_failures_are_counted_by_method():
     for method, successes, failures in (("ModelInfer", 2, 3), ("ModelMetadata", 2, 0), ("ModelReady", 1, 0)):
         assert value(source, "ovms_requests_success", method=method) == successes
         assert value(source, "ovms_requests_fail", method=method) == failures
+
+
+def test_requests_of_tensorflow_serving_are_counted_by_its_methods():
+    counters = make()
+    model = counters.of("m", "1")
+    model.record(timed())
+    model.record(replace(timed(), api="TensorFlowServing"))
+    model.fail("invalid", 0, "TensorFlowServing")
+    model.answer("GetModelStatus")
+    source = Source(counters)
+    counts = {("KServe", "ModelInfer"): (1, 0), ("TensorFlowServing", "Predict"): (1, 1)}
+    counts |= {("TensorFlowServing", "GetModelStatus"): (1, 0), ("TensorFlowServing", "GetModelMetadata"): (0, 0)}
+    for (api, method), (successes, failures) in counts.items():
+        assert value(source, "ovms_requests_success", api=api, method=method) == successes
+        assert value(source, "ovms_requests_fail", api=api, method=method) == failures
 
 
 def test_readiness_requests_are_summed_over_versions():

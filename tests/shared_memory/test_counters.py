@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from records import timed
 
 from ovms_rest.errors import NotFoundError
 from ovms_rest.shared_memory.counters import BATCH_SIZES, Counters
-from ovms_rest.shared_memory.statistics import BOUNDS, FAILURE_KINDS, BatchStatistics, Duration
+from ovms_rest.shared_memory.statistics import BOUNDS, FAILURE_KINDS, BatchStatistics, Duration, Outcomes
 
 
 @pytest.fixture
@@ -123,11 +124,29 @@ def test_failures_are_counted_by_kind(model):
     assert seen.success.count == 0
 
 
+def test_inferences_are_counted_by_api(model):
+    for api, successes in (("KServe", 3), ("TensorFlowServing", 2)):
+        for _ in range(successes):
+            model.record(replace(timed(), api=api))
+    model.fail("failed", 1)
+    model.fail("invalid", 1, "TensorFlowServing")
+    model.refuse("overload", 1, "TensorFlowServing")
+    seen = model.read()
+    assert seen.apis == {"KServe": Outcomes(3, 1), "TensorFlowServing": Outcomes(2, 2)}
+    assert (seen.success.count, seen.fail.count) == (5, 3)
+
+
 def test_requests_for_metadata_and_readiness_are_counted_separately(model):
     model.answer("ModelMetadata")
     model.answer("ModelReady")
     model.answer("ModelReady")
-    assert model.read().questions == {"ModelMetadata": 1, "ModelReady": 2}
+    model.answer("GetModelStatus")
+    assert model.read().questions == {
+        "ModelMetadata": 1,
+        "ModelReady": 2,
+        "GetModelMetadata": 0,
+        "GetModelStatus": 1,
+    }
 
 
 def test_last_inference_is_the_latest_of_all_workers(counters, model):

@@ -220,11 +220,18 @@ def request(body, received=0, **fields):
     """Return the arguments of `read_terms` for a request that was received whole."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     environ = {
+        "PATH_INFO": "/v2/models/m/infer",
         "wsgi.input": RequestBody(memoryview(bytearray(data))),
         "ovms_rest.header_length": read_header_length(fields.get("inference_header_content_length")),
         **{f"HTTP_{name.upper()}": value for name, value in fields.items()},
     }
     return environ, received
+
+
+def test_request_of_tensorflow_serving_has_no_terms():
+    environ, received = request({"instances": [1], "parameters": {"priority": 1, "timeout": 1}})
+    assert read_terms(environ, received) == Terms(1, 1, received)
+    assert read_terms({**environ, "PATH_INFO": "/v1/models/m:predict"}, received) == Terms()
 
 
 def with_parameters(**parameters):
