@@ -43,10 +43,10 @@ BATCH_SIZES: Final = 16
 # The columns of a row. At _BATCHES begins an entry for each batch size and one for all others, whose size is 0.
 _ACTIVE, _LAST_NS, _INFERENCES, _QUEUE_NS, _REQUEST_BYTES, _RESPONSE_BYTES, _FAILURES = range(7)
 _QUESTIONS: Final = _FAILURES + 2 * len(FAILURE_KINDS)
-# Successes and failures by API.
-_OUTCOMES: Final = _QUESTIONS + len(QUESTIONS)
-_REQUEST_TIME: Final = _OUTCOMES + 2 * len(APIS)
-_INFERENCE_TIME: Final = _REQUEST_TIME + _BUCKETS
+_API_FAILURES: Final = _QUESTIONS + len(QUESTIONS)
+# A histogram for each API, which also counts the successes.
+_REQUEST_TIME: Final = _API_FAILURES + len(APIS)
+_INFERENCE_TIME: Final = _REQUEST_TIME + len(APIS) * _BUCKETS
 _QUEUE_TIME: Final = _INFERENCE_TIME + _BUCKETS
 # Requests that were inferred in a batch for which another one accounts: their number, and ns as in an entry.
 _FOLLOWERS: Final = _QUEUE_TIME + _BUCKETS
@@ -63,7 +63,8 @@ _COLUMNS: Final = -(-(_OTHERS + _ENTRY) // 8) * 8
 _FOLLOWER_ENTRY: Final = _FOLLOWERS - 1
 
 _FAILURE_COLUMNS = {kind: _FAILURES + 2 * index for index, kind in enumerate(FAILURE_KINDS)}
-_SUCCESS_COLUMNS = {api: _OUTCOMES + 2 * index for index, api in enumerate(APIS)}
+_API_FAILURE_COLUMNS = {api: _API_FAILURES + index for index, api in enumerate(APIS)}
+_REQUEST_TIME_COLUMNS = {api: _REQUEST_TIME + index * _BUCKETS for index, api in enumerate(APIS)}
 _QUESTION_COLUMNS = {question: _QUESTIONS + index for index, question in enumerate(QUESTIONS)}
 
 
@@ -109,14 +110,13 @@ class ModelCounters:
         row[entry + 3] += infer_ns
         row[entry + 4] += record.output_ns
         total_ns = queue_ns + record.input_ns + infer_ns + record.output_ns
-        row[_REQUEST_TIME + bisect_left(_BOUNDS_NS, total_ns)] += 1
+        row[_REQUEST_TIME_COLUMNS[record.api] + bisect_left(_BOUNDS_NS, total_ns)] += 1
         row[_INFERENCE_TIME + bisect_left(_BOUNDS_NS, infer_ns)] += 1
         row[_QUEUE_TIME + bisect_left(_BOUNDS_NS, queue_ns)] += 1
         row[_QUEUE_NS] += queue_ns
         row[_INFERENCES] += record.batch
         row[_REQUEST_BYTES] += record.request_bytes
         row[_RESPONSE_BYTES] += record.response_bytes
-        row[_SUCCESS_COLUMNS[record.api]] += 1
         row[_LAST_NS] = time.time_ns()
         if row[_ACTIVE]:
             row[_ACTIVE] -= 1
@@ -145,7 +145,7 @@ class ModelCounters:
         column = _FAILURE_COLUMNS[kind]
         self._row[column] += 1
         self._row[column + 1] += total_ns
-        self._row[_SUCCESS_COLUMNS[api] + 1] += 1
+        self._row[_API_FAILURE_COLUMNS[api]] += 1
 
     def answer(self, question: Question) -> None:
         """Count a request for the metadata, the readiness or the status."""
@@ -158,6 +158,7 @@ class ModelCounters:
         batches = _sum_batches(rows[:, _BATCHES : _OTHERS + _ENTRY].reshape(-1, _ENTRY).tolist())
         followers = sums[_FOLLOWERS : _FOLLOWERS + 4]
         count, input_ns, infer_ns, output_ns = map(sum, zip(followers, *batches.values(), strict=True))
+        times = {api: sums[column : column + _BUCKETS] for api, column in _REQUEST_TIME_COLUMNS.items()}
         queue_ns = sums[_QUEUE_NS]
         total_ns = queue_ns + input_ns + infer_ns + output_ns
         return ModelStatistics(
@@ -173,9 +174,9 @@ class ModelCounters:
             compute_output=Duration(count, output_ns),
             failures={kind: Duration(*sums[column : column + 2]) for kind, column in _FAILURE_COLUMNS.items()},
             batches=[BatchStatistics(size, *batches[size]) for size in sorted(batches) if size],
-            apis={api: Outcomes(*sums[column : column + 2]) for api, column in _SUCCESS_COLUMNS.items()},
+            apis={api: Outcomes(sum(times[api]), sums[column]) for api, column in _API_FAILURE_COLUMNS.items()},
             questions={question: sums[column] for question, column in _QUESTION_COLUMNS.items()},
-            request_time=Histogram(tuple(sums[_REQUEST_TIME:_INFERENCE_TIME]), total_ns),
+            request_time=Histogram(tuple(map(sum, zip(*times.values(), strict=True))), total_ns),
             inference_time=Histogram(tuple(sums[_INFERENCE_TIME:_QUEUE_TIME]), infer_ns),
             queue_time=Histogram(tuple(sums[_QUEUE_TIME:_FOLLOWERS]), queue_ns),
             batch_size=Histogram(tuple(sums[_BATCH_SIZE:_BATCH_ROWS]), sums[_BATCH_ROWS]),
