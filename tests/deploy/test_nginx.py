@@ -168,6 +168,10 @@ OPEN = [
     ("GET", "/v2/models/relu/infer"),
     ("OPTIONS", "/v2/models/relu/infer"),
     ("POST", "/v2/models/absent/infer?x=1"),
+    ("GET", "/v1/models/relu"),
+    ("GET", "/v1/models/my%20mod%C3%A8l/versions/1/metadata"),
+    ("POST", "/v1/models/relu:classify"),
+    ("POST", "/v1/models/absent:predict"),
 ]
 
 
@@ -182,6 +186,12 @@ def test_open_route_responds_like_the_service(service, plain, method, path):
 @pytest.mark.parametrize("path", ["/v2/models/relu/infer", "/v2/models/my%20mod%C3%A8l/versions/1/infer/"])
 def test_inference(plain, path):
     assert infers(plain.request("POST", path, RELU))
+
+
+@pytest.mark.parametrize("path", ["/v1/models/relu:predict", "/v1/models/my%20mod%C3%A8l/versions/1:predict"])
+def test_prediction_of_tensorflow_serving(plain, path):
+    answer = plain.request("POST", path, b'{"instances": [[1, -2, 3, -4]]}')
+    assert (answer.status, answer.json()) == (200, {"predictions": [[1, 0, 3, 0]]})
 
 
 CLOSED = [
