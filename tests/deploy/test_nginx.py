@@ -647,6 +647,11 @@ def test_key_has_its_rights_and_no_others(keys):
         (KEY, "GET", "/v2/models/relu/versions/1/config"): 200,
         (KEY, "GET", "/v2/models/re%6Cu/ready"): 200,
         (KEY, "GET", "/v2/health/ready"): 200,
+        (KEY, "POST", "/v1/models/relu:predict"): 400,  # of the service, for an empty request
+        (KEY, "GET", "/v1/models/relu/versions/1/metadata"): 200,
+        (KEY, "POST", "/v1/models/vector:predict"): 403,
+        (KEY, "POST", "/v1/models/vector/versions/1:predict"): 403,
+        (KEY, "GET", "/v1/models/vector"): 403,
         (OTHER_KEY, "GET", "/v2"): 200,
         (OPERATOR_KEY, "POST", RELU_PATH): 200,
         (OPERATOR_KEY, "GET", "/metrics"): 200,
