@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST API: its requests for predictions, and its responses (protocol/README.md section 10).
+"""TensorFlow Serving's REST API: its requests for predictions, and its responses (protocol/README.md section 11).
 
 Whatever the bytes are, decoding raises only InvalidRequestError, for a mistake of the client, and BodyTooLargeError for
 JSON that would take too much memory. A request in the row form lists instances, one in the column form has whole

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST API: predictions, and the status and metadata of models (protocol/README.md section 10)."""
+"""TensorFlow Serving's REST API: predictions, and the status and metadata of models (protocol/README.md section 11)."""
 
 import time
 from typing import Any
@@ -40,7 +40,9 @@ class Predict(Infer):
         record.api = "TensorFlowServing"
         super().on_post(req, resp, name, read_version(version))
 
-    def _decode(self, body: memoryview, header_length: int | None, metadata: ModelMetadata) -> InferenceRequest:
+    def _decode(
+        self, body: memoryview, header_length: int | None, metadata: ModelMetadata, environ: Environ
+    ) -> InferenceRequest:
         return decode_prediction(body, metadata, self._json_memory)
 
     def _encode(
