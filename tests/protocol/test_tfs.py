@@ -327,6 +327,40 @@ def test_memory_of_the_values_is_limited(text):
         decode(text, json_memory=10**5)
 
 
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just({"b64": "YQ=="}),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["x", "a", "b", "b64", "\ud800"]), inner, max_size=2)
+    ),
+    max_leaves=10,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["instances", "inputs", "signature_name", "other"]), ANYTHING, max_size=2),
+    st.sampled_from(
+        [X, TWO, IMAGES, MATRIX, model_of(x="BYTES"), model_of(x="UINT64"), model_of(x="BOOL"), model_of()]
+    ),
+    st.sampled_from([0, 2**62]),
+)
+def test_any_json_is_decoded_or_refused(root, model, large_size):
+    decoded = outcome(json.dumps(root).encode() + b" " * 100, model, large_size)
+    if isinstance(decoded, str):
+        assert decoded.encode()  # else no response could hold the message
+    else:
+        assert decoded.keys() <= model.inputs.keys()
+
+
+@given(st.binary(max_size=20) | st.text('{}[]":,NaInfity-1e.\\u0d8 b64', max_size=20).map(str.encode))
+def test_any_bytes_are_decoded_or_refused(rest):
+    for body in (rest, b'{"inputs": ' + rest, b'{"inputs": [' + rest + b"]}", b'{"instances": [NaN, ' + rest + b"]}"):
+        try:
+            decode(body, model_of(x="FP64"))
+        except InvalidRequestError:
+            continue
+
+
 # --- Large requests
 
 
