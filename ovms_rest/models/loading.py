@@ -106,6 +106,7 @@ class _Candidate:
                 # The first inference rearranges the weights of some models; done here, workers share the result:
                 # ResNet-50 with a dynamic batch takes 7 MB in each worker, and 60 MB without.
                 model.open(lambda: None)
+            model.invented = model.invented or self.entry.trials[version].invented
         except ChangingError as error:
             self.postpone(version, str(error))
         except LoadError as error:
