@@ -21,6 +21,7 @@ from ovms_rest.models.roots import find_roots
 from ovms_rest.models.servable import Registry
 from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
+from ovms_rest.pipelines.rehearsal import rehearse_pipelines
 from ovms_rest.protocol.words import escape
 from ovms_rest.resources.arbiter_client import ArbiterClient
 from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
@@ -189,8 +190,8 @@ def load_app(environ: Mapping[str, str]) -> App:
         lambda configs, previous, housekeep: (
             load_models(configs, load_settings, _log_progress, ModelRegistry(previous), housekeep).entries
         ),
-        lambda definitions, libraries, loaded, previous, housekeep: assemble_pipelines(
-            definitions, libraries, loaded, previous, load_settings, housekeep
+        lambda definitions, libraries, loaded, previous, housekeep: rehearse_pipelines(
+            assemble_pipelines(definitions, libraries, loaded, previous, load_settings, housekeep), housekeep
         ),
         partial(find_roots, model_roots=settings.model_roots, cache_dir=settings.cache_dir),
         adopted,

@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from ovms_rest.errors import InvalidRequestError, LoadError
+from ovms_rest.log import log
 from ovms_rest.models.repository import read_file
 from ovms_rest.protocol.datatypes import BYTES, DATATYPES
 from ovms_rest.protocol.decoding import decode_request
@@ -46,6 +47,17 @@ def read_example(file: Path) -> Request:
     if type(request) is not dict:
         raise LoadError(f"{file} is not a JSON object with an inference request")
     return request
+
+
+def find_example(owner: str, file: Path | None) -> Request | None:
+    """Return the example in the file that the configuration of a model or pipeline names, None if it is not usable."""
+    if file is None:
+        return None
+    try:
+        return read_example(file)
+    except LoadError as error:
+        log.warning("%s: its example is left out: %s", owner, error)
+        return None
 
 
 def check_example(request: Request, metadata: ModelMetadata) -> dict[str, Array]:
