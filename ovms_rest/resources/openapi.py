@@ -42,13 +42,13 @@ class OpenApi:
         self._registry = registry
         self._served: list[tuple[str, list[int]]] = []
         self._body = b""
-        self._etag = ""
+        self._tag = ""
 
     def make(self) -> None:
         """Make the document for the registry's entries; in the arbiter, for the workers forked from then on."""
         self._served = self._list_served()
         self._body = orjson.dumps(describe_api(self._registry.entries))
-        self._etag = f'"{hashlib.sha256(self._body).hexdigest()[:32]}"'
+        self._tag = hashlib.sha256(self._body).hexdigest()[:32]
 
     def renew(self) -> None:
         """Make the document again if other versions serve now; in a worker, which may have given up some."""
@@ -60,9 +60,9 @@ class OpenApi:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Respond with the document, or 304 if the client has it."""
-        resp.set_header("ETag", self._etag)
+        resp.set_header("ETag", f'"{self._tag}"')
         resp.set_header("Cache-Control", "no-cache")
-        if any(tag in ("*", self._etag) for tag in map(str.strip, (req.get_header("If-None-Match") or "").split(","))):
+        if any(tag in ("*", self._tag) for tag in req.if_none_match or ()):
             resp.status = 304
         else:
             resp.data = self._body

@@ -45,15 +45,25 @@ def _describe_element(datatype: Datatype) -> Schema:
     return {"type": "number", "minimum": -largest, "maximum": largest}
 
 
+# Only base64 with bits left over at its end does not match.
+_BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$"
+_BYTES: Schema = {
+    "anyOf": [
+        STRING,
+        {**object_of({"b64": {**STRING, "pattern": _BASE64}}), "description": "Any bytes, in base64."},
+    ]
+}
+
+
 def _describe_data(datatype: str) -> tuple[Schema, Schema]:
     """Return the schemas of the data of an input and of an output."""
-    element = STRING if datatype == BYTES else _describe_element(DATATYPES[datatype])
+    element = _BYTES if datatype == BYTES else _describe_element(DATATYPES[datatype])
     given = {
         "type": "array",
         "items": {"anyOf": [element, refer(f"{datatype}_data")]},
         "description": "All elements in row-major order, flat or nested in any form.",
     }
-    returned = dict(element)
+    returned = STRING if datatype == BYTES else element
     if returned["type"] == "number":
         returned = {"type": ["number", "null"], "description": "NaN and infinities are null."}
     return given, array_of(returned)
