@@ -209,7 +209,7 @@ def _describe_form(port: TensorMetadata, datatype: str, dims: Sequence[Dim], tex
             "datatype": {"const": datatype},
             "shape": {
                 "type": "array",
-                "prefixItems": [_describe_dim(dim) for dim in dims],
+                **({"prefixItems": [_describe_dim(dim) for dim in dims]} if dims else {}),
                 "minItems": len(dims),
                 "maxItems": len(dims),
             },
