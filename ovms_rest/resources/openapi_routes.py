@@ -13,6 +13,8 @@ Responses = Mapping[str, Schema]
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
+FORM = "multipart/form-data"
+IMAGE = "image/*"
 TEXT = "text/plain"
 
 # The meaning of each status of an error; the text of one that needs more is in its row.
