@@ -95,7 +95,7 @@ def _read_boundary(content_type: str) -> str:
 
 def _read_part(section: memoryview, label: str) -> Part:
     """Read a part, from the line break before its header."""
-    end = _HEADER_END.search(section, 0, MAX_HEADER + 4)
+    end = _HEADER_END.search(section, 0, MAX_HEADER + 6)
     if end is None:
         if len(section) > MAX_HEADER:
             raise InvalidRequestError(f"{label} has a header of more than {MAX_HEADER} bytes, the limit")

@@ -17,7 +17,7 @@ import orjson
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.body_forms import explain_form
 from ovms_rest.protocol.datatypes import BYTES
-from ovms_rest.protocol.decoding import MAX_RANK, decode_json_data, decode_shape, view_strings
+from ovms_rest.protocol.decoding import MAX_RANK, decode_json_data, decode_request, decode_shape, view_strings
 from ovms_rest.protocol.json_memory import OBJECTS, check_memory
 from ovms_rest.protocol.multipart import Part, read_media_type, split_parts
 from ovms_rest.protocol.raw_bodies import Source, fit_shape, read_raw, read_raw_body, shape_strings
@@ -51,16 +51,18 @@ def holds_json(body: memoryview, content_type: str | None, tensor_shape: str | N
     return _OBJECT.match(body) is not None
 
 
-def decode_plain_request(
+def decode_typed_request(
     body: memoryview, content_type: str, tensor_shape: str | None, model: ModelMetadata, json_memory: int
-) -> InferenceRequest | None:
-    """Decode a body that Content-Type says to be the data of a model's inputs; return None for a request in JSON.
+) -> InferenceRequest:
+    """Decode a body without Inference-Header-Content-Length, by its Content-Type.
 
-    The body has no Inference-Header-Content-Length. `json_memory` limits the bytes that values in JSON may take.
+    `json_memory` limits the bytes that the values of JSON may take.
     """
     kind = read_media_type(content_type)
-    if not (kind in (OCTETS, FORM) or kind.startswith(IMAGE)) or holds_json(body, content_type, tensor_shape):
-        return None
+    if not (kind in (OCTETS, FORM) or kind.startswith(IMAGE)):
+        return decode_request(body, model=model, json_memory=json_memory)
+    if holds_json(body, content_type, tensor_shape):
+        return _decode_json(body, kind, model, json_memory)
     if kind == FORM:
         return InferenceRequest(_read_form(split_parts(body, content_type), model, json_memory))
     metadata = _find_only_input(kind, model)
@@ -70,6 +72,17 @@ def decode_plain_request(
         raise InvalidRequestError(f"the body is empty, expected the data of input {metadata.name!r}")
     shape = None if tensor_shape is None else _read_shape(tensor_shape, f"input {metadata.name!r}")
     return InferenceRequest((read_raw_body(body, metadata, _BODY, model.name, shape),))
+
+
+def _decode_json(body: memoryview, kind: str, model: ModelMetadata, json_memory: int) -> InferenceRequest:
+    try:
+        return decode_request(body, model=model, json_memory=json_memory)
+    except InvalidRequestError as error:
+        if kind != OCTETS:
+            raise
+        raise InvalidRequestError(
+            f"{error}; the body begins like JSON, and {OCTETS} that does so needs the header X-Tensor-Shape"
+        ) from error
 
 
 def _find_only_input(kind: str, model: ModelMetadata) -> TensorMetadata:

@@ -274,6 +274,21 @@ def test_only_the_json_of_a_binary_request_is_parsed():
     assert read_terms(*request(text, inference_header_content_length="0")) == Terms(), "this has no JSON"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b'["priority"]', b'--B\r\n{"parameters":{"priority":1}}', b'x{"parameters": {"priority": 1}}', b"\xff" * 100],
+)
+def test_body_of_data_alone_has_no_terms(body):
+    assert read_terms(*request(body)) == Terms()
+
+
+def test_raw_elements_with_a_shape_have_no_terms():
+    """Their text may even be valid JSON."""
+    (environ, received) = request({"parameters": {"priority": 1}}, x_tensor_shape="1")
+    assert read_terms(environ, received) == Terms(1)
+    assert read_terms({**environ, "CONTENT_TYPE": "application/octet-stream"}, received) == Terms()
+
+
 def test_compressed_body_is_not_parsed():
     body = json.dumps({"parameters": {"priority": 1}}).encode()
     assert read_terms(*request(gzip.compress(body), content_encoding="gzip")) == Terms()
