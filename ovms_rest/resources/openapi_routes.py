@@ -21,7 +21,7 @@ TEXT = "text/plain"
 _ERRORS = {
     400: "The request is invalid; the message says what was wrong.",
     403: "The change is not allowed from where the request came; the message names the setting that allows it.",
-    404: "The model or the version is unknown, or does not serve.",
+    404: "There is no such model or version, or it does not serve.",
     405: "The path has no such method; `Allow` lists those that it has.",
     408: "The request did not arrive in time.",
     412: "A model could not be loaded; the message has the reason.",
