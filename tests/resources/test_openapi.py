@@ -274,6 +274,7 @@ def test_the_extension_describes_a_pipeline(document):
     assert (found["kind"], found["compiled"], found["nodes"]) == ("pipeline", {}, [{"name": "n", "type": "custom"}])
     image = {"height": None, "width": None, "channels": 3, "color": "BGR"}
     assert found["inputs"] == [{"name": "picture", "datatype": "FP32", "shape": [1, "-1", "-1", 3], "image": image}]
+    assert described(document, "of one")["outputs"][0]["labels"] == ["cat", "dog", "bird"]
     assert described(document, "of one")["nodes"] == [{"name": "n", "type": "DL model", "model": "labelled"}]
 
 
