@@ -21,7 +21,7 @@ from ovms_rest.protocol.decoding import MAX_RANK, decode_json_data, decode_reque
 from ovms_rest.protocol.json_memory import OBJECTS, check_memory
 from ovms_rest.protocol.multipart import Part, read_media_type, split_parts
 from ovms_rest.protocol.raw_bodies import Source, fit_shape, read_raw, read_raw_body, shape_strings
-from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray
+from ovms_rest.protocol.strings import MAX_ELEMENTS
 from ovms_rest.protocol.tensors import InferenceRequest, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.validation import unknown_input
 from ovms_rest.protocol.words import list_names, show
@@ -64,7 +64,7 @@ def decode_typed_request(
     if holds_json(body, content_type, tensor_shape):
         return _decode_json(body, kind, model, json_memory)
     if kind == FORM:
-        return InferenceRequest(_read_form(split_parts(body, content_type), model, json_memory))
+        return InferenceRequest(_read_form(body, content_type, model, json_memory))
     metadata = _find_only_input(kind, model)
     if kind != OCTETS:
         return InferenceRequest((_read_image(body, kind, metadata, model),))
@@ -101,7 +101,7 @@ def _read_image(body: memoryview, kind: str, metadata: TensorMetadata, model: Mo
             f"Content-Type is {kind}, but input {metadata.name!r} of model {model.name!r} does not take images; it "
             f"takes {metadata.datatype} of shape {metadata.describe_shape()}, for example as {OCTETS}"
         )
-    return _join_elements([Part(metadata.name, body)], metadata)
+    return _view_elements(body, [Part(metadata.name, body, 0)], metadata)
 
 
 def _read_shape(text: str, label: str) -> tuple[int, ...]:
@@ -112,32 +112,30 @@ def _read_shape(text: str, label: str) -> tuple[int, ...]:
     return decode_shape({"shape": list(map(int, text.split(",")))}, label)
 
 
-def _join_elements(parts: Sequence[Part], metadata: TensorMetadata) -> Tensor:
-    """Return the data of parts as the elements of an input: images or strings."""
+def _view_elements(body: memoryview, parts: Sequence[Part], metadata: TensorMetadata) -> Tensor:
+    """Return the data of parts of a body as the elements of an input: images or strings."""
     shape = shape_strings(metadata, len(parts)) if metadata.datatype == BYTES else (len(parts),)
-    if len(parts) == 1:
-        data = parts[0].data
-        return Tensor(metadata.name, BYTES, view_strings([0], [len(data)], data, shape))
-    return Tensor(metadata.name, BYTES, BytesArray.of((bytes(part.data) for part in parts), shape))
+    begins, ends = [part.begin for part in parts], [part.begin + len(part.data) for part in parts]
+    return Tensor(metadata.name, BYTES, view_strings(begins, ends, body, shape))
 
 
 # --- Forms: a part is named by its input, and an input of images or strings may have several
 
 
-def _read_form(parts: list[Part], model: ModelMetadata, json_memory: int) -> tuple[Tensor, ...]:
+def _read_form(body: memoryview, content_type: str, model: ModelMetadata, json_memory: int) -> tuple[Tensor, ...]:
     by_name: dict[str, list[Part]] = {}
-    for part in parts:
+    for part in split_parts(body, content_type):
         if part.name not in model.inputs:
             raise unknown_input(part.name, model)
         by_name.setdefault(part.name, []).append(part)
-    return tuple(_read_input(found, model.inputs[name], json_memory) for name, found in by_name.items())
+    return tuple(_read_input(body, found, model.inputs[name], json_memory) for name, found in by_name.items())
 
 
-def _read_input(parts: list[Part], metadata: TensorMetadata, json_memory: int) -> Tensor:
+def _read_input(body: memoryview, parts: list[Part], metadata: TensorMetadata, json_memory: int) -> Tensor:
     label = f"input {metadata.name!r}"
     kinds = {_find_kind(part, metadata) for part in parts}
     if kinds == {_ELEMENT}:
-        return _join_elements(parts, metadata)
+        return _view_elements(body, parts, metadata)
     if len(parts) > 1:
         raise InvalidRequestError(
             f"{label} has {len(parts)} parts; only images and strings may come in several parts, one in each"

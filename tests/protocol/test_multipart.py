@@ -19,8 +19,8 @@ ONE = b"--B\r\n" + NAMED + b"\r\n\r\ndata\r\n--B--\r\n"
 
 
 def split(body, content_type=TYPE):
-    """Return the parts as tuples, with their data as bytes."""
-    return [(part.name, bytes(part.data), *part[2:]) for part in split_parts(memoryview(body), content_type)]
+    """Return the parts as tuples without their offsets, with their data as bytes."""
+    return [(part.name, bytes(part.data), *part[3:]) for part in split_parts(memoryview(body), content_type)]
 
 
 def header_of(*lines, data=b"data"):
@@ -154,6 +154,7 @@ def test_data_is_a_view_on_the_body():
     (part,) = split_parts(body, TYPE)
     body[body.obj.rindex(b"data")] = ord("D")
     assert bytes(part.data) == b"Data"
+    assert body[part.begin : part.begin + 4] == b"Data"
 
 
 @pytest.mark.parametrize(

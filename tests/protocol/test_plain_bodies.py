@@ -260,6 +260,12 @@ def test_images_of_one_name_are_elements_in_their_order():
     assert read(body, FORM, IMAGES) == {"image": ("BYTES", (3,), [b"c", b"a", b"b"])}
 
 
+def test_images_of_a_form_are_views_on_the_body():
+    body = memoryview(bytearray(form(("image", b"a", "file"), ("image", b"b", "file"))))
+    (tensor,) = decode_typed_request(body, FORM, None, IMAGES, 0).inputs
+    assert np.shares_memory(tensor.array.symbols, np.frombuffer(body, np.uint8))
+
+
 @pytest.mark.parametrize(
     ("dims", "count", "shape"),
     [

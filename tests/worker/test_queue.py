@@ -274,14 +274,6 @@ def test_only_the_json_of_a_binary_request_is_parsed():
     assert read_terms(*request(text, inference_header_content_length="0")) == Terms(), "this has no JSON"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b'["priority"]', b'--B\r\n{"parameters":{"priority":1}}', b'x{"parameters": {"priority": 1}}', b"\xff" * 100],
-)
-def test_body_of_data_alone_has_no_terms(body):
-    assert read_terms(*request(body)) == Terms()
-
-
 def test_raw_elements_with_a_shape_have_no_terms():
     """Their text may even be valid JSON."""
     (environ, received) = request({"parameters": {"priority": 1}}, x_tensor_shape="1")
