@@ -162,7 +162,13 @@ def _describe_compilation(servable: Servable) -> dict[str, str]:
         return {}
     compilation = servable.compilation
     properties = {"target_device": compilation.device, **compilation.properties}
-    return {key: value if isinstance(value, str) else orjson.dumps(value).decode() for key, value in properties.items()}
+    return {
+        # A path may have bytes that are not UTF-8.
+        key: value.encode(errors="backslashreplace").decode()
+        if isinstance(value, str)
+        else orjson.dumps(value).decode()
+        for key, value in properties.items()
+    }
 
 
 def _describe_node(step: Step) -> dict[str, str]:

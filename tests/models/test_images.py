@@ -976,6 +976,7 @@ def test_files_that_are_drawn_decode_to_the_array(array, options):
         (np.broadcast_to(np.uint8(0), (1, 3, 2, 2)), {"layout": "NCHW"}),
         (np.broadcast_to(np.uint8(0), (17, 2, 2, 3)), {}),
         (np.broadcast_to(np.uint8(0), (1, 4096, 4096, 3)), {}),
+        (np.zeros((1, 512, 512, 3), np.uint8), {}),
         (np.zeros((1, 0, 2, 3), np.uint8), {}),
     ],
 )

@@ -1,10 +1,13 @@
 """The part of the OpenAPI document about each model: its extension, limits and odd names."""
 
+import model_zoo
 import numpy as np
 import orjson
 import pytest
 
+from ovms_rest.models.compilation import plan_compilation
 from ovms_rest.models.registry import Entry
+from ovms_rest.models.runtime import Model
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 from ovms_rest.resources import openapi_models
 from ovms_rest.resources.openapi_models import ModelPaths
@@ -96,3 +99,11 @@ def test_a_request_of_the_configuration_comes_before_a_generated_one():
     request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [3, 4]}]}
     content = describe_one(FakeServable(), example=request)["requestBody"]["content"]
     assert content["application/json"]["example"] == request
+
+
+def test_a_path_that_is_not_utf_8_is_shown_with_escapes(tmp_path):
+    compilation = plan_compilation("CPU", {}, cores=1, cache_dir=str(tmp_path / "cache\udcff"))
+    model = Model("m", 1, model_zoo.save(model_zoo.relu(), tmp_path / "m") / "1", compilation)
+    found = describe_one(model)["x-ovms-rest"]["compiled"]
+    assert found["CACHE_DIR"] == f"{tmp_path}/cache\\udcff"
+    assert found["NUM_STREAMS"] == "0"
