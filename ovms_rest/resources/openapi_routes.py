@@ -56,12 +56,26 @@ class Route(NamedTuple):
 
 _MODEL = "/v2/models/{name}"
 _VERSION = "/v2/models/{name}/versions/{version}"
+_TFS = ("/v1/models/{name}", "/v1/models/{name}/versions/{version}")
 
 
 def _of_models(suffix: str, summary: str, schema: Schema | None) -> tuple[Route, Route]:
     """Return the two routes of a model: of its highest version that serves, and of one version."""
     first = Route("GET", f"{_MODEL}{suffix}", "models", summary, schema, (404,))
     return first, first._replace(path=f"{_VERSION}{suffix}", summary=f"{summary}, of one version")
+
+
+def _of_tensorflow_serving() -> Iterator[Route]:
+    """Yield the routes of TensorFlow Serving's API besides predictions."""
+    for path, which in zip(_TFS, ("all versions", "one version"), strict=True):
+        status = f"The states of {which}, in TensorFlow Serving's format"
+        yield Route("GET", path, "models", status, refer("ModelStatus"), (404,))
+        metadata = "Metadata, in TensorFlow Serving's format"
+        yield Route("GET", f"{path}/metadata", "models", metadata, refer("SignatureMetadata"), (404,))
+        for verb in ("classify", "regress"):
+            yield Route(
+                "POST", f"{path}:{verb}", "inference", "400: OpenVINO models have no such signature", errors=(404,)
+            )
 
 
 _METRICS: Responses = {"200": {"description": "Metrics", "content": {TEXT: {"schema": {"type": "string"}}}}}
@@ -87,6 +101,7 @@ ROUTES: tuple[Route, ...] = (
     *_of_models("/ready", "200 when the model serves, otherwise 404 with the reason", None),
     *_of_models("/config", "Configuration, in Triton's format", refer("ModelConfiguration")),
     *_of_models("/stats", "Statistics, in Triton's format", refer("Statistics")),
+    *_of_tensorflow_serving(),
     Route("GET", "/v2/models/stats", "models", "Statistics of all models, in Triton's format", refer("Statistics")),
     Route(
         "POST",
@@ -185,6 +200,8 @@ def describe_routes() -> dict[str, dict[str, Any]]:
     for path, summary in ((_MODEL, "Infer"), (_VERSION, "Infer with one version")):
         operation = describe_inference(f"{path}/infer", summary, refer("InferenceRequest"))
         paths[f"{path}/infer"] = {"post": operation}
+    for path in _TFS:
+        paths[f"{path}:predict"] = {"post": _describe_prediction(path)}
     return paths
 
 
@@ -203,6 +220,21 @@ def describe_inference(path: str, summary: str, schema: Schema) -> dict[str, Any
             },
         },
         "responses": {**_INFERRED, **_describe_errors((404, *_OF_BODIES))},
+    }
+
+
+def _describe_prediction(path: str) -> dict[str, Any]:
+    predicted = {"description": "The outputs", "content": {JSON: {"schema": refer("PredictResponse")}}}
+    return {
+        "tags": ["inference"],
+        "summary": "Infer, in the forms of TensorFlow Serving",
+        "parameters": _describe_parameters(path),
+        "requestBody": {"required": True, "content": {JSON: {"schema": refer("PredictRequest")}}},
+        "responses": {
+            "200": predicted,
+            "204": _INFERRED["204"],
+            **_describe_errors((404, *_OF_BODIES)),
+        },
     }
 
 

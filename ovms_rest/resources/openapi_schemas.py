@@ -207,6 +207,29 @@ SCHEMAS: dict[str, Schema] = {
         {"name": STRING, "shape": _SHAPE, "datatype": _DATATYPE},
         {"data": {"type": "array"}, "parameters": object_of({"binary_data_size": INTEGER})},
     ),
+    "PredictRequest": {
+        "type": "object",
+        "properties": {"signature_name": {"enum": ["serving_default", ""]}},
+        "oneOf": [
+            object_of({"instances": {"type": "array", "minItems": 1, "description": "A row for each instance."}}),
+            object_of({"inputs": {"description": "The only input, or an object of the inputs by their names."}}),
+        ],
+    },
+    "PredictResponse": {
+        "type": "object",
+        "description": "In the form of the request. NaN and infinities are the tokens NaN, Infinity and -Infinity.",
+        "oneOf": [
+            object_of({"predictions": {"type": "array"}}),
+            object_of({"outputs": {"description": "The only output, or an object of the outputs by their names."}}),
+        ],
+    },
+    "ModelStatus": object_of({"model_version_status": array_of(_STATUS)}),
+    "SignatureMetadata": object_of(
+        {
+            "model_spec": object_of({"name": STRING, "signature_name": STRING, "version": STRING}),
+            "metadata": object_of({"signature_def": {"type": "object"}}),
+        }
+    ),
     **{f"{name}_data": given for name, (given, _) in _DATA.items()},
     **{f"{name}_result": returned for name, (_, returned) in _DATA.items()},
 }

@@ -21,7 +21,7 @@ stateful.enabled = false
 coverage.unexpected-methods = ["DELETE", "PUT"]
 
 [[operations]]
-include-path-regex = "/infer$"
+include-path-regex = "(/infer|:predict|:classify|:regress)$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "503"]
 checks.not_a_server_error.expected-statuses = ["2xx", "4xx", "503"]
 """
