@@ -23,6 +23,8 @@ from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.protocol.words import escape
 from ovms_rest.resources.arbiter_client import ArbiterClient
+from ovms_rest.resources.console import PAGE, ConsoleFile, ConsolePlace, ConsoleSettings, read_files
+from ovms_rest.resources.console_origin import ConsoleOrigin, ConsolePorts
 from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
 from ovms_rest.resources.cors import Cors
 from ovms_rest.resources.entry_points import EntryPoints, Models
@@ -57,14 +59,19 @@ class App(falcon.App):  # type: ignore[type-arg]
         metrics: list[str] | None,
     ) -> None:
         """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them."""
-        super().__init__(**_falcon_arguments(settings))
+        self._ports = ConsolePorts()
+        origin = ConsoleOrigin(self._ports) if settings.console and settings.control_bind else None
+        self.find_origin_headers = origin.find_headers if origin else None
+        super().__init__(**_falcon_arguments(settings, origin))
         self.models = models
         self.watch: Callable[[], None] | None = None
         self._telemetry = telemetry
         self._is_control = False
         permission = Permission(settings, lambda: self._is_control)
         self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe())
-        _add_protocol(self, models, settings, telemetry.is_ending)
+        place = ConsolePlace(settings.console, settings.control_bind, lambda: self._is_control, self._ports)
+        _add_protocol(self, models, settings, telemetry.is_ending, place.is_here)
+        self._add_console(place, permission)
         self._add_operations(permission, metrics)
 
     def _add_operations(self, permission: Permission, metrics: list[str] | None) -> None:
@@ -88,7 +95,17 @@ class App(falcon.App):  # type: ignore[type-arg]
             self.add_route(f"{model}/stats", statistics)
         self.add_route("/metrics", Metrics(None if metrics is None else self._telemetry, metrics or DEFAULT_METRICS))
 
+    def _add_console(self, place: ConsolePlace, permission: Permission) -> None:
+        """Add the resources of the console."""
+        for path, file in read_files().items():
+            self.add_route(f"{PAGE}{path}", ConsoleFile(file, place))
+        self.add_route(f"{PAGE}/settings", ConsoleSettings(place, permission))
+
     # --- In the arbiter
+
+    def set_ports(self, service: int | None, control: int | None) -> None:
+        """Note the TCP ports of the service and of the control address, which the console's page needs."""
+        self._ports.service, self._ports.control = service, control
 
     def describe(self) -> str:
         """Return how many models serve, for the log and systemd."""
@@ -140,9 +157,10 @@ def create_app(registry: Registry, settings: Settings) -> falcon.App:  # type: i
     return app
 
 
-def _falcon_arguments(settings: Settings) -> dict[str, Any]:
-    middleware = [Cors(settings)] if settings.allowed_origins else None
-    return {"router": Router(), "request_type": Request, "middleware": middleware}
+def _falcon_arguments(settings: Settings, origin: ConsoleOrigin | None = None) -> dict[str, Any]:
+    """Return the arguments of Falcon's application. Of the middleware, the first has the last word on a response."""
+    middleware = [origin] * (origin is not None) + [Cors(settings)] * bool(settings.allowed_origins)
+    return {"router": Router(), "request_type": Request, "middleware": middleware or None}
 
 
 def _add_protocol(
@@ -150,12 +168,16 @@ def _add_protocol(
     registry: Registry,
     settings: Settings,
     is_ending: Callable[[], bool],
+    has_console: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Add the resources of the protocol; `is_ending` returns whether the service is shutting down."""
+    """Add the resources of the protocol; `is_ending` returns whether the service is shutting down.
+
+    `has_console` returns whether this process serves the console.
+    """
     app.add_error_handler(ServingError, handle_serving_error)
     app.set_error_serializer(serialize_falcon_error)
     extensions = [name for name in EXTENSIONS if name != "model_repository" or settings.model_control != "none"]
-    app.add_route("/", EntryPoints())
+    app.add_route("/", EntryPoints(has_console))
     app.add_route("/v2", ServerDescription(extensions))
     app.add_route("/v2/health/live", Live())
     app.add_route("/v2/health/ready", Ready(registry, is_ending))
