@@ -1,6 +1,7 @@
 """The WSGI application, wired: settings, config, models, resources."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.protocol.words import escape
 from ovms_rest.resources.arbiter_client import ArbiterClient
-from ovms_rest.resources.console import PAGE, ConsoleFile, ConsolePlace, ConsoleSettings, read_files
+from ovms_rest.resources.console import PAGE, ConsoleErrors, ConsoleFile, ConsolePlace, ConsoleSettings, read_files
 from ovms_rest.resources.console_origin import ConsoleOrigin, ConsolePorts
 from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
 from ovms_rest.resources.cors import Cors
@@ -40,6 +41,7 @@ from ovms_rest.resources.routing import Request, Router
 from ovms_rest.resources.statistics import Statistics
 from ovms_rest.settings import Settings, read_settings
 from ovms_rest.shared_memory.log_levels import LogLevels
+from ovms_rest.shared_memory.recent_lines import RecentLines
 from ovms_rest.shared_memory.statistics import FailureKind
 from ovms_rest.shared_memory.table import SLOTS, WorkerTable
 from ovms_rest.telemetry import ServedStatistics, Telemetry
@@ -57,8 +59,12 @@ class App(falcon.App):  # type: ignore[type-arg]
         table: WorkerTable,
         reloading: Reloading,
         metrics: list[str] | None,
+        lines: RecentLines,
     ) -> None:
-        """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them."""
+        """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them.
+
+        `lines` are the last ones of the log.
+        """
         self._ports = ConsolePorts()
         origin = ConsoleOrigin(self._ports) if settings.console and settings.control_bind else None
         self.find_origin_headers = origin.find_headers if origin else None
@@ -66,6 +72,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         self.models = models
         self.watch: Callable[[], None] | None = None
         self._telemetry = telemetry
+        self._lines = lines
         self._is_control = False
         permission = Permission(settings, lambda: self._is_control)
         self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe())
@@ -100,6 +107,13 @@ class App(falcon.App):  # type: ignore[type-arg]
         for path, file in read_files().items():
             self.add_route(f"{PAGE}{path}", ConsoleFile(file, place))
         self.add_route(f"{PAGE}/settings", ConsoleSettings(place, permission))
+        self.add_route(f"{PAGE}/errors", ConsoleErrors(place, self._lines))
+        self.add_error_handler(Exception, self._note_bug)
+
+    def _note_bug(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:
+        """Note an exception that nothing has handled, and respond as Falcon does, which logs it."""
+        self._lines.note(logging.ERROR, f"{req.method} {req.path} failed: {type(error).__name__}: {error}")
+        self._python_error_handler(req, resp, error, params)
 
     # --- In the arbiter
 
@@ -124,6 +138,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         `opening` and `retire` are as in `ModelRegistry.open`. The control worker, if there is one, watches the files,
         for no inference waits there.
         """
+        self._lines.claim(slot)
         self._telemetry.counters.claim(slot)
         self.models.open(opening, retire)
         self._is_control = is_control
@@ -189,6 +204,8 @@ def _add_protocol(
 
 def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
+    lines = RecentLines(SLOTS)
+    lines.install()
     settings = read_settings(environ)
     now = stamp(settings.config)
     config = read_config(settings.config, settings)
@@ -212,7 +229,7 @@ def load_app(environ: Mapping[str, str]) -> App:
         adopted,
     )
     reloading.start(config, now)
-    return App(settings, models, telemetry, table, reloading, config.metrics)
+    return App(settings, models, telemetry, table, reloading, config.metrics, lines)
 
 
 def _log_progress(name: str, version: int) -> None:
