@@ -16,7 +16,7 @@ import orjson
 from ovms_rest import __version__
 from ovms_rest.errors import NotFoundError
 from ovms_rest.resources.console_origin import ConsolePorts
-from ovms_rest.resources.permission import Permission
+from ovms_rest.resources.permission import Permission, is_proxied
 from ovms_rest.shared_memory.recent_lines import RecentLines
 
 FILES = Path(__file__).parents[1] / "console"
@@ -71,18 +71,18 @@ class ConsolePlace:
     """Where the console is served: in the control worker if there is one, else in every worker."""
 
     def __init__(self, is_on: bool, control_bind: str, is_control: Callable[[], bool], ports: ConsolePorts) -> None:
-        self._is_on = is_on
+        self.is_on = is_on
         self._control_bind = control_bind
         self._is_control = is_control
         self._ports = ports
 
     def is_here(self) -> bool:
         """Return whether this process serves the console."""
-        return self._is_on and (self._is_control() or not self._control_bind)
+        return self.is_on and (self._is_control() or not self._control_bind)
 
     def check(self) -> None:
         """Raise NotFoundError, with the reason, unless this process serves the console."""
-        if not self._is_on:
+        if not self.is_on:
             raise NotFoundError("the console is turned off; OVMS_REST_CONSOLE is false")
         if not self.is_here():
             raise NotFoundError(f"the console is served on the control address only, {self._control_bind}")
@@ -90,9 +90,9 @@ class ConsolePlace:
     def find_service(self, req: falcon.Request) -> str | None:
         """Return the scheme, host and port to which the page sends inferences, "" for its own, None if there is none.
 
-        The host is that of the page: the service listens on the same host, and its names are the user's business.
+        The host is that of the page's own URL. A proxy is expected to pass inferences on, too.
         """
-        if not self._control_bind:
+        if not self._control_bind or is_proxied(req.env):
             return ""
         host = _HOST.fullmatch(req.get_header("Host") or "")
         return f"{req.scheme}://{host[1]}:{self._ports.service}" if host and self._ports.service else None

@@ -94,6 +94,11 @@ class Permission:
         return None
 
 
+def is_proxied(environ: Environ) -> bool:
+    """Return whether a request has a header that a proxy adds."""
+    return any(key.startswith(_PROXY_HEADERS) for key in environ)
+
+
 def _is_from_page(environ: Environ) -> bool:
     """Return whether a request may come from a web page: browsers put one of these headers into every POST."""
     return "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ
