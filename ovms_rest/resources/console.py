@@ -14,9 +14,9 @@ import falcon
 import orjson
 
 from ovms_rest import __version__
-from ovms_rest.errors import NotFoundError
+from ovms_rest.errors import ForbiddenError, NotFoundError
 from ovms_rest.resources.console_origin import ConsolePorts
-from ovms_rest.resources.permission import Permission, is_proxied
+from ovms_rest.resources.permission import Permission, find_foreign_page, is_proxied
 from ovms_rest.shared_memory.recent_lines import RecentLines
 
 FILES = Path(__file__).parents[1] / "console"
@@ -153,8 +153,13 @@ class ConsoleErrors:
         self._lines = lines
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Respond with the last warnings and errors of all processes, the newest at the end."""
+        """Respond with the last warnings and errors of all processes, the newest at the end.
+
+        CORS may be on for all routes, but the log is no web page's of another site.
+        """
         self._place.check()
+        if foreign := find_foreign_page(req.env):
+            raise ForbiddenError(f"{req.method} {req.path} is not allowed for web pages of other sites: {foreign}")
         resp.set_headers(_HEADERS)
         resp.data = orjson.dumps({"lines": [line._asdict() for line in self._lines.read()]})
 

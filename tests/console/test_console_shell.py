@@ -109,6 +109,29 @@ def test_context_reaches_the_service_from_the_control_address(browser, demo, url
     }
 
 
+def test_models_are_changed_on_the_control_address(browser, demo, url):
+    """The page is of the same origin as its calls, which are allowed there alone."""
+    with open_page(browser, url) as page:
+        page.get_by_role("button", name="Unload number").click()
+        page.locator("#report.good", has_text="number is unloaded.").wait_for()
+        assert demo.get("/v2/models/number").status == 404
+        page.get_by_role("button", name="Load number").click()
+        page.locator("#report.good", has_text="number is loaded.").wait_for()
+        assert demo.get("/v2/models/number").status == 200
+
+
+def test_tabs_work_again_when_the_service_answers_again(browser, url):
+    with open_page(browser, "about:blank", expected=("503",)) as page:
+        refusal = '{"error": "the service is shutting down"}'
+        page.route("**/console/settings", lambda route: route.fulfill(status=503, body=refusal))
+        page.goto(url)
+        page.locator("main .notice.bad", has_text="the service is shutting down").wait_for()
+        page.unroute("**/console/settings")
+        page.get_by_role("link", name="Log").click()
+        page.locator("main h1", has_text="Log").wait_for()
+        assert page.locator("main .notice.bad:visible").count() == 0
+
+
 def test_service_that_is_gone_is_named(browser, url):
     nobody = f"http://127.0.0.1:{free_port()}"
     script = "url => import('/console/service.js').then(({ get }) => get(url)).catch((error) => error.message)"

@@ -169,7 +169,7 @@ def test_page_with_a_slash_is_redirected_to_the_one_without(service):
 def test_root_redirects_browsers_to_the_console(service):
     answer = service.request("GET", "/", headers=HTML)
     assert (answer.status, answer.headers["location"], answer.headers["vary"]) == (302, "./console", "Accept")
-    for accepted in ("*/*", "application/json", "application/json, text/html;q=0.5"):
+    for accepted in ("*/*", "application/json", ";;,", "text/html;q=0", "application/json, text/html;q=0.5"):
         answer = service.request("GET", "/", headers={"Accept": accepted})
         assert (answer.status, answer.headers["vary"]) == (200, "Accept")
         assert answer.json()["routes"]["console, for browsers"] == "GET /console"
@@ -305,6 +305,13 @@ def test_errors_of_all_processes_are_listed(controlled):
     start = "inference of model 'reshaping' version 1 failed: "
     (last,) = [line for line in lines if line["text"].startswith(start)]
     assert (last["process"] in controlled.workers(), last["level"]) == (True, "WARNING")
+
+
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://evil.example"}])
+def test_errors_are_not_for_pages_of_other_sites(service, headers):
+    answer = service.request("GET", "/console/errors", headers=headers)
+    assert answer.status == 403
+    assert "is not allowed for web pages of other sites: " in answer.json()["error"]
 
 
 def test_bug_in_a_resource_is_among_the_errors(mounted):
