@@ -44,7 +44,7 @@ ONLY_CONFIG = "unknown key; the only known one is 'config'"
 KNOWN = (
     "known: 'name', 'base_path', 'target_device', 'plugin_config', 'nireq', 'allow_cache', 'model_version_policy', "
     "'batch_size', 'max_batch_size', 'shape', 'layout', 'mean', 'scale', 'color_format', 'precision', 'trial', "
-    "'cpu_extension'"
+    "'cpu_extension', 'example'"
 )
 
 
@@ -173,6 +173,12 @@ OPTIONS = {
     "precision": ["uint8:fp32"],
     "trial": ["request.json", False],
 }
+
+
+def test_the_path_of_an_example_is_relative_to_the_config(load_one, tmp_path):
+    assert load_one(example="a/b.json").example == tmp_path / "a" / "b.json"
+    assert load_one(example="/etc/a.json").example == Path("/etc/a.json")
+    assert load_one().example is None
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OPTIONS.items() for value in values])
@@ -426,6 +432,7 @@ WRONG_TYPES = [
     ("color_format", COLOR_FORMAT, [["RGB", "BGR"]]),
     ("precision", PRECISION, [None, 32]),
     ("trial", "expected the path of a file with a request, true or false, got", [None, ""]),
+    ("example", "expected the path of a file with a request, got", [None, "", True]),
 ]
 MODEL_MISTAKES = [
     *(({key: value}, f"{key}: {message} {as_json(value)}") for key, message, values in WRONG_TYPES for value in values),
@@ -732,6 +739,7 @@ def test_known_model_keeps_only_its_path():
     [
         ({"nam": "m"}, f"config.nam: {UNKNOWN} 'name'"),
         ({"name": "n"}, 'config.name: expected "m" as in the path, got "n"'),
+        ({"example": "/etc/passwd"}, "config.example: is not supported: only the config file may name an example"),
         ({"backend": "onnxruntime"}, 'config.backend: expected openvino, got "onnxruntime"'),
         ({"platform": 1}, "config.platform: expected openvino, got 1"),
         ({"max_batch_size": -1}, "config.max_batch_size: expected an integer from 0 to 4096, got -1"),

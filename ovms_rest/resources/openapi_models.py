@@ -15,9 +15,10 @@ from ovms_rest.models.runtime import Model
 from ovms_rest.models.servable import Servable
 from ovms_rest.pipelines.definition import CUSTOM, MODEL
 from ovms_rest.pipelines.execution import Pipeline
+from ovms_rest.pipelines.plan import REQUEST_STEP, Step
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.tensors import MAX_DIM, Dim, ImageDecoder, TensorMetadata
-from ovms_rest.resources.openapi_routes import JSON, describe_inference
+from ovms_rest.resources.openapi_routes import FORM, IMAGE, JSON, describe_inference
 from ovms_rest.resources.openapi_schemas import Schema, array_of, refer
 
 # Outputs with more classes than this have no labels in the document.
@@ -57,8 +58,10 @@ class ModelPaths:
             f"{title}: {', '.join(f'`{port.name}` {port.datatype}{port.describe_shape()}' for port in ports.values())}."
             for title, ports in (("Inputs", metadata.inputs), ("Outputs", metadata.outputs))
         ]
+        content = operation["requestBody"]["content"]
+        content |= _describe_plain_bodies(metadata.inputs)
         if example is not None:
-            operation["requestBody"]["content"][JSON]["example"] = example
+            content[JSON]["example"] = example
         elif servable.example is not None and (zeros := encode_zeros(metadata, servable.example)):
             lines.append(
                 f"An example would be too long in JSON. This sends zeros in binary:\n\n    {_write(path, *zeros)}"
@@ -78,7 +81,7 @@ class ModelPaths:
 
     def _describe_output(self, port: TensorMetadata, servable: Servable) -> dict[str, Any]:
         described = _describe_tensor(port, servable.output_layouts if isinstance(servable, Model) else {})
-        labels = servable.metadata.labels
+        labels = _find_labels(port.name, servable)
         if labels and len(labels) <= _MOST_LABELS and _has_classes(port, len(labels)):
             kept = self._limit(list(labels))
             if kept is not None:
@@ -139,6 +142,15 @@ def _describe_image(images: ImageDecoder, color: str) -> dict[str, Any] | None:
     return {**size._asdict(), "color": "GRAY" if size.channels == 1 else color or "BGR"}
 
 
+def _find_labels(name: str, servable: Servable) -> tuple[str, ...]:
+    """Return the labels of the model that computes an output."""
+    if not isinstance(servable, Pipeline):
+        return servable.metadata.labels
+    (output,) = (output for output in servable.plan.outputs if output.name == name)
+    model = None if output.step == REQUEST_STEP else servable.plan.steps[output.step].part.model
+    return () if model is None else model.metadata.labels
+
+
 def _has_classes(port: TensorMetadata, count: int) -> bool:
     """Return whether the last dim of an output can be its classes."""
     return port.datatype != BYTES and bool(port.dims) and port.dims is not None and port.dims[-1].size == count
@@ -150,10 +162,16 @@ def _describe_compilation(servable: Servable) -> dict[str, str]:
         return {}
     compilation = servable.compilation
     properties = {"target_device": compilation.device, **compilation.properties}
-    return {key: value if isinstance(value, str) else orjson.dumps(value).decode() for key, value in properties.items()}
+    return {
+        # A path may have bytes that are not UTF-8.
+        key: value.encode(errors="backslashreplace").decode()
+        if isinstance(value, str)
+        else orjson.dumps(value).decode()
+        for key, value in properties.items()
+    }
 
 
-def _describe_node(step: Any) -> dict[str, str]:
+def _describe_node(step: Step) -> dict[str, str]:
     model = step.part.model
     if model is None:
         return {"name": step.name, "type": CUSTOM}
@@ -187,10 +205,32 @@ def _describe_request(servable: Servable) -> Schema:
     }
 
 
+def _describe_plain_bodies(inputs: Mapping[str, TensorMetadata]) -> dict[str, Any]:
+    """Return the bodies that are the data of inputs, without JSON."""
+    files = {name: {"description": _describe_part(port)} for name, port in inputs.items()}
+    form = {"type": "object", "required": list(files), "properties": files}
+    content: dict[str, Any] = {FORM: {"schema": form}}
+    if len(inputs) == 1 and all(_takes_images(port) for port in inputs.values()):
+        content[IMAGE] = {"schema": {"description": "One encoded image, for the only input."}}
+    return content
+
+
+def _describe_part(port: TensorMetadata) -> str:
+    if _takes_images(port):
+        return "An encoded image; several images are several parts of this name."
+    if port.datatype == BYTES:
+        return "A string; several strings are several parts of this name."
+    return "The elements as a JSON array, or their bytes as a file."
+
+
+def _takes_images(port: TensorMetadata) -> bool:
+    return port.images is not None and port.images.expected is not None
+
+
 def _describe_input_schema(port: TensorMetadata) -> Schema:
     dims = (Dim(0, None),) if port.dims is None else port.dims
     forms = [_describe_form(port, port.datatype, dims, "")]
-    if port.images is not None and port.images.expected is not None:
+    if _takes_images(port):
         text = "Encoded images, such as JPEG or PNG, one in each element."
         forms.append(_describe_form(port, BYTES, (Dim(max(dims[0].low, 1), dims[0].high),), text))
     elif port.datatype == UINT8 and len(dims) == 2:
@@ -209,7 +249,7 @@ def _describe_form(port: TensorMetadata, datatype: str, dims: Sequence[Dim], tex
             "datatype": {"const": datatype},
             "shape": {
                 "type": "array",
-                "prefixItems": [_describe_dim(dim) for dim in dims],
+                **({"prefixItems": [_describe_dim(dim) for dim in dims]} if dims else {}),
                 "minItems": len(dims),
                 "maxItems": len(dims),
             },
