@@ -1,6 +1,7 @@
 """Entry points: GET / lists the routes, GET /v2/models the models; and hints for the paths of other servers."""
 
 import re
+from typing import Protocol
 
 import falcon
 import orjson
@@ -21,6 +22,10 @@ _ROUTES = {
     "statistics": "GET /v2/models/stats",
     "metrics": "GET /metrics",
 }
+
+_CONSOLE = {"console, for browsers": "GET /console"}
+# What a client may ask for by Accept; the first for those that take both alike.
+_FORMS = (falcon.MEDIA_JSON, falcon.MEDIA_HTML)
 
 _PREDICT = "use POST /v2/models/{name}/infer with requests of KServe v2"
 # Paths of other servers, and the routes to use instead.
@@ -52,17 +57,39 @@ def find_hint(path: str) -> str:
     return next((hint for pattern, hint in _HINTS if pattern.fullmatch(path)), "")
 
 
+class Console(Protocol):
+    """The console: whether the settings turn it on, and whether this process serves it."""
+
+    is_on: bool
+
+    def is_here(self) -> bool:
+        """Return whether this process serves the console."""
+
+
 class EntryPoints:
     """GET /."""
 
-    def __init__(self) -> None:
-        self._body = orjson.dumps({"name": "ovms_rest", "version": __version__, "routes": _ROUTES})
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
+        routes = {**_ROUTES, **_CONSOLE} if console and console.is_on else _ROUTES
+        self._body = orjson.dumps({"name": "ovms_rest", "version": __version__, "routes": routes})
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Respond with the routes and their purposes."""
+        """Respond with the routes and their purposes; redirect browsers to the console."""
         resp.data = self._body
+        if self._console and self._console.is_here():
+            resp.set_header("Vary", "Accept")
+            if req.client_prefers(_FORMS) == falcon.MEDIA_HTML:
+                resp.status = 302
+                resp.set_header("Location", _find_console(req))
 
     on_head = on_get
+
+
+def _find_console(req: falcon.Request) -> str:
+    """Return the console's URL relative to that of the request, for a proxy may have removed a prefix of the path."""
+    last = str(req.env.get("RAW_URI", "/")).partition("?")[0].rpartition("/")[2]
+    return f"./{last}/console" if last else "./console"
 
 
 class Models:

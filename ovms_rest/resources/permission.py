@@ -41,17 +41,18 @@ class Permission:
 
     def check(self, req: falcon.Request) -> None:
         """Raise ForbiddenError, with the setting that would allow it, unless the request may change the service."""
-        if reason := self._find_obstacle(req.env):
+        if reason := self.find_obstacle(req.env):
             raise ForbiddenError(f"{req.method} {req.path} {reason}")
 
-    def _find_obstacle(self, environ: Environ) -> str | None:
+    def find_obstacle(self, environ: Environ) -> str | None:
+        """Return why a request may not change the service, "is not allowed ...", None if it may."""
         if self._allowed == "all":
             return None
         if self._allowed == "none":
             return "is not allowed over HTTP; OVMS_REST_MODEL_CONTROL is 'none'"
         if self._is_control():
             # A browser on this host can reach the control address. Tools and proxies may use any name for it.
-            problem = _is_from_page(environ) and (_find_foreign_page(environ) or self._find_foreign_host(environ))
+            problem = _is_from_page(environ) and (find_foreign_page(environ) or self._find_foreign_host(environ))
             return f"is not allowed for web pages of other sites: {problem}" if problem else None
         if self._allowed == "local":
             problem = self._find_foreign(environ)
@@ -77,20 +78,25 @@ class Permission:
         for key in environ:
             if key.startswith(_PROXY_HEADERS):
                 return f"the request has the header {key.removeprefix('HTTP_').replace('_', '-').title()}"
-        return _find_foreign_page(environ, behind_proxy=False) or self._find_foreign_host(environ)
+        return find_foreign_page(environ, behind_proxy=False) or self._find_foreign_host(environ)
 
     def _find_foreign_host(self, environ: Environ) -> str | None:
         """Return the evidence that a request is addressed to another host, as after DNS rebinding, None if not."""
         names = {"localhost", socket.gethostname().lower()}
         if self._control_bind and not self._control_bind.startswith("unix:"):
-            names.add(_split_port(self._control_bind)[0])
+            names.add(split_port(self._control_bind)[0])
         for host in (environ.get("HTTP_HOST"), read_authority(environ.get("RAW_URI", ""))):
             if host is None:
                 continue
-            name = _split_port(host)[0].removesuffix(".")
+            name = split_port(host)[0].removesuffix(".")
             if name not in names and not name.endswith(".localhost") and not _is_own_address(name):
                 return f"{host!r} is not a name or address of this host"
         return None
+
+
+def is_proxied(environ: Environ) -> bool:
+    """Return whether a request has a header that a proxy adds."""
+    return any(key.startswith(_PROXY_HEADERS) for key in environ)
 
 
 def _is_from_page(environ: Environ) -> bool:
@@ -98,7 +104,7 @@ def _is_from_page(environ: Environ) -> bool:
     return "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ
 
 
-def _find_foreign_page(environ: Environ, behind_proxy: bool = True) -> str | None:
+def find_foreign_page(environ: Environ, behind_proxy: bool = True) -> str | None:
     """Return the header that shows that a page of another origin sent a request, None if there is none.
 
     A proxy may change Host, but not Sec-Fetch-Site.
@@ -109,12 +115,12 @@ def _find_foreign_page(environ: Environ, behind_proxy: bool = True) -> str | Non
     if origin is None or (site is not None and behind_proxy):
         return None
     scheme, _, authority = origin.partition("://")
-    if _split_port(authority, scheme) != _split_port(environ.get("HTTP_HOST", ""), scheme):
+    if split_port(authority, scheme) != split_port(environ.get("HTTP_HOST", ""), scheme):
         return f"Origin is {origin!r}"
     return None
 
 
-def _split_port(authority: str, scheme: str = "http") -> tuple[str, str]:
+def split_port(authority: str, scheme: str = "http") -> tuple[str, str]:
     """Return host and port of HOST:PORT, the host in lower case and without the brackets of an IPv6 address."""
     host, found, port = authority.rpartition(":")
     if not found or port.endswith("]"):
