@@ -1,6 +1,7 @@
 """The WSGI application, wired: settings, config, models, resources."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -21,9 +22,10 @@ from ovms_rest.models.roots import find_roots
 from ovms_rest.models.servable import Registry
 from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
+from ovms_rest.pipelines.rehearsal import rehearse_pipelines
 from ovms_rest.protocol.words import escape
 from ovms_rest.resources.arbiter_client import ArbiterClient
-from ovms_rest.resources.console import PAGE, ConsoleFile, ConsolePlace, ConsoleSettings, read_files
+from ovms_rest.resources.console import PAGE, ConsoleErrors, ConsoleFile, ConsolePlace, ConsoleSettings, read_files
 from ovms_rest.resources.console_origin import ConsoleOrigin, ConsolePorts
 from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
 from ovms_rest.resources.cors import Cors
@@ -35,11 +37,13 @@ from ovms_rest.resources.log_settings import Logging
 from ovms_rest.resources.metadata import EXTENSIONS, ModelDescription, ServerDescription
 from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics
 from ovms_rest.resources.model_config import ModelConfiguration
+from ovms_rest.resources.openapi import OpenApi
 from ovms_rest.resources.permission import Permission
 from ovms_rest.resources.routing import Request, Router
 from ovms_rest.resources.statistics import Statistics
 from ovms_rest.settings import Settings, read_settings
 from ovms_rest.shared_memory.log_levels import LogLevels
+from ovms_rest.shared_memory.recent_lines import RecentLines
 from ovms_rest.shared_memory.statistics import FailureKind
 from ovms_rest.shared_memory.table import SLOTS, WorkerTable
 from ovms_rest.telemetry import ServedStatistics, Telemetry
@@ -57,8 +61,13 @@ class App(falcon.App):  # type: ignore[type-arg]
         table: WorkerTable,
         reloading: Reloading,
         metrics: list[str] | None,
+        api: OpenApi,
+        lines: RecentLines,
     ) -> None:
-        """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them."""
+        """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them.
+
+        `lines` are the last ones of the log.
+        """
         self._ports = ConsolePorts()
         origin = ConsoleOrigin(self._ports) if settings.console and settings.control_bind else None
         self.find_origin_headers = origin.find_headers if origin else None
@@ -66,6 +75,8 @@ class App(falcon.App):  # type: ignore[type-arg]
         self.models = models
         self.watch: Callable[[], None] | None = None
         self._telemetry = telemetry
+        self._api = api
+        self._lines = lines
         self._is_control = False
         permission = Permission(settings, lambda: self._is_control)
         self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe())
@@ -79,6 +90,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         limit = min(self.managed.settings.max_body_bytes, MAX_BODY_BYTES)
         changes = ArbiterClient(self.managed.reloading.mailbox, self.models)
         self.add_error_handler(TryLaterError, hand_on)
+        self.add_route("/v2/openapi.json", self._api)
         self.add_route("/v2/models", Models(changes))
         self.add_route("/v1/config", ConfigStatus(changes))
         self.add_route("/v1/config/reload", ConfigReload(changes))
@@ -100,6 +112,13 @@ class App(falcon.App):  # type: ignore[type-arg]
         for path, file in read_files().items():
             self.add_route(f"{PAGE}{path}", ConsoleFile(file, place))
         self.add_route(f"{PAGE}/settings", ConsoleSettings(place, permission))
+        self.add_route(f"{PAGE}/errors", ConsoleErrors(place, self._lines))
+        self.add_error_handler(Exception, self._note_bug)
+
+    def _note_bug(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:
+        """Note an exception that nothing has handled, and respond as Falcon does, which logs it."""
+        self._lines.note(logging.ERROR, f"{req.method} {req.path} failed: {type(error).__name__}: {error}")
+        self._python_error_handler(req, resp, error, params)
 
     # --- In the arbiter
 
@@ -124,8 +143,10 @@ class App(falcon.App):  # type: ignore[type-arg]
         `opening` and `retire` are as in `ModelRegistry.open`. The control worker, if there is one, watches the files,
         for no inference waits there.
         """
+        self._lines.claim(slot)
         self._telemetry.counters.claim(slot)
         self.models.open(opening, retire)
+        self._api.renew()
         self._is_control = is_control
         reloading = self.managed.reloading
         if is_control or not self.managed.settings.control_bind:
@@ -189,15 +210,18 @@ def _add_protocol(
 
 def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
+    lines = RecentLines(SLOTS)
+    lines.install()
     settings = read_settings(environ)
     now = stamp(settings.config)
     config = read_config(settings.config, settings)
     load_settings, models, table = load_settings_of(settings), ModelRegistry({}), WorkerTable(SLOTS, usable_cores())
-    telemetry = Telemetry(models, table, settings.max_waiting)
+    telemetry, api = Telemetry(models, table, settings.max_waiting), OpenApi(models)
 
     def adopted() -> None:
         telemetry.count(models.entries)
         telemetry.forget_gone()
+        api.make()
 
     reloading = Reloading(
         settings.config,
@@ -205,14 +229,14 @@ def load_app(environ: Mapping[str, str]) -> App:
         lambda configs, previous, housekeep: (
             load_models(configs, load_settings, _log_progress, ModelRegistry(previous), housekeep).entries
         ),
-        lambda definitions, libraries, loaded, previous, housekeep: assemble_pipelines(
-            definitions, libraries, loaded, previous, load_settings, housekeep
+        lambda definitions, libraries, loaded, previous, housekeep: rehearse_pipelines(
+            assemble_pipelines(definitions, libraries, loaded, previous, load_settings, housekeep), housekeep
         ),
         partial(find_roots, model_roots=settings.model_roots, cache_dir=settings.cache_dir),
         adopted,
     )
     reloading.start(config, now)
-    return App(settings, models, telemetry, table, reloading, config.metrics)
+    return App(settings, models, telemetry, table, reloading, config.metrics, api, lines)
 
 
 def _log_progress(name: str, version: int) -> None:

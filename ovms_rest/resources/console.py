@@ -16,7 +16,8 @@ import orjson
 from ovms_rest import __version__
 from ovms_rest.errors import NotFoundError
 from ovms_rest.resources.console_origin import ConsolePorts
-from ovms_rest.resources.permission import Permission, split_port
+from ovms_rest.resources.permission import Permission
+from ovms_rest.shared_memory.recent_lines import RecentLines
 
 FILES = Path(__file__).parents[1] / "console"
 PAGE = "/console"
@@ -26,7 +27,8 @@ _TYPES = {
     ".js": falcon.MEDIA_JS,
     ".svg": "image/svg+xml",
 }
-_HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+# The host of a Host header, which becomes a part of the policy below.
+_HOST = re.compile(r"([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?")
 # `blob:` and `data:` are the pictures that a user chooses, draws, or gets as an output.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'{service}; "
@@ -92,11 +94,8 @@ class ConsolePlace:
         """
         if not self._control_bind:
             return ""
-        host = (req.get_header("Host") or "").rpartition("@")[2]
-        name = host[: len(host) - len(port) - 1] if (port := split_port(host, "")[1]) else host
-        if not self._ports.service or not _HOST.fullmatch(name):
-            return None
-        return f"{req.scheme}://{name}:{self._ports.service}"
+        host = _HOST.fullmatch(req.get_header("Host") or "")
+        return f"{req.scheme}://{host[1]}:{self._ports.service}" if host and self._ports.service else None
 
 
 class ConsoleFile:
@@ -142,6 +141,22 @@ class ConsoleSettings:
                 "obstacle": self._permission.find_obstacle(req.env),
             }
         )
+
+    on_head = on_get
+
+
+class ConsoleErrors:
+    """GET /console/errors."""
+
+    def __init__(self, place: ConsolePlace, lines: RecentLines) -> None:
+        self._place = place
+        self._lines = lines
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Respond with the last warnings and errors of all processes, the newest at the end."""
+        self._place.check()
+        resp.set_headers(_HEADERS)
+        resp.data = orjson.dumps({"lines": [line._asdict() for line in self._lines.read()]})
 
     on_head = on_get
 
