@@ -69,8 +69,17 @@ export class History {
     for (const name of [...shown].sort()) if (!kept.has(name)) kept.set(name, free.shift());
     this.#slots = kept;
     const slots = [...kept].sort(([, a], [, b]) => a - b).map(([name, slot]) => ({ name, slot }));
-    if (isCut) slots.push({ name: OTHERS, slot: MOST_SERIES, count: this.latest.models.size - shown.length });
+    if (isCut) {
+      // Models that are gone since count while their steps are kept, unless a step has them among the others.
+      const count = Math.max(ranked.length, this.latest.models.size) - shown.length;
+      slots.push({ name: OTHERS, slot: MOST_SERIES, count });
+    }
     return slots;
+  }
+
+  // Return whether a worker serves only the control address: it alone is neither busy nor idle.
+  isControl(label) {
+    return this.latest.present.has("busy") && this.latest.workers.get(label)?.busy === undefined;
   }
 
   // Return the workers that have a series, and OTHERS if there are more.

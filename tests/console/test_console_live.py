@@ -122,7 +122,7 @@ def cells(page, name):
 
 def test_requests_errors_and_times_agree_with_the_metrics(view, measured):
     sums = """() => {
-        const steps = live.monitor.history.steps.map(({models}) => models.get("relu"));
+        const steps = live.monitor.history.steps.map(({models}) => models?.get("relu")).filter(Boolean);
         return ["succeeded", "failed"].map((key) => steps.reduce((sum, step) => sum + step[key], 0));
     }"""
     before, start = counters(measured, "relu"), view.evaluate(sums)
@@ -236,6 +236,19 @@ def test_failed_reading_is_explained_and_leaves_a_gap(view):
     view.unroute("**/metrics")
     view.wait_for_selector(".live-notice", state="hidden", timeout=WAIT)
     assert cells(view, "relu")["Requests"] == "0/s"
+
+
+def test_service_that_does_not_respond_is_noted_while_the_page_waits(view):
+    pending = []
+    view.evaluate("live.monitor.patience = 100")
+    view.route("**/metrics", lambda route: pending.append(route))
+    view.locator(".live-notice p", has_text="no response for 0.1 s; still waiting").wait_for(timeout=WAIT)
+    view.evaluate("live.monitor.patience = 10_000")
+    assert len(pending) == 1
+    pending[0].continue_()
+    view.unroute("**/metrics")
+    view.wait_for_selector(".live-notice", state="hidden", timeout=WAIT)
+    assert view.evaluate("live.monitor.history.steps.at(-1).models !== undefined")
 
 
 def test_family_that_the_service_does_not_list_is_named(view, measured):
@@ -419,6 +432,31 @@ def test_models_beyond_the_fifth_are_one_series(modules):
     assert slots == [*([f"m{number}", number - 34, 0] for number in range(35, 40)), ["others", 6, 35]]
     assert rates == [*(number * 1000 for number in range(35, 40)), sum(range(35)) * 1000]
     assert quantiles == pytest.approx([55e-6] * 6)
+
+
+def test_models_that_are_gone_count_among_the_others_while_their_values_are_kept(modules):
+    code = """
+    const kept = new history.History();
+    const at = (time, first) => read(time, ...Array.from({length: 4}, (_, index) =>
+        ({name: `m${first + index}`, succeeded: time})));
+    for (const reading of [at(0, 0), at(2000, 0), at(4000, 4), at(6000, 4)]) kept.add(reading);
+    const others = () => kept.modelSlots().find(({name}) => name === history.OTHERS)?.count ?? null;
+    const before = others();
+    kept.add(at(2000 + history.SPAN, 4));
+    kept.add(at(4000 + history.SPAN, 4));
+    return [before, others()];
+    """
+    assert modules(READ + code) == [3, None]
+
+
+def test_control_worker_is_the_one_that_is_neither_busy_nor_idle(modules):
+    code = """
+    const kept = new history.History();
+    const text = ["resident_bytes{worker=\\"0\\"} 1", "resident_bytes{worker=\\"1\\"} 1", "busy{worker=\\"1\\"} 0"];
+    kept.add(metrics.readMetrics(text.map((line) => `ovms_rest_worker_${line}\\n`).join(""), 0));
+    return ["0", "1"].map((label) => kept.isControl(label));
+    """
+    assert modules(code) == [True, False]
 
 
 def test_series_keep_their_colors_when_the_most_requested_models_change(modules):

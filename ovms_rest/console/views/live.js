@@ -129,8 +129,9 @@ const CHARTS = [
   },
 ];
 
-function nameSlot({ name, count }, isWorker) {
-  if (name !== OTHERS) return isWorker ? `worker ${name}` : name;
+function nameSlot(history, { name, count }, isWorker) {
+  if (name !== OTHERS && isWorker) return history.isControl(name) ? `worker ${name} (control)` : `worker ${name}`;
+  if (name !== OTHERS) return name;
   return isWorker ? `mean of ${count} others` : `${count} others`;
 }
 
@@ -139,6 +140,7 @@ function nameSlot({ name, count }, isWorker) {
 // The readings of a page, which go on when the view is left.
 class Monitor {
   history = new History();
+  patience = 10_000; // milliseconds until a reading without a response is shown as missing
   failure = null; // {message, since} while the metrics cannot be read
   isEnded = false; // once the service has answered that there are no metrics
   #context = null;
@@ -173,6 +175,9 @@ class Monitor {
 
   // Add one reading to the history; return the milliseconds that its parsing took.
   async #readOnce() {
+    // One request at a time: a service that is busy with long inferences would get more and more of them.
+    const note = `no response for ${this.patience / 1000} s; still waiting`;
+    const timer = setTimeout(() => this.#fail(note), this.patience);
     try {
       const text = await this.#context.getText("/metrics");
       const begin = performance.now();
@@ -181,12 +186,19 @@ class Monitor {
       this.isEnded = false;
       return performance.now() - begin;
     } catch (error) {
-      const now = readClock();
-      this.history.addGap(now);
-      this.failure = { message: error.message, since: this.failure?.since ?? now };
       this.isEnded = error.status === 404;
+      this.#fail(error.message);
       return 0;
+    } finally {
+      clearTimeout(timer);
     }
+  }
+
+  #fail(message) {
+    const now = readClock();
+    this.history.addGap(now);
+    this.failure = { message, since: this.failure?.since ?? now };
+    this.#listener();
   }
 }
 
@@ -225,7 +237,7 @@ export function mount(element, context) {
     const span = SPANS.find((length) => times.length === 0 || now - times[0] <= length) ?? SPAN;
     const marks = history.steps.flatMap(findEvents);
     const columns = charts.map(({ options, chart }) => {
-      const label = (item) => ({ ...item, label: nameSlot(item, options.ofWorkers) });
+      const label = (item) => ({ ...item, label: nameSlot(history, item, options.ofWorkers) });
       const series = options.series(history, slots).map(label);
       chart.resize();
       chart.update({ times, now, span, series, marks }, explainAbsence(history.latest, options.needs));
@@ -304,7 +316,7 @@ function makeTable(caption, kind, slots, columns, history) {
       const kinds = column === "Errors" && value ? listKinds(history, slots, index) : "";
       return make("td", {}, value === null ? "–" : format(value) + kinds);
     });
-    return make("tr", {}, make("th", { scope: "row" }, nameSlot(slot, kind === "Worker")), ...cells);
+    return make("tr", {}, make("th", { scope: "row" }, nameSlot(history, slot, kind === "Worker")), ...cells);
   });
   return make(
     "div",
