@@ -19,7 +19,7 @@ from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.loading import LoadSettings, load_models
 from ovms_rest.models.registry import ModelRegistry
 from ovms_rest.models.roots import find_roots
-from ovms_rest.models.servable import Registry
+from ovms_rest.models.servable import Registry, Servable
 from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.rehearsal import rehearse_pipelines
@@ -161,11 +161,12 @@ class App(falcon.App):  # type: ignore[type-arg]
         """Return whether any version infers batches."""
         return any(model.batch_limit for entry in self.models.entries.values() for model in entry.versions.values())
 
-    def batch_limit(self, name: str, version: str | None) -> int:
-        """Return the most rows that a version infers together, 0 if it infers every request alone."""
+    def find_batched(self, name: str, version: str | None) -> Servable | None:
+        """Return a version, None if it infers every request alone, or does not serve."""
         with contextlib.suppress(NotFoundError):
-            return self.models.find(name, version).batch_limit
-        return 0
+            servable = self.models.find(name, version)
+            return servable if servable.batch_limit else None
+        return None
 
 
 _MODEL_ROUTES = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
