@@ -365,14 +365,15 @@ def test_step_is_the_difference_of_two_readings(modules):
 
 
 def test_counters_that_begin_again_give_no_negative_values(modules):
+    """All counters of a model begin again if one of them is lower, also those that are higher by now."""
     code = """
     const step = metrics.subtract(
         read(0, {name: "m", succeeded: 500, failed: 10, queue: 9000, buckets: [100, 500, 500]}),
-        read(2000, {name: "m", succeeded: 3, failed: 0, queue: 50, buckets: [1, 3, 3]}));
+        read(2000, {name: "m", succeeded: 450, failed: 12, queue: 50, buckets: [0, 450, 450]}));
     const {succeeded, failed, queueUs, buckets} = step.models.get("m");
     return [succeeded, failed, queueUs, buckets];
     """
-    assert modules(READ + code) == [3, 0, 50, [[0, 1], [1, 2]]]
+    assert modules(READ + code) == [450, 12, 50, [[1, 450]]]
 
 
 def test_new_generation_and_death_of_a_worker_are_events(modules):
@@ -473,6 +474,18 @@ def test_series_keep_their_colors_when_the_most_requested_models_change(modules)
     before, after = modules(READ + code)
     assert before == [["m0", 1], ["m1", 2], ["m2", 3], ["m3", 4], ["m4", 5], ["others", 6]]
     assert after == [["m0", 1], ["m1", 2], ["m2", 3], ["m3", 4], ["m6", 5], ["others", 6]]
+
+
+def test_quantiles_cover_the_last_five_readings(modules):
+    code = """
+    const kept = new history.History();
+    for (let index = 0; index <= 8; index++) {
+        const count = index >= 2 ? 10 : 0;
+        kept.add(read(index * 2000, {name: "m", succeeded: count, buckets: [0, count, count]}));
+    }
+    return kept.quantiles(0.5, kept.modelSlots())[0].values;
+    """
+    assert modules(READ + code) == [None, *[pytest.approx(55e-6)] * 5, None, None]
 
 
 def test_busy_share_is_that_of_the_last_15_readings(modules):
