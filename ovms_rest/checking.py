@@ -58,11 +58,17 @@ def check_values(owner: dict[str, Any], test: Callable[[Any], bool], form: str) 
 
 @dataclass(frozen=True, slots=True)
 class Never:
-    """A check for a key that is not supported: it refuses every value."""
+    """A check for a key that is not supported: it refuses every value but those without effect."""
 
     reason: str
+    harmless: tuple[bool, ...] = ()
 
-    def __call__(self, value: Any) -> Problem:
+    def __call__(self, value: Any) -> Problem | None:
+        return None if any(value is item for item in self.harmless) else self.refusal
+
+    @property
+    def refusal(self) -> Problem:
+        """The problem of the key, whatever its value."""
         return f"is not supported: {self.reason}"
 
 
@@ -98,7 +104,7 @@ def _explain_unknown(key: str, checks: Mapping[str, Check]) -> Problem:
         if not isinstance(check, Never):
             allowed.append(known)
         elif key.lower().removesuffix("s") == known.removesuffix("s"):
-            return check(None)
+            return check.refusal
     (nearest,) = difflib.get_close_matches(key.lower(), allowed, n=1, cutoff=0)
     is_near = difflib.SequenceMatcher(None, nearest, key.lower()).ratio() >= _NEAR
     if len(allowed) == 1 and not is_near:

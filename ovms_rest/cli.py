@@ -175,11 +175,13 @@ def _check(options: argparse.Namespace) -> int:
         pipelines, libraries = config.pipelines, config.libraries
         registry.entries |= assemble_pipelines(pipelines, libraries, registry.entries, {}, load_settings)
     except ConfigError as error:
-        report: dict[str, Any] = {"models": [], "pipelines": [], "problems": list(error.problems)}
+        report: dict[str, Any] = {"models": [], "pipelines": [], "ovms": [], "problems": list(error.problems)}
     except ShortageError as error:
-        report = {"models": [], "pipelines": [], "problems": [str(error)]}
+        report = {"models": [], "pipelines": [], "ovms": [], "problems": [str(error)]}
     else:
         report = describe_registry(registry)
+        # Paths are not a file of OVMS's.
+        report["ovms"] = list(config.dropped) if _names_config(options.paths) else []
         if options.batching:
             _measure_batches(registry, report)
     if options.json:
@@ -194,16 +196,19 @@ def _find_config(arguments: Sequence[str]) -> Path | None:
 
     Raises PathError.
     """
-    if not arguments:
-        return None
-    if len(arguments) == 1 and _is_config(arguments[0]):
-        return Path(arguments[0])
+    if _names_config(arguments):
+        return Path(arguments[0]) if arguments else None
     found = find_models(arguments)
     if found.problems:
         raise PathError(found.problems)
     for note in found.notes:
         log.warning("%s", note)
     return _write_config([{"name": model.name, "base_path": str(model.path)} for model in found.models])
+
+
+def _names_config(arguments: Sequence[str]) -> bool:
+    """Return whether the arguments choose a config, and not models."""
+    return not arguments or (len(arguments) == 1 and _is_config(arguments[0]))
 
 
 def _is_config(argument: str) -> bool:
@@ -306,6 +311,8 @@ def _write(report: Mapping[str, Any]) -> Iterator[str]:
             yield from _write_tensors(pipeline)
             yield f"  models    {', '.join(pipeline['models']) or 'none'}"
             yield ""
+    for line in report["ovms"]:
+        yield f"OVMS: {line}"
     for problem in report["problems"]:
         yield f"problem: {problem}"
     serving = f"{sum(bool(model['versions']) for model in report['models'])} of {len(report['models'])} models"

@@ -28,18 +28,23 @@ from ovms_rest.errors import ConfigError
 from ovms_rest.models.configuration import MAX_NIREQ, ModelConfig, check_values_of
 from ovms_rest.models.options import MAX_BATCH_SIZE, ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
+from ovms_rest.ovms_releases import describe_dropped
 from ovms_rest.pipelines.definition import Library, PipelineDefinition, check_libraries, check_pipelines, read_pipeline
 from ovms_rest.resources.metrics import check_metrics_list
 from ovms_rest.settings import Settings
 
 
 class Config(NamedTuple):
-    """Models, pipelines, libraries of custom nodes by name, and the metrics to serve: [] for all, None for none."""
+    """Models, pipelines, libraries of custom nodes by name, and the metrics to serve: [] for all, None for none.
+
+    `dropped` has a line for each feature that OVMS dropped and that is kept here.
+    """
 
     models: tuple[ModelConfig, ...]
     pipelines: tuple[PipelineDefinition, ...] = ()
     libraries: Mapping[str, Library] = {}
     metrics: list[str] | None = None
+    dropped: tuple[str, ...] = ()
 
 
 def read_config(path: Path, settings: Settings) -> Config:
@@ -85,6 +90,7 @@ def load_config(path: Path) -> Config:
         tuple(read_pipeline(item, path.parent) for item in root.get("pipeline_config_list", [])),
         {item["name"]: Library(item["name"], item["base_path"], path.parent) for item in libraries},
         _read_metrics(root),
+        tuple(describe_dropped(root)),
     )
 
 
@@ -216,7 +222,7 @@ _check_framework = fits("openvino", lambda value: type(value) is str and value.l
 _PER_CHANNEL = is_a('a number or a string such as "(123.7,116.3,103.5)"', int, float, str)
 _MEDIAPIPE = "MediaPipe graphs are not served here"
 _CUSTOM_LOADER = "custom loaders are compiled C++, and OVMS has deprecated them"
-_STATEFUL = "OVMS removed stateful models"
+_STATEFUL = "OVMS removed stateful models in 2026.3, and no state is kept between requests here"
 
 _ITEM_KEYS: Mapping[str, Check] = {"config": is_a("an object", dict)}
 
@@ -243,7 +249,7 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "custom_loader_options": Never(_CUSTOM_LOADER),
     "graph_path": Never(_MEDIAPIPE),
     "subconfig": Never(_MEDIAPIPE),
-    "stateful": Never(_STATEFUL),
+    "stateful": Never(_STATEFUL, harmless=(False,)),
     "idle_sequence_cleanup": Never(_STATEFUL),
     "low_latency_transformation": Never(_STATEFUL),
     "max_sequence_number": Never(_STATEFUL),

@@ -233,7 +233,7 @@ FLAGS: Mapping[str, Flag] = {flag.name: flag for flags in GROUPS.values() for fl
 _GENERATIVE = "it belongs to the generative API /v3, which is not served"
 _PULLING = "it downloads and prepares generative models, which are not served"
 _MANAGING = "it edits a config file; edit the file yourself, and check it with `ovms-rest check CONFIG`"
-_STATEFUL = "OVMS removed stateful models"
+_STATEFUL = "OVMS removed stateful models in 2026.3, and no state is kept between requests here"
 
 REFUSED: Mapping[str, str] = {
     name: reason

@@ -35,7 +35,7 @@ ENDPOINT_PATH = "is not supported: OVMS removed it, the path is always /metrics"
 LIBRARY = "expected an object with the keys 'name' and 'base_path', got"
 CUSTOM_LOADER = "is not supported: custom loaders are compiled C++, and OVMS has deprecated them"
 MEDIAPIPE = "is not supported: MediaPipe graphs are not served here"
-STATEFUL = "is not supported: OVMS removed stateful models"
+STATEFUL = "is not supported: OVMS removed stateful models in 2026.3, and no state is kept between requests here"
 ITEM = "expected an object with the only key 'config', an object, got"
 UNKNOWN = "unknown key; the nearest known one is"
 ONLY_CONFIG = "unknown key; the only known one is 'config'"
@@ -453,9 +453,10 @@ MODEL_MISTAKES = [
     ({"custom_loader_options": {}}, f"custom_loader_options: {CUSTOM_LOADER}"),
     ({"graph_path": "graph.pbtxt"}, f"graph_path: {MEDIAPIPE}"),
     ({"subconfig": "subconfig.json"}, f"subconfig: {MEDIAPIPE}"),
+    *(({"stateful": value}, f"stateful: {STATEFUL}") for value in (True, 0, "false", None)),
     *(
         ({key: False}, f"{key}: {STATEFUL}")
-        for key in ("stateful", "idle_sequence_cleanup", "low_latency_transformation", "max_sequence_number")
+        for key in ("idle_sequence_cleanup", "low_latency_transformation", "max_sequence_number")
     ),
     ({"basepath": "m"}, f"basepath: {UNKNOWN} 'base_path'"),
     ({"model_name": "m"}, f"model_name: {UNKNOWN} 'name'"),
