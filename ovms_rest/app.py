@@ -1,6 +1,7 @@
 """The WSGI application, wired: settings, config, models, resources."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.protocol.words import escape
 from ovms_rest.resources.arbiter_client import ArbiterClient
+from ovms_rest.resources.console import PAGE, ConsoleErrors, ConsoleFile, ConsolePlace, ConsoleSettings, read_files
+from ovms_rest.resources.console_origin import ConsoleOrigin, ConsolePorts
 from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
 from ovms_rest.resources.cors import Cors
 from ovms_rest.resources.entry_points import EntryPoints, Models
@@ -38,6 +41,7 @@ from ovms_rest.resources.routing import Request, Router
 from ovms_rest.resources.statistics import Statistics
 from ovms_rest.settings import Settings, read_settings
 from ovms_rest.shared_memory.log_levels import LogLevels
+from ovms_rest.shared_memory.recent_lines import RecentLines
 from ovms_rest.shared_memory.statistics import FailureKind
 from ovms_rest.shared_memory.table import SLOTS, WorkerTable
 from ovms_rest.telemetry import ServedStatistics, Telemetry
@@ -55,16 +59,26 @@ class App(falcon.App):  # type: ignore[type-arg]
         table: WorkerTable,
         reloading: Reloading,
         metrics: list[str] | None,
+        lines: RecentLines,
     ) -> None:
-        """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them."""
-        super().__init__(**_falcon_arguments(settings))
+        """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them.
+
+        `lines` are the last ones of the log.
+        """
+        self._ports = ConsolePorts()
+        origin = ConsoleOrigin(self._ports) if settings.console and settings.control_bind else None
+        self.find_origin_headers = origin.find_headers if origin else None
+        super().__init__(**_falcon_arguments(settings, origin))
         self.models = models
         self.watch: Callable[[], None] | None = None
         self._telemetry = telemetry
+        self._lines = lines
         self._is_control = False
         permission = Permission(settings, lambda: self._is_control)
         self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe())
-        _add_protocol(self, models, settings, telemetry.is_ending)
+        place = ConsolePlace(settings.console, settings.control_bind, lambda: self._is_control, self._ports)
+        _add_protocol(self, models, settings, telemetry.is_ending, place.is_here)
+        self._add_console(place, permission)
         self._add_operations(permission, metrics)
 
     def _add_operations(self, permission: Permission, metrics: list[str] | None) -> None:
@@ -88,7 +102,24 @@ class App(falcon.App):  # type: ignore[type-arg]
             self.add_route(f"{model}/stats", statistics)
         self.add_route("/metrics", Metrics(None if metrics is None else self._telemetry, metrics or DEFAULT_METRICS))
 
+    def _add_console(self, place: ConsolePlace, permission: Permission) -> None:
+        """Add the resources of the console."""
+        for path, file in read_files().items():
+            self.add_route(f"{PAGE}{path}", ConsoleFile(file, place))
+        self.add_route(f"{PAGE}/settings", ConsoleSettings(place, permission))
+        self.add_route(f"{PAGE}/errors", ConsoleErrors(place, self._lines))
+        self.add_error_handler(Exception, self._note_bug)
+
+    def _note_bug(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:
+        """Note an exception that nothing has handled, and respond as Falcon does, which logs it."""
+        self._lines.note(logging.ERROR, f"{req.method} {req.path} failed: {type(error).__name__}: {error}")
+        self._python_error_handler(req, resp, error, params)
+
     # --- In the arbiter
+
+    def set_ports(self, service: int | None, control: int | None) -> None:
+        """Note the TCP ports of the service and of the control address, which the console's page needs."""
+        self._ports.service, self._ports.control = service, control
 
     def describe(self) -> str:
         """Return how many models serve, for the log and systemd."""
@@ -107,6 +138,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         `opening` and `retire` are as in `ModelRegistry.open`. The control worker, if there is one, watches the files,
         for no inference waits there.
         """
+        self._lines.claim(slot)
         self._telemetry.counters.claim(slot)
         self.models.open(opening, retire)
         self._is_control = is_control
@@ -140,9 +172,10 @@ def create_app(registry: Registry, settings: Settings) -> falcon.App:  # type: i
     return app
 
 
-def _falcon_arguments(settings: Settings) -> dict[str, Any]:
-    middleware = [Cors(settings)] if settings.allowed_origins else None
-    return {"router": Router(), "request_type": Request, "middleware": middleware}
+def _falcon_arguments(settings: Settings, origin: ConsoleOrigin | None = None) -> dict[str, Any]:
+    """Return the arguments of Falcon's application. Of the middleware, the first has the last word on a response."""
+    middleware = [origin] * (origin is not None) + [Cors(settings)] * bool(settings.allowed_origins)
+    return {"router": Router(), "request_type": Request, "middleware": middleware or None}
 
 
 def _add_protocol(
@@ -150,12 +183,16 @@ def _add_protocol(
     registry: Registry,
     settings: Settings,
     is_ending: Callable[[], bool],
+    has_console: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Add the resources of the protocol; `is_ending` returns whether the service is shutting down."""
+    """Add the resources of the protocol; `is_ending` returns whether the service is shutting down.
+
+    `has_console` returns whether this process serves the console.
+    """
     app.add_error_handler(ServingError, handle_serving_error)
     app.set_error_serializer(serialize_falcon_error)
     extensions = [name for name in EXTENSIONS if name != "model_repository" or settings.model_control != "none"]
-    app.add_route("/", EntryPoints())
+    app.add_route("/", EntryPoints(has_console))
     app.add_route("/v2", ServerDescription(extensions))
     app.add_route("/v2/health/live", Live())
     app.add_route("/v2/health/ready", Ready(registry, is_ending))
@@ -167,6 +204,8 @@ def _add_protocol(
 
 def load_app(environ: Mapping[str, str]) -> App:
     """Read settings and config, load the models and make the application. Raises ConfigError."""
+    lines = RecentLines(SLOTS)
+    lines.install()
     settings = read_settings(environ)
     now = stamp(settings.config)
     config = read_config(settings.config, settings)
@@ -190,7 +229,7 @@ def load_app(environ: Mapping[str, str]) -> App:
         adopted,
     )
     reloading.start(config, now)
-    return App(settings, models, telemetry, table, reloading, config.metrics)
+    return App(settings, models, telemetry, table, reloading, config.metrics, lines)
 
 
 def _log_progress(name: str, version: int) -> None:

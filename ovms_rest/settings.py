@@ -113,6 +113,9 @@ class Settings:
         "`local`: also this host, but not through a proxy or from a web page of another site; `none`: nobody; `all`: "
         "everyone",
     )
+    console: bool = _setting(
+        True, parse_boolean, "serve the console at /console, on the control address only if there is one"
+    )
     model_roots: str = _setting(
         "",
         parse_text,

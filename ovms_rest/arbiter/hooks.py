@@ -21,9 +21,11 @@ from ovms_rest.arbiter.memory_limit import MemoryLimit
 from ovms_rest.arbiter.reloading import Managed
 from ovms_rest.arbiter.spawning import ENDING, Spawning, is_shutdown_requested, prepare
 from ovms_rest.arbiter.tls import TlsError, load_tls
+from ovms_rest.arbiter.urls import find_port, find_url, name_sockets
 from ovms_rest.host.cores import usable_cores
 from ovms_rest.host.priority import begin_to_serve, end_quietly, lowered, restore
 from ovms_rest.log import log
+from ovms_rest.protocol.routes import read_script_name
 from ovms_rest.settings import PREFIX, read_settings
 from ovms_rest.shared_memory.mailbox import CONTROL
 from ovms_rest.shared_memory.messages import Change
@@ -38,6 +40,9 @@ class App(Protocol):
     """The application as the hooks use it; they take its `managed` values over when the arbiter starts."""
 
     managed: Managed
+
+    def set_ports(self, service: int | None, control: int | None) -> None:
+        """Note the TCP ports of the service and of the control address, before workers are forked."""
 
     def describe(self) -> str:
         """Return how many models serve."""
@@ -140,10 +145,24 @@ def on_starting(arbiter: Any) -> None:
 
 
 def when_ready(arbiter: Any) -> None:
-    """Log how many models serve, the listen addresses and the workers."""
+    """Log how many models serve, the listen addresses, the workers and the console's URL."""
+    _note_ports(arbiter)
     summary, addresses, workers = _app(arbiter).describe(), ", ".join(map(str, arbiter.LISTENERS)), arbiter.cfg.workers
-    line = "%s on %s, with %d worker%s; loading and unloading by call: %s"
-    log.info(line, summary, addresses, workers, "" if workers == 1 else "s", arbiter.managed.permission)
+    line = "%s on %s, with %d worker%s; loading and unloading by call: %s%s"
+    console = f"; console: {_find_console(arbiter)}" if arbiter.settings.console else ""
+    log.info(line, summary, addresses, workers, "" if workers == 1 else "s", arbiter.managed.permission, console)
+
+
+def _note_ports(arbiter: Any) -> None:
+    """Pass the ports on to the application, which the workers inherit."""
+    control = find_port(name_sockets(arbiter.control_sockets))
+    _app(arbiter).set_ports(find_port(name_sockets(arbiter.LISTENERS) or arbiter.cfg.address), control)
+
+
+def _find_console(arbiter: Any) -> str:
+    """Return the URL of the console."""
+    listening = name_sockets(arbiter.control_sockets or arbiter.LISTENERS) or arbiter.cfg.address
+    return find_url(listening, arbiter.cfg.is_ssl, read_script_name(os.environ.get("SCRIPT_NAME", "")) + "/console")
 
 
 def _shut_down(arbiter: Any, handle: Callable[[], None]) -> None:
@@ -259,6 +278,7 @@ def on_reload(arbiter: Any) -> None:
     except TlsError as error:
         log.error("%s; the service keeps the certificate that it has loaded", error)
     commit(arbiter)
+    _note_ports(arbiter)
     arbiter.settings = settings
     arbiter.spawning.memory = MemoryLimit(settings.max_worker_memory_bytes)
     if arbiter.control_sockets:

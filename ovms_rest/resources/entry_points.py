@@ -1,6 +1,7 @@
 """Entry points: GET / lists the routes, GET /v2/models the models; and hints for the paths of other servers."""
 
 import re
+from collections.abc import Callable
 
 import falcon
 import orjson
@@ -19,6 +20,10 @@ _ROUTES = {
     "statistics": "GET /v2/models/stats",
     "metrics": "GET /metrics",
 }
+
+_CONSOLE = {"console, for browsers": "GET /console"}
+# What a client may ask for by Accept; the first for those that take both alike.
+_FORMS = (falcon.MEDIA_JSON, falcon.MEDIA_HTML)
 
 _PREDICT = "use POST /v2/models/{name}/infer with requests of KServe v2"
 # Paths of other servers, and the routes to use instead.
@@ -48,14 +53,31 @@ def find_hint(path: str) -> str:
 class EntryPoints:
     """GET /."""
 
-    def __init__(self) -> None:
-        self._body = orjson.dumps({"name": "ovms_rest", "version": __version__, "routes": _ROUTES})
+    def __init__(self, has_console: Callable[[], bool] = lambda: False) -> None:
+        self._has_console = has_console  # whether this process serves the console
+        self._body, self._body_with_console = (
+            orjson.dumps({"name": "ovms_rest", "version": __version__, "routes": routes})
+            for routes in (_ROUTES, {**_ROUTES, **_CONSOLE})
+        )
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Respond with the routes and their purposes."""
-        resp.data = self._body
+        """Respond with the routes and their purposes; redirect browsers to the console."""
+        if not self._has_console():
+            resp.data = self._body
+            return
+        resp.set_header("Vary", "Accept")
+        resp.data = self._body_with_console
+        if req.client_prefers(_FORMS) == falcon.MEDIA_HTML:
+            resp.status = 302
+            resp.set_header("Location", _find_console(req))
 
     on_head = on_get
+
+
+def _find_console(req: falcon.Request) -> str:
+    """Return the console's URL relative to that of the request, for a proxy may have removed a prefix of the path."""
+    last = str(req.env.get("RAW_URI", "/")).partition("?")[0].rpartition("/")[2]
+    return f"./{last}/console" if last else "./console"
 
 
 class Models:

@@ -41,10 +41,11 @@ class Permission:
 
     def check(self, req: falcon.Request) -> None:
         """Raise ForbiddenError, with the setting that would allow it, unless the request may change the service."""
-        if reason := self._find_obstacle(req.env):
+        if reason := self.find_obstacle(req.env):
             raise ForbiddenError(f"{req.method} {req.path} {reason}")
 
-    def _find_obstacle(self, environ: Environ) -> str | None:
+    def find_obstacle(self, environ: Environ) -> str | None:
+        """Return why a request may not change the service, "is not allowed ...", None if it may."""
         if self._allowed == "all":
             return None
         if self._allowed == "none":
@@ -83,11 +84,11 @@ class Permission:
         """Return the evidence that a request is addressed to another host, as after DNS rebinding, None if not."""
         names = {"localhost", socket.gethostname().lower()}
         if self._control_bind and not self._control_bind.startswith("unix:"):
-            names.add(_split_port(self._control_bind)[0])
+            names.add(split_port(self._control_bind)[0])
         for host in (environ.get("HTTP_HOST"), read_authority(environ.get("RAW_URI", ""))):
             if host is None:
                 continue
-            name = _split_port(host)[0].removesuffix(".")
+            name = split_port(host)[0].removesuffix(".")
             if name not in names and not name.endswith(".localhost") and not _is_own_address(name):
                 return f"{host!r} is not a name or address of this host"
         return None
@@ -109,12 +110,12 @@ def _find_foreign_page(environ: Environ, behind_proxy: bool = True) -> str | Non
     if origin is None or (site is not None and behind_proxy):
         return None
     scheme, _, authority = origin.partition("://")
-    if _split_port(authority, scheme) != _split_port(environ.get("HTTP_HOST", ""), scheme):
+    if split_port(authority, scheme) != split_port(environ.get("HTTP_HOST", ""), scheme):
         return f"Origin is {origin!r}"
     return None
 
 
-def _split_port(authority: str, scheme: str = "http") -> tuple[str, str]:
+def split_port(authority: str, scheme: str = "http") -> tuple[str, str]:
     """Return host and port of HOST:PORT, the host in lower case and without the brackets of an IPv6 address."""
     host, found, port = authority.rpartition(":")
     if not found or port.endswith("]"):

@@ -181,6 +181,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._last_head = b""
         self._last_has_id = False
         self._cors = list(cors_headers(settings).items())
+        # Of the application, if its console has an origin of its own.
+        self._find_origin_headers: Callable[[Environ], dict[str, str]] | None = getattr(
+            self.wsgi, "find_origin_headers", None
+        )
         self._id_prefix = os.urandom(6).hex()
         self._id_numbers = itertools.count(1)
         if settings.access_log != "none":
@@ -667,8 +671,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
 
     def _send_refusal(self, request: Request, refusal: Refusal) -> None:
         status, headers, body = encode_refusal(refusal)
-        headers += self._cors
         environ = request.environ
+        headers += ((self._find_origin_headers and self._find_origin_headers(environ)) or {}).items() or self._cors
         self._identify(environ)
         parts: list[Buffer] = [] if refusal.is_of_head else [body]
         size = self._send(request, status, headers, parts, sum(map(len, parts)))
