@@ -22,6 +22,7 @@ from ovms_rest.models.roots import find_roots
 from ovms_rest.models.servable import Registry
 from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
+from ovms_rest.pipelines.rehearsal import rehearse_pipelines
 from ovms_rest.protocol.words import escape
 from ovms_rest.resources.arbiter_client import ArbiterClient
 from ovms_rest.resources.console import PAGE, ConsoleErrors, ConsoleFile, ConsolePlace, ConsoleSettings, read_files
@@ -36,6 +37,7 @@ from ovms_rest.resources.log_settings import Logging
 from ovms_rest.resources.metadata import EXTENSIONS, ModelDescription, ServerDescription
 from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics
 from ovms_rest.resources.model_config import ModelConfiguration
+from ovms_rest.resources.openapi import OpenApi
 from ovms_rest.resources.permission import Permission
 from ovms_rest.resources.routing import Request, Router
 from ovms_rest.resources.statistics import Statistics
@@ -60,6 +62,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         reloading: Reloading,
         metrics: list[str] | None,
         lines: RecentLines,
+        api: OpenApi,
     ) -> None:
         """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them.
 
@@ -73,6 +76,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         self.watch: Callable[[], None] | None = None
         self._telemetry = telemetry
         self._lines = lines
+        self._api = api
         self._is_control = False
         permission = Permission(settings, lambda: self._is_control)
         self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe())
@@ -86,6 +90,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         limit = min(self.managed.settings.max_body_bytes, MAX_BODY_BYTES)
         changes = ArbiterClient(self.managed.reloading.mailbox, self.models)
         self.add_error_handler(TryLaterError, hand_on)
+        self.add_route("/v2/openapi.json", self._api)
         self.add_route("/v2/models", Models(changes))
         self.add_route("/v1/config", ConfigStatus(changes))
         self.add_route("/v1/config/reload", ConfigReload(changes))
@@ -141,6 +146,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         self._lines.claim(slot)
         self._telemetry.counters.claim(slot)
         self.models.open(opening, retire)
+        self._api.renew()
         self._is_control = is_control
         reloading = self.managed.reloading
         if is_control or not self.managed.settings.control_bind:
@@ -210,11 +216,12 @@ def load_app(environ: Mapping[str, str]) -> App:
     now = stamp(settings.config)
     config = read_config(settings.config, settings)
     load_settings, models, table = load_settings_of(settings), ModelRegistry({}), WorkerTable(SLOTS, usable_cores())
-    telemetry = Telemetry(models, table, settings.max_waiting)
+    telemetry, api = Telemetry(models, table, settings.max_waiting), OpenApi(models)
 
     def adopted() -> None:
         telemetry.count(models.entries)
         telemetry.forget_gone()
+        api.make()
 
     reloading = Reloading(
         settings.config,
@@ -222,14 +229,14 @@ def load_app(environ: Mapping[str, str]) -> App:
         lambda configs, previous, housekeep: (
             load_models(configs, load_settings, _log_progress, ModelRegistry(previous), housekeep).entries
         ),
-        lambda definitions, libraries, loaded, previous, housekeep: assemble_pipelines(
-            definitions, libraries, loaded, previous, load_settings, housekeep
+        lambda definitions, libraries, loaded, previous, housekeep: rehearse_pipelines(
+            assemble_pipelines(definitions, libraries, loaded, previous, load_settings, housekeep), housekeep
         ),
         partial(find_roots, model_roots=settings.model_roots, cache_dir=settings.cache_dir),
         adopted,
     )
     reloading.start(config, now)
-    return App(settings, models, telemetry, table, reloading, config.metrics, lines)
+    return App(settings, models, telemetry, table, reloading, config.metrics, lines, api)
 
 
 def _log_progress(name: str, version: int) -> None:

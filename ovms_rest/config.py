@@ -82,7 +82,7 @@ def load_config(path: Path) -> Config:
     libraries = root.get("custom_node_library_config_list", [])
     return Config(
         tuple(_model_config(item["config"], path.parent) for item in root["model_config_list"]),
-        tuple(map(read_pipeline, root.get("pipeline_config_list", []))),
+        tuple(read_pipeline(item, path.parent) for item in root.get("pipeline_config_list", [])),
         {item["name"]: Library(item["name"], item["base_path"], path.parent) for item in libraries},
         _read_metrics(root),
     )
@@ -125,6 +125,7 @@ def _model_config(config: dict[str, Any], directory: Path) -> ModelConfig:
         nireq=config.get("nireq", 0),
         allow_cache=config.get("allow_cache", False),
         remote=base_path if "://" in base_path else "",
+        example=directory / config["example"] if "example" in config else None,
     )
 
 
@@ -237,6 +238,7 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "precision": is_a('a string such as "uint8:fp32"', str),
     "trial": _check_trial,
     "cpu_extension": fits("the path of a library", is_text),
+    "example": fits("the path of a file with a request", is_text),
     "version": Never("model_version_policy selects the versions to serve"),
     "custom_loader_options": Never(_CUSTOM_LOADER),
     "graph_path": Never(_MEDIAPIPE),
@@ -247,8 +249,11 @@ _MODEL_KEYS: Mapping[str, Check] = {
     "max_sequence_number": Never(_STATEFUL),
 }
 
-# Keys that a load request may not have: they would run code in the service.
-_FILE_KEYS: Mapping[str, Check] = {"cpu_extension": Never("only the config file may name a library")}
+# Keys that a load request may not have: they would run code in the service, or show a file.
+_FILE_KEYS: Mapping[str, Check] = {
+    "cpu_extension": Never("only the config file may name a library"),
+    "example": Never("only the config file may name an example"),
+}
 
 # Keys of Triton's model configuration: other names of the same, and keys without effect.
 _TRITON_KEYS = {"version_policy": "model_version_policy"}

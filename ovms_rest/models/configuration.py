@@ -30,6 +30,7 @@ class ModelConfig:
     nireq: int = 0
     allow_cache: bool = False
     remote: str = ""
+    example: Path | None = None  # a file with a request, for the description of the API
 
 
 class CheckedValues(NamedTuple):

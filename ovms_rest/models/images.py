@@ -22,7 +22,7 @@ from ovms_rest.models.image_resizing import PRECISIONS, Precision, write_image
 from ovms_rest.models.opencv import cv2
 from ovms_rest.protocol.datatypes import BYTES
 from ovms_rest.protocol.strings import BytesArray
-from ovms_rest.protocol.tensors import TensorMetadata
+from ovms_rest.protocol.tensors import ImageSize, TensorMetadata
 from ovms_rest.protocol.words import count_of, join
 
 # OVMS resizes with these configured layouts, but not with a default one. "N?HWC" has the dim of a demultiplexer.
@@ -34,6 +34,11 @@ _NO_LAYOUT = 'the configuration of the model has no "layout"; set "NHWC", or "NH
 
 # The conversion to BGR by the number of channels.
 _TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
+
+# The channels of the images that OpenCV encodes and decodes.
+_CHANNELS = (1, 3, 4)
+# Limits of the images that are drawn for examples: their number, their values, and the side of a resized one.
+_MOST_DRAWN, _MOST_DRAWN_VALUES, _DRAWN_SIDE = 16, 2**22, 8
 
 # Limits of the work of decoding the images of an input, in units of 10 ns (image_files.py): a constant, 0.17 s, and a
 # share per pixel, which costs 1, in a GIF 4, and in an uncompressed GIF 13.
@@ -69,6 +74,35 @@ class ImageReader:
         self._takes_images = _holds_nhwc(self._layout)
         self._obstacle = _find_obstacle(self._layout, metadata)
         self._limits = limits
+
+    @property
+    def expected(self) -> ImageSize | None:
+        """The size of the images, None if the layout, the datatype or the number of channels allows none."""
+        if not self._takes_images or self._precision is None or not any(map(self._channels.holds, _CHANNELS)):
+            return None
+        return ImageSize(self._height.size, self._width.size, self._channels.size)
+
+    def draw(self, array: NDArray[Any]) -> list[bytes] | None:
+        """Return PNG files that decode to an array [n,height,width,channels], None if there are none.
+
+        The files of an array of equal elements are small, where the input resizes images.
+        """
+        count, height, width, channels = array.shape
+        if self.expected is None or channels not in _CHANNELS or count > _MOST_DRAWN or 0 in array.shape:
+            return None
+        if not any(array.strides):  # one element for all
+            array = array[:1]
+            if not self._obstacle:
+                height, width = min(height, _DRAWN_SIDE), min(width, _DRAWN_SIDE)
+            array = array[:, :height, :width]
+        if array.size > _MOST_DRAWN_VALUES:
+            return None
+        pixels = array.astype(np.uint8)
+        if not (pixels == array).all():
+            return None
+        files = [cv2.imencode(".png", image)[1].tobytes() for image in pixels]
+        drawn: list[bytes] = files * (count // len(files))
+        return drawn
 
     def read(self, strings: BytesArray, label: str) -> NDArray[Any]:
         """Decode images, an array of shape [n], to the array [n,height,width,channels] of the input.
@@ -196,6 +230,17 @@ class ShardedImageReader:
 
     def __init__(self, reader: ImageReader) -> None:
         self._reader = reader
+
+    @property
+    def expected(self) -> ImageSize | None:
+        """The size of the images, as for one shard."""
+        return self._reader.expected
+
+    def draw(self, array: NDArray[Any]) -> list[bytes] | None:
+        """Return PNG files that decode to an array [n,1,height,width,channels], None if there are none."""
+        drawn = [self._reader.draw(shard) for shard in array[:_MOST_DRAWN]]
+        files = [shard[0] for shard in drawn if shard is not None]
+        return files if len(files) == len(array) else None
 
     def read(self, strings: BytesArray, label: str) -> NDArray[Any]:
         """Decode images, an array of shape [n], to the array [n,1,height,width,channels] of the input.

@@ -13,6 +13,7 @@ from ovms_rest.host.throwaway import STOPPED
 from ovms_rest.log import log
 from ovms_rest.models.configuration import ModelConfig, check_values_of
 from ovms_rest.models.copies import ChangingError, Source, open_places, seal
+from ovms_rest.models.example_requests import find_example
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.models.repository import find_model_file, find_versions
@@ -106,6 +107,7 @@ class _Candidate:
                 # The first inference rearranges the weights of some models; done here, workers share the result:
                 # ResNet-50 with a dynamic batch takes 7 MB in each worker, and 60 MB without.
                 model.open(lambda: None)
+            model.invented = model.invented or self.entry.trials[version].invented
         except ChangingError as error:
             self.postpone(version, str(error))
         except LoadError as error:
@@ -118,6 +120,7 @@ class _Candidate:
     def finish(self) -> Entry:
         """Log the outcome and return the entry; keep serving the previous versions if none of the new ones loaded."""
         name, entry = self.config.name, self.entry
+        entry.example = find_example(f"model {name!r}", self.config.example)
         if self.paths and not entry.versions and not entry.failures:
             found = ", ".join(map(str, self.paths))
             self.fail([f"model_version_policy selects none of the available versions: {found}"])

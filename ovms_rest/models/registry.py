@@ -36,6 +36,7 @@ class Entry:
     lacks_unloaded: bool = False
     kind: Literal["model", "pipeline"] = "model"
     notes: tuple[str, ...] = ()  # about settings without effect
+    example: dict[str, Any] | None = None  # the request in the file that the configuration names
 
     def status(self) -> list[dict[str, Any]]:
         """Return the status of each version in OVMS's format."""
@@ -83,7 +84,7 @@ class Entry:
 
     def _outcome(self) -> tuple[object, ...]:
         versions = {number: id(model) for number, model in self.versions.items()}
-        return versions, self.failures, self.reason, self.ended, self.policy
+        return versions, self.failures, self.reason, self.ended, self.policy, self.example
 
 
 def _status(number: int, state: str, code: str, message: str) -> dict[str, Any]:

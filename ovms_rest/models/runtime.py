@@ -15,7 +15,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ovms_rest.log import log
 from ovms_rest.models.batching import Batching
 from ovms_rest.models.compilation import ONE_THREAD, Compilation, PluginValue, check_properties
 from ovms_rest.models.copies import Source, read_in_place
+from ovms_rest.models.example_requests import make_constant
 from ovms_rest.models.extensions import ADVICE, extend, find_tokenizers, lacks_operations
 from ovms_rest.models.images import ImageLimits, take_images
 from ovms_rest.models.options import TYPES, LayoutChange, Preparation
@@ -79,6 +80,10 @@ _factory = openvino._pyopenvino.NodeFactory("opset15")
 _DATATYPES = {"boolean": "BOOL", "string": BYTES} | {short: name.upper() for name, short in TYPES.items()}
 
 
+# The shape and the value of all elements of generated inputs, by name.
+Invented = Mapping[str, tuple[Sequence[int], int]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Port:
     """An input or output as the client sees it, and the indices of its tensors in the compiled model.
@@ -117,6 +122,7 @@ class Model:
         self._compiled: Any = None
         self.warning = ""  # what `open` could not show
         self.notes: tuple[str, ...] = ()  # for the user, about the way it computes
+        self.invented: Invented | None = None
         properties = compilation.properties
         check_properties(
             properties,
@@ -154,6 +160,7 @@ class Model:
             rt_info,
             _find_labels(rt_info, path),
         )
+        self.color = preparation.color[1] if preparation.color else ""  # of the images that clients send
         self.batch_limit = preparation.batch_limit
         self._batching = Batching(self.metadata, self.batch_limit, self.infer_alone) if self.batch_limit else None
         self._has_trial = preparation.has_trial
@@ -215,6 +222,7 @@ class Model:
                 failure = one_line(error)
             else:
                 self._remember(arrays, tensors)
+                self.invented = _describe_constants(arrays)
                 return
         # Clients may know sizes and values that work.
         self.warning = (
@@ -259,6 +267,16 @@ class Model:
     def trial(self) -> Mapping[str, Array] | None:
         """The inputs of the trial request in the config, None without one."""
         return self._trial
+
+    @property
+    def example(self) -> Mapping[str, Array] | None:
+        """The inputs of the trial request, or the `invented` ones; None if the model has computed none of them."""
+        if self._trial is not None or self.invented is None:
+            return self._trial
+        return {
+            name: make_constant(self.metadata.inputs[name].datatype, tuple(shape), value)
+            for name, (shape, value) in self.invented.items()
+        }
 
     @property
     def trial_shapes(self) -> list[Mapping[str, Shape]]:
@@ -358,6 +376,14 @@ class Model:
                 self._compiled, self._inputs, self._outputs, self.has_state, self._guard
             )
         return session.infer(arrays)
+
+
+def _describe_constants(arrays: Mapping[str, Array]) -> Invented:
+    """Return shape and value of arrays of equal elements, 0 for empty strings."""
+    return {
+        name: (list(array.shape), 0 if isinstance(array, BytesArray) or not array.size else int(array.flat[0]))
+        for name, array in arrays.items()
+    }
 
 
 def _shapes_of(arrays: Mapping[str, Array]) -> dict[str, Shape]:

@@ -43,6 +43,10 @@ class Servable(Protocol):
         """Make it ready in this process; `retire` is called once it becomes unusable here. Raises LoadError."""
 
     @property
+    def example(self) -> Mapping[str, Array] | None:
+        """Inputs by name that it has computed before it serves, None if there are none."""
+
+    @property
     def batch_limit(self) -> int:
         """The most rows that it, or one of its models, infers together; 0 if every request is inferred alone."""
 

@@ -13,7 +13,7 @@ from ovms_rest.models.compilation import Compilation, maps_files
 from ovms_rest.models.copies import NO_PLACE, ChangingError, Place, Source, copy_model
 from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.options import ModelOptions, parse_options
-from ovms_rest.models.runtime import DEFAULT_LIMITS, Model
+from ovms_rest.models.runtime import DEFAULT_LIMITS, Invented, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Task:
 class TrialResult(NamedTuple):
     """The outcome of a trial: the reason of a failure, "" for a model that may serve; its seconds and bytes of memory.
 
-    `warning` says what the trial of a model that may serve could not show; `source` was tried. With `is_changing` the
-    reason is only that the files were being written.
+    `warning` says what the trial of a model that may serve could not show; `source` was tried, with the `invented`
+    inputs. With `is_changing` the reason is only that the files were being written.
     """
 
     reason: str = ""
@@ -40,6 +40,7 @@ class TrialResult(NamedTuple):
     warning: str = ""
     source: Source | None = None
     is_changing: bool = False
+    invented: Invented | None = None
 
 
 def run_trials(
@@ -96,12 +97,13 @@ def try_models(tasks: Sequence[dict[str, Any]], send: Send) -> None:
             send(step="inferring for the first time")
             model.open(lambda: None)
             source.check()
-            memory, warning = max(0, resident_bytes() - before), model.warning
+            memory, warning, invented = max(0, resident_bytes() - before), model.warning, model.invented
             del model
         except LoadError as error:
             send(reason=str(error), is_changing=isinstance(error, ChangingError))
         else:
-            send(seconds=time.monotonic() - started, memory=memory, warning=warning, source=source)
+            seconds = time.monotonic() - started
+            send(seconds=seconds, memory=memory, warning=warning, source=source, invented=invented)
 
 
 def _decode_result(result: dict[str, Any]) -> TrialResult:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ovms_rest.errors import LoadError
 from ovms_rest.log import log
 from ovms_rest.models.copies import ChangingError
+from ovms_rest.models.example_requests import find_example
 from ovms_rest.models.images import ImageReader, ShardedImageReader, take_images
 from ovms_rest.models.loading import LoadSettings
 from ovms_rest.models.registry import Entry
@@ -96,9 +97,12 @@ def _assemble(
         return previous
     changing = any(node.is_changing for node in nodes.values())
     entry = Entry(sources={VERSION: source}, kind="pipeline", is_changing=changing)
+    entry.example = find_example(f"pipeline {definition.name!r}", definition.example or None)
     try:
         plan = plan_pipeline(definition, parts, models.keys())
-        entry.versions[VERSION] = Pipeline(plan if definition.count is None else _split_images(plan))
+        pipeline = Pipeline(plan if definition.count is None else _split_images(plan))
+        pipeline.is_rehearsed = definition.example is False
+        entry.versions[VERSION] = pipeline
     except PipelineError as error:
         for problem in error.problems:
             log.error("pipeline %r does not serve: %s", definition.name, problem)

@@ -6,9 +6,9 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ovms_rest.checking import Check, Problem, as_json, check_keys, check_name, check_values, is_a
+from ovms_rest.checking import Check, Problem, as_json, check_keys, check_name, check_values, fits, is_a, is_text
 
 # The implicit first and last node of every pipeline.
 REQUEST, RESPONSE = "request", "response"
@@ -50,13 +50,17 @@ class NodeDefinition:
 
 @dataclass(frozen=True, slots=True)
 class PipelineDefinition:
-    """A pipeline; with a `count`, the inputs of a request are split into shards."""
+    """A pipeline; with a `count`, the inputs of a request are split into shards.
+
+    `example` is a file with a request, False if none is to be tried before the pipeline serves.
+    """
 
     name: str
     inputs: tuple[str, ...] = ()
     nodes: tuple[NodeDefinition, ...] = ()
     outputs: tuple[tuple[str, Source], ...] = ()
     count: int | None = None
+    example: Path | Literal[False] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +80,16 @@ class Library:
 # --- Reading
 
 
-def read_pipeline(item: Mapping[str, Any]) -> PipelineDefinition:
-    """Read a pipeline whose form has been checked."""
+def read_pipeline(item: Mapping[str, Any], directory: Path = Path()) -> PipelineDefinition:
+    """Read a pipeline whose form has been checked; its paths are relative to `directory`."""
+    example = item.get("example", True)
     return PipelineDefinition(
         item["name"],
         tuple(item["inputs"]),
         tuple(map(_read_node, item["nodes"])),
         tuple(_read_connections(item["outputs"])),
         _read_count(item.get("demultiply_count")),
+        directory / example if isinstance(example, str) else None if example else False,
     )
 
 
@@ -221,6 +227,9 @@ _PIPELINE_KEYS: Mapping[str, Check] = {
     "nodes": _ARRAY,
     "outputs": _ARRAY,
     "demultiply_count": _check_count,
+    "example": fits(
+        "the path of a file with a request, true or false", lambda value: type(value) is bool or is_text(value)
+    ),
 }
 _NODE_KEYS: Mapping[str, Check] = {
     "name": _TEXT,

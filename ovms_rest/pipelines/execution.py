@@ -45,6 +45,8 @@ class Pipeline:
         self.plan = plan
         self.metadata = plan.metadata
         self.counters: InferenceCounters = NOT_COUNTED
+        self.example: Mapping[str, Array] | None = None  # found by a rehearsal (`pipelines.rehearsal`)
+        self.is_rehearsed = False
         models = [model for step in plan.steps if (model := step.part.model) is not None]
         self.dependencies: tuple[Servable, ...] = tuple(dict.fromkeys(models))
         self.batch_limit = max((model.batch_limit for model in models), default=0)

@@ -16,25 +16,27 @@ from ovms_rest.protocol.words import count_of, list_names
 
 # `curl -d @file` removes the CR, LF and NUL of a file, so a signature here ends before the first of them.
 _IMAGES = (
-    (re.compile(rb"\xff\xd8\xff"), "a JPEG file"),
-    (re.compile(rb"\x89PNG"), "a PNG file"),
-    (re.compile(rb"GIF8[79]a"), "a GIF file"),
-    (re.compile(rb"RIFF.{1,4}WEBP", re.DOTALL), "a WebP file"),
+    (re.compile(rb"\xff\xd8\xff"), "a JPEG file", "image/jpeg"),
+    (re.compile(rb"\x89PNG"), "a PNG file", "image/png"),
+    (re.compile(rb"GIF8[79]a"), "a GIF file", "image/gif"),
+    (re.compile(rb"RIFF.{1,4}WEBP", re.DOTALL), "a WebP file", "image/webp"),
     # The file size, and 4 zero bytes.
-    (re.compile(rb"BM.{4}\0{4}.{4}[\x0c\x28\x38\x40\x6c\x7c]\0\0\0", re.DOTALL), "a BMP file"),
-    (re.compile(rb"P[1-6][ \t\r\n#]"), "a PNM file"),
+    (re.compile(rb"BM.{4}\0{4}.{4}[\x0c\x28\x38\x40\x6c\x7c]\0\0\0", re.DOTALL), "a BMP file", "image/bmp"),
+    (re.compile(rb"P[1-6][ \t\r\n#]"), "a PNM file", "image/x-portable-anymap"),
 )
 _MULTIPART = re.compile(rb"--[^\r\n]{1,70}\r?\nContent-", re.IGNORECASE)
 _URLENCODED = re.compile(rb"[A-Za-z_][\w.+-]*=")
 # How far into the body the end of the JSON is searched for.
 _MOST_JSON = 2**16
 _SPACE = b" \t\r\n"
+# Inputs that a command shows.
+_MOST_FIELDS = 5
 
 
 def name_image(data: memoryview) -> str:
     """Return the image format whose signature the data begins with, "" for other data."""
     start = bytes(data[:64])
-    return next((name for signature, name in _IMAGES if signature.match(start)), "")
+    return next((name for signature, name, _ in _IMAGES if signature.match(start)), "")
 
 
 def explain_body(body: memoryview, header_length: int | None, model: ModelMetadata | None) -> str:
@@ -46,9 +48,12 @@ def explain_body(body: memoryview, header_length: int | None, model: ModelMetada
         return _explain_length(end, len(body) - end, header_length)
     start = bytes(part[:256])
     if image := name_image(part):
-        return f"it is {image}; {explain_image(inputs, name)}"
+        return f"it is {image}; {explain_image(inputs, name, image, header_length is not None)}"
     if _MULTIPART.match(start):
-        return f"it is multipart/form-data, as `curl -F` sends it; {explain_image(inputs, name)}"
+        return (
+            "it is multipart/form-data, but its headers do not say so; let the client set Content-Type, as `curl -F` "
+            f"does{'' if header_length is None else ', and leave out Inference-Header-Content-Length'}"
+        )
     if start.startswith(b"\x1f\x8b"):
         return "it is compressed by gzip; send the header 'Content-Encoding: gzip'"
     if start.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
@@ -56,7 +61,8 @@ def explain_body(body: memoryview, header_length: int | None, model: ModelMetada
     if start.lstrip(_SPACE)[:1] != b"{" and _is_binary(start):
         return (
             f"it is binary data that begins with the bytes {start[:8].hex(' ')}; binary data must follow JSON with "
-            "name, shape and datatype, and the header Inference-Header-Content-Length gives the length of that JSON"
+            "name, shape and datatype, and the header Inference-Header-Content-Length gives the length of that JSON; "
+            "the data of a model's only input may come alone, with the header 'Content-Type: application/octet-stream'"
         )
     if _URLENCODED.match(start):
         first = next(iter(inputs or ()), "INPUT")
@@ -65,25 +71,40 @@ def explain_body(body: memoryview, header_length: int | None, model: ModelMetada
     return ""
 
 
-def explain_image(inputs: Mapping[str, TensorMetadata] | None, model: str = "MODEL") -> str:
-    """Return how to send an image to a model with these inputs (None: unknown), with the command."""
+def explain_image(
+    inputs: Mapping[str, TensorMetadata] | None, model: str = "MODEL", image: str = "", has_length: bool = False
+) -> str:
+    """Return how to send an image to a model with these inputs (None: unknown), with the command.
+
+    `image` comes from `name_image`; `has_length` is whether the request had Inference-Header-Content-Length.
+    """
     tensors = [] if inputs is None else list(inputs.values())
-    names = [tensor.name for tensor in tensors if tensor.images is not None]
-    names += [tensor.name for tensor in tensors if tensor.datatype == BYTES]
-    if inputs is not None and not names:
+    if inputs is not None and not any(_takes_files(tensor) for tensor in tensors):
         return f"the model has no input that takes images; its inputs are {list_names(inputs)}"
-    name = names[0] if names else "INPUT"
-    text = json.dumps({"inputs": [{"name": name, "shape": [1], "datatype": BYTES}]}, separators=(",", ":"))
-    url = f"http://HOST:PORT/v2/models/{quote(model, safe='')}/infer"
-    others = [tensor.name for tensor in tensors if tensor.name != name]
+    if inputs is not None and len(tensors) > 1:
+        return explain_form(inputs, model)
+    media_type = next((media_type for _, name, media_type in _IMAGES if name == image), "image/png")
+    without = ", and without Inference-Header-Content-Length" if has_length else ""
     return (
-        "send JSON, the length of the image as 4 little-endian bytes, and the image, with the length of the JSON in "
-        "the header Inference-Header-Content-Length. For FILE: n=$(wc -c <FILE); "
-        f"(printf %s {shlex.quote(text)}; "
-        r"""printf "$(printf '\\%03o' $((n&255)) $((n>>8&255)) $((n>>16&255)) $((n>>24)))"; cat FILE) | """
-        f"curl --data-binary @- -H 'Inference-Header-Content-Length: {len(text)}' {shlex.quote(url)}"
-        + (f" (the JSON needs the model's other inputs too: {list_names(others)})" if others else "")
+        f"send it with its Content-Type{without}: curl --data-binary @FILE -H 'Content-Type: {media_type}' "
+        f"{_write_url(model)}"
     )
+
+
+def explain_form(inputs: Mapping[str, TensorMetadata], model: str) -> str:
+    """Return how to send data for several inputs, with the command."""
+    shown = list(inputs)[:_MOST_FIELDS]
+    fields = " ".join(f"-F {shlex.quote(f'{name}=@FILE{index}')}" for index, name in enumerate(shown, 1))
+    more = " ..." if len(inputs) > len(shown) else ""
+    return f"send multipart/form-data with a part for each input: curl {fields}{more} {_write_url(model)}"
+
+
+def _takes_files(tensor: TensorMetadata) -> bool:
+    return tensor.images is not None or tensor.datatype == BYTES
+
+
+def _write_url(model: str) -> str:
+    return shlex.quote(f"http://HOST:PORT/v2/models/{quote(model, safe='')}/infer")
 
 
 def explain_prefix(section: memoryview, count: int) -> str:

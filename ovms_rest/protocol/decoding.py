@@ -17,16 +17,15 @@ import orjson
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
-from ovms_rest.protocol.body_forms import explain_body, explain_image, explain_prefix, name_image
+from ovms_rest.protocol.body_forms import explain_body, explain_prefix
 from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype
 from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choose_budget
 from ovms_rest.protocol.numbers import NumberArray, UnsuitedError, looks_numeric, parse_numeric, to_array
-from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, unpack
+from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, decode_base64, unpack
 from ovms_rest.protocol.tensors import (
     MAX_DIM,
     NO_PARAMETERS,
     Array,
-    Dim,
     InferenceRequest,
     ModelMetadata,
     Parameters,
@@ -141,64 +140,6 @@ def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMeta
         raise
     outputs = _decode_outputs(root, binary_output)
     return InferenceRequest(inputs, outputs, binary_output, request_id, parameters, timeout_us, priority)
-
-
-def decode_raw_request(body: memoryview, inputs: Mapping[str, TensorMetadata]) -> InferenceRequest:
-    """Decode a body that is just the data of a model's only input (header length 0; protocol/README.md section 4).
-
-    The shape is the model's. One dim that is not static is computed from the size; with more of them dim 0 counts as 1.
-    A BYTES input takes the body as its one element. All outputs are returned as binary.
-    """
-    if len(inputs) != 1:
-        raise InvalidRequestError(
-            "Inference-Header-Content-Length is 0, which makes the body the data of a model's only input, "
-            f"but this model has {len(inputs)} inputs: {join(inputs)}"
-        )
-    (metadata,) = inputs.values()
-    label = f"input {metadata.name!r}"
-    dims = metadata.dims or ()
-    if metadata.datatype == BYTES:
-        shape = tuple(1 if dim.size is None and dim.holds(1) else dim.low for dim in dims)
-        if math.prod(shape) != 1:
-            raise InvalidRequestError(
-                f"{label}: a raw body is one string, but the model's shape is {metadata.describe_shape()}"
-            )
-        return _raw(metadata, _strings([0], [len(body)], body, shape))
-    datatype = DATATYPES[metadata.datatype]
-    try:
-        shape = _raw_shape(dims, datatype, len(body), f"{label}: shape {metadata.describe_shape()}")
-    except InvalidRequestError as error:
-        if image := name_image(body):
-            raise InvalidRequestError(f"{error}; it is {image}; {explain_image(inputs)}") from error
-        raise
-    return _raw(metadata, _view(body, datatype, shape, label))
-
-
-def _raw(metadata: TensorMetadata, array: Array) -> InferenceRequest:
-    return InferenceRequest((Tensor(metadata.name, metadata.datatype, array),), binary_output=True)
-
-
-def _raw_shape(dims: tuple[Dim, ...], datatype: Datatype, size: int, label: object) -> tuple[int, ...]:
-    open_dims = [index for index, dim in enumerate(dims) if dim.size is None]
-    sizes = [dim.low for dim in dims]
-    if len(open_dims) > 1 and open_dims[0] == 0:
-        sizes[open_dims.pop(0)] = 1
-    if len(open_dims) > 1:
-        raise InvalidRequestError(
-            f"{label} has {len(open_dims)} open dims besides dim 0, which the size of a raw body does not determine; "
-            "send JSON that gives the shape"
-        )
-    if open_dims:
-        row = datatype.size * math.prod(dim for index, dim in enumerate(sizes) if index != open_dims[0])
-        if row == 0 or size % row:
-            raise InvalidRequestError(
-                f"{label} takes a multiple of {row} bytes of {datatype.name}, the body has {size}"
-            )
-        sizes[open_dims[0]] = size // row
-    needed = datatype.size * math.prod(sizes)
-    if needed != size:
-        raise InvalidRequestError(f"{label} takes {count_of(needed, 'byte')} of {datatype.name}, the body has {size}")
-    return tuple(sizes)
 
 
 # --- The JSON part
@@ -366,7 +307,7 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
         if type(name) is not str:
             _refuse_name(item, f"inputs[{index}]")
         label = _Label("inputs", index, name)
-        shape = _decode_shape(item, label)
+        shape = decode_shape(item, label)
         datatype = _decode_datatype(item, label)
         if datatype == BYTES:
             strings += math.prod(shape)
@@ -384,7 +325,7 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
                 raise InvalidRequestError(
                     f"{label} has both data and parameters.binary_data_size, expected only one of them"
                 )
-            array = _decode_json_data(item["data"], datatype, shape, label)
+            array = decode_json_data(item["data"], datatype, shape, label)
         else:
             if datatype == BYTES and size is None:
                 size = _take_rest(items, index, len(rest), label)
@@ -422,7 +363,8 @@ def _take_rest(items: list[Any], index: int, left: int, label: object) -> int:
     return left
 
 
-def _decode_shape(item: dict[str, Any], label: object) -> tuple[int, ...]:
+def decode_shape(item: dict[str, Any], label: object) -> tuple[int, ...]:
+    """Return the shape of an input."""
     shape = item.get("shape", ABSENT)
     if type(shape) is not list:
         raise InvalidRequestError(f"{label}: shape is {describe(shape)}, expected an array of integers")
@@ -446,7 +388,8 @@ def _decode_datatype(item: dict[str, Any], label: object) -> str:
     return datatype
 
 
-def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: object) -> Array:
+def decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: object) -> Array:
+    """Return the `data` of an input in JSON, nested in any form, as an array."""
     if type(data) is NumberArray:
         return to_array(data, datatype, shape)
     if type(data) is not list:
@@ -458,9 +401,8 @@ def _decode_json_data(data: Any, datatype: str, shape: tuple[int, ...], label: o
             f"{label}: data has {count_of(len(elements), 'element')}, but shape {join(shape)} needs {count}"
         )
     if datatype == BYTES:
-        if not types <= {str}:
-            _refuse_element(elements, {str}, "BYTES takes strings", "BYTES takes strings", label)
-        return BytesArray.of([element.encode() for element in elements], shape)
+        encoded = [element.encode() for element in elements] if types <= {str} else _encode_mixed(elements, label)
+        return BytesArray.of(encoded, shape)
     return _numbers(elements, types, DATATYPES[datatype], label).reshape(shape)
 
 
@@ -488,6 +430,26 @@ def _flatten_mixed(items: list[Any], elements: list[Any], depth: int) -> None:
             _flatten_mixed(item, elements, depth + 1)
         else:
             elements.append(item)
+
+
+def _encode_mixed(elements: list[Any], label: object) -> list[bytes]:
+    """Return the bytes of BYTES elements that are not all strings: an object {"b64": "..."} is bytes in base64.
+
+    Such an object has no other key, as in the API of TensorFlow Serving.
+    """
+    encoded = []
+    for index, element in enumerate(elements):
+        if type(element) is str:
+            encoded.append(element.encode())
+            continue
+        if type(element) is not dict or list(element) != ["b64"]:
+            found = f"{_ELEMENTS.get(type(element), '')}{show(element)}"
+            raise InvalidRequestError(f'{label}: data[{index}] is {found}, BYTES takes strings and {{"b64": "..."}}')
+        place = f'{label}: data[{index}]["b64"]'
+        if type(element["b64"]) is not str:
+            raise InvalidRequestError(f"{place} is {describe(element['b64'])}, expected a string in base64")
+        encoded.append(decode_base64(element["b64"], place))
+    return encoded
 
 
 def _numbers(elements: list[Any], types: set[type], datatype: Datatype, label: object) -> NDArray[Any]:
@@ -553,11 +515,12 @@ def _decode_binary_data(
             begins, ends = unpack(section, count, label)
         except InvalidRequestError as error:
             raise InvalidRequestError(f"{error}{explain_prefix(section, count)}") from error
-        return _strings(begins, ends, section, shape), rest
-    return _view(section, DATATYPES[datatype], shape, label), rest
+        return view_strings(begins, ends, section, shape), rest
+    return view_elements(section, DATATYPES[datatype], shape, label), rest
 
 
-def _strings(begins: Sequence[int], ends: Sequence[int], symbols: memoryview, shape: tuple[int, ...]) -> BytesArray:
+def view_strings(begins: Sequence[int], ends: Sequence[int], symbols: memoryview, shape: tuple[int, ...]) -> BytesArray:
+    """Return strings as an array, given where in `symbols` they begin and end."""
     return BytesArray(
         np.array(begins, np.int32).reshape(shape),
         np.array(ends, np.int32).reshape(shape),
@@ -565,7 +528,7 @@ def _strings(begins: Sequence[int], ends: Sequence[int], symbols: memoryview, sh
     )
 
 
-def _view(section: memoryview, datatype: Datatype, shape: tuple[int, ...], label: object) -> NDArray[Any]:
+def view_elements(section: memoryview, datatype: Datatype, shape: tuple[int, ...], label: object) -> NDArray[Any]:
     """Return bytes as an array: a view, or a copy if they are not aligned for the datatype."""
     array = np.frombuffer(section, np.uint8)
     if datatype.name == BOOL and array.size and array.max() > 1:

@@ -1,5 +1,7 @@
 """BYTES: strings of any bytes, as arrays, on the wire and as rows of a UINT8 matrix."""
 
+import binascii
+import re
 import struct
 from array import array
 from collections.abc import Iterable, MutableSequence
@@ -10,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovms_rest.errors import InvalidRequestError
-from ovms_rest.protocol.words import count_of
+from ovms_rest.protocol.words import count_of, show
 
 # Limit for the strings of all inputs of a request: each takes 250 ns. OVMS allows 33,554,432 in a tensor, which would
 # block a worker for 8 s.
@@ -24,6 +26,16 @@ MAX_BYTES = 2**31 - 1
 _MANY = 256
 
 _LENGTH = struct.Struct("<I")
+
+_OUTSIDE_BASE64 = re.compile("[^A-Za-z0-9+/=]")
+# What characters outside the alphabet come from.
+_BASE64_HINTS = {
+    "\n": "; `base64 -w 0` writes no line breaks",
+    "\r": "; `base64 -w 0` writes no line breaks",
+    "-": "; the URL-safe alphabet is not supported",
+    "_": "; the URL-safe alphabet is not supported",
+    ":": '; leave out the beginning of a data URL, such as "data:image/png;base64,"',
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +123,27 @@ def pack(array: BytesArray) -> bytes:
     for element in array.elements():
         parts += (_LENGTH.pack(len(element)), element)
     return b"".join(parts)
+
+
+def decode_base64(text: str, label: object) -> bytes:
+    """Return bytes from base64 with padding and nothing else (RFC 4648 section 4).
+
+    Raises InvalidRequestError, beginning with `label`, for any other text.
+    """
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as error:
+        raise InvalidRequestError(f"{label} is not valid base64: {_explain_base64(text)}") from error
+
+
+def _explain_base64(text: str) -> str:
+    outside = _OUTSIDE_BASE64.search(text)
+    if outside:
+        character = outside[0]
+        return f"character {outside.start()} is {show(character)}{_BASE64_HINTS.get(character, '')}"
+    if len(text) % 4:
+        return f"it has {count_of(len(text), 'character')}, expected a multiple of 4, padded with '='"
+    return "'=' is only allowed as padding, at most twice and at the end"
 
 
 def measure_matrix(array: BytesArray, label: str) -> tuple[int, int]:

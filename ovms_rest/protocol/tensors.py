@@ -87,8 +87,23 @@ class Dim(NamedTuple):
         return size if self.high is None else min(size, self.high)
 
 
+class ImageSize(NamedTuple):
+    """The size of the images that an input takes; None where it takes any."""
+
+    height: int | None
+    width: int | None
+    channels: int | None
+
+
 class ImageDecoder(Protocol):
     """Decodes the encoded images of an input."""
+
+    @property
+    def expected(self) -> ImageSize | None:
+        """The size of the images, None if the configuration of the input allows none."""
+
+    def draw(self, array: NDArray[Any]) -> list[bytes] | None:
+        """Return small files that decode to an array for the input, None if there are none."""
 
     def read(self, strings: BytesArray, label: str) -> NDArray[Any]:
         """Return the images of a request as an array. Raises InvalidRequestError, beginning with `label`."""

@@ -11,6 +11,7 @@ from ovms_rest.resources.control import Statuses
 
 _ROUTES = {
     "server metadata": "GET /v2",
+    "OpenAPI document, with the inputs and outputs of all models": "GET /v2/openapi.json",
     "models and their states": "GET /v2/models",
     "metadata of a model": "GET /v2/models/{name}",
     "inference": "POST /v2/models/{name}/infer",
@@ -34,7 +35,10 @@ _HINTS = tuple(
         (r"/v1/models/[^/]+(/versions/[^/]+|/labels/[^/]+)?/metadata", "GET /v2/models/{name} returns the metadata"),
         (r"/v1/models(/.*)?", "GET /v2/models lists the models, GET /v2/models/{name}/ready is the readiness of one"),
         (r"/v3(/.*)?", f"OVMS's generative API is not served; {_PREDICT}"),
-        (r"/(docs|redoc|swagger.*|openapi\.(json|ya?ml)|api)", "GET / lists the routes"),
+        (
+            r"/(docs|redoc|swagger.*|openapi\.(json|ya?ml)|api)",
+            "GET /v2/openapi.json describes all routes, GET / lists the main ones",
+        ),
         (r"/(v2/)?(health|healthz|livez?|ping|status)", "GET /v2/health/live is the liveness probe"),
         (r"/(readyz?|v2/(ready|live))", "GET /v2/health/ready and GET /v2/health/live are the probes"),
         (r"/v2/models/[^/]+(/versions/[^/]+)?([:/](predict|inference|explain|generate))", _PREDICT),

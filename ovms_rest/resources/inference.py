@@ -8,15 +8,17 @@ import falcon
 from ovms_rest.errors import BusyError, DeadlineError, InferenceError, NoContentError, ServingError
 from ovms_rest.models.servable import InferenceCounters, Registry
 from ovms_rest.protocol.classification import classify
-from ovms_rest.protocol.decoding import decode_raw_request, decode_request
+from ovms_rest.protocol.decoding import decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
 from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.protocol.json_memory import choose_budget
+from ovms_rest.protocol.plain_bodies import JSON, decode_plain_request
+from ovms_rest.protocol.raw_bodies import decode_raw_request
 from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requested, unlimited
 from ovms_rest.protocol.tensors import InferenceRequest, InferenceResponse, ModelMetadata, batch_of
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.protocol.waiting_time import waits_since
-from ovms_rest.resources.body import read_body
+from ovms_rest.resources.body import Environ, read_body
 from ovms_rest.resources.compression import choose_encoding, compress
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.statistics import InferenceRecord
@@ -45,7 +47,7 @@ class Infer:
         try:
             header = environ.get("ovms_rest.header_length") or read_header_length(environ.get(_HEADER_LENGTH))
             body = read_body(environ, self._max_body_bytes, header.length)
-            request = self._decode(body, header.check(len(body)), metadata)
+            request = self._decode(body, header.check(len(body)), metadata, environ)
             record.id, record.request_bytes = request.id, len(body)
             arrays = validate_inputs(request, metadata)
             requested = validate_outputs(request, metadata)
@@ -77,8 +79,15 @@ class Infer:
         record.batch = batch_of(request.inputs[0].shape)
         servable.counters.record(record)
 
-    def _decode(self, body: memoryview, header_length: int | None, metadata: ModelMetadata) -> InferenceRequest:
-        """Decode a body whose first `header_length` bytes are its JSON, None for all."""
+    def _decode(
+        self, body: memoryview, header_length: int | None, metadata: ModelMetadata, environ: Environ
+    ) -> InferenceRequest:
+        """Decode a body whose first `header_length` bytes are its JSON; with None, Content-Type may say what it is."""
+        if header_length is None and (content_type := environ.get("CONTENT_TYPE", JSON)) != JSON:
+            shape = environ.get("HTTP_X_TENSOR_SHAPE")
+            request = decode_plain_request(body, content_type, shape, metadata, self._json_memory)
+            if request is not None:
+                return request
         if header_length == 0:
             return decode_raw_request(body, metadata.inputs)
         return decode_request(body, header_length, model=metadata, json_memory=self._json_memory)

@@ -16,6 +16,7 @@ import orjson
 import simdjson
 
 from ovms_rest.protocol.header_length import HeaderLength
+from ovms_rest.protocol.plain_bodies import holds_json
 from ovms_rest.protocol.waiting_time import waits_since
 
 NEVER = math.inf
@@ -143,6 +144,8 @@ def read_terms(environ: Environ, received_ns: int) -> Terms:
     header: HeaderLength = environ["ovms_rest.header_length"]
     body: memoryview = environ["wsgi.input"].buffer[: None if header.text is None else header.length]
     if len(body) > LARGEST_JSON or "HTTP_CONTENT_ENCODING" in environ:
+        return _NO_TERMS
+    if header.text is None and not holds_json(body, environ.get("CONTENT_TYPE"), environ.get("HTTP_X_TENSOR_SHAPE")):
         return _NO_TERMS
     json = bytes(body)
     if b'"priority"' not in json and b'"timeout"' not in json:

@@ -9,7 +9,8 @@ import pytest
 from decoded_requests import refused
 from service import ROOT, serve
 
-from ovms_rest.protocol.decoding import decode_raw_request, decode_request
+from ovms_rest.protocol.decoding import decode_request
+from ovms_rest.protocol.raw_bodies import decode_raw_request
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 
 PICTURE = np.arange(36, dtype=np.uint8).reshape(4, 3, 3)

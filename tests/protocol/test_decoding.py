@@ -1,5 +1,6 @@
 """Decoding of requests, and the messages for invalid ones; binary data is in test_decoding_binary."""
 
+import base64
 import json
 import math
 
@@ -22,6 +23,7 @@ from decoded_requests import (
 )
 from wire_cases import CASES, fingerprint
 
+from ovms_rest.errors import BodyTooLargeError
 from ovms_rest.protocol.decoding import LARGE_SIZE, decode_request
 from ovms_rest.protocol.tensors import ModelMetadata, TensorMetadata
 
@@ -567,7 +569,7 @@ def test_minus_zero_is_the_integer_zero(datatype):
         ("BF16", "1", ["true", '"1"', "null"], "BF16 takes numbers"),
         ("FP32", "1", ["true", '"1"', '"Infinity"', "null"], "FP32 takes numbers"),
         ("FP64", "1", ["false", '"1"', "null"], "FP64 takes numbers"),
-        ("BYTES", '"a"', ["1", "1.5", "true", "null"], "BYTES takes strings"),
+        ("BYTES", '"a"', ["1", "1.5", "true", "null"], 'BYTES takes strings and {"b64": "..."}'),
     ],
 )
 def test_element_of_another_json_type_is_rejected(datatype, good, bad, values):
@@ -578,7 +580,13 @@ def test_element_of_another_json_type_is_rejected(datatype, good, bad, values):
 
 
 @pytest.mark.parametrize(
-    ("datatype", "kind"), [("BOOL", "true or false"), ("INT8", "integers"), ("FP32", "numbers"), ("BYTES", "strings")]
+    ("datatype", "kind"),
+    [
+        ("BOOL", "true or false"),
+        ("INT8", "integers"),
+        ("FP32", "numbers"),
+        ("BYTES", 'strings and {"b64": "..."}'),
+    ],
 )
 def test_object_among_the_elements_is_rejected(datatype, kind):
     element = '{"a":1}'
@@ -589,6 +597,60 @@ def test_object_among_the_elements_is_rejected(datatype, kind):
 def test_strings_become_utf8_with_their_nuls():
     (array,) = decode_inputs(STRINGS | {"shape": [3], "data": ["\u00e9\0", "", "\U0001f600"]})
     assert array.elements() == [b"\xc3\xa9\0", b"", b"\xf0\x9f\x98\x80"]
+
+
+def b64(data):
+    return {"b64": base64.b64encode(data).decode()}
+
+
+@pytest.mark.parametrize(
+    ("data", "elements"),
+    [
+        ([b64(b"\xff\0")], [b"\xff\0"]),
+        ([b64(b""), b64(bytes(range(256)))], [b"", bytes(range(256))]),
+        (["\u00e9", b64(b"\xe9"), "b64"], [b"\xc3\xa9", b"\xe9", b"b64"]),
+        ([[b64(b"a"), "b"], [["c"], b64(b"d")]], [b"a", b"b", b"c", b"d"]),
+        ([[[b64(b"a")]], [[b64(b"b")]]], [b"a", b"b"]),
+    ],
+    ids=["one", "empty and all bytes", "with strings", "ragged", "nested"],
+)
+def test_elements_of_bytes_may_be_base64(data, elements):
+    (array,) = decode_inputs(STRINGS | {"shape": [len(elements)], "data": data})
+    assert array.elements() == elements
+
+
+@pytest.mark.parametrize(
+    ("element", "message"),
+    [
+        ({}, ' is {}, BYTES takes strings and {"b64": "..."}'),
+        ({"b64": "YQ==", "x": 1}, ' is {"b64":"YQ==","x":1}, BYTES takes strings and {"b64": "..."}'),
+        ({"B64": "YQ=="}, ' is {"B64":"YQ=="}, BYTES takes strings and {"b64": "..."}'),
+        ({"b64": None}, '["b64"] is null, expected a string in base64'),
+        ({"b64": ["YQ=="]}, '["b64"] is an array, expected a string in base64'),
+        (
+            {"b64": "YQ"},
+            "[\"b64\"] is not valid base64: it has 2 characters, expected a multiple of 4, padded with '='",
+        ),
+        (
+            {"b64": "YWJj\n"},
+            '["b64"] is not valid base64: character 4 is "\\n"; `base64 -w 0` writes no line breaks',
+        ),
+    ],
+)
+def test_invalid_base64_is_rejected_with_its_place(element, message):
+    found = refusal_of_input(STRINGS | {"shape": [2], "data": ["a", element]})
+    assert found == f"inputs[0] 's': data[1]{message}"
+
+
+def test_base64_is_for_bytes_only():
+    message = refusal(written("UINT8", [1], '[{"b64":"AA=="}]'))
+    assert message == 'inputs[0] \'x\': data[0] is {"b64":"AA=="}, UINT8 takes integers'
+
+
+def test_base64_that_takes_too_much_memory_is_rejected():
+    elements = ",".join(['{"b64":""}'] * 60_000)
+    with pytest.raises(BodyTooLargeError, match="the values of the JSON would take"):
+        decode_request(memoryview(written("BYTES", [60_000], f"[{elements}]")), json_memory=2**24)
 
 
 def test_limit_of_strings_counts_all_inputs_of_a_request():

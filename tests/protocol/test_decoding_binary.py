@@ -19,7 +19,8 @@ from decoded_requests import (
 from test_decoding import WRONG_PARAMETER
 from wire_cases import CASES, DTYPES, fingerprint
 
-from ovms_rest.protocol.decoding import decode_raw_request, decode_request
+from ovms_rest.protocol.decoding import decode_request
+from ovms_rest.protocol.raw_bodies import decode_raw_request
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 from ovms_rest.protocol.validation import validate_inputs
 

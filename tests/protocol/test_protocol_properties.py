@@ -12,8 +12,9 @@ from wire_cases import DTYPES, fingerprint
 
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.classification import classify
-from ovms_rest.protocol.decoding import decode_raw_request, decode_request
+from ovms_rest.protocol.decoding import decode_request
 from ovms_rest.protocol.encoding import encode_response
+from ovms_rest.protocol.raw_bodies import decode_raw_request
 from ovms_rest.protocol.strings import BytesArray, from_matrix, pack, to_matrix, unpack
 from ovms_rest.protocol.tensors import Dim, InferenceRequest, InferenceResponse, Tensor, TensorMetadata
 

@@ -1,10 +1,12 @@
 """BYTES: arrays of byte strings, their layout on the wire and as rows of a matrix."""
 
+import base64
+
 import numpy as np
 import pytest
 from decoded_requests import refused
 
-from ovms_rest.protocol.strings import BytesArray, from_matrix, pack, to_matrix, unpack
+from ovms_rest.protocol.strings import BytesArray, decode_base64, from_matrix, pack, to_matrix, unpack
 
 LISTS = {
     "none": [],
@@ -174,3 +176,36 @@ def test_non_contiguous_rows_are_read():
 def test_strings_without_nul_survive_a_matrix():
     elements = [b"abc", b"", b"\xff"]
     assert from_matrix(to_matrix(BytesArray.of(elements, (3,)), "x")).elements() == elements
+
+
+# --- Base64
+
+
+@pytest.mark.parametrize("data", [b"", b"a", b"ab", b"abc", bytes(range(256)), b"\xfb\xff" * 1000])
+def test_base64_of_any_bytes_is_decoded(data):
+    assert decode_base64(base64.b64encode(data).decode(), "x") == data
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("YQ", "it has 2 characters, expected a multiple of 4, padded with '='"),
+        ("Y", "it has 1 character, expected a multiple of 4, padded with '='"),
+        ("YQ=", "it has 3 characters, expected a multiple of 4, padded with '='"),
+        ("YQ==YQ==", "'=' is only allowed as padding, at most twice and at the end"),
+        ("Y===", "'=' is only allowed as padding, at most twice and at the end"),
+        ("====", "'=' is only allowed as padding, at most twice and at the end"),
+        ("=YWJ", "'=' is only allowed as padding, at most twice and at the end"),
+        (" YQ==", 'character 0 is " "'),
+        ("YWJj\nYWJj", 'character 4 is "\\n"; `base64 -w 0` writes no line breaks'),
+        ("-_-_", 'character 0 is "-"; the URL-safe alphabet is not supported'),
+        ("\u00e9\u00e9\u00e9\u00e9", 'character 0 is "\u00e9"'),
+        ("data:image/png;base64,YQ==", 'character 4 is ":"; leave out the beginning of a data URL, such as '),
+        ("YQ==" + "\0", 'character 4 is "\\u0000"'),
+    ],
+)
+def test_other_text_is_not_base64(text, reason):
+    message = refused(decode_base64, text, "x")
+    assert message.startswith(f"x is not valid base64: {reason}")
+    if not reason.endswith(" "):
+        assert message.endswith(reason)
