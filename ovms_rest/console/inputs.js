@@ -109,7 +109,8 @@ export function makeInput({ spec, example, onstroke, onrequest }) {
 function isDrawable(spec, axes) {
   if (spec.datatype === "BOOL" || readDim(spec.shape[axes.channels]).low !== 1 || !isStatic(spec.shape[axes.channels])) return false;
   const sides = [spec.shape[axes.height], spec.shape[axes.width]].map(readDim);
-  return sides.every(({ low, high }) => (low === high ? low <= MAX_PAD : low === 0 && high >= WIDE_PAD.width));
+  const isSmall = sides.every(({ low, high }) => low === high && low <= MAX_PAD);
+  return isSmall || sides.every(({ low, high }) => low <= WIDE_PAD.height && high >= WIDE_PAD.width);
 }
 
 function chooseMode(names, spec, axes, example) {
@@ -325,6 +326,7 @@ function makePictures({ spec, example, axes, showError }) {
     inverted: false,
   };
   let chosen = null;
+  let taken = 0; // pictures given so far
   const shown = make("div", { class: "try-shown" });
   const note = make("p", { class: "try-hint", "aria-live": "polite" });
   const file = make("input", {
@@ -334,7 +336,7 @@ function makePictures({ spec, example, axes, showError }) {
     "aria-label": `Picture for ${spec.name}`,
     onchange: () => file.files[0] && takeFile(file.files[0]),
   });
-  const camera = makeCamera({ ontake: (taken) => takeFile(taken), onfail: (message) => showError(message) });
+  const camera = makeCamera({ ontake: (photo) => takeFile(photo), onfail: (message) => showError(message) });
   const show = () => {
     shown.replaceChildren(...(chosen?.canvas ? [chosen.canvas] : []));
     if (chosen?.canvas) {
@@ -346,7 +348,11 @@ function makePictures({ spec, example, axes, showError }) {
   };
   const takeFile = async (source) => {
     showError("");
-    chosen = await readPicture(source);
+    taken += 1;
+    const turn = taken;
+    const picture = await readPicture(source);
+    if (turn !== taken) return; // another one was given meanwhile
+    chosen = picture;
     show();
   };
   const isEncoded = () => !options.inverted && fitsEncoded(spec, chosen);

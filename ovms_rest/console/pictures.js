@@ -6,7 +6,7 @@
 import { DATATYPES, checkCount, countElements, isFloat, isInteger, isStatic, readDim } from "./tensors.js";
 
 const CHANNELS = [1, 3, 4];
-const LEAST = 4; // pixels of a side of an image
+const LEAST = 8; // pixels of a side of an image
 
 // Ranges by name: the text for users, and the value for a grey level from 0 to 255 of channel 0, 1 or 2 (R, G, B).
 const MEAN = [0.485, 0.456, 0.406];
@@ -28,14 +28,21 @@ export function guessRange(datatype, example) {
   return high <= 1 ? "1" : high <= 16 ? "16" : "255";
 }
 
-/** Return the axes of an image of given dimensions, null if they are not those of an image. */
+/**
+ * Return the axes of an image of given dimensions, null if they are not those of an image.
+ *
+ * Without a layout that says so, height and width have to be both fixed or both free.
+ */
 export function findAxes(dims, layout) {
   if (!dims || dims.length < 3 || dims.length > 5) return null;
-  const found = axesOfLayout(dims, layout) ?? guessAxes(dims);
+  const declared = axesOfLayout(dims, layout);
+  const found = declared ?? guessAxes(dims);
   if (!found) return null;
-  const isSide = (dim) => !isStatic(dim) || readDim(dim).low >= LEAST;
+  const sides = [dims[found.height], dims[found.width]];
+  const isLarge = sides.every((dim) => !isStatic(dim) || readDim(dim).low >= LEAST);
+  const isEven = isStatic(sides[0]) === isStatic(sides[1]);
   const holdsOne = dims.every((dim, index) => Object.values(found).includes(index) || readDim(dim).low <= 1);
-  return isSide(dims[found.height]) && isSide(dims[found.width]) && holdsOne ? found : null;
+  return isLarge && (declared || isEven) && holdsOne ? found : null;
 }
 
 function axesOfLayout(dims, layout) {
@@ -152,15 +159,12 @@ export function extremes(values) {
 }
 
 const MAX_PIXELS = 2 ** 24;
-const LEAST_SHOWN = 8; // pixels of a side of an output that is shown as a picture
-
 /** Return whether a tensor is shown as a picture: UINT8 or floats with one, three or four channels, or classes by pixel. */
 export function isPicture(tensor) {
   const axes = findAxes(tensor.shape);
   if (axes) {
-    const [height, width] = [tensor.shape[axes.height], tensor.shape[axes.width]];
     const isShown = tensor.datatype === "UINT8" || isFloat(tensor.datatype);
-    return isShown && Math.min(height, width) >= LEAST_SHOWN && height * width <= MAX_PIXELS;
+    return isShown && tensor.shape[axes.height] * tensor.shape[axes.width] <= MAX_PIXELS;
   }
   return isClassMap(tensor);
 }

@@ -20,7 +20,8 @@ const MAX_ROWS = 4; // of a batch, with bars each
  */
 export function showOutputs(outputs, specs, sent) {
   const labelsOf = (name) => specs.find((spec) => spec.name === name)?.labels ?? (name === null ? specs.find(({ labels }) => labels)?.labels : undefined);
-  const source = sent.find(({ picture }) => picture);
+  const area = ({ picture }) => (picture ? picture.width * picture.height : 0);
+  const [source] = sent.filter(({ picture }) => picture).sort((one, other) => area(other) - area(one));
   const order = source?.order ?? "RGB";
   return outputs.map((output) => {
     const labels = labelsOf(output.name);

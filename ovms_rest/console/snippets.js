@@ -10,7 +10,7 @@ export const REQUEST_FILE = "request.bin";
 
 const NUMPY = {
   BOOL: "np.bool_", INT8: "np.int8", INT16: "np.int16", INT32: "np.int32", INT64: "np.int64", UINT8: "np.uint8",
-  UINT16: "np.uint16", UINT32: "np.uint32", UINT64: "np.uint64", FP16: "np.float16", BF16: "np.float32",
+  UINT16: "np.uint16", UINT32: "np.uint32", UINT64: "np.uint64", FP16: "np.float16", BF16: "ml_dtypes.bfloat16",
   FP32: "np.float32", FP64: "np.float64", BYTES: "object",
 };
 
@@ -78,6 +78,7 @@ function writeTriton({ address, model, version, inputs, outputs, request, isWrit
   const { protocol, hostname, port, pathname } = new URL(address);
   const server = `${hostname}:${port || (protocol === "https:" ? 443 : 80)}${pathname.replace(/\/$/, "")}`;
   const lines = ["import numpy as np", "import tritonclient.http as triton", ""];
+  if (inputs.some(({ tensor }) => tensor.datatype === "BF16")) lines.unshift("import ml_dtypes");
   lines.push(`client = triton.InferenceServerClient(${literal(server)}${protocol === "https:" ? ", ssl=True" : ""})`);
   lines.push("inputs = [");
   for (const { tensor } of inputs) {
@@ -110,11 +111,9 @@ function readArray({ datatype, shape, values }, { offset, size }) {
   if (datatype === "BYTES") {
     return `triton.deserialize_bytes_tensor(open("${REQUEST_FILE}", "rb").read()[${offset}:${offset + size}]).reshape${tuple(shape)}`;
   }
-  if (datatype === "BF16") {
-    const bits = `np.fromfile("${REQUEST_FILE}", np.uint16, ${values.length}, offset=${offset}).astype(np.uint32)`;
-    return `(${bits} << 16).view(np.float32).reshape${tuple(shape)}`;
-  }
-  return `np.fromfile("${REQUEST_FILE}", ${NUMPY[datatype]}, ${values.length}, offset=${offset}).reshape${tuple(shape)}`;
+  const dtype = datatype === "BF16" ? "np.uint16" : NUMPY[datatype]; // fromfile knows NumPy's own
+  const read = `np.fromfile("${REQUEST_FILE}", ${dtype}, ${values.length}, offset=${offset})`;
+  return `${read}${datatype === "BF16" ? `.view(${NUMPY.BF16})` : ""}.reshape${tuple(shape)}`;
 }
 
 function writeRequests({ address, model, version, inputs, outputs, request, lone, isWritten }) {
