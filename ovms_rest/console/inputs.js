@@ -14,6 +14,7 @@ import {
 } from "./tensors.js";
 
 const MAX_SHOWN = 2048; // values that are shown as text for editing
+const MAX_FILLED = 5_000_000; // values that are made before the user asks for them
 const MAX_PAD = 64; // pixels of a side of an image to draw
 const WIDE_PAD = { height: 96, width: 320 }; // for an image whose height and width are free
 const MAX_SIDE = 2048; // of a picture that is converted here for an input of any size
@@ -31,6 +32,7 @@ const SENT_TYPES = ["image/png", "image/jpeg", "image/webp", "image/bmp", "image
  * - setData(data, shape), which takes what JSON has
  * - takeFile(file), null if the input takes no pictures
  * - showError(message), "" for none
+ * - canBeDrawn, and showResult(text), which shows a text beside the drawing
  * - stop(), which ends the camera
  */
 export function makeInput({ spec, example, onstroke, onrequest }) {
@@ -99,7 +101,8 @@ export function makeInput({ spec, example, onstroke, onrequest }) {
           return parts.picture.takeFile(file);
         }
       : null,
-    isDrawing: () => mode === "draw",
+    canBeDrawn: Boolean(parts.draw),
+    showResult: (text) => parts.draw?.showResult(text),
     focus: () => element.querySelector("textarea, button, input, canvas")?.focus(),
     stop: () => parts.picture?.stop(),
   };
@@ -224,7 +227,7 @@ function makeValues({ spec, example, showError, errorId, onrequest }) {
     note,
   );
   if (isExample) fill("example");
-  else if (countElements(start) <= 1_000_000) fill("random");
+  else if (countElements(start) <= MAX_FILLED) fill("random");
 
   const setData = (data, shape) => {
     const nested = flatten(data);
@@ -290,7 +293,7 @@ function makeDrawing({ spec, example, axes, onstroke }) {
     const tensor = { name: spec.name, datatype: spec.datatype, shape };
     return { tensor: { ...tensor, values: readCanvas(picture, spec.datatype, shape, axes, options) }, picture, file: null, size: null };
   };
-  return { element, read };
+  return { element, read, showResult: pad.showResult };
 }
 
 /** Return the options of the conversion of a picture to values, which change `options`. */

@@ -16,7 +16,7 @@ const KEY_STEP = 1 / 24; // of the pad's height
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 /**
- * Return {element, clear(), isEmpty(), levels(), size} of a pad for an image of {height, width}.
+ * Return {element, isEmpty(), levels(), showResult(text)} of a pad for an image of {height, width}.
  *
  * `fits` is whether drawings are centred and scaled. `onstroke` is called after each stroke and when the pad was cleared.
  */
@@ -32,6 +32,7 @@ export function makePad({ label, height, width, fits, onstroke }) {
   canvas.setAttribute("aria-label", `Drawing for ${label}`);
   const hasPreview = Math.max(height, width) <= MAX_PREVIEW;
   const preview = make("canvas", { class: "try-preview", width, height, "aria-hidden": "true" });
+  const result = make("p", { class: "try-read", "aria-hidden": "true" }); // the status line has it for screen readers
   const strokes = [];
   let isFitting = fits;
   let cursor = null; // of the keyboard: {x, y, isDown}
@@ -129,6 +130,7 @@ export function makePad({ label, height, width, fits, onstroke }) {
       { class: "try-draw-pads" },
       canvas,
       hasPreview && make("figure", { class: "try-sent" }, preview, make("figcaption", {}, `sent: ${height} x ${width}`)),
+      result,
     ),
     make("div", { class: "try-row" }, makeButton("Clear", clear), makeButton("Undo", undo), fits ? fit : null),
     make(
@@ -138,7 +140,7 @@ export function makePad({ label, height, width, fits, onstroke }) {
     ),
   );
   redraw();
-  return { element, clear, levels, size, isEmpty: () => strokes.length === 0 };
+  return { element, levels, isEmpty: () => strokes.length === 0, showResult: (text) => (result.textContent = text) };
 }
 
 function invite(context, { width, height }) {

@@ -70,15 +70,17 @@ function isHeadline({ datatype, shape, values }) {
 
 function showHeadline({ datatype, values }, labels) {
   const texts = Array.from(values, (value) => showShort(value, datatype, isInteger(datatype) ? labels : null));
-  return make("p", { class: "try-headline" }, ...texts.map((text) => make("b", {}, text)));
+  const isLong = texts.join(" ").length > 20;
+  return make("p", { class: isLong ? "try-headline try-long" : "try-headline" }, ...texts.map((text) => make("b", {}, text)));
 }
 
-/** Return a short text of outputs for a status line, "" if none is short. */
+/** Return {name, text} of the first output with few values, for a status line; null without one. */
 export function summarize(outputs, specs) {
   const output = outputs.find(isHeadline);
-  if (!output) return "";
+  if (!output) return null;
   const labels = specs.find(({ name }) => name === output.name)?.labels;
-  return `${output.name}: ${Array.from(output.values, (value) => showShort(value, output.datatype, labels)).join(" ").slice(0, 100)}`;
+  const texts = Array.from(output.values, (value) => showShort(value, output.datatype, labels));
+  return { name: output.name, text: texts.join(" ").slice(0, 100) };
 }
 
 // --- Scores of classes

@@ -146,6 +146,7 @@ def test_a_seven_drawn_one_click_after_the_start_is_read(chromium, service):
         first = page.locator('[data-output="probabilities"] .try-bars tr').first
         assert first.locator("th").inner_text() == "7"
         assert page.locator(".try-status").inner_text() == "digit: 7"
+        assert page.locator(".try-read").inner_text() == "7"
         screenshot(page, "try-seven")
 
 
@@ -436,7 +437,7 @@ def test_large_values_are_sent_and_a_long_output_is_cut(show):
         shape, data = read_outputs(response)["y"]
         assert shape == [500, 200]
         assert data == response.request.post_data_buffer[-400_000:]
-        assert "of 100,000 values; from 0" in page.inner_text('[data-output="y"] .try-numbers')
+        assert "of 100,000 values; from " in page.inner_text('[data-output="y"] .try-numbers')
 
 
 def test_a_dimension_outside_its_range_is_refused(show):
@@ -621,6 +622,127 @@ def test_the_calls_ask_for_the_chosen_outputs_of_the_chosen_version(show, tmp_pa
         page.click("text=Values")
         page.uncheck("fieldset >> text=probabilities")
         same_call(page, tmp_path, {"digit": "INT64"})
+
+
+# --- Modules by themselves
+
+
+@pytest.fixture(scope="module")
+def modules(chromium, service):
+    """A page of the console; run(module, code, argument) evaluates code with the module `m` and the argument `a`."""
+    with open_page(chromium, f"http://127.0.0.1:{service.port}/console#log") as page:
+
+        def run(module, code, argument=None):
+            return page.evaluate(
+                f"async (a) => {{ const m = await import('/console/{module}.js'); return {code}; }}", argument
+            )
+
+        yield run
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16"])
+def test_floats_of_16_bits_are_rounded_as_by_numpy(modules, datatype):
+    random = np.random.default_rng(5)
+    values = np.concatenate(
+        [
+            random.standard_normal(500) * 10.0 ** random.integers(-9, 5, 500),
+            [
+                0.0,
+                1 + 2**-11,
+                1 + 3 * 2**-11,
+                1 + 2**-8,
+                1 + 3 * 2**-8,
+                65504,
+                6e-8,
+                2**-24,
+                2**-25,
+                2**-14,
+                9e-41,
+                1e38,
+            ],
+        ]
+    )
+    values = values[np.abs(values) < (65504 if datatype == "FP16" else 3e38)]
+    code = "[m.encodeHalf, m.decodeHalf].reduce((all, step) => all.map((x) => step(x, m.DATATYPES[a[0]].half)), a[1])"
+    assert (
+        modules("tensors", code, [datatype, values.tolist()]) == values.astype(DTYPES[datatype]).astype(float).tolist()
+    )
+    bits = modules("tensors", "a[1].map((x) => m.encodeHalf(x, m.DATATYPES[a[0]].half))", [datatype, values.tolist()])
+    assert bits == values.astype(DTYPES[datatype]).view(np.uint16).tolist()
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32"])
+def test_values_are_shown_in_a_form_that_reads_back(modules, datatype):
+    values = np.random.default_rng(6).standard_normal(200).astype(DTYPES[datatype])
+    texts = modules("tensors", "a[1].map((x) => m.showValue(x, a[0]))", [datatype, values.astype(float).tolist()])
+    assert np.array(list(map(float, texts))).astype(DTYPES[datatype]).tolist() == values.tolist()
+    assert modules("tensors", "m.showValue(Math.fround(0.1), 'FP32')") == "0.1"
+
+
+def test_responses_in_json_are_decoded_with_null_for_numbers_that_json_lacks(modules):
+    response = '{"outputs":[{"name":"y","datatype":"FP32","shape":[2],"data":[null,1.5]},' + (
+        '{"name":"i","datatype":"INT64","shape":[1],"data":[9007199254740993]}]}'
+    )
+    code = "m.decodeResponse(new TextEncoder().encode(a), null).outputs.map(({values}) => Array.from(values, String))"
+    assert modules("tensors", code, response) == [["NaN", "1.5"], ["9007199254740993"]]
+
+
+@pytest.mark.parametrize(
+    ("dims", "layout", "axes"),
+    [
+        (["-1", 8, 8, 1], None, [1, 2, 3]),
+        ([1, 3, 224, 224], None, [2, 3, 1]),
+        ([1, 224, 224, 3], "NHWC", [1, 2, 3]),
+        ([1, 3, "32:640", 640], "NCHW", [2, 3, 1]),
+        ([3, 32, 32], None, [1, 2, 0]),
+        (["-1", "-1", "-1", 3], None, [1, 2, 3]),
+        ([1, 1, "-1", 7], None, None),
+        ([1, 1, "-1", 512], None, None),
+        ([2, 3, 224, 224], None, None),
+        ([1, 12, 128, 64], None, None),
+        ([1, 10], None, None),
+    ],
+)
+def test_shapes_of_images_are_recognized(modules, dims, layout, axes):
+    found = modules("pictures", "m.findAxes(...a)", [dims, layout])
+    assert found == (axes and dict(zip(("height", "width", "channels"), axes, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "shape", "flags", "channels"),
+    [
+        (".png", (20, 30), [], 1),
+        (".png", (20, 30, 3), [], 3),
+        (".png", (20, 30, 4), [], None),
+        (".jpg", (20, 30), [], 1),
+        (".jpg", (20, 30, 3), [], 3),
+        (".jpg", (20, 30), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], 1),
+        (".bmp", (20, 30), [], None),
+    ],
+)
+def test_channels_of_files_are_counted(modules, suffix, shape, flags, channels):
+    encoded = cv2.imencode(suffix, np.full(shape, 90, np.uint8), flags)[1]
+    assert modules("pictures", "m.countChannels(Uint8Array.from(a))", encoded.tolist()) == channels
+
+
+@pytest.mark.parametrize(
+    ("datatype", "boxes", "form"),
+    [
+        ("FP32", [[10, 20, 5, 8]], "xywh"),
+        ("FP32", [[10, 20, 95, 48]], "xyxy"),
+        ("FP32", [[10, 20, 40, 40]], "xyxy"),
+        ("INT32", [[10, 20, 40, 40]], "xywh"),
+        ("INT32", [[10, 20, 95, 48]], "xyxy"),
+    ],
+)
+def test_the_form_of_boxes_is_guessed_from_their_numbers(modules, datatype, boxes, form):
+    code = "m.guessForm({datatype: a[0], shape: [1, 4]}, a[1].map((box) => ({box})), {height: 100, width: 100})"
+    assert modules("boxes", code, [datatype, boxes]) == form
+
+
+def test_scores_are_ranked_with_the_first_of_equals_first(modules):
+    scores = [0.1, 0.5, 0.2, 0.5, 0.3]
+    assert modules("results", "m.rankScores(Float32Array.from(a), 3).map(({index}) => index)", scores) == [1, 3, 4]
 
 
 # --- The page

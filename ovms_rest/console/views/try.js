@@ -13,7 +13,7 @@ import { differ, readCounts } from "../times.js";
 
 const MAX_RESPONSE = 2 ** 28; // bytes
 const INFER = /^\/v2\/models\/[^/]+(?:\/versions\/(\d+))?\/infer$/;
-const LANGUAGES = { curl: "curl", tritonclient: "Python: tritonclient", requests: "Python: requests" };
+const LANGUAGES = { curl: "curl", tritonclient: "tritonclient", requests: "requests" };
 
 let last = null; // the key of the servable that was shown last, for when the tab is shown again
 
@@ -190,7 +190,7 @@ function makePanel(servable, context) {
   );
 
   let follows = true;
-  const draws = fields.some((field) => field.isDrawing());
+  const draws = fields.some((field) => field.canBeDrawn);
   const follow = makeCheckbox("send after each stroke", follows, (checked) => (follows = checked));
   const button = make("button", { type: "submit", class: "try-send primary" }, "Send");
   const cancel = makeButton("Cancel", () => sending?.abort(), { hidden: true });
@@ -220,6 +220,7 @@ function makePanel(servable, context) {
     sending?.abort();
     status.textContent = draws ? "Draw, and the answer comes here." : "The answer comes here.";
     for (const place of [times, shown, calls]) place.replaceChildren();
+    for (const field of fields) field.showResult("");
   };
   const answer = make("section", { class: "try-answer", "aria-label": "Answer" }, status, times, shown, calls);
   const element = make("div", { class: "try-columns" }, form, answer);
@@ -232,6 +233,7 @@ function makePanel(servable, context) {
   };
   const showFailure = (message) => {
     status.textContent = "";
+    for (const field of fields) field.showResult("");
     times.replaceChildren();
     shown.replaceChildren(make("p", { class: "try-error try-failure", role: "alert" }, message));
   };
@@ -266,6 +268,7 @@ function makePanel(servable, context) {
       if (sending === controller) {
         button.disabled = false;
         cancel.hidden = true;
+        if (!isQuiet) status.scrollIntoView({ block: "nearest" });
         showCalls({ inputs: read, outputs: wanted }, parts);
       }
     }
@@ -284,7 +287,9 @@ function makePanel(servable, context) {
     const answered = decodeResponse(bytes, header === null ? null : Number(header));
     const sent = read.map((one, index) => ({ ...one, order: servable.inputs[index].image?.color }));
     shown.replaceChildren(...showOutputs(answered.outputs, servable.outputs, sent));
-    status.textContent = summarize(answered.outputs, servable.outputs) || "Answered";
+    const summary = summarize(answered.outputs, servable.outputs);
+    status.textContent = summary ? `${summary.name}: ${summary.text}` : "Answered";
+    for (const field of fields) field.showResult(summary?.text ?? "");
     const trip = `${elapsed.toFixed(1)} ms for the round trip, ${showCount(bytes.length, "byte")} received`;
     times.textContent = trip;
     if (before) {
@@ -358,6 +363,6 @@ function makeCalls({ files, ...texts }) {
     make("h3", {}, "The same call"),
     make("div", { class: "try-row" }, choice.element, makeCopyButton("Copy", () => texts[language]), ...saves),
     make("pre", { tabindex: 0 }, code),
-    files.length ? make("p", { class: "try-hint" }, `It reads ${files.map(({ name }) => name).join(" or ")}, saved by the buttons above.`) : null,
+    files.length ? make("p", { class: "try-hint" }, `The call reads ${files.map(({ name }) => name).join(" or ")}; save it with the button above.`) : null,
   );
 }
