@@ -19,7 +19,7 @@ from ovms_rest.models.images import ImageLimits
 from ovms_rest.models.loading import LoadSettings, load_models
 from ovms_rest.models.registry import ModelRegistry
 from ovms_rest.models.roots import find_roots
-from ovms_rest.models.servable import Registry
+from ovms_rest.models.servable import Registry, Servable
 from ovms_rest.models.watching import stamp
 from ovms_rest.pipelines.assembly import assemble_pipelines
 from ovms_rest.pipelines.rehearsal import rehearse_pipelines
@@ -61,8 +61,8 @@ class App(falcon.App):  # type: ignore[type-arg]
         table: WorkerTable,
         reloading: Reloading,
         metrics: list[str] | None,
-        lines: RecentLines,
         api: OpenApi,
+        lines: RecentLines,
     ) -> None:
         """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them.
 
@@ -75,8 +75,8 @@ class App(falcon.App):  # type: ignore[type-arg]
         self.models = models
         self.watch: Callable[[], None] | None = None
         self._telemetry = telemetry
-        self._lines = lines
         self._api = api
+        self._lines = lines
         self._is_control = False
         permission = Permission(settings, lambda: self._is_control)
         self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe())
@@ -161,11 +161,12 @@ class App(falcon.App):  # type: ignore[type-arg]
         """Return whether any version infers batches."""
         return any(model.batch_limit for entry in self.models.entries.values() for model in entry.versions.values())
 
-    def batch_limit(self, name: str, version: str | None) -> int:
-        """Return the most rows that a version infers together, 0 if it infers every request alone."""
+    def find_batched(self, name: str, version: str | None) -> Servable | None:
+        """Return a version, None if it infers every request alone, or does not serve."""
         with contextlib.suppress(NotFoundError):
-            return self.models.find(name, version).batch_limit
-        return 0
+            servable = self.models.find(name, version)
+            return servable if servable.batch_limit else None
+        return None
 
 
 _MODEL_ROUTES = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
@@ -236,7 +237,7 @@ def load_app(environ: Mapping[str, str]) -> App:
         adopted,
     )
     reloading.start(config, now)
-    return App(settings, models, telemetry, table, reloading, config.metrics, lines, api)
+    return App(settings, models, telemetry, table, reloading, config.metrics, api, lines)
 
 
 def _log_progress(name: str, version: int) -> None:

@@ -23,6 +23,7 @@ SETTINGS = {
     "send_timeout_seconds": (30, "6", 6),
     "control_bind": ("", "127.0.0.1:9000", "127.0.0.1:9000"),
     "model_control": ("auto", "None", "none"),
+    "console": (True, "False", False),
     "model_roots": ("", "/srv/models:/data", "/srv/models:/data"),
     "load_timeout_seconds": (300, "7", 7),
     "file_system_poll_wait_seconds": (1, "0", 0),

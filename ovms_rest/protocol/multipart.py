@@ -30,13 +30,14 @@ _PLAIN_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 
 
 class Part(NamedTuple):
-    """A part of a form; its data is a view on the body.
+    """A part of a form; its data, from the offset `begin` on, is a view on the body.
 
     `media_type`, "" for none, is in lower case and without parameters. `is_file` is whether the part has a file name.
     """
 
     name: str
     data: memoryview
+    begin: int
     media_type: str = ""
     is_file: bool = False
     tensor_shape: str | None = None
@@ -66,7 +67,7 @@ def split_parts(body: memoryview, content_type: str) -> list[Part]:
             continue
         if len(parts) == MAX_PARTS:
             raise InvalidRequestError(f"the body has more than {MAX_PARTS} parts, the limit")
-        parts.append(_read_part(body[begin : found.start()], f"part {len(parts)}"))
+        parts.append(_read_part(body[begin : found.start()], begin, f"part {len(parts)}"))
         if next_begin is None:
             return parts
         begin = next_begin
@@ -93,9 +94,9 @@ def _read_boundary(content_type: str) -> str:
     return boundary
 
 
-def _read_part(section: memoryview, label: str) -> Part:
-    """Read a part, from the line break before its header."""
-    end = _HEADER_END.search(section, 0, MAX_HEADER + 4)
+def _read_part(section: memoryview, begin: int, label: str) -> Part:
+    """Read a part, from the line break before its header, which is at the offset `begin`."""
+    end = _HEADER_END.search(section, 0, MAX_HEADER + 6)
     if end is None:
         if len(section) > MAX_HEADER:
             raise InvalidRequestError(f"{label} has a header of more than {MAX_HEADER} bytes, the limit")
@@ -118,6 +119,7 @@ def _read_part(section: memoryview, label: str) -> Part:
     return Part(
         name,
         section[end.end() :],
+        begin + end.end(),
         read_media_type(fields.get("content-type", "")),
         "filename" in parameters or "filename*" in parameters,
         fields.get("x-tensor-shape"),

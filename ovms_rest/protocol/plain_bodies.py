@@ -17,11 +17,11 @@ import orjson
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.body_forms import explain_form
 from ovms_rest.protocol.datatypes import BYTES
-from ovms_rest.protocol.decoding import MAX_RANK, decode_json_data, decode_shape, view_strings
+from ovms_rest.protocol.decoding import MAX_RANK, decode_json_data, decode_request, decode_shape, view_strings
 from ovms_rest.protocol.json_memory import OBJECTS, check_memory
 from ovms_rest.protocol.multipart import Part, read_media_type, split_parts
 from ovms_rest.protocol.raw_bodies import Source, fit_shape, read_raw, read_raw_body, shape_strings
-from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray
+from ovms_rest.protocol.strings import MAX_ELEMENTS
 from ovms_rest.protocol.tensors import InferenceRequest, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.validation import unknown_input
 from ovms_rest.protocol.words import list_names, show
@@ -51,18 +51,20 @@ def holds_json(body: memoryview, content_type: str | None, tensor_shape: str | N
     return _OBJECT.match(body) is not None
 
 
-def decode_plain_request(
+def decode_typed_request(
     body: memoryview, content_type: str, tensor_shape: str | None, model: ModelMetadata, json_memory: int
-) -> InferenceRequest | None:
-    """Decode a body that Content-Type says to be the data of a model's inputs; return None for a request in JSON.
+) -> InferenceRequest:
+    """Decode a body without Inference-Header-Content-Length, by its Content-Type.
 
-    The body has no Inference-Header-Content-Length. `json_memory` limits the bytes that values in JSON may take.
+    `json_memory` limits the bytes that the values of JSON may take.
     """
     kind = read_media_type(content_type)
-    if not (kind in (OCTETS, FORM) or kind.startswith(IMAGE)) or holds_json(body, content_type, tensor_shape):
-        return None
+    if not (kind in (OCTETS, FORM) or kind.startswith(IMAGE)):
+        return decode_request(body, model=model, json_memory=json_memory)
+    if holds_json(body, content_type, tensor_shape):
+        return _decode_json(body, kind, model, json_memory)
     if kind == FORM:
-        return InferenceRequest(_read_form(split_parts(body, content_type), model, json_memory))
+        return InferenceRequest(_read_form(body, content_type, model, json_memory))
     metadata = _find_only_input(kind, model)
     if kind != OCTETS:
         return InferenceRequest((_read_image(body, kind, metadata, model),))
@@ -70,6 +72,17 @@ def decode_plain_request(
         raise InvalidRequestError(f"the body is empty, expected the data of input {metadata.name!r}")
     shape = None if tensor_shape is None else _read_shape(tensor_shape, f"input {metadata.name!r}")
     return InferenceRequest((read_raw_body(body, metadata, _BODY, model.name, shape),))
+
+
+def _decode_json(body: memoryview, kind: str, model: ModelMetadata, json_memory: int) -> InferenceRequest:
+    try:
+        return decode_request(body, model=model, json_memory=json_memory)
+    except InvalidRequestError as error:
+        if kind != OCTETS:
+            raise
+        raise InvalidRequestError(
+            f"{error}; the body begins like JSON, and {OCTETS} that does so needs the header X-Tensor-Shape"
+        ) from error
 
 
 def _find_only_input(kind: str, model: ModelMetadata) -> TensorMetadata:
@@ -88,7 +101,7 @@ def _read_image(body: memoryview, kind: str, metadata: TensorMetadata, model: Mo
             f"Content-Type is {kind}, but input {metadata.name!r} of model {model.name!r} does not take images; it "
             f"takes {metadata.datatype} of shape {metadata.describe_shape()}, for example as {OCTETS}"
         )
-    return _join_elements([Part(metadata.name, body)], metadata)
+    return _view_elements(body, [Part(metadata.name, body, 0)], metadata)
 
 
 def _read_shape(text: str, label: str) -> tuple[int, ...]:
@@ -99,32 +112,30 @@ def _read_shape(text: str, label: str) -> tuple[int, ...]:
     return decode_shape({"shape": list(map(int, text.split(",")))}, label)
 
 
-def _join_elements(parts: Sequence[Part], metadata: TensorMetadata) -> Tensor:
-    """Return the data of parts as the elements of an input: images or strings."""
+def _view_elements(body: memoryview, parts: Sequence[Part], metadata: TensorMetadata) -> Tensor:
+    """Return the data of parts of a body as the elements of an input: images or strings."""
     shape = shape_strings(metadata, len(parts)) if metadata.datatype == BYTES else (len(parts),)
-    if len(parts) == 1:
-        data = parts[0].data
-        return Tensor(metadata.name, BYTES, view_strings([0], [len(data)], data, shape))
-    return Tensor(metadata.name, BYTES, BytesArray.of((bytes(part.data) for part in parts), shape))
+    begins, ends = [part.begin for part in parts], [part.begin + len(part.data) for part in parts]
+    return Tensor(metadata.name, BYTES, view_strings(begins, ends, body, shape))
 
 
 # --- Forms: a part is named by its input, and an input of images or strings may have several
 
 
-def _read_form(parts: list[Part], model: ModelMetadata, json_memory: int) -> tuple[Tensor, ...]:
+def _read_form(body: memoryview, content_type: str, model: ModelMetadata, json_memory: int) -> tuple[Tensor, ...]:
     by_name: dict[str, list[Part]] = {}
-    for part in parts:
+    for part in split_parts(body, content_type):
         if part.name not in model.inputs:
             raise unknown_input(part.name, model)
         by_name.setdefault(part.name, []).append(part)
-    return tuple(_read_input(found, model.inputs[name], json_memory) for name, found in by_name.items())
+    return tuple(_read_input(body, found, model.inputs[name], json_memory) for name, found in by_name.items())
 
 
-def _read_input(parts: list[Part], metadata: TensorMetadata, json_memory: int) -> Tensor:
+def _read_input(body: memoryview, parts: list[Part], metadata: TensorMetadata, json_memory: int) -> Tensor:
     label = f"input {metadata.name!r}"
     kinds = {_find_kind(part, metadata) for part in parts}
     if kinds == {_ELEMENT}:
-        return _join_elements(parts, metadata)
+        return _view_elements(body, parts, metadata)
     if len(parts) > 1:
         raise InvalidRequestError(
             f"{label} has {len(parts)} parts; only images and strings may come in several parts, one in each"

@@ -50,7 +50,7 @@ class File:
 
     content: bytes
     media_type: str
-    etag: str
+    tag: str
 
 
 def read_files(directory: Path = FILES) -> Mapping[str, File]:
@@ -64,7 +64,7 @@ def read_files(directory: Path = FILES) -> Mapping[str, File]:
 
 def _read(path: Path) -> File:
     content = path.read_bytes()
-    return File(content, _TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+    return File(content, _TYPES[path.suffix], hashlib.sha256(content).hexdigest()[:32])
 
 
 class ConsolePlace:
@@ -113,12 +113,12 @@ class ConsoleFile:
         service = self._place.find_service(req)
         resp.set_headers(_HEADERS)
         resp.set_header("Content-Security-Policy", _POLICY.format(service=f" {service}" if service else ""))
-        resp.set_header("ETag", self._file.etag)
-        if self._file.etag in (req.get_header("If-None-Match") or ""):
+        resp.set_header("ETag", f'"{self._file.tag}"')
+        if any(tag in ("*", self._file.tag) for tag in req.if_none_match or ()):
             resp.status = 304
-            return
-        resp.content_type = self._file.media_type
-        resp.data = self._file.content
+        else:
+            resp.content_type = self._file.media_type
+            resp.data = self._file.content
 
     on_head = on_get
 

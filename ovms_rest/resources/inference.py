@@ -12,7 +12,7 @@ from ovms_rest.protocol.decoding import decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
 from ovms_rest.protocol.header_length import read_header_length
 from ovms_rest.protocol.json_memory import choose_budget
-from ovms_rest.protocol.plain_bodies import JSON, decode_plain_request
+from ovms_rest.protocol.plain_bodies import JSON, decode_typed_request
 from ovms_rest.protocol.raw_bodies import decode_raw_request
 from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requested, unlimited
 from ovms_rest.protocol.tensors import InferenceRequest, InferenceResponse, ModelMetadata, batch_of
@@ -85,9 +85,7 @@ class Infer:
         """Decode a body whose first `header_length` bytes are its JSON; with None, Content-Type may say what it is."""
         if header_length is None and (content_type := environ.get("CONTENT_TYPE", JSON)) != JSON:
             shape = environ.get("HTTP_X_TENSOR_SHAPE")
-            request = decode_plain_request(body, content_type, shape, metadata, self._json_memory)
-            if request is not None:
-                return request
+            return decode_typed_request(body, content_type, shape, metadata, self._json_memory)
         if header_length == 0:
             return decode_raw_request(body, metadata.inputs)
         return decode_request(body, header_length, model=metadata, json_memory=self._json_memory)

@@ -65,8 +65,15 @@ def _of_models(suffix: str, summary: str, schema: Schema | None) -> tuple[Route,
 _METRICS: Responses = {"200": {"description": "Metrics", "content": {TEXT: {"schema": {"type": "string"}}}}}
 _RELOADED: Responses = {"201": {"description": "Something changed", "content": {JSON: {"schema": refer("Statuses")}}}}
 
+_HTML = "text/html; charset=utf-8"
+_TO_CONSOLE: Responses = {"302": {"description": "To the console, for clients that prefer HTML"}}
+_CONSOLE: Responses = {
+    "200": {"description": "The page", "content": {_HTML: {"schema": {"type": "string"}}}},
+    "304": {"description": "The page has not changed"},
+}
+
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/", "server", "The main routes", refer("EntryPoints")),
+    Route("GET", "/", "server", "The main routes; browsers get the console", refer("EntryPoints"), more=_TO_CONSOLE),
     Route("GET", "/v2", "server", "Name, version and extensions of the server", refer("Server")),
     Route(
         "GET",
@@ -132,6 +139,18 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "GET", "/metrics", "operation", "Prometheus metrics; 404 unless they are enabled", errors=(404,), more=_METRICS
+    ),
+    Route("GET", "/console", "operation", "The console, for browsers", errors=(404,), more=_CONSOLE),
+    Route(
+        "GET",
+        "/console/settings",
+        "operation",
+        "The settings of the console",
+        refer("ConsoleSettings"),
+        (404,),
+    ),
+    Route(
+        "GET", "/console/errors", "operation", "The last warnings and errors in the log", refer("ConsoleErrors"), (404,)
     ),
 )
 

@@ -167,6 +167,20 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "LogSettings": object_of({"log_file": STRING, **_LOG_SETTINGS}),
     "LogChanges": object_of({}, _LOG_SETTINGS),
+    "ConsoleSettings": object_of(
+        {
+            "version": STRING,
+            "service": {"type": ["string", "null"], "description": "Where to infer; empty for the same address."},
+            "obstacle": {"type": ["string", "null"], "description": "Why this client may not change the service."},
+        }
+    ),
+    "ConsoleErrors": object_of(
+        {
+            "lines": array_of(
+                object_of({"time": {"type": "number"}, "process": INTEGER, "level": STRING, "text": STRING}),
+            )
+        }
+    ),
     "InferenceRequest": object_of(
         {"inputs": {**array_of(refer("InputTensor")), "minItems": 1}},
         {"id": STRING, "parameters": refer("RequestParameters"), "outputs": array_of(refer("RequestedOutput"))},

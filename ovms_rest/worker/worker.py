@@ -29,6 +29,7 @@ from gunicorn.workers.base import Worker as BaseWorker
 from ovms_rest.errors import DeadlineError, TryLaterError
 from ovms_rest.log import log
 from ovms_rest.models.batching import parking
+from ovms_rest.models.servable import Servable
 from ovms_rest.protocol.encoding import encode_error
 from ovms_rest.protocol.room import Room, describe_lack
 from ovms_rest.protocol.routes import read_script_name
@@ -89,6 +90,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 Headers = list[tuple[str, str]]
+FindBatched = Callable[[str, str | None], Servable | None]
 
 _RETRY = {"Retry-After": "1"}
 
@@ -160,11 +162,11 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._idle: list[tuple[float, Connection]] = []  # some that were idle, the longest idle one last
         self._handling_seconds = HANDLING_SECONDS
         self._deferred: list[Deferred] = []
-        # Of the application, unless no model infers batches: how many rows a version infers together.
-        self._batch_limit: Callable[[str, str | None], int] | None = None
+        # Of the application, unless no model infers batches: finds a version that does.
+        self._find_batched: FindBatched | None = None
         self._parked = parking.members
         if getattr(self.wsgi, "has_batches", bool)():
-            self._batch_limit = self.wsgi.batch_limit
+            self._find_batched = self.wsgi.find_batched
             parking.begin()
         self._connections: dict[int, Connection] = {}
         self._draining = False
@@ -268,10 +270,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
                         continue
                     try:
                         self._last_inferred = (connection,)
-                        if self._batch_limit is None:
+                        if self._find_batched is None:
                             self._run(request)
                         else:
-                            self._run_with_others(request, self._batch_limit)
+                            self._run_with_others(request, self._find_batched)
                     except Exception:
                         self._drop(connection)
                     self._inferred_until = context.now
@@ -714,11 +716,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
         if self._access_log is not None:
             self._access_log.write(access_of(request.environ, status, size, request.received_ns))
 
-    def _run_with_others(self, request: Request, batch_limit: Callable[[str, str | None], int]) -> None:
+    def _run_with_others(self, request: Request, find_batched: FindBatched) -> None:
         """Run a request, together with queued ones for the same model if that infers batches."""
-        key = request.head.inference
-        limit = batch_limit(*key) if key is not None and self._queue.count else 0
-        others = self._queue.find(lambda other: other.head.inference == key, limit - 1) if limit > 1 else []
+        others = self._find_others(request, find_batched) if self._queue.count else []
         if not others:
             self._run(request)
             return
@@ -738,6 +738,18 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._queue.remove(*taken)
         if self._parked:
             self._infer_parked()
+
+    def _find_others(self, request: Request, find_batched: FindBatched) -> list[Request]:
+        """Return queued requests for the same model, with or without the version in their path."""
+        key = request.head.inference
+        if key is None or (model := find_batched(*key)) is None:
+            return []
+
+        def is_for_model(other: Request) -> bool:
+            found = other.head.inference
+            return found == key or (found is not None and found[0] == key[0] and find_batched(*found) is model)
+
+        return self._queue.find(is_for_model, model.batch_limit - 1)
 
     def _run_parked(self, request: Request) -> None:
         """Run a request in a greenlet of its own."""

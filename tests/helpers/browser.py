@@ -43,6 +43,8 @@ def open_page(browser, url: str, expected: tuple[str, ...] = (), **options) -> I
 
     `expected` are parts of messages that a test provokes, such as the status of a call that is refused. `options` are
     those of playwright's `new_context`, such as `viewport`, `color_scheme` and `permissions`.
+
+    `wait_for_function` needs an arrow function: the page's policy forbids the evaluation of any other text.
     """
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options})
     context.set_default_timeout(30_000)

@@ -22,6 +22,14 @@ FILES = {
     "a WebP file": cv2.imencode(".webp", PICTURE)[1].tobytes(),
     "a PNM file": cv2.imencode(".ppm", PICTURE)[1].tobytes(),
 }
+TYPES = {
+    "a JPEG file": "image/jpeg",
+    "a PNG file": "image/png",
+    "a GIF file": "image/gif",
+    "a BMP file": "image/bmp",
+    "a WebP file": "image/webp",
+    "a PNM file": "image/x-portable-anymap",
+}
 HEAD = b'{"inputs":[{"name":"s","shape":[1],"datatype":"BYTES"}]}'
 STRINGS = ModelMetadata("m", "1", {"s": TensorMetadata("s", "BYTES", (Dim(0, None),))}, {})
 NUMBERS = ModelMetadata("m", "1", {"x": TensorMetadata("x", "FP32", (Dim(2, 2),))}, {})
@@ -35,8 +43,27 @@ def refusal(body, length=None, model=STRINGS):
 @pytest.mark.parametrize("name", FILES)
 def test_image_as_body_is_recognized(name, model):
     message = refusal(FILES[name], model=model)
-    assert message.startswith(f"the request is not valid JSON: it is {name}; send JSON, the length of the image ")
-    assert "Inference-Header-Content-Length" in message
+    hint = f"it is {name}; send it with its Content-Type: curl --data-binary @FILE -H 'Content-Type: {TYPES[name]}' "
+    assert message.startswith(f"the request is not valid JSON: {hint}http://HOST:PORT/v2/models/")
+
+
+def test_image_with_a_header_length_is_recognized():
+    file = FILES["a PNG file"]
+    message = refusal(file, len(file))
+    assert ": it is a PNG file; send it with its Content-Type, and without Inference-Header-Content-Length: " in message
+
+
+def test_image_for_a_model_of_two_inputs_is_a_part_of_a_form():
+    inputs = {name: TensorMetadata(name, "BYTES", (Dim(0, None),)) for name in ("a", "it's")}
+    message = refusal(FILES["a PNG file"], model=ModelMetadata("m n", "1", inputs, {}))
+    command = """curl -F a=@FILE1 -F 'it'"'"'s=@FILE2' http://HOST:PORT/v2/models/m%20n/infer"""
+    assert message.endswith(f"send multipart/form-data with a part for each input: {command}")
+
+
+def test_command_for_a_form_names_few_inputs():
+    inputs = {name: TensorMetadata(name, "BYTES", (Dim(0, None),)) for name in "abcdefgh"}
+    message = refusal(FILES["a PNG file"], model=ModelMetadata("m", "1", inputs, {}))
+    assert " -F e=@FILE5 ... http://HOST:PORT/" in message
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -49,10 +76,14 @@ def test_image_is_recognized_without_the_bytes_that_curl_d_removes(name):
         assert f": it is {name}; " in message
 
 
-def test_form_sent_by_curl_is_recognized():
+@pytest.mark.parametrize(("length", "hint"), [(None, ""), (3, ", and leave out Inference-Header-Content-Length")])
+def test_form_sent_by_curl_is_recognized(length, hint):
     head = b'--------------------------d74496d6\r\nContent-Disposition: form-data; name="f"\r\n\r\n'
     body = head + FILES["a PNG file"]
-    assert ": it is multipart/form-data, as `curl -F` sends it; send JSON, the length of the image " in refusal(body)
+    assert refusal(body, length and len(body)) == (
+        "the request is not valid JSON: it is multipart/form-data, but its headers do not say so; let the client set "
+        f"Content-Type, as `curl -F` does{hint}"
+    )
 
 
 def test_model_without_image_inputs_gets_no_image_command():
@@ -114,16 +145,17 @@ def test_image_as_raw_numeric_data_is_recognized():
     assert "it is a PNG file; the model has no input that takes images" in message
 
 
-def test_command_in_the_message_sends_the_image(tmp_path):
-    """The command is run unchanged, for the pipeline of the demo."""
-    picture = ROOT / "ovms_rest" / "demo" / "samples" / "number-65902.png"
+def test_commands_in_the_messages_send_the_image(tmp_path):
+    """The commands are run unchanged, for the pipeline and the model of the demo."""
+    samples = ROOT / "ovms_rest" / "demo" / "samples"
     with serve(tmp_path) as service:
-        url = f"http://127.0.0.1:{service.port}/v2/models/number/infer"
-        refused = subprocess.run(
-            ["curl", "-s", "-F", f"image=@{picture}", url], capture_output=True, text=True, check=True
-        )
-        _, _, command = json.loads(refused.stdout)["error"].partition("For FILE: ")
-        command = command.replace("FILE", str(picture)).replace("HOST:PORT", f"127.0.0.1:{service.port}")
-        for shell in ("bash", "sh"):
-            answer = subprocess.run([shell, "-c", command], capture_output=True, text=True, check=True)
-            assert json.loads(answer.stdout)["outputs"][1]["data"] == [6, 5, 9, 0, 2]
+        for model, file, values in (("number", "number-65902.png", [6, 5, 9, 0, 2]), ("digits", "digit-7.png", [7])):
+            picture = samples / file
+            url = f"http://127.0.0.1:{service.port}/v2/models/{model}/infer"
+            refused = subprocess.run(
+                ["curl", "-s", "--data-binary", f"@{picture}", url], capture_output=True, text=True, check=True
+            )
+            _, _, command = json.loads(refused.stdout)["error"].partition("send it with its Content-Type: ")
+            command = command.replace("FILE", str(picture)).replace("HOST:PORT", f"127.0.0.1:{service.port}")
+            answer = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+            assert values in [output["data"] for output in json.loads(answer.stdout)["outputs"]]

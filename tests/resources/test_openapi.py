@@ -185,6 +185,8 @@ def test_the_document_is_valid(document):
 def test_every_route_is_in_the_document(document):
     app = load_app({})
     for route in falcon.inspect.inspect_compiled_router(app._router):
+        if route.path.startswith("/console/") and "." in route.path:  # a file of the console
+            continue
         methods = {method.method.lower() for method in route.methods if not method.internal} - {"head"}
         assert methods <= set(document["paths"].get(route.path, {})), f"{route.path} has no row in openapi_routes.py"
     assert "/v2/models/{name}/infer" in document["paths"]

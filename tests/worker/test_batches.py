@@ -143,6 +143,12 @@ def test_queued_requests_are_inferred_together(service):
     assert 'ovms_rest_batch_size_bucket{le="8",name="relu",version="1"} ' in service.get("/metrics").body.decode()
 
 
+def test_requests_with_and_without_the_version_are_inferred_together(service):
+    requests = [relu_of([k, -k], model=f"relu{version}") for k, version in enumerate(("", "/versions/1", ""))]
+    answers = send_in(service, "relu", requests, executions=1)
+    assert [answer.json()["outputs"][0]["data"] for answer in answers] == [[k, 0] for k in range(3)]
+
+
 def test_batch_has_at_most_max_batch_size_rows(service):
     requests = [relu_of([1, 2], [3, 4], [5, 6]) for _ in range(4)]
     for answer in send_in(service, "relu", requests, executions=2):  # of 6 rows each

@@ -274,6 +274,13 @@ def test_only_the_json_of_a_binary_request_is_parsed():
     assert read_terms(*request(text, inference_header_content_length="0")) == Terms(), "this has no JSON"
 
 
+def test_raw_elements_with_a_shape_have_no_terms():
+    """Their text may even be valid JSON."""
+    (environ, received) = request({"parameters": {"priority": 1}}, x_tensor_shape="1")
+    assert read_terms(environ, received) == Terms(1)
+    assert read_terms({**environ, "CONTENT_TYPE": "application/octet-stream"}, received) == Terms()
+
+
 def test_compressed_body_is_not_parsed():
     body = json.dumps({"parameters": {"priority": 1}}).encode()
     assert read_terms(*request(gzip.compress(body), content_encoding="gzip")) == Terms()

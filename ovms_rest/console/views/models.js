@@ -144,7 +144,8 @@ class ModelsView {
       const response = await this.context.change("/v1/config/reload");
       this.context.report(response.status === 201 ? "The changes serve." : "Nothing has changed.", "good");
     } catch (error) {
-      this.context.report(`The config was not reloaded as it is: ${error.message}`, "bad");
+      const outcome = error.status === 412 ? "Not everything serves" : "The config was not reloaded";
+      this.context.report(`${outcome}: ${error.message}`, "bad");
     }
     this.reload.disabled = false;
     this.reload.textContent = "Reload the config";
