@@ -44,7 +44,7 @@ ONLY_CONFIG = "unknown key; the only known one is 'config'"
 KNOWN = (
     "known: 'name', 'base_path', 'target_device', 'plugin_config', 'nireq', 'allow_cache', 'model_version_policy', "
     "'batch_size', 'max_batch_size', 'shape', 'layout', 'mean', 'scale', 'color_format', 'precision', 'trial', "
-    "'cpu_extension'"
+    "'cpu_extension', 'example'"
 )
 
 
@@ -426,6 +426,7 @@ WRONG_TYPES = [
     ("color_format", COLOR_FORMAT, [["RGB", "BGR"]]),
     ("precision", PRECISION, [None, 32]),
     ("trial", "expected the path of a file with a request, true or false, got", [None, ""]),
+    ("example", "expected the path of a file with a request, got", [None, "", True]),
 ]
 MODEL_MISTAKES = [
     *(({key: value}, f"{key}: {message} {as_json(value)}") for key, message, values in WRONG_TYPES for value in values),

@@ -30,14 +30,19 @@ def execute(inputs: Mapping[str, NDArray[Any]], params: Params) -> dict[str, NDA
     """Find connected areas that are brighter than `threshold` and at least `min_height` pixels high."""
     picture = np.rint(inputs["picture"][0, :, :, 0]).astype(np.uint8)
     bright = (picture > int(params.get("threshold", "40"))).astype(np.uint8)
-    joined = cv2.dilate(bright, np.ones((3, 3), np.uint8))  # a stroke may have gaps
-    count, _, stats, _ = cv2.connectedComponentsWithStats(joined)
-    found = [stats[index, :4].tolist() for index in range(1, count)]
+    found = _find_areas(bright) if picture.size else []  # OpenCV refuses a picture without pixels
     boxes = sorted(box for box in found if box[3] >= int(params.get("min_height", "12")))
     digits = np.zeros((len(boxes), 1, SIZE, SIZE, 1), np.float32)
     for digit, box in zip(digits, boxes, strict=True):
         digit[0, :, :, 0] = _cut(picture, *box)
     return {"digits": digits, "boxes": np.array(boxes, np.int32).reshape(-1, 4)}
+
+
+def _find_areas(bright: NDArray[np.uint8]) -> list[list[int]]:
+    """Return the boxes of connected areas."""
+    joined = cv2.dilate(bright, np.ones((3, 3), np.uint8))  # a stroke may have gaps
+    count, _, stats, _ = cv2.connectedComponentsWithStats(joined)
+    return [stats[index, :4].tolist() for index in range(1, count)]
 
 
 def _cut(picture: NDArray[np.uint8], left: int, top: int, width: int, height: int) -> NDArray[Any]:

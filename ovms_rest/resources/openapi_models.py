@@ -17,7 +17,7 @@ from ovms_rest.pipelines.definition import CUSTOM, MODEL
 from ovms_rest.pipelines.execution import Pipeline
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.tensors import MAX_DIM, Dim, ImageDecoder, TensorMetadata
-from ovms_rest.resources.openapi_routes import JSON, describe_inference
+from ovms_rest.resources.openapi_routes import FORM, IMAGE, JSON, describe_inference
 from ovms_rest.resources.openapi_schemas import Schema, array_of, refer
 
 # Outputs with more classes than this have no labels in the document.
@@ -57,8 +57,10 @@ class ModelPaths:
             f"{title}: {', '.join(f'`{port.name}` {port.datatype}{port.describe_shape()}' for port in ports.values())}."
             for title, ports in (("Inputs", metadata.inputs), ("Outputs", metadata.outputs))
         ]
+        content = operation["requestBody"]["content"]
+        content |= _describe_plain_bodies(metadata.inputs)
         if example is not None:
-            operation["requestBody"]["content"][JSON]["example"] = example
+            content[JSON]["example"] = example
         elif servable.example is not None and (zeros := encode_zeros(metadata, servable.example)):
             lines.append(
                 f"An example would be too long in JSON. This sends zeros in binary:\n\n    {_write(path, *zeros)}"
@@ -187,10 +189,32 @@ def _describe_request(servable: Servable) -> Schema:
     }
 
 
+def _describe_plain_bodies(inputs: Mapping[str, TensorMetadata]) -> dict[str, Any]:
+    """Return the bodies that are the data of inputs, without JSON."""
+    files = {name: {"description": _describe_part(port)} for name, port in inputs.items()}
+    form = {"type": "object", "required": list(files), "properties": files}
+    content: dict[str, Any] = {FORM: {"schema": form}}
+    if len(inputs) == 1 and all(_takes_images(port) for port in inputs.values()):
+        content[IMAGE] = {"schema": {"description": "One encoded image, for the only input."}}
+    return content
+
+
+def _describe_part(port: TensorMetadata) -> str:
+    if _takes_images(port):
+        return "An encoded image; several images are several parts of this name."
+    if port.datatype == BYTES:
+        return "A string; several strings are several parts of this name."
+    return "The elements as a JSON array, or their bytes as a file."
+
+
+def _takes_images(port: TensorMetadata) -> bool:
+    return port.images is not None and port.images.expected is not None
+
+
 def _describe_input_schema(port: TensorMetadata) -> Schema:
     dims = (Dim(0, None),) if port.dims is None else port.dims
     forms = [_describe_form(port, port.datatype, dims, "")]
-    if port.images is not None and port.images.expected is not None:
+    if _takes_images(port):
         text = "Encoded images, such as JPEG or PNG, one in each element."
         forms.append(_describe_form(port, BYTES, (Dim(max(dims[0].low, 1), dims[0].high),), text))
     elif port.datatype == UINT8 and len(dims) == 2:
@@ -209,7 +233,7 @@ def _describe_form(port: TensorMetadata, datatype: str, dims: Sequence[Dim], tex
             "datatype": {"const": datatype},
             "shape": {
                 "type": "array",
-                "prefixItems": [_describe_dim(dim) for dim in dims],
+                **({"prefixItems": [_describe_dim(dim) for dim in dims]} if dims else {}),
                 "minItems": len(dims),
                 "maxItems": len(dims),
             },

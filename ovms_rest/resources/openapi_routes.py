@@ -13,13 +13,15 @@ Responses = Mapping[str, Schema]
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
+FORM = "multipart/form-data"
+IMAGE = "image/*"
 TEXT = "text/plain"
 
 # The meaning of each status of an error; the text of one that needs more is in its row.
 _ERRORS = {
     400: "The request is invalid; the message says what was wrong.",
     403: "The change is not allowed from where the request came; the message names the setting that allows it.",
-    404: "The model or the version is unknown, or does not serve.",
+    404: "There is no such model or version, or it does not serve.",
     405: "The path has no such method; `Allow` lists those that it has.",
     408: "The request did not arrive in time.",
     412: "A model could not be loaded; the message has the reason.",
@@ -170,12 +172,14 @@ _PARAMETERS: dict[str, Schema] = {
         "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,18}$"},
     },
 }
-_HEADER_LENGTH: Schema = {
-    "name": "Inference-Header-Content-Length",
-    "in": "header",
-    "description": "The bytes of JSON at the beginning of the body; binary tensors follow. With 0 the whole body is "
-    "the data of the only input, and all outputs are binary.",
-    "schema": {"type": "integer", "minimum": 0},
+# The header is described here and not as a parameter: tools would send it with JSON, too.
+_BINARY_BODY: Schema = {
+    "schema": {
+        "description": "With the header `Inference-Header-Content-Length: N`, the first N bytes are the request in "
+        "JSON, and the elements of the inputs without `data` follow, little-endian, in row-major order. Without the "
+        "header, the body is the elements of the only input; its shape is that of the model, with an open dim computed "
+        "from the size, or the one in the header `X-Tensor-Shape: 1,224,224,3`."
+    }
 }
 _INFERRED: Responses = {
     "200": {
@@ -205,16 +209,16 @@ def describe_routes() -> dict[str, dict[str, Any]]:
 
 def describe_inference(path: str, summary: str, schema: Schema) -> dict[str, Any]:
     """Return the operation of an inference route; `schema` is that of its body in JSON."""
-    parameters = [_HEADER_LENGTH, *_describe_parameters(path)]
+    parameters = _describe_parameters(path)
     return {
         "tags": ["inference"],
         "summary": summary,
-        "parameters": parameters,
+        **({"parameters": parameters} if parameters else {}),
         "requestBody": {
             "required": True,
             "content": {
                 JSON: {"schema": schema},
-                BINARY: {"schema": {"description": "The JSON, and the data of the inputs without `data` in it."}},
+                BINARY: _BINARY_BODY,
             },
         },
         "responses": {**_INFERRED, **_describe_errors((404, *_OF_BODIES))},

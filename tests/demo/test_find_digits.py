@@ -33,6 +33,10 @@ def test_picture_without_large_areas_has_no_digits(boxes):
     assert (found["digits"].shape, found["boxes"].shape) == ((0, 1, SIZE, SIZE, 1), (0, 4))
 
 
+def test_picture_without_pixels_has_no_digits():
+    assert execute({"picture": np.zeros((1, 0, 0, 1), np.float32)}, {})["boxes"].shape == (0, 4)
+
+
 def test_parameters_set_the_limits():
     assert len(find((10, 10, 9, 9), min_height="5")["boxes"]) == 1
     assert len(find((10, 4, 6, 24), threshold="255")["boxes"]) == 0
