@@ -36,7 +36,7 @@ export function makePad({ label, height, width, fits, onstroke }) {
   const strokes = [];
   let isFitting = fits;
   let cursor = null; // of the keyboard: {x, y, isDown}
-  const pen = () => canvas.height * (fits ? 0.085 : 0.1);
+  const pen = () => canvas.height * (fits ? 0.085 : 0.16);
 
   const levels = () => renderLevels(strokes, size, isFitting ? null : { width: canvas.width, height: canvas.height, pen: pen() });
 

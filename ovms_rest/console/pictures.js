@@ -233,18 +233,44 @@ export function countChannels(bytes) {
   return null;
 }
 
-/** Return {name, type, bytes, canvas} of a file with a picture; canvas is null if the browser cannot show it. */
-export async function readPicture(file, name = "picture") {
+/** Return whether a JPEG is to be shown turned or mirrored (its EXIF orientation), which the service ignores. */
+export function isTurned(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, Math.min(bytes.length, 2 ** 17));
+  const holds = (offset, size) => offset + size <= view.byteLength;
+  if (bytes[0] !== 0xff || bytes[1] !== 0xd8) return false;
+  for (let offset = 2; holds(offset, 18) && bytes[offset] === 0xff; offset += 2 + view.getUint16(offset + 2)) {
+    const isExif = bytes[offset + 1] === 0xe1 && view.getUint32(offset + 4) === 0x45786966; // "Exif"
+    if (!isExif) continue;
+    const start = offset + 10; // of the TIFF header
+    const isLittle = bytes[start] === 0x49;
+    const list = start + view.getUint32(start + 4, isLittle);
+    const count = holds(list, 2) ? view.getUint16(list, isLittle) : 0;
+    for (let entry = list + 2; entry < list + 2 + 12 * count && holds(entry, 12); entry += 12) {
+      if (view.getUint16(entry, isLittle) === 0x0112) return view.getUint16(entry + 8, isLittle) > 1;
+    }
+    return false;
+  }
+  return false;
+}
+
+/**
+ * Return {name, type, bytes, canvas} of a file with a picture; canvas is null if the browser cannot show it.
+ *
+ * A photo that is stored turned is made upright, as the user sees it.
+ */
+export async function readPicture(file) {
   const bytes = new Uint8Array(await file.arrayBuffer());
-  let canvas = null;
+  const picture = { name: file.name || "picture", type: file.type, bytes, canvas: null };
   try {
     const bitmap = await createImageBitmap(file);
-    canvas = resize(bitmap, bitmap.width, bitmap.height);
+    picture.canvas = resize(bitmap, bitmap.width, bitmap.height);
     bitmap.close();
   } catch {
-    // the service may read what the browser does not
+    return picture; // the service may read what the browser does not
   }
-  return { name: file.name || name, type: file.type, bytes, canvas };
+  if (!isTurned(bytes)) return picture;
+  const upright = await saveCanvas(picture.canvas, picture.name, "image/jpeg");
+  return { ...picture, type: upright.type, bytes: new Uint8Array(await upright.arrayBuffer()) };
 }
 
 /** Return the PNG or JPEG of a canvas as a file. */

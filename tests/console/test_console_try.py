@@ -42,6 +42,13 @@ def detecting():
     return openvino.Model([opset15.result(image), opset15.result(found)], [image, found], "model")
 
 
+def labelled():
+    """Return a model of an image FP32 [1,32,32,3] -> scores FP32 [1,3], the mean of each channel."""
+    image = model_zoo.parameter("image", (1, 32, 32, 3), Type.f32)
+    mean = opset15.reduce_mean(image, opset15.constant(np.int64([1, 2])), keep_dims=False)
+    return model_zoo.model_of({"scores": mean}, [image])
+
+
 def write_config(directory: Path) -> Path:
     """Write a config of the demo and of models of all kinds of inputs; return its path."""
     types = {**ELEMENT_TYPES, "BYTES": Type.string}
@@ -49,6 +56,7 @@ def write_config(directory: Path) -> Path:
         "every": model_zoo.passthrough(**{name.lower(): (types[name], (-1, 3)) for name in DATATYPES}),
         "scaled": scaled(),
         "detecting": detecting(),
+        "labelled": labelled(),
         "product": model_zoo.product(),
         "wide": model_zoo.relu((-1, -1)),
         "hostile": model_zoo.relu(),
@@ -59,8 +67,9 @@ def write_config(directory: Path) -> Path:
     for name, model in models.items():
         model_zoo.save(model, directory / name)
     model_zoo.save(model_zoo.relu((1, 2)), directory / "hostile", version=2)
-    names = {"hostile": {"name": HOSTILE, "model_version_policy": {"all": {}}}}
-    entries = [{"config": {"name": name, "base_path": name, **names.get(name, {})}} for name in models]
+    (directory / "labelled" / "1" / "labels.txt").write_text('blue\ngreen & "red"\n<i>red</i>\n')
+    keys = {"hostile": {"name": HOSTILE, "model_version_policy": {"all": {}}}, "labelled": {"layout": "NHWC"}}
+    entries = [{"config": {"name": name, "base_path": name, **keys.get(name, {})}} for name in models]
     demo = json.loads((DEMO / "config.json").read_text())
     demo["model_config_list"][0]["config"]["base_path"] = str(DEMO / "digits")
     demo["custom_node_library_config_list"][0]["base_path"] = str(DEMO / "find_digits.py")
@@ -190,9 +199,13 @@ def test_an_undone_stroke_leaves_the_ones_before(show):
 def test_digits_drawn_side_by_side_are_found_by_the_pipeline(show):
     with show("number") as page:
         page.click("text=Draw")
-        draw(page, 0)  # stretched to the pad, twice as wide as it is high
-        page.wait_for_selector(".try-boxes rect")
-        assert len(page.locator(".try-boxes rect").all()) == 1
+        page.uncheck("text=send after each stroke")
+        for digit, left in ((7, 0.02), (3, 0.35), (0, 0.68)):
+            draw(page, digit, left, 0.3)
+        send(page)
+        assert headline(page, "digits") == "7 3 0"
+        assert page.locator(".try-boxes text").all_text_contents() == list("730")
+        screenshot(page, "try-drawn-number")
 
 
 # --- Pictures
@@ -266,6 +279,34 @@ def test_a_picture_is_resized_and_converted_for_an_input_that_takes_no_files(sho
         page.check("text=blue first (BGR)")
         pixel = canvas.evaluate("(canvas) => Array.from(canvas.getContext('2d').getImageData(3, 3, 1, 1).data)")
         assert pixel == pytest.approx([51, 0, 255, 255], abs=1)
+
+
+def test_a_picture_of_another_size_is_sent_as_its_file_where_the_service_resizes(show, tmp_path):
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[...] = (200, 90, 10)
+    cv2.imwrite(str(tmp_path / "flat.jpg"), image)
+    with show("labelled") as page:
+        page.set_input_files(".try-file", tmp_path / "flat.jpg")
+        page.wait_for_selector("text=flat.jpg: 60 x 40 pixels, sent as the file of")
+        assert send(page).request.post_data_buffer.endswith((tmp_path / "flat.jpg").read_bytes())
+        assert page.locator(".try-bars th").all_text_contents() == ["blue", 'green & "red"', "<i>red</i>"]
+
+
+def test_a_photo_that_is_stored_turned_is_sent_upright(show, tmp_path):
+    image = np.zeros((20, 64), np.uint8)
+    image[:, :32] = 255
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # turn clockwise
+    encoded = cv2.imencode(".jpg", image)[1].tobytes()
+    marker = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big")
+    (tmp_path / "photo.jpg").write_bytes(encoded[:2] + marker + exif + encoded[2:])
+    with show("labelled") as page:
+        page.set_input_files(".try-file", tmp_path / "photo.jpg")
+        page.wait_for_selector("text=photo.jpg: 20 x 64 pixels, sent as the file of")
+        sent = send(page).request.post_data_buffer
+        upright = cv2.imdecode(np.frombuffer(sent[sent.index(b"\xff\xd8") :], np.uint8), cv2.IMREAD_UNCHANGED)
+        assert upright.shape == (64, 20, 3)
+        assert upright[:30].min() > 230
+        assert upright[34:].max() < 25
 
 
 def test_a_picture_is_taken_by_the_camera(show):

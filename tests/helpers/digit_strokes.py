@@ -25,13 +25,13 @@ STROKES: dict[int, list[Stroke]] = {
 }
 
 
-def draw(page, digit: int) -> None:
-    """Draw a digit on the pad with the mouse."""
+def draw(page, digit: int, left: float = 0, width: float = 1) -> None:
+    """Draw a digit with the mouse on the pad, or on the part of it that begins at `left` (0 to 1)."""
     pad = page.locator(".try-pad")
     pad.scroll_into_view_if_needed()
     box = pad.bounding_box()
     for stroke in STROKES[digit]:
-        points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+        points = [(box["x"] + (left + x * width) * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
         page.mouse.move(*points[0])
         page.mouse.down()
         for point in points[1:]:
