@@ -12,6 +12,7 @@ import { makeCanvas, readGrey, showGrey } from "./pictures.js";
 const SIDE = 280; // pixels of the higher side of the pad's own canvas
 const MAX_POINTS = 20_000; // of all strokes
 const MAX_PREVIEW = 64; // pixels of a side; a larger image looks like the pad
+const MAX_RESULT = 20; // characters beside the pad
 const KEY_STEP = 1 / 24; // of the pad's height
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -140,7 +141,8 @@ export function makePad({ label, height, width, fits, onstroke }) {
     ),
   );
   redraw();
-  return { element, levels, isEmpty: () => strokes.length === 0, showResult: (text) => (result.textContent = text) };
+  const showResult = (text) => (result.textContent = text.length <= MAX_RESULT ? text : "");
+  return { element, levels, isEmpty: () => strokes.length === 0, showResult };
 }
 
 function invite(context, { width, height }) {

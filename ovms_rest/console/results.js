@@ -74,9 +74,9 @@ function showHeadline({ datatype, values }, labels) {
   return make("p", { class: isLong ? "try-headline try-long" : "try-headline" }, ...texts.map((text) => make("b", {}, text)));
 }
 
-/** Return {name, text} of the first output with few values, for a status line; null without one. */
+/** Return {name, text} of the first output with few values, other than boxes, for a status line; null without one. */
 export function summarize(outputs, specs) {
-  const output = outputs.find(isHeadline);
+  const output = outputs.find((other) => isHeadline(other) && !readBoxes(other));
   if (!output) return null;
   const labels = specs.find(({ name }) => name === output.name)?.labels;
   const texts = Array.from(output.values, (value) => showShort(value, output.datatype, labels));

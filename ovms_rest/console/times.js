@@ -4,9 +4,15 @@
 
 const STEPS = { queue: "queue", compute_input: "decoding", compute_infer: "inference", compute_output: "encoding" };
 const PAUSES = [20, 80, 250, 700]; // ms; the statistics of all workers are complete within a second
+const PATIENCE = 5000; // ms
 
-/** Return {count, step: nanoseconds, ...} of a servable. */
-export async function readCounts(context, { name, version }) {
+/** Return {count, step: nanoseconds, ...} of a servable, null if they cannot be read within some milliseconds. */
+export async function readCounts(context, servable, patience) {
+  const late = new Promise((resolve) => setTimeout(resolve, patience, null));
+  return Promise.race([sumCounts(context, servable).catch(() => null), late]);
+}
+
+async function sumCounts(context, { name, version }) {
   const versioned = version === null ? "" : `/versions/${version}`;
   const { model_stats: models } = await context.get(`/v2/models/${encodeURIComponent(name)}${versioned}/stats`);
   const counts = { count: 0, queue: 0, compute_input: 0, compute_infer: 0, compute_output: 0 };
@@ -22,7 +28,7 @@ export async function differ(context, servable, before, signal) {
   for (const pause of PAUSES) {
     await new Promise((resolve) => setTimeout(resolve, pause));
     if (signal.aborted) return null;
-    const after = await readCounts(context, servable).catch(() => null);
+    const after = await readCounts(context, servable, PATIENCE);
     if (!after) return null;
     const count = after.count - before.count;
     if (count > 0) {

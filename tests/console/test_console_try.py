@@ -205,6 +205,8 @@ def test_digits_drawn_side_by_side_are_found_by_the_pipeline(show):
         send(page)
         assert headline(page, "digits") == "7 3 0"
         assert page.locator(".try-boxes text").all_text_contents() == list("730")
+        assert page.inner_text(".try-status") == "digits: 7 3 0"
+        assert page.inner_text(".try-read") == "7 3 0"
         screenshot(page, "try-drawn-number")
 
 
@@ -506,7 +508,9 @@ def test_a_request_in_progress_is_cancelled(show):
         page.click("text=Cancel")
         page.wait_for_selector(".try-failure")
         assert page.inner_text(".try-failure") == "Cancelled."
-        assert page.is_enabled(".try-send")
+        page.unroute("**/infer")
+        assert send(page).status == 200
+        assert page.locator(".try-failure").count() == 0
 
 
 def test_a_service_that_does_not_answer_is_named(show, service):

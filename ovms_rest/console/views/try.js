@@ -12,6 +12,7 @@ import {
 import { differ, readCounts } from "../times.js";
 
 const MAX_RESPONSE = 2 ** 28; // bytes
+const COUNTS_PATIENCE = 1000; // ms that a request waits for the statistics before it
 const INFER = /^\/v2\/models\/[^/]+(?:\/versions\/(\d+))?\/infer$/;
 const LANGUAGES = { curl: "curl", tritonclient: "tritonclient", requests: "requests" };
 
@@ -218,6 +219,7 @@ function makePanel(servable, context) {
   const calls = make("div", {});
   const showNothing = () => {
     sending?.abort();
+    sending = null;
     status.textContent = draws ? "Draw, and the answer comes here." : "The answer comes here.";
     for (const place of [times, shown, calls]) place.replaceChildren();
     for (const field of fields) field.showResult("");
@@ -254,48 +256,39 @@ function makePanel(servable, context) {
     if (controller.signal.aborted) return;
     const wanted = names.length === boxes.length ? null : names;
     const parts = read.map(({ tensor }) => encodeValues(tensor));
-    button.disabled = !isQuiet;
     cancel.hidden = isQuiet;
     if (!isQuiet) status.textContent = "Waiting for the answer...";
+    const before = await readCounts(context, servable, COUNTS_PATIENCE);
+    let trip = "";
     try {
-      const tensors = read.map(({ tensor }) => tensor);
-      await exchange(encodeRequest(tensors, wanted, true, parts), controller.signal, read);
+      trip = await exchange(encodeRequest(read.map(({ tensor }) => tensor), wanted, true, parts), controller.signal, read);
     } catch (error) {
-      if (sending !== controller) return; // a newer request is on its way
-      if (controller.signal.aborted) showFailure("Cancelled.");
-      else showFailure(error.message);
-    } finally {
-      if (sending === controller) {
-        button.disabled = false;
-        cancel.hidden = true;
-        if (!isQuiet) status.scrollIntoView({ block: "nearest" });
-        showCalls({ inputs: read, outputs: wanted }, parts);
-      }
+      if (sending === controller) showFailure(controller.signal.aborted ? "Cancelled." : error.message);
     }
+    if (sending !== controller) return; // a newer request is on its way
+    cancel.hidden = true;
+    showCalls({ inputs: read, outputs: wanted }, parts);
+    if (!isQuiet) status.scrollIntoView({ block: "nearest" });
+    const measured = trip && before ? await differ(context, servable, before, controller.signal) : null;
+    if (measured && sending === controller) times.textContent = `${trip}. ${measured}`;
   };
 
-  /** Send a request and show its response. Raises an Error with what the user should know. */
+  /** Send a request, show its response and return a text of its time. Raises an Error with what the user should know. */
   const exchange = async ({ body, headerLength }, signal, read) => {
-    const before = await readCounts(context, servable).catch(() => null);
     const started = performance.now();
-    const response = await post(address + inferPath(servable.name, servable.version), body, headerLength, signal);
-    const bytes = await readBody(response);
+    const { response, bytes } = await post(address + inferPath(servable.name, servable.version), body, headerLength, signal);
     const elapsed = performance.now() - started;
-    if (signal.aborted) return;
     if (!response.ok) throw new Error(`${response.status}: ${readError(bytes)}`);
     const header = response.headers.get("Inference-Header-Content-Length");
     const answered = decodeResponse(bytes, header === null ? null : Number(header));
+    if (signal.aborted) throw new Error("the request was cancelled");
     const sent = read.map((one, index) => ({ ...one, order: servable.inputs[index].image?.color }));
     shown.replaceChildren(...showOutputs(answered.outputs, servable.outputs, sent));
     const summary = summarize(answered.outputs, servable.outputs);
     status.textContent = summary ? `${summary.name}: ${summary.text}` : "Answered";
     for (const field of fields) field.showResult(summary?.text ?? "");
-    const trip = `${elapsed.toFixed(1)} ms for the round trip, ${showCount(bytes.length, "byte")} received`;
-    times.textContent = trip;
-    if (before) {
-      const mine = await differ(context, servable, before, signal);
-      if (mine && !signal.aborted) times.textContent = `${trip}. ${mine}`;
-    }
+    times.textContent = `${elapsed.toFixed(1)} ms for the round trip, ${showCount(bytes.length, "byte")} received`;
+    return times.textContent;
   };
 
   const showCalls = (call, parts) => {
@@ -314,27 +307,25 @@ function makePanel(servable, context) {
     stop: () => {
       clearTimeout(waiting);
       sending?.abort();
+      sending = null;
       for (const field of fields) field.stop();
     },
   };
 }
 
+/** Return the response and the bytes of its body. */
 async function post(url, body, headerLength, signal) {
   const headers = { "Inference-Header-Content-Length": String(headerLength), "Content-Type": "application/octet-stream" };
+  let size = 0;
   try {
-    return await fetch(url, { method: "POST", body, headers, signal });
+    const response = await fetch(url, { method: "POST", body, headers, signal });
+    size = Number(response.headers.get("Content-Length") ?? 0);
+    if (size <= MAX_RESPONSE) return { response, bytes: new Uint8Array(await response.arrayBuffer()) };
+    await response.body.cancel();
   } catch (error) {
     throw error.name === "AbortError" ? error : new Error(`The service at ${new URL(url).origin} did not answer.`);
   }
-}
-
-async function readBody(response) {
-  const size = Number(response.headers.get("Content-Length") ?? 0);
-  if (size > MAX_RESPONSE) {
-    await response.body.cancel();
-    throw new Error(`The response has ${showCount(size, "byte")}; this page reads up to ${MAX_RESPONSE.toLocaleString("en")}.`);
-  }
-  return new Uint8Array(await response.arrayBuffer());
+  throw new Error(`The response has ${showCount(size, "byte")}; this page reads up to ${MAX_RESPONSE.toLocaleString("en")}.`);
 }
 
 /** Return the message of an error, the start of its text if it is not the service's JSON. */
