@@ -161,13 +161,12 @@ export function extremes(values) {
 const MAX_PIXELS = 2 ** 24;
 /** Return whether a tensor is shown as a picture: UINT8 or floats with one, three or four channels, or classes by pixel. */
 export function isPicture(tensor) {
+  if (!isColour(tensor)) return isClassMap(tensor);
   const axes = findAxes(tensor.shape);
-  if (axes) {
-    const isShown = tensor.datatype === "UINT8" || isFloat(tensor.datatype);
-    return isShown && tensor.shape[axes.height] * tensor.shape[axes.width] <= MAX_PIXELS;
-  }
-  return isClassMap(tensor);
+  return axes !== null && tensor.shape[axes.height] * tensor.shape[axes.width] <= MAX_PIXELS;
 }
+
+const isColour = ({ datatype }) => datatype === "UINT8" || isFloat(datatype);
 
 function isClassMap({ datatype, shape }) {
   const [height, width] = shape.slice(-2);
@@ -177,8 +176,8 @@ function isClassMap({ datatype, shape }) {
 
 /** Return a canvas with the first image of a tensor. Floats are shown from 0 to 1, to 255, or between their extremes. */
 export function showPicture({ datatype, shape, values }, order = "RGB", layout = null) {
+  if (!isColour({ datatype })) return showClasses(shape, values);
   const axes = findAxes(shape, layout);
-  if (!axes) return showClasses(shape, values);
   const [height, width, channels] = [shape[axes.height], shape[axes.width], shape[axes.channels]];
   const pixels = height * width;
   const first = values.subarray(0, pixels * channels);

@@ -196,6 +196,32 @@ def test_an_undone_stroke_leaves_the_ones_before(show):
         assert send(page).request.post_data_buffer == first
 
 
+def test_a_request_that_is_overtaken_by_clearing_leaves_no_trace(show):
+    with show("digits") as page:
+        page.route("**/infer", lambda route: None)  # never answered
+        with page.expect_request("**/infer"):
+            draw(page, 7)
+        page.click("text=Clear")
+        page.unroute("**/infer")
+        draw(page, 1)
+        page.wait_for_selector(".try-headline")
+        assert page.inner_text(".try-status") == "digit: 1"
+        page.click("text=Clear")
+        assert page.locator(".try-failure").count() == 0
+        assert page.inner_text(".try-status") == "Draw, and the answer comes here."
+
+
+def test_a_pipeline_that_finds_nothing_says_so(show):
+    with show("number") as page:
+        page.click("text=Values")
+        page.locator(".try-dim").nth(1).fill("20")
+        page.locator(".try-dim").nth(2).fill("20")
+        page.click("text=Zeros")
+        page.click(".try-send")
+        page.wait_for_selector(".try-failure")
+        assert page.inner_text(".try-failure").startswith("204: the answer is empty")
+
+
 def test_digits_drawn_side_by_side_are_found_by_the_pipeline(show):
     with show("number") as page:
         page.click("text=Draw")
@@ -552,6 +578,19 @@ def test_detections_are_drawn_from_a_score_up(show):
         assert page.locator(".try-boxes text").all_text_contents() == ["1 0.90", "2 0.10"]
 
 
+def test_an_output_is_copied_as_json(show):
+    with show("digits", permissions=["clipboard-read", "clipboard-write"]) as page:
+        page.click("text=Values")
+        page.click("text=Example")
+        answer = send(page)
+        page.locator('[data-output="probabilities"] >> text=Copy JSON').click()
+        page.wait_for_selector("text=Copied")
+        copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
+        assert copied["name"] == "probabilities"
+        assert copied["shape"] == [1, 10]
+        assert np.float32(copied["data"]).tobytes() == read_outputs(answer)["probabilities"][1]
+
+
 def test_names_are_shown_as_text_and_each_version_can_be_chosen(show):
     with show() as page:
         page.wait_for_selector(".try-send")
@@ -751,6 +790,21 @@ def test_responses_in_json_are_decoded_with_null_for_numbers_that_json_lacks(mod
 def test_shapes_of_images_are_recognized(modules, dims, layout, axes):
     found = modules("pictures", "m.findAxes(...a)", [dims, layout])
     assert found == (axes and dict(zip(("height", "width", "channels"), axes, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "expected"),
+    [
+        ("UINT8", [1, 32, 32, 3], True),
+        ("FP32", [1, 3, 32, 32], True),
+        ("FP32", [1, 21, 32, 32], False),
+        ("INT64", [1, 32, 32], True),
+        ("INT64", [32, 8], False),
+        ("FP32", [32, 32], False),
+    ],
+)
+def test_outputs_that_are_pictures_or_classes_by_pixel_are_recognized(modules, datatype, shape, expected):
+    assert modules("pictures", "m.isPicture({datatype: a[0], shape: a[1]})", [datatype, shape]) is expected
 
 
 @pytest.mark.parametrize(

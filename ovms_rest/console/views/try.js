@@ -279,6 +279,7 @@ function makePanel(servable, context) {
     const { response, bytes } = await post(address + inferPath(servable.name, servable.version), body, headerLength, signal);
     const elapsed = performance.now() - started;
     if (!response.ok) throw new Error(`${response.status}: ${readError(bytes)}`);
+    if (response.status === 204) throw new Error("204: the answer is empty, for a node of the pipeline found nothing to hand on.");
     const header = response.headers.get("Inference-Header-Content-Length");
     const answered = decodeResponse(bytes, header === null ? null : Number(header));
     if (signal.aborted) throw new Error("the request was cancelled");
