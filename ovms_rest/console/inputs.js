@@ -259,8 +259,9 @@ function readData(text, datatype) {
 }
 
 function picturesOf(spec, tensor) {
-  const isImage = findAxes(spec.shape, spec.layout) && (tensor.datatype === "UINT8" || isFloat(tensor.datatype));
-  const picture = isImage && countElements(tensor.shape) ? showPicture(tensor, spec.image?.color ?? "RGB", spec.layout) : null;
+  const isImage = findAxes(spec.shape, spec.layout) && findAxes(tensor.shape, spec.layout, true);
+  const isColour = tensor.datatype === "UINT8" || isFloat(tensor.datatype);
+  const picture = isImage && isColour && countElements(tensor.shape) ? showPicture(tensor, spec.image?.color ?? "RGB", spec.layout) : null;
   return { picture, file: null, size: null };
 }
 

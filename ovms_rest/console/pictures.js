@@ -31,9 +31,10 @@ export function guessRange(datatype, example) {
 /**
  * Return the axes of an image of given dimensions, null if they are not those of an image.
  *
- * Without a layout that says so, height and width have to be both fixed or both free.
+ * Without a layout that says so, height and width have to be both fixed or both free. The other dimensions have to hold
+ * one image, unless `holdsMore`.
  */
-export function findAxes(dims, layout) {
+export function findAxes(dims, layout, holdsMore = false) {
   if (!dims || dims.length < 3 || dims.length > 5) return null;
   const declared = axesOfLayout(dims, layout);
   const found = declared ?? guessAxes(dims);
@@ -42,7 +43,7 @@ export function findAxes(dims, layout) {
   const isLarge = sides.every((dim) => !isStatic(dim) || readDim(dim).low >= LEAST);
   const isEven = isStatic(sides[0]) === isStatic(sides[1]);
   const holdsOne = dims.every((dim, index) => Object.values(found).includes(index) || readDim(dim).low <= 1);
-  return isLarge && (declared || isEven) && holdsOne ? found : null;
+  return isLarge && (declared || isEven) && (holdsMore || holdsOne) ? found : null;
 }
 
 function axesOfLayout(dims, layout) {
@@ -162,8 +163,8 @@ const MAX_PIXELS = 2 ** 24;
 /** Return whether a tensor is shown as a picture: UINT8 or floats with one, three or four channels, or classes by pixel. */
 export function isPicture(tensor) {
   if (!isColour(tensor)) return isClassMap(tensor);
-  const axes = findAxes(tensor.shape);
-  return axes !== null && tensor.shape[axes.height] * tensor.shape[axes.width] <= MAX_PIXELS;
+  const axes = findAxes(tensor.shape, null, true);
+  return axes !== null && countElements(tensor.shape) > 0 && tensor.shape[axes.height] * tensor.shape[axes.width] <= MAX_PIXELS;
 }
 
 const isColour = ({ datatype }) => datatype === "UINT8" || isFloat(datatype);
@@ -177,7 +178,7 @@ function isClassMap({ datatype, shape }) {
 /** Return a canvas with the first image of a tensor. Floats are shown from 0 to 1, to 255, or between their extremes. */
 export function showPicture({ datatype, shape, values }, order = "RGB", layout = null) {
   if (!isColour({ datatype })) return showClasses(shape, values);
-  const axes = findAxes(shape, layout);
+  const axes = findAxes(shape, layout, true);
   const [height, width, channels] = [shape[axes.height], shape[axes.width], shape[axes.channels]];
   const pixels = height * width;
   const first = values.subarray(0, pixels * channels);

@@ -158,7 +158,7 @@ function showImage(output, order) {
     frame.replaceChildren(canvas);
   };
   show(order === "BGR");
-  const axes = findAxes(output.shape);
+  const axes = findAxes(output.shape, null, true);
   const hasColours = axes && output.shape[axes.channels] !== 1;
   return make("div", {}, frame, hasColours ? makeCheckbox("blue first (BGR)", order === "BGR", show) : null);
 }

@@ -417,6 +417,17 @@ def test_values_are_taken_flat_and_nested_and_keep_all_digits(show):
         ]
 
 
+@pytest.mark.parametrize("batch", [3, 0])
+def test_a_batch_of_images_is_taken_as_values(show, batch):
+    with show("digits") as page:
+        page.click("text=Values")
+        page.locator(".try-dim").first.fill(str(batch))
+        page.click("text=Zeros")
+        assert send(page).status == 200
+        assert page.inner_text('[data-output="probabilities"] header code') == f"FP32 [{batch},10]"
+        assert page.locator(".try-error:visible").count() == 0
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -797,6 +808,8 @@ def test_shapes_of_images_are_recognized(modules, dims, layout, axes):
     [
         ("UINT8", [1, 32, 32, 3], True),
         ("FP32", [1, 3, 32, 32], True),
+        ("FP32", [4, 3, 32, 32], True),
+        ("FP32", [0, 3, 32, 32], False),
         ("FP32", [1, 21, 32, 32], False),
         ("INT64", [1, 32, 32], True),
         ("INT64", [32, 8], False),
