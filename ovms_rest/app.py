@@ -81,7 +81,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         permission = Permission(settings, lambda: self._is_control)
         self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe())
         place = ConsolePlace(settings.console, settings.control_bind, lambda: self._is_control, self._ports)
-        _add_protocol(self, models, settings, telemetry.is_ending, place.is_here)
+        _add_protocol(self, models, settings, telemetry.is_ending, place)
         self._add_console(place, permission)
         self._add_operations(permission, metrics)
 
@@ -190,16 +190,13 @@ def _add_protocol(
     registry: Registry,
     settings: Settings,
     is_ending: Callable[[], bool],
-    has_console: Callable[[], bool] = lambda: False,
+    console: ConsolePlace | None = None,
 ) -> None:
-    """Add the resources of the protocol; `is_ending` returns whether the service is shutting down.
-
-    `has_console` returns whether this process serves the console.
-    """
+    """Add the resources of the protocol; `is_ending` returns whether the service is shutting down."""
     app.add_error_handler(ServingError, handle_serving_error)
     app.set_error_serializer(serialize_falcon_error)
     extensions = [name for name in EXTENSIONS if name != "model_repository" or settings.model_control != "none"]
-    app.add_route("/", EntryPoints(has_console))
+    app.add_route("/", EntryPoints(console))
     app.add_route("/v2", ServerDescription(extensions))
     app.add_route("/v2/health/live", Live())
     app.add_route("/v2/health/ready", Ready(registry, is_ending))

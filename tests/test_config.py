@@ -175,6 +175,12 @@ OPTIONS = {
 }
 
 
+def test_the_path_of_an_example_is_relative_to_the_config(load_one, tmp_path):
+    assert load_one(example="a/b.json").example == tmp_path / "a" / "b.json"
+    assert load_one(example="/etc/a.json").example == Path("/etc/a.json")
+    assert load_one().example is None
+
+
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OPTIONS.items() for value in values])
 def test_options_are_kept(load_one, key, value):
     assert load_one(**{key: value}).options == ModelOptions(**{key: value})
@@ -733,6 +739,7 @@ def test_known_model_keeps_only_its_path():
     [
         ({"nam": "m"}, f"config.nam: {UNKNOWN} 'name'"),
         ({"name": "n"}, 'config.name: expected "m" as in the path, got "n"'),
+        ({"example": "/etc/passwd"}, "config.example: is not supported: only the config file may name an example"),
         ({"backend": "onnxruntime"}, 'config.backend: expected openvino, got "onnxruntime"'),
         ({"platform": 1}, "config.platform: expected openvino, got 1"),
         ({"max_batch_size": -1}, "config.max_batch_size: expected an integer from 0 to 4096, got -1"),

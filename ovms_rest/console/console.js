@@ -19,22 +19,20 @@ let shown = 0;
 
 // --- Reports
 
-const reportArea = document.getElementById("report");
+// The element itself is always there: screen readers announce what is put into it.
+const reports = document.getElementById("reports");
 let reportTimer = 0;
 
 // Show a message, which screen readers read out. One of the kind "bad" stays until it is closed.
 function report(message, kind = "") {
   clearTimeout(reportTimer);
   const close = make("button", { type: "button", class: "plain", "aria-label": "Close the message", click: hide }, "\u00d7");
-  reportArea.className = `report ${kind}`;
-  reportArea.hidden = false;
-  reportArea.replaceChildren(make("span", {}, message), close);
+  reports.replaceChildren(make("div", { id: "report", class: `report ${kind}` }, make("span", {}, message), close));
   if (kind !== "bad") reportTimer = setTimeout(hide, REPORT_MILLISECONDS);
 }
 
 function hide() {
-  reportArea.hidden = true;
-  reportArea.replaceChildren();
+  reports.replaceChildren();
 }
 
 // --- The context of the views
@@ -55,7 +53,16 @@ async function makeContext() {
   };
 }
 
-const context = makeContext();
+let context;
+
+// Return the promise of the context; after a failure the next call tries again.
+function getContext() {
+  context ??= makeContext().catch((error) => {
+    context = undefined;
+    throw error;
+  });
+  return context;
+}
 
 // --- The views
 
@@ -85,7 +92,7 @@ async function show() {
   document.title = `${title} \u00b7 ovms_rest console`;
   place.replaceChildren(element);
   try {
-    const ending = await view.mount(element, { ...(await context), argument });
+    const ending = await view.mount(element, { ...(await getContext()), argument });
     if (typeof ending !== "function") return;
     if (number === shown) end = ending;
     else ending();

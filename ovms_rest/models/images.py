@@ -37,8 +37,9 @@ _TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
 
 # The channels of the images that OpenCV encodes and decodes.
 _CHANNELS = (1, 3, 4)
-# Limits of the images that are drawn for examples: their number, their values, and the side of a resized one.
-_MOST_DRAWN, _MOST_DRAWN_VALUES, _DRAWN_SIDE = 16, 2**22, 8
+# Limits of the images that are drawn for examples: their number, the values of all, those of all when they are equal,
+# and the side of an image that will be resized.
+_MOST_DRAWN, _MOST_DRAWN_VALUES, _MOST_UNIFORM_VALUES, _DRAWN_SIDE = 16, 2**18, 2**24, 8
 
 # Limits of the work of decoding the images of an input, in units of 10 ns (image_files.py): a constant, 0.17 s, and a
 # share per pixel, which costs 1, in a GIF 4, and in an uncompressed GIF 13.
@@ -88,15 +89,16 @@ class ImageReader:
         The files of an array of equal elements are small, where the input resizes images.
         """
         count, height, width, channels = array.shape
-        if self.expected is None or channels not in _CHANNELS or count > _MOST_DRAWN or 0 in array.shape:
+        if self.expected is None or channels not in _CHANNELS or count > _MOST_DRAWN:
             return None
-        if not any(array.strides):  # one element for all
+        is_uniform = not any(array.strides)  # one element for all
+        if not 0 < array.size <= (_MOST_UNIFORM_VALUES if is_uniform else _MOST_DRAWN_VALUES):
+            return None
+        if is_uniform:
             array = array[:1]
             if not self._obstacle:
                 height, width = min(height, _DRAWN_SIDE), min(width, _DRAWN_SIDE)
             array = array[:, :height, :width]
-        if array.size > _MOST_DRAWN_VALUES:
-            return None
         pixels = array.astype(np.uint8)
         if not (pixels == array).all():
             return None

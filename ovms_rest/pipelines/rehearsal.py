@@ -16,7 +16,7 @@ from ovms_rest.log import log
 from ovms_rest.models.example_requests import check_example, make_constant
 from ovms_rest.models.registry import Entry
 from ovms_rest.models.runtime import Model
-from ovms_rest.models.servable import NOT_COUNTED
+from ovms_rest.models.servable import NOT_COUNTED, Servable
 from ovms_rest.models.trial_shapes import Shape, choose_shapes, choose_usual_shapes
 from ovms_rest.pipelines.execution import Pipeline
 from ovms_rest.pipelines.plan import REQUEST_STEP, Plan
@@ -46,7 +46,7 @@ def rehearse_pipelines(entries: dict[str, Entry], stop: Callable[[], bool] = lam
 
 
 def _rehearse(name: str, entry: Entry, pipeline: Pipeline, stop: Callable[[], bool]) -> None:
-    if not all(isinstance(model, Model) and model.compilation.shared for model in pipeline.dependencies):
+    if not all(map(_is_shared, pipeline.dependencies)):
         return  # these would have to be compiled in the fork
     given = entry.example
     if given is not None:
@@ -62,6 +62,10 @@ def _rehearse(name: str, entry: Entry, pipeline: Pipeline, stop: Callable[[], bo
     elif given is not None and not stop():
         log.warning("pipeline %r does not compute its example, which is left out", name)
         entry.example = None
+
+
+def _is_shared(model: Servable) -> bool:
+    return isinstance(model, Model) and model.compilation.shared
 
 
 def find_computable(pipeline: Pipeline, candidates: Sequence[Arrays]) -> int:

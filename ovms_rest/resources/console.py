@@ -14,9 +14,9 @@ import falcon
 import orjson
 
 from ovms_rest import __version__
-from ovms_rest.errors import NotFoundError
+from ovms_rest.errors import ForbiddenError, NotFoundError
 from ovms_rest.resources.console_origin import ConsolePorts
-from ovms_rest.resources.permission import Permission
+from ovms_rest.resources.permission import Permission, find_foreign_page, is_proxied
 from ovms_rest.shared_memory.recent_lines import RecentLines
 
 FILES = Path(__file__).parents[1] / "console"
@@ -71,18 +71,18 @@ class ConsolePlace:
     """Where the console is served: in the control worker if there is one, else in every worker."""
 
     def __init__(self, is_on: bool, control_bind: str, is_control: Callable[[], bool], ports: ConsolePorts) -> None:
-        self._is_on = is_on
+        self.is_on = is_on
         self._control_bind = control_bind
         self._is_control = is_control
         self._ports = ports
 
     def is_here(self) -> bool:
         """Return whether this process serves the console."""
-        return self._is_on and (self._is_control() or not self._control_bind)
+        return self.is_on and (self._is_control() or not self._control_bind)
 
     def check(self) -> None:
         """Raise NotFoundError, with the reason, unless this process serves the console."""
-        if not self._is_on:
+        if not self.is_on:
             raise NotFoundError("the console is turned off; OVMS_REST_CONSOLE is false")
         if not self.is_here():
             raise NotFoundError(f"the console is served on the control address only, {self._control_bind}")
@@ -90,9 +90,9 @@ class ConsolePlace:
     def find_service(self, req: falcon.Request) -> str | None:
         """Return the scheme, host and port to which the page sends inferences, "" for its own, None if there is none.
 
-        The host is that of the page: the service listens on the same host, and its names are the user's business.
+        The host is that of the page's own URL. A proxy is expected to pass inferences on, too.
         """
-        if not self._control_bind:
+        if not self._control_bind or is_proxied(req.env):
             return ""
         host = _HOST.fullmatch(req.get_header("Host") or "")
         return f"{req.scheme}://{host[1]}:{self._ports.service}" if host and self._ports.service else None
@@ -153,8 +153,13 @@ class ConsoleErrors:
         self._lines = lines
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Respond with the last warnings and errors of all processes, the newest at the end."""
+        """Respond with the last warnings and errors of all processes, the newest at the end.
+
+        CORS may be on for all routes, but the log is no web page's of another site.
+        """
         self._place.check()
+        if foreign := find_foreign_page(req.env):
+            raise ForbiddenError(f"{req.method} {req.path} is not allowed for web pages of other sites: {foreign}")
         resp.set_headers(_HEADERS)
         resp.data = orjson.dumps({"lines": [line._asdict() for line in self._lines.read()]})
 

@@ -1,7 +1,7 @@
 """Entry points: GET / lists the routes, GET /v2/models the models; and hints for the paths of other servers."""
 
 import re
-from collections.abc import Callable
+from typing import Protocol
 
 import falcon
 import orjson
@@ -54,26 +54,31 @@ def find_hint(path: str) -> str:
     return next((hint for pattern, hint in _HINTS if pattern.fullmatch(path)), "")
 
 
+class Console(Protocol):
+    """The console: whether the settings turn it on, and whether this process serves it."""
+
+    is_on: bool
+
+    def is_here(self) -> bool:
+        """Return whether this process serves the console."""
+
+
 class EntryPoints:
     """GET /."""
 
-    def __init__(self, has_console: Callable[[], bool] = lambda: False) -> None:
-        self._has_console = has_console  # whether this process serves the console
-        self._body, self._body_with_console = (
-            orjson.dumps({"name": "ovms_rest", "version": __version__, "routes": routes})
-            for routes in (_ROUTES, {**_ROUTES, **_CONSOLE})
-        )
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
+        routes = {**_ROUTES, **_CONSOLE} if console and console.is_on else _ROUTES
+        self._body = orjson.dumps({"name": "ovms_rest", "version": __version__, "routes": routes})
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Respond with the routes and their purposes; redirect browsers to the console."""
-        if not self._has_console():
-            resp.data = self._body
-            return
-        resp.set_header("Vary", "Accept")
-        resp.data = self._body_with_console
-        if req.client_prefers(_FORMS) == falcon.MEDIA_HTML:
-            resp.status = 302
-            resp.set_header("Location", _find_console(req))
+        resp.data = self._body
+        if self._console and self._console.is_here():
+            resp.set_header("Vary", "Accept")
+            if req.client_prefers(_FORMS) == falcon.MEDIA_HTML:
+                resp.status = 302
+                resp.set_header("Location", _find_console(req))
 
     on_head = on_get
 

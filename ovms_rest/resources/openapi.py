@@ -18,7 +18,7 @@ The KServe v2 REST API of ovms_rest. Each model and pipeline that serves has a p
 datatypes and shapes of its tensors, and an example that can be sent as it is.
 
 HEAD is allowed wherever GET is, and OPTIONS on every path. The `Content-Type` of a request is neither required nor \
-checked. Every error is `{"error": "<message>"}`.
+checked. Every error is `{"error": "<message>"}`. A control address serves all routes but those of inferences.
 """
 _TAGS = {
     "inference": "Inferences with models and pipelines",

@@ -15,6 +15,7 @@ from ovms_rest.models.runtime import Model
 from ovms_rest.models.servable import Servable
 from ovms_rest.pipelines.definition import CUSTOM, MODEL
 from ovms_rest.pipelines.execution import Pipeline
+from ovms_rest.pipelines.plan import REQUEST_STEP, Step
 from ovms_rest.protocol.datatypes import BYTES, UINT8
 from ovms_rest.protocol.tensors import MAX_DIM, Dim, ImageDecoder, TensorMetadata
 from ovms_rest.resources.openapi_routes import FORM, IMAGE, JSON, describe_inference
@@ -80,7 +81,7 @@ class ModelPaths:
 
     def _describe_output(self, port: TensorMetadata, servable: Servable) -> dict[str, Any]:
         described = _describe_tensor(port, servable.output_layouts if isinstance(servable, Model) else {})
-        labels = servable.metadata.labels
+        labels = _find_labels(port.name, servable)
         if labels and len(labels) <= _MOST_LABELS and _has_classes(port, len(labels)):
             kept = self._limit(list(labels))
             if kept is not None:
@@ -141,6 +142,15 @@ def _describe_image(images: ImageDecoder, color: str) -> dict[str, Any] | None:
     return {**size._asdict(), "color": "GRAY" if size.channels == 1 else color or "BGR"}
 
 
+def _find_labels(name: str, servable: Servable) -> tuple[str, ...]:
+    """Return the labels of the model that computes an output."""
+    if not isinstance(servable, Pipeline):
+        return servable.metadata.labels
+    (output,) = (output for output in servable.plan.outputs if output.name == name)
+    model = None if output.step == REQUEST_STEP else servable.plan.steps[output.step].part.model
+    return () if model is None else model.metadata.labels
+
+
 def _has_classes(port: TensorMetadata, count: int) -> bool:
     """Return whether the last dim of an output can be its classes."""
     return port.datatype != BYTES and bool(port.dims) and port.dims is not None and port.dims[-1].size == count
@@ -152,10 +162,16 @@ def _describe_compilation(servable: Servable) -> dict[str, str]:
         return {}
     compilation = servable.compilation
     properties = {"target_device": compilation.device, **compilation.properties}
-    return {key: value if isinstance(value, str) else orjson.dumps(value).decode() for key, value in properties.items()}
+    return {
+        # A path may have bytes that are not UTF-8.
+        key: value.encode(errors="backslashreplace").decode()
+        if isinstance(value, str)
+        else orjson.dumps(value).decode()
+        for key, value in properties.items()
+    }
 
 
-def _describe_node(step: Any) -> dict[str, str]:
+def _describe_node(step: Step) -> dict[str, str]:
     model = step.part.model
     if model is None:
         return {"name": step.name, "type": CUSTOM}

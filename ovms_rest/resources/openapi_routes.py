@@ -152,7 +152,12 @@ ROUTES: tuple[Route, ...] = (
         (404,),
     ),
     Route(
-        "GET", "/console/errors", "operation", "The last warnings and errors in the log", refer("ConsoleErrors"), (404,)
+        "GET",
+        "/console/errors",
+        "operation",
+        "The last warnings and errors in the log",
+        refer("ConsoleErrors"),
+        (403, 404),
     ),
 )
 

@@ -52,7 +52,7 @@ class Permission:
             return "is not allowed over HTTP; OVMS_REST_MODEL_CONTROL is 'none'"
         if self._is_control():
             # A browser on this host can reach the control address. Tools and proxies may use any name for it.
-            problem = _is_from_page(environ) and (_find_foreign_page(environ) or self._find_foreign_host(environ))
+            problem = _is_from_page(environ) and (find_foreign_page(environ) or self._find_foreign_host(environ))
             return f"is not allowed for web pages of other sites: {problem}" if problem else None
         if self._allowed == "local":
             problem = self._find_foreign(environ)
@@ -78,7 +78,7 @@ class Permission:
         for key in environ:
             if key.startswith(_PROXY_HEADERS):
                 return f"the request has the header {key.removeprefix('HTTP_').replace('_', '-').title()}"
-        return _find_foreign_page(environ, behind_proxy=False) or self._find_foreign_host(environ)
+        return find_foreign_page(environ, behind_proxy=False) or self._find_foreign_host(environ)
 
     def _find_foreign_host(self, environ: Environ) -> str | None:
         """Return the evidence that a request is addressed to another host, as after DNS rebinding, None if not."""
@@ -94,12 +94,17 @@ class Permission:
         return None
 
 
+def is_proxied(environ: Environ) -> bool:
+    """Return whether a request has a header that a proxy adds."""
+    return any(key.startswith(_PROXY_HEADERS) for key in environ)
+
+
 def _is_from_page(environ: Environ) -> bool:
     """Return whether a request may come from a web page: browsers put one of these headers into every POST."""
     return "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ
 
 
-def _find_foreign_page(environ: Environ, behind_proxy: bool = True) -> str | None:
+def find_foreign_page(environ: Environ, behind_proxy: bool = True) -> str | None:
     """Return the header that shows that a page of another origin sent a request, None if there is none.
 
     A proxy may change Host, but not Sec-Fetch-Site.

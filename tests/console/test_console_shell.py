@@ -31,9 +31,10 @@ def url(demo):
 
 
 def current(page):
-    """Return the tab that is marked as shown, and the heading of its view."""
-    page.wait_for_selector("main h1")
-    return page.locator("#tabs [aria-current=page]").inner_text(), page.locator("main h1").first.inner_text()
+    """Return the tab that is marked as shown, and the name of the view."""
+    page.wait_for_selector("main section.view > *")
+    view = page.locator("main section.view").get_attribute("aria-label")
+    return page.locator("#tabs [aria-current=page]").inner_text(), view
 
 
 def test_root_leads_to_the_models(browser, url):
@@ -57,7 +58,7 @@ def test_tabs_are_used_by_keyboard(browser, url):
             page.keyboard.press("Enter")
             page.wait_for_url(f"**/console{hash_}")
             page.wait_for_function("name => document.title.startsWith(name)", arg=name)
-            assert current(page)[0] == name
+            assert current(page) == (name, name)
 
 
 def test_link_skips_the_tabs(browser, url):
@@ -106,6 +107,29 @@ def test_context_reaches_the_service_from_the_control_address(browser, demo, url
         "unknown": ["unknown model 'none'; configured: 'digits', 'number'", 404],
         "failed": ["unknown model 'none'", 404],
     }
+
+
+def test_models_are_changed_on_the_control_address(browser, demo, url):
+    """The page is of the same origin as its calls, which are allowed there alone."""
+    with open_page(browser, url) as page:
+        page.get_by_role("button", name="Unload number").click()
+        page.locator("#report.good", has_text="number is unloaded.").wait_for()
+        assert demo.get("/v2/models/number").status == 404
+        page.get_by_role("button", name="Load number").click()
+        page.locator("#report.good", has_text="number is loaded.").wait_for()
+        assert demo.get("/v2/models/number").status == 200
+
+
+def test_tabs_work_again_when_the_service_answers_again(browser, url):
+    with open_page(browser, "about:blank", expected=("503",)) as page:
+        refusal = '{"error": "the service is shutting down"}'
+        page.route("**/console/settings", lambda route: route.fulfill(status=503, body=refusal))
+        page.goto(url)
+        page.locator("main .notice.bad", has_text="the service is shutting down").wait_for()
+        page.unroute("**/console/settings")
+        page.get_by_role("link", name="Log").click()
+        page.locator("main h1", has_text="Log").wait_for()
+        assert page.locator("main .notice.bad:visible").count() == 0
 
 
 def test_service_that_is_gone_is_named(browser, url):

@@ -171,6 +171,11 @@ OPEN = [
 ]
 
 
+def test_browsers_are_not_redirected_to_the_console_which_is_not_passed_on(plain):
+    answer = plain.request("GET", "/", headers={"Accept": "text/html"})
+    assert (answer.status, answer.json()["name"]) == (200, "ovms_rest")
+
+
 @pytest.mark.parametrize(("method", "path"), OPEN)
 def test_open_route_responds_like_the_service(service, plain, method, path):
     through, direct = plain.request(method, path), service.request(method, path)

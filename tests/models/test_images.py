@@ -929,3 +929,64 @@ def test_shards_are_limited_together():
     assert shards_refusal(images, 1, 9, 9, 3, limits=limits).endswith(
         "the decoded images have the shape [3,1,9,9,3] with 729 values, at most 400 are allowed"
     )
+
+
+# --- Examples
+
+
+@pytest.mark.parametrize(
+    ("dims", "options", "size"),
+    [
+        ((1, 8, 9, 3), {}, (8, 9, 3)),
+        ((1, (0, None), (4, 8), 1), {}, (None, None, 1)),
+        ((1, 8, 8, (0, None)), {}, (8, 8, None)),
+        ((1, 8, 8, 3), {"layout": None}, (8, 8, 3)),
+        ((1, 3, 8, 8), {"layout": "NCHW"}, None),
+        ((1, 3, 8, 8), {"layout": None}, None),
+        ((1, 8, 8, 3), {"datatype": "INT64"}, None),
+    ],
+)
+def test_the_size_of_the_images_that_an_input_expects_is_known(dims, options, size):
+    assert reader(*dims, **options).expected == size
+
+
+@pytest.mark.parametrize(
+    ("array", "options"),
+    [
+        (np.broadcast_to(np.float32(0), (1, 224, 224, 3)), {}),
+        (np.broadcast_to(np.uint8(7), (3, 100, 50, 1)), {}),
+        (np.broadcast_to(np.uint8(7), (1, 100, 50, 4)), {"layout": None}),
+        (np.arange(48, dtype=np.float32).reshape(2, 4, 2, 3), {"layout": None}),
+    ],
+)
+def test_files_that_are_drawn_decode_to_the_array(array, options):
+    datatype = next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
+    decoder = reader(*array.shape, datatype=datatype, **options)
+    drawn = decoder.draw(array)
+    assert sum(map(len, drawn)) < 1000
+    assert np.array_equal(decoder.read(files(*drawn), LABEL), array)
+
+
+@pytest.mark.parametrize(
+    ("array", "options"),
+    [
+        (np.full((1, 2, 2, 3), 0.5, np.float32), {"datatype": "FP32"}),
+        (np.full((1, 2, 2, 3), 256, np.float32), {"datatype": "FP32"}),
+        (np.broadcast_to(np.uint8(0), (1, 2, 2, 2)), {}),
+        (np.broadcast_to(np.uint8(0), (1, 3, 2, 2)), {"layout": "NCHW"}),
+        (np.broadcast_to(np.uint8(0), (17, 2, 2, 3)), {}),
+        (np.broadcast_to(np.uint8(0), (1, 4096, 4096, 3)), {}),
+        (np.zeros((1, 512, 512, 3), np.uint8), {}),
+        (np.zeros((1, 0, 2, 3), np.uint8), {}),
+    ],
+)
+def test_nothing_is_drawn_for_an_array_that_no_small_image_decodes_to(array, options):
+    assert reader(*(((0, None),) * 4), **options).draw(array) is None
+
+
+def test_files_that_are_drawn_for_shards_decode_to_the_array():
+    decoder = ShardedImageReader(reader(1, 64, 64, 3))
+    array = np.broadcast_to(np.uint8(3), (2, 1, 64, 64, 3))
+    assert np.array_equal(decoder.read(files(*decoder.draw(array)), LABEL), array)
+    assert decoder.expected == (64, 64, 3)
+    assert ShardedImageReader(reader(1, 64, 64, 2)).draw(np.zeros((2, 1, 64, 64, 2), np.uint8)) is None

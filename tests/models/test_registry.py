@@ -151,7 +151,7 @@ def test_unloaded_model_has_ended_and_is_not_expected_to_be_ready():
 
 
 @pytest.mark.parametrize(
-    "change", [{"failures": {2: "is broken"}}, {"reason": "why"}, {"versions": {}}, {"ended": (1,)}]
+    "change", [{"failures": {2: "is broken"}}, {"reason": "why"}, {"versions": {}}, {"ended": (1,)}, {"example": {}}]
 )
 def test_entry_differs_when_its_versions_or_reasons_do(change):
     versions = {1: FakeModel()}

@@ -21,6 +21,14 @@ def test_good_models_have_no_reason(tmp_path):
     assert reasons_of([task(tmp_path / "a"), task(tmp_path / "b"), latency]) == ["", "", ""]
 
 
+def test_the_inputs_that_a_model_has_computed_are_reported(tmp_path):
+    model_zoo.save(model_zoo.split(), tmp_path / "split")
+    model_zoo.save(model_zoo.relu((-1, 4)), tmp_path / "relu")
+    relu, split = run_trials([task(tmp_path / "relu"), task(tmp_path / "split")], timeout=60)
+    assert relu.invented == {"x": [[1, 4], 0]}
+    assert split.invented is None
+
+
 def test_no_models_have_no_results():
     assert run_trials([], timeout=60) == []
 

@@ -1,5 +1,7 @@
 """Reading pipelines and libraries from the config file, and the message for every mistake of form."""
 
+from pathlib import Path
+
 import pytest
 
 from ovms_rest.pipelines.definition import (
@@ -74,6 +76,16 @@ def test_a_pipeline_is_read():
         (("out", Source("n", "x")),),
         None,
     )
+
+
+def test_a_pipeline_may_name_an_example_or_have_none():
+    for value, example in ((None, None), (True, None), (False, False), ("a.json", Path("/etc/a.json"))):
+        item = a_pipeline(**({} if value is None else {"example": value}))
+        assert list(check_pipelines([item])) == []
+        assert read_pipeline(item, Path("/etc")).example == example
+    for value in (None, "", 1):
+        (line,) = check_pipelines([a_pipeline(example=value)])
+        assert line.startswith(f"{PLACE}.example: expected the path of a file with a request, true or false, got ")
 
 
 def test_a_node_of_a_model_may_have_a_version():

@@ -169,7 +169,7 @@ def test_page_with_a_slash_is_redirected_to_the_one_without(service):
 def test_root_redirects_browsers_to_the_console(service):
     answer = service.request("GET", "/", headers=HTML)
     assert (answer.status, answer.headers["location"], answer.headers["vary"]) == (302, "./console", "Accept")
-    for accepted in ("*/*", "application/json", "application/json, text/html;q=0.5"):
+    for accepted in ("*/*", "application/json", ";;,", "text/html;q=0", "application/json, text/html;q=0.5"):
         answer = service.request("GET", "/", headers={"Accept": accepted})
         assert (answer.status, answer.headers["vary"]) == (200, "Accept")
         assert answer.json()["routes"]["console, for browsers"] == "GET /console"
@@ -177,7 +177,8 @@ def test_root_redirects_browsers_to_the_console(service):
 
 @pytest.mark.parametrize(("target", "location"), [("/prefix", "./prefix/console"), ("/prefix/", "./console")])
 def test_redirect_stays_below_a_prefix(tmp_path, target, location):
-    client = client_of({"/": EntryPoints(lambda: True)})
+    place = ConsolePlace(True, "", lambda: False, ConsolePorts())
+    client = client_of({"/": EntryPoints(place)})
     answer = client.simulate_get("/", headers=HTML, extras={"RAW_URI": target, "SCRIPT_NAME": "/prefix"})
     assert (answer.status_code, answer.headers["location"]) == (302, location)
 
@@ -200,7 +201,7 @@ def test_control_address_serves_it_instead_of_the_service(controlled):
         )
     assert ask(controlled.control, "GET", "/", HTML).status == 302
     answer = controlled.request("GET", "/", headers=HTML)
-    assert (answer.status, "console, for browsers" in answer.json()["routes"]) == (200, False)
+    assert (answer.status, answer.json()["name"]) == (200, "ovms_rest")
 
 
 def test_it_is_off_by_its_setting(tmp_path):
@@ -212,7 +213,7 @@ def test_it_is_off_by_its_setting(tmp_path):
                 404,
                 "the console is turned off; OVMS_REST_CONSOLE is false",
             )
-        assert off.request("GET", "/", headers=HTML).json()["name"] == "ovms_rest"
+        assert "GET /console" not in off.request("GET", "/", headers=HTML).json()["routes"].values()
 
 
 def test_prefix_of_script_name_is_part_of_the_url(mounted):
@@ -248,6 +249,12 @@ def test_host_that_is_no_name_does_not_reach_the_policy(host):
     client = client_of({"/console": ConsoleFile(File(b"", "text/html", "1"), place)})
     answer = client.simulate_get("/console", headers={"Host": host})
     assert "; connect-src 'self'; " in answer.headers["content-security-policy"]
+
+
+def test_page_that_came_through_a_proxy_calls_the_service_through_it(controlled):
+    for name in ("X-Forwarded-For", "Forwarded", "Via"):
+        answer = ask(controlled.control, "GET", "/console/settings", {name: "x"})
+        assert answer.json()["service"] == ""
 
 
 @pytest.mark.parametrize(("port", "service"), [(8000, "http://x:8000"), (None, None)])
@@ -298,6 +305,13 @@ def test_errors_of_all_processes_are_listed(controlled):
     start = "inference of model 'reshaping' version 1 failed: "
     (last,) = [line for line in lines if line["text"].startswith(start)]
     assert (last["process"] in controlled.workers(), last["level"]) == (True, "WARNING")
+
+
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://evil.example"}])
+def test_errors_are_not_for_pages_of_other_sites(service, headers):
+    answer = service.request("GET", "/console/errors", headers=headers)
+    assert answer.status == 403
+    assert "is not allowed for web pages of other sites: " in answer.json()["error"]
 
 
 def test_bug_in_a_resource_is_among_the_errors(mounted):

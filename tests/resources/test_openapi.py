@@ -5,15 +5,14 @@ import subprocess
 from urllib.parse import quote
 
 import falcon.inspect
+import falcon.testing
 import model_zoo
 import pytest
-from fake_app import client_of
 from openapi_spec_validator import validate
 from service import serve, write_config
 
 from ovms_rest.app import load_app
-from ovms_rest.models.registry import Entry, ModelRegistry
-from ovms_rest.resources.openapi import OpenApi
+from ovms_rest.errors import LoadError
 
 from openvino import Type, opset15  # isort: skip
 
@@ -119,6 +118,8 @@ def save_models(directory):
     own = {"id": "mine", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [[1.5, -2, 3, 4]]}]}
     (directory / "own.json").write_text(json.dumps(own))
     (directory / "wrong.json").write_text(json.dumps({"inputs": [{**own["inputs"][0], "shape": [2, 4]}]}))
+    small = {"name": "picture", "datatype": "FP32", "shape": [1, 1, 1, 3], "data": [1, 2, 3]}
+    (directory / "small.json").write_text(json.dumps({"inputs": [small]}))
     libraries = {"node": NODE, "crash": CRASH, "empty": EMPTY}
     for name, code in libraries.items():
         (directory / f"{name}.py").write_text(code)
@@ -133,6 +134,7 @@ def save_models(directory):
             model_pipeline("with own", "own", "x", "y", example="own.json"),
             model_pipeline("of threads", "threaded", "x", "y"),
             pipeline("of code", "node", "picture", "mean"),
+            pipeline("of small", "node", "picture", "mean", example="small.json"),
             pipeline("untried code", "node", "picture", "mean", example=False),
             pipeline("of crash", "crash", "picture", "mean"),
             pipeline("of nothing", "empty", "x", "rows", -1),
@@ -274,6 +276,7 @@ def test_the_extension_describes_a_pipeline(document):
     assert (found["kind"], found["compiled"], found["nodes"]) == ("pipeline", {}, [{"name": "n", "type": "custom"}])
     image = {"height": None, "width": None, "channels": 3, "color": "BGR"}
     assert found["inputs"] == [{"name": "picture", "datatype": "FP32", "shape": [1, "-1", "-1", 3], "image": image}]
+    assert described(document, "of one")["outputs"][0]["labels"] == ["cat", "dog", "bird"]
     assert described(document, "of one")["nodes"] == [{"name": "n", "type": "DL model", "model": "labelled"}]
 
 
@@ -292,7 +295,7 @@ def test_every_example_works_when_it_is_sent_as_it_is(served, document):
                 sent.append(path)
     missing = set(document["paths"]) - set(sent)
     assert {path for path in missing if path.endswith("/infer") and "{" not in path} == {
-        path_of(name) for name in ("planar", "untried", "untried code", "of crash", "of threads")
+        path_of(name) for name in ("planar", "untried", "untried code", "of crash", "of small", "of threads")
     }
 
 
@@ -334,17 +337,30 @@ def test_a_node_that_crashes_with_generated_inputs_serves_all_the_same(served, d
     assert described(document, "of crash")["kind"] == "pipeline"
 
 
+def test_an_example_that_the_pipeline_does_not_compute_is_left_out(served, document):
+    assert example(document, "of small") is None
+    assert "pipeline 'of small' does not compute its example, which is left out" in served.log
+
+
 # --- When it is made
 
 
-def test_a_worker_that_gives_up_a_version_makes_the_document_again():
-    registry = ModelRegistry({"m": Entry(reason="is broken")})
-    api = OpenApi(registry)
-    api.make()
-    client = client_of({"/v2/openapi.json": api})
-    before = client.simulate_get("/v2/openapi.json").headers["etag"]
-    api.renew()
-    assert client.simulate_get("/v2/openapi.json").headers["etag"] == before
+def test_a_worker_that_gives_up_a_version_makes_the_document_again(tmp_path):
+    model_zoo.save(model_zoo.relu(), tmp_path / "relu")
+    app = load_app({"OVMS_REST_CONFIG": str(write_config(tmp_path, {"name": "m", "base_path": "relu"}))})
+    entry = app.models.entries["m"]
+
+    def paths_of_a_worker():
+        app.open(0, False, lambda label: None, lambda: None)
+        return falcon.testing.TestClient(app).simulate_get("/v2/openapi.json").json["paths"]
+
+    assert "/v2/models/m/infer" in paths_of_a_worker()
+    entry.versions[1].open = refuse
+    assert "/v2/models/m/infer" not in paths_of_a_worker()
+
+
+def refuse(retire):
+    raise LoadError("has no room")
 
 
 def test_the_document_follows_the_registry_of_a_new_generation(tmp_path):

@@ -45,6 +45,9 @@ class App:
     reloading, log_levels = SimpleNamespace(is_due=lambda: False), SimpleNamespace(install=lambda: None)
     managed = Managed(settings, WorkerTable(SLOTS, 1), reloading, log_levels, "nowhere")
 
+    def set_ports(self, service, control):
+        pass
+
     def describe(self):
         return "an application"
 

@@ -192,33 +192,36 @@ function drawDetail({ version, inputs, outputs, compiled, nodes }, isOneOfSevera
     make(
       "div",
       { class: "halves" },
-      make("section", { "aria-label": "Inputs" }, make("h3", {}, "Inputs"), drawTensors(inputs)),
-      make("section", { "aria-label": "Outputs" }, make("h3", {}, "Outputs"), drawTensors(outputs)),
+      make("section", { "aria-label": "Inputs" }, drawTensors("Input", inputs)),
+      make("section", { "aria-label": "Outputs" }, drawTensors("Output", outputs)),
     ),
-    nodes?.length > 0 && make("section", { "aria-label": "Nodes" }, make("h3", {}, "Nodes"), drawNodes(nodes)),
+    nodes?.length > 0 && make("section", { "aria-label": "Nodes" }, drawNodes(nodes)),
     Object.keys(compiled ?? {}).length > 0 &&
       make("section", { "aria-label": "Compiled with" }, make("h3", {}, "Compiled with"), drawProperties(compiled)),
   );
 }
 
-function drawTensors(tensors) {
-  const row = (tensor) =>
+function drawTensors(title, tensors) {
+  const hasLayout = tensors.some(({ layout }) => layout);
+  const hasLabels = tensors.some(({ labels }) => labels?.length);
+  const titles = [title, "Datatype", "Shape", hasLayout && "Layout", hasLabels && "Labels"].filter(Boolean);
+  const row = ({ name, datatype, shape, layout, image, labels }) =>
     make(
       "tr",
       {},
-      make("th", { scope: "row", class: "mono" }, tensor.name),
-      make("td", { class: "mono" }, tensor.datatype),
-      make("td", { class: "mono" }, `[${tensor.shape.join(", ")}]`),
-      make("td", {}, tensor.layout && make("span", { class: "mono" }, tensor.layout), describeImage(tensor.image), drawLabels(tensor.labels)),
+      make("th", { scope: "row" }, make("span", { class: "mono" }, name), describeImage(image)),
+      make("td", { class: "mono" }, datatype),
+      make("td", { class: "mono" }, `[${shape.join(", ")}]`),
+      hasLayout && make("td", { class: "mono" }, layout ?? ""),
+      hasLabels && make("td", {}, drawLabels(labels)),
     );
-  const heads = ["Name", "Datatype", "Shape", "Layout"].map((text) => make("th", { scope: "col" }, text));
-  return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, heads)), make("tbody", {}, tensors.map(row))));
+  return drawTable(titles, tensors.map(row));
 }
 
 function describeImage(image) {
   if (!image) return null;
   const size = image.height && image.width ? `, resized to ${image.width}\u00d7${image.height}` : "";
-  return make("div", { class: "muted small" }, `takes encoded images (${image.color}${size})`);
+  return make("div", { class: "muted small note" }, `takes encoded images (${image.color}${size})`);
 }
 
 function drawLabels(labels) {
@@ -229,8 +232,12 @@ function drawLabels(labels) {
 function drawNodes(nodes) {
   const row = (node) =>
     make("tr", {}, make("th", { scope: "row", class: "mono" }, node.name), make("td", {}, node.type), make("td", { class: "mono" }, node.model ?? ""));
-  const heads = ["Name", "Type", "Model"].map((text) => make("th", { scope: "col" }, text));
-  return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, heads)), make("tbody", {}, nodes.map(row))));
+  return drawTable(["Node", "Type", "Model"], nodes.map(row));
+}
+
+function drawTable(titles, rows) {
+  const heads = titles.map((title) => make("th", { scope: "col" }, title));
+  return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, heads)), make("tbody", {}, rows)));
 }
 
 function drawProperties(properties) {
