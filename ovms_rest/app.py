@@ -41,6 +41,7 @@ from ovms_rest.shared_memory.log_levels import LogLevels
 from ovms_rest.shared_memory.statistics import FailureKind
 from ovms_rest.shared_memory.table import SLOTS, WorkerTable
 from ovms_rest.telemetry import ServedStatistics, Telemetry
+from ovms_rest.tracing.tracing import Tracing, prepare_tracing
 from ovms_rest.worker.file_watch import FileWatch
 
 
@@ -55,15 +56,18 @@ class App(falcon.App):  # type: ignore[type-arg]
         table: WorkerTable,
         reloading: Reloading,
         metrics: list[str] | None,
+        tracing: Tracing | None = None,
     ) -> None:
         """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them."""
-        super().__init__(**_falcon_arguments(settings))
+        arguments = _falcon_arguments(settings)
+        super().__init__(**arguments)
+        self._routes: Router = arguments["router"]
         self.models = models
         self.watch: Callable[[], None] | None = None
         self._telemetry = telemetry
         self._is_control = False
         permission = Permission(settings, lambda: self._is_control)
-        self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe())
+        self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe(), tracing)
         _add_protocol(self, models, settings, telemetry.is_ending)
         self._add_operations(permission, metrics)
 
@@ -119,6 +123,11 @@ class App(falcon.App):  # type: ignore[type-arg]
         with contextlib.suppress(NotFoundError):
             self.models.find(name, version).counters.refuse(kind, waited_ns)
 
+    def find_route(self, path: str) -> str:
+        """Return the template of the route of a path, "" for an unknown path."""
+        found = self._routes.find(path)
+        return "" if found is None else str(found[3] or "")
+
     def has_batches(self) -> bool:
         """Return whether any version infers batches."""
         return any(model.batch_limit for entry in self.models.entries.values() for model in entry.versions.values())
@@ -171,7 +180,8 @@ def load_app(environ: Mapping[str, str]) -> App:
     now = stamp(settings.config)
     config = read_config(settings.config, settings)
     load_settings, models, table = load_settings_of(settings), ModelRegistry({}), WorkerTable(SLOTS, usable_cores())
-    telemetry = Telemetry(models, table, settings.max_waiting)
+    tracing = prepare_tracing(environ, SLOTS)
+    telemetry = Telemetry(models, table, settings.max_waiting, None if tracing is None else tracing.channel.counters)
 
     def adopted() -> None:
         telemetry.count(models.entries)
@@ -190,7 +200,7 @@ def load_app(environ: Mapping[str, str]) -> App:
         adopted,
     )
     reloading.start(config, now)
-    return App(settings, models, telemetry, table, reloading, config.metrics)
+    return App(settings, models, telemetry, table, reloading, config.metrics, tracing)
 
 
 def _log_progress(name: str, version: int) -> None:
