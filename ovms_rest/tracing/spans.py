@@ -145,7 +145,7 @@ def _make_server_span(request: RequestTrace, error: str) -> Span:
         name: value
         for name, value in {
             "http.route": route,
-            "server.address": address,
+            "server.address": address.strip("[]"),
             "client.address": request.client,
             "user_agent.original": request.user_agent,
             "network.protocol.version": request.protocol.removeprefix("HTTP/"),
