@@ -36,8 +36,9 @@ class SpanSender:
         if self._has_ended:
             return
         if self._process is not None:
+            has_ended = self._process.poll() is not None
             self._log_lines(self._process)
-            if self._process.poll() is None:
+            if not has_ended:
                 return
             self._bury(self._process)
         if self._pauses.is_over():

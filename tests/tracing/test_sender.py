@@ -179,5 +179,5 @@ def test_failures_have_a_reason(monkeypatch):
         assert "400" in export(monkeypatch, collector.endpoint, MESSAGE)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    assert "refused" in export(monkeypatch, endpoint, MESSAGE, OTEL_EXPORTER_OTLP_TIMEOUT="1").lower()
+    assert "refused" in export(monkeypatch, endpoint, MESSAGE, OTEL_EXPORTER_OTLP_TIMEOUT="2").lower()
     assert "JSONDecodeError" in export(monkeypatch, endpoint, message_of(1, b"garbage"))
