@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -92,14 +92,24 @@ def clean_tracestate(tracestate: str) -> str:
 _current: ContextVar[TraceContext | None] = ContextVar("trace", default=None)
 
 
-@contextmanager
-def within(context: TraceContext) -> Iterator[None]:
+class _Within:
+    """A block with a context of its own; a generator would cost four times as much."""
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: TraceContext) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._token = _current.set(self._context)
+
+    def __exit__(self, *exception: object) -> None:
+        _current.reset(self._token)
+
+
+def within(context: TraceContext) -> AbstractContextManager[None]:
     """Make a context the current one for log lines and calls in the block."""
-    token = _current.set(context)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return _Within(context)
 
 
 @contextmanager

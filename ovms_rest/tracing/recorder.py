@@ -84,9 +84,9 @@ class Recorder:
         try:
             message = trace.encode()
         except orjson.JSONEncodeError:
-            self._channel.counters.count_lost(self._slot, trace.count())
+            self._channel.counters.count_lost(self._slot, trace.count_spans())
             return
-        self._channel.send(self._slot, trace.count(), message)
+        self._channel.send(self._slot, trace.count_spans(), message)
 
 
 def _describe(record: InferenceRecord | None) -> InferenceTimes | None:
@@ -104,5 +104,5 @@ def _describe(record: InferenceRecord | None) -> InferenceTimes | None:
         batch_rows=record.batch_rows,
         infer_ns=record.infer_ns,
         output_ns=record.output_ns,
-        nodes=[tuple(node) for node in record.nodes or ()],  # orjson does not write named tuples
+        nodes=[tuple(node) for node in record.nodes] if record.nodes else (),
     )

@@ -4,8 +4,7 @@ Attributes of HTTP are those of OpenTelemetry's semantic conventions
 (https://opentelemetry.io/docs/specs/semconv/http/http-spans/); ours begin with `ovms_rest.`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -36,8 +35,7 @@ class NodeTimes(NamedTuple):
     failed: bool
 
 
-@dataclass(slots=True)
-class InferenceTimes:
+class InferenceTimes(NamedTuple):
     """The stages of an inference, in nanoseconds; 0 for those that it did not reach, "" for what was not known yet."""
 
     model: str = ""
@@ -51,11 +49,10 @@ class InferenceTimes:
     batch_rows: int = 0
     infer_ns: int = 0
     output_ns: int = 0
-    nodes: list[tuple[str, str, str, int, int, int, bool]] = field(default_factory=list)  # NodeTimes
+    nodes: Sequence[tuple[str, str, str, int, int, int, bool]] = ()  # NodeTimes
 
 
-@dataclass(slots=True)
-class RequestTrace:
+class RequestTrace(NamedTuple):
     """A request as a worker hands it over; times by the monotonic clock, which `clock_ns` takes to those since 1970."""
 
     trace_id: str
@@ -81,7 +78,7 @@ class RequestTrace:
     error: str = ""  # the body, or its beginning, of a response that reports an error
     inference: InferenceTimes | None = None
 
-    def count(self) -> int:
+    def count_spans(self) -> int:
         """Return how many spans `make_spans` makes."""
         inference = self.inference
         if inference is None or not inference.model:
@@ -91,15 +88,14 @@ class RequestTrace:
 
     def encode(self) -> bytes:
         """Return it as a message. Raises orjson.JSONEncodeError for a string that is not Unicode."""
-        return orjson.dumps(self)
+        inference = None if self.inference is None else tuple(self.inference)
+        return orjson.dumps((*self[:-1], inference))  # it does not write named tuples
 
 
 def decode(message: bytes) -> RequestTrace:
     """Return the request of a message of `SpanChannel`."""
-    content = orjson.loads(read_content(message))
-    if content["inference"] is not None:
-        content["inference"] = InferenceTimes(**content["inference"])
-    return RequestTrace(**content)
+    *values, inference = orjson.loads(read_content(message))
+    return RequestTrace._make((*values, inference and InferenceTimes._make(inference)))
 
 
 class Span(NamedTuple):
