@@ -48,6 +48,7 @@ from ovms_rest.shared_memory.recent_lines import RecentLines
 from ovms_rest.shared_memory.statistics import FailureKind
 from ovms_rest.shared_memory.table import SLOTS, WorkerTable
 from ovms_rest.telemetry import ServedStatistics, Telemetry
+from ovms_rest.tracing.tracing import Tracing, prepare_tracing
 from ovms_rest.worker.file_watch import FileWatch
 
 
@@ -64,6 +65,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         metrics: list[str] | None,
         api: OpenApi,
         lines: RecentLines,
+        tracing: Tracing | None = None,
     ) -> None:
         """Wire all resources; `metrics` are the names of the metrics to serve, [] for all and None to disable them.
 
@@ -72,7 +74,9 @@ class App(falcon.App):  # type: ignore[type-arg]
         self._ports = ConsolePorts()
         origin = ConsoleOrigin(self._ports) if settings.console and settings.control_bind else None
         self.find_origin_headers = origin.find_headers if origin else None
-        super().__init__(**_falcon_arguments(settings, origin))
+        arguments = _falcon_arguments(settings, origin)
+        super().__init__(**arguments)
+        self._routes: Router = arguments["router"]
         self.models = models
         self.watch: Callable[[], None] | None = None
         self._telemetry = telemetry
@@ -80,7 +84,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         self._lines = lines
         self._is_control = False
         permission = Permission(settings, lambda: self._is_control)
-        self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe())
+        self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe(), tracing)
         place = ConsolePlace(settings.console, settings.control_bind, lambda: self._is_control, self._ports)
         _add_protocol(self, models, settings, telemetry.is_ending, place)
         self._add_console(place, permission)
@@ -160,6 +164,11 @@ class App(falcon.App):  # type: ignore[type-arg]
         with contextlib.suppress(NotFoundError):
             self.models.find(name, version).counters.refuse(kind, waited_ns, api_of(path))
 
+    def find_route(self, path: str) -> str:
+        """Return the template of the route of a path, "" for an unknown path."""
+        found = self._routes.find(path)
+        return "" if found is None else str(found[3] or "")
+
     def has_batches(self) -> bool:
         """Return whether any version infers batches."""
         return any(model.batch_limit for entry in self.models.entries.values() for model in entry.versions.values())
@@ -224,7 +233,9 @@ def load_app(environ: Mapping[str, str]) -> App:
     now = stamp(settings.config)
     config = read_config(settings.config, settings)
     load_settings, models, table = load_settings_of(settings), ModelRegistry({}), WorkerTable(SLOTS, usable_cores())
-    telemetry, api = Telemetry(models, table, settings.max_waiting), OpenApi(models)
+    tracing = prepare_tracing(environ, SLOTS)
+    telemetry = Telemetry(models, table, settings.max_waiting, None if tracing is None else tracing.channel.counters)
+    api = OpenApi(models)
 
     def adopted() -> None:
         telemetry.count(models.entries)
@@ -244,7 +255,7 @@ def load_app(environ: Mapping[str, str]) -> App:
         adopted,
     )
     reloading.start(config, now)
-    return App(settings, models, telemetry, table, reloading, config.metrics, api, lines)
+    return App(settings, models, telemetry, table, reloading, config.metrics, api, lines, tracing)
 
 
 def _log_progress(name: str, version: int) -> None:

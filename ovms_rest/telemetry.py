@@ -13,6 +13,7 @@ from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.shared_memory.counters import Counters
 from ovms_rest.shared_memory.statistics import ModelStatistics, ProcessState, Readiness, WorkerState
 from ovms_rest.shared_memory.table import SLOTS, WorkerRow, WorkerTable
+from ovms_rest.tracing.channel import SpanCounters
 
 T = TypeVar("T")
 
@@ -23,11 +24,14 @@ class Telemetry:
     While no worker has a row in the table, as in an application that another WSGI server runs, their state is unknown.
     """
 
-    def __init__(self, models: ModelRegistry, table: WorkerTable, max_waiting: int) -> None:
+    def __init__(
+        self, models: ModelRegistry, table: WorkerTable, max_waiting: int, spans: SpanCounters | None = None
+    ) -> None:
         self.counters = Counters(SLOTS)
         self._models = models
         self._table = table
         self._max_waiting = max_waiting
+        self._spans = spans
 
     def count(self, entries: Mapping[str, Entry]) -> None:
         """Give every version its counters; in the arbiter."""
@@ -80,6 +84,7 @@ class Telemetry:
             restarts=self._table.deaths(),
             generation=self._table.generation(),
             outgrown=self._table.outgrown(),
+            spans=None if self._spans is None else self._spans.read(),
         )
 
     def readiness(self) -> list[Readiness]:

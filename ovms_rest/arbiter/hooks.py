@@ -19,6 +19,7 @@ from ovms_rest.arbiter.control_address import ControlAddress, move, take_activat
 from ovms_rest.arbiter.guarding import commit, guard
 from ovms_rest.arbiter.memory_limit import MemoryLimit
 from ovms_rest.arbiter.reloading import Managed
+from ovms_rest.arbiter.span_sender import SpanSender
 from ovms_rest.arbiter.spawning import ENDING, Spawning, is_shutdown_requested, prepare
 from ovms_rest.arbiter.tls import TlsError, load_tls
 from ovms_rest.arbiter.urls import find_port, find_url, name_sockets
@@ -127,6 +128,7 @@ def on_starting(arbiter: Any) -> None:
     arbiter.spawning = Spawning(arbiter, managed.table, managed.settings.max_worker_memory_bytes)
     signal.signal(CONTROL, arbiter.signal)
     _provide_access_log(arbiter)
+    arbiter.span_sender = _prepare_spans(arbiter)
     for name, function in _METHODS.items():
         setattr(arbiter, name, partial(function, arbiter, getattr(arbiter, name)))
     if arbiter.cfg.reuse_port and os.environ.get("GUNICORN_FD") == "":
@@ -142,6 +144,18 @@ def on_starting(arbiter: Any) -> None:
     if arbiter.control_sockets:
         log.info("control address: %s", ", ".join(map(str, arbiter.control_sockets)))
         _count_control_worker(arbiter)
+
+
+def _prepare_spans(arbiter: Any) -> SpanSender | None:
+    """Return the owner of the process that sends spans, None if none are sent."""
+    tracing = arbiter.managed.tracing
+    if tracing is None:
+        return None
+    if not issubclass(arbiter.cfg.worker_class, Worker):
+        log.warning("no traces are sent: gunicorn's %s worker records none", arbiter.cfg.worker_class_str)
+        return None
+    log.info("traces are sent to %s", tracing.endpoint)
+    return SpanSender(tracing, arbiter.cfg)
 
 
 def when_ready(arbiter: Any) -> None:
@@ -173,6 +187,8 @@ def _shut_down(arbiter: Any, handle: Callable[[], None]) -> None:
 
 def _wait_for_signals(arbiter: Any, wait: Callable[..., list[int]], timeout: float = 1.0) -> list[int]:
     """Wait as the arbiter does; let it run changes, too, when another attempt of a reload is due."""
+    if arbiter.span_sender is not None:
+        arbiter.span_sender.look()
     numbers = wait(timeout)
     return [*numbers, CONTROL] if arbiter.managed.reloading.is_due() else numbers
 
@@ -183,6 +199,8 @@ def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> 
     arbiter.control_address.close(unlink=arbiter.reexec_pid == arbiter.master_pid == 0)
     arbiter.control_sockets = []
     stop(graceful)
+    if arbiter.span_sender is not None:
+        arbiter.span_sender.end()
 
 
 def pre_exec(arbiter: Any) -> None:
@@ -329,6 +347,7 @@ def pre_fork(arbiter: Any, worker: Any) -> None:
     worker.opening = mmap.mmap(-1, _NAME_BYTES)
     worker.tls = arbiter.tls
     worker.settings = arbiter.settings
+    worker.tracing = arbiter.managed.tracing
     worker.row = arbiter.managed.table.take()
     worker.gives_way = any(other.row.is_ready() for other in arbiter.WORKERS.values())
     worker.is_control = False

@@ -46,6 +46,7 @@ from ovms_rest.shared_memory.log_levels import LogLevels
 from ovms_rest.shared_memory.mailbox import Mailbox
 from ovms_rest.shared_memory.messages import Change, Outcome
 from ovms_rest.shared_memory.table import WorkerTable
+from ovms_rest.tracing.tracing import Tracing
 
 # The number of outcomes kept for callers that have not looked yet, and the bytes of each text; the log has all of it.
 _KEPT_OUTCOMES = 256
@@ -221,6 +222,7 @@ class Managed(NamedTuple):
     reloading: Reloading
     log_levels: LogLevels
     permission: str
+    tracing: Tracing | None = None  # None if no spans are sent
 
 
 def _check_descriptors() -> None:

@@ -39,8 +39,8 @@ class Member:
     """A request that is parked."""
 
     __slots__ = (
-        *("arrays", "batching", "executed_rows", "greenlet", "is_follower", "kind", "order", "record", "rows"),
-        *("since_ns", "size", "spent_ns"),
+        *("arrays", "batch_rows", "batching", "began_ns", "executed_rows", "greenlet", "is_follower", "kind", "order"),
+        *("record", "rows", "since_ns", "size", "spent_ns"),
     )
 
     def __init__(self, batching: "Batching", arrays: Arrays, rows: int, record: InferenceRecord | None) -> None:
@@ -56,6 +56,7 @@ class Member:
         self.since_ns = time.monotonic_ns()
         # About its inference: nanoseconds, whether another member accounts for it, and if not, its rows.
         self.spent_ns, self.is_follower, self.executed_rows = 0, True, 0
+        self.began_ns, self.batch_rows = 0, 0  # when it began, and the rows of all its members
 
 
 class Parking:
@@ -183,6 +184,7 @@ class Batching:
             if record is not None:
                 record.parked_ns += time.monotonic_ns() - member.since_ns - member.spent_ns
                 record.executed_rows, record.is_follower = member.executed_rows, member.is_follower
+                record.began_ns, record.batch_rows = member.began_ns, member.batch_rows
 
     def infer_together(self, batch: Sequence[Member], rows: int) -> "Iterator[tuple[Member, Tensors | Exception]]":
         """Infer a batch of that many rows, and yield what each member gets.
@@ -220,12 +222,14 @@ class Batching:
                 return None
         for member in batch:
             member.spent_ns = time.monotonic_ns() - began
+            member.began_ns, member.batch_rows = began, rows
         batch[0].executed_rows, batch[0].is_follower = rows, False
         return list(tensors.items())
 
     def _infer_alone(self, member: Member) -> Tensors | Exception:
         began = time.monotonic_ns()
         member.executed_rows, member.is_follower = member.rows, False
+        member.began_ns, member.batch_rows = began, member.rows
         try:
             return self._infer(member.arrays)
         except Exception as error:

@@ -8,6 +8,7 @@ A model overwrites its outputs when it infers again. A value that is still neede
 is copied as soon as it exists, stacked or one by one.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any
@@ -24,6 +25,8 @@ from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Array, Dim, Tensor, TensorMetadata, copy_array, memory_of
 from ovms_rest.protocol.words import join
 from ovms_rest.shared_memory.statistics import InferenceRecord
+from ovms_rest.tracing.context import within_child
+from ovms_rest.tracing.spans import FIRST_NODE, NodeTimes
 
 Value = Any  # list[Array] | NDArray[Any]
 # The number of shards of each demultiplexer in this request, by its step.
@@ -80,9 +83,23 @@ class Pipeline:
         if self.plan.count is not None:
             named = [(f"input {name!r}", values[slot]) for slot, name in self._inputs]
             counts[REQUEST_STEP] = _count(named, self.plan.count, InvalidRequestError)
-        for stage in self._stages:
-            stage.run(values, counts)
+        if record is None or record.nodes is None:
+            for stage in self._stages:
+                stage.run(values, counts)
+        else:
+            self._run_recorded(values, counts, record.nodes)
         return {result.name: result.make(values, counts) for result in self._results}
+
+    def _run_recorded(self, values: list[Value], counts: Counts, nodes: list[NodeTimes]) -> None:
+        """Run the stages of a request that is recorded, and note the times of each."""
+        for number, stage in enumerate(self._stages, FIRST_NODE):
+            began, failed = time.monotonic_ns(), True
+            try:
+                with within_child(number):
+                    stage.run(values, counts)
+                failed = False
+            finally:
+                nodes.append(NodeTimes(*stage.about, began, time.monotonic_ns(), stage.count_sessions(counts), failed))
 
 
 class _Stage:
@@ -92,6 +109,9 @@ class _Stage:
         step = plan.steps[index]
         label = f"pipeline {plan.metadata.name!r} node {step.name!r}"
         self._label = label
+        model = step.part.model
+        # For traces: the names of the node, of its model and of that one's version.
+        self.about = (step.name, *(("", "") if model is None else (model.metadata.name, model.metadata.version)))
         self._index = index
         self._level = step.level
         self._count = step.count
@@ -106,9 +126,13 @@ class _Stage:
         # The values last used here, except the request's, whose memory the caller holds.
         self._free = [slot for key, slot in slots.items() if key[0] != REQUEST_STEP and _last_use(plan, key) == index]
 
+    def count_sessions(self, counts: Counts) -> int:
+        """Return how often it runs for the request."""
+        return prod([counts[step] for step in self._level]) if self._level else 1
+
     def run(self, values: list[Value], counts: Counts) -> None:
         """Run all sessions. Raises InferenceError, InvalidRequestError and NoContentError."""
-        sessions = prod([counts[step] for step in self._level]) if self._level else 1
+        sessions = self.count_sessions(counts)
         columns = [(feed.tensor, feed.read(values, counts)) for feed in self._feeds]
         for session in range(sessions):
             arrays = {tensor: column[session] for tensor, column in columns}

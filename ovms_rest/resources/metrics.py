@@ -203,6 +203,12 @@ def _of_service(value: Callable[[ProcessState], int | None]) -> _Lines:
     return lines
 
 
+def _dropped_spans(name: str, values: _Values) -> Iterator[str]:
+    if (spans := values.processes.spans) is not None:
+        yield _line(spans.full, name, ("reason", "full"))
+        yield _line(spans.failed, name, ("reason", "failed"))
+
+
 # --- Families
 
 _FAMILIES: Mapping[str, _Family] = {
@@ -313,6 +319,16 @@ _FAMILIES: Mapping[str, _Family] = {
         "gauge",
         "Number of the current generation of workers.",
         _of_service(lambda processes: processes.generation),
+    ),
+    "ovms_rest_spans_sent": _Family(
+        "counter",
+        "Number of spans that the collector of traces has accepted; absent without traces.",
+        _of_service(lambda processes: processes.spans and processes.spans.sent),
+    ),
+    "ovms_rest_spans_dropped": _Family(
+        "counter",
+        "Number of spans that were dropped: full, for lack of room; failed, because they could not be sent.",
+        _dropped_spans,
     ),
     "ovms_rest_memory_limit_bytes": _Family(
         "gauge",

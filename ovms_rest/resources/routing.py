@@ -7,6 +7,7 @@ from falcon.routing import DefaultRouter, set_default_responders
 
 from ovms_rest.protocol.routes import OUTSIDE, drop_slash, read_path, read_script_name
 from ovms_rest.protocol.words import escape, escape_lines
+from ovms_rest.tracing.context import read_context_of
 
 # The router remembers the responders of this many paths, of this many characters at most.
 _REMEMBERED = 256
@@ -31,7 +32,9 @@ class Request(falcon.Request):
 
     def log_error(self, message: str) -> None:
         """Write to WSGI's error stream with line breaks escaped, which Falcon would write as they are."""
-        line = f"[ERROR] {self.method} {self.path} failed"
+        context = read_context_of(self.env)
+        trace = "" if context is None else f" (trace {context.trace_id})"
+        line = f"[ERROR] {self.method} {self.path} failed{trace}"
         self._wsgierrors.write(f"{escape(line)}\n  {escape_lines(message.rstrip())}\n")
 
 

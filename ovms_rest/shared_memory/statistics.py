@@ -55,6 +55,10 @@ class InferenceRecord:
     waiting_since_ns: int = 0
     priority: int = 0  # among the parked requests; 1 is first, 0 last
     api: Api = "KServe"
+    # Of the inference with others in a batch: when it began, by the monotonic clock, and the rows of all.
+    began_ns: int = 0
+    batch_rows: int = 0
+    nodes: list[Any] | None = None  # where a pipeline notes tracing.spans.NodeTimes of its nodes; None for not at all
 
     def check_deadline(self) -> None:
         """Raise DeadlineError if the timeout has passed."""
@@ -186,6 +190,14 @@ class WorkerState:
     cpu_seconds: float | None = None
 
 
+class SpanCounts(NamedTuple):
+    """The spans that the collector accepted, and those dropped: for lack of room, and after a failure to send them."""
+
+    sent: int
+    full: int
+    failed: int
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessState:
     """The processes of the service; None if unknown.
@@ -197,6 +209,7 @@ class ProcessState:
     restarts: int | None = None
     generation: int | None = None
     outgrown: int | None = None
+    spans: SpanCounts | None = None
     memory_limit_bytes: int | None = None
     memory_available_bytes: int | None = None
 

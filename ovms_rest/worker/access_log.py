@@ -18,6 +18,7 @@ from typing import Any
 
 from ovms_rest.log import log
 from ovms_rest.shared_memory.statistics import InferenceRecord
+from ovms_rest.tracing.context import read_context_of
 from ovms_rest.worker.streams import unblocked_stdout
 
 STDOUT = "-"
@@ -54,6 +55,7 @@ class Access:
     id: str | None = None  # of the request's JSON
     queue_us: int | None = None
     inference_us: int | None = None
+    trace_id: str | None = None
 
 
 def access_of(environ: dict[str, Any], status: str, size: int, received_ns: int) -> Access:
@@ -77,6 +79,7 @@ def access_of(environ: dict[str, Any], status: str, size: int, received_ns: int)
         bytes_in=len(environ["wsgi.input"].buffer) if "wsgi.input" in environ else None,
         bytes_out=size,
         total_us=(time.monotonic_ns() - received_ns) // 1000,
+        trace_id=None if (context := read_context_of(environ)) is None else context.trace_id,
         **known,
     )
 

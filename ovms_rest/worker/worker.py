@@ -37,6 +37,9 @@ from ovms_rest.settings import Settings, cors_headers
 from ovms_rest.shared_memory.failure_note import BOOT_ERROR, FailureNote
 from ovms_rest.shared_memory.statistics import FailureKind, InferenceRecord
 from ovms_rest.shared_memory.table import WAKE, Row, wake
+from ovms_rest.tracing.context import TRACE, TraceContext, name_traces_in_log, read_context_of, within
+from ovms_rest.tracing.recorder import Recorder
+from ovms_rest.tracing.tracing import Tracing
 from ovms_rest.worker.access_log import AccessLog, access_of
 from ovms_rest.worker.balance import ACCEPT_PAUSE_SECONDS, Balance
 from ovms_rest.worker.connection import (
@@ -111,7 +114,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
     is_control: bool = False
     tls: ssl.SSLContext | None = None
     failure: FailureNote
+    tracing: Tracing | None = None
 
+    _recorder: Recorder | None = None
     _access_log: AccessLog | None = None
     _must_reopen_logs = False
 
@@ -191,6 +196,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._id_numbers = itertools.count(1)
         if settings.access_log != "none":
             self._access_log = AccessLog(settings.access_log, settings.access_log_file)
+        name_traces_in_log()
+        if self.tracing is not None:
+            find_route: Callable[[str], str] = getattr(self.wsgi, "find_route", lambda path: "")
+            self._recorder = Recorder(self.tracing.channel, self.tracing.sample, self.row.index, find_route)
         self._listeners = {sock.fileno(): (sock, self._make_template(sock)) for sock in self.sockets}
         self._accepting = False
         self._accept_again = 0.0
@@ -575,6 +584,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._identify(request.environ)
         request.received_ns = time.monotonic_ns()
         connection, count = request.connection, self._queue.count
+        trace = None
+        if self._recorder is not None or "HTTP_TRACEPARENT" in request.environ:
+            trace = self._begin_trace(request)
         if request.head.inference is None:
             self._context.now = request.received_ns / 1e9
             self._run(request)
@@ -587,12 +599,23 @@ class Worker(BaseWorker):  # type: ignore[misc]
             message = f"overloaded: {count} requests are already queued, the limit per worker"
             self._send_refusal(request, Refusal(503, message, _RETRY))
         else:
-            request.environ["ovms_rest.inference"] = InferenceRecord(request.received_ns)
+            request.environ["ovms_rest.inference"] = record = InferenceRecord(request.received_ns)
+            if trace is not None and trace.parent_id is not None:
+                record.nodes = []
             self._queue.push(request)
             if count:
                 connection.hold_request(request)
             if not self._is_busy:
                 self._set_busy(True)
+
+    def _begin_trace(self, request: Request) -> TraceContext | None:
+        """Note the place of a request in a trace; return it, None if there is none."""
+        environ = request.environ
+        if self._recorder is not None:
+            self._recorder.begin(environ, request.head.inference is not None)
+        elif (context := read_context_of(environ)) is not None:
+            environ[TRACE] = context
+        return environ.get(TRACE)
 
     def _count_refusal(self, request: Request, kind: FailureKind, waited_ns: int) -> None:
         """Count an inference that the application does not see."""
@@ -622,6 +645,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
         waited = time.monotonic_ns() - request.received_ns
         if is_gone:
             self._count_refusal(request, "canceled", waited)
+            if self._recorder is not None:
+                self._recorder.end(request.environ, "", 0, (), request.received_ns)
         else:
             self._refuse_cancelled(request, waited)
 
@@ -676,13 +701,17 @@ class Worker(BaseWorker):  # type: ignore[misc]
         environ = request.environ
         headers += ((self._find_origin_headers and self._find_origin_headers(environ)) or {}).items() or self._cors
         self._identify(environ)
+        received_ns = request.received_ns or time.monotonic_ns()  # 0 of a request that was not received whole
+        if self._recorder is not None and TRACE not in environ:
+            self._begin_trace(request)
         parts: list[Buffer] = [] if refusal.is_of_head else [body]
         size = self._send(request, status, headers, parts, sum(map(len, parts)))
         if self._observed:
             self.log.access(_ObservedResponse(status, headers, size), _Observed(environ), environ, timedelta())
         if self._access_log is not None:
-            received_ns = request.received_ns or time.monotonic_ns()  # 0 of a request that was not received whole
             self._access_log.write(access_of(environ, status, size, received_ns))
+        if self._recorder is not None:
+            self._recorder.end(environ, status, size, parts, received_ns)
 
     def _identify(self, environ: Environ) -> None:
         """Give a request an id, unless it has one from its client that fits into a line of a log."""
@@ -695,11 +724,14 @@ class Worker(BaseWorker):  # type: ignore[misc]
         context = self._context
         started = self._started = context.now
         try:
-            status, headers, parts, size = self._call(request.environ, is_again)
+            call = self._call_within_trace if TRACE in request.environ else self._call
+            status, headers, parts, size = call(request.environ, is_again)
         except TryLaterError as error:
             self._deferred.append(Deferred(request, error.is_due))
             return
         if request.is_running and request.connection.state is not State.COMPLETE:
+            if self._recorder is not None:
+                self._recorder.end(request.environ, "", 0, (), request.received_ns)
             return  # the client has disconnected while the request was parked
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
@@ -715,6 +747,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._observe(request.environ, status, headers, size, time.monotonic() - began)
         if self._access_log is not None:
             self._access_log.write(access_of(request.environ, status, size, request.received_ns))
+        if self._recorder is not None:
+            self._recorder.end(request.environ, status, size, parts, request.received_ns)
 
     def _run_with_others(self, request: Request, find_batched: FindBatched) -> None:
         """Run a request, together with queued ones for the same model if that infers batches."""
@@ -771,6 +805,11 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._run(request, is_again=True)
         else:
             self._deferred.append(Deferred(request, is_due))
+
+    def _call_within_trace(self, environ: Environ, is_again: bool) -> tuple[str, Headers, list[Buffer], int]:
+        """Call the application so that its log lines, and calls of custom nodes, know the trace."""
+        with within(environ[TRACE]):
+            return self._call(environ, is_again)
 
     def _call(self, environ: Environ, is_again: bool) -> tuple[str, Headers, list[Buffer], int]:
         """Call the application; return status, headers, the parts of the body and their size."""

@@ -1,6 +1,7 @@
 """What the system knows of the processes and sockets of a service."""
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -9,6 +10,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service import Service, open_files
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@contextlib.contextmanager
+def adopting() -> Iterator[None]:
+    """Make this process adopt orphans, which it has to wait for: the init process of a container may not reap them."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
 def spent(pid: int) -> float:

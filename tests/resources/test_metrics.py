@@ -12,7 +12,7 @@ from records import timed
 
 from ovms_rest.resources.metrics import DEFAULT_METRICS, Metrics, check_metrics_list
 from ovms_rest.shared_memory.counters import Counters
-from ovms_rest.shared_memory.statistics import BOUNDS, ProcessState, Readiness, WorkerState
+from ovms_rest.shared_memory.statistics import BOUNDS, ProcessState, Readiness, SpanCounts, WorkerState
 
 INTERFACE = {"api": "KServe", "interface": "REST"}
 TFS = {"api": "TensorFlowServing", "interface": "REST"}
@@ -54,11 +54,16 @@ OURS = {
     "ovms_rest_worker_restarts": ("counter", set()),
     "ovms_rest_worker_memory_replacements": ("counter", set()),
     "ovms_rest_generation": ("gauge", set()),
+    "ovms_rest_spans_sent": ("counter", set()),
+    "ovms_rest_spans_dropped": ("counter", {"reason"}),
     "ovms_rest_memory_limit_bytes": ("gauge", set()),
     "ovms_rest_memory_available_bytes": ("gauge", set()),
 }
 
-OF_PROCESSES = {"ovms_rest_generation", *(name for name in OURS if "worker" in name or "memory" in name)}
+OF_PROCESSES = {
+    "ovms_rest_generation",
+    *(name for name in OURS if "worker" in name or "memory" in name or "spans" in name),
+}
 
 OF_GRAPHS = ["ovms_current_graphs", "ovms_requests_accepted", "ovms_requests_rejected"]
 OF_GRAPHS += ["ovms_responses", "ovms_graph_error", "ovms_graph_processing_time_us"]
@@ -68,6 +73,7 @@ FULL = ProcessState(
     restarts=4,
     generation=2,
     outgrown=3,
+    spans=SpanCounts(5, 6, 7),
     memory_limit_bytes=2**34,
     memory_available_bytes=2**33,
 )
@@ -204,6 +210,12 @@ def test_values_known_of_some_workers_have_lines_for_them():
 
 def test_families_of_processes_are_served_without_models():
     assert set(scrape(Source(Counters(1), versions=()))) == OF_PROCESSES
+
+
+def test_dropped_spans_have_a_reason():
+    source = Source(make())
+    assert samples(source, "ovms_rest_spans_sent") == [({}, 5)]
+    assert samples(source, "ovms_rest_spans_dropped") == [({"reason": "full"}, 6), ({"reason": "failed"}, 7)]
 
 
 # --- Values

@@ -5,17 +5,20 @@ import os
 import resource
 import select
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ovms_rest.shared_memory.statistics import InferenceRecord
+from ovms_rest.tracing.context import TRACE, TraceContext
 from ovms_rest.worker.access_log import ENCODERS, Access, AccessLog, access_of, encode_json, encode_text
 from ovms_rest.worker.http1 import RequestBody
 
 INFERRED = Access(
-    *("127.0.0.1", "5e1f-1", "POST", "/v2/models/relu/infer", 200, 110, 123, 300, "relu", "1", "mine", 20, 50)
+    *("127.0.0.1", "5e1f-1", "POST", "/v2/models/relu/infer", 200, 110, 123, 300, "relu", "1", "mine", 20, 50),
+    *("0af7651916cd43dd8448eb211c80319c",),
 )
 LIVE = Access("127.0.0.1", "5e1f-2", "GET", "/v2/health/live", 200, 0, 0, 30)
 
@@ -26,9 +29,9 @@ def test_json_line_has_all_keys():
     assert encode_json(INFERRED, 784111777.25) == (
         b'{"time":"1994-11-06T08:49:37.250Z","client":"127.0.0.1","request_id":"5e1f-1","method":"POST",'
         b'"path":"/v2/models/relu/infer","status":200,"bytes_in":110,"bytes_out":123,"total_us":300,'
-        b'"model":"relu","version":"1","id":"mine","queue_us":20,"inference_us":50}\n'
+        b'"model":"relu","version":"1","id":"mine","queue_us":20,"inference_us":50,"trace_id":"0af7651916cd43dd8448eb211c80319c"}\n'
     )
-    unknown = ("model", "version", "id", "queue_us", "inference_us")
+    unknown = ("model", "version", "id", "queue_us", "inference_us", "trace_id")
     assert [key for key, value in json.loads(encode_json(LIVE, 0)).items() if value is None] == list(unknown)
 
 
@@ -37,7 +40,9 @@ def test_text_line_leaves_out_unknown_values():
         b"time=1994-11-06T08:49:37.000Z client=127.0.0.1 request_id=5e1f-2 method=GET path=/v2/health/live status=200 "
         b"bytes_in=0 bytes_out=0 total_us=30\n"
     )
-    assert encode_text(INFERRED, 0).endswith(b" model=relu version=1 id=mine queue_us=20 inference_us=50\n")
+    assert encode_text(INFERRED, 0).endswith(
+        b" model=relu version=1 id=mine queue_us=20 inference_us=50 trace_id=0af7651916cd43dd8448eb211c80319c\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_ambiguous_values_are_quoted_in_text(value, written):
 
 def described_as(text):
     """Set every value that a client can choose."""
-    return Access(text, text, text, text, 400, 0, 0, 0, "m" * 300, "1", text, 0, 0)
+    return Access(text, text, text, text, 400, 0, 0, 0, "m" * 300, "1", text, 0, 0, text)
 
 
 @pytest.mark.parametrize("encode", ENCODERS.values())
@@ -82,6 +87,7 @@ def test_longest_line_fits_into_one_write(encode, character):
     access = Access(
         "::1", "~" * 128, character * 20, character * 8000, 400, 1, 1, 1, "m" * 300, "1", "\U0001f600" * 8000
     )
+    access = replace(access, queue_us=10**9, inference_us=10**9, trace_id="0" * 32)
     assert len(encode(access, 0)) <= select.PIPE_BUF
 
 
@@ -107,6 +113,15 @@ def test_access_has_the_record_of_the_inference():
     assert access == Access(
         "::1", "abc", "POST", "/v2/models/m%20n/infer", 200, 5, 7, access.total_us, "m n", "3", "mine", 2, 70
     )
+
+
+def test_access_has_the_trace_of_the_headers_or_of_the_request():
+    trace_id, other = "0af7651916cd43dd8448eb211c80319c", "1" * 32
+    environ = environ_of(HTTP_TRACEPARENT=f"00-{trace_id}-b7ad6b7169203331-01")
+    assert access_of(environ, "413 Content Too Large", 7, 0).trace_id == trace_id
+    environ[TRACE] = TraceContext(other, "2" * 16, 1)
+    assert access_of(environ, "200 OK", 7, 0).trace_id == other
+    assert access_of(environ_of(HTTP_TRACEPARENT=f"ff-{trace_id}-b7ad6b7169203331-01"), "200 OK", 7, 0).trace_id is None
 
 
 def test_access_of_an_unread_request_has_unknown_values():
