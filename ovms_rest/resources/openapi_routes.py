@@ -191,6 +191,13 @@ _PARAMETERS: dict[str, Schema] = {
         "description": "A version that serves; a pipeline has version 1 only.",
         "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,18}$"},
     },
+    "version_or_0": {
+        "name": "version",
+        "in": "path",
+        "required": True,
+        "description": "A version that serves, or 0 for the default.",
+        "schema": {"type": "string", "pattern": "^(0|[1-9][0-9]{0,18})$"},
+    },
 }
 # The header is described here and not as a parameter: tools would send it with JSON, too.
 _BINARY_BODY: Schema = {
@@ -277,7 +284,9 @@ def _describe(route: Route) -> dict[str, Any]:
 
 
 def _describe_parameters(path: str) -> list[Schema]:
-    return [{"$ref": f"#/components/parameters/{name}"} for name in _PARAMETERS if f"{{{name}}}" in path]
+    version = "version_or_0" if path.startswith(_TFS) else "version"
+    names = {"name": "name", "version": version}
+    return [{"$ref": f"#/components/parameters/{names[name]}"} for name in names if f"{{{name}}}" in path]
 
 
 def _describe_errors(statuses: tuple[int, ...]) -> Responses:

@@ -22,7 +22,9 @@ from service import receive, serve, write_config
 
 from ovms_rest.errors import InferenceError, NoContentError
 from ovms_rest.protocol.room import Room
+from ovms_rest.protocol.routes import read_inference
 from ovms_rest.protocol.tensors import Tensor
+from ovms_rest.resources.inference import Infer
 
 LIMIT = 8
 
@@ -412,3 +414,25 @@ def test_responses_are_compressed_if_enabled():
     headers = {"Accept-Encoding": "gzip"}
     answer = ask(make(response_compression=True), "POST", "/v1/models/m:predict", b'{"inputs": [1]}', headers=headers)
     assert json.loads(gzip.decompress(answer.body)) == {"outputs": {"n": [1], "y": [2.0]}}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/models/m:predict", "/v1/models/a:b:predict", "/v1/models/m:predict:predict", "/v1/models/:predict"),
+        *("/v1/models/m/versions/1:predict", "/v1/models/m/versions/:predict", "/v1/models/m:predict/versions/1"),
+        *("/v1/models/m:predict/versions/1:predict", "/v1/models/m/labels/a:predict", "/v1/models/m/predict"),
+        *("/v1/models/m", "/v1/models/m:classify", "/v1/models/m:predict/metadata", "/v1/models/versions/1:predict"),
+        *("/v1/models/m:PREDICT", "/v1/models/a%2Fb:predict", "//v1/models/m:predict", "/v1/models//m:predict"),
+        *("/v2/models/m:predict/infer", "/v2/models/m/infer:predict", "/v1/models/m/infer", "/v1/models/m:predict:"),
+    ],
+)
+def test_worker_queues_exactly_the_requests_that_infer(path):
+    """The worker decides by the path what is an inference, the router what infers."""
+    found = make()._router.find(path)
+    infers = found is not None and isinstance(found[0], Infer)
+    queued = read_inference("POST", path)
+    assert infers == (queued is not None) or path.endswith("s/:predict")  # without a name or version: 404
+    if infers:
+        name, version = found[2]["name"], found[2].get("version")
+        assert queued == (name, version)
