@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from service import PATIENCE
 
 CHROMIUM = Path("/usr/bin/chromium")
 # Nothing here needs the network, a GPU or an account; the sandbox needs rights that a container lacks.
@@ -47,7 +48,7 @@ def open_page(browser, url: str, expected: tuple[str, ...] = (), **options) -> I
     `wait_for_function` needs an arrow function: the page's policy forbids the evaluation of any other text.
     """
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(PATIENCE * 1000)
     messages: list[str] = []
     try:
         page = context.new_page()
