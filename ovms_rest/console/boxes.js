@@ -74,7 +74,8 @@ export function showShort(value, datatype, labels) {
  * `size` is {height, width} of the image that the model got; `texts` has one text for each row.
  */
 export function showBoxes(output, rows, texts, picture, size) {
-  const isRelative = isFloat(output.datatype) && rows.length > 0 && extremes(rows.flatMap(({ box }) => box)).high <= 1.5;
+  const isRelative =
+    isFloat(output.datatype) && rows.length > 0 && extremes(rows.flatMap(({ box }) => box)).high <= 1.5;
   const unit = isRelative ? { height: 1, width: 1 } : size;
   const hasScores = rows.some(({ score }) => score !== undefined);
   let form = guessForm(output, rows, unit);
@@ -86,8 +87,14 @@ export function showBoxes(output, rows, texts, picture, size) {
   const show = () => {
     const kept = rows.map((row, index) => ({ ...row, text: texts[index] })).filter(({ score = 1 }) => score >= least);
     const drawn = kept.slice(0, MAX_BOXES);
-    copy.setAttribute("aria-label", `${showCount(kept.length, "box").replace(/box$|boxs$/, kept.length === 1 ? "box" : "boxes")}: ${drawn.map(({ text }) => text).join(", ")}`);
-    note.textContent = kept.length > drawn.length ? `the first ${drawn.length} of ${kept.length} boxes are shown` : kept.length ? "" : "no boxes";
+    const count = kept.length === 1 ? "1 box" : `${kept.length} boxes`;
+    copy.setAttribute("aria-label", `${count}: ${drawn.map(({ text }) => text).join(", ")}`);
+    note.textContent =
+      kept.length > drawn.length
+        ? `the first ${drawn.length} of ${kept.length} boxes are shown`
+        : kept.length
+          ? ""
+          : "no boxes";
     const stroke = Math.max(width, height) / 180;
     const font = Math.max(width, height) / 24;
     copy.replaceChildren(
@@ -97,7 +104,10 @@ export function showBoxes(output, rows, texts, picture, size) {
         const y = (top / unit.height) * height;
         const series = `try-series-${(index % COLOURS) + 1}`;
         const rectangle = {
-          x, y, class: series, "stroke-width": stroke,
+          x,
+          y,
+          class: series,
+          "stroke-width": stroke,
           width: Math.max(((right - left) / unit.width) * width, 0),
           height: Math.max(((bottom - top) / unit.height) * height, 0),
         };
@@ -117,7 +127,11 @@ export function showBoxes(output, rows, texts, picture, size) {
     show();
   });
   const threshold = make("input", {
-    type: "range", min: 0, max: 1, step: 0.05, value: 0.3,
+    type: "range",
+    min: 0,
+    max: 1,
+    step: 0.05,
+    value: 0.3,
     oninput: () => {
       least = Number(threshold.value);
       show();
@@ -129,7 +143,12 @@ export function showBoxes(output, rows, texts, picture, size) {
     {},
     shown,
     note,
-    make("div", { class: "try-row" }, chooseForm, hasScores ? make("label", { class: "try-option" }, make("span", {}, "Score from"), threshold) : null),
+    make(
+      "div",
+      { class: "try-row" },
+      chooseForm,
+      hasScores ? make("label", { class: "try-option" }, make("span", {}, "Score from"), threshold) : null,
+    ),
   );
 }
 

@@ -10,7 +10,11 @@ const FAILURES = {
   NotReadableError: "the camera is in use by another program",
 };
 
-/** Return {open, live, stop()}: a button, and the element that it shows. `ontake` gets the file of a picture, `onfail` a message. */
+/**
+ * Return {open, live, stop()}: a button, and the element that it shows.
+ *
+ * `ontake` gets the file of a picture, `onfail` a message.
+ */
 export function makeCamera({ ontake, onfail }) {
   const video = make("video", { class: "try-video", playsinline: true, "aria-label": "Picture of the camera" });
   video.muted = true;
@@ -51,6 +55,11 @@ export function makeCamera({ ontake, onfail }) {
 
   const open = makeButton("Camera", start);
   const take = makeButton("Take the picture", shoot);
-  const live = make("div", { class: "try-camera", hidden: true }, video, make("div", { class: "try-row" }, take, makeButton("Close", stop)));
+  const live = make(
+    "div",
+    { class: "try-camera", hidden: true },
+    video,
+    make("div", { class: "try-row" }, take, makeButton("Close", stop)),
+  );
   return { open, live, stop };
 }

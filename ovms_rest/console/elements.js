@@ -24,13 +24,21 @@ export function makeButton(text, onclick, attributes = {}) {
   return make("button", { type: "button", onclick, ...attributes }, text);
 }
 
-/** Return a row of buttons of which one is pressed, each {value, text}. `choose` is called when the user presses one. */
+/**
+ * Return a row of buttons of which one is pressed, each {value, text}.
+ *
+ * `choose` is called when the user presses one.
+ */
 export function makeChoice(label, options, chosen, choose) {
   const buttons = options.map(({ value, text }) =>
-    makeButton(text, () => {
-      press(value);
-      choose(value);
-    }, { "data-value": value }),
+    makeButton(
+      text,
+      () => {
+        press(value);
+        choose(value);
+      },
+      { "data-value": value },
+    ),
   );
   const press = (value) => {
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.value === value));

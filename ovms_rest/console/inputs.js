@@ -5,12 +5,35 @@ import { make } from "./dom.js";
 import { makeButton, makeCheckbox, makeChoice, makeId, makeSelect } from "./elements.js";
 import { makePad } from "./pad.js";
 import {
-  RANGES, countChannels, findAxes, fittingSize, guessRange, imageShape, readCanvas, readPicture, resize,
-  showGrey, showPicture,
+  RANGES,
+  countChannels,
+  findAxes,
+  fittingSize,
+  guessRange,
+  imageShape,
+  readCanvas,
+  readPicture,
+  resize,
+  showGrey,
+  showPicture,
 } from "./pictures.js";
 import {
-  checkCount, checkShape, convert, countElements, flatten, inferShape, isFloat, isStatic, parseJson, randoms,
-  readDim, showCount, showDim, showShape, showValue, zeros,
+  checkCount,
+  checkShape,
+  convert,
+  countElements,
+  flatten,
+  inferShape,
+  isFloat,
+  isStatic,
+  parseJson,
+  randoms,
+  readDim,
+  showCount,
+  showDim,
+  showShape,
+  showValue,
+  zeros,
 } from "./tensors.js";
 
 const MAX_SHOWN = 2048; // values that are shown as text for editing
@@ -24,8 +47,8 @@ const SENT_TYPES = ["image/png", "image/jpeg", "image/webp", "image/bmp", "image
 /**
  * Return the field of an input.
  *
- * `spec` is its description in the OpenAPI document, `example` a tensor or null. `onstroke` is called after each stroke,
- * `onrequest` with a whole request that was pasted. The field has
+ * `spec` is its description in the OpenAPI document, `example` a tensor or null. `onstroke` is called after each
+ * stroke, `onrequest` with a whole request that was pasted. The field has
  * - element
  * - read(), a promise of {tensor, picture, file, size}: picture is a canvas or null, file an encoded picture or null,
  *   and size {height, width} of the image that the model gets, null if that is the picture's
@@ -71,7 +94,12 @@ export function makeInput({ spec, example, onstroke, onrequest }) {
   const element = make(
     "section",
     { class: "try-input", "aria-label": `Input ${spec.name}`, "data-input": spec.name },
-    make("h3", { class: "try-tensor" }, make("span", { class: "try-name" }, spec.name), make("code", {}, `${spec.datatype} ${showShape(spec.shape)}`)),
+    make(
+      "h3",
+      { class: "try-tensor" },
+      make("span", { class: "try-name" }, spec.name),
+      make("code", {}, `${spec.datatype} ${showShape(spec.shape)}`),
+    ),
     names.length > 1 ? choice.element : null,
     ...names.map((name) => parts[name].element),
     error,
@@ -110,7 +138,8 @@ export function makeInput({ spec, example, onstroke, onrequest }) {
 
 /** An image to draw has one channel and is small, or of any size. */
 function isDrawable(spec, axes) {
-  if (spec.datatype === "BOOL" || readDim(spec.shape[axes.channels]).low !== 1 || !isStatic(spec.shape[axes.channels])) return false;
+  if (spec.datatype === "BOOL" || readDim(spec.shape[axes.channels]).low !== 1 || !isStatic(spec.shape[axes.channels]))
+    return false;
   const sides = [spec.shape[axes.height], spec.shape[axes.width]].map(readDim);
   const isSmall = sides.every(({ low, high }) => low === high && low <= MAX_PAD);
   return isSmall || sides.every(({ low, high }) => low <= WIDE_PAD.height && high >= WIDE_PAD.width);
@@ -163,7 +192,8 @@ function makeValues({ spec, example, showError, errorId, onrequest }) {
     autocomplete: "off",
     "aria-label": `Values of ${spec.name} as JSON`,
     "aria-describedby": errorId,
-    placeholder: datatype === "BYTES" ? "Text, or JSON such as [\"one\",\"two\"]" : "JSON, flat or nested; or a whole request",
+    placeholder:
+      datatype === "BYTES" ? 'Text, or JSON such as ["one","two"]' : "JSON, flat or nested; or a whole request",
     oninput: () => {
       rule = null;
       made = null;
@@ -231,7 +261,14 @@ function makeValues({ spec, example, showError, errorId, onrequest }) {
 
   const setData = (data, shape) => {
     const nested = flatten(data);
-    const found = shape ?? inferShape(nested.shape, nested.flat.length, dims, dimInputs.map((input) => Number(input.value)));
+    const found =
+      shape ??
+      inferShape(
+        nested.shape,
+        nested.flat.length,
+        dims,
+        dimInputs.map((input) => Number(input.value)),
+      );
     checkShape(found, dims);
     const converted = convert(nested.flat, datatype, found);
     setShape(found);
@@ -261,7 +298,10 @@ function readData(text, datatype) {
 function picturesOf(spec, tensor) {
   const isImage = findAxes(spec.shape, spec.layout) && findAxes(tensor.shape, spec.layout, true);
   const isColour = tensor.datatype === "UINT8" || isFloat(tensor.datatype);
-  const picture = isImage && isColour && countElements(tensor.shape) ? showPicture(tensor, spec.image?.color ?? "RGB", spec.layout) : null;
+  const picture =
+    isImage && isColour && countElements(tensor.shape)
+      ? showPicture(tensor, spec.image?.color ?? "RGB", spec.layout)
+      : null;
   return { picture, file: null, size: null };
 }
 
@@ -284,15 +324,28 @@ function makeDrawing({ spec, example, axes, onstroke }) {
   const [height, width] = [spec.shape[axes.height], spec.shape[axes.width]];
   const isFixed = isStatic(height) && isStatic(width);
   const size = isFixed ? { height: readDim(height).low, width: readDim(width).low } : WIDE_PAD;
-  const options = { order: "RGB", range: guessRange(spec.datatype, example?.datatype === spec.datatype ? example.values : null) };
+  const options = {
+    order: "RGB",
+    range: guessRange(spec.datatype, example?.datatype === spec.datatype ? example.values : null),
+  };
   const pad = makePad({ label: spec.name, ...size, fits: isFixed, onstroke: () => onstroke(!pad.isEmpty()) });
-  const element = make("div", {}, pad.element, makeOptions(options, spec, false, () => onstroke(!pad.isEmpty())));
+  const element = make(
+    "div",
+    {},
+    pad.element,
+    makeOptions(options, spec, false, () => onstroke(!pad.isEmpty())),
+  );
   const read = async () => {
     if (pad.isEmpty()) throw new Error("nothing is drawn yet");
     const picture = showGrey(pad.levels(), size.width, size.height);
     const shape = imageShape(spec.shape, axes, size.height, size.width);
     const tensor = { name: spec.name, datatype: spec.datatype, shape };
-    return { tensor: { ...tensor, values: readCanvas(picture, spec.datatype, shape, axes, options) }, picture, file: null, size: null };
+    return {
+      tensor: { ...tensor, values: readCanvas(picture, spec.datatype, shape, axes, options) },
+      picture,
+      file: null,
+      size: null,
+    };
   };
   return { element, read, showResult: pad.showResult };
 }
@@ -312,8 +365,20 @@ function makeOptions(options, spec, hasColours, onchange) {
     make(
       "div",
       { class: "try-row" },
-      makeSelect("Range", ranges.map((value) => ({ value, text: RANGES[value].text })), isSelected.range, set("range")),
-      hasColours ? makeSelect("Colours", ["RGB", "BGR"].map((value) => ({ value, text: value })), isSelected.order, set("order")) : null,
+      makeSelect(
+        "Range",
+        ranges.map((value) => ({ value, text: RANGES[value].text })),
+        isSelected.range,
+        set("range"),
+      ),
+      hasColours
+        ? makeSelect(
+            "Colours",
+            ["RGB", "BGR"].map((value) => ({ value, text: value })),
+            isSelected.order,
+            set("order"),
+          )
+        : null,
       makeCheckbox("inverted (dark on light)", false, set("inverted")),
     ),
   );
@@ -367,7 +432,8 @@ function makePictures({ spec, example, axes, showError }) {
   };
   const describe = () => {
     const size = chosen.canvas ? `${chosen.canvas.width} x ${chosen.canvas.height} pixels, ` : "";
-    if (isEncoded() || !chosen.canvas) return `${chosen.name}: ${size}sent as the file of ${showCount(chosen.bytes.length, "byte")}`;
+    if (isEncoded() || !chosen.canvas)
+      return `${chosen.name}: ${size}sent as the file of ${showCount(chosen.bytes.length, "byte")}`;
     const { height, width } = sizeOf();
     return `${chosen.name}: ${size}sent as ${spec.datatype} ${showShape(imageShape(spec.shape, axes, height, width))}`;
   };
@@ -394,7 +460,12 @@ function makePictures({ spec, example, axes, showError }) {
     shown,
     note,
   );
-  const element = make("div", {}, zone, makeOptions(options, spec, hasColours, () => show()));
+  const element = make(
+    "div",
+    {},
+    zone,
+    makeOptions(options, spec, hasColours, () => show()),
+  );
   if (example?.datatype === "BYTES" && spec.image && example.values.length === 1) {
     takeFile(new File([example.values[0]], "example.png", { type: "image/png" }));
   }
@@ -405,7 +476,12 @@ function makePictures({ spec, example, axes, showError }) {
       const tensor = { name: spec.name, datatype: "BYTES", shape: [1], values: [chosen.bytes] };
       const type = SENT_TYPES.includes(chosen.type) ? chosen.type : null;
       const { height, width } = spec.image;
-      return { tensor, picture: chosen.canvas, file: { ...chosen, type }, size: height && width ? { height, width } : null };
+      return {
+        tensor,
+        picture: chosen.canvas,
+        file: { ...chosen, type },
+        size: height && width ? { height, width } : null,
+      };
     }
     if (!chosen.canvas) throw new Error(`the browser cannot read ${chosen.name} as a picture`);
     const size = sizeOf();
@@ -413,7 +489,12 @@ function makePictures({ spec, example, axes, showError }) {
     checkCount(shape);
     const canvas = resize(chosen.canvas, size.width, size.height);
     const tensor = { name: spec.name, datatype: spec.datatype, shape };
-    return { tensor: { ...tensor, values: readCanvas(canvas, spec.datatype, shape, axes, options) }, picture: chosen.canvas, file: null, size };
+    return {
+      tensor: { ...tensor, values: readCanvas(canvas, spec.datatype, shape, axes, options) },
+      picture: chosen.canvas,
+      file: null,
+      size,
+    };
   };
   return { element, read, takeFile, stop: camera.stop };
 }

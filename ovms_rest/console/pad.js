@@ -1,9 +1,9 @@
 // A pad to draw on with mouse, pen, finger or keys, which gives the drawing as grey levels of a small image.
 //
-// The strokes are kept as lines, not as pixels. So a drawing for a model of small images can be centred and scaled to the
-// size that such models were trained on (MNIST: 20 of 28 pixels; the digits of UCI: all 8 of 8), with lines of a width
-// that gives it the brightness of their images, however large or small it was drawn. Then each pixel of the image is the
-// mean of the area that it covers.
+// The strokes are kept as lines, not as pixels. So a drawing for a model of small images can be centred and scaled to
+// the size that such models were trained on (MNIST: 20 of 28 pixels; the digits of UCI: all 8 of 8), with lines of a
+// width that gives it the brightness of their images, however large or small it was drawn. Then each pixel of the
+// image is the mean of the area that it covers.
 
 import { make } from "./dom.js";
 import { makeButton, makeCheckbox, makeId } from "./elements.js";
@@ -19,7 +19,8 @@ const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDo
 /**
  * Return {element, isEmpty(), levels(), showResult(text)} of a pad for an image of {height, width}.
  *
- * `fits` is whether drawings are centred and scaled. `onstroke` is called after each stroke and when the pad was cleared.
+ * `fits` is whether drawings are centred and scaled. `onstroke` is called after each stroke and when the pad was
+ * cleared.
  */
 export function makePad({ label, height, width, fits, onstroke }) {
   const size = { height, width };
@@ -39,7 +40,8 @@ export function makePad({ label, height, width, fits, onstroke }) {
   let cursor = null; // of the keyboard: {x, y, isDown}
   const pen = () => canvas.height * (fits ? 0.085 : 0.16);
 
-  const levels = () => renderLevels(strokes, size, isFitting ? null : { width: canvas.width, height: canvas.height, pen: pen() });
+  const levels = () =>
+    renderLevels(strokes, size, isFitting ? null : { width: canvas.width, height: canvas.height, pen: pen() });
 
   const redraw = () => {
     const context = canvas.getContext("2d");
@@ -130,7 +132,8 @@ export function makePad({ label, height, width, fits, onstroke }) {
       "div",
       { class: "try-draw-pads" },
       canvas,
-      hasPreview && make("figure", { class: "try-sent" }, preview, make("figcaption", {}, `sent: ${height} x ${width}`)),
+      hasPreview &&
+        make("figure", { class: "try-sent" }, preview, make("figcaption", {}, `sent: ${height} x ${width}`)),
       result,
     ),
     make("div", { class: "try-row" }, makeButton("Clear", clear), makeButton("Undo", undo), fits ? fit : null),
@@ -190,7 +193,8 @@ export function renderLevels(strokes, { height, width }, pad, style = styleOf(Ma
 /**
  * Return how drawings for images of some pixels a side are placed, as shares of the side.
  *
- * `fill` is the extent of the drawing, `ink` its mean brightness, `thinnest` and `thickest` are the limits of its lines.
+ * `fill` is the extent of the drawing, `ink` its mean brightness, `thinnest` and `thickest` are the limits of its
+ * lines.
  */
 export function styleOf(side) {
   if (side < 20) return { fill: 1, ink: 0.34, thinnest: 0.15, thickest: 0.3 };
@@ -219,7 +223,9 @@ function drawFitted(context, strokes, { width, height }, style) {
 }
 
 function lengthOf(stroke) {
-  return stroke.slice(1).reduce((sum, { x, y }, index) => sum + Math.hypot(x - stroke[index].x, y - stroke[index].y), 0);
+  return stroke
+    .slice(1)
+    .reduce((sum, { x, y }, index) => sum + Math.hypot(x - stroke[index].x, y - stroke[index].y), 0);
 }
 
 const least = (numbers) => numbers.reduce((low, number) => Math.min(low, number), Infinity);

@@ -1,7 +1,7 @@
 // Pictures as tensors and tensors as pictures.
 //
-// The axes of an image are {height, width, channels}: the positions of these dimensions in a shape; channels is null for
-// a shape without them. A range is how the pixels' values from 0 to 255 are given to a model.
+// The axes of an image are {height, width, channels}: the positions of these dimensions in a shape. A range is how the
+// pixels' values from 0 to 255 are given to a model.
 
 import { DATATYPES, checkCount, countElements, isFloat, isInteger, isStatic, readDim } from "./tensors.js";
 
@@ -16,7 +16,10 @@ export const RANGES = {
   16: { text: "0 to 16", scale: (level) => (level * 16) / 255 },
   1: { text: "0 to 1", scale: (level) => level / 255 },
   symmetric: { text: "-1 to 1", scale: (level) => level / 127.5 - 1 },
-  imagenet: { text: "ImageNet's mean and deviation", scale: (level, channel) => (level / 255 - MEAN[channel]) / DEVIATION[channel] },
+  imagenet: {
+    text: "ImageNet's mean and deviation",
+    scale: (level, channel) => (level / 255 - MEAN[channel]) / DEVIATION[channel],
+  },
 };
 
 /** Return the range that values of an example seem to have. */
@@ -50,7 +53,9 @@ function axesOfLayout(dims, layout) {
   if (!layout || layout.length !== dims.length) return null;
   const [height, width, channels] = [..."HWC"].map((letter) => layout.indexOf(letter));
   if (height < 0 || width < 0 || channels < 0) return null;
-  return isStatic(dims[channels]) && CHANNELS.includes(readDim(dims[channels]).low) ? { height, width, channels } : null;
+  return isStatic(dims[channels]) && CHANNELS.includes(readDim(dims[channels]).low)
+    ? { height, width, channels }
+    : null;
 }
 
 /** Take the last dimension for the channels if it can be, else the first or the one after the batch. */
@@ -115,7 +120,11 @@ export function readCanvas(canvas, datatype, shape, axes, { order = "RGB", range
   const pixels = canvas.width * canvas.height;
   const isLast = axes.channels > axes.width;
   const whole = isInteger(datatype);
-  const convert = datatype.endsWith("INT64") ? (value) => BigInt(Math.round(value)) : whole ? Math.round : (value) => value;
+  const convert = datatype.endsWith("INT64")
+    ? (value) => BigInt(Math.round(value))
+    : whole
+      ? Math.round
+      : (value) => value;
   const values = new DATATYPES[datatype].Values(countElements(shape));
   planes.forEach((plane, channel) => {
     const colour = order === "BGR" && channel < 3 ? 2 - channel : channel;
@@ -130,7 +139,9 @@ export function readCanvas(canvas, datatype, shape, axes, { order = "RGB", range
 function readColours(canvas, channels, order) {
   const { data } = contextOf(canvas).getImageData(0, 0, canvas.width, canvas.height);
   const offsets = order === "BGR" ? [2, 1, 0, 3] : [0, 1, 2, 3];
-  return offsets.slice(0, channels).map((offset) => Float64Array.from({ length: data.length / 4 }, (_, index) => data[4 * index + offset]));
+  return offsets
+    .slice(0, channels)
+    .map((offset) => Float64Array.from({ length: data.length / 4 }, (_, index) => data[4 * index + offset]));
 }
 
 /** Return a canvas that shows a tensor of grey levels from 0 to 1, [height,width]. */
@@ -160,11 +171,18 @@ export function extremes(values) {
 }
 
 const MAX_PIXELS = 2 ** 24;
-/** Return whether a tensor is shown as a picture: UINT8 or floats with one, three or four channels, or classes by pixel. */
+/**
+ * Return whether a tensor is shown as a picture: UINT8 or floats with one, three or four channels, or classes by
+ * pixel.
+ */
 export function isPicture(tensor) {
   if (!isColour(tensor)) return isClassMap(tensor);
   const axes = findAxes(tensor.shape, null, true);
-  return axes !== null && countElements(tensor.shape) > 0 && tensor.shape[axes.height] * tensor.shape[axes.width] <= MAX_PIXELS;
+  return (
+    axes !== null &&
+    countElements(tensor.shape) > 0 &&
+    tensor.shape[axes.height] * tensor.shape[axes.width] <= MAX_PIXELS
+  );
 }
 
 const isColour = ({ datatype }) => datatype === "UINT8" || isFloat(datatype);
@@ -175,7 +193,11 @@ function isClassMap({ datatype, shape }) {
   return isMap && Math.min(height, width) >= 16 && height * width <= MAX_PIXELS;
 }
 
-/** Return a canvas with the first image of a tensor. Floats are shown from 0 to 1, to 255, or between their extremes. */
+/**
+ * Return a canvas with the first image of a tensor.
+ *
+ * Floats are shown from 0 to 1, to 255, or between their extremes.
+ */
 export function showPicture({ datatype, shape, values }, order = "RGB", layout = null) {
   if (!isColour({ datatype })) return showClasses(shape, values);
   const axes = findAxes(shape, layout, true);
@@ -221,10 +243,10 @@ const PNG = [0x89, 0x50, 0x4e, 0x47];
 /** Return the number of channels of 8 bits of a PNG or JPEG, null for others and for those that are not plain. */
 export function countChannels(bytes) {
   if (PNG.every((byte, index) => bytes[index] === byte)) {
-    return bytes[24] > 8 ? null : ({ 0: 1, 2: 3 })[bytes[25]] ?? null;
+    return bytes[24] > 8 ? null : ({ 0: 1, 2: 3 }[bytes[25]] ?? null);
   }
   if (bytes[0] !== 0xff || bytes[1] !== 0xd8) return null;
-  for (let offset = 2; offset + 9 < bytes.length && bytes[offset] === 0xff; ) {
+  for (let offset = 2; offset + 9 < bytes.length && bytes[offset] === 0xff;) {
     const marker = bytes[offset + 1];
     const isFrame = marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker);
     if (isFrame) return bytes[offset + 9];

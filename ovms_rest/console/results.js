@@ -19,7 +19,9 @@ const MAX_ROWS = 4; // of a batch, with bars each
  * `specs` describe the outputs in the OpenAPI document; `sent` is what the fields of the inputs have read.
  */
 export function showOutputs(outputs, specs, sent) {
-  const labelsOf = (name) => specs.find((spec) => spec.name === name)?.labels ?? (name === null ? specs.find(({ labels }) => labels)?.labels : undefined);
+  const labelsOf = (name) =>
+    specs.find((spec) => spec.name === name)?.labels ??
+    (name === null ? specs.find(({ labels }) => labels)?.labels : undefined);
   const area = ({ picture }) => (picture ? picture.width * picture.height : 0);
   const [source] = sent.filter(({ picture }) => picture).sort((one, other) => area(other) - area(one));
   const order = source?.order ?? "RGB";
@@ -56,7 +58,12 @@ function showOutput(output, views) {
       makeCopyButton("Copy JSON", () => showTensor(output)),
     ),
     ...views,
-    make("details", { class: "try-numbers", open: views.length === 0 }, make("summary", {}, "Values"), showNumbers(output)),
+    make(
+      "details",
+      { class: "try-numbers", open: views.length === 0 },
+      make("summary", {}, "Values"),
+      showNumbers(output),
+    ),
   );
 }
 
@@ -65,13 +72,22 @@ function showOutput(output, views) {
 function isHeadline({ datatype, shape, values }) {
   const count = countElements(shape);
   const isShort = isInteger(datatype) || datatype === "BOOL" || datatype === "BYTES" || count === 1;
-  return count >= 1 && count <= MAX_HEADLINE && isShort && !(datatype === "BYTES" && values.some(({ length }) => length > 200));
+  return (
+    count >= 1 &&
+    count <= MAX_HEADLINE &&
+    isShort &&
+    !(datatype === "BYTES" && values.some(({ length }) => length > 200))
+  );
 }
 
 function showHeadline({ datatype, values }, labels) {
   const texts = Array.from(values, (value) => showShort(value, datatype, isInteger(datatype) ? labels : null));
   const isLong = texts.join(" ").length > 20;
-  return make("p", { class: isLong ? "try-headline try-long" : "try-headline" }, ...texts.map((text) => make("b", {}, text)));
+  return make(
+    "p",
+    { class: isLong ? "try-headline try-long" : "try-headline" },
+    ...texts.map((text) => make("b", {}, text)),
+  );
 }
 
 /** Return {name, text} of the first output with few values, other than boxes, for a status line; null without one. */
@@ -111,7 +127,12 @@ function showRanking({ shape, values }, labels) {
     const caption = rows > 1 ? `row ${row}` : null;
     return showBars(values.subarray(row * classes, (row + 1) * classes), labels, caption);
   });
-  return make("div", {}, ...tables, rows > shown ? make("p", { class: "try-hint" }, `the first ${shown} of ${rows} rows`) : null);
+  return make(
+    "div",
+    {},
+    ...tables,
+    rows > shown ? make("p", { class: "try-hint" }, `the first ${shown} of ${rows} rows`) : null,
+  );
 }
 
 function showBars(scores, labels, caption) {
@@ -127,9 +148,20 @@ function showBars(scores, labels, caption) {
       "tbody",
       {},
       ...best.map(({ score, index }) => {
-        const bar = make("meter", { min: 0, max: 1, value: isShare ? score : 0.08 + (0.92 * (score - low)) / span, "aria-hidden": "true" });
+        const bar = make("meter", {
+          min: 0,
+          max: 1,
+          value: isShare ? score : 0.08 + (0.92 * (score - low)) / span,
+          "aria-hidden": "true",
+        });
         const text = isShare ? `${(100 * score).toFixed(1)} %` : String(Number(score.toPrecision(4)));
-        return make("tr", {}, make("th", { scope: "row" }, labels?.[index] ?? String(index)), make("td", {}, bar), make("td", { class: "try-score" }, text));
+        return make(
+          "tr",
+          {},
+          make("th", { scope: "row" }, labels?.[index] ?? String(index)),
+          make("td", {}, bar),
+          make("td", { class: "try-score" }, text),
+        );
       }),
     ),
   );
@@ -179,7 +211,12 @@ function showNumbers(output) {
   const notes = [];
   if (shown < count) notes.push(`the first ${shown.toLocaleString("en")} of ${showCount(count, "value")}`);
   if (count > 1 && datatype !== "BYTES" && datatype !== "BOOL") notes.push(describeNumbers(values));
-  return make("div", {}, make("div", { class: "try-scroll", tabindex: 0, role: "group", "aria-label": `Values of ${output.name}` }, table), make("p", { class: "try-hint" }, notes.join("; ")));
+  return make(
+    "div",
+    {},
+    make("div", { class: "try-scroll", tabindex: 0, role: "group", "aria-label": `Values of ${output.name}` }, table),
+    make("p", { class: "try-hint" }, notes.join("; ")),
+  );
 }
 
 function describeNumbers(values) {

@@ -1,8 +1,8 @@
 // Tensors of the protocol: their values from JSON or by a rule, and the bytes of requests and responses.
 //
-// A tensor is {name, datatype, shape, values}. Its values are flat and row-major: a typed array (BigInt64Array for INT64,
-// Float64Array for FP16 and BF16, Uint8Array for BOOL), or an array of Uint8Arrays for BYTES.
-// Functions throw an Error whose message says what is wrong with what the user entered.
+// A tensor is {name, datatype, shape, values}. Its values are flat and row-major: a typed array (BigInt64Array for
+// INT64, Float64Array for FP16 and BF16, Uint8Array for BOOL), or an array of Uint8Arrays for BYTES. Functions throw
+// an Error whose message says what is wrong with what the user entered.
 
 export const MAX_ELEMENTS = 10_000_000; // of one input that this page makes
 export const MAX_TEXT = 32 * 2 ** 20; // characters of pasted JSON
@@ -65,7 +65,9 @@ export function checkCount(shape) {
 /** Check a shape against the dimensions of an input. */
 export function checkShape(shape, dims) {
   if (shape.length !== dims.length) {
-    throw new Error(`the shape ${showShape(shape)} has ${shape.length} dimensions, but the input has ${showShape(dims)}`);
+    throw new Error(
+      `the shape ${showShape(shape)} has ${shape.length} dimensions, but the input has ${showShape(dims)}`,
+    );
   }
   shape.forEach((size, index) => {
     const { low, high } = readDim(dims[index]);
@@ -89,12 +91,14 @@ export function showDim(dim) {
 
 /** Parse JSON and keep all digits of long integers, which become BigInts. */
 export function parseJson(text) {
-  if (text.length > MAX_TEXT) throw new Error(`the text has ${showCount(text.length, "character")}; up to ${MAX_TEXT} fit`);
+  if (text.length > MAX_TEXT)
+    throw new Error(`the text has ${showCount(text.length, "character")}; up to ${MAX_TEXT} fit`);
   const mark = "\u0000integer:";
   const marked = text.replace(/"(?:\\.|[^"\\])*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g, (token) =>
     /^-?\d{16,}$/.test(token) ? JSON.stringify(mark + token) : token,
   );
-  const restore = (_, value) => (typeof value === "string" && value.startsWith(mark) ? BigInt(value.slice(mark.length)) : value);
+  const restore = (_, value) =>
+    typeof value === "string" && value.startsWith(mark) ? BigInt(value.slice(mark.length)) : value;
   try {
     return JSON.parse(marked, restore);
   } catch (error) {
@@ -175,7 +179,11 @@ function readerOf(datatype) {
     const expected = `a whole number from ${low} to ${high} for ${datatype}`;
     return (item, index) => {
       const isWhole = typeof item === "bigint" || Number.isInteger(item);
-      return isWhole && item >= low && item <= high ? (big ? BigInt(item) : Number(item)) : refuse(item, index, expected);
+      return isWhole && item >= low && item <= high
+        ? big
+          ? BigInt(item)
+          : Number(item)
+        : refuse(item, index, expected);
     };
   }
   return (item, index) => {
@@ -278,7 +286,7 @@ export function decodeValues(datatype, bytes) {
   if (datatype === "BYTES") {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     const values = [];
-    for (let offset = 0; offset < bytes.length; ) {
+    for (let offset = 0; offset < bytes.length;) {
       const size = view.getUint32(offset, true);
       values.push(bytes.slice(offset + 4, offset + 4 + size));
       offset += 4 + size;
@@ -311,7 +319,9 @@ export function readText(bytes) {
 
 // --- JSON of values
 
-/** Return the shortest text of a value that reads back as the same value of its datatype; JSON for all that JSON has. */
+/**
+ * Return the shortest text of a value that reads back as the same value of its datatype; JSON for all that JSON has.
+ */
 export function showValue(value, datatype) {
   if (datatype === "BOOL") return value ? "true" : "false";
   if (datatype === "BYTES") {
@@ -377,7 +387,8 @@ export function encodeRequest(inputs, outputs, wantsBinary = true, parts = input
 /** Return the response in some bytes, with values in its outputs. `headerLength` is null if all of it is JSON. */
 export function decodeResponse(bytes, headerLength) {
   const end = headerLength ?? bytes.length;
-  if (end > MAX_RESPONSE_HEAD) throw new Error(`the response has ${showCount(end, "byte")} of JSON, too many to show here`);
+  if (end > MAX_RESPONSE_HEAD)
+    throw new Error(`the response has ${showCount(end, "byte")} of JSON, too many to show here`);
   const head = parseJson(new TextDecoder().decode(bytes.subarray(0, end)));
   let offset = end;
   const outputs = head.outputs.map(({ name, datatype, shape, parameters, data }) => {

@@ -32,7 +32,9 @@ export async function differ(context, servable, before, signal) {
     if (!after) return null;
     const count = after.count - before.count;
     if (count > 0) {
-      const texts = Object.entries(STEPS).map(([step, word]) => `${word} ${showTime((after[step] - before[step]) / count)}`);
+      const texts = Object.entries(STEPS).map(
+        ([step, word]) => `${word} ${showTime((after[step] - before[step]) / count)}`,
+      );
       const whose = count === 1 ? "In the service" : `In the service, mean of ${count} inferences`;
       return `${whose}: ${texts.join(", ")}`;
     }

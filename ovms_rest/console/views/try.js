@@ -7,7 +7,14 @@ import { findAxes } from "../pictures.js";
 import { showOutputs, summarize } from "../results.js";
 import { inferPath, writeSnippets } from "../snippets.js";
 import {
-  convert, decodeResponse, encodeRequest, encodeValues, flatten, isStatic, readDim, showCount,
+  convert,
+  decodeResponse,
+  encodeRequest,
+  encodeValues,
+  flatten,
+  isStatic,
+  readDim,
+  showCount,
 } from "../tensors.js";
 import { differ, readCounts } from "../times.js";
 
@@ -30,20 +37,31 @@ export function mount(element, context) {
     try {
       servables = readServables(await context.spec());
     } catch (error) {
-      root.replaceChildren(make("p", { class: "try-error", role: "alert" }, `The service cannot be described: ${error.message}`));
+      root.replaceChildren(
+        make("p", { class: "try-error", role: "alert" }, `The service cannot be described: ${error.message}`),
+      );
       return;
     }
     if (!isOver) showServables(servables);
   };
   const showServables = (servables) => {
     if (!servables.length) {
-      root.replaceChildren(make("p", {}, "No model is served. ", make("a", { href: "#models" }, "The models and the reasons")));
+      root.replaceChildren(
+        make("p", {}, "No model is served. ", make("a", { href: "#models" }, "The models and the reasons")),
+      );
       return;
     }
     const place = make("div", {});
     const select = make(
       "select",
-      { id: makeId("try-model"), onchange: () => choose(servables.find(({ key }) => key === select.value), true) },
+      {
+        id: makeId("try-model"),
+        onchange: () =>
+          choose(
+            servables.find(({ key }) => key === select.value),
+            true,
+          ),
+      },
       ...servables.map(({ key, title }) => make("option", { value: key }, title)),
     );
     const kind = make("span", { class: "try-hint" });
@@ -56,7 +74,10 @@ export function mount(element, context) {
       place.replaceChildren(panel.element);
       if (isByUser) history.replaceState(null, "", `#try/${servable.key}`);
     };
-    root.replaceChildren(make("div", { class: "try-head" }, make("label", { for: select.id }, "Model or pipeline"), select, kind), place);
+    root.replaceChildren(
+      make("div", { class: "try-head" }, make("label", { for: select.id }, "Model or pipeline"), select, kind),
+      place,
+    );
     document.addEventListener("paste", paste);
     end = () => document.removeEventListener("paste", paste);
     choose(findNamed(servables) ?? servables.find(({ key }) => key === last) ?? findFirst(servables), false);
@@ -89,7 +110,12 @@ function readServables(spec) {
       version,
       key: encodeURIComponent(name) + (version === null ? "" : `/${version}`),
       title: version === null ? name : `${name}, version ${version}`,
-      note: description.kind === "pipeline" ? "pipeline" : version === null ? `model, version ${description.version}` : "model",
+      note:
+        description.kind === "pipeline"
+          ? "pipeline"
+          : version === null
+            ? `model, version ${description.version}`
+            : "model",
       inputs: description.inputs,
       outputs: description.outputs,
       example: post.requestBody?.content?.["application/json"]?.example ?? null,
@@ -107,7 +133,9 @@ function findNamed(servables) {
       return text;
     }
   };
-  return location.hash.startsWith("#try/") ? servables.find((servable) => plain(servable.key) === plain(key)) : undefined;
+  return location.hash.startsWith("#try/")
+    ? servables.find((servable) => plain(servable.key) === plain(key))
+    : undefined;
 }
 
 /** A model to draw for comes first, then one that takes pictures. */
@@ -119,7 +147,9 @@ function findFirst(servables) {
   };
   const takesPictures = ({ image, shape, layout }) => image || findAxes(shape, layout);
   const alone = servables.filter(({ inputs }) => inputs.length === 1);
-  return alone.find(({ inputs }) => draws(inputs[0])) ?? alone.find(({ inputs }) => takesPictures(inputs[0])) ?? servables[0];
+  return (
+    alone.find(({ inputs }) => draws(inputs[0])) ?? alone.find(({ inputs }) => takesPictures(inputs[0])) ?? servables[0]
+  );
 }
 
 /** Return the tensors of an example request by name; what is not understood is left out. */
@@ -154,7 +184,9 @@ function makePanel(servable, context) {
         const { flat } = flatten(data);
         field.takeFile(new File([convert(flat, "BYTES", [flat.length])[0]], "pasted.png", { type: "image/png" }));
       } else if (datatype && datatype !== spec.datatype) {
-        throw new Error(`the input '${name}' is ${datatype} in the request, but '${servable.name}' takes ${spec.datatype}`);
+        throw new Error(
+          `the input '${name}' is ${datatype} in the request, but '${servable.name}' takes ${spec.datatype}`,
+        );
       } else if (data === undefined) {
         throw new Error(`the input '${name}' has no data in the request`);
       } else {
@@ -185,7 +217,13 @@ function makePanel(servable, context) {
     { class: "try-outputs" },
     make("legend", {}, "Outputs"),
     ...servable.outputs.map(({ name, datatype }, index) =>
-      make("label", { class: "try-check" }, boxes[index], make("span", { class: "try-name" }, name), make("code", {}, datatype)),
+      make(
+        "label",
+        { class: "try-check" },
+        boxes[index],
+        make("span", { class: "try-name" }, name),
+        make("code", {}, datatype),
+      ),
     ),
     outputError,
   );
@@ -261,7 +299,16 @@ function makePanel(servable, context) {
     const before = await readCounts(context, servable, COUNTS_PATIENCE);
     let trip = "";
     try {
-      trip = await exchange(encodeRequest(read.map(({ tensor }) => tensor), wanted, true, parts), controller.signal, read);
+      trip = await exchange(
+        encodeRequest(
+          read.map(({ tensor }) => tensor),
+          wanted,
+          true,
+          parts,
+        ),
+        controller.signal,
+        read,
+      );
     } catch (error) {
       if (sending === controller) showFailure(controller.signal.aborted ? "Cancelled." : error.message);
     }
@@ -273,13 +320,23 @@ function makePanel(servable, context) {
     if (measured && sending === controller) times.textContent = `${trip}. ${measured}`;
   };
 
-  /** Send a request, show its response and return a text of its time. Raises an Error with what the user should know. */
+  /**
+   * Send a request, show its response and return a text of its time.
+   *
+   * Raises an Error with what the user should know.
+   */
   const exchange = async ({ body, headerLength }, signal, read) => {
     const started = performance.now();
-    const { response, bytes } = await post(address + inferPath(servable.name, servable.version), body, headerLength, signal);
+    const { response, bytes } = await post(
+      address + inferPath(servable.name, servable.version),
+      body,
+      headerLength,
+      signal,
+    );
     const elapsed = performance.now() - started;
     if (!response.ok) throw new Error(`${response.status}: ${readError(bytes)}`);
-    if (response.status === 204) throw new Error("204: the answer is empty, for a node of the pipeline found nothing to hand on.");
+    if (response.status === 204)
+      throw new Error("204: the answer is empty, for a node of the pipeline found nothing to hand on.");
     const header = response.headers.get("Inference-Header-Content-Length");
     const answered = decodeResponse(bytes, header === null ? null : Number(header));
     if (signal.aborted) throw new Error("the request was cancelled");
@@ -316,7 +373,10 @@ function makePanel(servable, context) {
 
 /** Return the response and the bytes of its body. */
 async function post(url, body, headerLength, signal) {
-  const headers = { "Inference-Header-Content-Length": String(headerLength), "Content-Type": "application/octet-stream" };
+  const headers = {
+    "Inference-Header-Content-Length": String(headerLength),
+    "Content-Type": "application/octet-stream",
+  };
   let size = 0;
   try {
     const response = await fetch(url, { method: "POST", body, headers, signal });
@@ -326,7 +386,9 @@ async function post(url, body, headerLength, signal) {
   } catch (error) {
     throw error.name === "AbortError" ? error : new Error(`The service at ${new URL(url).origin} did not answer.`);
   }
-  throw new Error(`The response has ${showCount(size, "byte")}; this page reads up to ${MAX_RESPONSE.toLocaleString("en")}.`);
+  throw new Error(
+    `The response has ${showCount(size, "byte")}; this page reads up to ${MAX_RESPONSE.toLocaleString("en")}.`,
+  );
 }
 
 /** Return the message of an error, the start of its text if it is not the service's JSON. */
@@ -353,8 +415,20 @@ function makeCalls({ files, ...texts }) {
     "section",
     { class: "try-calls", "aria-label": "The same call elsewhere" },
     make("h3", {}, "The same call"),
-    make("div", { class: "try-row" }, choice.element, makeCopyButton("Copy", () => texts[language]), ...saves),
+    make(
+      "div",
+      { class: "try-row" },
+      choice.element,
+      makeCopyButton("Copy", () => texts[language]),
+      ...saves,
+    ),
     make("pre", { tabindex: 0 }, code),
-    files.length ? make("p", { class: "try-hint" }, `The call reads ${files.map(({ name }) => name).join(" or ")}; save it with the button above.`) : null,
+    files.length
+      ? make(
+          "p",
+          { class: "try-hint" },
+          `The call reads ${files.map(({ name }) => name).join(" or ")}; save it with the button above.`,
+        )
+      : null,
   );
 }
