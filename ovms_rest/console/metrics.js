@@ -77,6 +77,9 @@ export function quantile(q, bounds, counts) {
   return lower + (bounds[index] - lower) * ((rank - below) / counts[index]);
 }
 
+// The methods of inferences, of the KServe API and of TensorFlow Serving's.
+const INFERENCES = new Set(["ModelInfer", "Predict"]);
+
 // --- Readings
 
 // Return the reading of the text of /metrics, scraped at this time in milliseconds.
@@ -88,7 +91,7 @@ export function readMetrics(text, at) {
   };
   const model = (labels) => of(reading.models, labels.get("name"), newCounters);
   const worker = (labels) => of(reading.workers, labels.get("worker"), () => ({}));
-  const isInference = (labels) => labels.get("method") === "ModelInfer";
+  const isInference = (labels) => INFERENCES.has(labels.get("method"));
 
   for (const [key, family] of Object.entries(FAMILIES)) {
     if ([family, `${family}_bucket`, `${family}_sum`].some((name) => samples.has(name))) reading.present.add(key);

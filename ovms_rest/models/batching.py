@@ -27,6 +27,7 @@ from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.words import count_of
 from ovms_rest.shared_memory.statistics import InferenceRecord
+from ovms_rest.tracing.context import current_context, within
 
 # The inputs and outputs of a batch have at most this many bytes together, unless it is of one request.
 MAX_BATCH_BYTES = 64 * 2**20
@@ -40,7 +41,7 @@ class Member:
 
     __slots__ = (
         *("arrays", "batch_rows", "batching", "began_ns", "executed_rows", "greenlet", "is_follower", "kind", "order"),
-        *("record", "rows", "since_ns", "size", "spent_ns"),
+        *("record", "rows", "since_ns", "size", "spent_ns", "trace"),
     )
 
     def __init__(self, batching: "Batching", arrays: Arrays, rows: int, record: InferenceRecord | None) -> None:
@@ -57,6 +58,7 @@ class Member:
         # About its inference: nanoseconds, whether another member accounts for it, and if not, its rows.
         self.spent_ns, self.is_follower, self.executed_rows = 0, True, 0
         self.began_ns, self.batch_rows = 0, 0  # when it began, and the rows of all its members
+        self.trace = current_context()
 
 
 class Parking:
@@ -231,7 +233,8 @@ class Batching:
         member.executed_rows, member.is_follower = member.rows, False
         member.began_ns, member.batch_rows = began, member.rows
         try:
-            return self._infer(member.arrays)
+            with within(member.trace):
+                return self._infer(member.arrays)
         except Exception as error:
             return error
         finally:

@@ -97,7 +97,7 @@ class _Within:
 
     __slots__ = ("_context", "_token")
 
-    def __init__(self, context: TraceContext) -> None:
+    def __init__(self, context: TraceContext | None) -> None:
         self._context = context
 
     def __enter__(self) -> None:
@@ -107,9 +107,14 @@ class _Within:
         _current.reset(self._token)
 
 
-def within(context: TraceContext) -> AbstractContextManager[None]:
-    """Make a context the current one for log lines and calls in the block."""
+def within(context: TraceContext | None) -> AbstractContextManager[None]:
+    """Make a context the current one for log lines and calls in the block; None for no trace."""
     return _Within(context)
+
+
+def current_context() -> TraceContext | None:
+    """Return the context of the current request or node, None without a trace."""
+    return _current.get()
 
 
 @contextmanager

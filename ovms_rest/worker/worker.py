@@ -404,8 +404,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
     def _drop(connection: Connection) -> None:
         """Close a connection after an exception, which is logged."""
         request = connection.request
-        request_id = "-" if request is None else request.environ.get("HTTP_X_REQUEST_ID", "-")
-        log.exception("error on a connection, which is closed, with request %r", request_id)
+        environ = {} if request is None else request.environ
+        request_id = environ.get("HTTP_X_REQUEST_ID", "-")
+        with within(environ.get(TRACE)):
+            log.exception("error on a connection, which is closed, with request %r", request_id)
         connection.close()
 
     def _until_next_event(self) -> float:
@@ -862,7 +864,8 @@ class Worker(BaseWorker):  # type: ignore[misc]
             try:
                 self._last_head = encode_head(status, headers + length, lines)
             except ValueError:
-                log.exception("the response to request %s cannot be sent", environ["HTTP_X_REQUEST_ID"])
+                with within(environ.get(TRACE)):
+                    log.exception("the response to request %s cannot be sent", environ["HTTP_X_REQUEST_ID"])
                 connection.close()
                 return 0
             self._last_response = (status, lines, size, headers.copy())  # the list may be changed and passed again

@@ -1,5 +1,6 @@
 """Batches of parked requests: gathering, splitting, and failures, without a worker."""
 
+import contextlib
 import time
 
 import numpy as np
@@ -13,6 +14,7 @@ from ovms_rest.models.batching import MAX_BATCH_BYTES, Batching, Parking
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.shared_memory.statistics import InferenceRecord
+from ovms_rest.tracing.context import TraceContext, trace_headers, within
 
 ANY = Dim(0, None)
 
@@ -68,6 +70,27 @@ def run(parking, model, *requests):
     while parking.members:
         parking.infer_next()
     return results, records
+
+
+def test_records_of_a_batch_have_its_begin_and_all_of_its_rows(parking):
+    before = time.monotonic_ns()
+    _, records = run(parking, Doubling(), rows([1, 2]), rows([3, 4], [5, 6]))
+    assert [record.batch_rows for record in records] == [3, 3]
+    assert before < records[0].began_ns == records[1].began_ns < time.monotonic_ns()
+
+
+def test_request_of_a_failed_batch_is_inferred_within_its_own_trace(parking):
+    model, found = Doubling(), []
+    model.batching._infer = lambda arrays: found.append(trace_headers()) or model.infer(arrays)
+
+    def request(number):
+        with within(TraceContext("1" * 32, f"{number:016x}", 1)), contextlib.suppress(InvalidRequestError):
+            model.batching.infer(rows([-number]), InferenceRecord(0))
+
+    for number in (1, 2):
+        parking.run(request, number)
+    parking.infer_next()
+    assert found == [{}, *({"traceparent": f"00-{'1' * 32}-{number:016x}-01"} for number in (1, 2))]
 
 
 def test_parked_requests_are_inferred_together_and_get_their_own_rows(parking):
