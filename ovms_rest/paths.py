@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 from ovms_rest.checking import check_name
 from ovms_rest.errors import ConfigError, LoadError
-from ovms_rest.models.repository import MODEL_SUFFIXES, WEIGHTS, find_model_names, find_subdirectories, has_versions
+from ovms_rest.models.repository import (
+    MODEL_SUFFIXES,
+    WEIGHTS,
+    explain_unreadable,
+    find_model_names,
+    find_subdirectories,
+    has_versions,
+)
 from ovms_rest.protocol.words import list_names
 
 
@@ -84,7 +91,7 @@ def _find(path: Path, notes: list[str]) -> list[NamedPath]:
     try:
         path.stat()
     except (OSError, ValueError) as error:
-        raise LoadError(getattr(error, "strerror", None) or str(error)) from error
+        raise LoadError(explain_unreadable(error)) from error
     if path.is_file():
         if not path.name.endswith(MODEL_SUFFIXES):
             raise LoadError(_explain_foreign(path))

@@ -1,6 +1,7 @@
 """OVMS's flags: the settings that they become, and the command lines that are refused."""
 
 import logging
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -378,7 +379,9 @@ def test_help_has_a_line_for_every_flag(capsys):
     assert all(f"\n{title}:\n" in text for title in GROUPS)
     lines = [line.split() for line in text.splitlines() if line.startswith("  --")]
     assert [words[0].lstrip("-") for words in lines] == ["version", *(name for name in FLAGS if not FLAGS[name].letter)]
-    assert all(f"\n  -{flag.letter} {flag.metavar}, --{flag.name}" in text for flag in FLAGS.values() if flag.letter)
+    for flag in FLAGS.values():
+        if flag.letter:  # Python 3.13 leaves the first value out
+            assert re.search(rf"\n  -{flag.letter}( {flag.metavar})?, --{flag.name} {flag.metavar}", text)
     assert max(map(len, text.splitlines())) <= 104
     # Only the longest name has its meaning on the next line.
     assert [words[0] for words in lines if len(words) <= 2] == ["--custom_node_resources_cleaner_interval_seconds"]

@@ -141,7 +141,7 @@ def test_problems_begin_with_their_argument():
         "n=models": "one name for several models: 'a', 'b'; give their directories instead",
         "s3://bucket/m": "only local files and directories can be served",
         "\udcff.onnx": "the path is not UTF-8",
-        "a\0b": "embedded null byte",
+        "a\0b": "the path has a null character",
     }
     assert problems(*cases) == [f"{argument}: {problem}" for argument, problem in cases.items()]
 

@@ -418,10 +418,16 @@ def _list_names(directory: Path, what: str) -> list[str]:
         raise _unreadable(what, directory, error) from error
 
 
-def _unreadable(what: str, path: Path, error: OSError | ValueError) -> LoadError:
+def explain_unreadable(error: OSError | ValueError) -> str:
+    """Return why a path cannot be read; Python words a ValueError differently in each version."""
     if isinstance(error, OSError):
-        return LoadError(f"cannot read the {what} {path}: {error.strerror}")
-    return LoadError(f"cannot read the {what} {str(path)!r}: {error}")  # the path is impossible, such as with a NUL
+        return error.strerror or str(error)
+    return "the path is not UTF-8" if isinstance(error, UnicodeError) else "the path has a null character"
+
+
+def _unreadable(what: str, path: Path, error: OSError | ValueError) -> LoadError:
+    name = str(path) if isinstance(error, OSError) else repr(str(path))
+    return LoadError(f"cannot read the {what} {name}: {explain_unreadable(error)}")
 
 
 def _keep_files(directory: Path, names: Iterable[str]) -> list[str]:

@@ -187,7 +187,7 @@ INVALID = [
     ({"base_path": Path("/x" * 300)}, "cannot read the model directory /x"),
     ({"base_path": Path("/" + "x" * 300)}, "File name too long"),
     ({"base_path": Path("/" + "x" * 5000 + ".xml")}, "File name too long"),
-    ({"base_path": Path("/x\0y")}, "embedded null byte"),
+    ({"base_path": Path("/x\0y")}, "the path has a null character"),
 ]
 
 
