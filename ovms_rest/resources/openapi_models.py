@@ -206,7 +206,7 @@ def _describe_request(servable: Servable) -> Schema:
 
 
 def _describe_plain_bodies(inputs: Mapping[str, TensorMetadata]) -> dict[str, Any]:
-    """Return the bodies that are the data of inputs, without JSON."""
+    """Return the bodies that are the data of inputs (protocol/README.md section 10)."""
     files = {name: {"description": _describe_part(port)} for name, port in inputs.items()}
     form = {"type": "object", "required": list(files), "properties": files}
     content: dict[str, Any] = {FORM: {"schema": form}}

@@ -208,6 +208,8 @@ _BINARY_BODY: Schema = {
         "from the size, or the one in the header `X-Tensor-Shape: 1,224,224,3`."
     }
 }
+_FORM_BODY: Schema = {"schema": {"type": "object", "description": "A part for each input, named by it."}}
+_IMAGE_BODY: Schema = {"schema": {"description": "One encoded image, for the only input."}}
 _INFERRED: Responses = {
     "200": {
         "description": "The outputs: in JSON, or as binary tensors after the JSON if the request asks for them",
@@ -230,6 +232,7 @@ def describe_routes() -> dict[str, dict[str, Any]]:
         paths.setdefault(route.path, {})[route.method.lower()] = _describe(route)
     for path, summary in ((_MODEL, "Infer"), (_VERSION, "Infer with one version")):
         operation = describe_inference(f"{path}/infer", summary, refer("InferenceRequest"))
+        operation["requestBody"]["content"] |= {FORM: _FORM_BODY, IMAGE: _IMAGE_BODY}
         paths[f"{path}/infer"] = {"post": operation}
     for path in _TFS:
         paths[f"{path}:predict"] = {"post": _describe_prediction(path)}
