@@ -96,7 +96,7 @@ def test_tensors_labels_and_compilation_are_shown(browser, zoo, url):
     with open_page(browser, url) as page:
         digits = card(page, "digits")
         assert cells(digits.get_by_role("region", name="Inputs")) == [
-            ["image\ntakes encoded images (GRAY, resized to 8\u00d78)", "FP32", "[-1, 8, 8, 1]"]
+            ["image\ntakes encoded images (GRAY, of 8\u00d78)", "FP32", "[-1, 8, 8, 1]"]
         ]
         outputs = digits.get_by_role("region", name="Outputs")
         assert [row[:3] for row in cells(outputs)] == [

@@ -209,7 +209,7 @@ function drawTensors(title, tensors) {
     make(
       "tr",
       {},
-      make("th", { scope: "row" }, make("span", { class: "mono" }, name), describeImage(image)),
+      make("th", { scope: "row" }, make("span", { class: "mono" }, name), describeImage(image, shape)),
       make("td", { class: "mono" }, datatype),
       make("td", { class: "mono" }, `[${shape.join(", ")}]`),
       hasLayout && make("td", { class: "mono" }, layout ?? ""),
@@ -218,9 +218,11 @@ function drawTensors(title, tensors) {
   return drawTable(titles, tensors.map(row));
 }
 
-function describeImage(image) {
+function describeImage(image, shape) {
   if (!image) return null;
-  const size = image.height && image.width ? `, resized to ${image.width}\u00d7${image.height}` : "";
+  // With a dynamic dim they have to have that size already (protocol/README.md section 6).
+  const verb = shape.some((dim) => typeof dim === "string") ? "of" : "resized to";
+  const size = image.height && image.width ? `, ${verb} ${image.width}\u00d7${image.height}` : "";
   return make("div", { class: "muted small note" }, `takes encoded images (${image.color}${size})`);
 }
 
