@@ -1,10 +1,13 @@
-"""The files that the training of the demo model has written; the training itself needs scikit-learn."""
+"""The files that the training of the demo model has written, and its drawings; the training needs scikit-learn."""
 
 import json
 
 import numpy as np
+import openvino
 import pytest
 from service import ROOT
+
+from ovms_rest.demo.drawings import draw
 
 DEMO = ROOT / "ovms_rest" / "demo"
 
@@ -30,3 +33,16 @@ def test_every_sample_request_has_its_picture(digit):
 
 def test_sample_picture_is_the_one_in_its_request():
     assert read("number-*-*.bin")[0].endswith(read("number-*.png")[0])
+
+
+def test_drawings_of_a_seed_are_the_same_each_time():
+    first, digits = draw(2, seed=5)
+    assert np.array_equal(first, draw(2, seed=5)[0])
+    assert not np.array_equal(first, draw(2, seed=6)[0])
+    assert digits.tolist() == [digit for digit in range(10) for _ in range(2)]
+
+
+def test_at_least_97_of_100_drawings_are_read():
+    drawings, digits = draw(20, seed=99)
+    read = openvino.compile_model(DEMO / "digits" / "1" / "digits.xml", "CPU")(drawings)["digit"]
+    assert np.mean(read == digits) >= 0.97

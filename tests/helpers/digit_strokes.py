@@ -24,13 +24,17 @@ STROKES: dict[int, list[Stroke]] = {
     9: [[*_arc((0.5, 0.35), (0.18, 0.18), 0, -360), (0.64, 0.85)]],
 }
 
+# Other styles, which a model that has only seen the digits of scikit-learn takes for a 3 and a 9.
+WIDE_SEVEN: list[Stroke] = [[(0.3, 0.2), (0.7, 0.2), (0.45, 0.85)]]
+OPEN_FOUR: list[Stroke] = [[(0.32, 0.15), (0.3, 0.5), (0.7, 0.5)], [(0.68, 0.15), (0.66, 0.85)]]
 
-def draw(page, digit: int, left: float = 0, width: float = 1) -> None:
-    """Draw a digit with the mouse on the pad, or on the part of it that begins at `left` (0 to 1)."""
+
+def draw(page, digit: int | list[Stroke], left: float = 0, width: float = 1) -> None:
+    """Draw a digit or strokes with the mouse on the pad, or on the part of it that begins at `left` (0 to 1)."""
     pad = page.locator(".try-pad")
     pad.scroll_into_view_if_needed()
     box = pad.bounding_box()
-    for stroke in STROKES[digit]:
+    for stroke in STROKES[digit] if isinstance(digit, int) else digit:
         points = [(box["x"] + (left + x * width) * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
         page.mouse.move(*points[0])
         page.mouse.down()
