@@ -19,7 +19,8 @@ def demo(tmp_path_factory):
     needs_chromium()
     control = free_port()
     directory = tmp_path_factory.mktemp("demo")
-    with serve(directory, "-w", "1", OVMS_REST_CONTROL_BIND=f"127.0.0.1:{control}") as running:
+    variables = {"OVMS_REST_CONTROL_BIND": f"127.0.0.1:{control}", "OVMS_REST_METRICS_ENABLE": "true"}
+    with serve(directory, "-w", "1", **variables) as running:
         running.control = control
         running.wait_for_workers(2)
         yield running
