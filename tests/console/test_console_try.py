@@ -519,6 +519,7 @@ def test_an_error_of_the_service_is_shown_as_it_says(show):
 def test_more_elements_than_the_page_makes_are_refused(show):
     with show("wide") as page:
         field = page.locator('[data-input="x"]')
+        field.locator(".try-dim").first.wait_for()
         for dim in field.locator(".try-dim").all():
             dim.fill("4000")
         field.get_by_text("Random").click()
@@ -529,6 +530,7 @@ def test_more_elements_than_the_page_makes_are_refused(show):
 def test_large_values_are_sent_and_a_long_output_is_cut(show):
     with show("wide") as page:
         field = page.locator('[data-input="x"]')
+        field.locator(".try-dim").first.wait_for()
         for dim, size in zip(field.locator(".try-dim").all(), ["500", "200"], strict=True):
             dim.fill(size)
         field.get_by_text("Random").click()
