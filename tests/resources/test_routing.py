@@ -220,7 +220,8 @@ def test_listen_address_infers_in_every_spelling(mounted):
 def access_of(service, target):
     """Send an inference to a target; return its line of the access log."""
     name = f"id-{secrets.token_hex(8)}"
-    exchange(service, post(target, RELU, f"X-Request-ID: {name}"))
+    # The sending side stays open: a worker that is not idle yet would take its end for a cancellation.
+    exchange(service, post(target, RELU, f"X-Request-ID: {name}", "Connection: close"), half=False)
     pattern = re.compile(rf'^{{.*"request_id":"{name}".*}}$', re.MULTILINE)
     return json.loads(service.wait_for(lambda: pattern.search(service.log))[0])
 
