@@ -12,6 +12,7 @@ import subprocess
 import pytest
 from generations import works
 from gunicorn.config import Config
+from processes import listens
 from service import (
     PATIENCE,
     ROOT,
@@ -226,6 +227,8 @@ def test_daemon_is_upgraded_step_by_step_and_back(tmp_path, relu, orphans, optio
         old = new_pid(file)
         service.wait_for(lambda: answers(address))
         service.wait_for(lambda: len(children(old)) == 2)
+        # With --reuse-port the worker opens a socket of its own.
+        service.wait_for(lambda: any(listens(port, int(pid)) for pid in children(old)))
         assert serves()
         os.kill(old, signal.SIGUSR2)
         new = new_pid(tmp_path / "pid.2")

@@ -888,11 +888,20 @@ mount -t tmpfs none /var/log/nginx
 mount -t tmpfs none /var/lib/nginx
 cp -a /etc/nginx {copy}
 mount --bind {copy} /etc/nginx
-sleep() {{ command sleep 0.3; }}
+old=
+nginx() {{
+    [ ! -e /run/nginx.pid ] || old=$(cat /proc/$(cat /run/nginx.pid)/task/*/children)
+    command nginx "$@"
+}}
+sleep() {{ # until the workers from before the reload are gone
+    for pid in $old; do
+        while [ -e /proc/$pid ]; do command sleep 0.05; done
+    done
+}}
 apt-get() {{ echo "installed: $*"; }}
 {service} &
 until [ -S /run/ovms_rest/control.sock ] && curl -s --unix-socket /run/ovms_rest/control.sock http://x/v2; do
-    sleep 0.05
+    command sleep 0.05
 done
 nginx
 {blocks}
