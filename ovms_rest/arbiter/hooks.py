@@ -357,8 +357,6 @@ def pre_fork(arbiter: Any, worker: Any) -> None:
         worker.row.set_control()
         worker.age = sys.maxsize  # gunicorn ends the oldest when their number is reduced
         worker.sockets = arbiter.control_sockets
-    gc.unfreeze()  # models that were replaced are in cycles, and would be kept forever
-    gc.collect()
     gc.freeze()
 
 

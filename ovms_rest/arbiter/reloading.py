@@ -3,6 +3,7 @@
 Workers ask for changes over the mailbox (`resources.arbiter_client`, `worker.file_watch`), and read the outcomes in it.
 """
 
+import gc
 import itertools
 import os
 from collections import Counter
@@ -112,6 +113,9 @@ class Reloading:
             same = next(((error,) for other, error in results if change.action == other.action == "reload"), None)
             results.append((change, same[0] if same else self._run(change, housekeep)))
         has_changed = differ(before, self._models.entries)
+        del before
+        if has_changed:
+            _free_replaced()
         fault = renew(has_changed)
         for change, error in results:
             if change.id:
@@ -223,6 +227,16 @@ class Managed(NamedTuple):
     log_levels: LogLevels
     permission: str
     tracing: Tracing | None = None  # None if no spans are sent
+
+
+def _free_replaced() -> None:
+    """Free the models that have been replaced: they are in cycles, and frozen in the garbage collector since a fork.
+
+    Once before the new workers are forked, not before each of them: it writes to most pages of the arbiter, which the
+    workers forked before then have for themselves.
+    """
+    gc.unfreeze()
+    gc.collect()
 
 
 def _check_descriptors() -> None:
