@@ -10,7 +10,7 @@ import math
 import time
 from typing import NamedTuple
 
-from ovms_rest.shared_memory.table import Row
+from ovms_rest.shared_memory.table import Row, WorkerRow
 
 # A connection that was left to another worker is accepted after all when that one has not come for it.
 HANDOVER_SECONDS = 0.005
@@ -51,7 +51,7 @@ class Balance:
         """
         freer = _find_freer(self._row, math.inf if has_just_accepted else held)
         if freer is None and (has_just_accepted or self._row.is_busy()):
-            freer = _find_smaller(self._row, (held - 1) * LEAVING_PART)
+            freer = _find_smaller(self._row.pid(), self._row.all_workers(), (held - 1) * LEAVING_PART)
         if freer is not None:
             return Leave(HANDOVER_SECONDS if held else SPARE_HANDOVER_SECONDS, freer)
         if self.is_full(held) and _is_room_elsewhere(self._row, self._limit):
@@ -74,9 +74,12 @@ class Balance:
         """
         if not queued and busy_seconds < IDLE_NANOSECONDS / 1e9:
             return False
-        if _is_another_idle(self._row, math.inf if queued else held - 2):
+        own, workers = self._row.pid(), self._row.all_workers()
+        if len(workers) == 1:
+            return False
+        if _is_another_idle(own, workers, self._row.cores, math.inf if queued else held - 2):
             return True
-        return _find_smaller(self._row, (held - 1) * GIVING_PART) is not None
+        return _find_smaller(own, workers, (held - 1) * GIVING_PART) is not None
 
 
 def _find_freer(row: Row, connections: float) -> int | None:
@@ -100,15 +103,14 @@ def _find_freer(row: Row, connections: float) -> int | None:
     return min(freer)[1] if freer else None
 
 
-def _find_smaller(row: Row, connections: float) -> int | None:
+def _find_smaller(own: int, workers: list[WorkerRow], connections: float) -> int | None:
     """Return the process id of the worker with the fewest connections, below that number; None if there is none.
 
-    Those without any are left out, they may be spare.
+    Those without any are left out, they may be spare; so is the worker with the process id `own`.
     """
-    own = row.pid()
     smaller = [
         (worker.connections, worker.pid)
-        for worker in row.all_workers()
+        for worker in workers
         if 0 < worker.connections < connections and worker.pid != own
     ]
     return min(smaller)[1] if smaller else None
@@ -121,10 +123,10 @@ def _is_room_elsewhere(row: Row, limit: int) -> bool:
     )
 
 
-def _is_another_idle(row: Row, connections: float) -> bool:
-    """Return whether another worker, with a free core and no more connections than that, has been idle for a while."""
-    own, until, workers = row.pid(), time.monotonic_ns() - IDLE_NANOSECONDS, row.all_workers()
+def _is_another_idle(own: int, workers: list[WorkerRow], cores: int, connections: float) -> bool:
+    """Return whether a worker but `own`, with a core and no more connections than that, has been idle for a while."""
+    until = time.monotonic_ns() - IDLE_NANOSECONDS
     busy = sum(1 for worker in workers if worker.connections and not worker.idle_since)
-    return busy < row.cores and any(
+    return busy < cores and any(
         0 < worker.idle_since <= until and worker.connections <= connections for worker in workers if worker.pid != own
     )

@@ -142,16 +142,16 @@ def read_terms(environ: Environ, received_ns: int) -> Terms:
 
     Only the JSON of a body is parsed, and no compressed body. TensorFlow Serving's API knows no terms.
     """
-    if is_prediction(environ["PATH_INFO"]):
-        return _NO_TERMS
     header: HeaderLength = environ["ovms_rest.header_length"]
     body: memoryview = environ["wsgi.input"].buffer[: None if header.text is None else header.length]
     if len(body) > LARGEST_JSON or "HTTP_CONTENT_ENCODING" in environ:
         return _NO_TERMS
-    if header.text is None and not holds_json(body, environ.get("CONTENT_TYPE"), environ.get("HTTP_X_TENSOR_SHAPE")):
-        return _NO_TERMS
     json = bytes(body)
-    if b'"priority"' not in json and b'"timeout"' not in json:
+    if b'"priority"' not in json and b'"timeout"' not in json:  # as mostly
+        return _NO_TERMS
+    if is_prediction(environ["PATH_INFO"]):
+        return _NO_TERMS
+    if header.text is None and not holds_json(body, environ.get("CONTENT_TYPE"), environ.get("HTTP_X_TENSOR_SHAPE")):
         return _NO_TERMS
     parameters = _read_parameters(json)
     timeout = _positive(parameters.get("timeout"))
