@@ -484,8 +484,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
     def _accept(self, fileno: int, asked: bool = False) -> None:
         """Accept some of the connections that are there, or leave them to other workers.
 
-        When another worker `asked` for it, or did not come for connections, this one accepts some immediately. When no
-        worker has room, a connection that waits for a request is closed for the new one.
+        When another worker `asked` for it, or did not come for connections, this one accepts some immediately, unless
+        it has no room and others have. When no worker has room, a connection that waits for a request is closed for the
+        new one.
         """
         listener, template = self._listeners[fileno]
         insists = 1 if asked else 0
@@ -493,8 +494,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._insists, insists = False, self._balance.count_after_waiting(len(self._connections))
         for count in range(ACCEPTS_PER_TURN):
             held = len(self._connections)
-            leave = None if count < insists or self._is_alone else self._balance.choose(held, count > 0)
             is_full = self._balance.is_full(held)
+            insisting = count < insists and not is_full
+            leave = None if insisting or self._is_alone else self._balance.choose(held, count > 0)
             if (leave or is_full) and not _has_connection(listener):
                 return
             if leave:

@@ -73,6 +73,19 @@ def test_new_clients_are_served_while_others_keep_all_connections_idle(start, wo
                 assert receive(connection).status == 200
 
 
+def test_no_connection_is_closed_while_any_worker_has_room(start):
+    """Also in a burst, in which each worker accepts what the others have not come for."""
+    service = start(4, "--worker-connections", "50")
+    with several(service, 190, LIVE) as connections:
+        answers = {connection: receive(connection) for connection in connections}
+        kept = [connection for connection, answer in answers.items() if answer.headers.get("connection") != "close"]
+        assert len(kept) > 100
+        for connection in kept:
+            connection.sendall(LIVE)
+        for connection in kept:
+            assert receive(connection).status == 200
+
+
 def test_worker_without_descriptors_serves_its_connections_and_recovers(start):
     service = start(1)
     assert works(service)
