@@ -343,13 +343,10 @@ def run_deployment(directory, config=None):
     (container,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
     text = found["ConfigMap"]["data"]["config.json"] if config is None else json.dumps(config)
     mount_config(replace(text, {"/models/": f"{directory / 'models'}/"}), directory / "config")
-    texts = {
-        "0.0.0.0": "127.0.0.1",  # noqa: S104
-        "9000": str(ports[9000]),
-        "8000": str(ports[8000]),
-        "/config/": f"{directory / 'config'}/",
-    }
-    started = {**container, **replace({key: container[key] for key in ("args", "env")}, texts)}
+    flags = {"0.0.0.0": "127.0.0.1", "8000": str(ports[8000]), "/config/": f"{directory / 'config'}/"}  # noqa: S104
+    # A kubelet uses the address of the pod, so it must not be that of the loopback interface.
+    variables = {"0.0.0.0:9000": f"127.0.0.1:{ports[9000]}"}
+    started = {**container, "args": replace(container["args"], flags), "env": replace(container["env"], variables)}
     with run(started, directory, ports) as running:
         yield running
 
