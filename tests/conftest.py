@@ -1,16 +1,23 @@
 """Fixtures: a service with a model of every kind, shared by the tests that only ask it."""
 
 import os
+import sys
 
 import model_zoo
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from service import serve, write_config
 
+# Hundreds of processes import the service, and each worker of pytest-xdist all tests: with compiled modules, as users
+# have them, in half the time. Set here, as images of containers and CI often forbid to write them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # The same cases every time, so that a run that fails does so for what was changed. Others are tried by
-# `pytest --hypothesis-profile random`.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("random")
+# `pytest --hypothesis-profile random`. How long a case takes depends on what else runs.
+TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeatable", derandomize=True, **TIMELESS)
+settings.register_profile("random", **TIMELESS)
 settings.load_profile("repeatable")
 
 
