@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 
 import model_zoo
 import pytest
@@ -24,6 +25,21 @@ settings.load_profile("repeatable")
 def pytest_xdist_auto_num_workers(config):
     """One process more than cores: the tests of a service mostly wait for it."""
     return len(os.sched_getaffinity(0)) + 1
+
+
+# Their files run services and browsers, and take up to a minute each.
+SLOW_FOLDERS = {"arbiter", "clients", "conformance", "console", "deploy", "tracing", "worker"}
+
+
+def pytest_configure(config):
+    """Have pytest-xdist keep the order of the files; its own would run a file of few slow tests last and alone."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Put the slow folders first, and in either part the files with most tests."""
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.parent.name not in SLOW_FOLDERS, -counts[item.path], item.path))
 
 
 @pytest.fixture(scope="session")
