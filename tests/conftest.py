@@ -1,22 +1,45 @@
 """Fixtures: a service with a model of every kind, shared by the tests that only ask it."""
 
 import os
+import sys
+from collections import Counter
 
 import model_zoo
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from service import serve, write_config
 
+# Hundreds of processes import the service, and each worker of pytest-xdist all tests: with compiled modules, as users
+# have them, in half the time. Set here, as images of containers and CI often forbid to write them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # The same cases every time, so that a run that fails does so for what was changed. Others are tried by
-# `pytest --hypothesis-profile random`.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("random")
+# `pytest --hypothesis-profile random`. How long a case takes depends on what else runs.
+TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeatable", derandomize=True, **TIMELESS)
+settings.register_profile("random", **TIMELESS)
 settings.load_profile("repeatable")
 
 
 def pytest_xdist_auto_num_workers(config):
     """One process more than cores: the tests of a service mostly wait for it."""
     return len(os.sched_getaffinity(0)) + 1
+
+
+# Their files run services and browsers, and take up to a minute each.
+SLOW_FOLDERS = {"arbiter", "clients", "conformance", "console", "deploy", "tracing", "worker"}
+
+
+def pytest_configure(config):
+    """Have pytest-xdist keep the order of the files; its own would run a file of few slow tests last and alone."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Put the slow folders first, and in either part the files with most tests."""
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.parent.name not in SLOW_FOLDERS, -counts[item.path], item.path))
 
 
 @pytest.fixture(scope="session")

@@ -417,6 +417,20 @@ def measure(context, workers):
     return {pid: (len(open_files(pid)), pss_megabytes([pid])) for pid in context.service.workers()}
 
 
+def print_measures(before, after):
+    """Print what `measure` found once the service was warm, and at the end."""
+    for moment, found in (("warm", before), ("end", after)):
+        print(f"{moment}: " + ", ".join(f"{pid} {opened} fd {size:.1f} MB" for pid, (opened, size) in found.items()))
+
+
+def print_failures(context):
+    """Print the failures with their counts; return the exit code."""
+    print(f"{len(context.failures)} failures")
+    for failure, count in collections.Counter(context.failures).most_common(20):
+        print(f"  {count} x {failure}")
+    return 1 if context.failures else 0
+
+
 def compare(context, before, after, steady_workers):
     """Record growth as failures."""
     count = min(opened for opened, _ in before.values())
@@ -477,10 +491,7 @@ def run_shapes(seconds: int, workers: int, limit: int) -> int:
     print(f"{replaced} workers replaced, at most {most} workers at a time")
     print(f"memory of its own: at most {max(peaks.values()):.0f} MiB in one worker, {max(sums):.0f} MiB in all of them")
     print("maximum in all of them, in each tenth of the time: " + ", ".join(f"{part:.0f}" for part in parts[:10]))
-    print(f"{len(context.failures)} failures")
-    for failure in context.failures[:20]:
-        print(f"  {failure}")
-    return 1 if context.failures else 0
+    return print_failures(context)
 
 
 def main() -> int:
@@ -511,12 +522,8 @@ def main() -> int:
     print(", ".join(f"{count} {kind}" for kind, count in sorted(context.counts.items())))
     if chosen.kill:
         print(f"{context.excuses} connections ended without a response")
-    for moment, found in (("warm", before), ("end", after)):
-        print(f"{moment}: " + ", ".join(f"{pid} {opened} fd {size:.1f} MB" for pid, (opened, size) in found.items()))
-    print(f"{len(context.failures)} failures")
-    for failure, count in collections.Counter(context.failures).most_common(20):
-        print(f"  {count} x {failure}")
-    return 1 if context.failures else 0
+    print_measures(before, after)
+    return print_failures(context)
 
 
 if __name__ == "__main__":

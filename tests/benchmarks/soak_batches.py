@@ -40,7 +40,7 @@ from measure import machine, pss_megabytes
 from openvino import Type, opset15
 from raw_http import post, post_chunked, receive
 from service import ROOT, open_files, serve, write_config
-from soak import PATIENCE, Context, Failure, compare, measure
+from soak import PATIENCE, Context, Failure, compare, measure, print_failures, print_measures
 
 LIMIT = 8
 # Of an output's largest value, for `scores`.
@@ -526,13 +526,9 @@ def main() -> int:
             print(f"largest difference of scores: {context.comparison.largest:.1e} of the largest value")
             print("rows inferred together, and the number of inferences by their requests' rows:")
             describe_batches(service)
-    for moment, found in (("warm", before), ("end", after)):
-        print(f"{moment}: " + ", ".join(f"{pid} {opened} fd {size:.1f} MB" for pid, (opened, size) in found.items()))
+    print_measures(before, after)
     print("arbiter: " + ", then ".join(f"{opened} fd {size:.1f} MB" for opened, size in arbiter))
-    print(f"{len(context.failures)} failures")
-    for failure, count in collections.Counter(context.failures).most_common(20):
-        print(f"  {count} x {failure}")
-    return 1 if context.failures else 0
+    return print_failures(context)
 
 
 if __name__ == "__main__":

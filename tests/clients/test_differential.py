@@ -403,13 +403,13 @@ def generated(draw):
     return draw(seldom(b"", b"\r\n", b"\n", b" ")) + ("".join(lines) + "\r\n").encode("latin-1") + body
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(generated())
 def test_generated_requests_are_handled_alike(servers, request_bytes):
     compare(servers, [request_bytes, LIVE])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(generated(), min_size=2, max_size=4))
 def test_generated_pipelines_are_handled_alike(servers, requests):
     compare(servers, requests)
@@ -420,7 +420,7 @@ insertions = mostly([b"", b"\r", b"\n", b"\0", b" ", b":", b"0", b"a", b"\xff"])
 mutations = st.tuples(st.integers(0, 300), st.integers(0, 1), insertions)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(mostly(valid), st.lists(mutations, max_size=3))
 def test_mutated_requests_are_handled_alike(servers, data, mutations):
     """At each place a byte may be removed and others inserted."""

@@ -5,7 +5,7 @@ import re
 
 import model_zoo
 import pytest
-from browser import PHONE, open_page, run_browser, screenshot
+from browser import PHONE, open_page, screenshot
 from prometheus_client.parser import text_string_to_metric_families
 from service import PATIENCE, serve, write_config
 
@@ -14,12 +14,6 @@ BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1
 NO_VALUE = "\N{EN DASH}"
 METRICS = {"metrics": {"enable": True}}
 WAIT = PATIENCE * 1000  # milliseconds until playwright gives up
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with run_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

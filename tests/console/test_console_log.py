@@ -4,19 +4,13 @@ import json
 
 import model_zoo
 import pytest
-from browser import PHONE, needs_chromium, open_page, run_browser, screenshot
+from browser import PHONE, needs_chromium, open_page, screenshot
 from service import serve, write_config
 
 SHAPES = {"name": "dims", "datatype": "INT64", "shape": [2], "data": [3, 3]}
 VALUES = {"name": "x", "datatype": "FP32", "shape": [4], "data": [1, 2, 3, 4]}
 LEVELS = ("log_error", "log_warning", "log_info", "log_verbose_level")
 INFO = {"log_error": True, "log_warning": True, "log_info": True, "log_verbose_level": 0}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with run_browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

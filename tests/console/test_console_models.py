@@ -5,17 +5,11 @@ import re
 
 import model_zoo
 import pytest
-from browser import PHONE, needs_chromium, open_page, run_browser, screenshot
+from browser import PHONE, needs_chromium, open_page, screenshot
 from service import ROOT, serve, write_config
 
 DEMO = ROOT / "ovms_rest" / "demo"
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with run_browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,10 @@
 """The console's shell in a browser: tabs, reports, and where it is served."""
 
 import pytest
-from browser import PHONE, needs_chromium, open_page, run_browser
+from browser import PHONE, needs_chromium, open_page
 from service import free_port, serve
 
 TABS = {"Models": "#models", "Try it": "#try", "Live": "#live", "Log": "#log"}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with run_browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

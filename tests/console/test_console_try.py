@@ -13,7 +13,7 @@ import model_zoo
 import numpy as np
 import openvino
 import pytest
-from browser import PHONE, open_page, run_browser, screenshot
+from browser import PHONE, open_page, screenshot
 from digit_strokes import OPEN_FOUR, STROKES, WIDE_SEVEN, draw
 from model_zoo import ELEMENT_TYPES
 from openvino import Type, opset15
@@ -88,18 +88,12 @@ def service(tmp_path_factory):
         yield service
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with run_browser() as chromium:
-        yield chromium
-
-
 @pytest.fixture
-def show(chromium, service):
+def show(browser, service):
     """Return a function that opens the view for a model, "" for the one that it chooses; it gives a context manager."""
 
     def show(model="", expected=(), **options):
-        return open_page(chromium, f"http://127.0.0.1:{service.port}/console#try/{model}", expected, **options)
+        return open_page(browser, f"http://127.0.0.1:{service.port}/console#try/{model}", expected, **options)
 
     return show
 
@@ -143,8 +137,8 @@ def split_strings(data):
 # --- The pad
 
 
-def test_a_seven_drawn_one_click_after_the_start_is_read(chromium, service):
-    with open_page(chromium, f"http://127.0.0.1:{service.port}/console") as page:
+def test_a_seven_drawn_one_click_after_the_start_is_read(browser, service):
+    with open_page(browser, f"http://127.0.0.1:{service.port}/console") as page:
         page.click("text=Try it")
         page.wait_for_selector(".try-pad")
         draw(page, 7)
@@ -479,9 +473,9 @@ def test_wrong_values_are_explained_beside_their_field(every, name, text, messag
 
 
 @pytest.fixture(scope="module")
-def every(chromium, service):
+def every(browser, service):
     """A page that shows the model of every datatype and never sends a request."""
-    with open_page(chromium, f"http://127.0.0.1:{service.port}/console#try/every") as page:
+    with open_page(browser, f"http://127.0.0.1:{service.port}/console#try/every") as page:
         sent = []
         page.on("request", lambda request: sent.append(request.url))
         page.wait_for_selector(".try-send")
@@ -743,9 +737,9 @@ def test_the_calls_ask_for_the_chosen_outputs_of_the_chosen_version(show, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def modules(chromium, service):
+def modules(browser, service):
     """A page of the console; run(module, code, argument) evaluates code with the module `m` and the argument `a`."""
-    with open_page(chromium, f"http://127.0.0.1:{service.port}/console#log") as page:
+    with open_page(browser, f"http://127.0.0.1:{service.port}/console#log") as page:
 
         def run(module, code, argument=None):
             return page.evaluate(
@@ -924,10 +918,10 @@ def test_the_view_is_shown_in_dark(show):
         screenshot(page, "try-dark")
 
 
-def test_inferences_go_to_the_service_where_the_console_is_on_the_control_address(chromium, tmp_path):
+def test_inferences_go_to_the_service_where_the_console_is_on_the_control_address(browser, tmp_path):
     with serve(tmp_path, "-w", "1", OVMS_REST_CONTROL_BIND="127.0.0.1:0") as service:
         control = service.wait_for(lambda: find_console(service.log))
-        with open_page(chromium, f"{control}#try") as page:
+        with open_page(browser, f"{control}#try") as page:
             page.wait_for_selector(".try-pad")
             page.uncheck("text=send after each stroke")
             draw(page, 7)

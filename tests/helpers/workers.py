@@ -3,11 +3,12 @@
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import slow_models
+from processes import stopped
 from raw_http import LIVE, RELU, RELU_PATH, Barrier, connected, exchange, head, infer, parse, post, receive
 from service import Answer, Service, serve
 
@@ -117,6 +118,17 @@ class Flood:
                 self._left = self._left[count:]
                 sent += count
         return sent
+
+
+def send_together(service: Service, requests: Sequence[bytes]) -> list[Answer]:
+    """Have the only worker find all requests at once, one on each connection; return the responses."""
+    with used(service, len(requests)) as connections:
+        with contextlib.ExitStack() as stack:
+            for pid in service.workers():  # and that of the control address, or the sender of spans
+                stack.enter_context(stopped(service, pid))
+            for connection, request in zip(connections, requests, strict=True):
+                connection.sendall(request)
+        return [receive(connection, "POST") for connection in connections]
 
 
 def wait_until_read(service: Service) -> None:

@@ -25,8 +25,9 @@ def _make_this_module_importable(monkeypatch):
 
 @pytest.fixture
 def _serving(monkeypatch):
-    """Make this a process whose workers serve."""
-    monkeypatch.setitem(priority._state, "is_serving", True)
+    """Make this a process whose workers serve, at the priority that it has."""
+    monkeypatch.setattr(priority, "_state", {})
+    priority.begin_to_serve()
 
 
 NODE = """

@@ -37,17 +37,20 @@ def print_and_send(task, send):
 
 
 def hang(task, send):
+    send(result="begun")
     send(step="hanging")
     time.sleep(60)
 
 
 def close_output(task, send):
+    send(result="begun")
     send(step="closing its output")
     os.closerange(0, 99)
     time.sleep(60)
 
 
 def step_forever(task, send):
+    send(result="begun")
     while True:
         send(step="stepping")
 
@@ -67,6 +70,16 @@ def fork(task, send):
         send(pid=pid)
     else:
         time.sleep(60)
+
+
+def reason_after_begin_of(work, timeout=60.0, shuts_down=False):
+    """Return why no result follows the first one, for which a busy machine may take any time."""
+    begun = []
+    with start(work, None, lambda: shuts_down and bool(begun)) as process:
+        begun.append(process.receive(60))
+        with pytest.raises(LoadError) as caught:
+            process.receive(timeout)
+    return str(caught.value)
 
 
 def reason_of(work, task=None, timeout=60.0, stop=lambda: False):
@@ -121,8 +134,10 @@ def test_ended_process_is_distinguished_from_a_timeout():
         process.receive(60)
         with pytest.raises(EndedError, match="with exit code 0 while starting"):
             process.receive(60)
-    with start(hang, None) as process, pytest.raises(LoadError) as caught:
-        process.receive(0.5)
+    with start(hang, None) as process:
+        process.receive(60)
+        with pytest.raises(LoadError) as caught:
+            process.receive(0.1)
     assert not isinstance(caught.value, EndedError)
 
 
@@ -148,16 +163,12 @@ def test_forks_of_the_process_end_with_it():
     [(hang, "hanging"), (close_output, "closing its output"), (step_forever, "stepping")],
 )
 def test_process_is_stopped_after_the_timeout(work, step):
-    started = time.monotonic()
-    assert reason_of(work, timeout=3) == f"timed out after 3 s while {step}"
-    assert 3 <= time.monotonic() - started < 10
+    assert reason_after_begin_of(work, timeout=1) == f"timed out after 1 s while {step}"
 
 
 @pytest.mark.parametrize("work", [hang, close_output])
 def test_process_is_stopped_when_the_service_shuts_down(work):
-    started = time.monotonic()
-    assert reason_of(work, stop=lambda: time.monotonic() > started + 2) == STOPPED
-    assert time.monotonic() - started < 10
+    assert reason_after_begin_of(work, shuts_down=True) == STOPPED
 
 
 @pytest.mark.usefixtures("deaf")
@@ -166,9 +177,7 @@ def test_process_is_stopped_when_the_service_shuts_down(work):
     [({"timeout": 1}, "timed out after 1 s while starting"), ({"stop": lambda: True}, STOPPED)],
 )
 def test_unread_task_is_given_up_after_the_timeout_or_when_the_service_shuts_down(options, reason):
-    started = time.monotonic()
     assert reason_of(send_each, [LARGE], **options) == reason
-    assert time.monotonic() - started < 10
 
 
 def test_process_that_dies_before_it_reads_its_task_is_reported(monkeypatch):

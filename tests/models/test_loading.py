@@ -7,6 +7,7 @@ import formats
 import model_zoo
 import numpy as np
 import pytest
+from timeouts import timeout_for
 
 from ovms_rest.errors import NotFoundError, NotReadyError
 from ovms_rest.host.throwaway import STOPPED
@@ -57,14 +58,15 @@ def test_failed_models_are_listed_with_their_reason_and_the_others_serve(tmp_pat
     model_zoo.save_crashing(tmp_path / "crashing")
     model_zoo.save(model_zoo.endless(), tmp_path / "hanging")
     (tmp_path / "empty").mkdir()
-    models = load(tmp_path, "missing", "empty", "crashing", "good", "hanging", timeout=5)
+    timeout = timeout_for(lambda: load(tmp_path, "good"))
+    models = load(tmp_path, "missing", "empty", "crashing", "good", "hanging", timeout=timeout)
     open_all(models)
     assert infer(models.find("good")) == [[0, 2, 0, 4]]
     reasons = {
         "missing": f"cannot read the model directory {tmp_path}/missing: No such file or directory",
         "empty": f"no version in {tmp_path}/empty: expected a directory per version, named by a number from 1 ",
         "crashing": "version 1 ended its trial process with SIGSEGV while being read",
-        "hanging": "version 1 timed out after 5 s while inferring for the first time",
+        "hanging": f"version 1 timed out after {timeout} s while inferring for the first time",
     }
     with pytest.raises(NotReadyError) as error:
         models.check_ready()

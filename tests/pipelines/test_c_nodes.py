@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from node_cases import COMPILER, build_c_node
+from timeouts import timeout_for
 
 from ovms_rest.errors import InferenceError, LoadError
 from ovms_rest.pipelines.c_nodes import CNode, copy_library
@@ -307,8 +308,9 @@ def test_a_library_that_fails_to_load_is_reported(directory, mode):
 
 
 def test_a_library_that_hangs_is_stopped(directory):
-    reason = reason_of(directory, "hang in initialize", timeout=3)
-    assert reason == f"{directory}/node.so: timed out after 3 s while in initialize"
+    timeout = timeout_for(lambda: load(directory))
+    reason = reason_of(directory, "hang in initialize", timeout)
+    assert reason == f"{directory}/node.so: timed out after {timeout} s while in initialize"
 
 
 def test_a_missing_function_is_named(tmp_path):

@@ -395,7 +395,7 @@ def pipelines(draw):
     return pipeline, given, {name: values[key] for name, key in outputs.items()}
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200)
 @given(pipelines())
 def test_every_pipeline_computes_the_same_as_numpy(case):
     pipeline, given, expected = case

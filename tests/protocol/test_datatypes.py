@@ -45,7 +45,7 @@ def numbers_for(datatype):
     return st.floats(allow_nan=False, allow_infinity=False) | near_ties(datatype)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.lists(numbers_for("BF16"), max_size=20))
 @example([1 + 2**-8 + 2**-40])
 @example([2.0**128 - 2.0**119, -(2.0**128 - 2.0**119), 3.4e38, 1e300, 5e-324, -5e-324, 0.0, -0.0])
@@ -57,7 +57,7 @@ def test_rounding_to_bfloat16_is_exact(values):
 
 
 @pytest.mark.parametrize("datatype", FORMATS)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_json_numbers_are_rounded_once_from_64_bits(datatype, data):
     value = data.draw(numbers_for(datatype))

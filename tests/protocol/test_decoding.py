@@ -653,8 +653,9 @@ def test_base64_that_takes_too_much_memory_is_rejected():
         decode_request(memoryview(written("BYTES", [60_000], f"[{elements}]")), json_memory=2**24)
 
 
-def test_limit_of_strings_counts_all_inputs_of_a_request():
-    most = 2**23
+def test_limit_of_strings_counts_all_inputs_of_a_request(monkeypatch):
+    most = 1000
+    monkeypatch.setattr("ovms_rest.protocol.decoding.MAX_ELEMENTS", most)
     items = [{"name": name, "shape": [count], "datatype": "BYTES", "data": []} for name, count in (("a", 0), ("b", 1))]
     message = refusal({"inputs": [{**items[0], "shape": [most + 1]}]})
     assert message == f"inputs[0] 'a': the request has {most + 1} strings up to here, at most {most} are allowed"

@@ -52,7 +52,7 @@ def test_length_of_very_many_digits_is_rejected():
     assert refused(read_header_length("9" * 10_000).check, 10).endswith("but the body has only 10 bytes")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.text(max_size=12) | st.text("0123456789, \t+-._x", max_size=30), st.integers(0, 2**40))
 def test_any_text_is_read_or_rejected(text, size):
     header = read_header_length(text)

@@ -55,7 +55,7 @@ def holds(boundary, datas):
     return any(b"\r\n--" + boundary.encode() in b"\r\n" + data for data in datas)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(boundaries, st.lists(st.tuples(names, contents, types, st.booleans()), min_size=1, max_size=5))
 @example("B", [("x", b"\r\n--", "", False), ("x", b"", "", True)])
 @example("-", [("x", b"\r\n-", "", False)])
@@ -77,7 +77,7 @@ def test_forms_of_urllib3_are_read(boundary, fields):
     ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(names, st.binary(max_size=40).map(bytes.hex), st.booleans()), min_size=1, max_size=3))
 def test_forms_of_the_email_package_are_read(fields):
     """It writes names beyond ASCII as RFC 5987 says."""
@@ -275,7 +275,7 @@ def test_message_names_the_index_of_a_later_part():
     assert refusal(body).startswith("part 1: Content-Disposition is missing")
 
 
-@settings(deadline=None, max_examples=250)
+@settings(max_examples=250)
 @given(
     st.lists(
         st.sampled_from(
@@ -308,7 +308,7 @@ def test_any_bytes_are_rejected_or_read(body):
     assert all(type(part) is Part for part in parts)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.text(max_size=60).map(lambda text: f"multipart/form-data{text}"))
 def test_any_content_type_is_rejected_or_read(content_type):
     try:

@@ -315,7 +315,7 @@ def test_overflow_to_infinity_is_left_to_orjson(datatype, first, largest):
 
 
 @pytest.mark.parametrize("datatype", FLOATS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_bits_of_a_datatype_survive_json(datatype, data):
     dtype = np.dtype(DTYPES[datatype])
@@ -450,7 +450,7 @@ trees = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=200)
 @given(trees, st.integers(0, 8))
 @example([[], [[]], [], [], [], []], 2)
 @example(["]]]", [[[]]], [], []], 2)
@@ -592,39 +592,39 @@ def numeric_requests(odd):
 signs = st.sampled_from([bytes([byte]) for byte in b'[]{}",:\\0-.e\xff'])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=150)
 @given(numeric_requests(odd=False))
 def test_any_numeric_request_is_read_by_simdjson(body):
     assert is_numeric(body)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=200)
 @given(numeric_requests(odd=True))
 def test_request_of_odd_numbers_has_the_same_outcome(body):
     is_numeric(body)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=200)
 @given(numeric_requests(odd=False), st.integers(0, 2000), st.integers(0, 4), st.binary(max_size=3) | signs)
 def test_numeric_request_with_replaced_bytes_has_the_same_outcome(body, place, length, other):
     place %= len(body)
     is_numeric(body[:place] + other + body[place + length :])
 
 
-@settings(deadline=None, max_examples=900)
+@settings(max_examples=300)
 @given(anything | requests | mutated(requests), st.binary(max_size=40))
 def test_any_json_or_mutated_request_has_the_same_outcome(root, binary):
     is_numeric(root)
     is_numeric(root, binary)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=150)
 @given(complete_requests())
 def test_complete_request_has_the_same_outcome(complete):
     is_numeric(*complete)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=200)
 @given(keys, anything, st.sampled_from(["request", "input", "output"]))
 def test_any_json_as_a_key_of_a_valid_request_has_the_same_outcome(key, value, level):
     item, output = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}, {"name": "y"}
@@ -633,7 +633,7 @@ def test_any_json_as_a_key_of_a_valid_request_has_the_same_outcome(key, value, l
     is_numeric(root)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=200)
 @given(st.sampled_from([*DTYPES, "BYTES"]), anything)
 def test_any_json_as_an_element_has_the_same_outcome(datatype, element):
     is_numeric({"inputs": [{"name": "x", "shape": [1], "datatype": datatype, "data": [element]}]})

@@ -395,7 +395,7 @@ bodies = st.binary(max_size=60) | st.lists(
 ).map(lambda parts: form(*parts))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     bodies,
     st.sampled_from([OCTETS, PNG, FORM]),

@@ -170,13 +170,13 @@ def sent_back(response):
 # --- Any bytes
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=200), header_lengths)
 def test_any_bytes_are_rejected_or_decoded(body, header_length):
     assert isinstance(outcome(decode_request, memoryview(body), header_length), (InferenceRequest, InvalidRequestError))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(complete_requests())
 def test_complete_request_is_decoded(complete):
     root, binary = complete
@@ -185,7 +185,7 @@ def test_complete_request_is_decoded(complete):
     assert [tensor.name for tensor in request.inputs] == [item["name"] for item in root["inputs"]]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(complete_requests(), st.integers(0, 2000), st.binary(max_size=4), header_lengths)
 def test_complete_request_with_replaced_bytes_is_rejected_or_decoded(complete, place, other, header_length):
     root, binary = complete
@@ -206,7 +206,7 @@ def dims(draw):
 metadata = st.builds(TensorMetadata, st.just("t"), st.sampled_from(DATATYPES), st.lists(dims(), max_size=4).map(tuple))
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.binary(max_size=64) | st.integers(0, 64).map(bytes), st.lists(metadata, min_size=1, max_size=2))
 def test_any_raw_body_is_rejected_or_becomes_one_tensor(body, inputs):
     by_name = {f"t{index}": tensor for index, tensor in enumerate(inputs)}
@@ -221,7 +221,7 @@ def test_any_raw_body_is_rejected_or_becomes_one_tensor(body, inputs):
             assert tensor.array.tobytes() == body
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=40) | st.lists(st.binary(max_size=3)).map(joined), st.integers(0, 12))
 def test_any_section_is_rejected_or_filled_by_its_elements(section, count):
     found = outcome(unpack, memoryview(section), count, "x")
@@ -242,7 +242,7 @@ def classified(values, k):
     return [(form % (values[index], index)).encode() for index in order[:k]]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(tensors().filter(lambda tensor: tensor.datatype != "BYTES"), st.integers(1, 30))
 def test_classes_of_any_output_are_its_highest_values(tensor, k):
     array = tensor.array
@@ -256,7 +256,7 @@ def test_classes_of_any_output_are_its_highest_values(tensor, k):
 # --- Round trips
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(tensors())
 def test_binary_tensor_survives_a_round_trip(tensor):
     (returned,) = sent_back(InferenceResponse("m", "1", [(tensor, True)])).inputs
@@ -264,7 +264,7 @@ def test_binary_tensor_survives_a_round_trip(tensor):
     assert fingerprint(returned.array) == fingerprint(tensor.array)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(tensors().filter(is_text))
 def test_json_tensor_survives_a_round_trip(tensor):
     array = finite(tensor.array)
@@ -273,7 +273,7 @@ def test_json_tensor_survives_a_round_trip(tensor):
     assert fingerprint(returned.array) == fingerprint(array)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(names, tensors().filter(is_text), st.booleans()), min_size=1, max_size=4), names)
 def test_several_tensors_keep_their_order_in_a_round_trip(items, request_id):
     sent = [(Tensor(name, tensor.datatype, finite(tensor.array)), binary) for name, tensor, binary in items]
@@ -284,7 +284,7 @@ def test_several_tensors_keep_their_order_in_a_round_trip(items, request_id):
     ]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(tensors().filter(lambda tensor: tensor.datatype != "BYTES"))
 def test_raw_body_survives_a_round_trip(tensor):
     static = TensorMetadata("t", tensor.datatype, tuple(Dim(size, size) for size in tensor.shape))
@@ -292,7 +292,7 @@ def test_raw_body_survives_a_round_trip(tensor):
     assert fingerprint(returned.array) == fingerprint(tensor.array)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(hnp.arrays(np.float32, st.integers(0, 20)))
 def test_fp32_is_written_without_superfluous_digits(array):
     head, _ = encode_response(InferenceResponse("m", "1", [(Tensor("t", "FP32", finite(array)), False)]))
@@ -302,7 +302,7 @@ def test_fp32_is_written_without_superfluous_digits(array):
     assert [len(item) for item in digits] == [len(item.replace(".", "").lstrip("-").strip("0")) for item in shortest]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=10), max_size=10))
 def test_any_strings_survive_packing(elements):
     packed = pack(BytesArray.of(elements, (len(elements),)))
@@ -311,7 +311,7 @@ def test_any_strings_survive_packing(elements):
     assert [packed[begin:end] for begin, end in zip(begins, ends, strict=True)] == elements
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=10).map(lambda element: element.replace(b"\0", b"")), max_size=10))
 def test_any_strings_without_nul_survive_a_matrix(elements):
     assert from_matrix(to_matrix(BytesArray.of(elements, (len(elements),)), "x")).elements() == elements

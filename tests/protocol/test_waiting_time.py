@@ -40,7 +40,7 @@ def test_invalid_request_start_is_none(value):
     assert decode_request_start(value) is None
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.text(max_size=25) | st.text("0123456789.t=", max_size=25) | st.from_regex(r"(t=)?[0-9]+\.?[0-9]*"))
 def test_any_request_start_is_a_time_or_none(value):
     start = decode_request_start(value)

@@ -3,13 +3,10 @@
 import base64
 import gzip
 import json
-import os
 import re
-import signal
 import socket
 import urllib.request
 from collections import Counter
-from contextlib import ExitStack
 
 import cv2
 import model_zoo
@@ -19,6 +16,7 @@ from fake_app import ANY, ask, by_name, doubler, failing, make, servable
 from openvino import Type, opset15
 from raw_http import head, post, post_chunked
 from service import receive, serve, write_config
+from workers import send_together
 
 from ovms_rest.errors import InferenceError, NoContentError
 from ovms_rest.protocol.room import Room
@@ -279,25 +277,6 @@ def test_control_address_serves_status_and_metadata_but_no_predictions(service):
     assert (answer.status, answer.json()) == (404, {"error": "inferences are not served on the control address"})
     for path in ("", "/metadata"):
         assert ask_control(service, head("GET", f"/v1/models/sum{path}")).status == 200
-
-
-def send_together(service, requests):
-    """Have the worker find all requests at once, one on each connection; return the responses."""
-    workers = service.workers()
-    with ExitStack() as stack:
-        connections = [stack.enter_context(service.connect()) for _ in requests]
-        for connection in connections:
-            connection.sendall(head("GET", "/v2/health/live"))
-            assert receive(connection).status == 200
-        for pid in workers:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            for connection, request in zip(connections, requests, strict=True):
-                connection.sendall(request)
-        finally:
-            for pid in workers:
-                os.kill(pid, signal.SIGCONT)
-        return [receive(connection, "POST") for connection in connections]
 
 
 def test_queued_predictions_are_inferred_together_with_inferences_of_v2(service):

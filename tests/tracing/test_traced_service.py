@@ -13,7 +13,8 @@ import pytest
 from collector import collecting
 from processes import adopting, memory
 from raw_http import RELU, infer
-from service import is_running, receive, serve, wait_for_end, write_config
+from service import is_running, serve, wait_for_end, write_config
+from workers import send_together
 
 TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 FAST = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
@@ -220,7 +221,8 @@ def test_requests_of_a_batch_share_the_times_of_its_inference(service, collector
     for _ in range(20):
         traces = ids(3)
         request = json.loads(RELU)
-        send_together(service, [infer("batches", request, f"traceparent: {parent_of(trace)}") for trace in traces])
+        requests = [infer("batches", request, f"traceparent: {parent_of(trace)}") for trace in traces]
+        assert [answer.status for answer in send_together(service, requests)] == [200] * len(requests)
         spans = [collector.trace(trace, 6) for trace in traces]
         inferences = [found["infer batches"] for found in spans]
         if {span.attributes["ovms_rest.batch.rows"] for span in inferences} == {3}:
@@ -232,23 +234,6 @@ def test_requests_of_a_batch_share_the_times_of_its_inference(service, collector
     for found in spans:
         waiting = found["wait for batch"]
         assert found["decode"].ended_ns == waiting.began_ns < waiting.ended_ns == found["infer batches"].began_ns
-
-
-def send_together(service, requests):
-    """Have the worker find all requests at once, one on each connection."""
-    (worker,) = workers_of(service)
-    with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(service.connect()) for _ in requests]
-        for connection in connections:
-            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert receive(connection).status == 200
-        os.kill(worker, signal.SIGSTOP)
-        try:
-            for connection, request in zip(connections, requests, strict=True):
-                connection.sendall(request)
-        finally:
-            os.kill(worker, signal.SIGCONT)
-        assert [receive(connection, "POST").status for connection in connections] == [200] * len(requests)
 
 
 # --- Errors

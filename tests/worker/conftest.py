@@ -27,6 +27,12 @@ def start_shared(tmp_path_factory, models):
         yield start
 
 
+@pytest.fixture(scope="module")
+def patient(start_shared):
+    """A worker with the default limits."""
+    return start_shared(1)
+
+
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
     """A self-signed certificate for 127.0.0.1, and its key."""

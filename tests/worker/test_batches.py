@@ -15,6 +15,7 @@ import slow_models
 from openvino import Type, opset15
 from raw_http import infer, post
 from service import receive, serve, write_config
+from workers import send_together
 
 LIMIT = 8
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -86,23 +87,6 @@ def service(tmp_path_factory):
 def values_of(rows):
     shape = [len(rows), len(rows[0])] if rows else [0, 4]
     return {"name": "x", "datatype": "FP32", "shape": shape, "data": rows}
-
-
-def send_together(service, requests):
-    """Have the worker find all requests at once, one on each connection; return the responses."""
-    (worker,) = service.workers()
-    with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(service.connect()) for _ in requests]
-        for connection in connections:
-            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert receive(connection).status == 200
-        os.kill(worker, signal.SIGSTOP)
-        try:
-            for connection, request in zip(connections, requests, strict=True):
-                connection.sendall(request)
-        finally:
-            os.kill(worker, signal.SIGCONT)
-        return [receive(connection, "POST") for connection in connections]
 
 
 def statistics(service, model):

@@ -42,12 +42,6 @@ SMALL = {"OVMS_REST_MAX_HELD_BYTES": str(8 * MIB), "OVMS_REST_MAX_BODY_BYTES": s
 
 
 @pytest.fixture(scope="module")
-def patient(start_shared):
-    """A worker with the default limits."""
-    return start_shared(1)
-
-
-@pytest.fixture(scope="module")
 def small(start_shared):
     """A worker that may hold 8 MiB of unfinished requests, of which one may have 4 MiB."""
     return start_shared(1, **SMALL)

@@ -25,12 +25,6 @@ from workers import (
 
 
 @pytest.fixture(scope="module")
-def patient(start_shared):
-    """A worker with the default limits."""
-    return start_shared(1)
-
-
-@pytest.fixture(scope="module")
 def strict(start_shared):
     """A worker with the shortest time limits that can be set."""
     limits = {f"OVMS_REST_{name}_TIMEOUT_SECONDS": "1" for name in ("HEAD", "BODY", "SEND")}
