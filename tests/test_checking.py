@@ -55,6 +55,11 @@ def test_long_value_is_cut_and_too_deep_one_described():
     assert as_json(value) == "a value nested too deeply to be shown"
 
 
+def test_value_stays_in_one_line():
+    """The JSON of orjson has all but the first of these as they are."""
+    assert as_json({"a\n": "\x7f\x95\u2028"}) == '{"a\\n":"\\x7f\\x95\\u2028"}'
+
+
 def test_duplicate_keys_are_reported_and_the_last_counts():
     assert read_json(b'{"a": 1, "a": 2, "b": [{"c": 1, "c": 1}]}') == (
         {"a": 2, "b": [{"c": 1}]},
