@@ -164,7 +164,7 @@ def _find_duplicate_keys(text: str) -> Iterator[Problem]:
         place, value = found.pop()
         if isinstance(value, _Object):
             inside = f"{place}." if place else ""
-            yield from (f"{inside}{key}: duplicate key" for key in value.repeated)
-            found += reversed([(f"{inside}{key}", item) for key, item in value.items()])
+            yield from (f"{inside}{cut(key)}: duplicate key" for key in value.repeated)
+            found += reversed([(f"{inside}{cut(key)}", item) for key, item in value.items()])
         elif isinstance(value, list):
             found += reversed([(f"{place}[{index}]", item) for index, item in enumerate(value)])

@@ -67,6 +67,15 @@ def test_duplicate_keys_are_reported_and_the_last_counts():
     )
 
 
+def test_duplicate_key_stays_in_one_line_and_is_cut():
+    key = "\\n" + "k" * 100
+    _, problems = read_json(f'{{"{key}": {{"a": 1, "a": 1}}, "b": 1, "b": 2, "{key}": 1}}'.encode())
+    assert problems == ["b: duplicate key", f"\\n{'k' * 59}...: duplicate key"] or problems == [
+        f"\\n{'k' * 59}...: duplicate key",
+        "b: duplicate key",
+    ]
+
+
 def reason(content):
     """Return why bytes are not valid JSON."""
     with pytest.raises(ValueError, match=r"^is not valid JSON: ") as caught:
