@@ -29,7 +29,7 @@ def main() -> None:
     arguments = [str(Path(__file__).absolute()), *sys.argv[1:]]
     if "--seeds" in arguments:
         arguments.remove("--seeds")
-        _write_seeds(target.seeds(), Path(arguments[-1]))
+        _write_seeds(target.seeds(), Path(next(text for text in arguments[1:] if text[0] != "-")))
     options = {}
     if "--blind" in arguments:  # without help, to see what the help is worth
         arguments.remove("--blind")

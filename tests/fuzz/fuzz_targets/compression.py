@@ -47,6 +47,7 @@ def check(data: bytes) -> None:
         assert not decompressor.eof or decompressor.unused_data
         return
     assert decompressor.eof
+    assert not decompressor.unused_data
     assert bytes(found) == expected
     if len(found):
         address = np.frombuffer(found, np.uint8).ctypes.data

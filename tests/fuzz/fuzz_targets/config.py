@@ -104,7 +104,11 @@ def seeds() -> list[bytes]:
         b'{"a": 1 // b\n}',
         b'{"\xff',
     ]
-    loads = [_LOADED, {"version_policy": {"all": {}}, "platform": "openvino"}, {"cpu_extension": "a"}]
+    loads = [
+        _LOADED,
+        {"version_policy": {"all": {}}, "platform": "openvino"},
+        {"base_path": "/m", "cpu_extension": "a"},
+    ]
     return [b"\0\xff\xff" + text for text in texts] + [b"\1\xff\xff" + json.dumps(load).encode() for load in loads]
 
 
