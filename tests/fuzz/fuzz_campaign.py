@@ -69,8 +69,12 @@ def fuzz(name: str, *arguments: object, findings: Path, seconds: float) -> Resul
     ) as process:
         try:
             raw, _ = process.communicate(timeout=seconds)
-        except BaseException:
+        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with the process that merges
+            raw, _ = process.communicate()
+            raw += f"\n==0== ERROR: did not end within {seconds:.0f} s".encode()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
             raise
     output = raw.decode(errors="replace")
     counted = [(int(executions), int(edges)) for executions, edges in _LINE.findall(output)]
