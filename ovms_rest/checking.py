@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from ovms_rest.protocol.words import cut, explain_json_error, list_names
+from ovms_rest.protocol.words import cut, escape, explain_json_error, list_names
 
 Problem = str
 Check = Callable[[Any], Problem | None]
@@ -114,12 +114,12 @@ def _explain_unknown(key: str, checks: Mapping[str, Check]) -> Problem:
 
 
 def as_json(value: Any) -> str:
-    """Return a value as JSON for a message, cut if it is long."""
+    """Return a value as JSON in one line for a message, cut if it is long."""
     try:
         text = orjson.dumps(value).decode()
     except TypeError:  # nested too deeply for orjson to write, though not to read
         return "a value nested too deeply to be shown"
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return escape(text if len(text) <= 80 else f"{text[:80]}...")  # orjson escapes C0 alone
 
 
 # --- Reading
@@ -164,7 +164,7 @@ def _find_duplicate_keys(text: str) -> Iterator[Problem]:
         place, value = found.pop()
         if isinstance(value, _Object):
             inside = f"{place}." if place else ""
-            yield from (f"{inside}{key}: duplicate key" for key in value.repeated)
-            found += reversed([(f"{inside}{key}", item) for key, item in value.items()])
+            yield from (f"{inside}{cut(key)}: duplicate key" for key in value.repeated)
+            found += reversed([(f"{inside}{cut(key)}", item) for key, item in value.items()])
         elif isinstance(value, list):
             found += reversed([(f"{place}[{index}]", item) for index, item in enumerate(value)])

@@ -30,6 +30,7 @@ from ovms_rest.models.options import MAX_BATCH_SIZE, ModelOptions
 from ovms_rest.models.repository import LATEST, VersionPolicy
 from ovms_rest.ovms_releases import describe_dropped
 from ovms_rest.pipelines.definition import Library, PipelineDefinition, check_libraries, check_pipelines, read_pipeline
+from ovms_rest.protocol.words import quote
 from ovms_rest.resources.metrics import check_metrics_list
 from ovms_rest.settings import Settings
 
@@ -323,7 +324,7 @@ def _check_models(items: Any) -> Iterator[Problem]:
         yield from check_keys(config, f"{place}.config.", _MODEL_KEYS, required=("name",))
         name = config.get("name")
         if type(name) is str and (first := first_places.setdefault(name, place)) != place:
-            yield f"{place}.config.name: {name!r} is already the name of {first}"
+            yield f"{place}.config.name: {quote(name)} is already the name of {first}"
 
 
 def _check_names_of_pipelines(root: dict[str, Any]) -> Iterator[Problem]:
@@ -335,7 +336,7 @@ def _check_names_of_pipelines(root: dict[str, Any]) -> Iterator[Problem]:
     for index, item in _objects(root.get("pipeline_config_list")):
         if type(name := item.get("name")) is str and name in places:
             taken = f"model_config_list[{places[name]}]"
-            yield f"pipeline_config_list[{index}].name: {name!r} is already the name of {taken}"
+            yield f"pipeline_config_list[{index}].name: {quote(name)} is already the name of {taken}"
 
 
 def _configs(root: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -55,11 +55,25 @@ def test_long_value_is_cut_and_too_deep_one_described():
     assert as_json(value) == "a value nested too deeply to be shown"
 
 
+def test_value_stays_in_one_line():
+    """The JSON of orjson has all but the first of these as they are."""
+    assert as_json({"a\n": "\x7f\x95\u2028"}) == '{"a\\n":"\\x7f\\x95\\u2028"}'
+
+
 def test_duplicate_keys_are_reported_and_the_last_counts():
     assert read_json(b'{"a": 1, "a": 2, "b": [{"c": 1, "c": 1}]}') == (
         {"a": 2, "b": [{"c": 1}]},
         ["a: duplicate key", "b[0].c: duplicate key"],
     )
+
+
+def test_duplicate_key_stays_in_one_line_and_is_cut():
+    key = "\\n" + "k" * 100
+    _, problems = read_json(f'{{"{key}": {{"a": 1, "a": 1}}, "b": 1, "b": 2, "{key}": 1}}'.encode())
+    assert problems == ["b: duplicate key", f"\\n{'k' * 59}...: duplicate key"] or problems == [
+        f"\\n{'k' * 59}...: duplicate key",
+        "b: duplicate key",
+    ]
 
 
 def reason(content):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ovms_rest.errors import LoadError
 from ovms_rest.protocol.tensors import MAX_DIM, Dim
-from ovms_rest.protocol.words import show
+from ovms_rest.protocol.words import cut, show
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ def _read(faults: list[str], key: str, parse: Callable[[Any], T], value: Any) ->
         try:
             parsed[name] = parse(item)
         except LoadError as error:
-            faults.append(f"{key if name is None else f'{key}.{name}'}: {error}")
+            faults.append(f"{key if name is None else f'{key}.{cut(name)}'}: {error}")
     return parsed
 
 

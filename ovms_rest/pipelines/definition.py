@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ovms_rest.checking import Check, Problem, as_json, check_keys, check_name, check_values, fits, is_a, is_text
+from ovms_rest.protocol.words import cut, list_names, quote
 
 # The implicit first and last node of every pipeline.
 REQUEST, RESPONSE = "request", "response"
@@ -150,7 +151,7 @@ def _check_names_differ(items: Any, place: str) -> Iterator[Problem]:
     for index, item in enumerate(items if type(items) is list else ()):
         name = item.get("name") if type(item) is dict else None
         if type(name) is str and (first := first_places.setdefault(name, f"{place}[{index}]")) != f"{place}[{index}]":
-            yield f"{place}[{index}].name: {name!r} is already the name of {first}"
+            yield f"{place}[{index}].name: {quote(name)} is already the name of {first}"
 
 
 def _check_pipeline(item: dict[str, Any], place: str) -> Iterator[Problem]:
@@ -180,7 +181,7 @@ def _check_connections(items: Any, place: str) -> Iterator[Problem]:
             yield f"{place}[{index}]: expected an object with one key, the name of a tensor, got {as_json(item)}"
             continue
         ((tensor, source),) = item.items()
-        label = f"{place}[{index}].{tensor}"
+        label = f"{place}[{index}].{cut(tensor)}"
         if type(source) is dict:
             yield from check_keys(source, f"{label}.", _SOURCE_KEYS, ("node_name", "data_item"))
         else:
@@ -209,7 +210,7 @@ def _check_names(value: Any) -> Problem | None:
     if type(value) is not list or not all(type(name) is str for name in value):
         return f"expected an array of strings, got {as_json(value)}"
     repeated = sorted({name for name in value if value.count(name) > 1})
-    return f"expected unique names, got more than once {', '.join(map(repr, repeated))}" if repeated else None
+    return f"expected unique names, got more than once {list_names(repeated)}" if repeated else None
 
 
 def _check_params(value: Any) -> Problem | None:

@@ -31,7 +31,7 @@ from ovms_rest.protocol.raw_bodies import Source, fit_shape, read_raw, read_raw_
 from ovms_rest.protocol.strings import MAX_ELEMENTS
 from ovms_rest.protocol.tensors import InferenceRequest, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.validation import unknown_input
-from ovms_rest.protocol.words import list_names, show
+from ovms_rest.protocol.words import cut, list_names, show
 
 JSON, OCTETS, FORM, IMAGE = "application/json", "application/octet-stream", "multipart/form-data", "image/"
 
@@ -95,8 +95,9 @@ def _decode_json(body: memoryview, kind: str, model: ModelMetadata, json_memory:
 def _find_only_input(kind: str, model: ModelMetadata) -> TensorMetadata:
     if len(model.inputs) != 1:
         raise InvalidRequestError(
-            f"Content-Type is {kind}, which makes the body the data of a model's only input, but model {model.name!r} "
-            f"has {len(model.inputs)} inputs: {list_names(model.inputs)}; {explain_form(model.inputs, model.name)}"
+            f"Content-Type is {cut(kind)}, which makes the body the data of a model's only input, but model "
+            f"{model.name!r} has {len(model.inputs)} inputs: {list_names(model.inputs)}; "
+            f"{explain_form(model.inputs, model.name)}"
         )
     (metadata,) = model.inputs.values()
     return metadata
@@ -105,8 +106,8 @@ def _find_only_input(kind: str, model: ModelMetadata) -> TensorMetadata:
 def _read_image(body: memoryview, kind: str, metadata: TensorMetadata, model: ModelMetadata) -> Tensor:
     if metadata.images is None and metadata.datatype != BYTES:
         raise InvalidRequestError(
-            f"Content-Type is {kind}, but input {metadata.name!r} of model {model.name!r} does not take images; it "
-            f"takes {metadata.datatype} of shape {metadata.describe_shape()}, for example as {OCTETS}"
+            f"Content-Type is {cut(kind)}, but input {metadata.name!r} of model {model.name!r} does not take images; "
+            f"it takes {metadata.datatype} of shape {metadata.describe_shape()}, for example as {OCTETS}"
         )
     return _view_elements(body, [Part(metadata.name, body, 0)], metadata)
 

@@ -28,18 +28,18 @@ def describe(value: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """Return a value as JSON, cut if it is long."""
+    """Return a value as JSON in one line, cut if it is long."""
     if type(value) is str:
         value = value[: _SHOWN + 1]  # the rest would be cut off
     try:
-        return cut(orjson.dumps(value).decode())
+        return cut(orjson.dumps(value).decode())  # orjson escapes C0 alone
     except TypeError:  # nested too deeply for orjson to write, though not to read
         return describe(value)
 
 
 def quote(name: str) -> str:
     """Return a name in quotes, cut if it is long."""
-    return repr(cut(name))
+    return repr(_shorten(name))  # which escapes control characters
 
 
 def list_names(names: Iterable[str], most: int = 10) -> str:
@@ -59,7 +59,11 @@ def count_of(number: int, noun: str) -> str:
 
 
 def cut(text: str) -> str:
-    """Return a text, cut if it is long."""
+    """Return a text in one line, its control characters escaped, cut if it is long."""
+    return escape(_shorten(text))
+
+
+def _shorten(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -17,7 +17,7 @@ from gunicorn_h1c import parse_request_fast
 from ovms_rest.protocol.encoding import encode_error
 from ovms_rest.protocol.header_length import HeaderLength, read_header_length
 from ovms_rest.protocol.routes import read_inference, read_path
-from ovms_rest.protocol.words import cut
+from ovms_rest.protocol.words import quote
 
 Environ = dict[str, Any]
 
@@ -27,7 +27,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # How many names of header fields, and hosts, are remembered at most; clients may send any.
 _REMEMBERED = 512
-_CR = 13
+_CR, _SPACE = b"\r "
 _HEADER_LENGTH = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
 # RFC 3986 section 3.2.2 and 3.2.3: an address in brackets or a name, and a port.
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
@@ -150,6 +150,10 @@ class HeadReader:
             return None
         except ValueError as error:
             raise self._refuse(error, data) from error
+        # RFC 9112 section 3: single spaces, of which the parser takes any number.
+        place = len(request.method) + 1
+        if data[place] == _SPACE or data[place + len(request.path) + 1] == _SPACE:
+            raise Refusal(400, "malformed request: more than one space in a row in the request line")
         environ = template.copy()
         target = str(request.path, "latin-1")
         environ["REQUEST_METHOD"] = str(request.method, "latin-1")
@@ -183,7 +187,7 @@ class HeadReader:
         if host is None and minor:
             raise Refusal(400, "malformed request: the Host header is missing (RFC 9112 section 3.2)")
         if host is not None and not _HOST.fullmatch(host):
-            raise Refusal(400, f"malformed request: invalid Host header {cut(host)!r}")
+            raise Refusal(400, f"malformed request: invalid Host header {quote(host)}")
         if len(self._hosts) < _REMEMBERED:
             self._hosts.add(host or "")
 

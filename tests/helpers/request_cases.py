@@ -46,6 +46,8 @@ REFUSED = [
     (lines("GET /v2"), 400, "Invalid HTTP request"),
     (lines("GET /v2 HTTP/1.1 ", "Host: x"), 400, ""),
     (lines(" GET /v2 HTTP/1.1", "Host: x"), 400, ""),
+    (lines("GET  /v2 HTTP/1.1", "Host: x"), 400, "more than one space"),
+    (lines("GET /v2  HTTP/1.1", "Host: x"), 400, "more than one space"),
     (lines("GET\t/v2 HTTP/1.1", "Host: x"), 400, ""),
     (lines("get /v2 HTTP/1.1", "Host: x"), 400, "Lowercase"),
     (lines("G\x00T /v2 HTTP/1.1", "Host: x"), 400, ""),

@@ -169,6 +169,17 @@ def test_a_mistake_in_a_pipeline_is_reported(keys, problem):
     assert problems(**keys) == [problem]
 
 
+def test_names_of_tensors_in_problems_stay_in_one_line_and_are_cut():
+    (problem,) = problems(outputs=[{"\u2028" + "t" * 100: {"node_name": "n", "data_item": ["y"]}}])
+    assert problem == f'outputs[0].\\u2028{"t" * 59}....data_item: expected a string, got ["y"]'
+
+
+def test_at_most_ten_repeated_names_are_listed():
+    (problem,) = problems(inputs=[str(number) for number in range(100, 120)] * 2)
+    assert problem.startswith("inputs: expected unique names, got more than once '100', ")
+    assert problem.endswith(", '109', ...")
+
+
 def test_a_repeated_pipeline_name_is_rejected():
     assert list(check_pipelines([a_pipeline(), a_pipeline(name="q"), a_pipeline()])) == [
         f"pipeline_config_list[2].name: 'p' is already the name of {PLACE}"

@@ -168,6 +168,12 @@ def test_body_for_several_inputs_is_rejected_with_the_form_to_send(content_type)
     )
 
 
+@pytest.mark.parametrize("model", [TWO, model(x=("FP32", 2))])
+def test_long_content_type_of_an_image_is_cut_in_the_message(model):
+    message = refusal(b"\x89PNG", f"image/\x85{'p' * 8000}", model)
+    assert message.startswith(f"Content-Type is image/\\x85{'p' * 53}..., ")
+
+
 # --- Raw elements
 
 

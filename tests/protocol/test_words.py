@@ -44,6 +44,13 @@ def test_text_of_more_than_60_characters_is_cut():
     assert (cut("x" * 60), cut("x" * 61)) == ("x" * 60, f"{'x' * 60}...")
 
 
+@pytest.mark.parametrize("control", ["\n", "\x7f", "\x95", "\u2028"])
+@pytest.mark.parametrize(("function", "quotes"), [(show, '""'), (quote, "''"), (cut, ("", ""))])
+def test_values_in_messages_stay_in_one_line(function, quotes, control):
+    escaped = "\\n" if control == "\n" else control.encode("unicode_escape").decode()
+    assert function(f"a{control}b") == f"{quotes[0]}a{escaped}b{quotes[1]}"
+
+
 def test_names_are_quoted_and_at_most_ten_listed():
     assert quote("it's") == '"it\'s"'
     assert list_names(["a", "b"]) == "'a', 'b'"
