@@ -3,7 +3,7 @@
     PYTHONPATH=tests/helpers python tests/benchmarks/hosts.py [SECONDS]
 
 Three hosts in network namespaces of this machine, each with the service (one worker) and nginx, and the balancer with
-its clients in another. Six clients send an inference every 20 ms or less often, and check each response. For each
+its clients in another. Six clients check each response, and send the next inference 20 ms after it. For each
 fault: responses in the SECONDS after it, failed requests (wrong responses included), and times of the responses. Needs
 root and nginx (Debian: apt-get install nginx iproute2).
 """
@@ -96,7 +96,7 @@ def main():
     with tempfile.TemporaryDirectory() as name, balanced_hosts.run(Path(name) / "hosts") as cluster:
         print_header("what happens", "responses", "failed", "reconnected", "p50 ms", "p99 ms", "longest ms", "versions")
         for title, step, after, model in PHASES:
-            with Clients(cluster, model) as clients:
+            with Clients(cluster, model, interval=0.02) as clients:
                 clients.go_on(10)
                 first, end = len(clients.answers), time.monotonic() + seconds
                 step(cluster)

@@ -232,7 +232,7 @@ class Clients:
     an idle connection at any time, and clients then send on a new one.
     """
 
-    def __init__(self, cluster: Cluster, model: str = "adding", clients: int = 6, interval: float = 0.02) -> None:
+    def __init__(self, cluster: Cluster, model: str = "adding", clients: int = 6, interval: float = 0.05) -> None:
         self.answers: list[Answered] = []
         self.failures: list[str] = []
         self.closed = 0
