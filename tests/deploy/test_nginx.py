@@ -829,7 +829,7 @@ def test_https_accepts_only_tls_1_3_and_no_plain_text(service, tmp_path):
         assert curl(running, "/v2", "--tlsv1.3").status == 200
         assert error_of(running.get("/v2"), 400) == "this port accepts only HTTPS"
         assert curl(running, "/metrics").status == 403
-        listening = (running.directory / "conf.d" / "ovms_rest.conf").read_text()
+        listening = (running.directory / "ovms_rest" / "servers.conf").read_text()
         assert "listen 80" not in listening
         trust = {"ca_certs": str(running.tls / "server.crt")}
         with InferenceServerClient(f"127.0.0.1:{running.port}", ssl=True, ssl_options=trust) as client:
