@@ -3,9 +3,9 @@
 from ovms_rest.shared_memory.table import Row, WorkerTable
 
 
-def make_rows(*workers: tuple[int, int], cores: int = 9) -> tuple[WorkerTable, list[Row]]:
+def make_rows(*workers: tuple[int, int], cores: int = 9, size: int = 8) -> tuple[WorkerTable, list[Row]]:
     """Make a table with a row for every (connections, idle since); the process ids count from 100."""
-    table = WorkerTable(8, cores)
+    table = WorkerTable(size, cores)
     rows = []
     for number, (connections, idle) in enumerate(workers):
         row = table.take()
