@@ -151,7 +151,7 @@ def reload_models(directory, rounds):
 
 
 def reload(service, count, status):
-    """Reload over HTTP; return the seconds until the new workers serve, their CPU time and the arbiter's, and theirs."""
+    """Reload; return the seconds until the new workers serve, and the CPU time of all processes and of the workers."""
     arbiter, begun = cpu_seconds([service.process.pid]), time.monotonic()
     response = service.request("POST", "/v1/config/reload", b"")
     assert response.status == status, response.body
@@ -181,9 +181,8 @@ def hold_connections(directory, seconds, rounds):
     for count, loads in results.items():
         done = mean(loads)
         print_row(count, f"{done.rate:.0f}", f"{done.cpu * 1e3:.0f}", f"{done.cpu / alone.cpu:.2f}", f"{done.p99:.2f}")
-    print(
-        f"\n{CONNECTING_WORKERS} workers; an idle connection takes {statistics.median(memory) / CONNECTIONS * 1024:.1f} KB.\n"
-    )
+    each = statistics.median(memory) / CONNECTIONS * 1024
+    print(f"\n{CONNECTING_WORKERS} workers; an idle connection takes {each:.1f} KB.\n")
 
 
 def connect(service):
