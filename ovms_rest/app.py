@@ -10,6 +10,7 @@ from typing import Any
 
 import falcon
 
+from ovms_rest.arbiter.crashes import Death, judge
 from ovms_rest.arbiter.reloading import Managed, Reloading
 from ovms_rest.config import read_config
 from ovms_rest.errors import ConfigError, NotFoundError, ServingError, ShortageError, TryLaterError
@@ -29,6 +30,7 @@ from ovms_rest.resources.console import PAGE, ConsoleErrors, ConsoleFile, Consol
 from ovms_rest.resources.console_origin import ConsoleOrigin, ConsolePorts
 from ovms_rest.resources.control import MAX_BODY_BYTES, ConfigReload, ConfigStatus, ModelControl, RepositoryIndex
 from ovms_rest.resources.cors import Cors
+from ovms_rest.resources.crash_guard import CrashGuard
 from ovms_rest.resources.entry_points import EntryPoints, Models
 from ovms_rest.resources.error_handlers import hand_on, handle_serving_error, serialize_falcon_error
 from ovms_rest.resources.health import Live, ModelReady, Ready
@@ -43,6 +45,8 @@ from ovms_rest.resources.routing import Request, Router
 from ovms_rest.resources.statistics import Statistics
 from ovms_rest.resources.tfs import NoPrediction, Predict, SignatureMetadata, VersionStatus, api_of
 from ovms_rest.settings import Settings, read_settings
+from ovms_rest.shared_memory.crash_table import CrashTable
+from ovms_rest.shared_memory.inference_notes import InferenceNotes
 from ovms_rest.shared_memory.log_levels import LogLevels
 from ovms_rest.shared_memory.recent_lines import RecentLines
 from ovms_rest.shared_memory.statistics import FailureKind
@@ -83,10 +87,12 @@ class App(falcon.App):  # type: ignore[type-arg]
         self._api = api
         self._lines = lines
         self._is_control = False
+        self._notes, self._crashes = InferenceNotes(SLOTS), CrashTable()
         permission = Permission(settings, lambda: self._is_control)
         self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe(), tracing)
         place = ConsolePlace(settings.console, settings.control_bind, lambda: self._is_control, self._ports)
-        _add_protocol(self, models, settings, telemetry.is_ending, place)
+        guard = CrashGuard(self._notes, self._crashes)
+        _add_protocol(self, models, settings, guard, telemetry.is_ending, place)
         self._add_console(place, permission)
         self._add_operations(permission, metrics)
 
@@ -138,9 +144,17 @@ class App(falcon.App):  # type: ignore[type-arg]
         entries = self.models.entries.values()
         return f"{sum(1 for entry in entries if entry.versions)} of {len(entries)} models and pipelines serve"
 
-    def release(self, slot: int) -> list[str]:
-        """Release the counters of a worker that is gone; return the versions that it was inferring with."""
-        return self._telemetry.counters.release(slot)
+    def release(self, slot: int, death: Death) -> str:
+        """Release what a worker that is gone has counted and noted.
+
+        Return a line for the log, "" unless it died during an inference.
+        """
+        self._telemetry.counters.release(slot)
+        models, line = judge(self._notes, self._crashes, slot, death)
+        for model in models:
+            name, _, version = model.rpartition("/")
+            self._telemetry.counters.count_crash(name, version, slot)
+        return line
 
     # --- In a worker
 
@@ -152,6 +166,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         """
         self._lines.claim(slot)
         self._telemetry.counters.claim(slot)
+        self._notes.claim(slot)
         self.models.open(opening, retire)
         self._api.renew()
         self._is_control = is_control
@@ -189,7 +204,7 @@ _MODEL_ROUTES = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 def create_app(registry: Registry, settings: Settings) -> falcon.App:  # type: ignore[type-arg]
     """Return an application with the resources of the protocol alone."""
     app = falcon.App(**_falcon_arguments(settings))
-    _add_protocol(app, registry, settings, lambda: False)
+    _add_protocol(app, registry, settings, CrashGuard(InferenceNotes(1), CrashTable()), lambda: False)
     return app
 
 
@@ -203,6 +218,7 @@ def _add_protocol(
     app: falcon.App,  # type: ignore[type-arg]
     registry: Registry,
     settings: Settings,
+    guard: CrashGuard,
     is_ending: Callable[[], bool],
     console: ConsolePlace | None = None,
 ) -> None:
@@ -217,9 +233,9 @@ def _add_protocol(
     for model in _MODEL_ROUTES:
         app.add_route(model, ModelDescription(registry))
         app.add_route(f"{model}/ready", ModelReady(registry))
-        app.add_route(f"{model}/infer", Infer(registry, settings))
+        app.add_route(f"{model}/infer", Infer(registry, settings, guard))
     for model in _TFS_ROUTES:
-        app.add_route(f"{model}:predict", Predict(registry, settings))
+        app.add_route(f"{model}:predict", Predict(registry, settings, guard))
         app.add_route(f"{model}/metadata", SignatureMetadata(registry))
         for verb in ("classify", "regress"):
             app.add_route(f"{model}:{verb}", NoPrediction(registry, verb))

@@ -81,6 +81,10 @@ class InferenceError(ServingError):
     """The inference failed; OpenVINO's own text is in the log."""
 
 
+class CrashedError(ServingError):
+    """The request, or one with its inputs, has crashed a worker, and is not run again for now."""
+
+
 class NoContentError(ServingError):
     """The response is empty, because a demultiplexer of the pipeline produced no shards."""
 

@@ -16,6 +16,7 @@ from gunicorn.systemd import SD_LISTEN_FDS_START
 from ovms_rest.arbiter import notifying
 from ovms_rest.arbiter.addresses import AddressError, check_addresses
 from ovms_rest.arbiter.control_address import ControlAddress, move, take_activated
+from ovms_rest.arbiter.crashes import Death
 from ovms_rest.arbiter.guarding import commit, guard
 from ovms_rest.arbiter.memory_limit import MemoryLimit
 from ovms_rest.arbiter.reloading import Managed
@@ -51,8 +52,8 @@ class App(Protocol):
     def open(self, slot: int, is_control: bool, opening: Callable[[str], None], retire: Callable[[], None]) -> None:
         """Open all models in a worker."""
 
-    def release(self, slot: int) -> list[str]:
-        """Release the counters of a worker that is gone; return the versions that it was inferring with."""
+    def release(self, slot: int, death: Death) -> str:
+        """Release what a worker that is gone has noted; return a line for the log if it died during an inference."""
 
 
 def _app(arbiter: Any) -> App:
@@ -417,12 +418,12 @@ def note_opening(worker: Any, name: str) -> None:
 
 
 def child_exit(arbiter: Any, worker: Any) -> None:
-    """Log the model or pipeline of a worker that died; give up a model that several workers could not open."""
+    """Log the requests of a worker that died; give up a model that several workers could not open."""
     managed = arbiter.managed
     if worker.row.is_ready():  # a worker that drains is not
         managed.table.count_death()
-    for name in _app(arbiter).release(worker.row.index):
-        log.error("worker %s died or was killed during an inference with %r (name and version)", worker.pid, name)
+    if line := _app(arbiter).release(worker.row.index, worker.death):
+        log.error("worker %s %s", worker.pid, line)
     managed.table.free(worker.row)
     name = worker.opening[:].partition(b"\0")[0].decode(errors="ignore")
     worker.opening.close()

@@ -13,6 +13,7 @@ from typing import Any
 
 from gunicorn.errors import HaltServer
 
+from ovms_rest.arbiter.crashes import describe_code, find_death
 from ovms_rest.arbiter.memory_limit import FreshSize, MemoryLimit
 from ovms_rest.arbiter.pauses import Pauses
 from ovms_rest.host import throwaway
@@ -184,6 +185,7 @@ class Spawning:
         if not reason:
             _log_end(worker.pid, code)
         worker.tmp.close()
+        worker.death = find_death(code, worker.aborted, worker.is_ending)
         try:
             arbiter.cfg.child_exit(arbiter, worker)
         except Exception:
@@ -191,7 +193,7 @@ class Spawning:
         if reason and not is_failure:
             log.error("%s", reason)
         if is_failure:
-            self._fail(reason or f"a worker ended with {_describe_code(code)} before it was ready", code > 0)
+            self._fail(reason or f"a worker ended with {describe_code(code)} before it was ready", code > 0)
 
     # --- Failures
 
@@ -335,13 +337,4 @@ def _log_end(pid: int, code: int) -> None:
     if code == -signal.SIGKILL:
         log.error("worker %s was killed by SIGKILL; the system may be out of memory", pid)
     elif code not in (0, -signal.SIGTERM):
-        log.error("worker %s ended with %s", pid, _describe_code(code))
-
-
-def _describe_code(code: int) -> str:
-    if code >= 0:
-        return f"exit status {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
+        log.error("worker %s ended with %s", pid, describe_code(code))

@@ -26,6 +26,7 @@ from ovms_rest.protocol.datatypes import DATATYPES
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Array, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.words import count_of
+from ovms_rest.shared_memory.inference_notes import Note
 from ovms_rest.shared_memory.statistics import InferenceRecord
 from ovms_rest.tracing.context import current_context, within
 
@@ -41,7 +42,7 @@ class Member:
 
     __slots__ = (
         *("arrays", "batch_rows", "batching", "began_ns", "executed_rows", "greenlet", "is_follower", "kind", "order"),
-        *("record", "rows", "since_ns", "size", "spent_ns", "trace"),
+        *("note", "record", "rows", "since_ns", "size", "spent_ns", "trace"),
     )
 
     def __init__(self, batching: "Batching", arrays: Arrays, rows: int, record: InferenceRecord | None) -> None:
@@ -59,6 +60,17 @@ class Member:
         self.spent_ns, self.is_follower, self.executed_rows = 0, True, 0
         self.began_ns, self.batch_rows = 0, 0  # when it began, and the rows of all its members
         self.trace = current_context()
+        self.note = parking.note
+
+    def run(self) -> None:
+        """Note that the request runs from now on, for when this process dies of it."""
+        if self.note is not None:
+            self.note.run()
+
+    def park(self) -> None:
+        """Note that the request does not run until `run` is called."""
+        if self.note is not None:
+            self.note.park()
 
 
 class Parking:
@@ -68,6 +80,7 @@ class Parking:
         self._hub: greenlet | None = None
         self.members: deque[Member] = deque()
         self._size = 0  # of all members
+        self.note: Note | None = None  # of the request that runs, set where it begins
 
     def begin(self) -> None:
         """Let requests park from now on; the caller's greenlet is the one that runs and resumes them."""
@@ -86,7 +99,10 @@ class Parking:
         assert self._hub is not None
         self.members.append(member)
         self._size += member.size
+        member.park()
         outcome: Tensors | Exception = self._hub.switch()
+        self.note = member.note
+        member.run()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -175,7 +191,8 @@ class Batching:
                 f"the request has {count_of(rows, 'row')}, at most {self.limit} are allowed, max_batch_size of "
                 f"{self._label}"
             )
-        if not parking.can_park():
+        is_suspect = parking.note is not None and bool(parking.note.suspicions)
+        if is_suspect or not parking.can_park():
             if record is not None:
                 record.executed_rows = rows
             return self._infer(arrays)
@@ -207,11 +224,16 @@ class Batching:
     def _infer_batch(self, batch: Sequence[Member], rows: int) -> list[tuple[str, Tensor]] | None:
         """Return the outputs of a batch, None if it fails."""
         began = time.monotonic_ns()
+        for member in batch:
+            member.run()
         try:
             tensors = self._infer({name: self._gather(name, batch, rows) for name in batch[0].arrays})
         except Exception as error:  # found again, with the request at fault
             log.debug("a batch of %s failed, its requests are inferred one by one: %s", self._label, error)
             return None
+        finally:
+            for member in batch:
+                member.park()
         for name, tensor in tensors.items():
             if tensor.shape[:1] != (rows,):
                 if not self._has_warned:
@@ -232,12 +254,14 @@ class Batching:
         began = time.monotonic_ns()
         member.executed_rows, member.is_follower = member.rows, False
         member.began_ns, member.batch_rows = began, member.rows
+        member.run()
         try:
             with within(member.trace):
                 return self._infer(member.arrays)
         except Exception as error:
             return error
         finally:
+            member.park()
             member.spent_ns = time.monotonic_ns() - began
 
     def _gather(self, name: str, batch: Sequence[Member], rows: int) -> Array:

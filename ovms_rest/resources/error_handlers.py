@@ -7,6 +7,7 @@ import falcon
 from ovms_rest.errors import (
     BodyTooLargeError,
     BusyError,
+    CrashedError,
     DeadlineError,
     EndingError,
     ForbiddenError,
@@ -41,6 +42,7 @@ STATUSES: dict[type[ServingError], int] = {
     BusyError: 503,
     EndingError: 503,
     InferenceError: 500,
+    CrashedError: 500,
     DeadlineError: 503,
 }
 

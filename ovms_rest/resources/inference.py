@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import falcon
 
-from ovms_rest.errors import BusyError, DeadlineError, InferenceError, NoContentError, ServingError
+from ovms_rest.errors import BusyError, CrashedError, DeadlineError, InferenceError, NoContentError, ServingError
 from ovms_rest.models.servable import InferenceCounters, Registry
 from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import decode_request
@@ -20,6 +20,7 @@ from ovms_rest.protocol.validation import validate_inputs, validate_outputs
 from ovms_rest.protocol.waiting_time import waits_since
 from ovms_rest.resources.body import Environ, read_body
 from ovms_rest.resources.compression import choose_encoding, compress
+from ovms_rest.resources.crash_guard import CrashGuard
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.statistics import InferenceRecord
 
@@ -29,22 +30,30 @@ _HEADER_LENGTH = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
 class Infer:
     """POST /v2/models/{name}[/versions/{version}]/infer."""
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    def __init__(self, registry: Registry, settings: Settings, guard: CrashGuard) -> None:
         self._registry = registry
+        self._guard = guard
+        self._until = guard.until
         self._max_body_bytes = settings.max_body_bytes
         self._json_memory = choose_budget(settings.max_body_bytes)
         self._may_compress = settings.response_compression
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
-        """Infer, and count it: bytes -> request -> arrays -> tensors -> bytes."""
+        """Infer, and count it: bytes -> request -> arrays -> tensors -> bytes.
+
+        Raises TryLaterError for a request sent again while it is unknown whether a worker has died of it.
+        """
         servable = self._registry.find(name, version)
         metadata, environ = servable.metadata, req.env
         started = time.monotonic_ns()
         record: InferenceRecord = environ.get("ovms_rest.inference") or InferenceRecord(started)
         record.model_name, record.model_version = metadata.name, metadata.version
         record.queue_ns = started - record.received_ns
+        note = self._guard.begin(metadata, environ)
         servable.counters.begin()
         try:
+            if self._until[0] > started:
+                self._guard.check_request(note)
             header = environ.get("ovms_rest.header_length") or read_header_length(environ.get(_HEADER_LENGTH))
             body = read_body(environ, self._max_body_bytes, header.length)
             request = self._decode(body, header.check(len(body)), metadata, environ)
@@ -58,6 +67,8 @@ class Infer:
                 record.check_deadline()
             if metadata.static_elements > SMALL_OUTPUTS:
                 check_requested(requested, metadata, environ.get("ovms_rest.room", unlimited)())
+            if note.is_watched:
+                self._guard.check_inputs(note, arrays)
             decoded = time.monotonic_ns()
             record.input_ns = decoded - started
             tensors = servable.infer(arrays, record)
@@ -75,6 +86,11 @@ class Infer:
         except Exception as error:
             _count_failure(servable.counters, error, record, time.monotonic_ns() - started)
             raise
+        finally:
+            if note.is_watched:
+                self._guard.end(note)
+            else:
+                note.end()
         record.output_ns = time.monotonic_ns() - inferred
         record.batch = batch_of(request.inputs[0].shape)
         servable.counters.record(record)
@@ -123,6 +139,8 @@ def _count_failure(counters: InferenceCounters, error: Exception, record: Infere
     match error:
         case DeadlineError():
             counters.fail("timeout", error.waited_ns, record.api)
+        case CrashedError():
+            counters.fail("crashed", elapsed_ns, record.api)
         case BusyError():
             counters.fail("overload", elapsed_ns, record.api)
         case NoContentError():

@@ -265,6 +265,11 @@ _FAMILIES: Mapping[str, _Family] = {
         "Number of inference requests that were refused or failed, by kind.",
         _refusals,
     ),
+    "ovms_rest_crashes": _Family(
+        "counter",
+        "Number of workers that died while they inferred with a model or pipeline.",
+        _of_models(lambda model: model.crashes, pipelines=True),
+    ),
     "ovms_rest_request_bytes": _Family(
         "counter",
         "Bytes in the bodies of inference requests.",

@@ -41,7 +41,7 @@ _BUCKETS: Final = len(BOUNDS) + 1
 BATCH_SIZES: Final = 16
 
 # The columns of a row. At _BATCHES begins an entry for each batch size and one for all others, whose size is 0.
-_ACTIVE, _LAST_NS, _INFERENCES, _QUEUE_NS, _REQUEST_BYTES, _RESPONSE_BYTES, _FAILURES = range(7)
+_ACTIVE, _LAST_NS, _INFERENCES, _QUEUE_NS, _REQUEST_BYTES, _RESPONSE_BYTES, _CRASHES, _FAILURES = range(8)
 _QUESTIONS: Final = _FAILURES + 2 * len(FAILURE_KINDS)
 _API_FAILURES: Final = _QUESTIONS + len(QUESTIONS)
 # A histogram for each API, which also counts the successes.
@@ -87,11 +87,13 @@ class ModelCounters:
         self._entries = {row[entry]: entry for entry in range(_BATCHES, _OTHERS, _ENTRY) if row[entry]}
         self.release(slot)
 
-    def release(self, slot: int) -> bool:
-        """Clear the inference in progress of this slot; return whether there was one."""
-        column = slot * _COLUMNS + _ACTIVE
-        was_active, self._numbers[column] = bool(self._numbers[column]), 0
-        return was_active
+    def release(self, slot: int) -> None:
+        """Clear the inferences in progress of this slot."""
+        self._numbers[slot * _COLUMNS + _ACTIVE] = 0
+
+    def count_crash(self, slot: int) -> None:
+        """Count the worker of this slot, which died while it inferred; in the arbiter."""
+        self._numbers[slot * _COLUMNS + _CRASHES] += 1
 
     def begin(self) -> None:
         """Note another inference in progress in this process, until `record` or `fail` is called for it."""
@@ -183,6 +185,7 @@ class ModelCounters:
             request_bytes=sums[_REQUEST_BYTES],
             response_bytes=sums[_RESPONSE_BYTES],
             active=sums[_ACTIVE],
+            crashes=sums[_CRASHES],
         )
 
 
@@ -224,12 +227,16 @@ class Counters:
         for model in self._models.values():
             model.claim(slot)
 
-    def release(self, slot: int) -> list[str]:
-        """Clear the inferences in progress of this slot, and return their versions, as name/version. Its counts stay.
+    def release(self, slot: int) -> None:
+        """Clear the inferences in progress of this slot; its counts stay. In the arbiter when the worker is gone."""
+        for model in self._models.values():
+            model.release(slot)
 
-        Called in the arbiter when the worker is gone.
-        """
-        return [f"{model.name}/{model.version}" for model in self._models.values() if model.release(slot)]
+    def count_crash(self, name: str, version: str, slot: int) -> None:
+        """Count the worker of this slot, which died while it inferred with a version; in the arbiter."""
+        model = self._models.get((name, version))
+        if model is not None:  # else it has been unloaded
+            model.count_crash(slot)
 
     def statistics(self, name: str | None = None, version: str | None = None) -> list[ModelStatistics]:
         """Return the sums of a version, of all versions of a model, or of all models, in the order of loading.

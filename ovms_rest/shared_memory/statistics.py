@@ -9,8 +9,8 @@ from ovms_rest.errors import DeadlineError
 
 # Why an inference failed: an error of the client (4xx), a failure of the model (500), too many queued requests, a
 # request that did not start within its timeout, a client that closed its connection before the inference began
-# (Triton's term).
-FailureKind = Literal["invalid", "failed", "overload", "timeout", "canceled"]
+# (Triton's term), a request that has crashed a worker before.
+FailureKind = Literal["invalid", "failed", "overload", "timeout", "canceled", "crashed"]
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
 # The APIs of inferences, by OVMS's names.
@@ -142,6 +142,7 @@ class ModelStatistics:
     request_bytes: int
     response_bytes: int
     active: int  # inferences under way
+    crashes: int  # workers that died while they inferred with it
     # Not counted, but set where the model is loaded.
     is_pipeline: bool = False
     streams: int | None = None

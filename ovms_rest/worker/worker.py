@@ -687,7 +687,9 @@ class Worker(BaseWorker):  # type: ignore[misc]
         """Refuse the requests that are queued or deferred when the time to shut down is over."""
         deferred, self._deferred = self._deferred, []
         for request, _ in deferred:
-            self._refuse_at_end(request, "the outcome of the call will be in its log")
+            is_call = request.head.inference is None
+            outcome = "the outcome of the call will be in its log" if is_call else "the request was not started"
+            self._refuse_at_end(request, outcome)
         while self._parked:
             self._infer_parked()
         while self._queue.count:
@@ -729,6 +731,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             call = self._call_within_trace if TRACE in request.environ else self._call
             status, headers, parts, size = call(request.environ, is_again)
         except TryLaterError as error:
+            request.is_running = True  # a client that only closes its sending side gets the response all the same
             self._deferred.append(Deferred(request, error.is_due))
             return
         if request.is_running and request.connection.state is not State.COMPLETE:

@@ -14,7 +14,7 @@ from ovms_rest.shared_memory.table import WorkerTable
 def make_arbiter(tmp_path, models):
     """Make what the hooks need of an arbiter and its application."""
     managed = Managed(Settings(), WorkerTable(8, 1), Reloading(tmp_path, models, None), None, "")
-    app = types.SimpleNamespace(wsgi=lambda: types.SimpleNamespace(release=lambda slot: []))
+    app = types.SimpleNamespace(wsgi=lambda: types.SimpleNamespace(release=lambda slot, death: ""))
     return types.SimpleNamespace(
         app=app, managed=managed, settings=managed.settings, control_sockets=[], tls=None, WORKERS={}
     )
@@ -24,7 +24,7 @@ def test_model_is_given_up_after_several_workers_died_opening_it(tmp_path, caplo
     models = ModelRegistry({"m": Entry({1: None}), "n": Entry({1: None})})
     arbiter = make_arbiter(tmp_path, models)
     for deaths in range(1, MAX_DEATHS + 1):
-        worker = types.SimpleNamespace(pid=deaths)
+        worker = types.SimpleNamespace(pid=deaths, death=None)
         hooks.pre_fork(arbiter, worker)
         join(fork(lambda worker=worker: hooks.note_opening(worker, "m/1")))
         assert models.versions("m") == ["1"]
@@ -35,7 +35,7 @@ def test_model_is_given_up_after_several_workers_died_opening_it(tmp_path, caplo
 
 
 def test_worker_that_ends_while_serving_blames_no_model(tmp_path, caplog):
-    worker = types.SimpleNamespace(pid=1)
+    worker = types.SimpleNamespace(pid=1, death=None)
     hooks.pre_fork(arbiter := make_arbiter(tmp_path, None), worker)
     join(fork(lambda: (hooks.note_opening(worker, "m"), hooks.note_opening(worker, ""))))
     hooks.child_exit(arbiter, worker)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
+import crashing_nodes
 import model_zoo
 import nginx
 import numpy as np
@@ -30,16 +31,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 KEY, OTHER_KEY, OPERATOR_KEY = "0123456789abcdef0123456789abcdef", "f" * 32, "a0" * 16
-# A node that kills its worker on the input 666.
-ENDING = """
-import os, signal
-def inputs(params): return {"x": ("FP32", [1])}
-def outputs(params): return {"y": ("FP32", [1])}
-def execute(inputs, params):
-    if inputs["x"][0] == 666:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {"y": inputs["x"].copy()}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +44,8 @@ def service(tmp_path_factory):
         "filling": slow_models.filling(),
         "vector": model_zoo.relu((-1,)),
     }
-    (directory / "ending.py").write_text(ENDING)
-    node = {"name": "end", "type": "custom", "library_name": "ending", "outputs": [{"data_item": "y", "alias": "y"}]}
-    node["inputs"] = [{"x": {"node_name": "request", "data_item": "x"}}]
-    outputs = [{"y": {"node_name": "end", "data_item": "y"}}]
-    pipeline = {"name": "ending", "inputs": ["x"], "nodes": [node], "outputs": outputs}
     exact = {"plugin_config": {"INFERENCE_PRECISION_HINT": "f32"}}
-    libraries = [{"name": "ending", "base_path": "ending.py"}]
-    sections = {"custom_node_library_config_list": libraries, "pipeline_config_list": [pipeline]}
-    config = model_zoo.save_all(directory, models, lambda _: exact, **sections)
+    config = model_zoo.save_all(directory, models, lambda _: exact, **crashing_nodes.save(directory))
     with serve(
         directory,
         "-w",
@@ -545,18 +529,18 @@ def test_service_gets_the_path_by_which_nginx_decided(tmp_path, sent, passed):
 # --- Workers that die
 
 
-def test_inference_whose_worker_died_is_sent_once_more_with_its_body_and_first_time(tmp_path):
+def test_inference_whose_worker_died_is_sent_twice_more_with_its_body_and_first_time(tmp_path):
     body = bytes(6_000_000)  # more than stays in memory
-    with in_front_of(tmp_path, [None, OK, None, None]) as (running, data, _):
-        assert running.request("POST", "/v2/models/m/infer", body).status == 200
-        assert [request.partition(b"\r\n\r\n")[2] for request in data] == [body, body]
-        first, second = (fields_of(request)[1] for request in data)
-        assert first["x-request-start"] == second["x-request-start"]
-        assert first["x-request-id"] == second["x-request-id"]
+    with in_front_of(tmp_path, [None, None, OK, None, None, None]) as (running, data, _):
+        assert running.request("POST", "/v2/models/m/infer", body, {"X-Request-Attempt": "7"}).status == 200
+        assert [request.partition(b"\r\n\r\n")[2] for request in data] == [body, body, body]
+        fields = [fields_of(request)[1] for request in data]
+        assert len({(each["x-request-start"], each["x-request-id"]) for each in fields}) == 1
+        assert [each.get("x-request-attempt") for each in fields] == [None, "2", "3"]
         answer = running.request("POST", "/v2/models/m/infer", b"{}")
         assert "does not respond" in error_of(answer, 502)
         assert answer.headers["retry-after"] == "1"
-        assert len(data) == 4
+        assert len(data) == 6
 
 
 def test_health_check_is_sent_once_more_and_a_load_is_not(tmp_path):
@@ -588,17 +572,48 @@ def test_clients_do_not_notice_that_workers_are_killed_during_inferences(service
     assert load.failures == []
 
 
-def test_request_that_kills_its_worker_kills_two(service, plain):
+def deaths(service):
+    """Return the deaths during an inference with the pipeline, by how the workers ended."""
+    return re.findall(r"worker \d+ (.*?) during an inference with 'fragile/1'", service.log)
+
+
+def test_request_that_crashes_kills_one_worker_and_its_inputs_two(service, plain):
+    before = len(deaths(service))
     # So that nginx has kept-alive connections to both workers.
     with Load(plain.connect, clients=8) as load:
         plain.wait_for(lambda: load.answered > 400)
-    request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [666]}]}
-    assert error_of(plain.infer("ending", request), 502)
+        for number in range(20):
+            answer = plain.infer("fragile", crashing_nodes.request(crashing_nodes.CRASH, 1), X_Request_ID=f"p{number}")
+            assert "died of SIGSEGV during an inference with model 'fragile'" in error_of(answer, 500)
+    assert load.failures == []
+    assert deaths(service)[before:] == ["died of SIGSEGV"] * 2
+    for number in range(2):
+        assert f"request 'p{number}' alone; refused for 60 s" in service.log
+    assert "refused requests that repeat a crash: " in service.log
+    assert plain.infer("fragile", crashing_nodes.request(1, 1)).status == 200
+    text = plain.operators.get("/metrics").body.decode()
+    assert 'ovms_rest_crashes{name="fragile",version="1"} 2.0' in text
+    assert 'ovms_rest_requests_refused{kind="crashed",name="fragile",version="1"} 20.0' in text
     service.wait_for_workers(3)
-    deaths = "killed during an inference with 'ending/1'"
-    service.wait_for(lambda: service.log.count(deaths) >= 2)
-    assert service.log.count(deaths) == 2
-    assert plain.infer("relu", RELU).status == 200
+
+
+def test_different_requests_that_crash_cost_themselves_alone(service, plain):
+    before = len(deaths(service))
+    with Load(plain.connect, clients=4) as load:
+        for number in range(10):
+            values = crashing_nodes.CRASH, 2, number
+            assert plain.infer("fragile", crashing_nodes.request(*values)).status == 500
+    assert load.failures == []
+    assert len(deaths(service)) == before + 10
+    service.wait_for_workers(3)
+
+
+def test_request_whose_worker_is_killed_is_run_once_more(service, plain):
+    before = len(deaths(service))
+    answer = plain.infer("fragile", crashing_nodes.request(crashing_nodes.KILL, 3))
+    assert "was killed by SIGKILL during an inference with model 'fragile'" in error_of(answer, 500)
+    assert deaths(service)[before:] == ["was killed by SIGKILL"] * 2
+    service.wait_for_workers(3)
 
 
 # --- API keys

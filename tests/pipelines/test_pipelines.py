@@ -443,7 +443,8 @@ def test_a_crashing_library_ends_a_worker_but_not_the_service(tmp_path):
             send(service, "p", x=-x)
         service.wait_for(lambda: len(service.workers()) == 2 and service.workers() != before)
         (dead,) = set(before) - set(service.workers())
-        assert f"worker {dead} died or was killed during an inference with 'p/1' (name and version)" in service.log
+        assert f"worker {dead} died of SIG" in service.log
+        assert " during an inference with 'p/1' (name and version), request " in service.log
         assert infer(service, "p", x=x)["y"].tolist() == (x + 1).tolist()
 
 

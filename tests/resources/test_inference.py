@@ -31,8 +31,11 @@ from falcon.testing import create_environ
 
 from ovms_rest.errors import BusyError, InferenceError, InvalidRequestError, NoContentError
 from ovms_rest.protocol.tensors import Tensor
+from ovms_rest.resources.crash_guard import CrashGuard
 from ovms_rest.resources.inference import Infer
 from ovms_rest.settings import Settings
+from ovms_rest.shared_memory.crash_table import CrashTable
+from ovms_rest.shared_memory.inference_notes import InferenceNotes
 from ovms_rest.shared_memory.statistics import InferenceRecord
 
 
@@ -497,7 +500,7 @@ def respond(*, settings=None, environ=(), **keys):
     body = json.dumps(request(1.5, outputs=[{"name": "y"}], **keys)).encode()
     called = create_environ(INFER, "POST") | {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
     response = falcon.Response()
-    resource = Infer(FakeRegistry(doubler()), settings or Settings())
+    resource = Infer(FakeRegistry(doubler()), settings or Settings(), CrashGuard(InferenceNotes(1), CrashTable()))
     resource.on_post(falcon.Request(called | dict(environ)), response, "m")
     return response
 

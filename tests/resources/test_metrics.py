@@ -44,6 +44,7 @@ NOT_DEFAULT = {"ovms_infer_req_queue_size", "ovms_infer_req_active"}
 
 OURS = {
     "ovms_rest_requests_refused": ("counter", {"name", "version", "kind"}),
+    "ovms_rest_crashes": ("counter", {"name", "version"}),
     "ovms_rest_request_bytes": ("counter", {"name", "version"}),
     "ovms_rest_response_bytes": ("counter", {"name", "version"}),
     "ovms_rest_model_ready": ("gauge", {"name", "version"}),
@@ -280,7 +281,15 @@ def test_refusals_are_counted_by_kind():
     counters = make()
     counters.of("m", "1").fail("overload", 5)
     refused = {labels["kind"]: number for labels, number in samples(Source(counters), "ovms_rest_requests_refused")}
-    assert refused == {"invalid": 0, "failed": 0, "overload": 1, "timeout": 0, "canceled": 0}
+    assert refused == {"invalid": 0, "failed": 0, "overload": 1, "timeout": 0, "canceled": 0, "crashed": 0}
+
+
+def test_crashes_are_counted_of_models_and_pipelines():
+    counters = make(("m", "1"), ("p", "1"))
+    counters.count_crash("m", "1", 0)
+    for is_pipeline in (False, True):
+        source = Source(counters, is_pipeline=is_pipeline)
+        assert {labels["name"]: number for labels, number in samples(source, "ovms_rest_crashes")} == {"m": 1, "p": 0}
 
 
 def test_bytes_of_bodies_are_counted():

@@ -119,8 +119,9 @@ def test_failures_are_counted_by_kind(model):
         "overload": Duration(3, 3000),
         "timeout": Duration(4, 40000),
         "canceled": Duration(5, 500000),
+        "crashed": Duration(6, 6000000),
     }
-    assert seen.fail == Duration(15, 543210)
+    assert seen.fail == Duration(21, 6543210)
     assert seen.success.count == 0
 
 
@@ -285,10 +286,11 @@ def test_counts_of_a_killed_worker_stay(counters, model):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert model.read().active == 1, "it was killed at an inference"
-    assert counters.release(2) == [f"{model.name}/{model.version}"]
-    assert counters.release(2) == []
+    counters.release(2)
+    counters.count_crash(model.name, model.version, 2)
+    counters.count_crash("unloaded", "1", 2)
     seen = model.read()
-    assert (seen.compute_infer, seen.active) == (Duration(1000, 5000), 0)
+    assert (seen.compute_infer, seen.active, seen.crashes) == (Duration(1000, 5000), 0, 1)
 
 
 def test_successor_in_a_slot_adds_to_its_counts(counters, model):

@@ -1,0 +1,134 @@
+"""Whose fault the death of a worker is: its notes and its end become entries of the crash table, and a line of the log.
+
+A signal that code causes, as SIGSEGV, is the fault of the request that ran alone; of those in a batch, the one at fault
+is found when they come again and run alone. Any other end may come from outside, from an operator or for lack of
+memory: only a request that was alone in two such workers is at fault.
+"""
+
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from ovms_rest.shared_memory.crash_table import (
+    INPUTS_SECONDS,
+    REQUEST_SECONDS,
+    Crash,
+    Crashes,
+    CrashTable,
+    Verdict,
+    key_of_inputs,
+    key_of_request,
+)
+from ovms_rest.shared_memory.inference_notes import InferenceNotes, Noted
+
+# The signals of crashes in code: bad memory, failed assertions and C++ exceptions, bad instructions, arithmetic, calls.
+_CRASHES = frozenset(
+    {
+        *(signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL),
+        *(signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP),
+    }
+)
+_MOST_IDS = 8
+
+_CONSEQUENCES = {
+    Verdict.GUILTY: f"refused for {REQUEST_SECONDS} s, and the same inputs, where known, for {INPUTS_SECONDS} s",
+    Verdict.SUSPECT: "if they come again, each runs alone",
+    Verdict.KILLED: "if a request comes again it runs alone, and is refused once its worker is killed again",
+}
+
+
+class Death(NamedTuple):
+    """The end of a worker: how it ended, as a verb; whether code crashed; whether the arbiter had told it to end."""
+
+    cause: str
+    is_crash: bool
+    is_wanted: bool
+
+
+class Verdicts(NamedTuple):
+    """The models, as name/version, that a worker inferred with when it died, and a line for the log, "" for none."""
+
+    models: Sequence[str]
+    line: str
+
+
+def find_death(code: int, is_aborted: bool, is_ending: bool) -> Death:
+    """Return how a worker ended, by its exit code, negative for a signal; `is_aborted` if the arbiter ended a hang.
+
+    A worker that somebody stopped looks like one that hangs, so a hang may come from outside too.
+    """
+    if is_aborted:
+        return Death("hung and was ended", is_crash=False, is_wanted=False)
+    is_crash = -code in _CRASHES
+    verb = "died of" if is_crash else "was killed by" if code < 0 else "ended with"
+    return Death(f"{verb} {describe_code(code)}", is_crash, is_ending and not is_crash)
+
+
+def describe_code(code: int) -> str:
+    """Return an exit status, or the name of a signal for a negative code."""
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def judge(notes: InferenceNotes, table: CrashTable, slot: int, death: Death) -> Verdicts:
+    """Add the requests with which a worker died to the table, and free its notes; in the arbiter."""
+    running = [noted for noted in notes.read(slot) if noted.runs]
+    if not running:
+        notes.clear(slot)
+        return Verdicts((), "")
+    models = list(dict.fromkeys(noted.model for noted in running))
+    consequence = ""
+    if not death.is_wanted:
+        verdict = _find_verdict(running, table.read(), death)
+        table.add(list(_make_entries(running, verdict, death.cause)))
+        consequence = f"; {_CONSEQUENCES[verdict]}"
+    notes.clear(slot)  # after the verdict, for which repeated requests wait
+    names = ", ".join(map(repr, models))
+    what = f"{death.cause} during an inference with {names} (name and version), {_describe(running)}{consequence}"
+    return Verdicts(models, what)
+
+
+def _find_verdict(running: Sequence[Noted], crashes: Crashes, death: Death) -> Verdict:
+    if death.is_crash:
+        return Verdict.GUILTY if len(running) == 1 else Verdict.SUSPECT
+    known = (crashes.by_key.get(key) for key, _ in _keys_of(running[0]))
+    now = time.monotonic_ns()
+    was_killed = any(
+        crash is not None and crash.verdict is not Verdict.SUSPECT and crash.until_ns > now for crash in known
+    )
+    return Verdict.GUILTY if len(running) == 1 and was_killed else Verdict.KILLED
+
+
+def _keys_of(noted: Noted) -> Iterator[tuple[str, int]]:
+    """Yield the keys of a request, and for how many seconds each counts.
+
+    A request without an id, as with gunicorn's own workers, is known by its inputs alone.
+    """
+    has_id = bool(_id_of(noted))
+    yield key_of_request(noted.model, noted.request), REQUEST_SECONDS if has_id else 0
+    if noted.digest:
+        yield key_of_inputs(noted.digest), INPUTS_SECONDS
+
+
+def _make_entries(running: Iterable[Noted], verdict: Verdict, cause: str) -> Iterator[Crash]:
+    now = time.monotonic_ns()
+    for noted in running:
+        for key, seconds in _keys_of(noted):
+            yield Crash(key, verdict, noted.model, _id_of(noted), cause, now, now + seconds * 10**9)
+
+
+def _describe(running: Sequence[Noted]) -> str:
+    ids = [repr(_id_of(noted)) for noted in running]
+    if len(ids) == 1:
+        return f"request {ids[0]} alone"
+    more = f" and {len(ids) - _MOST_IDS} more" if len(ids) > _MOST_IDS else ""
+    return f"a batch of {len(ids)} requests, {', '.join(ids[:_MOST_IDS])}{more}"
+
+
+def _id_of(noted: Noted) -> str:
+    return noted.request.rpartition(" ")[0]
