@@ -32,6 +32,11 @@ class Fault:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def text(self) -> str:
+        """What is injected, the documentation of its function."""
+        return (self.inject.__doc__ or "").strip().removesuffix(".")
+
 
 PROCESSES = (
     Fault("worker-killed", injections.kill_worker, times=3),
@@ -86,7 +91,7 @@ class Row:
         own = ", ".join(f"{count} x {outcome}" for outcome, count in sorted(self.own.items()))
         gap = f"{tally.longest_gap * 1000:.0f}"
         numbers = [self.injected, f"{self.seconds:.0f}", tally.sent, len(tally.failures), len(tally.wrong), gap]
-        return f"| {self.fault.name} | " + " | ".join(map(str, numbers)) + f" | {own} |"
+        return f"| `{self.fault.name}` | {self.fault.text} | " + " | ".join(map(str, numbers)) + f" | {own} |"
 
     def faults(self) -> list[str]:
         """Return the failures that the fault does not excuse, and the wrong answers."""
@@ -95,8 +100,8 @@ class Row:
 
 
 HEAD = (
-    "| fault | injected | seconds | requests sent | failed | wrong | longest gap, ms | the fault's own requests |\n|"
-    + 8 * "---|"
+    "| name | fault | injected | seconds | requests sent | failed | wrong | longest gap (ms) | its own requests |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 

@@ -257,7 +257,7 @@ def fill_disk(host: Host, generator: Random) -> None:
 
 
 def exhaust_arbiters_descriptors(host: Host, generator: Random) -> None:
-    """No descriptor for the arbiter, while a worker is killed and models are to be loaded."""
+    """No descriptor for the arbiter, while a worker is killed and SIGHUP asks for a reload."""
     text = "the reload failed, the service keeps its previous settings"
     before = host.service.log.count(text)
     with limited(host.service, "nofile", 3):
