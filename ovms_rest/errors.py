@@ -85,6 +85,10 @@ class CrashedError(ServingError):
     """The request, or one with its inputs, has crashed a worker, and is not run again for now."""
 
 
+class PausedError(ServingError):
+    """The model has crashed several workers, and infers nothing for a moment."""
+
+
 class NoContentError(ServingError):
     """The response is empty, because a demultiplexer of the pipeline produced no shards."""
 

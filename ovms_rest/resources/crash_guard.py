@@ -10,14 +10,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ovms_rest.errors import CrashedError, TryLaterError
+from ovms_rest.errors import CrashedError, PausedError, TryLaterError
 from ovms_rest.log import log
 from ovms_rest.models.batching import parking
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Array, ModelMetadata
 from ovms_rest.protocol.words import quote
 from ovms_rest.resources.body import Environ
-from ovms_rest.shared_memory.crash_table import Crash, CrashTable, Verdict, key_of_inputs, key_of_request
+from ovms_rest.shared_memory.crash_table import (
+    PAUSING_CRASHES,
+    Crash,
+    CrashTable,
+    Verdict,
+    key_of_inputs,
+    key_of_request,
+)
 from ovms_rest.shared_memory.inference_notes import DIGEST_BYTES, REQUEST_BYTES, InferenceNotes, Note, make_start
 
 # The header by which a proxy says that it sends a request again, because the worker that had it is gone.
@@ -66,11 +73,22 @@ class CrashGuard:
         return note
 
     def check_request(self, note: Note) -> None:
-        """Refuse a request that has crashed a worker, and make one that may have run alone. Raises CrashedError."""
-        noted = note.read()
-        if self._table.read().watched.get(noted.model, 0) > time.monotonic_ns():
-            note.is_watched = True
-            self._check(note, key_of_request(noted.model, noted.request))
+        """Refuse a request that has crashed a worker, and make one that may have run alone.
+
+        Raises CrashedError, and PausedError for any other request for a model that has crashed several workers.
+        """
+        noted, crashes, now = note.read(), self._table.read(), time.monotonic_ns()
+        if crashes.watched.get(noted.model, 0) <= now:
+            return
+        note.is_watched = True
+        self._check(note, key_of_request(noted.model, noted.request))
+        if (left := crashes.paused.get(noted.model, 0) - now) > 0:
+            note.suspicions.clear()  # it does not run, which would acquit it
+            name, _, version = noted.model.rpartition("/")
+            raise PausedError(
+                f"model {quote(name)} version {version} has crashed {PAUSING_CRASHES} workers within seconds, and "
+                f"infers nothing for {_seconds(left)} s"
+            )
 
     def check_inputs(self, note: Note, arrays: Mapping[str, Array]) -> None:
         """Do the same by the inputs of a request for a watched model, and note their digest. Raises CrashedError."""
@@ -132,12 +150,16 @@ class CrashGuard:
 
 def _explain(crash: Crash, now_ns: int) -> str:
     name, _, version = crash.model.rpartition("/")
-    seconds = -(-(crash.until_ns - now_ns) // 10**9)
     which = f"request {quote(crash.request_id)}" if "\0" in crash.key else "a request with the same inputs"
     return (
         f"the worker that ran {which} {crash.cause} during an inference with model {quote(name)} version {version}; "
-        f"the request is not run again for {seconds} s"
+        f"the request is not run again for {_seconds(crash.until_ns - now_ns)} s"
     )
+
+
+def _seconds(nanoseconds: int) -> int:
+    """Round up."""
+    return -(-nanoseconds // 10**9)
 
 
 def make_digest(label: str, arrays: Mapping[str, Array]) -> bytes:

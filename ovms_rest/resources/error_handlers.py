@@ -18,6 +18,7 @@ from ovms_rest.errors import (
     NoContentError,
     NotFoundError,
     NotReadyError,
+    PausedError,
     ReloadError,
     ServingError,
     UnavailableError,
@@ -26,6 +27,7 @@ from ovms_rest.errors import (
 from ovms_rest.protocol.encoding import encode_error
 from ovms_rest.protocol.routes import OUTSIDE
 from ovms_rest.resources.entry_points import find_hint
+from ovms_rest.shared_memory.crash_table import PAUSE_SECONDS
 
 STATUSES: dict[type[ServingError], int] = {
     NoContentError: 204,
@@ -43,6 +45,7 @@ STATUSES: dict[type[ServingError], int] = {
     EndingError: 503,
     InferenceError: 500,
     CrashedError: 500,
+    PausedError: 503,
     DeadlineError: 503,
 }
 
@@ -50,6 +53,7 @@ STATUSES: dict[type[ServingError], int] = {
 _HEADERS: dict[type[ServingError], dict[str, str]] = {
     BusyError: {"Retry-After": "1"},
     DeadlineError: {"Retry-After": "1"},
+    PausedError: {"Retry-After": str(PAUSE_SECONDS)},
     UnsupportedEncodingError: {"Accept-Encoding": "gzip, deflate, identity"},
 }
 

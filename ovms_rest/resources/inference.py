@@ -5,7 +5,15 @@ from dataclasses import replace
 
 import falcon
 
-from ovms_rest.errors import BusyError, CrashedError, DeadlineError, InferenceError, NoContentError, ServingError
+from ovms_rest.errors import (
+    BusyError,
+    CrashedError,
+    DeadlineError,
+    InferenceError,
+    NoContentError,
+    PausedError,
+    ServingError,
+)
 from ovms_rest.models.servable import InferenceCounters, Registry
 from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import decode_request
@@ -139,7 +147,7 @@ def _count_failure(counters: InferenceCounters, error: Exception, record: Infere
     match error:
         case DeadlineError():
             counters.fail("timeout", error.waited_ns, record.api)
-        case CrashedError():
+        case CrashedError() | PausedError():
             counters.fail("crashed", elapsed_ns, record.api)
         case BusyError():
             counters.fail("overload", elapsed_ns, record.api)

@@ -17,6 +17,10 @@ import orjson
 REQUEST_SECONDS: Final = 60
 # The inputs of a crash are refused, and the model's requests compared with them, for this long.
 INPUTS_SECONDS: Final = 600
+# A model that crashes this many workers within this time is paused for the same time, so that workers live for other
+# models: a new worker takes some tenths of a second.
+PAUSING_CRASHES: Final = 5
+PAUSE_SECONDS: Final = 10
 
 # The entries of those at fault, and those of all others, so that many suspects replace no guilty one. Ten crashes per
 # second, of a request and its inputs each, fill either in 25 seconds.
@@ -49,10 +53,11 @@ class Crash(NamedTuple):
 
 
 class Crashes(NamedTuple):
-    """The entries by key, and until when each model, as name/version, is watched."""
+    """The entries by key, and until when each model, as name/version, is watched, and paused."""
 
     by_key: dict[str, Crash]
     watched: dict[str, int]
+    paused: dict[str, int]
 
 
 def key_of_request(model: str, request: str) -> str:
@@ -74,7 +79,7 @@ class CrashTable:
         # Until when (monotonic nanoseconds) any model is watched, as the only item.
         self.until = self._numbers[_UNTIL : _UNTIL + 1]
         self._seen = 0
-        self._crashes = Crashes({}, {})
+        self._crashes = Crashes({}, {}, {})
 
     def add(self, crashes: Sequence[Crash]) -> None:
         """Add entries, and watch their models; in the arbiter."""
@@ -117,7 +122,18 @@ def _find(kind: int, number: int) -> int:
 
 def _index(crashes: Sequence[Crash]) -> Crashes:
     """Return entries by key, of which the last counts."""
-    now, watched = time.monotonic_ns(), dict[str, int]()
+    now, watched, times = time.monotonic_ns(), dict[str, int](), dict[str, set[int]]()
     for crash in crashes:
         watched[crash.model] = max(watched.get(crash.model, 0), crash.at_ns + INPUTS_SECONDS * 10**9)
-    return Crashes({crash.key: crash for crash in crashes if crash.until_ns > now}, watched)
+        if crash.verdict is not Verdict.KILLED:  # an operator may kill workers again and again
+            times.setdefault(crash.model, set()).add(crash.at_ns)
+    paused = {model: until for model, at in times.items() if (until := _find_pause(at))}
+    return Crashes({crash.key: crash for crash in crashes if crash.until_ns > now}, watched, paused)
+
+
+def _find_pause(times: set[int]) -> int:
+    """Return until when a model with crashes at these times is paused, 0 if it is not."""
+    latest = sorted(times)[-PAUSING_CRASHES:]
+    if len(latest) < PAUSING_CRASHES or latest[-1] - latest[0] > PAUSE_SECONDS * 10**9:
+        return 0
+    return latest[-1] + PAUSE_SECONDS * 10**9

@@ -21,13 +21,17 @@ import numpy as np
 
 
 class Load(NamedTuple):
-    """The result of a load: requests/s, the server's CPU milliseconds per request, and the cores that wrk used."""
+    """The result of a load: requests/s, the server's CPU milliseconds per request, and the cores that wrk used.
+
+    `failed` is the part of the requests that got no 200; only a load that may fail has one.
+    """
 
     rate: float
     cpu: float
     taken: float = 0.0
     median: float = 0.0
     p99: float = 0.0
+    failed: float = 0.0
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
@@ -44,8 +48,17 @@ def pss_megabytes(pids: Sequence[int]) -> float:
     return sum(int(size[1]) for size in sizes) / 1024
 
 
-def load(service, directory: Path, path: str, body: bytes, connections: int, seconds: float, **headers: str) -> Load:
-    """Have wrk POST a body repeatedly; every response must be 200."""
+def load(
+    service,
+    directory: Path,
+    path: str,
+    body: bytes,
+    connections: int,
+    seconds: float,
+    may_fail: bool = False,
+    **headers: str,
+) -> Load:
+    """Have wrk POST a body repeatedly; every response must be 200, unless the load may fail."""
     (directory / "body").write_bytes(body)
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     script = directory / "post.lua"
@@ -62,12 +75,18 @@ def load(service, directory: Path, path: str, body: bytes, connections: int, sec
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     elapsed, spent = time.monotonic() - started, cpu_seconds(workers) - before
-    assert "Non-2xx" not in done.stdout, done.stdout
     requests = int(re.search(r"(\d+) requests in", done.stdout)[1])
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
+    cut = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", done.stdout)
+    failed = int(refused[1]) if refused else 0
+    failed += sum(map(int, cut.groups())) if cut else 0
+    assert may_fail or not failed, done.stdout
     latencies = (
         _milliseconds(re.search(rf"^ +{percent}% +(\S+)", done.stdout, re.MULTILINE)[1]) for percent in (50, 99)
     )
-    return Load(requests / elapsed, spent / requests * 1e3, (_children_seconds() - own) / elapsed, *latencies)
+    return Load(
+        requests / elapsed, spent / requests * 1e3, (_children_seconds() - own) / elapsed, *latencies, failed / requests
+    )
 
 
 def _milliseconds(text: str) -> float:

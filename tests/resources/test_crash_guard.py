@@ -127,6 +127,20 @@ def test_refusals_are_logged_together(service, caplog, monkeypatch):
     assert "refused requests that repeat a crash: 5;" in caplog.text
 
 
+def test_model_that_crashes_again_and_again_is_paused(service):
+    for number in range(5):
+        assert service.ask(BODY).status_code == 200
+        service.die((f"p{number}", BODY, None))
+    answer = service.ask(BODY, "innocent")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
+    assert answer.json["error"] == (
+        "model 'm' version 1 has crashed 5 workers within seconds, and infers nothing for 10 s"
+    )
+    assert service.ask(BODY, "p1").status_code == 500
+    assert service.model.counters.read().failures["crashed"].count == 2
+    assert service.notes.read(0) == []
+
+
 def test_request_of_a_killed_worker_runs_again(service):
     service.die(("mine", BODY, INPUTS), death=KILL)
     assert service.ask(BODY, "mine").status_code == 200

@@ -5,7 +5,7 @@ import time
 
 from forking import fork, join
 
-from ovms_rest.shared_memory.crash_table import ENTRIES, INPUTS_SECONDS, Crash, CrashTable, Verdict
+from ovms_rest.shared_memory.crash_table import ENTRIES, INPUTS_SECONDS, PAUSE_SECONDS, Crash, CrashTable, Verdict
 
 SECOND = 10**9
 
@@ -46,6 +46,25 @@ def test_expired_entry_is_gone_and_its_model_is_still_watched():
     table.add([crash("a", seconds=0)])
     assert table.read().by_key == {}
     assert list(table.read().watched) == ["m/1"]
+
+
+def at(seconds, verdict, model="m/1", key="a"):
+    at_ns = int(seconds * SECOND)
+    return Crash(key, verdict, model, "id", "died", at_ns, time.monotonic_ns() + SECOND)
+
+
+def test_model_is_paused_after_crashes_in_a_row():
+    table = CrashTable()
+    # Two entries at one time are of one worker.
+    crashes = [at(second, Verdict.GUILTY, key=key) for second in (1, 2, 3, 4) for key in "ab"]
+    table.add([*crashes, *(at(second, Verdict.KILLED) for second in (5, 6, 7))])
+    assert table.read().paused == {}
+    table.add([at(5, Verdict.GUILTY, "other/1")])
+    assert table.read().paused == {}
+    table.add([at(8, Verdict.SUSPECT)])
+    assert table.read().paused == {"m/1": (8 + PAUSE_SECONDS) * SECOND}
+    table.add([at(12.5, Verdict.GUILTY)])
+    assert table.read().paused == {}, "the last five took longer"
 
 
 def test_later_entry_counts_but_a_guilty_one_before_others():
