@@ -8,6 +8,7 @@ Exits with 1 if a request failed that may not, or an answer was wrong.
 import argparse
 import itertools
 import random
+import signal
 import sys
 import tempfile
 from operator import attrgetter
@@ -24,6 +25,7 @@ def main() -> int:
     names = [fault.name for fault in FAULTS]
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, default=names, help=", ".join(names))
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process is left
     faults = [fault for fault in FAULTS if fault.name in chosen.only]
     print(HEAD, flush=True)
     found: list[str] = []

@@ -123,10 +123,11 @@ def ask_pipeline(generator: random.Random, factors: Factors) -> Exchange:
     return _inference("node", ask_node(number), lambda answer: _data(answer) == [number])
 
 
-def ask_counting(generator: random.Random, factors: Factors) -> Exchange:
+def ask_slow(generator: random.Random, factors: Factors) -> Exchange:
     """Inferences of some milliseconds."""
-    steps = generator.randrange(1000, slow_models.SLOW // 10)
-    return _inference("counting", slow_models.count(steps), lambda answer: _data(answer) == [steps])
+    numbers = [generator.randrange(1000, slow_models.SLOW // 10) for _ in range(4)]
+    request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": numbers}]}
+    return _inference("slow", request, lambda answer: _data(answer) == numbers)
 
 
 def ask_versioned(generator: random.Random, factors: Factors) -> Exchange:
@@ -153,7 +154,7 @@ def ask_health(generator: random.Random, factors: Factors) -> Exchange:
     return Exchange("GET", path, None, {}, check)
 
 
-KINDS = (ask_relu, ask_relu, ask_binary, ask_binary, ask_pipeline, ask_counting, ask_versioned, ask_health)
+KINDS = (ask_relu, ask_relu, ask_binary, ask_binary, ask_pipeline, ask_slow, ask_versioned, ask_health)
 
 
 # --- The clients
