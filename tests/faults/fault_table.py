@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import injections
-from faulty_host import MOVED_CLOCK, PLAIN, SMALL_DISK, UNPRIVILEGED, Host, Setup
+from faulty_host import Host
 from steady_load import Tally
+from surroundings import MOVED_CLOCK, PLAIN, SMALL_DISK, UNPRIVILEGED, Setup
 
 # nginx closes the idle connections of clients when its processes end, before 1.27.4 without a setting to wait
 # (`keepalive_min_timeout`). A request that a client sends at that moment is lost with its connection.

@@ -9,23 +9,23 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import faulty_models
 import nginx
 import numpy as np
 from activation import listening, start_activated
-from node_cases import COMPILER
+from nginx import Nginx
 from processes import adopting
-from raw_http import head
+from raw_http import LIVE, head
 from service import PATIENCE, ROOT, Answer, Service, environment, is_running, receive, wait_for
 from steady_load import Load
+from surroundings import Setup
 
 WORKERS = 2
 # gunicorn's --timeout, 30 s by default: a worker that hangs is killed after it.
@@ -38,21 +38,11 @@ LOAD_SECONDS = 300
 LIMIT_MIB = 96
 
 
-@dataclass(frozen=True)
-class Setup:
-    """The surroundings of a host, by its directory: commands in front of the service and nginx, and settings."""
-
-    missing: Callable[[], str] = str  # the reason why it cannot be set up here, "" if it can
-    prefix: Callable[[Path], Sequence[str]] = lambda directory: ()  # of both
-    service_prefix: Callable[[Path], Sequence[str]] = lambda directory: ()
-    variables: Callable[[Path], dict[str, str]] = lambda directory: {}
-
-
 class Host:
     """A running host under load."""
 
     service: Service
-    nginx: nginx.Nginx
+    nginx: Nginx | None = None
     load: Load
 
     def __init__(self, directory: Path, setup: Setup, ports: tuple[int, int], sockets: Sequence[socket.socket]) -> None:
@@ -78,14 +68,8 @@ class Host:
             "OVMS_REST_MAX_WORKER_MEMORY_BYTES": str(LIMIT_MIB * 2**20),
             **self.setup.variables(self.directory),
         }
-        command = [
-            *self.setup.prefix(self.directory),
-            *self.setup.service_prefix(self.directory),
-            "gunicorn",
-            "-w",
-            str(WORKERS),
-        ]
-        command += ["--timeout", str(TIMEOUT_SECONDS)]
+        prefix = [*self.setup.prefix(self.directory), *self.setup.service_prefix(self.directory)]
+        command = [*prefix, "gunicorn", "-w", str(WORKERS), "--timeout", str(TIMEOUT_SECONDS)]
         log = self.directory / "service.log"
         with log.open("ab") as stream:
             process = start_activated(
@@ -114,8 +98,9 @@ class Host:
         status = self.service.process.wait(PATIENCE)
         assert status == 0, self.log()
 
-    def kill_service(self) -> None:
-        """End all processes of the service that are left."""
+    def end(self) -> None:
+        """End nginx, and kill all processes of the service that are left."""
+        self._nginx.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.service.process.pid, signal.SIGKILL)
         self.service.process.wait(PATIENCE)
@@ -126,13 +111,9 @@ class Host:
         assert status is None, f"the service ended with {status}:\n{self.log()}"
         with contextlib.suppress(FileNotFoundError):
             pids = self.service.workers()
-            return len(pids) == WORKERS + 1 and all(map(is_running, pids)) and self._is_ready()
+            if len(pids) == WORKERS + 1 and all(map(is_running, pids)):
+                return self.nginx is None or self.nginx.get("/v2/health/ready").status == 200
         return False
-
-    def _is_ready(self) -> bool:
-        with contextlib.suppress(AttributeError):  # nginx has not been started yet
-            return self.nginx.get("/v2/health/ready").status == 200
-        return True
 
     def oldest_worker(self) -> int:
         """Return the process id of the worker that has run longest; the control worker is among them."""
@@ -154,6 +135,15 @@ class Host:
         """Return the sum of a metric's values."""
         lines = self.nginx.operators.get("/metrics").body.decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+    def dates(self) -> list[float]:
+        """Return the time of day in seconds of nginx and of a worker, as their responses say."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(self._sockets[0].getsockname())
+            connection.sendall(LIVE)
+            answers = receive(connection), self.nginx.get("/v2/health/live")
+        return [parsedate_to_datetime(answer.headers["date"]).timestamp() for answer in answers]
 
     # --- nginx
 
@@ -233,89 +223,4 @@ def running(directory: Path, setup: Setup) -> Iterator[Host]:
                 yield host
             host.stop_service()
         finally:
-            host._nginx.close()
-            host.kill_service()
-
-
-# --- Surroundings
-
-
-PLAIN = Setup()
-
-# A disk of its own for the access log, the log and the cache; only the service sees it.
-SMALL_DISK_MIB = 16
-
-
-def small_disk(directory: Path) -> Path:
-    """Return the directory where the service has its small disk."""
-    return directory / "disk"
-
-
-def _in_own_mounts(directory: Path) -> list[str]:
-    small_disk(directory).mkdir(exist_ok=True)
-    mount = f'mount -t tmpfs -o size={SMALL_DISK_MIB}m tmpfs {small_disk(directory)} && exec "$@"'
-    return ["unshare", "--mount", "sh", "-c", mount, "sh"]
-
-
-def _mounts_missing() -> str:
-    probe = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", "mount -t tmpfs tmpfs /mnt"], capture_output=True, text=True, check=False
-    )
-    return f"no mounts in a namespace of its own: {probe.stderr.strip()}" if probe.returncode else ""
-
-
-SMALL_DISK = Setup(
-    _mounts_missing,
-    service_prefix=_in_own_mounts,
-    variables=lambda directory: {
-        "OVMS_REST_ACCESS_LOG": "json",
-        "OVMS_REST_ACCESS_LOG_FILE": str(small_disk(directory) / "access.log"),
-        "OVMS_REST_CACHE_DIR": str(small_disk(directory) / "cache"),
-        "GUNICORN_CMD_ARGS": f"--error-logfile {small_disk(directory)}/error.log",
-    },
-)
-
-# A user who exists nowhere else: the system counts the processes of a user.
-USER = 54_322
-
-
-def _as_user(directory: Path) -> list[str]:
-    rights = "+dac_override"  # files of root, wherever they lie
-    return ["setpriv", "--reuid", str(USER), "--clear-groups", "--inh-caps", rights, "--ambient-caps", rights]
-
-
-UNPRIVILEGED = Setup(
-    lambda: "needs root, to run the service as a user of its own" if os.geteuid() else "",
-    service_prefix=_as_user,
-)
-
-_CLOCK = struct.Struct("=q")
-
-
-class Clock:
-    """The clock of the service and of nginx on a host with the setup MOVED_CLOCK: its offset in seconds."""
-
-    def __init__(self, directory: Path) -> None:
-        self._file = directory / "clock"
-
-    @property
-    def offset(self) -> int:
-        """The offset from this process's clock."""
-        return int(_CLOCK.unpack(self._file.read_bytes())[0])
-
-    def move(self, offset: int) -> None:
-        """Let the clock jump."""
-        with self._file.open("r+b" if self._file.exists() else "wb", buffering=0) as file:
-            file.write(_CLOCK.pack(offset))
-
-
-def _with_clock(directory: Path) -> list[str]:
-    library = directory / "clock.so"
-    if not library.exists():
-        source = Path(__file__).with_name("clock.c")
-        subprocess.run([str(COMPILER), "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
-        Clock(directory).move(0)
-    return ["env", f"LD_PRELOAD={library}", f"CLOCK_FILE={directory}/clock"]
-
-
-MOVED_CLOCK = Setup(lambda: "" if COMPILER else "needs a C compiler", _with_clock)
+            host.end()

@@ -3,6 +3,7 @@
 The host has not recovered yet when they return; `fault_table.inject` waits for that.
 """
 
+import contextlib
 import os
 import random
 import resource
@@ -10,17 +11,18 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import generations
 import numpy as np
 import slow_models
-from faulty_host import SMALL_DISK_MIB, TIMEOUT_SECONDS, USER, Clock, Host, small_disk
+from faulty_host import TIMEOUT_SECONDS, Host
 from faulty_models import ABORT, CRASH, HANG, ask_node, save_version
 from processes import limited, stopped
 from rude_clients import dribble, half_close, read_slowly, vanish
 from service import Answer, is_running, wait_for
+from surroundings import SMALL_DISK_MIB, USER, Clock, small_disk
 
 Random = random.Random
 
@@ -239,6 +241,14 @@ def break_config(host: Host, generator: Random) -> None:
 # --- Resources
 
 
+@contextlib.contextmanager
+def _logged(host: Host, text: str) -> Iterator[None]:
+    """Wait after the block until the service has logged a text once more than before it."""
+    before = host.service.log.count(text)
+    yield
+    wait_for(lambda: host.service.log.count(text) > before, host.log)
+
+
 def fill_disk(host: Host, generator: Random) -> None:
     """No room for the access log, the log and the cache, while a model is loaded and a worker is killed."""
     disk = Path(f"/proc/{host.service.process.pid}/root{small_disk(host.directory)}")
@@ -267,12 +277,10 @@ def fill_disk(host: Host, generator: Random) -> None:
 
 def exhaust_arbiters_descriptors(host: Host, generator: Random) -> None:
     """No descriptor for the arbiter, while a worker is killed and SIGHUP asks for a reload."""
-    text = "the reload failed, the service keeps its previous settings"
-    before = host.service.log.count(text)
     with limited(host.service, "nofile", 3):
-        _kill(host, host.inferring_worker())
-        host.service.signal(signal.SIGHUP)
-        wait_for(lambda: host.service.log.count(text) > before, host.log)
+        with _logged(host, "the reload failed, the service keeps its previous settings"):
+            _kill(host, host.inferring_worker())
+            host.service.signal(signal.SIGHUP)
         host.load.wait_for_all(host.log)
 
 
@@ -284,7 +292,8 @@ def exhaust_workers_descriptors(host: Host, generator: Random) -> None:
         count = len(list(Path(f"/proc/{pid}/fd").iterdir()))
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (count + 1, limits[pid][1]))
     try:
-        _together(30, lambda: _expect_200(host.ask("counting", slow_models.count(5000))))
+        with _logged(host, "cannot accept a connection: Too many open files"):
+            _together(30, lambda: _expect_200(host.ask("counting", slow_models.count(5000))))
     finally:
         for pid, limit in limits.items():
             resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
@@ -297,7 +306,8 @@ def _expect_200(answer: Answer) -> None:
 def exhaust_processes(host: Host, generator: Random) -> None:
     """No process for the service, while a worker is killed and a model is to be loaded."""
     with limited(host.service, "nproc", 1, ["setpriv", "--reuid", str(USER)]):
-        _kill(host, host.inferring_worker())
+        with _logged(host, "cannot start a worker: Resource temporarily unavailable"):
+            _kill(host, host.inferring_worker())
         host.load.wait_for_all(host.log)
     swap_version(host, generator)
 
@@ -311,7 +321,7 @@ def jump_clock(host: Host, generator: Random) -> None:
     clock = Clock(host.directory)
     following = dict(zip(CLOCK_JUMPS, (*CLOCK_JUMPS[1:], CLOCK_JUMPS[0]), strict=True))
     clock.move(following[clock.offset])
-    time.sleep(1)
+    wait_for(lambda: all(abs(date - time.time() - clock.offset) < 60 for date in host.dates()), host.log)
 
 
 # --- Clients
