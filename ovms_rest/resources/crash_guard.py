@@ -68,7 +68,11 @@ class CrashGuard:
         text = b"%b%b\0" % (start, request if len(request) < REQUEST_BYTES else request[: REQUEST_BYTES - 1])
         if _ATTEMPT in environ:
             self._await_verdict(text, environ)
-        parking.note = note = self._free.pop() if self._free else self._notes.make()
+        try:
+            note = self._free.pop()
+        except IndexError:
+            note = self._notes.make()
+        parking.note = note
         note.memory[: len(text)] = text
         return note
 

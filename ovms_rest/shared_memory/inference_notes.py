@@ -4,6 +4,7 @@ A worker notes a request before it decodes it, in one copy of some hundred bytes
 or is parked for a batch: only one that runs can have caused a crash. Several run together in the inference of a batch.
 """
 
+import itertools
 import mmap
 from typing import Final, NamedTuple
 
@@ -89,27 +90,30 @@ class InferenceNotes:
     """The notes of all workers; made in the arbiter before it forks. A process without a slot notes for itself."""
 
     def __init__(self, slots: int) -> None:
-        # Pages that no worker writes take no memory. The first page or so has how many notes each slot has ever used.
+        # Pages that no worker writes take no memory. Of each slot: whether it was ever claimed, and how many notes were
+        # ever used.
+        self._claimed = mmap.mmap(-1, slots)
         self._used = memoryview(mmap.mmap(-1, slots))
         self._memory = memoryview(mmap.mmap(-1, slots * NOTES * _NOTE_BYTES))
-        self._slots = slots
         self._slot: int | None = None
-        self._made = 0
+        self._numbers = itertools.count()  # of notes; with gthread, threads make them
         self.free: list[Note] = []
 
     def claim(self, slot: int) -> None:
         """Write the notes of this slot from now on; in a worker after the fork."""
-        self._slot, self._made = slot, 0
+        self._slot, self._numbers = slot, itertools.count()
+        self._claimed[slot] = 1
         self.free.clear()  # the list itself is known to those who take from it
 
     def make(self) -> Note:
         """Make a note, when none is `free`."""
-        if self._slot is None or self._made == NOTES:
-            return Note(memoryview(bytearray(_NOTE_BYTES)), self.free if self._slot is None else [])
-        note = Note(self._find(self._slot, self._made), self.free)
-        self._made += 1
-        self._used[self._slot] = max(self._used[self._slot], self._made)
-        return note
+        if self._slot is None:
+            return Note(memoryview(bytearray(_NOTE_BYTES)), self.free)
+        number = next(self._numbers)
+        if number >= NOTES:
+            return Note(memoryview(bytearray(_NOTE_BYTES)), [])
+        self._used[self._slot] = max(self._used[self._slot], number + 1)
+        return Note(self._find(self._slot, number), self.free)
 
     def _find(self, slot: int, index: int) -> memoryview:
         begin = (slot * NOTES + index) * _NOTE_BYTES
@@ -130,7 +134,7 @@ class InferenceNotes:
         text = text[_TEXT:]
         return any(
             note[0] == _RUNS and note[_TEXT : _TEXT + len(text)] == text
-            for slot in range(self._slots)
-            if self._used[slot] and slot != self._slot
+            for slot in range(self._claimed.rfind(b"\1") + 1)
+            if slot != self._slot
             for note in (self._find(slot, index) for index in range(self._used[slot]))
         )
