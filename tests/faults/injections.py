@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import crashing_nodes
 import generations
 import numpy as np
 import slow_models
 from faulty_host import TIMEOUT_SECONDS, Host
-from faulty_models import ABORT, CRASH, HANG, ask_node, save_version
+from faulty_models import save_version
 from processes import limited, stopped
 from rude_clients import dribble, half_close, read_slowly, vanish
 from service import Answer, is_running, wait_for
@@ -60,12 +61,12 @@ def pause_worker(host: Host, generator: Random) -> None:
         time.sleep(generator.uniform(0.2, 0.5) * TIMEOUT_SECONDS)
 
 
-def _end_in_inference(host: Host, generator: Random, least: int) -> None:
-    """Ask for an inference that ends its worker, with inputs of its own, until it has ended one."""
+def _end_in_inference(host: Host, generator: Random, what: int) -> None:
+    """Ask for an inference that ends its worker until one has ended; with new inputs, as the service knows old ones."""
     before = set(host.service.workers())
 
     def has_ended() -> bool:
-        answer = host.ask("fragile", ask_node(least - generator.randrange(900_000)))
+        answer = host.ask("fragile", crashing_nodes.request(what, generator.randrange(1_000_000)))
         assert answer.status in (500, 502, 503), answer
         if answer.status == 503:  # the model is paused, as it has crashed several workers within seconds
             time.sleep(1)
@@ -76,12 +77,12 @@ def _end_in_inference(host: Host, generator: Random, least: int) -> None:
 
 def crash_in_inference(host: Host, generator: Random) -> None:
     """A request whose inference ends its worker by SIGSEGV or SIGABRT."""
-    _end_in_inference(host, generator, generator.choice([CRASH, ABORT]))
+    _end_in_inference(host, generator, generator.choice([crashing_nodes.CRASH, crashing_nodes.ABORT]))
 
 
 def hang_in_inference(host: Host, generator: Random) -> None:
     """A request whose inference never ends."""
-    _end_in_inference(host, generator, HANG)
+    _end_in_inference(host, generator, crashing_nodes.WAIT)
 
 
 def outgrow_memory(host: Host, generator: Random) -> None:

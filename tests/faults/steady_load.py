@@ -15,9 +15,9 @@ from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import dataclass, field
 
+import crashing_nodes
 import numpy as np
 import slow_models
-from faulty_models import ask_node
 from service import PATIENCE, wait_for
 
 # Between the requests of one client.
@@ -119,8 +119,8 @@ def ask_binary(generator: random.Random, factors: Factors) -> Exchange:
 
 def ask_pipeline(generator: random.Random, factors: Factors) -> Exchange:
     """A pipeline of a custom node."""
-    number = generator.randrange(1, 1_000_000)
-    return _inference("node", ask_node(number), lambda answer: _data(answer) == [number])
+    number = generator.randrange(1000, 1_000_000)
+    return _inference("node", crashing_nodes.request(number), lambda answer: _data(answer) == [number])
 
 
 def ask_slow(generator: random.Random, factors: Factors) -> Exchange:
