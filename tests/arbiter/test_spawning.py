@@ -16,6 +16,7 @@ import model_zoo
 import pytest
 from generations import checking, fault, hang_up, kill_one, settings_with, wait_until_replaced, works
 from gunicorn.errors import HaltServer
+from processes import limited
 from service import free_port, run_to_end, serve, write_config
 
 from ovms_rest.arbiter.pauses import Pauses
@@ -35,19 +36,6 @@ def execute(inputs, params):
         os._exit(int(inputs["x"][0]))
     return {"y": inputs["x"]}
 """
-
-
-@contextlib.contextmanager
-def limited(service, name, value, prefix=()):
-    """Lower a limit of the arbiter for a while."""
-    command = [*prefix, "prlimit", "--pid", str(service.process.pid)]
-    title = {"nofile": "Max open files", "nproc": "Max processes"}[name]
-    (limits,) = re.findall(rf"{title} +(\w+)", Path(f"/proc/{service.process.pid}/limits").read_text())
-    subprocess.run([*command, f"--{name}={value}:"], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run([*command, f"--{name}={limits}:"], check=True)
 
 
 # --- Nothing to start a worker with

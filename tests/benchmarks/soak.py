@@ -20,10 +20,8 @@ import http.client
 import json
 import multiprocessing
 import random
-import select
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import threading
@@ -37,7 +35,8 @@ import model_zoo
 import numpy as np
 import slow_models
 from measure import pss_megabytes
-from raw_http import LIVE, RELU, RELU_PATH, head, infer, parse, post, post_chunked, receive, receive_rest
+from raw_http import LIVE, RELU, RELU_PATH, head, infer, parse_all, post, post_chunked, receive, receive_rest
+from rude_clients import dribble, read_slowly, vanish
 from service import open_files, serve, write_config
 
 from ovms_rest.host.process_memory import own_bytes
@@ -187,33 +186,11 @@ def slow_inference(context, generator):
 
 
 def slow_reader(context, generator):
-    """Read a large response in small pieces."""
-    value, size = generator.randrange(1, 1000), generator.randrange(1000, 2_000_000)
-    with socket.socket() as connection:
-        connection.settimeout(PATIENCE)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-        connection.connect(("127.0.0.1", context.service.port))
-        connection.sendall(infer("filling", slow_models.fill(value, size), "Connection: close"))
-        received = []
-        for _ in range(50):
-            received.append(connection.recv(generator.randrange(1, 20_000)))
-            time.sleep(0.01)
-        received.append(receive_rest(connection))
-        (answer,) = parse_all(b"".join(received), "POST")
-        check(answer, answer.body.endswith(np.full(size, value, np.float32).tobytes()))
+    read_slowly(context.connect, generator)
 
 
 def dribbling(context, generator):
-    """Send a request in small pieces, on several connections together."""
-    data = post(RELU_PATH, RELU, "Connection: close")
-    with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(context.connect()) for _ in range(20)]
-        for start in range(0, len(data), 20):
-            for connection in connections:
-                connection.sendall(data[start : start + 20])
-            time.sleep(0.1)
-        for connection in connections:
-            check(receive(connection, "POST"))
+    dribble(context.connect)
 
 
 def idle(context, generator):
@@ -275,33 +252,13 @@ def hostile(context, generator):
 
 
 def vanishing(context, generator):
-    """Disconnect at any moment, by closing or by a reset."""
-    large = infer("filling", slow_models.fill(1, 1_000_000))
-    kinds = [LIVE, post(RELU_PATH, RELU), large, infer("counting", slow_models.count(5000)), LIVE * 50]
-    data = generator.choice(kinds)
-    with context.connect() as connection, contextlib.suppress(ConnectionError):
-        connection.sendall(data[: generator.choice((0, 10, len(data) // 2, len(data)))])
-        if generator.random() < 0.5:
-            select.select([connection], [], [], generator.random() * 0.02)
-            connection.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                connection.recv(1000)
-        if generator.random() < 0.5:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    vanish(context.connect, generator)
     time.sleep(0.005)
 
 
 # Clients with the number of their threads.
 CLIENTS = {steady: 4, binary: 1, splitting: 1, expecting: 1, pipelining: 2, slow_inference: 1, slow_reader: 2}
 CLIENTS |= {dribbling: 1, idle: 1, probing: 1, hostile: 1, vanishing: 2}
-
-
-def parse_all(data, *methods):
-    """Parse responses; a response that was cut off counts as an aborted connection."""
-    try:
-        return parse(data, *methods)
-    except Exception as error:
-        raise ConnectionAbortedError(f"cut off after {len(data)} bytes: {error!r}") from error
 
 
 def run_tritonclient(port, seconds, excused, results):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import systemd_host
+from activation import listening, start_activated
 from gunicorn.config import Config
 from service import PATIENCE, ROOT, environment, receive, repeating, run_to_end, serve, wait_for, write_config
 
@@ -292,20 +293,15 @@ def test_only_a_live_worker_that_infers_keeps_the_watchdog_quiet():
 @contextlib.contextmanager
 def activated(directory, sockets, **variables):
     """Run the service with sockets as descriptors from 3 on, as systemd does; end it by SIGTERM."""
-    copies = [os.dup(sock.fileno()) for sock in sockets]
-    script = "".join(f"exec {3 + index}<&{100 + index}; " for index in range(len(sockets)))
-    raised = [os.dup2(copy, 100 + index) for index, copy in enumerate(copies)]
     with (directory / "log").open("ab") as log:
-        process = subprocess.Popen(
-            ["bash", "-c", f"{script} LISTEN_FDS={len(sockets)} LISTEN_PID=$$ exec gunicorn -w 2"],
+        process = start_activated(
+            ["gunicorn", "-w", "2"],
+            sockets,
             cwd=ROOT,
             env=environment(directory, **variables),
             stdout=log,
             stderr=log,
-            pass_fds=raised,
         )
-    for descriptor in [*copies, *raised]:
-        os.close(descriptor)
     try:
         yield
     finally:
@@ -316,10 +312,7 @@ def activated(directory, sockets, **variables):
 def test_restart_refuses_no_connection_and_keeps_the_control_address_apart(tmp_path):
     """Here the control address comes first, in the socket unit last."""
     data, control = tmp_path / "data.sock", tmp_path / "control.sock"
-    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
-        for sock, path in ((first, control), (second, data)):
-            sock.bind(str(path))
-            sock.listen(4096)
+    with listening(control, data) as (first, second):
         variables = {"OVMS_REST_CONTROL_BIND": f"unix:{tmp_path}//control.sock"}
         with contextlib.ExitStack() as stack:
             with activated(tmp_path, (first, second), **variables):

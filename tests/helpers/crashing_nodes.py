@@ -4,7 +4,7 @@ from pathlib import Path
 
 # x FP32 [-1] -> y = x. The first value says what happens: 666 reads address 0, as broken native code does; 667 gets the
 # worker killed as if memory were short; 668 writes the worker's process id to the file `waiting` beside the node, and
-# waits until the file `go` exists.
+# waits until the file `go` exists; 669 aborts.
 _CODE = """
 import ctypes, os, signal, time
 def inputs(params): return {"x": ("FP32", [-1])}
@@ -20,9 +20,11 @@ def execute(inputs, params):
             file.write(f"{os.getpid()}\\n")
         while not os.path.exists(f"{DIRECTORY}/go"):
             time.sleep(0.01)
+    if x[0] == 669:
+        os.abort()
     return {"y": x.copy()}
 """
-CRASH, KILL, WAIT = 666, 667, 668
+CRASH, KILL, WAIT, ABORT = 666, 667, 668, 669
 
 
 def save(directory: Path, name: str = "fragile") -> dict[str, list]:

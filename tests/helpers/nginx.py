@@ -4,10 +4,12 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from activation import start_activated
 from service import PATIENCE, ROOT, Service, free_port
 
 DEPLOY = ROOT / "deploy" / "nginx"
@@ -92,14 +94,34 @@ def run(directory: Path, sockets: Path, *variants: str, **replaced: str) -> Iter
         yield nginx
 
 
+def inheriting(count: int) -> dict[str, str]:
+    """Return the environment in which nginx takes the descriptors from 3 on for its listening sockets."""
+    numbers = "".join(f"{3 + at};" for at in range(count))
+    return {**os.environ, "NGINX": numbers} if count else dict(os.environ)
+
+
 @contextlib.contextmanager
-def start(directory: Path, port: int, operator_port: int) -> Iterator[Nginx]:
-    """Check the installed files and run nginx."""
-    command = [str(PROGRAM), "-p", f"{directory}/", "-c", f"{directory}/nginx.conf"]
+def start(
+    directory: Path, port: int, operator_port: int, sockets: Sequence[socket.socket] = (), prefix: Sequence[str] = ()
+) -> Iterator[Nginx]:
+    """Check the installed files and run nginx.
+
+    With `sockets` nginx uses these listening sockets, as those of the socket unit of deploy/nginx; `prefix` is a
+    command that runs another in its own process.
+    """
+    command = [*prefix, str(PROGRAM), "-p", f"{directory}/", "-c", f"{directory}/nginx.conf"]
     checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "[warn]" not in checked.stderr, checked.stderr
-    process = subprocess.Popen([*command, "-g", "daemon off;"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for sock in sockets:
+        sock.setblocking(False)  # NonBlocking=true of the unit
+    process = start_activated(
+        [*command, "-g", "daemon off;"],
+        sockets,
+        env=inheriting(len(sockets)),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     nginx = Nginx(process, directory / "log" / "error.log")
     nginx.directory, nginx.port = directory, port
     nginx.operators = Service(process, directory / "log" / "error.log")

@@ -5,7 +5,8 @@ import ctypes
 import os
 import re
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,3 +91,16 @@ def stopped(service: Service, pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def limited(service: Service, name: str, value: int, prefix: Sequence[str] = ()) -> Iterator[None]:
+    """Lower the limit `nofile` or `nproc` of the arbiter for a while; `prefix` runs a command as its user."""
+    command = [*prefix, "prlimit", "--pid", str(service.process.pid)]
+    title = {"nofile": "Max open files", "nproc": "Max processes"}[name]
+    (limits,) = re.findall(rf"{title} +(\w+)", Path(f"/proc/{service.process.pid}/limits").read_text())
+    subprocess.run([*command, f"--{name}={value}:"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*command, f"--{name}={limits}:"], check=True)

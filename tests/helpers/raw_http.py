@@ -79,6 +79,14 @@ def parse(data: bytes, *methods: str) -> list[Answer]:
     return answers
 
 
+def parse_all(data: bytes, *methods: str) -> list[Answer]:
+    """Return the responses in `data` as `parse` does; a response that was cut off counts as an aborted connection."""
+    try:
+        return parse(data, *methods)
+    except Exception as error:
+        raise ConnectionAbortedError(f"cut off after {len(data)} bytes: {error!r}") from error
+
+
 def is_closed(connection: socket.socket) -> bool:
     """Wait for the next bytes; return whether the connection has ended."""
     try:

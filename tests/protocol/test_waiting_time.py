@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovms_rest.protocol.waiting_time import decode_request_start, waits_since
+from ovms_rest.protocol.waiting_time import Clock, decode_request_start, waits_since
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,27 @@ def test_implausible_request_start_is_ignored(seconds):
 
 def test_without_a_request_start_a_request_waits_since_it_was_received():
     assert waits_since({}, 12345) == 12345
+
+
+SECOND = 10**9
+
+
+def test_request_that_began_before_the_clock_was_put_forward_has_not_waited_for_the_jump():
+    clock = Clock(wall=1000 * SECOND, monotonic=50 * SECOND)
+    assert clock.find_wait(1009 * SECOND, wall=1010 * SECOND, monotonic=60 * SECOND) == SECOND
+    for seconds in (1, 2, 30):  # after which requests from before the jump are found
+        wall, monotonic = (1610 + seconds) * SECOND, (60 + seconds) * SECOND
+        assert clock.find_wait(1010 * SECOND, wall, monotonic) == seconds * SECOND
+        assert clock.find_wait(wall - SECOND // 2, wall, monotonic) == SECOND // 2
+
+
+def test_request_that_has_waited_longer_than_the_clock_jumped_keeps_its_wait():
+    clock = Clock(wall=1000 * SECOND, monotonic=50 * SECOND)
+    assert clock.find_wait(1000 * SECOND, wall=1100 * SECOND, monotonic=150 * SECOND) == 100 * SECOND
+    assert clock.find_wait(2000 * SECOND, wall=2090 * SECOND, monotonic=1100 * SECOND) == 90 * SECOND
+
+
+def test_request_from_before_the_clock_was_put_back_has_no_time_of_its_own():
+    clock = Clock(wall=1000 * SECOND, monotonic=50 * SECOND)
+    assert clock.find_wait(1000 * SECOND, wall=401 * SECOND, monotonic=51 * SECOND) < 0
+    assert clock.find_wait(402 * SECOND, wall=405 * SECOND, monotonic=55 * SECOND) == 3 * SECOND
