@@ -43,6 +43,7 @@ class Request(NamedTuple):
     target: str
     fields: list[tuple[str, str]]
     body: bytes
+    has_spare_spaces: bool  # in the request line
 
     def values(self, name):
         """Return the values of all fields of a name."""
@@ -55,9 +56,8 @@ def read(data):
     method, _, rest = first.partition(" ")
     target, _, version = rest.strip().rpartition(" ")
     pairs = [line.partition(":") for line in lines]
-    return Request(
-        method, version, target.strip(), [(name.lower(), value.strip(" \t")) for name, _, value in pairs], body
-    )
+    fields = [(name.lower(), value.strip(" \t")) for name, _, value in pairs]
+    return Request(method, version, target.strip(), fields, body, "  " in first)
 
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(;[^\r\n]*)?\r\n")
@@ -132,6 +132,11 @@ DIFFERENCES = [
         "the request line is limited after an empty line too, where gunicorn does not check it",
         lambda request: len(request.target) > 4000,
         (400, 414),
+    ),
+    Difference(
+        "RFC 9112 section 3: single spaces separate the parts of a request line; gunicorn takes any number",
+        lambda request: request.has_spare_spaces,
+        (400,),
     ),
     Difference(
         "RFC 9112 section 3.2: a target has no fragment; gunicorn cuts it off, for ours it is a part of the path",

@@ -253,11 +253,11 @@ def test_operators_route_is_closed_to_clients_in_every_spelling(service, plain, 
 
 @pytest.mark.parametrize(("method", "path"), CLOSED)
 def test_operators_reach_all_routes_at_their_address(plain, method, path):
-    path = path.replace("relu", "ending")  # a pipeline, which is loaded quickly
+    path = path.replace("relu", "fragile")  # a pipeline, which is loaded quickly
     body = b'{"log_verbose_level": 0}' if (method, path) == ("POST", "/v2/logging") else None
     answer = plain.operators.request(method, path, body)
     assert answer.status == 200, answer
-    plain.wait_for(lambda: plain.operators.request("POST", "/v2/repository/models/ending/load").status == 200)
+    plain.wait_for(lambda: plain.operators.request("POST", "/v2/repository/models/fragile/load").status == 200)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Host": "evil.example"}])

@@ -154,6 +154,8 @@ def _check_framing(head: Head, data: bytes) -> None:
         fields[key] = f"{fields[key]},{text}" if key in fields else text
     kept = {key: value for key, value in environ.items() if key.startswith(("HTTP_", "CONTENT_"))}
     ours = {key: value.encode("latin-1").translate(TO_ASCII).decode() for key, value in kept.items()}
+    if "HTTP_TRANSFER_ENCODING" in ours:  # h11 writes it in lower case
+        ours["HTTP_TRANSFER_ENCODING"] = ours["HTTP_TRANSFER_ENCODING"].lower()
     assert ours == fields, f"{ours} is not {fields}"
     if "HTTP_TRANSFER_ENCODING" in fields:
         assert head.length is None
