@@ -28,7 +28,7 @@ def pytest_xdist_auto_num_workers(config):
 
 
 # Their files run services and browsers, and take up to a minute each.
-SLOW_FOLDERS = {"arbiter", "clients", "conformance", "console", "deploy", "tracing", "worker"}
+SLOW_FOLDERS = {"arbiter", "clients", "conformance", "console", "deploy", "faults", "tracing", "worker"}
 
 
 def pytest_configure(config):

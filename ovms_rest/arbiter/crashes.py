@@ -2,7 +2,8 @@
 
 A signal that code causes, as SIGSEGV, is the fault of the request that ran alone; of those in a batch, the one at fault
 is found when they come again and run alone. Any other end may come from outside, from an operator or for lack of
-memory: only a request that was alone in two such workers is at fault.
+memory: only a request that was alone in two such workers is at fault, and has not run without harm between. (Inputs may
+be common, those of a probe for instance, and workers may be killed for other reasons again and again.)
 """
 
 import signal
@@ -14,7 +15,6 @@ from ovms_rest.shared_memory.crash_table import (
     INPUTS_SECONDS,
     REQUEST_SECONDS,
     Crash,
-    Crashes,
     CrashTable,
     Verdict,
     key_of_inputs,
@@ -84,7 +84,7 @@ def judge(notes: InferenceNotes, table: CrashTable, slot: int, death: Death) -> 
     models = list(dict.fromkeys(noted.model for noted in running))
     consequence = ""
     if not death.is_wanted:
-        verdict = _find_verdict(running, table.read(), death)
+        verdict = _find_verdict(running, table, death)
         table.add(list(_make_entries(running, verdict, death.cause)))
         consequence = f"; {_CONSEQUENCES[verdict]}"
     notes.clear(slot)  # after the verdict, for which repeated requests wait
@@ -93,15 +93,12 @@ def judge(notes: InferenceNotes, table: CrashTable, slot: int, death: Death) -> 
     return Verdicts(models, what)
 
 
-def _find_verdict(running: Sequence[Noted], crashes: Crashes, death: Death) -> Verdict:
+def _find_verdict(running: Sequence[Noted], table: CrashTable, death: Death) -> Verdict:
+    is_alone = len(running) == 1
     if death.is_crash:
-        return Verdict.GUILTY if len(running) == 1 else Verdict.SUSPECT
-    known = (crashes.by_key.get(key) for key, _ in _keys_of(running[0]))
-    now = time.monotonic_ns()
-    was_killed = any(
-        crash is not None and crash.verdict is not Verdict.SUSPECT and crash.until_ns > now for crash in known
-    )
-    return Verdict.GUILTY if len(running) == 1 and was_killed else Verdict.KILLED
+        return Verdict.GUILTY if is_alone else Verdict.SUSPECT
+    was_killed = any(table.is_held_against(key) for key, _ in _keys_of(running[0]))
+    return Verdict.GUILTY if is_alone and was_killed else Verdict.KILLED
 
 
 def _keys_of(noted: Noted) -> Iterator[tuple[str, int]]:

@@ -107,6 +107,8 @@ class CrashGuard:
                 known = self._table.read().by_key
                 self._acquitted = {key: at_ns for key, at_ns in self._acquitted.items() if key in known}
             self._acquitted.update(note.suspicions)
+            for key in note.suspicions:
+                self._table.acquit(key)
             note.suspicions = {}
         note.is_watched = False
         note.end()

@@ -76,6 +76,8 @@ class CrashTable:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _HEAD_BYTES + 2 * ENTRIES * _ENTRY_BYTES)
         self._numbers = memoryview(self._memory)[:_HEAD_BYTES].cast("Q")
+        # One byte for each entry that is not guilty: 1 once a worker has run its request or inputs without dying.
+        self._acquitted = memoryview(mmap.mmap(-1, ENTRIES))
         # Until when (monotonic nanoseconds) any model is watched, as the only item.
         self.until = self._numbers[_UNTIL : _UNTIL + 1]
         self._seen = 0
@@ -89,6 +91,8 @@ class CrashTable:
             kind = _GUILTY if crash.verdict is Verdict.GUILTY else _OTHERS
             begin, data = _find(kind, numbers[kind]), orjson.dumps(crash._asdict())
             self._memory[begin : begin + len(data) + 1] = data + b"\0"
+            if kind == _OTHERS:
+                self._acquitted[numbers[kind] % ENTRIES] = 0
             numbers[kind] += 1
             numbers[_UNTIL] = max(numbers[_UNTIL], crash.at_ns + INPUTS_SECONDS * 10**9)
         numbers[_VERSION] += 1
@@ -102,8 +106,28 @@ class CrashTable:
                 self._seen, self._crashes = version, _index(crashes)
         return self._crashes
 
+    def acquit(self, key: str) -> None:
+        """Note that a request or inputs that were suspected have run without harm; in any worker."""
+        for number, crash in self._numbered(_OTHERS):
+            if crash.key == key:
+                self._acquitted[number % ENTRIES] = 1
+
+    def is_held_against(self, key: str) -> bool:
+        """Return whether a worker was killed while it ran this, and none has run it without harm since."""
+        now = time.monotonic_ns()
+        return any(
+            crash.key == key
+            and crash.verdict is Verdict.KILLED
+            and crash.until_ns > now
+            and not self._acquitted[number % ENTRIES]
+            for number, crash in self._numbered(_OTHERS)
+        )
+
     def _entries(self, kind: int) -> Iterator[Crash]:
-        """Yield the entries of a kind, oldest first; they may be torn while the arbiter writes."""
+        return (crash for _, crash in self._numbered(kind))
+
+    def _numbered(self, kind: int) -> Iterator[tuple[int, Crash]]:
+        """Yield the entries of a kind with their numbers, oldest first, without one that the arbiter is writing."""
         count = self._numbers[kind]
         for number in range(max(0, count - ENTRIES), count):
             begin = _find(kind, number)
@@ -112,7 +136,7 @@ class CrashTable:
                 fields = orjson.loads(data)
             except orjson.JSONDecodeError:
                 continue
-            yield Crash(**{**fields, "verdict": Verdict(fields["verdict"])})
+            yield number, Crash(**{**fields, "verdict": Verdict(fields["verdict"])})
 
 
 def _find(kind: int, number: int) -> int:

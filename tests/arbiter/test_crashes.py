@@ -90,6 +90,19 @@ def test_request_of_a_worker_that_was_killed_gets_another_try_and_no_third(notes
         assert verdict_on(table, "a") is verdict
 
 
+@pytest.mark.parametrize("death", [KILL, find_death(1, False, False)])
+def test_request_that_has_run_without_harm_between_two_kills_is_innocent(notes, table, death):
+    """Many clients send the same inputs, such as probes; an operator or the kernel may kill workers again and again."""
+    for _ in range(3):
+        begin(notes, "m", "1", "a")
+        judge(notes, table, 2, death)
+        assert verdict_on(table, "a") is Verdict.KILLED
+        table.acquit(key_of_request("m/1", "a 10"))
+    begin(notes, "m", "1", "a")
+    judge(notes, table, 2, CRASH)
+    assert verdict_on(table, "a") is Verdict.GUILTY
+
+
 def test_suspect_that_is_killed_gets_another_try(notes, table):
     begin(notes, "m", "1", "a"), begin(notes, "m", "1", "b")
     judge(notes, table, 2, CRASH)

@@ -146,6 +146,18 @@ def test_request_of_a_killed_worker_runs_again(service):
     assert service.ask(BODY, "mine").status_code == 200
 
 
+def test_inputs_that_run_between_two_kills_are_never_refused(service):
+    for number in range(3):
+        service.die((f"killed{number}", BODY, INPUTS), death=KILL)
+        assert service.ask(BODY, f"asked{number}").status_code == 200
+
+
+def test_inputs_of_two_killed_workers_are_refused(service):
+    for number in range(2):
+        service.die((f"killed{number}", BODY, INPUTS), death=KILL)
+    assert service.ask(BODY, "asked").status_code == 500
+
+
 def suspicions_of(service, request_id, body=BODY):
     """Return how many suspicions there are against a request while it runs."""
     seen = []
