@@ -187,10 +187,17 @@ def _shut_down(arbiter: Any, handle: Callable[[], None]) -> None:
 
 
 def _wait_for_signals(arbiter: Any, wait: Callable[..., list[int]], timeout: float = 1.0) -> list[int]:
-    """Wait as the arbiter does; let it run changes, too, when another attempt of a reload is due."""
+    """Wait as the arbiter does; let it run changes, too, when another attempt of a reload is due.
+
+    Of several SIGHUP that came during a reload one is left, since each would fork another generation and the first
+    loads all that has changed.
+    """
     if arbiter.span_sender is not None:
         arbiter.span_sender.look()
     numbers = wait(timeout)
+    if signal.SIGHUP in numbers:
+        first = numbers.index(signal.SIGHUP) + 1
+        numbers = [*numbers[:first], *(number for number in numbers[first:] if number != signal.SIGHUP)]
     return [*numbers, CONTROL] if arbiter.managed.reloading.is_due() else numbers
 
 

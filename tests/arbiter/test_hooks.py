@@ -1,6 +1,7 @@
 """gunicorn's hooks, called without gunicorn."""
 
 import types
+from signal import SIGCHLD, SIGHUP, SIGTERM, SIGTTIN
 
 from forking import fork, join
 
@@ -32,6 +33,14 @@ def test_model_is_given_up_after_several_workers_died_opening_it(tmp_path, caplo
         assert f"worker {deaths} died or hung while it opened 'm/1' (model and version)" in caplog.text
     assert models.versions("m") == []
     assert models.versions("n") == ["1"]
+
+
+def test_signals_to_reload_that_came_during_a_reload_become_one(tmp_path):
+    arbiter = make_arbiter(tmp_path, ModelRegistry({}))
+    arbiter.span_sender = None
+    came = [SIGCHLD, SIGHUP, SIGTTIN, SIGHUP, SIGTTIN, SIGHUP, SIGTERM]
+    assert hooks._wait_for_signals(arbiter, lambda timeout: came) == [SIGCHLD, SIGHUP, SIGTTIN, SIGTTIN, SIGTERM]
+    assert hooks._wait_for_signals(arbiter, lambda timeout: [SIGHUP]) == [SIGHUP]
 
 
 def test_worker_that_ends_while_serving_blames_no_model(tmp_path, caplog):
