@@ -1,5 +1,7 @@
 """The requests with which workers died, in shared memory: the arbiter adds them, workers look them up.
 
+A worker marks an entry, by one byte beside it, when its request or inputs have run without harm.
+
 The table has a fixed size, and new entries replace the oldest. While no model has crashed lately, which is nearly
 always, a worker reads one number of it per request.
 """
