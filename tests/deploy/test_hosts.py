@@ -417,9 +417,11 @@ done
 cp -a /etc/nginx {copy}
 mount --bind {copy} /etc/nginx
 apt-get() {{ echo "installed: $*"; }}
+{waiting}
 nginx
 {commands}
-until curl -s http://localhost/v2 | grep -q error; do sleep 0.05; done
+sleep 1
+until curl -s http://localhost/v2 | grep -q error; do command sleep 0.05; done
 echo ---
 {checks}
 """
@@ -451,8 +453,9 @@ def test_commands_of_the_readme_work_as_written(tmp_path, begins, checks, expect
         pytest.skip(f"cannot make namespaces for the README's machine: {probe.stderr.decode()}")
     blocks = re.findall(r"^```sh\n(.*?)^```", "\n".join(READMES), re.MULTILINE | re.DOTALL)
     commands = "".join(next(block for block in blocks if block.startswith(text)) for text in begins)
+    texts = {"waiting": nginx.WAITING, "commands": commands, "checks": checks}
     done = subprocess.run(
-        [*isolated, "bash", "-c", MACHINE.format(copy=tmp_path / "etc", commands=commands, checks=checks)],
+        [*isolated, "bash", "-c", MACHINE.format(copy=tmp_path / "etc", **texts)],
         cwd=nginx.ROOT, env=environment(tmp_path), capture_output=True, text=True, check=False, timeout=2 * PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -906,17 +906,7 @@ mount -t tmpfs none /var/log/nginx
 mount -t tmpfs none /var/lib/nginx
 cp -a /etc/nginx {copy}
 mount --bind {copy} /etc/nginx
-old=
-nginx() {{
-    [ ! -e /run/nginx.pid ] || old=$(cat /proc/$(cat /run/nginx.pid)/task/*/children)
-    command nginx "$@"
-}}
-sleep() {{ # until the workers from before the reload are gone
-    for pid in $old; do
-        while [ -e /proc/$pid ]; do command sleep 0.05; done
-    done
-}}
-apt-get() {{ echo "installed: $*"; }}
+{waiting}apt-get() {{ echo "installed: $*"; }}
 {service} &
 until [ -S /run/ovms_rest/control.sock ] && curl -s --unix-socket /run/ovms_rest/control.sock http://x/v2; do
     command sleep 0.05
@@ -937,7 +927,7 @@ def test_commands_of_the_readme_work_as_written(tmp_path):
     *preparation, service = first.strip().splitlines()
     commands = {"service": "\n".join([*preparation, service]), "blocks": "echo ---\n".join(["", *blocks])}
     done = subprocess.run(
-        [*isolated, "bash", "-c", HOST.format(copy=tmp_path / "etc", **commands)],
+        [*isolated, "bash", "-c", HOST.format(copy=tmp_path / "etc", waiting=nginx.WAITING, **commands)],
         cwd=nginx.ROOT, env=environment(tmp_path), capture_output=True, text=True, check=False, timeout=2 * PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,6 +16,19 @@ DEPLOY = ROOT / "deploy" / "nginx"
 PROGRAM = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 # Debian's own files, which include ours from conf.d.
 DEBIAN = Path("/etc/nginx")
+# Shell functions: `sleep` of a README waits until the workers from before the last call of nginx, a reload, are gone.
+WAITING = """
+old=
+nginx() {
+    [ ! -e /run/nginx.pid ] || old=$(cat /proc/$(cat /run/nginx.pid)/task/*/children)
+    command nginx "$@"
+}
+sleep() {
+    for pid in $old; do
+        while [ -e /proc/$pid ]; do command sleep 0.05; done
+    done
+}
+"""
 # Debian's `worker_processes auto`.
 WORKERS = os.sysconf("SC_NPROCESSORS_ONLN")
 

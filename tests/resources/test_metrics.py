@@ -1,6 +1,6 @@
 """The text of /metrics, read by Prometheus's own parser, against OVMS's families (OVMS's docs/metrics.md)."""
 
-import time
+import sys
 import types
 from dataclasses import replace
 
@@ -401,17 +401,28 @@ def test_text_is_that_of_prometheus_client(name):
     assert "e+15" in text
 
 
+def count_calls(function):
+    """Return what a function returns, and how many functions it calls."""
+    calls = []
+    sys.setprofile(lambda frame, event, argument: calls.append(event) if event in ("call", "c_call") else None)
+    try:
+        result = function()
+    finally:
+        sys.setprofile(None)
+    return result, len(calls)
+
+
 def test_scrape_of_200_models_is_cheap():
-    """A scrape once took 145 ms, so 60 of them held a worker for 8.7 s."""
+    """A scrape once took 145 ms, so 60 of them held a worker for 8.7 s. Now it costs less than prometheus-client's."""
     counters = make(*((f"model {index}", "1") for index in range(200)))
     resource, resp = Metrics(Source(counters, streams=2)), types.SimpleNamespace()
-    seconds = []
-    for _ in range(5):
-        started = time.process_time()
-        resource.on_get(None, resp)
-        seconds.append(time.process_time() - started)
+    _, calls = count_calls(lambda: resource.on_get(None, resp))
     assert resp.data.count(b"\n") > 200 * 100
-    assert min(seconds) < 0.05
+    families = list(text_string_to_metric_families(resp.data.decode()))
+    source = types.SimpleNamespace(collect=lambda: families)
+    text, theirs = count_calls(lambda: prometheus_client.generate_latest(source))
+    assert text.count(b"\n") == resp.data.count(b"\n")
+    assert calls < theirs / 2, (calls, theirs)
 
 
 def test_content_type_is_that_of_prometheus_client():
