@@ -26,7 +26,14 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.machinery import SourceFileLoader
+from functools import partial
+from importlib.machinery import (
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+)
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, MappingProxyType, ModuleType
@@ -199,17 +206,35 @@ def _importable(directory: Path) -> Iterator[None]:
     """Make the modules of a directory importable, and forget them afterwards: each load of a node has its own."""
     before = set(sys.modules)
     sys.path.insert(0, str(directory))
+    find = partial(_make_finder, directory)
+    sys.path_hooks.insert(0, find)
+    _forget_finders(directory)
     importlib.invalidate_caches()
     try:
         yield
     finally:
         with suppress(ValueError):  # the code may have removed it
             sys.path.remove(str(directory))
+        with suppress(ValueError):
+            sys.path_hooks.remove(find)
+        _forget_finders(directory)
         new = {name: sys.modules[name] for name in sys.modules.keys() - before}
         beside = {name for name, module in new.items() if _is_in(module, directory)}
         for name in new:
             if name.partition(".")[0] in beside:
                 del sys.modules[name]
+
+
+def _make_finder(directory: Path, place: str) -> FileFinder:
+    """Return a finder of modules in a directory, or below it, that has no bytecode cache either (a path hook)."""
+    if not Path(place).is_relative_to(directory):
+        raise ImportError
+    return FileFinder(place, (ExtensionFileLoader, EXTENSION_SUFFIXES), (_Source, SOURCE_SUFFIXES))
+
+
+def _forget_finders(directory: Path) -> None:
+    for place in [place for place in sys.path_importer_cache if Path(place).is_relative_to(directory)]:
+        del sys.path_importer_cache[place]
 
 
 def _is_in(module: ModuleType, directory: Path) -> bool:
