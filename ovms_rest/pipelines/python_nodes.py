@@ -227,7 +227,7 @@ def _importable(directory: Path) -> Iterator[None]:
 
 def _make_finder(directory: Path, place: str) -> FileFinder:
     """Return a finder of modules in a directory, or below it, that has no bytecode cache either (a path hook)."""
-    if not Path(place).is_relative_to(directory):
+    if not Path(place).is_relative_to(directory) or not Path(place).is_dir():  # a file may be an archive of modules
         raise ImportError
     return FileFinder(place, (ExtensionFileLoader, EXTENSION_SUFFIXES), (_Source, SOURCE_SUFFIXES))
 

@@ -87,7 +87,6 @@ class CrashGuard:
         note.is_watched = True
         self._check(note, key_of_request(noted.model, noted.request))
         if (left := crashes.paused.get(noted.model, 0) - now) > 0:
-            note.suspicions.clear()  # it does not run, which would acquit it
             name, _, version = noted.model.rpartition("/")
             raise PausedError(
                 f"model {quote(name)} version {version} has crashed {PAUSING_CRASHES} workers within seconds, and "
@@ -101,7 +100,7 @@ class CrashGuard:
         self._check(note, key_of_inputs(digest))
 
     def end(self, note: Note) -> None:
-        """End the note of a request for a watched model. If it was a suspect it is acquitted here: no worker died."""
+        """End the note of a request for a watched model, and acquit it of its suspicions: it has run without harm."""
         if note.suspicions:
             if len(self._acquitted) > _MOST_ACQUITTED:
                 known = self._table.read().by_key

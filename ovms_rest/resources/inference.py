@@ -93,6 +93,7 @@ class Infer:
             record.response_bytes = self._respond(req, resp, *self._encode(response, request, environ))
         except Exception as error:
             _count_failure(servable.counters, error, record, time.monotonic_ns() - started)
+            note.suspicions.clear()  # it may not have run, so it is not acquitted
             raise
         finally:
             if note.is_watched:

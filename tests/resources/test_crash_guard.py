@@ -158,6 +158,15 @@ def test_inputs_of_two_killed_workers_are_refused(service):
     assert service.ask(BODY, "asked").status_code == 500
 
 
+def test_request_that_did_not_run_is_not_acquitted(service):
+    """Otherwise a request that gets its worker killed could be tried for ever, if it is invalid every other time."""
+    invalid = {**BODY, "outputs": [{"name": "unknown"}]}
+    service.die(("mine", invalid, None), death=KILL)
+    assert service.ask(invalid, "mine").status_code == 400
+    service.die(("mine", invalid, None), death=KILL)
+    assert service.ask(invalid, "mine").status_code == 500
+
+
 def suspicions_of(service, request_id, body=BODY):
     """Return how many suspicions there are against a request while it runs."""
     seen = []
