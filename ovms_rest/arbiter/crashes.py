@@ -2,8 +2,9 @@
 
 A signal that code causes, as SIGSEGV, is the fault of the request that ran alone; of those in a batch, the one at fault
 is found when they come again and run alone. Any other end may come from outside, from an operator or for lack of
-memory: only a request that was alone in two such workers is at fault, and has not run without harm between. (Inputs may
-be common, those of a probe for instance, and workers may be killed for other reasons again and again.)
+memory: only a request that was alone in two such workers is at fault, if it began in the second when the first was gone
+and has not run without harm between. (Inputs may be common, those of a probe for instance, and workers may be killed
+for other reasons again and again, or all at once.)
 """
 
 import signal
@@ -84,7 +85,7 @@ def judge(notes: InferenceNotes, table: CrashTable, slot: int, death: Death) -> 
     models = list(dict.fromkeys(noted.model for noted in running))
     consequence = ""
     if not death.is_wanted:
-        verdict = _find_verdict(running, table, death)
+        verdict = _find_verdict(running, death)
         table.add(list(_make_entries(running, verdict, death.cause)))
         consequence = f"; {_CONSEQUENCES[verdict]}"
     notes.clear(slot)  # after the verdict, for which repeated requests wait
@@ -93,12 +94,11 @@ def judge(notes: InferenceNotes, table: CrashTable, slot: int, death: Death) -> 
     return Verdicts(models, what)
 
 
-def _find_verdict(running: Sequence[Noted], table: CrashTable, death: Death) -> Verdict:
+def _find_verdict(running: Sequence[Noted], death: Death) -> Verdict:
     is_alone = len(running) == 1
     if death.is_crash:
         return Verdict.GUILTY if is_alone else Verdict.SUSPECT
-    was_killed = any(table.is_held_against(key) for key, _ in _keys_of(running[0]))
-    return Verdict.GUILTY if is_alone and was_killed else Verdict.KILLED
+    return Verdict.GUILTY if is_alone and running[0].was_killed else Verdict.KILLED
 
 
 def _keys_of(noted: Noted) -> Iterator[tuple[str, int]]:

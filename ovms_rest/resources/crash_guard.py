@@ -34,8 +34,6 @@ _WAIT_UNTIL = "ovms_rest.verdict_until"
 # worker that had it.
 VERDICT_SECONDS = 10.0
 _PAUSE_SECONDS = 0.02
-# Suspects that have run alone are forgotten beyond this number, unless the table still has them.
-_MOST_ACQUITTED = 2048
 # Refusals are logged together, as often as this.
 _LOG_SECONDS = 10.0
 
@@ -52,7 +50,6 @@ class CrashGuard:
         self._free = notes.free
         self._table = table
         self._starts: dict[tuple[str, str], bytes] = {}  # of notes, by name and version
-        self._acquitted: dict[str, int] = {}  # suspects that have run alone since, by key, and the time of their crash
         self._refused = 0  # since the last line of the log
         self._next_line = 0.0
 
@@ -101,14 +98,9 @@ class CrashGuard:
 
     def end(self, note: Note) -> None:
         """End the note of a request for a watched model, and acquit it of its suspicions: it has run without harm."""
-        if note.suspicions:
-            if len(self._acquitted) > _MOST_ACQUITTED:
-                known = self._table.read().by_key
-                self._acquitted = {key: at_ns for key, at_ns in self._acquitted.items() if key in known}
-            self._acquitted.update(note.suspicions)
-            for key in note.suspicions:
-                self._table.acquit(key)
-            note.suspicions = {}
+        for crash in note.suspicions:
+            self._table.acquit(crash)
+        note.suspicions.clear()
         note.is_watched = False
         note.end()
 
@@ -138,8 +130,10 @@ class CrashGuard:
         if crash.verdict is Verdict.GUILTY:
             self._log_refusal(crash)
             raise CrashedError(_explain(crash, now))
-        if self._acquitted.get(key, 0) < crash.at_ns:
-            note.suspicions[key] = crash.at_ns
+        if not self._table.is_acquitted(crash):
+            note.suspicions.append(crash)
+            if crash.verdict is Verdict.KILLED:
+                note.add_kill()
 
     def _log_refusal(self, crash: Crash) -> None:
         """Log how many requests were refused, now and then."""

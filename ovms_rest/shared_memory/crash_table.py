@@ -52,6 +52,7 @@ class Crash(NamedTuple):
     cause: str
     at_ns: int
     until_ns: int
+    number: int = 0  # of the entry among those of its kind, which the table sets
 
 
 class Crashes(NamedTuple):
@@ -91,11 +92,12 @@ class CrashTable:
         numbers[_VERSION] += 1
         for crash in crashes:
             kind = _GUILTY if crash.verdict is Verdict.GUILTY else _OTHERS
-            begin, data = _find(kind, numbers[kind]), orjson.dumps(crash._asdict())
+            number = numbers[kind]
+            begin, data = _find(kind, number), orjson.dumps(crash._replace(number=number)._asdict())
             self._memory[begin : begin + len(data) + 1] = data + b"\0"
             if kind == _OTHERS:
-                self._acquitted[numbers[kind] % ENTRIES] = 0
-            numbers[kind] += 1
+                self._acquitted[number % ENTRIES] = 0
+            numbers[kind] = number + 1
             numbers[_UNTIL] = max(numbers[_UNTIL], crash.at_ns + INPUTS_SECONDS * 10**9)
         numbers[_VERSION] += 1
 
@@ -108,28 +110,17 @@ class CrashTable:
                 self._seen, self._crashes = version, _index(crashes)
         return self._crashes
 
-    def acquit(self, key: str) -> None:
-        """Note that a request or inputs that were suspected have run without harm; in any worker."""
-        for number, crash in self._numbered(_OTHERS):
-            if crash.key == key:
-                self._acquitted[number % ENTRIES] = 1
+    def acquit(self, crash: Crash) -> None:
+        """Note that a request or inputs that were suspected of a crash have run without harm; in any worker."""
+        if self._numbers[_OTHERS] - crash.number <= ENTRIES:  # else its entry has been replaced
+            self._acquitted[crash.number % ENTRIES] = 1
 
-    def is_held_against(self, key: str) -> bool:
-        """Return whether a worker was killed while it ran this, and none has run it without harm since."""
-        now = time.monotonic_ns()
-        return any(
-            crash.key == key
-            and crash.verdict is Verdict.KILLED
-            and crash.until_ns > now
-            and not self._acquitted[number % ENTRIES]
-            for number, crash in self._numbered(_OTHERS)
-        )
+    def is_acquitted(self, crash: Crash) -> bool:
+        """Return whether `acquit` was called for a crash whose request is not guilty."""
+        return bool(self._acquitted[crash.number % ENTRIES])
 
     def _entries(self, kind: int) -> Iterator[Crash]:
-        return (crash for _, crash in self._numbered(kind))
-
-    def _numbered(self, kind: int) -> Iterator[tuple[int, Crash]]:
-        """Yield the entries of a kind with their numbers, oldest first, without one that the arbiter is writing."""
+        """Yield the entries of a kind, oldest first; they may be torn while the arbiter writes."""
         count = self._numbers[kind]
         for number in range(max(0, count - ENTRIES), count):
             begin = _find(kind, number)
@@ -138,7 +129,7 @@ class CrashTable:
                 fields = orjson.loads(data)
             except orjson.JSONDecodeError:
                 continue
-            yield number, Crash(**{**fields, "verdict": Verdict(fields["verdict"])})
+            yield Crash(**{**fields, "verdict": Verdict(fields["verdict"])})
 
 
 def _find(kind: int, number: int) -> int:

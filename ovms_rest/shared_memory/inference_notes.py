@@ -8,6 +8,8 @@ import itertools
 import mmap
 from typing import Final, NamedTuple
 
+from ovms_rest.shared_memory.crash_table import Crash
+
 # The notes of a slot. A worker with more requests in progress, parked for batches, does not note the others.
 NOTES: Final = 64
 # The bytes of the digest of a request's inputs.
@@ -15,7 +17,9 @@ DIGEST_BYTES: Final = 16
 
 _NOTE_BYTES: Final = 512
 _FREE, _PARKED, _RUNS = range(3)
-_DIGEST: Final = 1
+# Whether a worker was killed before while it ran the same.
+_KILLED: Final = 1
+_DIGEST: Final = 2
 _TEXT: Final = _DIGEST + DIGEST_BYTES
 # Of the text: an id of up to 128 bytes with the length of a body, and the name and version of a model.
 REQUEST_BYTES: Final = 144
@@ -24,20 +28,25 @@ _NO_DIGEST: Final = bytes(DIGEST_BYTES)
 
 
 class Noted(NamedTuple):
-    """A note as other processes read it: `request` is an id and a length, `digest` b"" if there is none."""
+    """A note as other processes read it.
+
+    `request` is an id and a length, `digest` b"" if there is none. `was_killed`: the request began after a worker had
+    been killed that ran it or its inputs.
+    """
 
     model: str
     request: str
     digest: bytes
     runs: bool
+    was_killed: bool = False
 
 
 class Note:
     """The note of a request in this process, until `end`; then it is used for another one.
 
     Whoever takes it writes to `memory` what `make_start` describes, in place because a call would cost as much again.
-    `is_watched`: the model of the request has crashed lately. `suspicions` are the times of crashes, by key, that the
-    request may have caused, so that it must run alone.
+    `is_watched`: the model of the request has crashed lately. `suspicions` are the crashes that the request may
+    have caused, so that it must run alone.
     """
 
     __slots__ = ("_free", "is_watched", "memory", "suspicions")
@@ -46,11 +55,15 @@ class Note:
         self.memory = memory
         self._free = free
         self.is_watched = False
-        self.suspicions: dict[str, int] = {}
+        self.suspicions: list[Crash] = []
 
     def add_digest(self, digest: bytes) -> None:
         """Note the digest of the inputs."""
         self.memory[_DIGEST:_TEXT] = digest
+
+    def add_kill(self) -> None:
+        """Note that a worker was killed before while it ran the request or its inputs."""
+        self.memory[_KILLED] = 1
 
     def park(self) -> None:
         """Note that the request does not run until `run`."""
@@ -69,6 +82,7 @@ class Note:
             request.decode("latin-1"),
             b"" if digest == _NO_DIGEST else digest,
             self.memory[0] == _RUNS,
+            bool(self.memory[_KILLED]),
         )
 
     def end(self) -> None:
@@ -83,7 +97,7 @@ def make_start(name: str, version: str) -> bytes:
     After them come an id, a space, the length of the body in digits, and a NUL: at most REQUEST_BYTES.
     """
     label = f"{name}/{version}".encode(errors="replace")[:_MODEL_BYTES].decode(errors="ignore")
-    return bytes([_RUNS]) + _NO_DIGEST + label.encode() + b"\0"
+    return bytes([_RUNS, 0]) + _NO_DIGEST + label.encode() + b"\0"
 
 
 class InferenceNotes:

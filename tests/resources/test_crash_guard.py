@@ -18,7 +18,7 @@ from ovms_rest.resources.inference import Infer
 from ovms_rest.resources.tfs import Predict
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.crash_table import CrashTable
-from ovms_rest.shared_memory.inference_notes import InferenceNotes
+from ovms_rest.shared_memory.inference_notes import InferenceNotes, Noted
 
 CRASH, KILL = find_death(-11, False, False), find_death(-9, False, False)
 PATH, PREDICT = "/v2/models/m/infer", "/v1/models/m:predict"
@@ -45,12 +45,17 @@ class Service:
 
     def die(self, *noted, death=CRASH):
         """Let a worker die while it runs requests, given by id, body and inputs."""
+        guard = CrashGuard(self.notes, self.table)
 
         def work():
             self.notes.claim(1)
             for request_id, body, arrays in noted:
                 note = begin(self.notes, "m", "1", request_id, len(json.dumps(body).encode()))
-                if arrays is not None:
+                if death is KILL:  # what is held against the request counts
+                    guard.check_request(note)
+                if note.is_watched and arrays is not None:
+                    guard.check_inputs(note, arrays)
+                elif arrays is not None:
                     note.add_digest(make_digest("m/1", arrays))
 
         join(fork(work))
@@ -71,8 +76,7 @@ def test_request_is_noted_while_it_runs(service):
     infer = service.model.function
     service.model.function = lambda arrays: seen.extend(service.notes.read(0)) or infer(arrays)
     assert service.ask(BODY, "mine").status_code == 200
-    ((model, text, digest, runs),) = seen
-    assert (model, text, digest, runs) == ("m/1", f"mine {len(json.dumps(BODY))}", b"", True)
+    assert seen == [Noted("m/1", f"mine {len(json.dumps(BODY))}", b"", runs=True, was_killed=False)]
     assert service.notes.read(0) == []
 
 
@@ -184,12 +188,15 @@ def test_suspects_run_alone_until_they_have_run(service):
         assert [suspicions_of(service, "other", OTHER) for _ in range(2)] == [1, 0]
 
 
-def test_acquitted_suspects_are_forgotten_with_their_crashes(service, monkeypatch):
-    monkeypatch.setattr(crash_guard, "_MOST_ACQUITTED", 1)
-    service.die(("a", BODY, None), ("b", BODY, None), ("c", BODY, None))
-    service.guard._acquitted["old"] = 1
-    assert [suspicions_of(service, name) for name in "abcabc"] == [1, 1, 1, 0, 0, 0]
-    assert "old" not in service.guard._acquitted
+def test_suspect_that_has_run_in_one_worker_is_acquitted_in_all(service):
+    service.die(("mine", BODY, INPUTS), ("other", OTHER, None))
+    assert suspicions_of(service, "mine") == 2
+    another = CrashGuard(service.notes, service.table)
+    note = begin(service.notes, "m", "1", "mine", len(json.dumps(BODY)))
+    another.check_request(note)
+    another.check_inputs(note, INPUTS)
+    assert note.suspicions == []
+    another.end(note)
 
 
 # --- Requests sent again by a proxy
