@@ -291,6 +291,14 @@ class Clients:
         wait_for(have_come, lambda: f"{len(self.answers) - first} responses since then")
         return self.answers[first:]
 
+    def wait_for_version(self, version: str) -> None:
+        """Wait until five or more responses to each client are all of this version of the model.
+
+        The workers that a reload replaces serve until all new ones are ready, while the index already has the new
+        version.
+        """
+        wait_for(lambda: versions(self.go_on(5)) == {version}, lambda: f"versions: {versions(self.answers[-30:])}")
+
     def __enter__(self) -> "Clients":
         for thread in self._threads:
             thread.start()
