@@ -20,8 +20,15 @@ LISTENING = "0A"  # the state in /proc/net/tcp
 
 
 @pytest.fixture(scope="module")
-def pair(start_shared):
+def shared_pair(start_shared):
     return start_shared(2)
+
+
+@pytest.fixture
+def pair(shared_pair):
+    """Two workers that have noticed the end of the previous test's connections."""
+    shared_pair.wait_until_idle()
+    return shared_pair
 
 
 def owner(service, connection):
