@@ -122,7 +122,7 @@ def _describe(worker: WorkerRow) -> WorkerState:
     return WorkerState(
         str(worker.row),
         None if worker.control else not worker.idle_since,
-        worker.connections,
+        max(0, worker.connections),
         _measure(resident_bytes, worker.pid),
         _measure(_cpu_seconds, worker.pid),
     )

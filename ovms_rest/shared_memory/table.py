@@ -19,6 +19,9 @@ SLOTS = 4096
 # Sent to idle workers only, which have a handler for it, to make them accept a connection.
 WAKE = signal.SIGRTMIN
 
+# In place of a number of connections.
+CLAIMED = -1
+
 # The columns, eight bytes each; a row fills a cache line of its own.
 _TAKEN, _PID, _CONNECTIONS, _IDLE_SINCE, _READY, _CLOSED, _CONTROL, _WAS_READY = range(8)
 _COLUMNS = 8
@@ -29,7 +32,10 @@ _USED, _DEATHS, _GENERATION, _ENDING, _OUTGROWN = range(5)
 
 
 class WorkerRow(NamedTuple):
-    """The row of a worker; `idle_since` is in monotonic nanoseconds, 0 while the worker is not idle."""
+    """The row of a worker; `idle_since` is in monotonic nanoseconds, 0 while the worker is not idle.
+
+    `connections` is CLAIMED while a worker without any decides whether to accept one.
+    """
 
     row: int
     pid: int
@@ -162,7 +168,7 @@ class Row:
         return not any(self._numbers[_COLUMNS + _READY : self.start + _READY : _COLUMNS])
 
     def set_connections(self, count: int) -> None:
-        """Set the number of connections of this worker."""
+        """Set the number of connections of this worker, or CLAIMED."""
         self._numbers[self.start + _CONNECTIONS] = count
 
     def set_idle(self, since: int) -> None:

@@ -10,7 +10,7 @@ import math
 import time
 from typing import NamedTuple
 
-from ovms_rest.shared_memory.table import Row, WorkerRow
+from ovms_rest.shared_memory.table import CLAIMED, Row, WorkerRow
 
 # A connection that was left to another worker is accepted after all when that one has not come for it.
 HANDOVER_SECONDS = 0.005
@@ -41,6 +41,7 @@ class Balance:
     def __init__(self, row: Row, limit: int) -> None:
         self._row = row
         self._limit = limit
+        self._seen = 0  # connections of all workers when this one left some to others
 
     def choose(self, held: int, has_just_accepted: bool) -> Leave | None:
         """Decide on a new connection while `held` are held; return None to accept it.
@@ -49,12 +50,14 @@ class Balance:
         worker that has just accepted one is about to be busy, and leaves the next to any idle worker. A full worker
         leaves it to any that has room.
         """
-        freer = _find_freer(self._row, math.inf if has_just_accepted else held)
+        workers = self._row.all_workers()
+        freer = _find_freer(self._row, workers, held, math.inf if has_just_accepted else held)
         if freer is None and (has_just_accepted or self._row.is_busy()):
-            freer = _find_smaller(self._row.pid(), self._row.all_workers(), (held - 1) * LEAVING_PART)
+            freer = _find_smaller(self._row.pid(), workers, (held - 1) * LEAVING_PART)
         if freer is not None:
+            self._seen = _count_connections(workers)
             return Leave(HANDOVER_SECONDS if held else SPARE_HANDOVER_SECONDS, freer)
-        if self.is_full(held) and _is_room_elsewhere(self._row, self._limit):
+        if self.is_full(held) and _is_room_elsewhere(self._row.index, workers, self._limit):
             return Leave(ACCEPT_PAUSE_SECONDS)
         return None
 
@@ -63,8 +66,11 @@ class Balance:
         return held >= self._limit
 
     def count_after_waiting(self, held: int) -> int:
-        """Return how many connections to accept that the worker they were left to has not come for."""
-        return 1 + held // 4
+        """Return how many connections to accept that the workers they were left to have not come for.
+
+        0 if this is a spare worker and the others have accepted or closed some meanwhile, so that they will come.
+        """
+        return 0 if not held and _count_connections(self._row.all_workers()) != self._seen else 1 + held // 4
 
     def is_another_better_off(self, queued: int, held: int, busy_seconds: float) -> bool:
         """Return whether another worker has been idle, or has far fewer clients, while this one has too much to do.
@@ -82,23 +88,29 @@ class Balance:
         return _find_smaller(own, workers, (held - 1) * GIVING_PART) is not None
 
 
-def _find_freer(row: Row, connections: float) -> int | None:
+def _count_connections(workers: list[WorkerRow]) -> int:
+    return sum(max(0, worker.connections) for worker in workers)
+
+
+def _find_freer(row: Row, workers: list[WorkerRow], held: int, connections: float) -> int | None:
     """Return the process id of the worker that a connection is better left to; None if that is this worker.
 
     It is the idle worker with the fewest connections below that number. But more workers than cores only compete for
     cores and caches: once as many as there are cores have connections, workers without any get none, and leave
-    connections to the others.
+    connections to the others. Of those without any that decide at the same time, the first rows come first.
     """
-    own, candidates = row.pid(), row.all_workers()
-    used = [worker for worker in candidates if worker.connections]
-    if len(used) >= row.cores:
+    used = [worker for worker in workers if worker.connections > 0]
+    candidates = workers
+    if not held:
+        ahead = used + [worker for worker in workers[: row.index] if worker.connections == CLAIMED]
+        if len(ahead) >= row.cores:
+            return min(used or ahead, key=lambda worker: (not worker.idle_since, worker.connections)).pid
+    elif len(used) >= row.cores:
         candidates = used
-        if not any(worker.pid == own for worker in used):
-            return min(used, key=lambda worker: (not worker.idle_since, worker.connections)).pid
     freer = [
         (worker.connections, worker.pid)
         for worker in candidates
-        if worker.idle_since and worker.connections < connections and worker.pid != own
+        if worker.idle_since and max(0, worker.connections) < connections and worker.row != row.index
     ]
     return min(freer)[1] if freer else None
 
@@ -116,17 +128,21 @@ def _find_smaller(own: int, workers: list[WorkerRow], connections: float) -> int
     return min(smaller)[1] if smaller else None
 
 
-def _is_room_elsewhere(row: Row, limit: int) -> bool:
-    """Return whether another worker that infers has fewer connections than the limit."""
-    return any(
-        worker.infers() and worker.connections < limit and worker.row != row.index for worker in row.all_workers()
-    )
+def _is_room_elsewhere(own: int, workers: list[WorkerRow], limit: int) -> bool:
+    """Return whether a worker that infers, but for that with the row `own`, has fewer connections than the limit."""
+    return any(worker.infers() and worker.connections < limit and worker.row != own for worker in workers)
 
 
 def _is_another_idle(own: int, workers: list[WorkerRow], cores: int, connections: float) -> bool:
-    """Return whether a worker but `own`, with a core and no more connections than that, has been idle for a while."""
+    """Return whether a worker but `own`, with a core and no more connections than that, has been idle for a while.
+
+    Once as many workers as there are cores have connections, those without any have no core.
+    """
     until = time.monotonic_ns() - IDLE_NANOSECONDS
-    busy = sum(1 for worker in workers if worker.connections and not worker.idle_since)
+    used = [worker for worker in workers if worker.connections > 0]
+    busy = sum(1 for worker in used if not worker.idle_since)
     return busy < cores and any(
-        0 < worker.idle_since <= until and worker.connections <= connections for worker in workers if worker.pid != own
+        0 < worker.idle_since <= until and worker.connections <= connections
+        for worker in (used if len(used) >= cores else workers)
+        if worker.pid != own
     )

@@ -36,7 +36,7 @@ from ovms_rest.protocol.routes import read_script_name
 from ovms_rest.settings import Settings, cors_headers
 from ovms_rest.shared_memory.failure_note import BOOT_ERROR, FailureNote
 from ovms_rest.shared_memory.statistics import FailureKind, InferenceRecord
-from ovms_rest.shared_memory.table import WAKE, Row, wake
+from ovms_rest.shared_memory.table import CLAIMED, WAKE, Row, wake
 from ovms_rest.tracing.context import TRACE, TraceContext, name_traces_in_log, read_context_of, within
 from ovms_rest.tracing.recorder import Recorder
 from ovms_rest.tracing.tracing import Tracing
@@ -209,7 +209,6 @@ class Worker(BaseWorker):  # type: ignore[misc]
         self._balance = Balance(self.row, cfg.worker_connections)
         # Other workers cannot accept from a socket that is this worker's alone.
         self._is_alone = self.is_control or cfg.reuse_port
-        self._insists = False  # accepts the next connections, which no other worker has come for
         self._poll_again = 0.0
         self._end = float("inf")
         self._epoll = select.epoll()
@@ -299,6 +298,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             self._run_deferred()
         if not self._accepting and context.now >= self._accept_again:
             self._start_accepting()
+            self._accept_left()
         if context.now >= self._next_tick:
             self._tick()
         if not self.alive and not self._draining:
@@ -423,7 +423,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         """Empty the pipe of signals, whose handlers have run; WAKE means that another worker left a connection."""
         if WAKE in os.read(self.PIPE[0], 4096):
             for listener in self._listeners:
-                self._accept(listener, asked=True)
+                self._accept(listener, insists=1)
         if self._must_reopen_logs:
             self._reopen_logs()
 
@@ -453,7 +453,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         The arbiter waits for its workers when it ends itself, but not when one ends for another reason.
         """
         for listener in self._listeners:  # closing them would reset connections that nobody has accepted
-            self._accept(listener, asked=True)
+            self._accept(listener, insists=1)
         self._draining = True
         self._set_busy(True)
         self.row.set_connections(0)  # so that none is left to it
@@ -484,17 +484,33 @@ class Worker(BaseWorker):  # type: ignore[misc]
             for fileno in self._listeners:
                 self._epoll.unregister(fileno)
 
-    def _accept(self, fileno: int, asked: bool = False) -> None:
+    def _accept_left(self) -> None:
+        """Accept some of the connections that are still there after a pause in which no other worker came for them."""
+        insists = self._balance.count_after_waiting(len(self._connections))
+        for listener in self._listeners if self._accepting else ():
+            self._accept(listener, insists)
+
+    def _accept(self, fileno: int, insists: int = 0) -> None:
         """Accept some of the connections that are there, or leave them to other workers.
 
-        When another worker `asked` for it, or did not come for connections, this one accepts some immediately, unless
-        it has no room and others have. When no worker has room, a connection that waits for a request is closed for the
-        new one.
+        A worker without connections claims one before it looks at the others: so of many that wake for a burst of
+        connections, only as many accept one as there are cores.
+        """
+        if self._connections or self._is_alone:
+            self._take(fileno, insists)
+            return
+        self.row.set_connections(CLAIMED)
+        self._take(fileno, insists)
+        self._publish_connections()
+
+    def _take(self, fileno: int, insists: int) -> None:
+        """Accept some connections, or leave them.
+
+        The first `insists` are accepted without regard to the other workers, unless this one has no room and others
+        have: another worker has asked for it, or none came for them. When no worker has room, a connection that waits
+        for a request is closed for the new one.
         """
         listener, template = self._listeners[fileno]
-        insists = 1 if asked else 0
-        if self._insists:
-            self._insists, insists = False, self._balance.count_after_waiting(len(self._connections))
         for count in range(ACCEPTS_PER_TURN):
             held = len(self._connections)
             is_full = self._balance.is_full(held)
@@ -506,7 +522,6 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 if leave.pid is not None:
                     wake(leave.pid)
                 self._stop_accepting(leave.seconds)
-                self._insists = True
                 return
             if is_full and not self._close_longest_idle():
                 self._stop_accepting(ACCEPT_PAUSE_SECONDS)

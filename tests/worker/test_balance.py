@@ -5,6 +5,7 @@ import time
 import pytest
 from worker_rows import make_rows
 
+from ovms_rest.shared_memory.table import CLAIMED
 from ovms_rest.worker.balance import (
     ACCEPT_PAUSE_SECONDS,
     HANDOVER_SECONDS,
@@ -15,6 +16,7 @@ from ovms_rest.worker.balance import (
 )
 
 LIMIT = 4
+NEVER = 2**62  # idle since then: not yet for a while
 
 
 def balance_of(*workers, cores=9):
@@ -65,6 +67,39 @@ def test_not_more_workers_get_connections_than_there_are_cores(connections, othe
     balance, _ = balance_of((connections, 1), *others, cores=2)
     seconds = HANDOVER_SECONDS if connections else SPARE_HANDOVER_SECONDS
     assert balance.choose(connections, has_just_accepted=False) == (pid and Leave(seconds, pid))
+
+
+@pytest.mark.parametrize(
+    ("row", "connections", "pid"),
+    [
+        (0, [CLAIMED, CLAIMED, CLAIMED, 0], None),
+        (1, [CLAIMED, CLAIMED, CLAIMED, 0], None),
+        (2, [CLAIMED, CLAIMED, CLAIMED, 0], 100),
+        (3, [CLAIMED, 1, 0, CLAIMED], 101),
+        (0, [CLAIMED, CLAIMED, 1, 0], None),
+        (1, [CLAIMED, CLAIMED, 1, 0], 102),
+    ],
+)
+def test_first_rows_get_the_connections_of_a_burst(row, connections, pid):
+    """Workers without connections that decide at the same time see each other's claims."""
+    _, rows = make_rows(*((count, 1) for count in connections), cores=2)
+    left = pid and Leave(SPARE_HANDOVER_SECONDS, pid)
+    assert Balance(rows[row], LIMIT).choose(0, has_just_accepted=False) == left
+
+
+def test_connection_is_left_to_an_idle_worker_that_claims_one():
+    balance, _ = balance_of((1, 0), (CLAIMED, 1))
+    assert balance.choose(1, has_just_accepted=True) == Leave(HANDOVER_SECONDS, 101)
+
+
+def test_spare_worker_accepts_what_it_left_unless_others_come():
+    balance, rows = balance_of((CLAIMED, 1), (1, 0), (2, 0), (CLAIMED, 1), cores=2)
+    assert balance.choose(0, has_just_accepted=False) == Leave(SPARE_HANDOVER_SECONDS, 101)
+    rows[3].set_connections(0)
+    assert balance.count_after_waiting(0) == 1
+    rows[2].set_connections(3)
+    assert balance.count_after_waiting(0) == 0
+    assert balance.count_after_waiting(4) == 2, "it is not a spare worker"
 
 
 def test_worker_that_has_just_accepted_leaves_the_next_connection_to_any_idle_worker():
@@ -170,7 +205,14 @@ def test_client_is_given_away_when_a_busy_worker_has_far_fewer(others, queued, h
 
 @pytest.mark.parametrize(
     ("others", "is_better_off"),
-    [([(1, 5)], True), ([(0, 5)], True), ([(1, 0), (0, 5)], False), ([(0, 0), (0, 5)], True)],
+    [
+        ([(1, 5)], True),
+        ([(0, 5)], True),
+        ([(1, 0), (0, 5)], False),
+        ([(1, NEVER), (0, 5)], False),
+        ([(0, 0), (0, 5)], True),
+        ([(CLAIMED, 0), (0, 5)], True),
+    ],
 )
 def test_idle_worker_without_a_core_to_run_on_does_not_count(others, is_better_off):
     balance, _ = balance_of((3, 0), *others, cores=2)

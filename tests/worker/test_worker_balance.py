@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import re
 import select
@@ -218,6 +219,18 @@ def test_client_with_received_requests_is_not_given_away(pair):
             answers = [receive(pipelining, "POST") for _ in range(4)]
             assert receive(other, "POST").status == 200
         assert [answer.status for answer in answers] == [200] * 4
+
+
+def test_few_workers_get_the_clients_when_there_are_more_workers_than_cores(start):
+    """16 clients connect at the same time to 16 workers on two cores, and infer without a pause."""
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    service = start(16, prefix=("taskset", "-c", ",".join(map(str, cores))))
+    before = {pid: spent(pid) for pid in service.workers()}
+    with Load(service.connect, clients=16) as load:
+        service.wait_for(lambda: load.answered > 2000)
+    assert load.failures == []
+    taken = sorted((spent(pid) - seconds for pid, seconds in before.items()), reverse=True)
+    assert sum(taken[:4]) > 0.8 * sum(taken)
 
 
 # --- Wake-ups
