@@ -11,6 +11,7 @@ from ovms_rest.models.repository import SAVED_MODEL, list_model_files, walk_file
 # Larger ONNX files have no external data in practice, and are not searched for it by a worker.
 _MAX_SEARCHED_BYTES = 2**24
 _MAX_NODES = 10_000
+_MAX_PACKAGES = 100
 
 # Path, size, inode, and the times of the last changes of content and status in ns; only the last cannot be set back, as
 # `cp -p` does with the one before.
@@ -44,9 +45,11 @@ def _list_files(path: Path) -> Iterator[Path]:
         yield from walk_files(path)
         return
     yield path
-    if path.suffix == ".py":  # a custom node, which may import the modules beside it
+    if path.suffix == ".py":  # a custom node, which may import the modules and packages beside it
         with contextlib.suppress(OSError):
             yield from sorted(path.parent.glob("*.py"))[:_MAX_NODES]
+            for package in sorted(path.parent.glob("*/__init__.py"))[:_MAX_PACKAGES]:
+                yield from (file for file in walk_files(package.parent) if file.suffix == ".py")
         return
     yield path.parent / "mapping_config.json"
     yield path.parent / "labels.txt"

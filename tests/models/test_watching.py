@@ -26,6 +26,22 @@ def test_files_read_with_a_file_belong_to_its_stamp(tmp_path):
     assert len(stamp(path)) == len(before) + 1
 
 
+def test_modules_and_packages_beside_a_node_belong_to_its_stamp(tmp_path):
+    node = tmp_path / "node.py"
+    for name in ("node.py", "beside.py", "package/__init__.py", "package/inner/module.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    for name in ("beside.py", "package/__init__.py", "package/inner/module.py"):
+        before = stamp(node)
+        (tmp_path / name).write_text("another")
+        assert stamp(node) != before
+    before = stamp(node)
+    (tmp_path / "data").mkdir()
+    for name in ("package/__init__.pyc", "data/module.py"):
+        (tmp_path / name).write_text("another")
+    assert stamp(node) == before
+
+
 @pytest.mark.parametrize("name", ["missing", "x" * 300, "a\0b", "a/b/c", "x" * 300 + "/a"])
 def test_missing_path_has_an_empty_stamp(tmp_path, name):
     assert stamp(tmp_path / name) == ()
