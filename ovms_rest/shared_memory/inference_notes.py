@@ -74,11 +74,11 @@ class Note:
         self.memory[0] = _RUNS
 
     def read(self) -> Noted:
-        """Return what other processes read."""
+        """Return what other processes read; a worker may have died while it wrote."""
         model, request, _ = bytes(self.memory[_TEXT:]).split(b"\0", 2)
         digest = bytes(self.memory[_DIGEST:_TEXT])
         return Noted(
-            model.decode(),
+            model.decode(errors="replace"),
             request.decode("latin-1"),
             b"" if digest == _NO_DIGEST else digest,
             self.memory[0] == _RUNS,

@@ -45,6 +45,16 @@ def test_next_request_of_a_note_has_no_digest():
     assert notes.read(0) == [Noted("m/1", "b 10", b"", True)]
 
 
+def test_note_of_a_worker_that_died_while_it_wrote_is_read():
+    notes = InferenceNotes(1)
+    notes.claim(0)
+    note = begin(notes, "m", "1", "a")
+    half = "\N{GREEK SMALL LETTER MU}".encode()[:1]
+    place = bytes(note.memory).index(b"m/1")
+    note.memory[place : place + 1] = half
+    assert notes.read(0) == [Noted("\N{REPLACEMENT CHARACTER}/1", "a 10", b"", True)]
+
+
 def test_parked_request_runs_again():
     notes = InferenceNotes(1)
     notes.claim(0)
