@@ -105,15 +105,20 @@ def outgrow_memory(host: Host, generator: Random) -> None:
 
 def reload_by_signal(host: Host, generator: Random) -> None:
     """SIGHUP, which replaces all workers."""
-    generations.hang_up(host.service)
+    _hang_up(host, times=1)
 
 
 def reload_without_waiting(host: Host, generator: Random) -> None:
     """Ten SIGHUP within a second."""
-    before = set(host.service.workers())  # more than there are otherwise, if the last reload has not ended
-    for _ in range(10):
+    _hang_up(host, times=10)
+
+
+def _hang_up(host: Host, times: int) -> None:
+    """Send SIGHUP every 0.1 s, and wait until the workers of before are gone, those of the last reload included."""
+    before = set(host.service.workers())
+    for count in range(times):
+        time.sleep(0.1 if count else 0.0)
         host.service.signal(signal.SIGHUP)
-        time.sleep(0.1)
     wait_for(lambda: not before & set(host.service.workers()), host.log)
 
 
