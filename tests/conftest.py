@@ -27,8 +27,8 @@ def pytest_xdist_auto_num_workers(config):
     return len(os.sched_getaffinity(0)) + 1
 
 
-# Their files run services and browsers, and take up to a minute each.
-SLOW_FOLDERS = {"arbiter", "clients", "conformance", "console", "deploy", "faults", "tracing", "worker"}
+# Their files run services, browsers and fuzzers, and take up to a minute each.
+SLOW_FOLDERS = {"arbiter", "clients", "conformance", "console", "deploy", "faults", "fuzz", "tracing", "worker"}
 
 
 def pytest_configure(config):

@@ -10,8 +10,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 # New inputs: fewer where one takes milliseconds.
-_RUNS = 1000
-_FEWER_RUNS = {"applications": 500, "config": 400, "conversations": 250, "flags": 100, "logs": 200, "requests": 500}
+_RUNS = 40_000
+_FEWER_RUNS = {
+    "applications": 20_000,
+    "chunks": 20_000,
+    "config": 8000,
+    "conversations": 8000,
+    "flags": 4000,
+    "logs": 8000,
+    "predictions": 20_000,
+    "requests": 20_000,
+}
 
 
 @pytest.mark.parametrize("name", names())
