@@ -58,9 +58,9 @@ def metric(service, sample_name, /, **labels):
 def test_statistics_are_exact_over_all_workers_and_survive_their_death(service):
     infer(service, 20)
     infer(service, 5, WRONG)
-    for pid in service.workers():
-        os.kill(pid, signal.SIGKILL)
     before = set(service.workers())
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
     service.wait_for(lambda: len(service.workers()) == 4 and not before & set(service.workers()))
     infer(service, 10)
     entry = statistics(service)
