@@ -115,6 +115,12 @@ class Host:
                 return self.nginx is None or self.nginx.get("/v2/health/ready").status == 200
         return False
 
+    def connect_to_service(self) -> socket.socket:
+        """Open a connection to the service without nginx."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._sockets[0].getsockname())
+        return connection
+
     def oldest_worker(self) -> int:
         """Return the process id of the worker that has run longest; the control worker is among them."""
         return min(self.service.workers(), key=_started)
