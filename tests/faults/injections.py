@@ -302,10 +302,14 @@ def exhaust_workers_descriptors(host: Host, generator: Random) -> None:
     try:
         _together(30, lambda: _expect_200(host.ask("counting", slow_models.count(5000))))
         with contextlib.ExitStack() as stack:
-            if host.service.log.count(text) == before:  # nginx had kept as many connections to the workers
-                for _ in range(8):
-                    stack.enter_context(host.connect_to_service())
-            wait_for(lambda: host.service.log.count(text) > before, host.log)
+
+            def is_logged() -> bool:
+                if host.service.log.count(text) > before:
+                    return True
+                stack.enter_context(host.connect_to_service())  # nginx needed no more than the workers have room for
+                return False
+
+            wait_for(is_logged, host.log)
     finally:
         for pid, limit in limits.items():
             resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
