@@ -203,7 +203,7 @@ def _count_scans(file: memoryview, position: int) -> int:
 def _measure_png(file: memoryview) -> Picture | None:
     width, height = struct.unpack_from(">II", file, 16)
     texts, packed, parts, extra = 0, 0, 0, 0.0
-    most = _allow_parts(file)
+    has_data, most = False, _allow_parts(file)
     for kind, begin, end in _split_png(file):
         if (kind == b"IHDR") != (begin == _PNG_FIRST):
             return None
@@ -212,7 +212,9 @@ def _measure_png(file: memoryview) -> Picture | None:
         if end + 4 > len(file) or parts > most:
             return None
         if kind == b"IDAT":
-            packed += end - begin
+            has_data, packed = True, packed + end - begin
+        elif kind == b"IEND" and not has_data:  # OpenCV reads on, and allocates what follows as above
+            return None
         elif kind == b"iCCP":
             extra += _PROFILE_WORK
         elif kind in (b"zTXt", b"iTXt"):

@@ -10,16 +10,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 # New inputs: fewer where one takes milliseconds.
-_RUNS = 40_000
+_RUNS = 4000
 _FEWER_RUNS = {
-    "applications": 20_000,
-    "chunks": 20_000,
-    "config": 8000,
-    "conversations": 8000,
-    "flags": 4000,
-    "logs": 8000,
-    "predictions": 20_000,
-    "requests": 20_000,
+    "applications": 2000,
+    "chunks": 2000,
+    "config": 800,
+    "conversations": 800,
+    "flags": 400,
+    "logs": 800,
+    "predictions": 2000,
+    "requests": 2000,
 }
 
 
@@ -31,7 +31,7 @@ def test_target_finds_nothing(name, tmp_path):
         name, "--seeds", "-seed=1", f"-runs={runs}", tmp_path / "corpus", findings=tmp_path / "findings", seconds=600
     )
     assert result.finding is None, f"{result.finding}\n{result.output[-3000:]}"
-    assert result.executions == runs
+    assert result.executions >= runs  # an input may be tried once more
     assert result.edges > 20, "the service's code is not instrumented"
 
 

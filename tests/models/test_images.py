@@ -648,6 +648,7 @@ def text(size):
 
 BOMBS = LARGE | {
     "PNG with a chunk of 4 GB": PNG[:33] + b"\xff\xff\xff\xf0tEXt" + PNG[33:],
+    "PNG with a chunk of 4 GB after an end without data": PNG[:33] + PNG[-12:] + b"\xff\xff\xff\xf0tEXt" + PNG[33:],
     "GIF of 3 KB that only clears": gif(1, 1, [4] * 8000, bits=2),
     "PNG with 60 texts of 8 MB": png(1, 1, 8, 0, b"\0\0", *[text(7_900_000)] * 60),
 }

@@ -4,6 +4,7 @@ The input: the head, and what follows it.
 """
 
 from typing import Any
+from urllib.parse import unquote
 
 import h11
 from fuzz_oracles import Failure, attempt, check_refusal
@@ -116,7 +117,8 @@ def _check_head(head: Head, data: bytes) -> None:
     target = environ["RAW_URI"]
     path = environ["PATH_INFO"]
     path.encode("latin-1")
-    assert path == "/" or not path.endswith("/") or path.endswith("//"), path
+    # One slash at the end is removed; another one before it stays.
+    assert path == "/" or not path.endswith("/") or "//" in unquote(target, "latin-1"), path
     assert read_path(target) == path
     authority = read_authority(target)
     assert authority is None or "/" not in authority

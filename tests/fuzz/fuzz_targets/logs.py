@@ -68,8 +68,9 @@ def check(data: bytes) -> None:
 
 
 def _decode(value: bytes) -> str:
-    """Return text, which may have halves of surrogate pairs."""
+    """Return text, which may have halves of surrogate pairs; two that make a character are one, as in JSON."""
     try:
-        return value.decode("utf-8", "surrogatepass")
+        text = value.decode("utf-8", "surrogatepass")
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     except UnicodeDecodeError:
         return value.decode("latin-1")
