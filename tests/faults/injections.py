@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import crashing_nodes
@@ -299,20 +300,23 @@ def exhaust_workers_descriptors(host: Host, generator: Random) -> None:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (count + 1, limits[pid][1]))
     text = "cannot accept a connection: Too many open files"
     before = host.service.log.count(text)
-    try:
-        _together(30, lambda: _expect_200(host.ask("counting", slow_models.count(5000))))
-        with contextlib.ExitStack() as stack:
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
+        # Idle connections that nginx keeps may hold all descriptors, so that some of these wait for the end.
+        clients = pool.submit(_together, 30, lambda: _expect_200(host.ask("counting", slow_models.count(5000))))
 
-            def is_logged() -> bool:
-                if host.service.log.count(text) > before:
-                    return True
-                stack.enter_context(host.connect_to_service())  # nginx needed no more than the workers have room for
-                return False
+        def is_logged() -> bool:
+            if host.service.log.count(text) > before:
+                return True
+            stack.enter_context(host.connect_to_service())  # nginx may need no more than the workers have room for
+            return False
 
+        try:
             wait_for(is_logged, host.log)
-    finally:
-        for pid, limit in limits.items():
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        finally:
+            stack.close()
+            for pid, limit in limits.items():
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        clients.result()
 
 
 def _expect_200(answer: Answer) -> None:
