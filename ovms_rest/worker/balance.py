@@ -16,7 +16,7 @@ from ovms_rest.shared_memory.table import CLAIMED, Row, WorkerRow
 HANDOVER_SECONDS = 0.005
 # The same for a spare worker, one without connections because there are more workers than cores.
 SPARE_HANDOVER_SECONDS = 0.05
-# The same when this worker has no room, and for a process that has no file descriptor left.
+# The same when this worker has no room, and when the system refuses a connection.
 ACCEPT_PAUSE_SECONDS = 0.1
 # A worker that has been idle for so long gets clients of one that has requests queued.
 IDLE_NANOSECONDS = 5_000_000
@@ -40,7 +40,7 @@ class Balance:
 
     def __init__(self, row: Row, limit: int) -> None:
         self._row = row
-        self._limit = limit
+        self._usual_limit = self._limit = limit
         self._seen = 0  # connections of all workers when this one left some to others
 
     def choose(self, held: int, has_just_accepted: bool) -> Leave | None:
@@ -64,6 +64,14 @@ class Balance:
     def is_full(self, held: int) -> bool:
         """Return whether a connection has to be closed for a new one."""
         return held >= self._limit
+
+    def lower_limit(self, held: int) -> None:
+        """Hold no more connections than `held`, because there is no file descriptor for another one."""
+        self._limit = held
+
+    def restore_limit(self) -> None:
+        """Hold as many connections as usual, if there are file descriptors for them again."""
+        self._limit = self._usual_limit
 
     def count_after_waiting(self, held: int) -> int:
         """Return how many connections to accept that the workers they were left to have not come for.

@@ -9,6 +9,7 @@ tiny chunks, continues a little in every turn, beside the others and not before 
 """
 
 import ctypes
+import errno
 import itertools
 import math
 import os
@@ -436,6 +437,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         for connection in [item for item in self._connections.values() if item.deadline < self._polled]:
             if not connection.is_resuming and connection not in self._backlog:
                 self._guard(connection, connection.expire)
+        self._balance.restore_limit()
         # The system wakes one worker for a connection; if that one is stopped, nobody would accept it.
         for listener in self._listeners if self._accepting else ():
             self._accept(listener)
@@ -531,9 +533,14 @@ class Worker(BaseWorker):  # type: ignore[misc]
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
+                if not _has_connection(listener):  # the system reserves a descriptor before it looks for a connection
+                    return
                 log.error("cannot accept a connection: %s", error.strerror)
-                self._stop_accepting(ACCEPT_PAUSE_SECONDS)
-                return
+                if error.errno != errno.EMFILE:
+                    self._stop_accepting(ACCEPT_PAUSE_SECONDS)
+                    return
+                self._balance.lower_limit(held)
+                continue
             try:
                 self._add(sock, address, template)
             except OSError:  # reset before it was accepted

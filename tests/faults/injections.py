@@ -301,7 +301,6 @@ def exhaust_workers_descriptors(host: Host, generator: Random) -> None:
     text = "cannot accept a connection: Too many open files"
     before = host.service.log.count(text)
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
-        # Idle connections that nginx keeps may hold all descriptors, so that some of these wait for the end.
         clients = pool.submit(_together, 30, lambda: _expect_200(host.ask("counting", slow_models.count(5000))))
 
         def is_logged() -> bool:
@@ -312,11 +311,10 @@ def exhaust_workers_descriptors(host: Host, generator: Random) -> None:
 
         try:
             wait_for(is_logged, host.log)
+            clients.result()
         finally:
-            stack.close()
             for pid, limit in limits.items():
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
-        clients.result()
 
 
 def _expect_200(answer: Answer) -> None:

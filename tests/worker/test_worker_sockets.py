@@ -1,12 +1,14 @@
 """The sockets of workers: their addresses, limits of connections and descriptors, and sockets made by others."""
 
 import contextlib
+import itertools
 import re
 import resource
 import select
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,25 +88,55 @@ def test_no_connection_is_closed_while_any_worker_has_room(start):
             assert receive(connection).status == 200
 
 
-def test_worker_without_descriptors_serves_its_connections_and_recovers(start):
+LACK = "cannot accept a connection: Too many open files"
+
+
+@contextlib.contextmanager
+def few_descriptors(pid, count):
+    """Let a worker open no more than `count` files and connections."""
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    opened = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    free = (number for number in itertools.count() if number not in opened)
+    *_, last = itertools.islice(free, count)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (last + 1, usual[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+
+
+def test_idle_connections_are_closed_for_new_ones_without_descriptors(start):
+    """The log names the lack, at most once a second; connections with a part of a request stay."""
     service = start(1)
-    assert works(service)
     (pid,) = service.workers()
-    count = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    with used(service, 1) as (first,):
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (count + 4, hard))
-        with several(service, 20, LIVE) as connections:
-            service.wait_for(lambda: "cannot accept a connection" in service.log)
-            for data in (LIVE, post(RELU_PATH, RELU), fill(1, 100_000)):
-                first.sendall(data)
-                assert receive(first, data.split()[0].decode()).status == 200
-            for connection in connections:  # in the order in which they came
-                assert receive(connection).status == 200
-                connection.close()
+    with used(service, 1) as (part_of_head,):
+        part_of_head.sendall(LIVE[:20])
+        began = time.monotonic()
+        with few_descriptors(pid, 4):
+            with several(service, 50, LIVE) as connections:
+                assert [receive(connection).status for connection in connections] == [200] * 50
+            assert 1 <= service.log.count(LACK) <= 2 + (time.monotonic() - began)
+            part_of_head.sendall(LIVE[20:])
+            assert receive(part_of_head).status == 200
     assert works(service)
     assert service.workers() == [pid]
-    assert service.log.count("cannot accept a connection") < 100
+
+
+def test_connections_wait_for_a_descriptor_while_none_is_idle(start):
+    """Those that have one are served meanwhile."""
+    service = start(1)
+    (pid,) = service.workers()
+    with few_descriptors(pid, 4), several(service, 4, LIVE[:20]) as taken, several(service, 4, LIVE) as waiting:
+        service.wait_for(lambda: LACK in service.log)
+        for connection in taken:
+            connection.sendall(LIVE[20:] + fill(1, 100_000) + LIVE[:20])
+            assert receive(connection).status == 200
+            assert is_filled(receive(connection, "POST"), 1, 100_000)
+        assert not select.select(waiting, [], [], 0)[0]
+        taken[0].close()
+        assert [receive(connection).status for connection in waiting] == [200] * 4
+    assert works(service)
+    assert service.workers() == [pid]
 
 
 # --- Addresses
