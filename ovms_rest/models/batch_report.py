@@ -2,19 +2,15 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ovms_rest.errors import LoadError, ServingError
-from ovms_rest.models.batching import Batching
+from ovms_rest.models.batch_rows import find_dependence, repeat_row
+from ovms_rest.models.batching import Arrays, Batching
 from ovms_rest.models.recovery import fill
 from ovms_rest.models.runtime import Model
-from ovms_rest.protocol.strings import BytesArray
-from ovms_rest.protocol.tensors import Array
 
 # The largest batch of a model that does not set `max_batch_size`.
 _USUAL_LIMIT = 32
@@ -24,10 +20,6 @@ _SECONDS, _LEAST = 0.3, 5
 _REQUEST_SECONDS = 100e-6
 # Batches pay if they make requests this many times as fast.
 _WORTH = 1.2
-# Rounding changes a row of a batch by less than this, relative to the largest output.
-_ROUNDING = 0.05
-
-Arrays = Mapping[str, Array]
 
 
 class Speed(NamedTuple):
@@ -64,7 +56,7 @@ def measure_batches(model: Model) -> BatchReport:
     make = _find_example(model)
     if make is None:
         return BatchReport([], 'no generated inputs can be computed; "trial" can name a file with a request')
-    if limit > 1 and (fault := _find_fault(model, make(2))):
+    if limit > 1 and (fault := find_dependence(model, make(2))):
         return BatchReport([], f"cannot infer batches: {fault}")
     sizes = [2**exponent for exponent in range((limit - 1).bit_length())] + [limit]
     speeds: list[Speed] = []
@@ -85,70 +77,11 @@ def _find_example(model: Model) -> Callable[[int], Arrays] | None:
         examples += fill([replace(port, images=None) for port in ports], shapes)
     for example in examples:
         try:
-            model.infer_alone(_repeat(example, 1))
+            model.infer_alone(repeat_row(example, 1))
         except ServingError:
             continue
-        return lambda rows, example=example: _repeat(example, rows)  # type: ignore[misc]
+        return lambda rows, example=example: repeat_row(example, rows)  # type: ignore[misc]
     return None
-
-
-def _repeat(arrays: Arrays, rows: int) -> Arrays:
-    """Return arrays with the first row of each repeated."""
-    return {name: _repeat_row(array, rows) for name, array in arrays.items()}
-
-
-def _repeat_row(array: Array, rows: int) -> Array:
-    if isinstance(array, BytesArray):
-        return BytesArray(
-            np.repeat(array.begins[:1], rows, axis=0), np.repeat(array.ends[:1], rows, axis=0), array.symbols
-        )
-    return np.repeat(array[:1] if len(array) else np.zeros_like(array, shape=(1, *array.shape[1:])), rows, axis=0)
-
-
-def _find_fault(model: Model, example: Arrays) -> str:
-    """Return why two rows together give other outputs than each alone, "" if they do not, or cannot be computed."""
-    random = np.random.default_rng(0)
-    arrays = {name: _vary(array, random) for name, array in example.items()}
-    try:
-        together = _infer_floats(model, arrays)
-        rows = [_infer_floats(model, {name: _row(array, row) for name, array in arrays.items()}) for row in (0, 1)]
-    except ServingError:
-        return ""
-    for name, (shape, values) in together.items():
-        if shape[:1] != (2,):
-            return f"output {name!r} has the shape {list(shape)} for 2 rows"
-        alone = np.concatenate([row[name][1] for row in rows])
-        if values.shape != alone.shape:
-            return f"output {name!r} has the shape {list(shape)} for 2 rows, and {list(rows[0][name][0])} for one"
-        with np.errstate(invalid="ignore"):
-            difference, largest = (np.abs(each).max(initial=0) for each in (values - alone, alone))
-        if difference > _ROUNDING * largest:
-            return f"rows must not depend on each other, but output {name!r} of a row changes when it is not alone"
-    return ""
-
-
-def _vary(array: Array, random: np.random.Generator) -> Array:
-    """Return numbers from 0 to 1, which most models can compute, instead of floats."""
-    if isinstance(array, BytesArray) or array.dtype.kind in "iub":
-        return array
-    return random.random(array.shape).astype(array.dtype)
-
-
-def _row(array: Array, row: int) -> Array:
-    if isinstance(array, BytesArray):
-        return BytesArray(array.begins[row : row + 1], array.ends[row : row + 1], array.symbols)
-    return array[row : row + 1]
-
-
-def _infer_floats(model: Model, arrays: Arrays) -> dict[str, tuple[tuple[int, ...], NDArray[np.float64]]]:
-    """Return the shapes of all outputs, and the values of those that are floats, flattened."""
-    outputs = {}
-    for name, tensor in model.infer_alone(arrays).items():
-        array, values = tensor.array, np.zeros(0)
-        if not isinstance(array, BytesArray) and array.dtype.kind not in "iub":
-            values = array.astype(np.float64).ravel()
-        outputs[name] = tensor.shape, values
-    return outputs
 
 
 def _measure(model: Model, arrays: Arrays) -> float:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ovms_rest.errors import LoadError
 from ovms_rest.host.process_memory import resident_bytes
 from ovms_rest.host.throwaway import STOPPED, EndedError, Send, start
+from ovms_rest.models.batch_rows import check_rows
 from ovms_rest.models.compilation import Compilation, maps_files
 from ovms_rest.models.copies import NO_PLACE, ChangingError, Place, Source, copy_model
 from ovms_rest.models.images import ImageLimits
@@ -96,6 +97,9 @@ def try_models(tasks: Sequence[dict[str, Any]], send: Send) -> None:
             model.compile()
             send(step="inferring for the first time")
             model.open(lambda: None)
+            if model.batch_limit > 1:
+                send(step="inferring two rows together")
+                check_rows(model)
             source.check()
             memory, warning, invented = max(0, resident_bytes() - before), model.warning, model.invented
             del model

@@ -108,6 +108,19 @@ def accumulating(shape=(-1, 2)):
     return openvino.Model([opset15.result(after)], [openvino.op.assign(after, variable)], [x], "accumulating")
 
 
+def totals():
+    """Return the sum of all rows in each row, x FP32 [-1,4] -> y of the same shape."""
+    x = parameter("x", (-1, 4), Type.f32)
+    total = opset15.reduce_sum(x, opset15.constant([0]), keep_dims=True)
+    return model_of({"y": opset15.add(opset15.subtract(x, x), total)}, [x])
+
+
+def cutting():
+    """Return rows cut in two, x FP32 [-1,4] -> y FP32 [-1,2]."""
+    x = parameter("x", (-1, 4), Type.f32)
+    return model_of({"y": opset15.reshape(opset15.relu(x), opset15.constant([-1, 2]), False)}, [x])
+
+
 def endless():
     """Return a model that compiles but never finishes its first inference: a loop of 2**62 steps."""
     x = parameter("x", (1,), Type.f32)

@@ -2,7 +2,7 @@
 
 import model_zoo
 import pytest
-from openvino import Type, opset15
+from openvino import Type
 
 from ovms_rest.models.batch_report import Speed, _judge, measure_batches
 from ovms_rest.models.compilation import plan_compilation
@@ -16,19 +16,6 @@ def load(tmp_path, model, limit=0):
     made = Model("m", 1, path, plan_compilation("CPU", {}, cores=1), Preparation(batch_limit=limit))
     made.open(lambda: None)
     return made
-
-
-def totals():
-    """Return the sum of all rows in each row, x FP32 [-1,4] -> y of the same shape."""
-    x = model_zoo.parameter("x", (-1, 4), Type.f32)
-    total = opset15.reduce_sum(x, opset15.constant([0]), keep_dims=True)
-    return model_zoo.model_of({"y": opset15.add(opset15.subtract(x, x), total)}, [x])
-
-
-def cutting():
-    """Return rows cut in two, x FP32 [-1,4] -> y FP32 [-1,2]."""
-    x = model_zoo.parameter("x", (-1, 4), Type.f32)
-    return model_zoo.model_of({"y": opset15.reshape(opset15.relu(x), opset15.constant([-1, 2]), False)}, [x])
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(0, [1, 2, 4, 8, 16, 32]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (1, [1])])
@@ -48,8 +35,11 @@ def test_strings_and_state_are_measured(tmp_path):
     [
         (model_zoo.relu((1, 4)), "cannot infer batches: max_batch_size: input 'x' has the shape"),
         (model_zoo.passthrough(x=(Type.f32, ())), "cannot infer batches"),
-        (totals(), "cannot infer batches: rows must not depend on each other, but output 'y' of a row changes"),
-        (cutting(), "cannot infer batches: output 'y' has the shape [4, 2] for 2 rows"),
+        (
+            model_zoo.totals(),
+            "cannot infer batches: rows must not depend on each other, but output 'y' of a row changes",
+        ),
+        (model_zoo.cutting(), "cannot infer batches: output 'y' has the shape [4, 2] for 2 rows"),
     ],
 )
 def test_model_without_batches_has_a_reason(tmp_path, model, reason):

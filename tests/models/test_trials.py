@@ -1,9 +1,12 @@
 """Trials of models in a throwaway process: problems of one are reported and do not affect the others."""
 
+from dataclasses import replace
+
 import model_zoo
 from timeouts import timeout_for
 
 from ovms_rest.models.compilation import plan_compilation
+from ovms_rest.models.options import ModelOptions
 from ovms_rest.models.trials import Task, run_trials
 
 
@@ -57,6 +60,22 @@ def test_model_refused_by_openvino_has_the_reason(tmp_path):
     reasons = reasons_of([task(tmp_path / "bad"), task(tmp_path / "good", NO_SUCH_KEY=1)])
     assert reasons[0].startswith(f"cannot read {tmp_path}/bad/1/model.xml: Unable to read the model")
     assert "NO_SUCH_KEY" in reasons[1]
+
+
+def test_model_whose_rows_depend_on_each_other_is_refused_with_max_batch_size(tmp_path):
+    models = {"relu": model_zoo.relu(), "totals": model_zoo.totals(), "cutting": model_zoo.cutting()}
+    for name, model in models.items():
+        model_zoo.save(model, tmp_path / name)
+
+    def reasons(**options):
+        return reasons_of([replace(task(tmp_path / name), options=ModelOptions(**options)) for name in models])
+
+    assert reasons() == reasons(max_batch_size=1) == reasons(max_batch_size=4, trial=False) == ["", "", ""]
+    assert reasons(max_batch_size=4) == [
+        "",
+        "max_batch_size: rows must not depend on each other, but output 'y' of a row changes when it is not alone",
+        "max_batch_size: output 'y' has the shape [4, 2] for 2 rows",
+    ]
 
 
 def test_process_that_cannot_start_fails_every_model_with_a_reason(tmp_path, monkeypatch):

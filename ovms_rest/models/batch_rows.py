@@ -1,0 +1,79 @@
+"""Whether the rows of a model's inputs depend on each other, so that a batch of requests gives wrong responses."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovms_rest.errors import LoadError, ServingError
+from ovms_rest.models.batching import Arrays
+from ovms_rest.models.runtime import Model
+from ovms_rest.protocol.strings import BytesArray
+from ovms_rest.protocol.tensors import Array
+
+# Rounding changes a row of a batch by less than this, relative to the largest output.
+_ROUNDING = 0.05
+
+
+def check_rows(model: Model) -> None:
+    """Infer two rows together and each alone, if the model has computed its trial. Raises LoadError if that differs."""
+    example = model.example
+    if example is not None and (fault := find_dependence(model, repeat_row(example, 2))):
+        raise LoadError(f"max_batch_size: {fault}")
+
+
+def repeat_row(arrays: Arrays, rows: int) -> Arrays:
+    """Return arrays with the first row of each repeated."""
+    return {name: _repeat_row(array, rows) for name, array in arrays.items()}
+
+
+def _repeat_row(array: Array, rows: int) -> Array:
+    if isinstance(array, BytesArray):
+        return BytesArray(
+            np.repeat(array.begins[:1], rows, axis=0), np.repeat(array.ends[:1], rows, axis=0), array.symbols
+        )
+    return np.repeat(array[:1] if len(array) else np.zeros_like(array, shape=(1, *array.shape[1:])), rows, axis=0)
+
+
+def find_dependence(model: Model, example: Arrays) -> str:
+    """Return why two rows together give other outputs than each alone, "" if they do not, or cannot be computed."""
+    random = np.random.default_rng(0)
+    arrays = {name: _vary(array, random) for name, array in example.items()}
+    try:
+        together = _infer_floats(model, arrays)
+        rows = [_infer_floats(model, {name: _row(array, row) for name, array in arrays.items()}) for row in (0, 1)]
+    except ServingError:
+        return ""
+    for name, (shape, values) in together.items():
+        if shape[:1] != (2,):
+            return f"output {name!r} has the shape {list(shape)} for 2 rows"
+        alone = np.concatenate([row[name][1] for row in rows])
+        if values.shape != alone.shape:
+            return f"output {name!r} has the shape {list(shape)} for 2 rows, and {list(rows[0][name][0])} for one"
+        with np.errstate(invalid="ignore"):
+            difference, largest = (np.abs(each).max(initial=0) for each in (values - alone, alone))
+        if difference > _ROUNDING * largest:
+            return f"rows must not depend on each other, but output {name!r} of a row changes when it is not alone"
+    return ""
+
+
+def _vary(array: Array, random: np.random.Generator) -> Array:
+    """Return numbers from 0 to 1, which most models can compute, instead of floats."""
+    if isinstance(array, BytesArray) or array.dtype.kind in "iub":
+        return array
+    return random.random(array.shape).astype(array.dtype)
+
+
+def _row(array: Array, row: int) -> Array:
+    if isinstance(array, BytesArray):
+        return BytesArray(array.begins[row : row + 1], array.ends[row : row + 1], array.symbols)
+    return array[row : row + 1]
+
+
+def _infer_floats(model: Model, arrays: Arrays) -> dict[str, tuple[tuple[int, ...], NDArray[np.float64]]]:
+    """Return the shapes of all outputs, and the values of those that are floats, flattened."""
+    outputs = {}
+    for name, tensor in model.infer_alone(arrays).items():
+        array, values = tensor.array, np.zeros(0)
+        if not isinstance(array, BytesArray) and array.dtype.kind not in "iub":
+            values = array.astype(np.float64).ravel()
+        outputs[name] = tensor.shape, values
+    return outputs
