@@ -11,8 +11,9 @@ import orjson
 # The value of a missing key; null is a value like any other.
 ABSENT: Any = object()
 
-# Characters of a client's value that a message repeats.
+# Characters of a client's value that a message repeats, and of a path, whose end may be what is wrong.
 _SHOWN = 60
+SHOWN_OF_PATH = 300
 
 # C0, DEL, C1, line and paragraph separators, and surrogates, which cannot be encoded.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -37,9 +38,9 @@ def show(value: Any) -> str:
         return describe(value)
 
 
-def quote(name: str) -> str:
-    """Return a name in quotes, cut if it is long."""
-    return repr(_shorten(name))  # which escapes control characters
+def quote(name: str, most: int = _SHOWN) -> str:
+    """Return a name in quotes, cut after `most` characters."""
+    return repr(_shorten(name, most))  # which escapes control characters
 
 
 def list_names(names: Iterable[str], most: int = 10) -> str:
@@ -63,8 +64,8 @@ def cut(text: str) -> str:
     return escape(_shorten(text))
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+def _shorten(text: str, most: int = _SHOWN) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def escape(text: str) -> str:

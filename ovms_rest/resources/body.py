@@ -4,6 +4,7 @@ from typing import Any
 
 from ovms_rest.errors import BodyTooLargeError, InvalidRequestError, ServingError, UnsupportedEncodingError
 from ovms_rest.protocol.buffers import allocate
+from ovms_rest.protocol.words import quote
 from ovms_rest.resources.compression import ENCODINGS, decompress
 
 _CHUNK = 2**20
@@ -37,7 +38,9 @@ def read_body(environ: Environ, limit: int, aligned: int = 0) -> memoryview:
         return body
     encoding = (coding or "identity").strip().lower()
     if encoding not in ENCODINGS and encoding not in ("identity", ""):
-        raise UnsupportedEncodingError(f"unsupported Content-Encoding {encoding!r}; supported: gzip, deflate, identity")
+        raise UnsupportedEncodingError(
+            f"unsupported Content-Encoding {quote(encoding)}; supported: gzip, deflate, identity"
+        )
     if body is None:
         body = _receive_body(environ, limit, aligned)
     return decompress(body, encoding, limit, aligned) if encoding in ENCODINGS else body

@@ -26,6 +26,7 @@ from ovms_rest.errors import (
 )
 from ovms_rest.protocol.encoding import encode_error
 from ovms_rest.protocol.routes import OUTSIDE
+from ovms_rest.protocol.words import SHOWN_OF_PATH, quote
 from ovms_rest.resources.entry_points import find_hint
 from ovms_rest.shared_memory.crash_table import PAUSE_SECONDS
 
@@ -75,13 +76,14 @@ def hand_on(req: falcon.Request, resp: falcon.Response, error: Exception, params
 
 def serialize_falcon_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
     """Write Falcon's own errors: an unknown path, a wrong method, and the 500 that an unexpected exception becomes."""
+    path = quote(req.path, SHOWN_OF_PATH)
     if isinstance(error, falcon.HTTPRouteNotFound):
         if req.path == OUTSIDE:
             message = f"the path is not below {req.env['SCRIPT_NAME']!r}, where SCRIPT_NAME mounts the service"
         else:
-            message = "; ".join(filter(None, (f"path {req.path!r} is unknown", find_hint(req.path))))
+            message = "; ".join(filter(None, (f"path {path} is unknown", find_hint(req.path))))
     elif isinstance(error, falcon.HTTPMethodNotAllowed):
-        message = f"method {req.method} is not allowed for {req.path!r}, allowed: {dict(error.headers or {})['Allow']}"
+        message = f"method {req.method} is not allowed for {path}, allowed: {dict(error.headers or {})['Allow']}"
     elif error.status_code == 500:
         message = "internal error; the reason is in the log of the server"
     else:

@@ -9,6 +9,7 @@ import falcon
 
 from ovms_rest.errors import ForbiddenError
 from ovms_rest.protocol.routes import read_authority
+from ovms_rest.protocol.words import quote
 from ovms_rest.settings import Settings
 
 # Headers that a proxy adds: the proxy may be on this host while its client is not.
@@ -90,7 +91,7 @@ class Permission:
                 continue
             name = split_port(host)[0].removesuffix(".")
             if name not in names and not name.endswith(".localhost") and not _is_own_address(name):
-                return f"{host!r} is not a name or address of this host"
+                return f"{quote(host)} is not a name or address of this host"
         return None
 
 
@@ -111,12 +112,12 @@ def find_foreign_page(environ: Environ, behind_proxy: bool = True) -> str | None
     """
     site, origin = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_ORIGIN")
     if site is not None and site not in _OWN_SITES:
-        return f"Sec-Fetch-Site is {site!r}"
+        return f"Sec-Fetch-Site is {quote(site)}"
     if origin is None or (site is not None and behind_proxy):
         return None
     scheme, _, authority = origin.partition("://")
     if split_port(authority, scheme) != split_port(environ.get("HTTP_HOST", ""), scheme):
-        return f"Origin is {origin!r}"
+        return f"Origin is {quote(origin)}"
     return None
 
 

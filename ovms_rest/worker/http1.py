@@ -208,7 +208,7 @@ class HeadReader:
         if encoding is None:
             return max(int(request.content_length), 0)
         if encoding.lower() != "chunked":
-            raise Refusal(501, f"Transfer-Encoding is {encoding!r}, only chunked is supported")
+            raise Refusal(501, f"Transfer-Encoding is {quote(encoding)}, only chunked is supported")
         return None
 
     def _find_key(self, name: bytes) -> str | None:
@@ -217,7 +217,7 @@ class HeadReader:
         if "_" in text and self._header_map != "dangerous":
             # An underscore would pass for the dash of another field, which a proxy may have checked or removed.
             if self._header_map == "refuse":
-                raise Refusal(400, f"malformed request: header name {text!r} has an underscore")
+                raise Refusal(400, f"malformed request: header name {quote(text)} has an underscore")
             key = None
         else:
             text = text.replace("-", "_")
@@ -229,7 +229,7 @@ class HeadReader:
 
 def _expects_continue(expectation: str, minor: int) -> bool:
     if {item.strip() for item in expectation.lower().split(",")} != {"100-continue"}:
-        raise Refusal(417, f"Expect is {expectation!r}, only 100-continue is supported")
+        raise Refusal(417, f"Expect is {quote(expectation)}, only 100-continue is supported")
     return minor > 0  # RFC 9110 section 10.1.1: ignored from HTTP/1.0
 
 

@@ -58,7 +58,7 @@ def _fuzz_for(name: str, corpus: Path, seconds: float, blind: bool) -> int:
     findings = dict(reversed([result.finding[::-1] for result in results if result.finding is not None]))
     first = " in ".join(next(iter(findings.items()), ()))
     edges = max(result.edges for result in results)
-    print(_ROW.format(name, executions, round(executions / elapsed), edges, len(findings), first), flush=True)
+    print(_ROW.format(name, executions, round(executions / elapsed), edges, len(findings), first[:300]), flush=True)
     return len(findings)
 
 

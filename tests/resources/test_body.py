@@ -269,6 +269,11 @@ def test_unsupported_encodings_and_lists_are_refused(encoding):
     assert message == f"unsupported Content-Encoding {encoding.lower()!r}; supported: gzip, deflate, identity"
 
 
+def test_long_encoding_is_cut_in_the_message():
+    message = refusal(UnsupportedEncodingError, known(gzipped(DATA), HTTP_CONTENT_ENCODING="x" * 8000))
+    assert message == f"unsupported Content-Encoding '{'x' * 60}...'; supported: gzip, deflate, identity"
+
+
 @pytest.mark.parametrize(
     ("encoding", "body"),
     [

@@ -86,6 +86,14 @@ def test_unknown_path_is_404_with_a_hint_where_there_is_one(path, error):
     assert (response.status_code, response.json) == (404, {"error": error})
 
 
+def test_long_path_is_cut_in_the_message():
+    path = "/" + "x" * 4000
+    assert respond(None, path).json == {"error": f"path '{path[:300]}...' is unknown"}
+    assert ask(make(), "PUT", f"/v2/models{path}").json() == {
+        "error": f"method PUT is not allowed for '{f'/v2/models{path}'[:300]}...', allowed: GET, HEAD, OPTIONS"
+    }
+
+
 def test_wrong_method_is_405_with_the_allowed_ones():
     response = respond(None, method="POST")
     assert (response.status_code, response.headers["allow"]) == (405, "GET, OPTIONS")

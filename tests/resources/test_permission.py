@@ -133,6 +133,13 @@ def test_pages_of_other_sites_are_refused(headers):
     assert check(on_control_address(model_control="local"), **headers) == refusal
 
 
+@pytest.mark.parametrize("name", ["Host", "Origin", "Sec-Fetch-Site"])
+def test_long_value_is_cut_in_the_message(name):
+    message = check(LOCAL, **{name: "x" * 8000})
+    assert f"'{'x' * 60}...'" in message
+    assert len(message) < 300
+
+
 @pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "none"}, {"Origin": "http://127.0.0.1:8000"}])
 def test_pages_of_the_service_itself_are_allowed(headers):
     assert check(LOCAL, **headers) is None

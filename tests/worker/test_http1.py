@@ -210,6 +210,17 @@ def test_malformed_heads_are_refused(data, status, message):
     assert message in str(refusal)
 
 
+@pytest.mark.parametrize("name", ["Transfer-Encoding", "Expect"])
+def test_long_value_is_cut_in_the_message(name):
+    value = "gzip, " * 1000 + "chunked"
+    assert str(refused(post(f"{name}: {value}"))).startswith(f"{name} is '{value[:60]}...', only ")
+
+
+def test_long_name_with_an_underscore_is_cut_in_the_message():
+    refusal = refused(get(f"A_{'x' * 8000}: b"), header_map="refuse")
+    assert str(refusal) == f"malformed request: header name 'A_{'X' * 58}...' has an underscore"
+
+
 @pytest.mark.parametrize("data", [b"GET /v2 HTTP/1.1\nHost: x\n\n", b"\x16\x03\x01\r\n\r\n"])
 def test_bytes_after_a_malformed_head_are_not_counted_as_fields(data):
     assert refused(data + b"\n" * 300).status == 400
