@@ -114,7 +114,7 @@ def test_unknown_field_of_a_manifest_is_invalid():
 
 
 def validate_kserve(found):
-    """Validate against the fields of KServe's Python SDK and, for what is Kubernetes' own, kubernetes-validate."""
+    """Validate against KServe's Python SDK and CRDs and, for what is Kubernetes' own, kubernetes-validate."""
     path = f"kubernetes-json-schema/v{VERSIONS[-1]}.0-local-strict/_definitions.json"
     definitions = kubernetes_validate.utils.schema_contents(path, VERSIONS[-1])
     schema = json.loads((KSERVE_SCHEMAS / "schema.json").read_text())
@@ -141,6 +141,10 @@ def test_object_of_kserve_is_valid(found):
         (RUNTIME, lambda spec: spec.pop("containers")),
         (RUNTIME, lambda spec: spec["containers"][0].update(arg=[])),
         (RUNTIME, lambda spec: spec["supportedModelFormats"][0].update(autoSelect="yes")),
+        (RUNTIME, lambda spec: spec["supportedModelFormats"][0].update(priority=0)),
+        (RUNTIME, lambda spec: spec["supportedModelFormats"][0].pop("name")),
+        (INFERENCE_SERVICE, lambda spec: spec["predictor"].update(scaleMetric="queue")),
+        (INFERENCE_SERVICE, lambda spec: spec["predictor"]["model"]["modelFormat"].pop("name")),
         (INFERENCE_SERVICE, lambda spec: spec["predictor"]["model"].update(storageURI="")),
         (INFERENCE_SERVICE, lambda spec: spec["predictor"]["model"].pop("modelFormat")),
         (INFERENCE_SERVICE, lambda spec: spec["predictor"]["model"]["resources"].update(limit={})),

@@ -3,6 +3,7 @@
 The SDK's model classes are generated from the same Go types as KServe's CRDs. `make` keeps the names and types of the
 fields, which fields are required, and the classes that the two kinds reach without `status`; unknown fields are
 refused. Descriptions are left out. Types of Kubernetes itself are references to the definitions of kubernetes-validate.
+`_CRD_RULES` are what the CRDs add to them for fields of KServe's own.
 
 To follow a new release: `pip download --no-deps kserve`, then `python tests/helpers/kserve_schema.py kserve-*.whl`.
 """
@@ -30,6 +31,19 @@ _PACKAGES = {
 }
 _PLAIN = {"str": "string", "int": "integer", "bool": "boolean", "float": "number"}
 _UNTYPED = ("object", "datetime")
+# From install/v0.21.0/kserve-crds.yaml of kserve/kserve. What the CRDs say about the fields of containers, such as
+# unique keys of lists and the form of quantities, is left out.
+_CRD_RULES: dict[str, Any] = {
+    "V1alpha1SupportedModelFormat": {"required": ["name"], "properties": {"priority": {"minimum": 1}}},
+    "V1beta1ModelFormat": {"required": ["name"]},
+    "V1beta1PredictorSpec": {
+        "properties": {
+            "name": {"pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$"},
+            "scaleMetric": {"enum": ["concurrency", "cpu", "memory", "rps"]},
+            "scaleMetricType": {"enum": ["AverageValue", "Utilization", "Value"]},
+        }
+    },
+}
 
 
 def make(wheel: Path) -> dict[str, Any]:
@@ -44,6 +58,7 @@ def make(wheel: Path) -> dict[str, Any]:
         name = waiting.pop()
         if name not in definitions:
             definitions[name] = _describe(classes[name]) if name in classes else {}  # the SDK lacks a few classes
+            _add(definitions[name], _CRD_RULES.get(name, {}))
             text = json.dumps(definitions[name])
             waiting += re.findall(r'"#/\$defs/(\w+)"', text)
     return {
@@ -52,6 +67,16 @@ def make(wheel: Path) -> dict[str, Any]:
         "Copyright The KServe Authors, Apache-2.0).",
         "$defs": dict(sorted(definitions.items())),
     }
+
+
+def _add(schema: dict[str, Any], rules: dict[str, Any]) -> None:
+    """Add rules to a schema, at any depth."""
+    for key, value in rules.items():
+        if isinstance(value, dict):
+            _add(schema[key], value)
+        else:
+            assert key not in schema, key
+            schema[key] = value
 
 
 def _describe(source: str) -> dict[str, Any]:
