@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ovms_rest.errors import LoadError, ServingError
-from ovms_rest.models.batch_rows import find_dependence, repeat_row
+from ovms_rest.models.batch_rows import infer_rows, repeat_row
 from ovms_rest.models.batching import Arrays, Batching
 from ovms_rest.models.recovery import fill
 from ovms_rest.models.runtime import Model
@@ -56,7 +56,8 @@ def measure_batches(model: Model) -> BatchReport:
     make = _find_example(model)
     if make is None:
         return BatchReport([], 'no generated inputs can be computed; "trial" can name a file with a request')
-    if limit > 1 and (fault := find_dependence(model, make(2))):
+    rows = infer_rows(model, make(2)) if limit > 1 else None
+    if rows is not None and (fault := rows.find_other_shape() or rows.find_dependence()):
         return BatchReport([], f"cannot infer batches: {fault}")
     sizes = [2**exponent for exponent in range((limit - 1).bit_length())] + [limit]
     speeds: list[Speed] = []
