@@ -10,16 +10,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 # New inputs: fewer where one takes milliseconds.
-_RUNS = 4000
+_RUNS = 40_000
 _FEWER_RUNS = {
-    "applications": 2000,
-    "chunks": 2000,
-    "config": 800,
-    "conversations": 800,
-    "flags": 400,
-    "logs": 800,
-    "predictions": 2000,
-    "requests": 2000,
+    "applications": 20_000,
+    "chunks": 20_000,
+    "config": 8_000,
+    "conversations": 8_000,
+    "flags": 4_000,
+    "logs": 8_000,
+    "predictions": 20_000,
+    "requests": 20_000,
 }
 
 
