@@ -275,6 +275,8 @@ def _read_tensor(value: Any, expected: TensorMetadata, place: _Place, has_tokens
     """Return a value, an element or arrays of elements, as a tensor."""
     name, datatype = expected.name, expected.datatype
     if type(value) is NestedNumbers:
+        if len(value.shape) > MAX_RANK:
+            raise UnsuitedError
         return Tensor(name, datatype, to_array(value.numbers, datatype, value.shape))
     if type(value) is list:
         elements, place.shape, types = _flatten(value, place)

@@ -303,10 +303,16 @@ def test_integers_out_of_range_are_refused():
     )
 
 
-def test_deep_nesting_is_refused():
-    assert refusal({"inputs": eval("[" * 70 + "1" + "]" * 70)}) == (
-        "inputs is nested deeper than the 64 dims that a tensor may have"
-    )
+@pytest.mark.parametrize("count", [1, 10_000])  # the second is large enough for simdjson
+def test_deep_nesting_is_refused(count):
+    numbers = ",".join("1" * count)
+
+    def nested(depth):
+        return f'{{"inputs": {"[" * depth}{numbers}{"]" * depth}}}'.encode()
+
+    assert decode(nested(64)).inputs[0].shape == (1,) * 63 + (count,)
+    for depth in (65, 83):
+        assert refusal(nested(depth)) == "inputs is nested deeper than the 64 dims that a tensor may have"
 
 
 def test_strings_are_limited(monkeypatch):
