@@ -8,7 +8,9 @@ run.py runs all targets.
 import hashlib
 import importlib
 import os
+import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import atheris
@@ -16,6 +18,8 @@ import atheris
 HERE = Path(__file__).parent
 # The name of the target, for the process that libFuzzer starts to merge corpora: it gets libFuzzer's arguments alone.
 _TARGET = "OVMS_FUZZ_TARGET"
+# No input may take more memory. libFuzzer itself looks at the process once a second, and names the input of that moment.
+_MOST_MEMORY = 2**28
 
 
 def main() -> None:
@@ -36,8 +40,20 @@ def main() -> None:
     else:
         arguments += _dictionary(getattr(target, "TOKENS", ()))
         options = {"custom_mutator": target.mutate} if hasattr(target, "mutate") else {}
-    atheris.Setup([*arguments, f"-max_len={getattr(target, 'MAX_LENGTH', 4096)}"], target.check, **options)
+    atheris.Setup(
+        [*arguments, f"-max_len={getattr(target, 'MAX_LENGTH', 4096)}"], _limit_memory(target.check), **options
+    )
     atheris.Fuzz()
+
+
+def _limit_memory(check: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    def check_within_limit(data: bytes) -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        check(data)
+        taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        assert taken < _MOST_MEMORY, f"an input took {taken} bytes of memory"
+
+    return check_within_limit
 
 
 def _write_seeds(seeds: list[bytes], directory: Path) -> None:

@@ -24,7 +24,7 @@ def make_mutator(prefix: int, keys: Sequence[str], values: Sequence[Any]) -> Cal
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         chance = random.Random(seed)
         if chance.random() < 0.4:
-            return atheris.Mutate(data, len(data) + 1 if chance.random() < 0.5 else max_size)
+            return atheris.Mutate(data, min(len(data) + 1, max_size) if chance.random() < 0.5 else max_size)
         text = data[prefix:].decode("latin-1")
         try:
             root, end = json.JSONDecoder().raw_decode(text.lstrip())
@@ -38,6 +38,8 @@ def make_mutator(prefix: int, keys: Sequence[str], values: Sequence[Any]) -> Cal
             changed = json.dumps(root, ensure_ascii=chance.random() < 0.5, separators=(",", ":")).encode()
         except (ValueError, RecursionError):
             return atheris.Mutate(data, max_size)
+        if len(changed) > max_size:
+            return data[:max_size]
         if chance.random() < 0.2:
             rest = atheris.Mutate(rest, len(rest) + 16)
         mutated = _follow(data[:prefix], end, len(changed)) + changed + rest

@@ -14,7 +14,7 @@ from fuzz_campaign import CORPUS, HERE, Result, fuzz, names, pack, unpack
 
 FINDINGS = HERE / "findings"
 # A run of a target ends at a finding; the target goes on with the next run.
-_RUN_SECONDS = 300
+_RUN_SECONDS = 100
 _GRACE_SECONDS = 120
 _ROW = "{:<15}{:>12}{:>8}{:>8}{:>10}  {}"
 

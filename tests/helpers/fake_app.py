@@ -17,6 +17,7 @@ from ovms_rest.app import create_app
 from ovms_rest.errors import NotFoundError, NotReadyError, ServingError
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, Tensor, TensorMetadata
+from ovms_rest.protocol.words import quote
 from ovms_rest.resources.error_handlers import handle_serving_error, serialize_falcon_error
 from ovms_rest.resources.routing import Request, Router
 from ovms_rest.settings import Settings
@@ -62,7 +63,7 @@ class FakeRegistry:
 
     def find(self, name, version=None, explain=False):
         if name not in self.servables or version not in (None, "1"):
-            raise NotFoundError(f"no model {name!r}{f' of version {version}' if explain else ''}")
+            raise NotFoundError(f"no model {quote(name)}{f' of version {version}' if explain else ''}")
         return self.servables[name]
 
     def versions(self, name):
