@@ -18,7 +18,7 @@ import atheris
 HERE = Path(__file__).parent
 # The name of the target, for the process that libFuzzer starts to merge corpora: it gets libFuzzer's arguments alone.
 _TARGET = "OVMS_FUZZ_TARGET"
-# No input may take more memory. libFuzzer itself looks at the process once a second, and names the input of that moment.
+# No input may take more memory. libFuzzer looks at the process once a second, and names the input of that moment.
 _MOST_MEMORY = 2**28
 
 
