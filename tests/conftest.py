@@ -2,12 +2,15 @@
 
 import os
 import sys
+import time
 from collections import Counter
 
 import model_zoo
 import pytest
 from hypothesis import HealthCheck, settings
 from service import serve, write_config
+
+from ovms_rest.protocol import waiting_time
 
 # Hundreds of processes import the service, and each worker of pytest-xdist all tests: with compiled modules, as users
 # have them, in half the time. Set here, as images of containers and CI often forbid to write them.
@@ -60,3 +63,9 @@ def service(tmp_path_factory):
     config = write_config(directory, *({"name": name, "base_path": name, "plugin_config": exact} for name in names))
     with serve(directory, "-w", "2", config=config, OVMS_REST_MODEL_CONTROL="local") as running:
         yield running
+
+
+@pytest.fixture
+def new_clock(monkeypatch):
+    """Look at the clock as a process that has just begun: it may have been put forward while the tests run."""
+    monkeypatch.setattr(waiting_time, "_clock", waiting_time.Clock(time.time_ns(), time.monotonic_ns()))

@@ -356,6 +356,7 @@ def test_invalid_request_is_reported_before_a_late_one():
 HOUR = 3600
 
 
+@pytest.mark.usefixtures("new_clock")
 @pytest.mark.parametrize("form", ["t={:.3f}", "{:.3f}"])
 @pytest.mark.parametrize("ago", [2, HOUR - 10])
 def test_time_since_the_proxy_received_the_request_counts(form, ago):

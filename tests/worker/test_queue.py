@@ -347,6 +347,7 @@ def waited_since(began_ns):
     return (received - terms.since_ns) / 1e9
 
 
+@pytest.mark.usefixtures("new_clock")
 @pytest.mark.parametrize("seconds", [0.5, 60, 3599])
 def test_waiting_begins_when_the_proxy_got_the_request(seconds):
     assert waited_since(time.time_ns() - seconds * 10**9) == pytest.approx(seconds, abs=0.1)
