@@ -256,7 +256,8 @@ def test_no_worker_is_woken_without_a_connection(start):
     with used(service, 4):
         before, began = switches(service), time.monotonic()
         time.sleep(3)
-        assert switches(service) - before <= 4 * (time.monotonic() - began + 1)
+        # Twice as often as that, as a process also waits for pages and locks; looking for a connection is 10 a second.
+        assert switches(service) - before <= 4 * 2 * (time.monotonic() - began)
 
 
 def test_connection_left_to_a_stopped_worker_is_accepted_after_all(start):
