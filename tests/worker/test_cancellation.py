@@ -135,7 +135,7 @@ def test_unread_request_of_a_disconnected_client_is_cancelled(service, connectin
             for connection in gone:
                 connection.sendall(LIVE)
                 receive(connection)
-        first.sendall(SLOW)
+        first.sendall(slow(8))  # long enough for the steps below on a busy machine
         wait_until_inferring(service)
         for connection in gone if kept_alive else [connecting(service) for _ in gone]:
             connection.sendall(ENDLESS)
