@@ -26,7 +26,7 @@ class Rows(NamedTuple):
     alone: Sequence[Outputs]
 
     def find_other_shape(self) -> str:
-        """Return which output has another shape than two rows, "" if none has."""
+        """Return which output does not have one row for each row of the inputs, "" if all have."""
         for name, (shape, values) in self.together.items():
             if shape[:1] != (2,):
                 return f"output {name!r} has the shape {list(shape)} for 2 rows"
@@ -36,7 +36,10 @@ class Rows(NamedTuple):
         return ""
 
     def find_dependence(self) -> str:
-        """Return which output of a row changes when it is not alone, "" if none does; all have the shapes of rows."""
+        """Return which output of a row changes when it is not alone, "" if none does.
+
+        Each output must have one row for each row of the inputs.
+        """
         for name, (_, values) in self.together.items():
             alone = np.concatenate([row[name][1] for row in self.alone])
             with np.errstate(invalid="ignore"):
@@ -49,8 +52,8 @@ class Rows(NamedTuple):
 def check_rows(model: Model) -> None:
     """Infer two rows together and each alone, if the model has computed its trial.
 
-    Raises LoadError if the rows depend on each other. Outputs of other shapes than the rows' are no fault: requests for
-    them are answered one by one.
+    Raises LoadError if the rows depend on each other. A model whose outputs do not have one row for each row of the
+    inputs is accepted, because its requests are answered one by one.
     """
     example = model.example
     rows = None if example is None else infer_rows(model, repeat_row(example, 2))

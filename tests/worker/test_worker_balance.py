@@ -253,11 +253,14 @@ def test_connection_wakes_one_worker(start):
 def test_no_worker_is_woken_without_a_connection(start):
     """Idle workers check the time limits of clients once a second, and do nothing else."""
     service = start(4)
-    with used(service, 4):
+
+    def is_quiet():
         before, began = switches(service), time.monotonic()
         time.sleep(3)
-        # Twice as often as that, as a process also waits for pages and locks; looking for a connection is 10 a second.
-        assert switches(service) - before <= 4 * 2 * (time.monotonic() - began)
+        return switches(service) - before <= 4 * (time.monotonic() - began + 1)
+
+    with used(service, 4):
+        assert any(is_quiet() for _ in range(3))  # a process waits for a page or a lock now and then
 
 
 def test_connection_left_to_a_stopped_worker_is_accepted_after_all(start):
