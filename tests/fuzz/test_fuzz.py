@@ -10,16 +10,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 # New inputs: fewer where one takes milliseconds.
-_RUNS = 40_000
+_RUNS = 100_000
 _FEWER_RUNS = {
-    "applications": 20_000,
-    "chunks": 20_000,
-    "config": 8_000,
-    "conversations": 8_000,
-    "flags": 4_000,
-    "logs": 8_000,
-    "predictions": 20_000,
-    "requests": 20_000,
+    "applications": 50_000,
+    "chunks": 50_000,
+    "config": 20_000,
+    "conversations": 20_000,
+    "flags": 10_000,
+    "logs": 20_000,
+    "predictions": 50_000,
+    "requests": 50_000,
 }
 
 
