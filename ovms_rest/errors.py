@@ -36,11 +36,11 @@ class ForbiddenError(ServingError):
 
 
 class ReloadError(ServingError):
-    """A change of the registry that failed; of this class itself, because of a bug."""
+    """A change of the registry failed; raised as this class itself only because of a bug."""
 
 
 class InvalidConfigError(ReloadError):
-    """The configuration of a change is invalid, that in the config file or the one sent with a load."""
+    """The configuration in the config file, or in a load request, is invalid."""
 
 
 class LoadFailedError(ReloadError):
@@ -56,7 +56,7 @@ class DeadlineError(ServingError):
 
     def __init__(self, timeout_us: int, waited_ns: int) -> None:
         super().__init__(
-            f"the request could not start within its timeout of {timeout_us} us, it waited {waited_ns // 1000} us"
+            f"the request could not start within its timeout of {timeout_us} us; it waited {waited_ns // 1000} us"
         )
         self.waited_ns = waited_ns
 

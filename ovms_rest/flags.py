@@ -153,7 +153,7 @@ _SERVABLES = (
 )
 _MODEL = (
     _option("batch_size", parse_text, "N", "8, -1 (any) or 1:16"),
-    _option("max_batch_size", _COUNT, "N", "most rows of queued requests to infer together; default: 0, each alone"),
+    _option("max_batch_size", _COUNT, "N", "maximum rows of queued requests to infer together; default: no batching"),
     _option("shape", _text_or_json, "SHAPE", '"(1,3,224,224)", or a JSON object keyed by input name'),
     _option("layout", _text_or_json, "LAYOUT", "NHWC:NCHW, or a JSON object keyed by input and output name"),
     _option(
@@ -179,7 +179,7 @@ _SERVER = (
         "addresses to serve on, separated by commas; default: 0.0.0.0, with PATH 127.0.0.1",
     ),
     Flag("rest_workers", integer_between(0, 10_000), "N", "worker processes; default and maximum: one per usable core"),
-    Flag("bind", _binds, "ADDRESS", "HOST:PORT or unix:PATH, as for gunicorn", gunicorn="bind", letter="b"),
+    Flag("bind", _binds, "ADDRESS", "HOST:PORT, unix:PATH or fd://N, as for gunicorn", gunicorn="bind", letter="b"),
     Flag(
         "workers",
         integer_between(1, 10_000),
@@ -250,9 +250,9 @@ REFUSED: Mapping[str, str] = {
 USAGE = """ovms-rest [NAME=]PATH [[NAME=]PATH ...] [FLAG ...]
        ovms-rest --config_path FILE --rest_port PORT [FLAG ...]
        ovms-rest --model_name NAME --model_path PATH --rest_port PORT [FLAG ...]
-       ovms-rest check [CONFIG | [NAME=]PATH ...] [--json]"""
+       ovms-rest check [CONFIG | [NAME=]PATH ...] [--json] [--batching]"""
 
-_DESCRIPTION = """Serve OpenVINO models over the KServe v2 REST API, by HTTP.
+_DESCRIPTION = """Serve OpenVINO models over the KServe v2 REST API.
 
 A PATH is a model file (OpenVINO .xml with its .bin, .onnx, .pdmodel, .pb, .tflite), the directory of a
 model, or a directory of several such directories. The name of a model, part of its URL, is NAME, or is
@@ -365,8 +365,8 @@ def _refuse(rest: Sequence[str]) -> Iterator[str]:
         if reason := REFUSED.get(name.removeprefix("--")):
             yield f"{name} is not supported: {reason}"
         else:
-            (near,) = difflib.get_close_matches(name, [f"--{known}" for known in FLAGS], n=1, cutoff=0)
-            yield f"{name}: unknown flag; the nearest known one is {near}"
+            near = difflib.get_close_matches(name, [f"--{known}" for known in FLAGS], n=1)
+            yield f"{name}: unknown flag; {f'the nearest known one is {near[0]}' if near else 'see --help'}"
 
 
 def _check_combination(values: Values, found: NamedPaths | None) -> Iterator[str]:
@@ -413,7 +413,7 @@ def _check_addresses(values: Values, found: NamedPaths | None) -> Iterator[str]:
         if port:
             yield "--rest_port is missing: --port is for gRPC, which is not served"
         elif rest_port == 0 or (has_servable and not found):
-            yield "--rest_port is missing: --port and --rest_port cannot both be unset"
+            yield "--rest_port is missing: it is the port to serve on"
     elif port == rest_port:
         yield f"--port and --rest_port cannot have the same value, got {port}"
 

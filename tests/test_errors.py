@@ -10,7 +10,7 @@ def test_text_of_a_config_error_is_a_line_for_each_problem():
 
 def test_deadline_error_names_timeout_and_wait_in_microseconds():
     error = DeadlineError(500, 1_234_567)
-    assert str(error) == "the request could not start within its timeout of 500 us, it waited 1234 us"
+    assert str(error) == "the request could not start within its timeout of 500 us; it waited 1234 us"
     assert error.waited_ns == 1_234_567
 
 

@@ -180,7 +180,7 @@ COMBINATIONS = [
         for name, value in [("mean", "1"), ("scale", "2"), ("color_format", "RGB:BGR"), ("precision", "uint8:fp32")]
     ),
     *(
-        ([*CONFIG, *ports], ["--rest_port is missing: --port and --rest_port cannot both be unset"])
+        ([*CONFIG, *ports], ["--rest_port is missing: it is the port to serve on"])
         for ports in ([], ["--rest_port=0", "--port=0"])
     ),
     ([*CONFIG, "--port=9000"], ["--rest_port is missing: --port is for gRPC, which is not served"]),

@@ -275,11 +275,11 @@ LEFT = {"inputs": [tensor("left", "FP32", [1, 3], data=[1, 2, 3])]}
         ("relu", b"", "the request has no JSON, expected an object with the key 'inputs'"),
         ("relu", b"{", "the request is not valid JSON: "),
         ("relu", {}, "inputs is missing, expected an array of one or more objects"),
-        ("relu", {"inputs": [tensor("y", "FP32", [1, 4], data=[1, 2, 3, 4])]}, "input 'y' is unknown to model 'relu'"),
+        ("relu", {"inputs": [tensor("y", "FP32", [1, 4], data=[1, 2, 3, 4])]}, "model 'relu' has no input 'y'"),
         ("relu", {"inputs": [tensor("x", "FP32", [4], data=[1, 2, 3, 4])]}, "input 'x': shape is [4], the model takes"),
         ("relu", {"inputs": [tensor("x", "INT8", [1, 4], data=[1, 2, 3, 4])]}, "input 'x': datatype is INT8, the mode"),
         ("relu", {"inputs": [tensor("x", "FP32", [1, 4], data=[1, 2, 3])]}, "inputs[0] 'x': data has 3 elements, but "),
-        ("relu", {**RELU, "outputs": [{"name": "z"}]}, "output 'z' is unknown to model 'relu', whose outputs are 'y'"),
+        ("relu", {**RELU, "outputs": [{"name": "z"}]}, "model 'relu' has no output 'z'; it has 'y'"),
         ("add", LEFT, "input 'right' of model 'add' is missing from the request"),
     ],
 )

@@ -61,7 +61,7 @@ def _reload(arbiter: Any, reload: Callable[[], None]) -> None:
         if arbiter.kept_sockets is None:  # only the last step failed: writing the pid file
             log.error("the reload was not completed: %s", reason)
             return
-        log.error("the reload failed, the service keeps its previous settings: %s", reason)
+        log.error("the reload failed; the service keeps its previous settings: %s", reason)
         os.environ.clear()
         os.environ.update(environ)
         _restore_listeners(arbiter, listeners)

@@ -86,9 +86,7 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
         log.error("%s", error)
         sys.exit(1)
     if count > (cores := usable_cores()):
-        log.warning(
-            "%d workers, but usable cores: %d; more workers than cores gain nothing and take memory", count, cores
-        )
+        log.warning("more workers (%d) than usable cores (%d): the others gain nothing and take memory", count, cores)
     arbiter.control_sockets = []
     with _ending_without(address):
         arbiter.control_address = ControlAddress(address, arbiter.cfg, os.environ, activated)
@@ -162,8 +160,9 @@ def _prepare_spans(arbiter: Any) -> SpanSender | None:
 def when_ready(arbiter: Any) -> None:
     """Log how many models serve, the listen addresses, the workers and the console's URL."""
     _note_ports(arbiter)
-    summary, addresses, workers = _app(arbiter).describe(), ", ".join(map(str, arbiter.LISTENERS)), arbiter.cfg.workers
-    line = "%s on %s, with %d worker%s; loading and unloading by call: %s%s"
+    summary, addresses = _app(arbiter).describe(), ", ".join(map(str, arbiter.LISTENERS))
+    workers = arbiter.cfg.workers - bool(arbiter.control_sockets)  # one is the control worker
+    line = "%s on %s, with %d worker%s; loading and unloading over HTTP: %s%s"
     console = f"; console: {_find_console(arbiter)}" if arbiter.settings.console else ""
     log.info(line, summary, addresses, workers, "" if workers == 1 else "s", arbiter.managed.permission, console)
 
@@ -233,7 +232,7 @@ def _reexec(arbiter: Any, reexec: Callable[[], None]) -> None:
     try:
         reexec()
     except Exception as error:  # the working directory or the interpreter is gone, or there are too many processes
-        log.error("cannot start another arbiter, this one keeps serving: %s", error)
+        log.error("cannot start another arbiter; this one keeps serving: %s", error)
         if os.getpid() != pid:
             os._exit(1)
         arbiter.reexec_pid = 0

@@ -135,7 +135,7 @@ class Reloading:
             self._make(change, self._loader(housekeep))
         except ConfigError as error:
             for problem in error.problems:
-                log.error("%s failed, the service continues unchanged: %s", change.action, problem)
+                log.error("%s failed; the service continues unchanged: %s", change.action, problem)
             return InvalidConfigError("; ".join(error.problems))
         except NotFoundError as error:
             return error
@@ -145,8 +145,8 @@ class Reloading:
         except (ShortageError, MemoryError) as error:
             return self._postpone(change, str(error) or "out of memory")
         except Exception:  # without the arbiter the whole service would end
-            log.exception("%s failed, the service continues unchanged", change.action)
-            return ReloadError("internal error; the reason is in the log of the server")
+            log.exception("%s failed; the service continues unchanged", change.action)
+            return ReloadError("internal error; the reason is in the server's log")
         return None
 
     def _make(self, change: Change, loader: Loader) -> None:
@@ -184,10 +184,10 @@ class Reloading:
     def _postpone(self, change: Change, reason: str) -> UnavailableError:
         """Schedule another attempt of a reload, since no worker reports a change on disk twice; callers try again."""
         if change.action != "reload":
-            log.error("%s of model %r failed, the service continues unchanged: %s", change.action, change.name, reason)
+            log.error("%s of model %r failed; the service continues unchanged: %s", change.action, change.name, reason)
         else:
             if not self._pauses.failures:
-                log.error("reload failed, the service continues unchanged and retries: %s", reason)
+                log.error("reload failed; the service continues unchanged and retries: %s", reason)
             self._pauses.fail()
         return UnavailableError(reason)
 

@@ -1,7 +1,7 @@
 """Starting and replacing workers, in place of gunicorn's own way.
 
 gunicorn ends the service when it cannot fork or when a worker exits with status 3 or 4, for whatever reason, and
-replaces a worker that dies before it is ready immediately and for ever. Here the arbiter keeps the running workers.
+immediately and endlessly replaces a worker that dies before it is ready. Here the arbiter keeps the running workers.
 While no worker becomes ready it starts one at a time, with growing pauses, and logs the reason once. The service ends
 only if no worker becomes ready at its start.
 """

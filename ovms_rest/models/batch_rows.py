@@ -88,7 +88,7 @@ def infer_rows(model: Model, example: Arrays) -> Rows | None:
 
 
 def _vary(array: Array, random: np.random.Generator) -> Array:
-    """Return numbers from 0 to 1, which most models can compute, instead of floats."""
+    """Return random numbers from 0 to 1 in place of floats, which most models can compute; other arrays as they are."""
     if isinstance(array, BytesArray) or array.dtype.kind in "iub":
         return array
     return random.random(array.shape).astype(array.dtype)

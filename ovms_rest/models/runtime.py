@@ -108,7 +108,7 @@ class Model:
         limits: ImageLimits = DEFAULT_LIMITS,
         source: Source | None = None,
     ) -> None:
-        """Read the model in a version's directory or file, and change it.
+        """Read the model in a version's directory or file, and apply its preparation.
 
         `source` is read instead of the files themselves, if there is one. Raises LoadError.
         """

@@ -314,7 +314,7 @@ def _read_info(function: str, info: Any, found: dict[str, tuple[str, list[int]]]
         raise LoadError(f"{label} with {_describe_dims(info)}, expected 1 to {MAX_RANK}")
     sizes = list((ctypes.c_uint64 * info.rank).from_address(info.dims))
     if max(sizes) > MAX_DIM:
-        raise LoadError(f"{label} with the dims {join(sizes)}, one of which is too large")
+        raise LoadError(f"{label} with the dims {join(sizes)}, expected at most {MAX_DIM} each")
     found[name] = _DATATYPES[info.precision], sizes
 
 

@@ -38,9 +38,7 @@ def validate_inputs(request: InferenceRequest, metadata: ModelMetadata) -> dict[
 
 def unknown_input(name: str, metadata: ModelMetadata) -> InvalidRequestError:
     """Return the error for an input that a model does not have."""
-    return InvalidRequestError(
-        f"input {quote(name)} is unknown to model {metadata.name!r}, whose inputs are {_names(metadata.inputs)}"
-    )
+    return InvalidRequestError(f"model {metadata.name!r} has no input {quote(name)}; it has {_names(metadata.inputs)}")
 
 
 def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tuple[RequestedOutput, ...]:
@@ -55,8 +53,7 @@ def validate_outputs(request: InferenceRequest, metadata: ModelMetadata) -> tupl
         expected = metadata.outputs.get(name)
         if expected is None:
             raise InvalidRequestError(
-                f"output {quote(name)} is unknown to model {metadata.name!r}, whose outputs are "
-                f"{_names(metadata.outputs)}"
+                f"model {metadata.name!r} has no output {quote(name)}; it has {_names(metadata.outputs)}"
             )
         if name in seen:
             raise InvalidRequestError(f"output {name!r} is requested more than once")

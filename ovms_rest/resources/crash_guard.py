@@ -140,8 +140,8 @@ class CrashGuard:
         self._refused += 1
         if (now := time.monotonic()) >= self._next_line:
             log.warning(
-                "refused requests that repeat a crash: %d; the last was for %r (name and version), with which a worker "
-                "%s running request %r",
+                "refused requests that repeat a crash: %d; the last was for %r (name and version), whose "
+                "worker %s while running request %r",
                 *(self._refused, crash.model, crash.cause, crash.request_id),
             )
             self._refused, self._next_line = 0, now + _LOG_SECONDS

@@ -85,7 +85,7 @@ def serialize_falcon_error(req: falcon.Request, resp: falcon.Response, error: fa
     elif isinstance(error, falcon.HTTPMethodNotAllowed):
         message = f"method {req.method} is not allowed for {path}, allowed: {dict(error.headers or {})['Allow']}"
     elif error.status_code == 500:
-        message = "internal error; the reason is in the log of the server"
+        message = "internal error; the reason is in the server's log"
     else:
         message = error.description or str(error.status)
     resp.content_type = falcon.MEDIA_JSON

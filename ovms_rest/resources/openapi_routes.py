@@ -28,7 +28,7 @@ _ERRORS = {
     413: "The body is over the limit.",
     415: "The `Content-Encoding` is not supported.",
     431: "The headers are over the limit.",
-    500: "A bug, or an inference that failed; the log of the server has the reason.",
+    500: "A bug, or an inference that failed; the server's log has the reason.",
     503: "Overload, a `timeout` that has passed, or a service that is shutting down.",
 }
 # Every route may respond with these.

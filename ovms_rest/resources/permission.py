@@ -59,15 +59,15 @@ class Permission:
             problem = self._find_foreign(environ)
             return problem and (
                 "is allowed from this host only, not through a proxy or from a web page of another site: "
-                f"{problem}; OVMS_REST_MODEL_CONTROL is 'local', 'all' would allow it from anywhere"
+                f"{problem}; OVMS_REST_MODEL_CONTROL is 'local'; 'all' would allow it from anywhere"
             )
         if self._control_bind:
             return (
-                f"is allowed on the control address only, {self._control_bind}; OVMS_REST_MODEL_CONTROL is 'auto', "
+                f"is allowed on the control address only, {self._control_bind}; OVMS_REST_MODEL_CONTROL is 'auto'; "
                 "'local' would allow it from this host too"
             )
         return (
-            "is allowed on a control address only, and none is configured; OVMS_REST_CONTROL_BIND sets one, "
+            "is allowed on a control address only, and none is configured; OVMS_REST_CONTROL_BIND sets one; "
             "OVMS_REST_MODEL_CONTROL=local would allow it from this host"
         )
 

@@ -66,7 +66,7 @@ class NoPrediction:
         """Refuse it, as TensorFlow Serving does for a model without a signature for it."""
         self._registry.find(name, read_version(version))
         raise InvalidRequestError(
-            f"model {name!r} has no signature for {self._verb!r}, which OpenVINO models do not have; "
+            f"model {name!r} has no {self._verb!r} signature, as OpenVINO models have none; "
             f"POST /v1/models/{{name}}:predict takes tensors, and POST /v2/models/{{name}}/infer returns the highest "
             f"classes with their labels by the parameter 'classification' of an output"
         )

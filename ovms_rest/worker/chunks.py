@@ -4,6 +4,7 @@ import re
 from enum import Enum, auto
 
 from ovms_rest.protocol.buffers import allocate
+from ovms_rest.protocol.words import quote
 from ovms_rest.worker.http1 import Limits, Refusal
 
 # A size in hexadecimal, and extensions, which are ignored.
@@ -151,7 +152,7 @@ class ChunkDecoder:
         elif self._expected is _Expected.SIZE:
             found = _SIZE.fullmatch(line)
             if not found:
-                raise Refusal(400, f"malformed body: {line[:40]!r} is not a chunk size in hexadecimal")
+                raise Refusal(400, f"malformed body: {_quote(line)} is not a chunk size in hexadecimal")
             self._missing = int(found[1], 16)
             if self.size + self._missing > self._max_body:
                 what = f"a chunk of {self._missing} after {self.size} bytes"
@@ -165,7 +166,11 @@ class ChunkDecoder:
     def _check_trailer(self, line: bytes) -> None:
         found = _FIELD.fullmatch(line)
         if not found or found[1].lower() in _FORBIDDEN:
-            raise Refusal(400, f"malformed body: {line[:40]!r} is not allowed as a trailer field")
+            raise Refusal(400, f"malformed body: {_quote(line)} is not allowed as a trailer field")
         self._trailers += 1
         if self._trailers > self._limits.fields:
             raise Refusal(431, f"more than {self._limits.fields} trailer fields")
+
+
+def _quote(line: bytes) -> str:
+    return quote(line.decode("latin-1"))

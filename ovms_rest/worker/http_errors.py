@@ -42,7 +42,7 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
 def encode_refusal(error: BaseException) -> tuple[int, bytes]:
     """Return the status and the whole response to a request that gunicorn could not read, or that failed."""
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
-    text = "internal error; the reason is in the log of the server" if status == 500 else f"malformed request: {error}"
+    text = "internal error; the reason is in the server's log" if status == 500 else f"malformed request: {error}"
     body = encode_error(text)
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -58,7 +58,7 @@ def _handle_error(self: Worker, req: Any, client: socket.socket, addr: Any, erro
     if status == 500:
         log.error("error while handling a request", exc_info=error)
     else:
-        log.warning("refused a request of %s with %s: %s", addr[0] if addr else "a local client", status, error)
+        log.warning("refused a request from %s with %s: %s", addr[0] if addr else "a local client", status, error)
     try:
         client.sendall(response)
     except OSError:

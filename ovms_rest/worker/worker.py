@@ -446,7 +446,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             if self.watch is not None and not self._draining and (self.is_control or self.row.is_first()):
                 self.watch()
         if self.ppid != os.getppid():
-            log.info("the arbiter of worker %s is gone, the worker ends", self.pid)
+            log.info("the arbiter of worker %s is gone; the worker ends", self.pid)
             self.alive = False
 
     def _drain(self) -> None:
@@ -866,7 +866,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
         except Exception:
             request_id, method, target = (environ[key] for key in ("HTTP_X_REQUEST_ID", "REQUEST_METHOD", "RAW_URI"))
             log.exception("error while running request %s, %s %s", request_id, method, target)
-            body = encode_error("internal error; the reason is in the log of the server")
+            body = encode_error("internal error; the reason is in the server's log")
             return "500 Internal Server Error", [("Content-Type", "application/json"), *self._cors], [body], len(body)
         if written:
             parts = written + parts

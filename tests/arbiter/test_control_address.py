@@ -256,7 +256,7 @@ def test_failed_upgrade_does_not_affect_the_service(tmp_path, relu):
         service.wait_for_workers(2)
         before = service.workers()
         shutil.rmtree(directory)
-        line = "cannot start another arbiter, this one keeps serving: "
+        line = "cannot start another arbiter; this one keeps serving: "
         for count in (1, 2):
             service.signal(signal.SIGUSR2)
             service.wait_for(lambda count=count: service.log.count(line) == count)
@@ -272,6 +272,7 @@ def test_failed_upgrade_does_not_affect_the_service(tmp_path, relu):
 def test_sigttou_keeps_one_worker_that_infers(start, address):
     with start(2, OVMS_REST_CONTROL_BIND=address) as service:
         left = 2 if address else 1
+        assert ", with 2 workers; " in service.log  # besides the control worker
         for count in range(4):
             service.signal(signal.SIGTTOU)
             service.wait_for(lambda n=count: service.log.count("Handling signal: ttou") > n)

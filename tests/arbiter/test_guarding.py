@@ -10,7 +10,7 @@ from generations import checking, hang_up, kill_one, settings_with, wait_until_r
 from service import free_port, serve, wait_for_end, write_config
 
 BIND = "bind = '127.0.0.1:0'\n"
-FAILED = "the reload failed, the service keeps its previous settings"
+FAILED = "the reload failed; the service keeps its previous settings"
 
 
 @pytest.fixture(scope="module")

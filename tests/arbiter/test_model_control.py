@@ -308,10 +308,10 @@ def test_web_page_of_another_site_may_not_change_the_service(asked, path):
 def test_loading_is_forbidden_by_default_without_a_control_address(tmp_path, config):
     with serve(tmp_path, "-w", "1", config=config, OVMS_REST_MODEL_CONTROL="") as service:
         for answer in (load(service), unload(service), service.request("POST", "/v2/logging", {"log_info": False})):
-            assert re.match("403 .*OVMS_REST_CONTROL_BIND sets one, OVMS_REST_MODEL_CONTROL=local would", fault(answer))
+            assert re.match("403 .*OVMS_REST_CONTROL_BIND sets one; OVMS_REST_MODEL_CONTROL=local would", fault(answer))
         assert service.get("/v2/logging").json()["log_info"]
         assert service.request("POST", "/v1/config/reload").status == 200
-        assert "loading and unloading by call: disabled, as OVMS_REST_CONTROL_BIND is not set" in service.log
+        assert "loading and unloading over HTTP: disabled, as OVMS_REST_CONTROL_BIND is not set" in service.log
 
 
 def test_loading_is_forbidden_everywhere_when_turned_off(tmp_path, config):

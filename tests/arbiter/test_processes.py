@@ -61,13 +61,13 @@ def test_web_concurrency_and_gunicorns_flags_win(start, tmp_path, relu):
 
 def test_more_workers_than_usable_cores_are_warned_about_once(start):
     cores = usable_cores()
-    warning = f"[WARNING] {cores + 1} workers, but usable cores: {cores}; more workers than cores gain nothing"
+    warning = f"[WARNING] more workers ({cores + 1}) than usable cores ({cores}): the others gain nothing"
     with start(cores + 1) as service:
         assert service.log.count(warning) == 1
         hang_up(service)
-        assert service.log.count("but usable cores") == 1
+        assert service.log.count("than usable cores") == 1
     with start(cores) as service:
-        assert "but usable cores" not in service.log
+        assert "than usable cores" not in service.log
 
 
 def test_gunicorn_command_of_the_readme_serves_from_any_directory(tmp_path):
@@ -96,7 +96,7 @@ def test_log_lists_the_models_and_how_they_are_compiled(tmp_path):
             assert f"{line}{compiled}, ready after " in service.log
         assert re.search(
             r"2 of 2 models and pipelines serve on http://127\.0\.0\.1:\d+, with 1 worker; "
-            "loading and unloading by call: disabled, as OVMS_REST_CONTROL_BIND is not set",
+            "loading and unloading over HTTP: disabled, as OVMS_REST_CONTROL_BIND is not set",
             service.log,
         )
 

@@ -105,7 +105,7 @@ def test_bug_while_loading_is_reported_and_the_arbiter_lives(tmp_path, caplog):
     changed = []
     run(reloading, Change(id="7"), renew=lambda has_changed: changed.append(has_changed) or "")
     assert changed == [False]
-    with pytest.raises(ReloadError, match="internal error; the reason is in the log of the server") as caught:
+    with pytest.raises(ReloadError, match="internal error; the reason is in the server's log") as caught:
         client.request(ticket(7))
     assert STATUSES[type(caught.value)] == 500
     assert "a bug" in caplog.text
@@ -240,7 +240,7 @@ def test_broken_config_is_a_400_and_changes_nothing(served, tmp_path):
     with inferring(served, "m"):
         assert re.match(r"400 .*model_config_list\[0\].config.nam: unknown key", fault(reload(served)))
         served.signal(signal.SIGHUP)
-        served.wait_for(lambda: "reload failed, the service continues unchanged: " in served.log)
+        served.wait_for(lambda: "reload failed; the service continues unchanged: " in served.log)
 
 
 def test_statuses_mention_a_broken_config_until_it_is_repaired(served, tmp_path):

@@ -70,7 +70,7 @@ def test_reload_without_descriptors_fails_with_the_reason_and_is_repeated_later(
             model_zoo.save(model_zoo.relu(), tmp_path / "relu", version=2)
             if how == "signal":
                 service.signal(signal.SIGHUP)
-                service.wait_for(lambda: "the reload failed, the service keeps" in service.log)
+                service.wait_for(lambda: "the reload failed; the service keeps" in service.log)
             elif how == "call":
                 assert re.match(f"503 .*{reason}", fault(service.request("POST", "/v1/config/reload", b"")))
             else:

@@ -178,7 +178,7 @@ def test_header_length_takes_precedence_over_the_content_type(service):
             "input 'x': image 0 cannot be decoded, expected a complete ",
         ),
         ("images", ("--data-binary", "@missing", "-H", PNG), "input 'x': image 0 is empty, expected a complete file "),
-        ("images", ("-F", "picture=@a.png"), "input 'picture' is unknown to model 'images', whose inputs are 'x'"),
+        ("images", ("-F", "picture=@a.png"), "model 'images' has no input 'picture'; it has 'x'"),
         ("images", ("--data-binary", "@a.png"), "it is a PNG file; send it with its Content-Type: curl "),
         ("add", ("-F", "left=[1,2,3]"), "input 'right' of model 'add' is missing from the request"),
         (

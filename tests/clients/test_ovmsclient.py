@@ -66,5 +66,5 @@ def test_errors_have_their_classes(client):
         client.predict({"x": [1]}, "absent")
     with pytest.raises(ovmsclient.ModelNotFoundError, match="unknown model 'absent'"):
         client.get_model_status("absent")
-    with pytest.raises(ovmsclient.InvalidInputError, match="input 'x' is unknown to model 'sum'"):
+    with pytest.raises(ovmsclient.InvalidInputError, match="model 'sum' has no input 'x'"):
         client.predict({"x": [1]}, "sum")

@@ -285,7 +285,7 @@ def fill_disk(host: Host, generator: Random) -> None:
 def exhaust_arbiters_descriptors(host: Host, generator: Random) -> None:
     """No descriptor for the arbiter, while a worker is killed and SIGHUP asks for a reload."""
     with limited(host.service, "nofile", 3):
-        with _logged(host, "the reload failed, the service keeps its previous settings"):
+        with _logged(host, "the reload failed; the service keeps its previous settings"):
             _kill(host, host.inferring_worker())
             host.service.signal(signal.SIGHUP)
         host.load.wait_for_all(host.log)

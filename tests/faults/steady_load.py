@@ -1,6 +1,6 @@
 """Steady clients of several models, which check the content of every answer and keep count.
 
-A request that gets no answer, or another status than 200, has failed. An answer with other values than the expected is
+A request that gets no response, or a status other than 200, has failed. A response with values other than expected is
 wrong. Clients keep their connections, and before they send a request they look whether the server has closed it, as
 urllib3 and curl do; they never send a request twice.
 """

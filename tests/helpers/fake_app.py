@@ -122,7 +122,7 @@ def client_of(routes):
 
 
 class Answer(NamedTuple):
-    """A response, its header names in lower case, and what was written to the log of the server."""
+    """A response, its header names in lower case, and what was written to the server's log."""
 
     status: int
     headers: dict[str, str]

@@ -1,24 +1,24 @@
-"""Timeouts that a test waits out: short on an idle machine, long enough for the rest of the test on a busy one."""
+"""Times that a test waits out: short on an idle machine, long enough for the rest of the test on a busy one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
 
-_SECONDS = (3, 12, 48)
 
+def keep_trying(
+    attempt: Callable[[int], T], is_in_time: Callable[[T], bool], seconds: Sequence[int] = (3, 12, 48)
+) -> tuple[int, T]:
+    """Make an attempt with a time in seconds, and with longer ones until all that should be in time is.
 
-def keep_trying(attempt: Callable[[int], T], is_in_time: Callable[[T], bool]) -> tuple[int, T]:
-    """Make an attempt with a timeout in seconds, and with longer ones until all that should be in time is.
-
-    A test cannot measure how much time that takes: a moment later the machine may be busy. Returns the timeout, and
-    the result of the attempt with it.
+    A test cannot measure how much time that takes: a moment later the machine may be busy. Returns the time, and the
+    result of the attempt with it.
     """
-    for timeout in _SECONDS:
-        result = attempt(timeout)
+    for chosen in seconds:
+        result = attempt(chosen)
         if is_in_time(result):
             break
-    return timeout, result
+    return chosen, result
 
 
 def is_only_hang(reasons: str) -> bool:

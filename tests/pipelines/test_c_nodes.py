@@ -296,7 +296,8 @@ UNFIT = {
     "info: no dims": "getOutputsInfo returned tensor 'y' with 0 dims, expected 1 to 32",
     "info: too many dims": "getOutputsInfo returned tensor 'y' with 4611686018427387904 dims, expected 1 to 32",
     "info: too large": (
-        "getOutputsInfo returned tensor 'y' with the dims [0,9223372036854775808], one of which is too large"
+        "getOutputsInfo returned tensor 'y' with the dims [0,9223372036854775808], "
+        "expected at most 9223372036854775807 each"
     ),
     "info: twice": "getOutputsInfo returned tensor 'y' twice",
 }

@@ -704,7 +704,7 @@ def test_more_outputs_than_the_model_has_are_rejected_before_decoding():
 
 def test_unknown_input_is_rejected_before_its_elements_are_counted():
     message = refusal_by_model({"inputs": [{"name": "y", "shape": [784], "datatype": "FP32", "data": [0]}]})
-    assert message == "input 'y' is unknown to model 'm', whose inputs are 'x'"
+    assert message == "model 'm' has no input 'y'; it has 'x'"
 
 
 def test_all_inputs_and_outputs_of_the_model_are_decoded():

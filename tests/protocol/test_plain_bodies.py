@@ -345,8 +345,8 @@ def test_file_for_an_input_of_numbers_is_raw_elements(fields):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([("y", "1")], "input 'y' is unknown to model 'm', whose inputs are 'image', 'x'"),
-        ([("", "1")], "input '' is unknown to model 'm', whose inputs are 'image', 'x'"),
+        ([("y", "1")], "model 'm' has no input 'y'; it has 'image', 'x'"),
+        ([("", "1")], "model 'm' has no input ''; it has 'image', 'x'"),
         ([("image", "a", "file")], "input 'x' of model 'm' is missing from the request"),
         (
             [("x", "[1]"), ("x", "[2]")],

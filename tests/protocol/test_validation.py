@@ -109,14 +109,12 @@ def test_datatype_is_checked_before_the_shape():
 
 def test_unknown_input_is_rejected_with_the_known_ones():
     metadata = model(takes("FP32", ONE, name="a"), takes("FP32", ONE, name="b"))
-    assert refusal(metadata, zeros(1, name="a"), zeros(1, name="c")) == (
-        "input 'c' is unknown to model 'm', whose inputs are 'a', 'b'"
-    )
+    assert refusal(metadata, zeros(1, name="a"), zeros(1, name="c")) == ("model 'm' has no input 'c'; it has 'a', 'b'")
 
 
 def test_input_names_are_case_sensitive():
     message = refusal(model(takes("FP32", ONE)), zeros(1, name="X"))
-    assert message == "input 'X' is unknown to model 'm', whose inputs are 'x'"
+    assert message == "model 'm' has no input 'X'; it has 'x'"
 
 
 def test_repeated_input_is_rejected():
@@ -233,7 +231,7 @@ def test_outputs_are_returned_in_the_requested_order():
 
 def test_unknown_output_is_rejected_with_the_known_ones():
     message = refusal_of_outputs(model(outputs=["a", "b"]), ("a", False), ("z", False))
-    assert message == "output 'z' is unknown to model 'm', whose outputs are 'a', 'b'"
+    assert message == "model 'm' has no output 'z'; it has 'a', 'b'"
 
 
 def test_repeated_output_is_rejected():

@@ -8,7 +8,7 @@ from ovms_rest.app import create_app
 from ovms_rest.resources.error_handlers import STATUSES, hand_on
 from ovms_rest.settings import Settings
 
-INTERNAL_ERROR = {"error": "internal error; the reason is in the log of the server"}
+INTERNAL_ERROR = {"error": "internal error; the reason is in the server's log"}
 PRIVATE = "/etc/private.key"
 
 

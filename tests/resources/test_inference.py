@@ -129,7 +129,7 @@ def test_compressed_request_is_answered(encoding, compress):
         (b"", "the request has no JSON, expected an object with the key 'inputs'"),
         (b"[]", "the request is an array, expected an object with the key 'inputs'"),
         (b"{}", "inputs is missing, expected an array of one or more objects"),
-        (request(1, outputs=[{"name": "z"}]), "output 'z' is unknown to model 'm', whose outputs are 'n', 'y'"),
+        (request(1, outputs=[{"name": "z"}]), "model 'm' has no output 'z'; it has 'n', 'y'"),
     ],
 )
 def test_invalid_request_is_a_400_with_the_reason(body, error):
@@ -328,7 +328,7 @@ def test_late_request_is_a_503_with_the_time_it_was_queued():
     answer = waited(5_321_000, 1000)
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     message = re.fullmatch(
-        r"the request could not start within its timeout of 1000 us, it waited (\d+) us", answer.json()["error"]
+        r"the request could not start within its timeout of 1000 us; it waited (\d+) us", answer.json()["error"]
     )
     assert int(message[1]) >= 5321
 

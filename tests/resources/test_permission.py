@@ -45,7 +45,7 @@ def on_control_address(**settings):
 
 def test_default_refuses_everyone_without_a_control_address():
     message = (
-        f"POST {PATH} is allowed on a control address only, and none is configured; OVMS_REST_CONTROL_BIND sets one, "
+        f"POST {PATH} is allowed on a control address only, and none is configured; OVMS_REST_CONTROL_BIND sets one; "
         "OVMS_REST_MODEL_CONTROL=local would allow it from this host"
     )
     assert check(Permission(Settings())) == message
@@ -54,7 +54,7 @@ def test_default_refuses_everyone_without_a_control_address():
 def test_default_allows_the_control_address_only():
     permission = Permission(Settings(control_bind="127.0.0.1:9000"))
     message = (
-        "is allowed on the control address only, 127.0.0.1:9000; OVMS_REST_MODEL_CONTROL is 'auto', 'local' would "
+        "is allowed on the control address only, 127.0.0.1:9000; OVMS_REST_MODEL_CONTROL is 'auto'; 'local' would "
         "allow it from this host too"
     )
     assert check(permission) == f"POST {PATH} {message}"
@@ -73,7 +73,7 @@ def test_local_allows_this_host(address):
 @pytest.mark.parametrize("address", ["10.0.0.1", "::ffff:10.0.0.1", "fe80::1%eth0", "2001:db8::1", "nonsense"])
 def test_local_refuses_other_hosts_and_names_the_setting(address):
     message = (
-        f"the request comes from {address}; OVMS_REST_MODEL_CONTROL is 'local', 'all' would allow it from anywhere"
+        f"the request comes from {address}; OVMS_REST_MODEL_CONTROL is 'local'; 'all' would allow it from anywhere"
     )
     assert check(LOCAL, address) == ONLY_LOCAL + message
     assert check(Permission(Settings(model_control="all")), address) is None

@@ -84,7 +84,7 @@ def test_failed_tls_handshake_is_a_client_error():
 def test_server_error_is_a_500_without_its_reason(error):
     status, response = encode_refusal(error)
     assert status == 500
-    assert parse(response)[2] == b'{"error":"internal error; the reason is in the log of the server"}'
+    assert parse(response)[2] == b'{"error":"internal error; the reason is in the server\'s log"}'
 
 
 @pytest.mark.parametrize(

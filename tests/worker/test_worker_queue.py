@@ -220,7 +220,7 @@ def test_request_is_refused_when_its_timeout_passes(scheduling):
     assert [answer.status for answer in answers] == [200, 200, 503, 200]
     late = answers[2]
     found = re.fullmatch(
-        r"the request could not start within its timeout of 1000 us, it waited (\d+) us", late.json()["error"]
+        r"the request could not start within its timeout of 1000 us; it waited (\d+) us", late.json()["error"]
     )
     assert int(found[1]) > 1000
     assert late.headers["retry-after"] == "1"
