@@ -4,6 +4,7 @@ The machines are shared and noisy: only ratios within one run mean something. So
 round by round.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -137,8 +138,13 @@ def cores() -> int:
 
 
 def arguments(*defaults: int) -> list[int]:
-    """Return the numbers on the command line, or their defaults."""
-    given = [int(argument) for argument in sys.argv[1:]]
+    """Return the numbers on the command line, or their defaults; `--help` prints the benchmark's docstring."""
+    help_of = sys.modules["__main__"].__doc__
+    parser = argparse.ArgumentParser(description=help_of, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs="*", type=int, help=f"by default: {' '.join(map(str, defaults)) or 'none'}")
+    given = parser.parse_args().numbers
+    if len(given) > len(defaults):
+        parser.error(f"got {len(given)} numbers, expected at most {len(defaults)}")
     return [*given, *defaults[len(given) :]]
 
 

@@ -201,7 +201,7 @@ def run(document: str, column: str, prepare: Prepare, compare: Compare) -> int:
     `prepare` returns a config and requests for a directory of packages and another one; `compare` returns the text in
     `column` for a request, its response and OpenVINO's result, and whether they are equal.
     """
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print(document)
         return 2
     packages = Path(sys.argv.pop(1)).resolve()

@@ -10,7 +10,7 @@ import batching
 import model_zoo
 import numpy as np
 import openvino
-from measure import machine
+from measure import arguments, machine
 from openvino import PartialShape, Type, opset15
 from service import ROOT
 
@@ -119,6 +119,7 @@ def compare(model, **hints):
 
 def main():
     """Measure and print the table."""
+    arguments()
     print(f"{machine()}; OpenVINO {openvino.__version__}\n")
     print("| model | FP32 | among batches | default | among batches |\n|---|---|---|---|---|")
     for name, make in CASES.items():
