@@ -86,7 +86,11 @@ class CrashedError(ServingError):
 
 
 class PausedError(ServingError):
-    """The model has crashed several workers, and infers nothing for a moment."""
+    """The model has crashed several workers, or hung in them, and infers nothing for some seconds."""
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class NoContentError(ServingError):

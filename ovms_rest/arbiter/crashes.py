@@ -1,10 +1,10 @@
 """Whose fault the death of a worker is: its notes and its end become entries of the crash table, and a line of the log.
 
 A signal that code causes, as SIGSEGV, is the fault of the request that ran alone; of those in a batch, the one at fault
-is found when they come again and run alone. Any other end may come from outside, from an operator or for lack of
-memory: only a request that was alone in two such workers is at fault, if it began in the second when the first was gone
-and has not run without harm between. (Inputs may be common, those of a probe for instance, and workers may be killed
-for other reasons again and again, or all at once.)
+is found when they come again and run alone. Any other end, also that of a hang, may come from outside, from an operator
+or for lack of memory: only a request that was alone in two such workers is at fault, if it began in the second when the
+first was gone and has not run without harm between. (Inputs may be common, those of a probe for instance, and workers
+may be killed for other reasons again and again, or all at once.)
 """
 
 import signal
@@ -13,10 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ovms_rest.shared_memory.crash_table import (
+    CRASHES,
     INPUTS_SECONDS,
     REQUEST_SECONDS,
     Crash,
     CrashTable,
+    PauseRule,
     Verdict,
     key_of_inputs,
     key_of_request,
@@ -40,11 +42,15 @@ _CONSEQUENCES = {
 
 
 class Death(NamedTuple):
-    """The end of a worker: how it ended, as a verb; whether code crashed; whether the arbiter had told it to end."""
+    """The end of a worker: how it ended, as a verb; whether code crashed; whether the arbiter had told it to end.
+
+    `hang_rule` pauses the model with which a worker hung.
+    """
 
     cause: str
-    is_crash: bool
-    is_wanted: bool
+    is_crash: bool = False
+    is_wanted: bool = False
+    hang_rule: PauseRule | None = None
 
 
 class Verdicts(NamedTuple):
@@ -54,16 +60,16 @@ class Verdicts(NamedTuple):
     line: str
 
 
-def find_death(code: int, is_aborted: bool, is_ending: bool) -> Death:
-    """Return how a worker ended, by its exit code, negative for a signal; `is_aborted` if the arbiter ended a hang.
-
-    A worker that somebody stopped looks like one that hangs, so a hang may come from outside too.
-    """
-    if is_aborted:
-        return Death("hung and was ended", is_crash=False, is_wanted=False)
+def find_death(code: int, is_ending: bool) -> Death:
+    """Return how a worker ended, by its exit code, negative for a signal."""
     is_crash = -code in _CRASHES
     verb = "died of" if is_crash else "was killed by" if code < 0 else "ended with"
     return Death(f"{verb} {describe_code(code)}", is_crash, is_ending and not is_crash)
+
+
+def find_hang(was_stopped: bool, rule: PauseRule) -> Death:
+    """Return how a worker ended that the arbiter ended because it hung; if it was stopped, its model did not hang."""
+    return Death("was stopped and ended") if was_stopped else Death("hung and was ended", hang_rule=rule)
 
 
 def describe_code(code: int) -> str:
@@ -86,7 +92,9 @@ def judge(notes: InferenceNotes, table: CrashTable, slot: int, death: Death) -> 
     consequence = ""
     if not death.is_wanted:
         verdict = _find_verdict(running, death)
-        table.add(list(_make_entries(running, verdict, death.cause)))
+        # An operator may kill workers again and again.
+        rule = death.hang_rule or (None if verdict is Verdict.KILLED else CRASHES)
+        table.add(list(_make_entries(running, verdict, death.cause, rule)))
         consequence = f"; {_CONSEQUENCES[verdict]}"
     notes.clear(slot)  # after the verdict, for which repeated requests wait
     names = ", ".join(map(repr, models))
@@ -112,11 +120,11 @@ def _keys_of(noted: Noted) -> Iterator[tuple[str, int]]:
         yield key_of_inputs(noted.digest), INPUTS_SECONDS
 
 
-def _make_entries(running: Iterable[Noted], verdict: Verdict, cause: str) -> Iterator[Crash]:
+def _make_entries(running: Iterable[Noted], verdict: Verdict, cause: str, rule: PauseRule | None) -> Iterator[Crash]:
     now = time.monotonic_ns()
     for noted in running:
         for key, seconds in _keys_of(noted):
-            yield Crash(key, verdict, noted.model, _id_of(noted), cause, now, now + seconds * 10**9)
+            yield Crash(key, verdict, noted.model, _id_of(noted), cause, now, now + seconds * 10**9, rule)
 
 
 def _describe(running: Sequence[Noted]) -> str:

@@ -13,6 +13,7 @@ from ovms_rest.arbiter.hooks import (
     pre_exec,
     pre_fork,
     when_ready,
+    worker_abort,
     worker_exit,
 )
 from ovms_rest.host.cores import usable_cores
@@ -31,6 +32,7 @@ __all__ = [
     "pre_fork",
     "preload_app",
     "when_ready",
+    "worker_abort",
     "worker_class",
     "worker_exit",
     "workers",

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from gunicorn.systemd import SD_LISTEN_FDS_START
 
-from ovms_rest.arbiter import notifying
+from ovms_rest.arbiter import hangs, notifying
 from ovms_rest.arbiter.addresses import AddressError, check_addresses
 from ovms_rest.arbiter.control_address import ControlAddress, move, take_activated
 from ovms_rest.arbiter.crashes import Death
@@ -134,6 +134,7 @@ def on_starting(arbiter: Any) -> None:
         # After SIGUSR2: workers open their own sockets and inherit none, but gunicorn expects a number here.
         os.environ["GUNICORN_FD"] = "0"
     guard(arbiter)
+    hangs.install(arbiter)
     notifying.install(arbiter)
     for name in ("handle_hup", "handle_control"):
         setattr(arbiter, name, partial(_give_way, getattr(arbiter, name)))
@@ -436,6 +437,13 @@ def child_exit(arbiter: Any, worker: Any) -> None:
     if name:
         log.error("worker %s died or hung while it opened %r (model and version)", worker.pid, name)
         managed.reloading.count_death(name)
+
+
+def worker_abort(worker: Any) -> None:
+    """Exit from a worker that hangs: a custom node might catch the SystemExit that gunicorn raises, and go on."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def worker_exit(arbiter: Any, worker: Any) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 
 from gunicorn.errors import HaltServer
 
-from ovms_rest.arbiter.crashes import describe_code, find_death
+from ovms_rest.arbiter.crashes import describe_code, find_death, find_hang
 from ovms_rest.arbiter.memory_limit import FreshSize, MemoryLimit
 from ovms_rest.arbiter.pauses import Pauses
 from ovms_rest.host import throwaway
 from ovms_rest.log import log
+from ovms_rest.shared_memory.crash_table import make_hang_rule
 from ovms_rest.shared_memory.failure_note import BOOT_ERROR, FailureNote, describe
 from ovms_rest.shared_memory.table import WorkerTable
 from ovms_rest.worker.worker import DRAIN_SECONDS, TICK_SECONDS
@@ -182,10 +183,14 @@ class Spawning:
         if worker.row.was_ready():
             self._note_ready(worker)
         reason = worker.failure.take()
-        if not reason:
-            _log_end(worker.pid, code)
         worker.tmp.close()
-        worker.death = find_death(code, worker.aborted, worker.is_ending)
+        if worker.aborted:
+            inferring = arbiter.num_workers - bool(arbiter.control_sockets)
+            worker.death = find_hang(worker.was_stopped, make_hang_rule(inferring, arbiter.timeout))
+        else:
+            worker.death = find_death(code, worker.is_ending)
+            if not reason:
+                _log_end(worker.pid, code)
         try:
             arbiter.cfg.child_exit(arbiter, worker)
         except Exception:
@@ -316,6 +321,7 @@ def prepare(worker: Any) -> None:
     worker.fresh_size = FreshSize()
     worker.born = time.monotonic()
     worker.is_ending = False
+    worker.was_stopped = False
 
 
 def is_shutdown_requested(arbiter: Any) -> bool:

@@ -18,9 +18,9 @@ from ovms_rest.protocol.tensors import Array, ModelMetadata
 from ovms_rest.protocol.words import quote
 from ovms_rest.resources.body import Environ
 from ovms_rest.shared_memory.crash_table import (
-    PAUSING_CRASHES,
     Crash,
     CrashTable,
+    PauseRule,
     Verdict,
     key_of_inputs,
     key_of_request,
@@ -76,19 +76,17 @@ class CrashGuard:
     def check_request(self, note: Note) -> None:
         """Refuse a request that has crashed a worker, and make one that may have run alone.
 
-        Raises CrashedError, and PausedError for any other request for a model that has crashed several workers.
+        Raises CrashedError, and PausedError for any other request for a model that is paused.
         """
         noted, crashes, now = note.read(), self._table.read(), time.monotonic_ns()
         if crashes.watched.get(noted.model, 0) <= now:
             return
         note.is_watched = True
         self._check(note, key_of_request(noted.model, noted.request))
-        if (left := crashes.paused.get(noted.model, 0) - now) > 0:
-            name, _, version = noted.model.rpartition("/")
-            raise PausedError(
-                f"model {quote(name)} version {version} has crashed {PAUSING_CRASHES} workers within seconds, and "
-                f"infers nothing for {_seconds(left)} s"
-            )
+        pause = crashes.paused.get(noted.model)
+        if pause is not None and pause.until_ns > now:
+            seconds = _seconds(pause.until_ns - now)
+            raise PausedError(_explain_pause(noted.model, pause.rule, seconds), seconds)
 
     def check_inputs(self, note: Note, arrays: Mapping[str, Array]) -> None:
         """Do the same by the inputs of a request for a watched model, and note their digest. Raises CrashedError."""
@@ -153,6 +151,14 @@ def _explain(crash: Crash, now_ns: int) -> str:
     return (
         f"the worker that ran {which} {crash.cause} during an inference with model {quote(name)} version {version}; "
         f"the request is not run again for {_seconds(crash.until_ns - now_ns)} s"
+    )
+
+
+def _explain_pause(model: str, rule: PauseRule, seconds: int) -> str:
+    name, _, version = model.rpartition("/")
+    return (
+        f"model {quote(name)} version {version} has {rule.what} {rule.workers} workers within "
+        f"{rule.within_seconds:g} s, and infers nothing for {seconds} s"
     )
 
 

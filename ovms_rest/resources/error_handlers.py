@@ -28,7 +28,6 @@ from ovms_rest.protocol.encoding import encode_error
 from ovms_rest.protocol.routes import OUTSIDE
 from ovms_rest.protocol.words import SHOWN_OF_PATH, quote
 from ovms_rest.resources.entry_points import find_hint
-from ovms_rest.shared_memory.crash_table import PAUSE_SECONDS
 
 STATUSES: dict[type[ServingError], int] = {
     NoContentError: 204,
@@ -54,7 +53,6 @@ STATUSES: dict[type[ServingError], int] = {
 _HEADERS: dict[type[ServingError], dict[str, str]] = {
     BusyError: {"Retry-After": "1"},
     DeadlineError: {"Retry-After": "1"},
-    PausedError: {"Retry-After": str(PAUSE_SECONDS)},
     UnsupportedEncodingError: {"Accept-Encoding": "gzip, deflate, identity"},
 }
 
@@ -65,6 +63,8 @@ def handle_serving_error(req: falcon.Request, resp: falcon.Response, error: Serv
     if resp.status == 204:  # without body and Content-Type
         return
     resp.set_headers(_HEADERS.get(type(error), {}))
+    if isinstance(error, PausedError):
+        resp.set_header("Retry-After", str(error.seconds))
     resp.content_type = falcon.MEDIA_JSON
     resp.data = encode_error(str(error))
 

@@ -19,11 +19,6 @@ import orjson
 REQUEST_SECONDS: Final = 60
 # The inputs of a crash are refused, and the model's requests compared with them, for this long.
 INPUTS_SECONDS: Final = 600
-# A model that crashes this many workers within this time is paused for the same time, so that workers live for other
-# models: a new worker takes some tenths of a second.
-PAUSING_CRASHES: Final = 5
-PAUSE_SECONDS: Final = 10
-
 # The entries of those at fault, and those of all others, so that many suspects replace no guilty one. Ten crashes per
 # second, of a request and its inputs each, fill either in 25 seconds.
 ENTRIES: Final = 512
@@ -32,6 +27,28 @@ _ENTRY_BYTES: Final = 1024
 # ceases to be watched (monotonic nanoseconds); how many entries of each kind there have been.
 _VERSION, _UNTIL, _GUILTY, _OTHERS = range(4)
 _HEAD_BYTES: Final = 64
+
+
+class PauseRule(NamedTuple):
+    """A model that ends this many `workers` in one way within some seconds is paused, so that others are served."""
+
+    what: str  # the model has done to them
+    workers: int
+    within_seconds: float
+    pause_seconds: float
+
+
+# A new worker takes some tenths of a second.
+CRASHES = PauseRule("crashed", 5, 10, 10)
+
+
+def make_hang_rule(workers: int, timeout: float) -> PauseRule:
+    """Return the rule for workers that hang, of this many, each of which is lost for a `timeout` in seconds.
+
+    The other models lose a quarter of the workers' time: half of the workers hang at most once in four timeouts, or
+    else all hang at once, and the model is paused for three.
+    """
+    return PauseRule("hung in", max(2, workers // 2), 4 * timeout, min(3 * timeout, INPUTS_SECONDS))
 
 
 class Verdict(StrEnum):
@@ -52,15 +69,23 @@ class Crash(NamedTuple):
     cause: str
     at_ns: int
     until_ns: int
+    rule: PauseRule | None = None  # by which the model is paused after several
     number: int = 0  # of the entry among those of its kind, which the table sets
 
 
+class Pause(NamedTuple):
+    """Why a model is paused, and until when (monotonic nanoseconds)."""
+
+    rule: PauseRule
+    until_ns: int
+
+
 class Crashes(NamedTuple):
-    """The entries by key, and until when each model, as name/version, is watched, and paused."""
+    """The entries by key, and by model, as name/version, until when it is watched, and its pause."""
 
     by_key: dict[str, Crash]
     watched: dict[str, int]
-    paused: dict[str, int]
+    paused: dict[str, Pause]
 
 
 def key_of_request(model: str, request: str) -> str:
@@ -93,7 +118,8 @@ class CrashTable:
         for crash in crashes:
             kind = _GUILTY if crash.verdict is Verdict.GUILTY else _OTHERS
             number = numbers[kind]
-            begin, data = _find(kind, number), orjson.dumps(crash._replace(number=number)._asdict())
+            rule = crash.rule and tuple(crash.rule)
+            begin, data = _find(kind, number), orjson.dumps({**crash._asdict(), "rule": rule, "number": number})
             self._memory[begin : begin + len(data) + 1] = data + b"\0"
             if kind == _OTHERS:
                 self._acquitted[number % ENTRIES] = 0
@@ -129,7 +155,8 @@ class CrashTable:
                 fields = orjson.loads(data)
             except orjson.JSONDecodeError:
                 continue
-            yield Crash(**{**fields, "verdict": Verdict(fields["verdict"])})
+            rule = fields["rule"]
+            yield Crash(**{**fields, "verdict": Verdict(fields["verdict"]), "rule": rule and PauseRule(*rule)})
 
 
 def _find(kind: int, number: int) -> int:
@@ -139,18 +166,24 @@ def _find(kind: int, number: int) -> int:
 
 def _index(crashes: Sequence[Crash]) -> Crashes:
     """Return entries by key, of which the last counts."""
-    now, watched, times = time.monotonic_ns(), dict[str, int](), dict[str, set[int]]()
+    now, watched, deaths = time.monotonic_ns(), dict[str, int](), dict[tuple[str, str], dict[int, PauseRule]]()
     for crash in crashes:
         watched[crash.model] = max(watched.get(crash.model, 0), crash.at_ns + INPUTS_SECONDS * 10**9)
-        if crash.verdict is not Verdict.KILLED:  # an operator may kill workers again and again
-            times.setdefault(crash.model, set()).add(crash.at_ns)
-    paused = {model: until for model, at in times.items() if (until := _find_pause(at))}
+        if crash.rule is not None:
+            deaths.setdefault((crash.model, crash.rule.what), {})[crash.at_ns] = crash.rule
+    paused: dict[str, Pause] = {}
+    for (model, _), rules in deaths.items():
+        pause = _find_pause(rules)
+        if pause and (model not in paused or pause.until_ns > paused[model].until_ns):
+            paused[model] = pause
     return Crashes({crash.key: crash for crash in crashes if crash.until_ns > now}, watched, paused)
 
 
-def _find_pause(times: set[int]) -> int:
-    """Return until when a model with crashes at these times is paused, 0 if it is not."""
-    latest = sorted(times)[-PAUSING_CRASHES:]
-    if len(latest) < PAUSING_CRASHES or latest[-1] - latest[0] > PAUSE_SECONDS * 10**9:
-        return 0
-    return latest[-1] + PAUSE_SECONDS * 10**9
+def _find_pause(rules: dict[int, PauseRule]) -> Pause | None:
+    """Return the pause of a model that ended workers at these times, None if they are too few; the last rule counts."""
+    times = sorted(rules)
+    rule = rules[times[-1]]
+    latest = times[-rule.workers :]
+    if len(latest) < rule.workers or latest[-1] - latest[0] > rule.within_seconds * 10**9:
+        return None
+    return Pause(rule, latest[-1] + int(rule.pause_seconds * 10**9))

@@ -5,12 +5,21 @@ import signal
 import pytest
 from noted_requests import begin
 
-from ovms_rest.arbiter.crashes import Verdicts, find_death, judge
-from ovms_rest.shared_memory.crash_table import CrashTable, Verdict, key_of_inputs, key_of_request
+from ovms_rest.arbiter.crashes import Death, Verdicts, find_death, find_hang, judge
+from ovms_rest.shared_memory.crash_table import (
+    CRASHES,
+    CrashTable,
+    Verdict,
+    key_of_inputs,
+    key_of_request,
+    make_hang_rule,
+)
 from ovms_rest.shared_memory.inference_notes import InferenceNotes
 
-CRASH = find_death(-signal.SIGSEGV, False, False)
-KILL = find_death(-signal.SIGKILL, False, False)
+CRASH = find_death(-signal.SIGSEGV, False)
+KILL = find_death(-signal.SIGKILL, False)
+HANG_RULE = make_hang_rule(2, 30)
+HANG, STOP = find_hang(False, HANG_RULE), find_hang(True, HANG_RULE)
 
 
 @pytest.fixture
@@ -32,21 +41,40 @@ def verdict_on(table, request_id, model="m/1"):
 
 
 @pytest.mark.parametrize(
-    ("code", "aborted", "ending", "expected"),
+    ("code", "ending", "expected"),
     [
-        (-signal.SIGSEGV, False, False, ("died of SIGSEGV", True, False)),
-        (-signal.SIGABRT, False, False, ("died of SIGABRT", True, False)),
-        (-signal.SIGBUS, False, True, ("died of SIGBUS", True, False)),
-        (-signal.SIGKILL, False, False, ("was killed by SIGKILL", False, False)),
-        (-signal.SIGKILL, False, True, ("was killed by SIGKILL", False, True)),
-        (-signal.SIGKILL, True, True, ("hung and was ended", False, False)),
-        (-signal.SIGABRT, True, False, ("hung and was ended", False, False)),
-        (-250, False, False, ("was killed by signal 250", False, False)),
-        (3, False, False, ("ended with exit status 3", False, False)),
+        (-signal.SIGSEGV, False, Death("died of SIGSEGV", is_crash=True)),
+        (-signal.SIGABRT, False, Death("died of SIGABRT", is_crash=True)),
+        (-signal.SIGBUS, True, Death("died of SIGBUS", is_crash=True)),
+        (-signal.SIGKILL, False, Death("was killed by SIGKILL")),
+        (-signal.SIGKILL, True, Death("was killed by SIGKILL", is_wanted=True)),
+        (-250, False, Death("was killed by signal 250")),
+        (3, False, Death("ended with exit status 3")),
     ],
 )
-def test_deaths(code, aborted, ending, expected):
-    assert find_death(code, aborted, ending) == expected
+def test_deaths(code, ending, expected):
+    assert find_death(code, ending) == expected
+
+
+@pytest.mark.parametrize(
+    ("death", "rules"),
+    [(CRASH, [CRASHES, CRASHES]), (KILL, [None, CRASHES]), (HANG, [HANG_RULE, HANG_RULE]), (STOP, [None, CRASHES])],
+    ids=["crash", "kill", "hang", "stop"],
+)
+def test_hangs_and_crashes_count_for_a_pause(notes, table, death, rules):
+    """A worker that was killed, or stopped until the arbiter ended it, counts once its request is at fault."""
+    for rule in rules:
+        note = begin(notes, "m", "1", "a")
+        if rule is rules[1]:
+            note.add_kill()
+        judge(notes, table, 2, death)
+        assert table.read().by_key[key_of_request("m/1", "a 10")].rule == rule
+
+
+@pytest.mark.parametrize(("workers", "pausing"), [(1, 2), (2, 2), (5, 2), (64, 32)])
+def test_hangs_pause_a_model_once_they_have_taken_half_of_the_workers(workers, pausing):
+    assert make_hang_rule(workers, 30) == ("hung in", pausing, 120, 90)
+    assert make_hang_rule(workers, 3600).pause_seconds == 600
 
 
 def test_request_that_runs_alone_in_a_crash_is_guilty(notes, table):
@@ -82,7 +110,7 @@ def test_suspect_that_crashes_another_worker_alone_is_guilty(notes, table):
     assert (verdict_on(table, "a"), verdict_on(table, "b")) == (Verdict.SUSPECT, Verdict.GUILTY)
 
 
-@pytest.mark.parametrize("death", [KILL, find_death(-signal.SIGKILL, True, False), find_death(1, False, False)])
+@pytest.mark.parametrize("death", [KILL, HANG, STOP, find_death(1, False)])
 def test_request_of_a_worker_that_was_killed_gets_another_try_and_no_third(notes, table, death):
     for verdict in (Verdict.KILLED, Verdict.GUILTY):
         note = begin(notes, "m", "1", "a")
@@ -113,7 +141,7 @@ def test_suspect_that_is_killed_gets_another_try(notes, table):
 
 def test_worker_killed_at_its_end_blames_nobody(notes, table):
     begin(notes, "m", "1", "a")
-    models, line = judge(notes, table, 2, find_death(-signal.SIGKILL, False, True))
+    models, line = judge(notes, table, 2, find_death(-signal.SIGKILL, True))
     assert (models, line) == (
         ["m/1"],
         "was killed by SIGKILL during an inference with 'm/1' (name and version), request 'a' alone",

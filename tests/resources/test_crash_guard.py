@@ -9,7 +9,7 @@ from fake_app import FakeRegistry, client_of, doubler, request
 from forking import fork, join
 from noted_requests import begin
 
-from ovms_rest.arbiter.crashes import find_death, judge
+from ovms_rest.arbiter.crashes import find_death, find_hang, judge
 from ovms_rest.errors import CrashedError, TryLaterError
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.resources import crash_guard
@@ -17,10 +17,11 @@ from ovms_rest.resources.crash_guard import CrashGuard, make_digest
 from ovms_rest.resources.inference import Infer
 from ovms_rest.resources.tfs import Predict
 from ovms_rest.settings import Settings
-from ovms_rest.shared_memory.crash_table import CrashTable
+from ovms_rest.shared_memory.crash_table import CrashTable, make_hang_rule
 from ovms_rest.shared_memory.inference_notes import InferenceNotes, Noted
 
-CRASH, KILL = find_death(-11, False, False), find_death(-9, False, False)
+CRASH, KILL = find_death(-11, False), find_death(-9, False)
+HANG = find_hang(False, make_hang_rule(2, 30))
 PATH, PREDICT = "/v2/models/m/infer", "/v1/models/m:predict"
 
 
@@ -138,11 +139,22 @@ def test_model_that_crashes_again_and_again_is_paused(service):
     answer = service.ask(BODY, "innocent")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
     assert answer.json["error"] == (
-        "model 'm' version 1 has crashed 5 workers within seconds, and infers nothing for 10 s"
+        "model 'm' version 1 has crashed 5 workers within 10 s, and infers nothing for 10 s"
     )
     assert service.ask(BODY, "p1").status_code == 500
     assert service.model.counters.read().failures["crashed"].count == 2
     assert service.notes.read(0) == []
+
+
+def test_model_that_hangs_again_is_paused(service):
+    for number in range(2):
+        assert service.ask(BODY, f"before{number}").status_code == 200
+        service.die((f"p{number}", OTHER, None), death=HANG)
+    answer = service.ask(BODY, "innocent")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "90")
+    assert answer.json["error"] == (
+        "model 'm' version 1 has hung in 2 workers within 120 s, and infers nothing for 90 s"
+    )
 
 
 def test_request_of_a_killed_worker_runs_again(service):

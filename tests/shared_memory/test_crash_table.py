@@ -5,14 +5,23 @@ import time
 
 from forking import fork, join
 
-from ovms_rest.shared_memory.crash_table import ENTRIES, INPUTS_SECONDS, PAUSE_SECONDS, Crash, CrashTable, Verdict
+from ovms_rest.shared_memory.crash_table import (
+    CRASHES,
+    ENTRIES,
+    INPUTS_SECONDS,
+    Crash,
+    CrashTable,
+    Pause,
+    Verdict,
+    make_hang_rule,
+)
 
 SECOND = 10**9
 
 
 def crash(key, verdict=Verdict.GUILTY, seconds=60.0, model="m/1"):
     now = time.monotonic_ns()
-    return Crash(key, verdict, model, "id", "died of SIGSEGV", now, now + int(seconds * SECOND))
+    return Crash(key, verdict, model, "id", "died of SIGSEGV", now, now + int(seconds * SECOND), CRASHES)
 
 
 def test_worker_sees_what_the_arbiter_adds_after_the_fork():
@@ -48,23 +57,33 @@ def test_expired_entry_is_gone_and_its_model_is_still_watched():
     assert list(table.read().watched) == ["m/1"]
 
 
-def at(seconds, verdict, model="m/1", key="a"):
+def at(seconds, rule, model="m/1", key="a"):
     at_ns = int(seconds * SECOND)
-    return Crash(key, verdict, model, "id", "died", at_ns, time.monotonic_ns() + SECOND)
+    return Crash(key, Verdict.SUSPECT, model, "id", "died", at_ns, time.monotonic_ns() + SECOND, rule)
 
 
 def test_model_is_paused_after_crashes_in_a_row():
     table = CrashTable()
     # Two entries at one time are of one worker.
-    crashes = [at(second, Verdict.GUILTY, key=key) for second in (1, 2, 3, 4) for key in "ab"]
-    table.add([*crashes, *(at(second, Verdict.KILLED) for second in (5, 6, 7))])
+    crashes = [at(second, CRASHES, key=key) for second in (1, 2, 3, 4) for key in "ab"]
+    table.add([*crashes, *(at(second, None) for second in (5, 6, 7))])
     assert table.read().paused == {}
-    table.add([at(5, Verdict.GUILTY, "other/1")])
+    table.add([at(5, CRASHES, "other/1")])
     assert table.read().paused == {}
-    table.add([at(8, Verdict.SUSPECT)])
-    assert table.read().paused == {"m/1": (8 + PAUSE_SECONDS) * SECOND}
-    table.add([at(12.5, Verdict.GUILTY)])
+    table.add([at(8, CRASHES)])
+    assert table.read().paused == {"m/1": Pause(CRASHES, 18 * SECOND)}
+    table.add([at(12.5, CRASHES)])
     assert table.read().paused == {}, "the last five took longer"
+
+
+def test_model_is_paused_after_hangs_for_longer():
+    table, rule = CrashTable(), make_hang_rule(4, 30)
+    table.add([*(at(second, CRASHES) for second in (1, 2, 3, 4, 5)), at(5, rule)])
+    assert table.read().paused == {"m/1": Pause(CRASHES, 15 * SECOND)}
+    table.add([at(126, rule)])
+    assert table.read().paused == {"m/1": Pause(CRASHES, 15 * SECOND)}, "the two took longer than 120 s"
+    table.add([at(246, rule)])
+    assert table.read().paused == {"m/1": Pause(rule, 336 * SECOND)}
 
 
 def test_later_entry_counts_but_a_guilty_one_before_others():
