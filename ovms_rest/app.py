@@ -92,7 +92,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         self.managed = Managed(settings, table, reloading, LogLevels(), permission.describe(), tracing)
         place = ConsolePlace(settings.console, settings.control_bind, lambda: self._is_control, self._ports)
         guard = CrashGuard(self._notes, self._crashes)
-        _add_protocol(self, models, settings, guard, telemetry.is_ending, place)
+        _add_protocol(self, models, settings, guard, telemetry, place)
         self._add_console(place, permission)
         self._add_operations(permission, metrics)
 
@@ -104,7 +104,7 @@ class App(falcon.App):  # type: ignore[type-arg]
         self.add_route("/v2/openapi.json", self._api)
         self.add_route("/v2/models", Models(changes))
         self.add_route("/v1/config", ConfigStatus(changes))
-        self.add_route("/v1/config/reload", ConfigReload(changes))
+        self.add_route("/v1/config/reload", ConfigReload(changes, permission))
         self.add_route("/v2/repository/index", RepositoryIndex(changes, limit))
         control = ModelControl(changes, permission, limit)
         for action in ("load", "unload"):
@@ -204,7 +204,7 @@ _MODEL_ROUTES = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 def create_app(registry: Registry, settings: Settings) -> falcon.App:  # type: ignore[type-arg]
     """Return an application with the resources of the protocol alone."""
     app = falcon.App(**_falcon_arguments(settings))
-    _add_protocol(app, registry, settings, CrashGuard(InferenceNotes(1), CrashTable()), lambda: False)
+    _add_protocol(app, registry, settings, CrashGuard(InferenceNotes(1), CrashTable()))
     return app
 
 
@@ -219,17 +219,18 @@ def _add_protocol(
     registry: Registry,
     settings: Settings,
     guard: CrashGuard,
-    is_ending: Callable[[], bool],
+    telemetry: Telemetry | None = None,
     console: ConsolePlace | None = None,
 ) -> None:
-    """Add the resources of the protocol; `is_ending` returns whether the service is shutting down."""
+    """Add the resources of the protocol; without `telemetry` the application is alone."""
     app.add_error_handler(ServingError, handle_serving_error)
     app.set_error_serializer(serialize_falcon_error)
     extensions = [name for name in EXTENSIONS if name != "model_repository" or settings.model_control != "none"]
     app.add_route("/", EntryPoints(console))
     app.add_route("/v2", ServerDescription(extensions))
     app.add_route("/v2/health/live", Live())
-    app.add_route("/v2/health/ready", Ready(registry, is_ending))
+    is_ending, count_workers = (telemetry.is_ending, telemetry.streams) if telemetry else (lambda: False, lambda: 1)
+    app.add_route("/v2/health/ready", Ready(registry, is_ending, count_workers))
     for model in _MODEL_ROUTES:
         app.add_route(model, ModelDescription(registry))
         app.add_route(f"{model}/ready", ModelReady(registry))

@@ -170,11 +170,16 @@ class ConfigStatus:
 class ConfigReload:
     """POST /v1/config/reload."""
 
-    def __init__(self, reloads: Reloading) -> None:
+    def __init__(self, reloads: Reloading, permission: Permission) -> None:
         self._reloads = reloads
+        self._permission = permission
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Respond with the status of all versions when they serve: 201 if the registry changed, else 200."""
+        """Respond with the status of all versions when they serve: 201 if the registry changed, else 200.
+
+        Raises ForbiddenError for a web page of another site: anybody else may have the service read its own files.
+        """
+        self._permission.check_page(req)
         has_changed, statuses = wait_until_made(req, self._reloads.request)
         resp.status = 201 if has_changed else 200
         resp.data = orjson.dumps(statuses)

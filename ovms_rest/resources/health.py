@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import falcon
 
-from ovms_rest.errors import EndingError
+from ovms_rest.errors import EndingError, NotReadyError
 from ovms_rest.models.servable import Registry
 
 
@@ -20,18 +20,22 @@ class Live:
 class Ready:
     """GET /v2/health/ready."""
 
-    def __init__(self, registry: Registry, is_ending: Callable[[], bool]) -> None:
+    def __init__(self, registry: Registry, is_ending: Callable[[], bool], count_workers: Callable[[], int]) -> None:
         self._registry = registry
         self._is_ending = is_ending
+        self._count_workers = count_workers
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Respond 200 when every configured model and pipeline serves, else 400 with the reasons.
 
-        A service that is shutting down is not ready, though it still responds to the requests that it has received.
+        A service that is shutting down is not ready, though it still responds to the requests that it has received. The
+        control worker also responds while there is no worker that infers.
         """
         if self._is_ending():
             raise EndingError("the service is shutting down")
         self._registry.check_ready()
+        if not self._count_workers():
+            raise NotReadyError("no worker can infer; the arbiter starts others, or its log says why it cannot")
 
     on_head = on_get
 

@@ -149,9 +149,9 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/v1/config/reload",
         "operation",
-        "Load changes of the config and of the model files",
+        "Load changes to the config and to the model files",
         refer("Statuses"),
-        (412,),
+        (403, 412),
         more=_RELOADED,
     ),
     Route(

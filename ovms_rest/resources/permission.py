@@ -45,6 +45,11 @@ class Permission:
         if reason := self.find_obstacle(req.env):
             raise ForbiddenError(f"{req.method} {req.path} {reason}")
 
+    def check_page(self, req: falcon.Request) -> None:
+        """Raise ForbiddenError for a request of a web page of another site, which may do nothing."""
+        if problem := self._find_page(req.env):
+            raise ForbiddenError(f"{req.method} {req.path} {problem}")
+
     def find_obstacle(self, environ: Environ) -> str | None:
         """Return why a request may not change the service, "is not allowed ...", None if it may."""
         if self._allowed == "all":
@@ -52,9 +57,7 @@ class Permission:
         if self._allowed == "none":
             return "is not allowed over HTTP; OVMS_REST_MODEL_CONTROL is 'none'"
         if self._is_control():
-            # A browser on this host can reach the control address. Tools and proxies may use any name for it.
-            problem = _is_from_page(environ) and (find_foreign_page(environ) or self._find_foreign_host(environ))
-            return f"is not allowed for web pages of other sites: {problem}" if problem else None
+            return self._find_page(environ)
         if self._allowed == "local":
             problem = self._find_foreign(environ)
             return problem and (
@@ -70,6 +73,15 @@ class Permission:
             "is allowed on a control address only, and none is configured; OVMS_REST_CONTROL_BIND sets one; "
             "OVMS_REST_MODEL_CONTROL=local would allow it from this host"
         )
+
+    def _find_page(self, environ: Environ) -> str | None:
+        """Return why a request of a web page is not allowed, None if it is, and for all other requests."""
+        if not _is_from_page(environ):
+            return None
+        problem = find_foreign_page(environ)
+        if self._is_control():  # which a browser on this host can reach; tools and proxies may use any name for it
+            problem = problem or self._find_foreign_host(environ)
+        return f"is not allowed for web pages of other sites: {problem}" if problem else None
 
     def _find_foreign(self, environ: Environ) -> str | None:
         """Return the evidence that a request does not come from this host, None if there is none."""

@@ -10,9 +10,10 @@ import socket
 import subprocess
 
 import pytest
-from generations import works
+from generations import fault, settings_with, works
 from gunicorn.config import Config
 from processes import listens
+from raw_http import head
 from service import (
     PATIENCE,
     ROOT,
@@ -28,7 +29,7 @@ from service import (
 from ovms_rest.arbiter import hooks
 from ovms_rest.arbiter.control_address import ControlAddress
 
-LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+LIVE, READY = "/v2/health/live", "/v2/health/ready"
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -37,19 +38,19 @@ def address(request, tmp_path):
     return f"127.0.0.1:{free_port()}" if request.param == "port" else f"unix:{tmp_path}/control"
 
 
-def ask(address):
-    """Call the control address on a new connection; return the status."""
+def ask(address, path=LIVE):
+    """Call the control address on a new connection; return the response."""
     is_path = address.startswith("unix:")
     with socket.socket(socket.AF_UNIX if is_path else socket.AF_INET) as connection:
         connection.settimeout(10)
         connection.connect(address.removeprefix("unix:") if is_path else ("127.0.0.1", int(address.split(":")[1])))
-        connection.sendall(LIVE)
-        return receive(connection).status
+        connection.sendall(head("GET", path, "Connection: close"))
+        return receive(connection)
 
 
 def answers(address):
     with contextlib.suppress(OSError):
-        return ask(address) == 200
+        return ask(address).status == 200
     return False
 
 
@@ -103,7 +104,7 @@ def test_second_service_on_the_same_control_address_does_not_start(start, tmp_pa
         assert ended.returncode == 1
         (line,) = ended.stderr.splitlines()
         assert line.endswith(f"[ERROR] cannot listen on {address} (OVMS_REST_CONTROL_BIND): Address already in use")
-        assert [ask(address) for _ in range(10)] == [200] * 10
+        assert [ask(address).status for _ in range(10)] == [200] * 10
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_service_starts_while_workers_of_a_killed_one_still_listen(start, tmp_pa
             following.wait_for(lambda: answers(address))
             for pid in workers:
                 os.waitpid(pid, 0)
-            assert [ask(address) for _ in range(10)] == [200] * 10
+            assert [ask(address).status for _ in range(10)] == [200] * 10
 
 
 def test_path_of_the_control_address_has_gunicorns_umask_and_is_removed_with_the_service(start, tmp_path):
@@ -162,15 +163,15 @@ def test_path_of_the_control_address_has_gunicorns_umask_and_is_removed_with_the
 def test_upgrade_takes_the_control_address_over_and_no_call_hangs(start, address, number, orphans):
     with start(1, OVMS_REST_CONTROL_BIND=address) as service:
         with upgraded(service) as pid:
-            assert [ask(address) for _ in range(30)] == [200] * 30
+            assert [ask(address).status for _ in range(30)] == [200] * 30
             service.signal(number)
             assert service.process.wait(PATIENCE) == 0
-            assert [ask(address) for _ in range(30)] == [200] * 30
+            assert [ask(address).status for _ in range(30)] == [200] * 30
             assert works(service)
             workers = children(pid)
             os.kill(pid, signal.SIGHUP)
             service.wait_for(lambda: len(children(pid)) == 2 and not set(children(pid)) & set(workers))
-            assert [ask(address) for _ in range(10)] == [200] * 10
+            assert [ask(address).status for _ in range(10)] == [200] * 10
         assert not answers(address)
 
 
@@ -196,8 +197,8 @@ def test_address_of_bind_as_the_control_address_ends_the_start(tmp_path, caplog,
 def test_cancelled_upgrade_keeps_the_control_address(start, address):
     with start(1, OVMS_REST_CONTROL_BIND=address) as service:
         with upgraded(service):
-            assert [ask(address) for _ in range(10)] == [200] * 10
-        assert [ask(address) for _ in range(30)] == [200] * 30
+            assert [ask(address).status for _ in range(10)] == [200] * 10
+        assert [ask(address).status for _ in range(30)] == [200] * 30
 
 
 @pytest.mark.parametrize("options", [(), ("--reuse-port",)], ids=["", "--reuse-port"])
@@ -216,7 +217,7 @@ def test_daemon_is_upgraded_step_by_step_and_back(tmp_path, relu, orphans, optio
     started = []
 
     def serves():
-        assert [ask(address) for _ in range(10)] == [200] * 10
+        assert [ask(address).status for _ in range(10)] == [200] * 10
         return works(service)
 
     def new_pid(file):
@@ -268,6 +269,25 @@ def test_failed_upgrade_does_not_affect_the_service(tmp_path, relu):
 # --- Workers that come and go
 
 
+def test_service_is_not_ready_until_a_worker_can_infer(tmp_path, relu):
+    """The control worker may be ready first, and responds when all others are gone and none can be started."""
+    hook = (
+        "import os, time\n"
+        "_post_fork = post_fork\n"
+        "def post_fork(arbiter, worker):\n"
+        "    _post_fork(arbiter, worker)\n"
+        f"    while not worker.is_control and not os.path.exists({str(tmp_path / 'go')!r}):\n"
+        "        time.sleep(0.01)\n"
+    )
+    address = f"unix:{tmp_path}/control"
+    variables = {"config": relu, "OVMS_REST_CONTROL_BIND": address}
+    with serve(tmp_path, "-w", "1", "-c", settings_with(tmp_path, hook), **variables) as service:
+        service.wait_for(lambda: answers(address))
+        assert fault(ask(address, READY)).startswith("400 no worker can infer; the arbiter ")
+        (tmp_path / "go").touch()
+        service.wait_for(lambda: ask(address, READY).status == 200)
+
+
 @pytest.mark.parametrize("address", ["", "127.0.0.1:0"], ids=["no control address", "a control address"])
 def test_sigttou_keeps_one_worker_that_infers(start, address):
     with start(2, OVMS_REST_CONTROL_BIND=address) as service:
@@ -297,8 +317,8 @@ def test_control_worker_keeps_its_clients_though_another_worker_is_idle(tmp_path
         connections = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(4)]
         with contextlib.ExitStack() as stack:
             for connection in map(stack.enter_context, connections):
-                connection.sendall(LIVE.replace(b"Connection: close\r\n", b""))
+                connection.sendall(head("GET", LIVE))
                 assert "connection" not in receive(connection).headers
             for connection in connections:
-                connection.sendall(LIVE.replace(b"Connection: close\r\n", b""))
+                connection.sendall(head("GET", LIVE))
                 assert "connection" not in receive(connection).headers

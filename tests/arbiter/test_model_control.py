@@ -305,6 +305,15 @@ def test_web_page_of_another_site_may_not_change_the_service(asked, path):
     assert re.match("403 .*OVMS_REST_MODEL_CONTROL is 'local'", fault(asked.request("POST", path, b"", headers)))
 
 
+def test_web_page_of_another_site_may_not_reload_and_others_may(asked):
+    path = "/v1/config/reload"
+    for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://evil.example"}):
+        what = "POST /v1/config/reload is not allowed for web pages of other sites: "
+        assert fault(asked.request("POST", path, b"", headers)).startswith(f"403 {what}")
+    for headers in ({}, {"X-Forwarded-For": "10.0.0.1"}, {"Sec-Fetch-Site": "same-origin"}):
+        assert asked.request("POST", path, b"", headers).status == 200
+
+
 def test_loading_is_forbidden_by_default_without_a_control_address(tmp_path, config):
     with serve(tmp_path, "-w", "1", config=config, OVMS_REST_MODEL_CONTROL="") as service:
         for answer in (load(service), unload(service), service.request("POST", "/v2/logging", {"log_info": False})):

@@ -31,7 +31,7 @@ def test_server_that_is_not_ready_is_live():
 @pytest.mark.parametrize("reason", ["", NOT_SERVING])
 def test_a_service_that_is_shutting_down_is_not_ready(reason):
     with pytest.raises(EndingError, match=r"^the service is shutting down$"):
-        Ready(FakeRegistry(reason=reason), lambda: True).on_get(create_req(), falcon.Response())
+        Ready(FakeRegistry(reason=reason), lambda: True, lambda: 1).on_get(create_req(), falcon.Response())
 
 
 def test_the_readiness_of_a_model_is_counted():
