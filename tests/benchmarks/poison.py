@@ -1,16 +1,19 @@
-"""The rate of other requests while requests that crash their worker arrive, through nginx.
+"""The rate of other requests while requests that crash their worker, or hang in it, arrive, through nginx.
 
     PYTHONPATH=tests/helpers python tests/benchmarks/poison.py [SECONDS [ROUNDS]]
 
-Two workers behind nginx; wrk sends inferences to one model, ten requests per second crash another: none, the same
-inputs each time, or different ones each time. Needs wrk and nginx (Debian: apt-get install wrk nginx).
+Two workers behind nginx; wrk sends inferences to one model, ten requests per second crash another or hang in it: none,
+the same inputs each time, or different ones each time. Hangs are measured for fifteen of gunicorn's timeouts, each of
+two seconds instead of 30. Needs wrk and nginx (Debian: apt-get install wrk nginx).
 """
 
 import contextlib
+import itertools
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import crashing_nodes
 import model_zoo
@@ -21,15 +24,33 @@ from service import serve
 
 PER_SECOND = 10
 CONNECTIONS = 4
+TIMEOUT_SECONDS = 2
+HANG_SECONDS = 15 * TIMEOUT_SECONDS
+
+
+class Case(NamedTuple):
+    """What the requests do to their worker, and whether their inputs are the same each time."""
+
+    what: int
+    is_same: bool
+
+
+CASES = {
+    "none": None,
+    "crash, the same inputs": Case(crashing_nodes.CRASH, is_same=True),
+    "crash, different inputs": Case(crashing_nodes.CRASH, is_same=False),
+    "hang, the same inputs": Case(crashing_nodes.WAIT, is_same=True),
+    "hang, different inputs": Case(crashing_nodes.WAIT, is_same=False),
+}
 
 
 class Poison:
-    """A thread that sends crashing requests at a steady rate, each with an id of its own; `statuses` counts answers."""
+    """A thread that sends such requests at a steady rate, each with an id of its own; `statuses` counts responses."""
 
-    def __init__(self, running: nginx.Nginx, is_same: bool) -> None:
+    def __init__(self, running: nginx.Nginx, case: Case) -> None:
         self.statuses: Counter[int] = Counter()
         self._running = running
-        self._is_same = is_same
+        self._case = case
         self._is_over = threading.Event()
         self._sent = 0
         self._threads: list[threading.Thread] = []
@@ -39,7 +60,7 @@ class Poison:
         due = time.monotonic()
         while not self._is_over.wait(max(0.0, due - time.monotonic())):
             self._sent += 1
-            values = crashing_nodes.CRASH, 0.0 if self._is_same else time.monotonic()
+            values = self._case.what, 0.0 if self._case.is_same else time.monotonic()
             self._threads.append(threading.Thread(target=self._send, args=values))
             self._threads[-1].start()
             due += 1 / PER_SECOND
@@ -68,51 +89,49 @@ def serving(directory) -> Iterator[tuple]:
     )
     bind = ("-b", "127.0.0.1:0", "-b", f"unix:{directory}/data.sock")
     control = f"unix:{directory}/control.sock"
-    with serve(directory, "-w", "2", bind=bind, config=config, OVMS_REST_CONTROL_BIND=control) as service:
+    arguments = "-w", "2", "--timeout", str(TIMEOUT_SECONDS)
+    with serve(directory, *arguments, bind=bind, config=config, OVMS_REST_CONTROL_BIND=control) as service:
         service.wait_for_workers(3)
         with nginx.run(directory / "nginx", directory, "http") as running:
             yield service, running
 
 
-def measure(service, running, directory, seconds, poison):
-    """Return the load of wrk, and how many workers died meanwhile."""
-    before = service.log.count("died of SIGSEGV during")
-    with poison or contextlib.nullcontext():
-        result = load(running, directory, RELU_PATH, RELU, CONNECTIONS, seconds, may_fail=True)
-    service.wait_for_workers(3)
-    return result, service.log.count("died of SIGSEGV during") - before
+def count_deaths(service) -> int:
+    """Return how many workers crashed or hung in an inference."""
+    return service.log.count("died of SIGSEGV during") + service.log.count("hung and was ended during")
 
 
 def main():
-    cases = {"none": None, "the same inputs": True, "different inputs": False}
     with benchmark(5, 4) as (directory, seconds, rounds):
-        results = {case: [] for case in cases}
-        died = Counter()
-        statuses = {case: Counter() for case in cases}
-        for number in range(rounds):
-            with serving(directory / str(number)) as (service, running):
-                for case, is_same in cases.items():
-                    poison = None if is_same is None else Poison(running, is_same)
-                    result, deaths = measure(service, running, directory, seconds, poison)
-                    results[case].append(result)
-                    died[case] += deaths
-                    if poison is not None:
-                        statuses[case] += poison.statuses
+        results = {case: [] for case in CASES}
+        died, statuses = Counter(), {case: Counter() for case in CASES}
+        for number, (index, (label, case)) in itertools.product(range(rounds), enumerate(CASES.items())):
+            hangs = case is not None and case.what == crashing_nodes.WAIT
+            with serving(directory / f"{number}-{index}") as (service, running):
+                poison = Poison(running, case) if case else contextlib.nullcontext()
+                with poison:
+                    duration = max(seconds, HANG_SECONDS) if hangs else seconds
+                    result = load(running, directory, RELU_PATH, RELU, CONNECTIONS, duration, may_fail=True)
+                service.wait_for_workers(3)
+                results[label].append(result)
+                died[label] += count_deaths(service)
+                if case:
+                    statuses[label] += poison.statuses
         columns = (
             "requests/s of the others",
-            "of none",
-            "of them failed",
+            "rate / none",
+            "failed",
             "p99 ms",
-            "workers died",
-            "answers to the crashing ones",
+            "workers lost",
+            "responses to the ten",
         )
-        print_header("10 crashing requests per second", *columns)
+        print_header("10 requests per second", *columns)
         base = mean(results["none"]).rate
-        for case, loads in results.items():
+        for label, loads in results.items():
             average = mean(loads)
-            answers = ", ".join(f"{count} x {status}" for status, count in sorted(statuses[case].items()))
+            answers = ", ".join(f"{count} x {status}" for status, count in sorted(statuses[label].items()))
             row = f"{average.rate:.0f}", f"{average.rate / base:.2f}", f"{average.failed:.2%}", f"{average.p99:.1f}"
-            print_row(case, *row, f"{died[case] / rounds:.1f} per round", answers or "-")
+            print_row(label, *row, f"{died[label] / rounds:.1f} per round", answers or "-")
 
 
 if __name__ == "__main__":

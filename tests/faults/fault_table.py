@@ -90,8 +90,8 @@ class Row:
     def __str__(self) -> str:
         tally = self.tally
         own = ", ".join(f"{count} x {outcome}" for outcome, count in sorted(self.own.items()))
-        gap = f"{tally.longest_gap * 1000:.0f}"
-        numbers = [self.injected, f"{self.seconds:.0f}", tally.sent, len(tally.failures), len(tally.wrong), gap]
+        counts = [self.injected, f"{self.seconds:.0f}", tally.sent, len(tally.failures), len(tally.wrong)]
+        numbers = [*counts, *(f"{seconds:.2f} s" for seconds in (tally.longest_gap, tally.longest_request))]
         return f"| `{self.fault.name}` | {self.fault.text} | " + " | ".join(map(str, numbers)) + f" | {own} |"
 
     def faults(self) -> list[str]:
@@ -101,8 +101,9 @@ class Row:
 
 
 HEAD = (
-    "| name | fault | injected | seconds | requests sent | failed | wrong | longest gap (ms) | its own requests |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| name | fault | injected | seconds | requests sent | failed | wrong | longest gap | longest request "
+    "| own requests |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 

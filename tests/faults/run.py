@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests/helpers python tests/faults/run.py [--seconds 3600] [--only NAME ...]
 
-Exits with 1 if a request failed that may not, or an answer was wrong.
+Exits with 1 if a request failed that the fault does not excuse, or an answer was wrong.
 """
 
 import argparse

@@ -35,7 +35,8 @@ class Tally:
     sent: int = 0
     failures: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    longest_gap: float = 0.0  # seconds between two inferences that succeeded
+    longest_gap: float = 0.0  # seconds between two inferences that succeeded, of any client
+    longest_request: float = 0.0  # seconds of a request that succeeded
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(
@@ -43,6 +44,7 @@ class Tally:
             self.failures + other.failures,
             self.wrong + other.wrong,
             max(self.longest_gap, other.longest_gap),
+            max(self.longest_request, other.longest_request),
         )
 
 
@@ -227,9 +229,12 @@ class Load:
             tally.sent += 1
             if failure:
                 tally.failures.append(moment + failure)
-            elif wrong:
+                return
+            if wrong:
                 tally.wrong.append(moment + wrong)
-            elif kind is not ask_health:
+                return
+            tally.longest_request = max(tally.longest_request, now - began)
+            if kind is not ask_health:
                 tally.longest_gap = max(tally.longest_gap, now - self._succeeded_at)
                 self._succeeded_at = now
 

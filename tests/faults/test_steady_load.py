@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import json
 import threading
+import time
 
 import pytest
 from service import wait_for
@@ -21,6 +22,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if mode == "close":
             self.close_connection = True
             return
+        if mode == "slow relu" and "relu" in self.path:
+            time.sleep(0.3)
         numbers = [max(number, 0) for number in request["inputs"][0]["data"]]
         numbers[-1] += mode == "wrong"
         body = json.dumps({"model_version": "1", "outputs": [{"data": numbers}]}).encode()
@@ -103,6 +106,15 @@ def test_gap_ends_with_the_next_success():
         server.mode = "right"
         tally = count(load, "sent", 5)
     assert tally.longest_gap > 10 * 0.04
+
+
+def test_longest_request_counts_though_other_clients_are_served_meanwhile():
+    with answering("slow relu") as server, Load(server.server_port, [ask_relu, ask_versioned]) as load:
+        count(load, "sent", 5)
+        load.wait_for_all(str)
+        tally = count(load, "sent", 20)
+    assert tally.longest_request >= 0.3
+    assert (tally.failures, tally.wrong) == ([], [])
 
 
 def test_factors_are_those_of_the_last_change():
