@@ -190,15 +190,30 @@ def _wait_for_signals(arbiter: Any, wait: Callable[..., list[int]], timeout: flo
     """Wait as the arbiter does; let it run changes, too, when another attempt of a reload is due.
 
     Of several SIGHUP that came during a reload one is left, since each would fork another generation and the first
-    loads all that has changed.
+    loads all that has changed. None is left if the service is to end.
     """
     if arbiter.span_sender is not None:
         arbiter.span_sender.look()
     numbers = wait(timeout)
+    if any(number in ENDING for number in numbers):
+        return _end_soon(arbiter, numbers)
     if signal.SIGHUP in numbers:
         first = numbers.index(signal.SIGHUP) + 1
         numbers = [*numbers[:first], *(number for number in numbers[first:] if number != signal.SIGHUP)]
     return [*numbers, CONTROL] if arbiter.managed.reloading.is_due() else numbers
+
+
+def _end_soon(arbiter: Any, numbers: list[int]) -> list[int]:
+    """Return a termination signal, and before it only what must not be lost: an upgrade, and changes with callers.
+
+    The workers of those callers would wait for an outcome as long as they may. SIGINT and SIGQUIT, which end the
+    service at once, take precedence over SIGTERM. A copy of the signal in the queue ends changes early.
+    """
+    first = next(index for index, number in enumerate(numbers) if number in ENDING)
+    ending = next((number for number in numbers if number in (signal.SIGINT, signal.SIGQUIT)), signal.SIGTERM)
+    arbiter.SIG_QUEUE.put(ending)
+    upgrades = [number for number in numbers[:first] if number == signal.SIGUSR2]
+    return [*upgrades, *([CONTROL] if CONTROL in numbers else []), ending]
 
 
 def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
@@ -283,9 +298,14 @@ _METHODS: dict[str, Callable[..., Any]] = {
 
 
 def make_changes(arbiter: Any) -> None:
-    """Run the changes that workers asked for; if they change the registry, a new generation of workers serves it."""
+    """Run the changes that workers asked for; if they change the registry, a new generation of workers serves it.
+
+    Clients that ask for one change after another do not keep the service from ending.
+    """
     while changes := arbiter.managed.reloading.receive():
         _run(arbiter, changes, lambda has_changed: _renew(arbiter) if has_changed else arbiter.spawning.fault)
+        if is_shutdown_requested(arbiter):
+            return
 
 
 def on_reload(arbiter: Any) -> None:
@@ -330,6 +350,8 @@ def _keep_house(arbiter: Any) -> bool:
 
 def _renew(arbiter: Any) -> str:
     """Replace all workers by a new generation; return why that does not serve yet, "" if it does."""
+    if is_shutdown_requested(arbiter):
+        return "the service is shutting down"
     arbiter.managed.table.count_generation()
     for worker in arbiter.WORKERS.values():
         if worker.is_control:

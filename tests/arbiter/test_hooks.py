@@ -1,14 +1,17 @@
 """gunicorn's hooks, called without gunicorn."""
 
 import types
-from signal import SIGCHLD, SIGHUP, SIGTERM, SIGTTIN
+from queue import SimpleQueue
+from signal import SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGUSR2
 
+import pytest
 from forking import fork, join
 
 from ovms_rest.arbiter import hooks
 from ovms_rest.arbiter.reloading import MAX_DEATHS, Managed, Reloading
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.settings import Settings
+from ovms_rest.shared_memory.mailbox import CONTROL
 from ovms_rest.shared_memory.table import WorkerTable
 
 
@@ -17,7 +20,14 @@ def make_arbiter(tmp_path, models):
     managed = Managed(Settings(), WorkerTable(8, 1), Reloading(tmp_path, models, None), None, "")
     app = types.SimpleNamespace(wsgi=lambda: types.SimpleNamespace(release=lambda slot, death: ""))
     return types.SimpleNamespace(
-        app=app, managed=managed, settings=managed.settings, control_sockets=[], tls=None, WORKERS={}
+        app=app,
+        managed=managed,
+        settings=managed.settings,
+        control_sockets=[],
+        tls=None,
+        WORKERS={},
+        SIG_QUEUE=SimpleQueue(),
+        span_sender=None,
     )
 
 
@@ -37,10 +47,30 @@ def test_model_is_given_up_after_several_workers_died_opening_it(tmp_path, caplo
 
 def test_signals_to_reload_that_came_during_a_reload_become_one(tmp_path):
     arbiter = make_arbiter(tmp_path, ModelRegistry({}))
-    arbiter.span_sender = None
-    came = [SIGCHLD, SIGHUP, SIGTTIN, SIGHUP, SIGTTIN, SIGHUP, SIGTERM]
-    assert hooks._wait_for_signals(arbiter, lambda timeout: came) == [SIGCHLD, SIGHUP, SIGTTIN, SIGTTIN, SIGTERM]
+    came = [SIGCHLD, SIGHUP, SIGTTIN, SIGHUP, SIGTTIN, SIGHUP]
+    assert hooks._wait_for_signals(arbiter, lambda timeout: came) == [SIGCHLD, SIGHUP, SIGTTIN, SIGTTIN]
     assert hooks._wait_for_signals(arbiter, lambda timeout: [SIGHUP]) == [SIGHUP]
+
+
+@pytest.mark.parametrize(
+    ("came", "handled"),
+    [
+        ([SIGTERM], [SIGTERM]),
+        ([SIGHUP, SIGTTIN, SIGTERM, SIGHUP], [SIGTERM]),
+        ([SIGTERM, SIGCHLD, SIGQUIT], [SIGQUIT]),
+        ([SIGINT, SIGTERM], [SIGINT]),
+        ([SIGHUP, CONTROL, CONTROL, SIGTERM], [CONTROL, SIGTERM]),
+        ([SIGTERM, CONTROL], [CONTROL, SIGTERM]),
+        ([SIGUSR2, SIGHUP, SIGTERM], [SIGUSR2, SIGTERM]),
+        ([SIGTERM, SIGUSR2], [SIGTERM]),
+    ],
+)
+def test_signal_to_end_is_handled_before_reloads_that_came_with_it(tmp_path, came, handled):
+    """Changes with callers come first, but see that the service is to end."""
+    arbiter = make_arbiter(tmp_path, ModelRegistry({}))
+    assert hooks._wait_for_signals(arbiter, lambda timeout: came) == handled
+    assert hooks.is_shutdown_requested(arbiter)
+    assert hooks._renew(arbiter) == "the service is shutting down"
 
 
 def test_worker_that_ends_while_serving_blames_no_model(tmp_path, caplog):

@@ -7,6 +7,7 @@ import socket
 import model_zoo
 import pytest
 from generations import fault, hang_up, works
+from raw_http import post
 from service import PATIENCE, ROOT, receive, run_to_end, serve, write_config
 from timeouts import is_only_hang, keep_trying
 
@@ -180,6 +181,23 @@ def test_termination_signals_end_the_service_immediately(start, number):
         service.signal(number)
         assert service.process.wait(10) == 0
         assert "SIGKILL" not in service.log
+
+
+def test_shutdown_during_a_load_begins_no_other_and_answers_calls(start, tmp_path):
+    """The signals that come during the load are handled together after it."""
+    with start(1, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service, service.connect() as caller:
+        model_zoo.save(model_zoo.endless(), tmp_path / "relu", 2)
+        service.signal(signal.SIGHUP)
+        service.wait_for(lambda: "model 'relu' version 2 is being tried" in service.log)
+        caller.sendall(post("/v1/config/reload", b""))
+        assert service.get("/v2/health/live").status == 200  # so the worker has received the call
+        service.signal(signal.SIGHUP)
+        service.signal(signal.SIGTERM)
+        assert fault(receive(caller, "POST")).endswith("the service is shutting down")
+        assert service.process.wait(PATIENCE) == 0
+        assert service.log.count("is being tried") == 2  # at the start and now
+        assert service.log.count("Hang up: Master") == 1
+        assert service.log.count("Booting worker") == 1
 
 
 def test_worker_is_replaced_after_max_requests(start):
