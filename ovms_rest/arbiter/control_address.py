@@ -7,7 +7,6 @@ give a part of the calls to any other service on the same address.
 A socket unit of systemd may contain the control address. gunicorn would serve it like the others.
 """
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -22,7 +21,7 @@ from gunicorn.sock import close_sockets, create_sockets
 from gunicorn.systemd import SD_LISTEN_FDS_START
 from gunicorn.util import chown
 
-from ovms_rest.arbiter.addresses import bind_port, retry_in_use
+from ovms_rest.arbiter.addresses import SocketFiles, bind_port, check_unused, retry_in_use
 
 # For the process that SIGUSR2 starts: the descriptor, whether systemd opened it (0 or 1), and the setting's address.
 INHERITED = "_OVMS_REST_CONTROL_FD"
@@ -43,6 +42,7 @@ class ControlAddress:
         self._parsed.set("bind", [address] if address else [])
         self._descriptor: int | None = None
         self._path: Path | None = None
+        self._files = SocketFiles()
         inherited, owner, previous = [*environ.pop(INHERITED, "").split(" ", 2), "", ""][:3]
         self._is_systemds = activated is not None
         if activated is not None:
@@ -78,6 +78,7 @@ class ControlAddress:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         if self._descriptor is not None:
             self.sockets = create_sockets(self._parsed, log, [self._descriptor])
+            self._files.note(self.sockets)
 
     def hand_over(self, environ: MutableMapping[str, str], least: int = 3) -> None:
         """Name the socket, at a descriptor not below `least`, in the environment of a process that will inherit it."""
@@ -86,9 +87,10 @@ class ControlAddress:
             environ[INHERITED] = f"{move(sock, least)} {self._is_systemds:d} {self._address}"
 
     def close(self, unlink: bool) -> None:
-        """Close the socket, and remove its path unless another arbiter, or systemd, uses it."""
-        with contextlib.suppress(FileNotFoundError):  # removed by another process
-            close_sockets(self.sockets, unlink and not self._is_systemds)
+        """Close the socket, and remove its path unless another arbiter, another service or systemd uses it."""
+        if unlink and not self._is_systemds:
+            self._files.remove()
+        close_sockets(self.sockets, unlink=False)
         self.sockets = []
 
 
@@ -163,13 +165,5 @@ def _remove_unused(path: Path) -> None:
             raise FileExistsError(errno.EEXIST, "it exists and is not a socket", str(path))
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-        except BlockingIOError:  # its backlog is full
-            pass
-    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    check_unused(path)
+    path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from gunicorn.systemd import SD_LISTEN_FDS_START
 
 from ovms_rest.arbiter import hangs, notifying
-from ovms_rest.arbiter.addresses import AddressError, check_addresses
+from ovms_rest.arbiter.addresses import AddressError, SocketFiles, check_addresses, check_paths
 from ovms_rest.arbiter.control_address import ControlAddress, move, take_activated
 from ovms_rest.arbiter.crashes import Death
 from ovms_rest.arbiter.guarding import commit, guard
@@ -68,6 +68,7 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     one of them fails.
     """
     if previous is not None:
+        _check_new_addresses(arbiter)
         return
     arbiter.notifier = notifying.Notifier(os.environ)
     if os.getpid() == 1:
@@ -79,12 +80,10 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     address = _control_bind(arbiter)
     with _ending_without(address):
         activated = take_activated(address, os.environ)
-    try:
+    with _ending_unusable():
         check_addresses(arbiter.cfg, os.environ)
         arbiter.tls = load_tls(arbiter.cfg)
-    except (AddressError, TlsError) as error:
-        log.error("%s", error)
-        sys.exit(1)
+    arbiter.checked_addresses = arbiter.cfg.address
     if count > (cores := usable_cores()):
         log.warning("more workers (%d) than usable cores (%d): the others gain nothing and take memory", count, cores)
     arbiter.control_sockets = []
@@ -92,9 +91,26 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
         arbiter.control_address = ControlAddress(address, arbiter.cfg, os.environ, activated)
 
 
+def _check_new_addresses(arbiter: Any) -> None:
+    """Check the paths of new settings before gunicorn takes them. Raises AddressError."""
+    if arbiter.cfg.address != arbiter.checked_addresses:
+        check_paths(arbiter.cfg.address, name_sockets(arbiter.LISTENERS))
+        arbiter.checked_addresses = arbiter.cfg.address
+
+
 def _exit_on_signal(number: int, frame: object) -> None:
     """Exit with the code by which a shell reports a signal."""
     sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _ending_unusable() -> Iterator[None]:
+    """Exit if a listen address or the certificate cannot be used."""
+    try:
+        yield
+    except (AddressError, TlsError) as error:
+        log.error("%s", error)
+        sys.exit(1)
 
 
 @contextlib.contextmanager
@@ -144,6 +160,9 @@ def on_starting(arbiter: Any) -> None:
     if arbiter.control_sockets:
         log.info("control address: %s", ", ".join(map(str, arbiter.control_sockets)))
         _count_control_worker(arbiter)
+    arbiter.socket_files = SocketFiles()
+    with _ending_unusable():  # another service may have taken an address while the models were loaded
+        check_addresses(arbiter.cfg, os.environ)
 
 
 def _prepare_spans(arbiter: Any) -> SpanSender | None:
@@ -160,6 +179,7 @@ def _prepare_spans(arbiter: Any) -> SpanSender | None:
 
 def when_ready(arbiter: Any) -> None:
     """Log how many models serve, the listen addresses, the workers and the console's URL."""
+    arbiter.socket_files.note(arbiter.LISTENERS)
     _note_ports(arbiter)
     summary, addresses = _app(arbiter).describe(), ", ".join(map(str, arbiter.LISTENERS))
     workers = arbiter.cfg.workers - bool(arbiter.control_sockets)  # one is the control worker
@@ -217,10 +237,19 @@ def _end_soon(arbiter: Any, numbers: list[int]) -> list[int]:
 
 
 def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> None:
-    """Close the control address with the listeners. Its path stays if another arbiter uses it."""
+    """Close the control address and the listeners, in gunicorn's place: it fails if a path has been removed.
+
+    Paths stay if another arbiter, another service or systemd uses them.
+    """
     arbiter.notifier.report_end(arbiter.reexec_pid)
-    arbiter.control_address.close(unlink=arbiter.reexec_pid == arbiter.master_pid == 0)
+    is_alone = arbiter.reexec_pid == arbiter.master_pid == 0
+    arbiter.control_address.close(unlink=is_alone)
     arbiter.control_sockets = []
+    if is_alone and not arbiter.systemd:
+        arbiter.socket_files.remove()
+    for listener in arbiter.LISTENERS:
+        listener.close()
+    arbiter.LISTENERS = []
     stop(graceful)
     if arbiter.span_sender is not None:
         arbiter.span_sender.end()
@@ -324,6 +353,7 @@ def on_reload(arbiter: Any) -> None:
     except TlsError as error:
         log.error("%s; the service keeps the certificate that it has loaded", error)
     commit(arbiter)
+    arbiter.socket_files.note(arbiter.LISTENERS)
     _note_ports(arbiter)
     arbiter.settings = settings
     arbiter.spawning.memory = MemoryLimit(settings.max_worker_memory_bytes)

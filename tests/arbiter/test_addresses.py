@@ -7,7 +7,7 @@ import pytest
 from gunicorn.config import Config
 
 from ovms_rest.arbiter import addresses
-from ovms_rest.arbiter.addresses import AddressError, check_addresses
+from ovms_rest.arbiter.addresses import AddressError, SocketFiles, check_addresses, check_paths
 
 
 @pytest.fixture
@@ -85,3 +85,58 @@ def test_check_leaves_a_socket_at_a_path_alone(tmp_path):
         check_addresses(configure(f"unix:{path}"), {})
         check_addresses(configure(f"unix:{tmp_path / 'absent'}"), {})
         assert [file.name for file in tmp_path.iterdir()] == ["socket"]
+
+
+@pytest.fixture
+def bound(tmp_path):
+    """A socket that is bound to a path and does not listen."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "socket"))
+        yield sock
+
+
+def test_path_on_which_another_process_listens_is_refused(bound, monkeypatch):
+    """Only gunicorn itself would take it."""
+    bound.listen(0)
+    monkeypatch.setattr(addresses, "PATIENCE_SECONDS", 0)
+    path = bound.getsockname()
+    for _ in range(3):  # the first attempts fill its backlog
+        with pytest.raises(AddressError, match=f"^cannot listen on unix:{path}: Address already in use$"):
+            check_addresses(configure(f"unix:{path}"), {})
+    with pytest.raises(AddressError, match=f"^cannot listen on unix:{path}: Address already in use$"):
+        check_paths([("127.0.0.1", 1), path], [])
+    check_paths([("127.0.0.1", 1), path], [path])
+
+
+def test_check_waits_for_a_path_that_becomes_free_in_time(bound, monkeypatch):
+    bound.listen()
+    monkeypatch.setattr(addresses.time, "sleep", lambda seconds: bound.close())
+    check_addresses(configure(f"unix:{bound.getsockname()}"), {})
+
+
+def test_file_of_a_socket_is_removed(bound, tmp_path):
+    files = SocketFiles()
+    files.note([bound])
+    files.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_that_replaced_that_of_a_socket_stays(bound, tmp_path):
+    """Also if the socket is noted once more, as at a reload."""
+    files = SocketFiles()
+    files.note([bound])
+    os.unlink(path := bound.getsockname())
+    files.note([bound])
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(path)
+        files.note([bound])
+        files.remove()
+        assert os.path.exists(path)
+
+
+def test_file_that_is_gone_is_not_missed(bound, tmp_path):
+    files = SocketFiles()
+    files.note([bound])
+    os.unlink(bound.getsockname())
+    files.remove()
+    assert list(tmp_path.iterdir()) == []

@@ -185,6 +185,17 @@ def test_upgrade_takes_over_a_port_that_is_in_use_by_the_first_arbiter(start, or
         assert works(service)
 
 
+def test_upgrade_takes_over_a_path_which_the_last_arbiter_removes(start, tmp_path, orphans):
+    path = tmp_path / "socket"
+    with start(1, "-b", f"unix:{path}", OVMS_REST_CONTROL_BIND=f"127.0.0.1:{free_port()}") as service:
+        with upgraded(service):
+            service.signal(signal.SIGTERM)
+            assert service.process.wait(PATIENCE) == 0
+            service.wait_for(lambda: "Master has been promoted" in service.log)
+            assert [ask(f"unix:{path}").status for _ in range(10)] == [200] * 10
+        assert not path.exists()
+
+
 @pytest.mark.parametrize("reuse_port", [False, True], ids=["", "--reuse-port"])
 @pytest.mark.parametrize("is_path", [False, True], ids=["a port", "a path"])
 def test_address_of_bind_as_the_control_address_ends_the_start(tmp_path, caplog, is_path, reuse_port):

@@ -71,6 +71,31 @@ def test_reload_with_another_address_leaves_nothing_listening_on_the_previous_on
         service.wait_for(lambda: not is_open(previous))
 
 
+def test_reload_does_not_take_the_path_of_another_process(start, tmp_path):
+    """A path of its own is kept."""
+    own, path = tmp_path / "own", tmp_path / "other"
+    binds = f"bind = ['127.0.0.1:0', 'unix:{own}'%s]"
+    with (
+        start(1, "-c", settings_with(tmp_path, binds % ""), bind=()) as service,
+        socket.socket(socket.AF_UNIX) as other,
+    ):
+        other.bind(str(path))
+        other.listen()
+        settings_with(tmp_path, binds % f", 'unix:{path}'")
+        service.signal(signal.SIGHUP)
+        service.wait_for(lambda: f"{FAILED}: AddressError: cannot listen on unix:{path}: Add" in service.log)
+        assert works(service)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(own))
+        other.close()
+        hang_up(service)
+        for socket_file in (own, path):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(socket_file))
+    assert not own.exists()
+    assert not path.exists()
+
+
 def test_log_files_that_cannot_be_reopened_do_not_end_the_service(start, tmp_path):
     (logs := tmp_path / "logs").mkdir()
     with start(1, "--access-logfile", str(logs / "access")) as service:

@@ -7,7 +7,7 @@ import socket
 import model_zoo
 import pytest
 from generations import fault, hang_up, works
-from raw_http import post
+from raw_http import RELU, RELU_PATH, connected, post
 from service import PATIENCE, ROOT, receive, run_to_end, serve, write_config
 from timeouts import is_only_hang, keep_trying
 
@@ -123,6 +123,40 @@ def test_socket_of_a_service_that_is_gone_is_replaced(start, tmp_path):
         assert works(service)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
+
+
+def test_path_of_a_running_service_is_not_taken(start, tmp_path, relu):
+    path = tmp_path / "socket"
+    with start(1, "-b", f"unix:{path}") as service:
+        ended = run_to_end(tmp_path, bind=("-b", f"unix:{path}"), OVMS_REST_CONFIG=str(relu))
+        assert ended.returncode == 1
+        (line,) = ended.stderr.splitlines()
+        assert line.endswith(f"[ERROR] cannot listen on unix:{path}: Address already in use")
+        assert works(service)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("is_control", [False, True], ids=["--bind", "the control address"])
+def test_service_whose_path_was_replaced_ends_in_order_and_leaves_the_other_one(start, tmp_path, is_control):
+    path, file = tmp_path / "socket", tmp_path / "pid"
+    options = {"OVMS_REST_CONTROL_BIND": f"unix:{path}"} if is_control else {}
+    with (
+        start(1, "-p", str(file), *(() if is_control else ("-b", f"unix:{path}")), **options) as service,
+        connected(service, post(RELU_PATH, RELU)[:-5]) as client,
+        socket.socket(socket.AF_UNIX) as other,
+    ):
+        service.wait_until_idle()  # so the worker has received the beginning of the request
+        path.unlink()
+        other.bind(str(path))
+        service.signal(signal.SIGTERM)
+        service.wait_for(lambda: "Handling signal: term" in service.log)
+        client.sendall(RELU[-5:])
+        assert receive(client, "POST").status == 200
+        assert service.process.wait(PATIENCE) == 0
+        assert path.exists()
+        assert not file.exists()
 
 
 # --- Models that do not serve
