@@ -1,7 +1,8 @@
 """Handlers of signals that log a failure and keep the arbiter running.
 
-gunicorn ends the service when its settings cannot be read again, an address cannot be listened on or a log file cannot
-be reopened. Here each of these is logged, and the service continues unchanged.
+gunicorn ends the service when its settings cannot be read again, an address cannot be listened on, a log file cannot
+be reopened, or the pid file cannot be renamed after an upgrade. Here each of these is logged, and the service continues
+unchanged.
 """
 
 import logging
@@ -21,8 +22,9 @@ _SETTINGS = ("cfg", "worker_class", "address", "timeout", "proc_name", "num_work
 
 
 def guard(arbiter: Any) -> None:
-    """Replace the methods of the arbiter that handle these signals, reload, and reopen log files."""
+    """Replace the methods that handle these signals, reload, reopen log files, and complete an upgrade."""
     arbiter.reload = partial(_reload, arbiter, arbiter.reload)
+    arbiter.maybe_promote_master = partial(_promote, arbiter.maybe_promote_master)
     arbiter.log.reopen_files = partial(_reopen_files, arbiter.log.reopen_files)
     for name in _GUARDED:
         handler = f"handle_{name}"
@@ -36,6 +38,14 @@ def _handle(arbiter: Any, name: str, handle: Callable[[], None]) -> None:
         if os.getpid() != arbiter.pid:
             raise
         log.exception("error while handling %s; the service continues", name)
+
+
+def _promote(promote: Callable[[], None]) -> None:
+    """Complete an upgrade once the first arbiter is gone; only its last step, the pid file, may fail."""
+    try:
+        promote()
+    except Exception as error:
+        log.error("there is no pid file after the upgrade; SIGHUP tries to write it again: %s", describe(error))
 
 
 def commit(arbiter: Any) -> None:

@@ -185,6 +185,24 @@ def test_upgrade_takes_over_a_port_that_is_in_use_by_the_first_arbiter(start, or
         assert works(service)
 
 
+def test_upgrade_is_completed_though_the_directory_of_the_pid_file_is_gone(start, tmp_path, orphans):
+    (directory := tmp_path / "run").mkdir()
+    file = directory / "pid"
+    with (
+        start(1, "-p", str(file), OVMS_REST_CONTROL_BIND=f"127.0.0.1:{free_port()}") as service,
+        upgraded(service) as pid,
+    ):
+        shutil.rmtree(directory)
+        service.signal(signal.SIGTERM)
+        assert service.process.wait(PATIENCE) == 0
+        service.wait_for(lambda: "[ERROR] there is no pid file after the upgrade" in service.log)
+        assert works(service)
+        directory.mkdir()
+        os.kill(pid, signal.SIGHUP)
+        service.wait_for(file.exists)
+        assert int(file.read_text()) == pid
+
+
 def test_upgrade_takes_over_a_path_which_the_last_arbiter_removes(start, tmp_path, orphans):
     path = tmp_path / "socket"
     with start(1, "-b", f"unix:{path}", OVMS_REST_CONTROL_BIND=f"127.0.0.1:{free_port()}") as service:
