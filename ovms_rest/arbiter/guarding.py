@@ -110,8 +110,8 @@ def _reopen_files(reopen: Callable[[], None]) -> None:
         if isinstance(handler, logging.FileHandler)
     }
     try:
-        for file in files:
-            os.close(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        for file in files:  # opening a named pipe would wait for a reader
+            os.close(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666))
     except OSError as error:
         log.error("the log files are not reopened: %s", describe(error))
         return

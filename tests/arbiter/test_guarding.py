@@ -1,13 +1,17 @@
 """Settings and files that a reload cannot use: each is logged, and the service continues unchanged."""
 
+import logging
 import os
 import signal
 import socket
+import threading
 
 import model_zoo
 import pytest
 from generations import checking, hang_up, kill_one, settings_with, wait_until_replaced, works
-from service import free_port, serve, wait_for_end, write_config
+from service import PATIENCE, free_port, serve, wait_for_end, write_config
+
+from ovms_rest.arbiter import guarding
 
 BIND = "bind = '127.0.0.1:0'\n"
 FAILED = "the reload failed; the service keeps its previous settings"
@@ -112,3 +116,21 @@ def test_log_files_that_cannot_be_reopened_do_not_end_the_service(start, tmp_pat
         service.signal(signal.SIGUSR1)
         assert works(service)
         service.wait_for(lambda: (logs / "access").read_text().count("POST") >= 1)
+
+
+def test_log_at_a_named_pipe_without_a_reader_is_not_reopened(tmp_path, caplog):
+    """Opening it would block the arbiter for good."""
+    os.mkfifo(path := tmp_path / "log")
+    handler, reopened = logging.FileHandler(path, delay=True), []
+    logging.getLogger("gunicorn.access").addHandler(handler)
+    thread = threading.Thread(target=guarding._reopen_files, args=[lambda: reopened.append(1)])
+    try:
+        thread.start()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    finally:
+        logging.getLogger("gunicorn.access").removeHandler(handler)
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        thread.join()
+    assert not reopened
+    assert "the log files are not reopened: No such device or address" in caplog.text
