@@ -427,15 +427,17 @@ def _highest_age(arbiter: Any) -> int:
 def post_fork(arbiter: Any, worker: Any) -> None:
     """Keep the queue of signals that arrive before the worker has its own handlers.
 
-    With `reuse_port` gunicorn opens sockets for each worker, which the control worker does not serve.
+    A worker closes the sockets that it does not serve, which would accept connections until it has drained. With
+    `reuse_port` gunicorn opens sockets for each worker, also for the control worker.
     """
     restore()
     worker.early_signals = arbiter.SIG_QUEUE
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-    if worker.is_control and worker.sockets is not arbiter.control_sockets:
-        for sock in worker.sockets:
+    served = arbiter.control_sockets if worker.is_control else worker.sockets
+    for sock in (*worker.sockets, *arbiter.LISTENERS, *arbiter.control_sockets):
+        if sock not in served:
             sock.close()
-        worker.sockets = arbiter.control_sockets
+    worker.sockets = served
 
 
 def post_worker_init(worker: Any) -> None:

@@ -12,8 +12,8 @@ import subprocess
 import pytest
 from generations import fault, settings_with, works
 from gunicorn.config import Config
-from processes import listens
-from raw_http import head
+from processes import listens, tcp_sockets
+from raw_http import RELU, RELU_PATH, head, post
 from service import (
     PATIENCE,
     ROOT,
@@ -293,6 +293,28 @@ def test_failed_upgrade_does_not_affect_the_service(tmp_path, relu):
             service.wait_for_workers(2)
         assert service.workers() == before
         assert works(service)
+
+
+# --- The end
+
+
+def test_no_address_accepts_connections_while_workers_wait_for_slow_clients(start):
+    """The workers of one address do not keep the other open; they would never accept from it."""
+    port, body = free_port(), b"{}"
+    with start(1, OVMS_REST_CONTROL_BIND=f"127.0.0.1:{port}") as service:
+        service.wait_for_workers(2)
+        with service.connect() as client, socket.create_connection(("127.0.0.1", port), PATIENCE) as other:
+            client.sendall(post(RELU_PATH, RELU)[:-5])
+            other.sendall(post("/v2/repository/index", body)[:-1])
+            service.wait_until_idle()
+            service.signal(signal.SIGTERM)
+            service.wait_for(lambda: "Handling signal: term" in service.log)
+            ports = {port, service.port}
+            service.wait_for(lambda: not any(found.local in ports and found.state == "0A" for found in tcp_sockets()))
+            client.sendall(RELU[-5:])
+            other.sendall(body[-1:])
+            assert [receive(client, "POST").status, receive(other, "POST").status] == [200, 200]
+        assert service.process.wait(PATIENCE) == 0
 
 
 # --- Workers that come and go
