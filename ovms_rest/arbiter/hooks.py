@@ -495,9 +495,7 @@ def child_exit(arbiter: Any, worker: Any) -> None:
 
 def worker_abort(worker: Any) -> None:
     """Exit from a worker that hangs: a custom node might catch the SystemExit that gunicorn raises, and go on."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    _exit(1)
 
 
 def worker_exit(arbiter: Any, worker: Any) -> None:
@@ -510,6 +508,15 @@ def worker_exit(arbiter: Any, worker: Any) -> None:
     end_quietly()
     error = sys.exc_info()[1]
     code = error.code if isinstance(error, SystemExit) else 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+    _exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _exit(code: int) -> None:
+    """Exit without unwinding the frames of the arbiter that forked the worker; the standard streams may be closed."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # closed before the service was started
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+    finally:
+        os._exit(code)

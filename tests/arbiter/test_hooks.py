@@ -1,5 +1,7 @@
 """gunicorn's hooks, called without gunicorn."""
 
+import os
+import sys
 import types
 from queue import SimpleQueue
 from signal import SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGUSR2
@@ -79,3 +81,18 @@ def test_worker_that_ends_while_serving_blames_no_model(tmp_path, caplog):
     join(fork(lambda: (hooks.note_opening(worker, "m"), hooks.note_opening(worker, ""))))
     hooks.child_exit(arbiter, worker)
     assert "died" not in caplog.text
+
+
+@pytest.mark.parametrize("stream", ["closed before the start", "closed since"])
+def test_worker_exits_without_unwinding_if_its_standard_output_is_closed(stream):
+    def end():
+        if stream == "closed since":
+            sys.stdout.close()
+        else:
+            sys.stdout = None  # as Python has it
+        try:
+            sys.exit(7)
+        except SystemExit:
+            hooks.worker_exit(None, types.SimpleNamespace(pid=os.getpid()))
+
+    assert os.waitstatus_to_exitcode(os.waitpid(fork(end), 0)[1]) == 7

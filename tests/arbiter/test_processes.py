@@ -1,5 +1,6 @@
 """The processes of the service: start, signals, deaths of workers, invalid configs and broken models."""
 
+import os
 import re
 import signal
 import socket
@@ -8,7 +9,7 @@ import model_zoo
 import pytest
 from generations import fault, hang_up, works
 from raw_http import RELU, RELU_PATH, connected, post
-from service import PATIENCE, ROOT, receive, run_to_end, serve, write_config
+from service import PATIENCE, ROOT, is_waiting, receive, run_to_end, serve, wait_for_end, write_config
 from timeouts import is_only_hang, keep_trying
 
 from ovms_rest.app import get_app
@@ -260,6 +261,25 @@ def test_invalid_request_does_not_affect_valid_ones_after_it(tmp_path):
                 r"dimension=2 at ROW_INDEX_DIM=0"
             )
             assert re.fullmatch(line, fault(infer(3)))
+
+
+def test_worker_that_ends_during_a_load_leaves_the_trial_alone(start, tmp_path):
+    """It was forked by the arbiter in the midst of it, here with a closed standard output."""
+    closing = ("sh", "-c", 'exec "$@" >&-', "sh")
+    with start(1, prefix=closing, OVMS_REST_FILE_SYSTEM_POLL_WAIT_SECONDS="0") as service:
+        (first,) = service.workers()
+        model_zoo.save(model_zoo.endless(), tmp_path / "relu", 2)
+        service.signal(signal.SIGHUP)
+        service.wait_for(lambda: "model 'relu' version 2 is being tried" in service.log)
+        (trial,) = service.wait_for(lambda: set(service.workers()) - {first})
+        os.kill(first, signal.SIGKILL)
+        (second,) = service.wait_for(lambda: set(service.workers()) - {first, trial})
+        service.wait_for(lambda: is_waiting(second))
+        os.kill(second, signal.SIGTERM)
+        wait_for_end(second)
+        service.wait_for(lambda: set(service.workers()) - {first, second, trial})
+        assert trial in service.workers()
+        assert "version 2 of model 'relu' does not serve" not in service.log
 
 
 # --- Hooks
