@@ -7,6 +7,9 @@ A wrong type or key refuses the whole file. A wrong value of the right type, suc
 model alone: `check_values_of` reports it when the model is loaded, and the other models are served.
 """
 
+import errno
+import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +78,7 @@ def load_config(path: Path) -> Config:
     except UnicodeEncodeError as error:  # no JSON could name it or a file beside it
         raise ConfigError([f"{str(path)!a}: the path of a config must be valid UTF-8"]) from error
     try:
-        root, problems = read_json(path.read_bytes())
+        root, problems = read_json(_read(path))
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except ValueError as error:
@@ -93,6 +96,14 @@ def load_config(path: Path) -> Config:
         _read_metrics(root),
         tuple(describe_dropped(root)),
     )
+
+
+def _read(path: Path) -> bytes:
+    """Return the content of a regular file. Raises OSError; opening or reading a named pipe might wait for good."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        return stream.read()
 
 
 def parse_model(name: str, config: dict[str, Any], directory: Path, base: ModelConfig | None) -> ModelConfig:

@@ -1,6 +1,7 @@
 """The JSON config file: accepted content, its meaning, and a line for every mistake."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -293,6 +294,19 @@ def test_path_that_is_not_a_file_is_reported(tmp_path, name, reason):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / name)
     assert caught.value.problems == (f"{tmp_path / name}: cannot be read: {reason}",)
+
+
+@pytest.mark.parametrize("has_writer", [False, True], ids=["without a writer", "with a silent writer"])
+def test_config_at_a_named_pipe_is_reported_without_waiting_for_a_writer(tmp_path, has_writer):
+    os.mkfifo(path := tmp_path / "config.json")
+    opened = [os.open(path, os.O_RDWR)] if has_writer else []
+    try:
+        with pytest.raises(ConfigError) as caught:
+            load_config(path)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    assert caught.value.problems == (f"{path}: cannot be read: it is not a regular file",)
 
 
 def test_invalid_json_is_reported(problems):
