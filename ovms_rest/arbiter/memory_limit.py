@@ -48,38 +48,47 @@ class MemoryLimit:
         self._limit = limit
         self._next_look = 0.0
         self._has_complained = False
+        self._reason = ""  # why a worker could not be measured, which has been logged
 
     def find_outgrown(self, workers: Iterable[Any]) -> Any:
         """Return the first worker with more private memory than the limit, or None.
 
         Workers that started above the limit are left alone, for their successors would be no smaller; that is logged
-        once.
+        once. One that cannot be measured now, without a free descriptor say, is measured at the next look.
         """
         if not self._limit or (began := time.monotonic()) < self._next_look:
             return None
         found = None
-        try:
-            for worker in workers:
+        for worker in workers:
+            try:
                 size = _measure(worker.pid, self._limit)
-                if size > self._limit and not self._began_above(worker):
-                    line = "worker %s uses %d MiB %s; a new worker takes its place"
-                    log.info(line, worker.pid, size // _MIB, self._excess())
-                    found = worker
-                    break
-        except OSError as error:
-            self._limit = 0
-            log.error("%s has no effect: the memory of workers cannot be measured: %s", SETTING, error)
+            except OSError as error:
+                self._complain_of(error)
+                continue
+            if size > self._limit and not self._began_above(worker):
+                line = "worker %s uses %d MiB %s; a new worker takes its place"
+                log.info(line, worker.pid, size // _MIB, self._excess())
+                found = worker
+                break
         now = time.monotonic()
         self._next_look = now + max(_LOOK_SECONDS, (now - began) / _LOOK_PART)
         return found
 
     def forget(self) -> None:
-        """Log again if workers start above the limit: those of a new generation have other models."""
+        """Log again if workers start above the limit or cannot be measured: a new generation has other models."""
         self._has_complained = False
+        self._reason = ""
 
     def pause(self, start_seconds: float) -> None:
         """Measure no worker for a while, after the start of a replacement took this long."""
         self._next_look = time.monotonic() + max(_LOOK_SECONDS, _PAUSE_FACTOR * start_seconds)
+
+    def _complain_of(self, error: OSError) -> None:
+        """Log why a worker cannot be measured, once and not at every look: on some systems none ever can."""
+        reason = error.strerror or str(error)
+        if reason != self._reason:
+            self._reason = reason
+            log.error("%s has no effect while the memory of workers cannot be measured: %s", SETTING, reason)
 
     def _began_above(self, worker: Any) -> bool:
         fresh = worker.fresh_size.read()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -128,15 +129,38 @@ def test_worker_that_has_just_died_has_no_memory(caplog):
     assert not caplog.records
 
 
-def test_memory_that_cannot_be_measured_is_logged_once(caplog):
+def test_memory_that_cannot_be_measured_is_logged_once_per_generation(caplog):
     with subprocess.Popen(["true"]) as gone:
         pass
     limit = MemoryLimit(1)
-    for _ in range(2):
+    for count in (1, 1, 2):
+        if count == 2:
+            limit.forget()
         limit._next_look = 0.0
         assert limit.find_outgrown([Worker(gone.pid)]) is None
-    (record,) = caplog.records
-    assert record.message.startswith(f"{LIMIT} has no effect: the memory of workers cannot be measured: [Errno 2]")
+        messages = [record.message for record in caplog.records]
+        line = f"{LIMIT} has no effect while the memory of workers cannot be measured: No such file or directory"
+        assert messages == count * [line]
+
+
+def test_worker_that_could_not_be_measured_is_found_at_the_next_look(caplog):
+    limit, worker = MemoryLimit(MIB), Worker(os.getpid())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        assert limit.find_outgrown([worker]) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Too many open files" in caplog.text
+    limit._next_look = 0.0
+    assert limit.find_outgrown([worker]) is worker
+
+
+def test_worker_that_cannot_be_measured_does_not_hide_another():
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    grown = Worker(os.getpid())
+    assert MemoryLimit(MIB).find_outgrown([Worker(gone.pid), grown]) is grown
 
 
 def test_workers_above_the_limit_are_replaced_one_at_a_time_and_no_request_fails(tmp_path, models):
