@@ -1,6 +1,6 @@
 """Work in a throwaway process, so that a crash or hang does not harm the arbiter.
 
-The process is a new one and not a fork, because an inherited OpenVINO may hang. It reads its task as one JSON document
+The process is a new one and not a fork, because an inherited OpenVINO may hang. It reads its task as a line of JSON
 and writes a line of JSON for each result, and for each step before it, so that the step is known when it dies or
 hangs. While workers serve, it runs only on cores that no other process wants.
 """
@@ -171,7 +171,7 @@ def start(
     longer. The process inherits the `descriptors` under the same numbers. Raises ShortageError when the system has no
     process, memory or descriptor left for it.
     """
-    written = orjson.dumps(task, default=str)
+    written = orjson.dumps(task, default=str, option=orjson.OPT_APPEND_NEWLINE)
     code = _LOWER + _RUN if gives_way() else _RUN
     command = [sys.executable, "-c", code, work.__module__, work.__name__]
     with _start(command, descriptors) as process:
@@ -209,5 +209,6 @@ def main() -> None:
     def send(**message: Any) -> None:
         os.write(results, orjson.dumps(message) + b"\n")
 
-    work(orjson.loads(sys.stdin.buffer.read()), send)
+    # A line, and not all until the end: a worker forked meanwhile keeps the other end of the pipe open.
+    work(orjson.loads(sys.stdin.buffer.readline()), send)
     os._exit(0)  # OpenVINO's teardown takes a while and serves no purpose

@@ -112,6 +112,23 @@ def test_task_may_be_larger_than_a_pipe_and_of_any_type(item, received):
         assert process.receive(60) == {"result": received}
 
 
+def test_task_is_complete_while_a_fork_of_the_arbiter_keeps_the_pipe_open():
+    """A worker may be forked before the task is written whole."""
+    is_over, end = os.pipe()
+    with start(send_each, [LARGE]) as process:
+        pid = os.fork()
+        if not pid:
+            os.close(end)
+            os.read(is_over, 1)
+            os._exit(0)
+        try:
+            assert process.receive(10) == {"result": LARGE}
+        finally:
+            os.close(end)
+            os.close(is_over)
+            os.waitpid(pid, 0)
+
+
 def test_output_of_the_work_is_not_a_result():
     with start(print_and_send, "sent") as process:
         assert process.receive(60) == {"result": "sent"}
