@@ -28,6 +28,7 @@ from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.workers.base import Worker as BaseWorker
 
 from ovms_rest.errors import DeadlineError, TryLaterError
+from ovms_rest.host.parent import end_after_parent, postpone
 from ovms_rest.log import log
 from ovms_rest.models.batching import parking
 from ovms_rest.models.servable import Servable
@@ -132,6 +133,11 @@ class Worker(BaseWorker):  # type: ignore[misc]
                 raise  # gunicorn logs it
             self.failure.write(error)
             sys.exit(BOOT_ERROR)
+
+    def init_signals(self) -> None:
+        """Prepare for signals; gunicorn calls this before the models are opened, which may hang too."""
+        super().init_signals()
+        end_after_parent(self.ppid, self.cfg.graceful_timeout)
 
     def run(self) -> None:
         """Serve until the worker has to end: gunicorn's main loop of a worker."""
@@ -446,8 +452,10 @@ class Worker(BaseWorker):  # type: ignore[misc]
             if self.watch is not None and not self._draining and (self.is_control or self.row.is_first()):
                 self.watch()
         if self.ppid != os.getppid():
-            log.info("the arbiter of worker %s is gone; the worker ends", self.pid)
+            if not self._draining:
+                log.info("the arbiter of worker %s is gone; the worker ends", self.pid)
             self.alive = False
+            postpone(self.cfg.graceful_timeout + 2 * TICK_SECONDS)
 
     def _drain(self) -> None:
         """Begin to drain: no new connections, and the last requests on the existing ones.

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,18 @@ def adopting() -> Iterator[None]:
         yield
     finally:
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def wait_for_exit(pid: int, seconds: float = 20) -> int:
+    """Wait for a child, or an adopted orphan, and return its exit code; kill it after a timeout, and fail."""
+    deadline = time.monotonic() + seconds
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise AssertionError(f"process {pid} did not end in {seconds} s")
+        time.sleep(0.02)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def spent(pid: int) -> float:

@@ -8,9 +8,11 @@ import signal
 import time
 
 import pytest
-from processes import listens, replaced, spent, wait_until_inferring
+from generations import settings_with
+from processes import listens, replaced, spent, wait_for_exit, wait_until_inferring
 from raw_http import LIVE, RELU, RELU_PATH, Load, connected, is_closed, parse, post, receive, receive_rest
-from workers import ENDLESS, SLOW, connected_to_idle, several, slow, used, works
+from service import PATIENCE, serve
+from workers import ENDLESS, SLOW, connected_to_idle, inferred, several, slow, used, works
 
 
 def wait_until_gone(service, workers):
@@ -192,6 +194,32 @@ def test_worker_that_does_not_end_is_killed_after_the_graceful_timeout(reaper, s
         assert service.process.wait(20) == 0
         assert is_closed(connection)
     os.waitpid(pid, 0)
+
+
+def test_workers_end_after_an_arbiter_that_was_killed_and_one_that_hangs_does_not_keep_the_port(
+    reaper, start, tmp_path, models
+):
+    """The other one finishes its requests. The system ends the one that hangs, here after 5 s instead of 35."""
+    hook = "from ovms_rest.host import parent\nparent.choose_signal = lambda seconds: 5"
+    service = start(2, "-c", settings_with(tmp_path, hook))
+    workers = service.workers()
+    before = {pid: spent(pid) for pid in workers}
+    with connected_to_idle(service) as half, connected_to_idle(service) as endless:
+        half.sendall(post(RELU_PATH, RELU)[:-5])
+        endless.sendall(ENDLESS)
+        (hanging,) = service.wait_for(lambda: [pid for pid in workers if spent(pid) > before[pid] + 0.1])
+        service.process.kill()
+        service.process.wait(PATIENCE)
+        service.wait_for(lambda: "is gone; the worker ends" in service.log)
+        half.sendall(post(RELU_PATH, RELU)[-5:])
+        assert inferred(receive(half, "POST"))
+        codes = {pid: wait_for_exit(pid) for pid in workers}
+        assert codes == {pid: -signal.SIGALRM if pid == hanging else 0 for pid in workers}
+        assert is_closed(endless)
+    assert service.log.count("is gone; the worker ends") == 1
+    (tmp_path / "next").mkdir()
+    with serve(tmp_path / "next", "-w", "1", bind=("-b", f"127.0.0.1:{service.port}"), config=models) as following:
+        assert works(following)
 
 
 def test_quick_shutdown_waits_for_no_client(start):
