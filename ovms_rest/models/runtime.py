@@ -15,7 +15,8 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,11 @@ _MAX_KNOWN_SHAPES = 4096
 # For these reasons a cache may be unwritable, and can still be read.
 _UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
 _LOCK = ".lock"
+# How long to wait for another process that has locked the cache: the arbiter replaces no workers meanwhile.
+_LOCK_SECONDS = 5.0
+_LOCK_POLL_SECONDS = 0.05
+# The caches for whose lock this process has waited in vain.
+_kept: set[Path] = set()
 # Without its Python wrapper, which prepares inputs that are already prepared here.
 _infer_base = openvino._pyopenvino.InferRequest.infer
 # opset15's functions would make the extension's nodes for strings once a Python node has imported openvino_tokenizers,
@@ -499,7 +505,8 @@ def _compile(model: openvino.Model, device: str, properties: dict[str, PluginVal
     """Compile a model, or import it from the cache. Raises RuntimeError and LoadError.
 
     The cache is locked meanwhile, as OpenVINO writes its files in place: of 50 processes that filled a cache five at a
-    time, two died of SIGBUS; of 100 with the lock, none.
+    time, two died of SIGBUS; of 100 with the lock, none. A model is compiled without the cache if another process keeps
+    the lock.
     """
     uncached = {name: value for name, value in properties.items() if name != "CACHE_DIR"}
     if not properties.get("CACHE_DIR"):
@@ -508,17 +515,53 @@ def _compile(model: openvino.Model, device: str, properties: dict[str, PluginVal
     refusal = _find_refusal(directory)
     if refusal:
         _log_refusal(directory, refusal)
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a cache without a lock file never had a writer
-            lock = stack.enter_context(open(os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC), "rb"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if not refusal:
+    with _locked(directory) as is_ours:
+        if is_ours and not refusal:
             return _core().compile_model(model, device, properties)
-        if os.path.isdir(directory):
+        if is_ours and os.path.isdir(directory):
             # Fails if OpenVINO tries to remove a file of the cache, such as one of another release.
             with contextlib.suppress(RuntimeError):
                 return _core().compile_model(model, device, properties)
     return _core().compile_model(model, device, uncached)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Lock a cache for the block; yield whether it may be used, which it may not while another process keeps the lock.
+
+    A cache is used unlocked if it has no lock file, as it never had a writer, or that of another user.
+    """
+    try:
+        lock = os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield True
+        return
+    with os.fdopen(lock, "rb"):
+        # A process that has waited in vain does not wait for every other model, too.
+        is_ours = _lock(lock, 0.0 if directory in _kept else _LOCK_SECONDS)
+        if is_ours:
+            _kept.discard(directory)
+        elif directory not in _kept:
+            _kept.add(directory)
+            line = "another process keeps the cache directory %s locked; models are compiled without it meanwhile"
+            log.warning(line, directory)
+        yield is_ours
+
+
+def _lock(descriptor: int, seconds: float) -> bool:
+    """Lock a file exclusively within these seconds; return whether that succeeded, or is not supported."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_POLL_SECONDS)
+        except OSError:  # on a file system without locks
+            return True
+        else:
+            return True
 
 
 def _find_refusal(directory: Path) -> str | None:
@@ -528,7 +571,8 @@ def _find_refusal(directory: Path) -> str | None:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        # Whoever may open the file may lock it.
+        os.close(os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         if error.errno in _UNWRITABLE:
             return os.strerror(error.errno)

@@ -1,12 +1,21 @@
-"""OpenVINO's cache of compiled models when it is read-only: its models are used, and others compiled."""
+"""OpenVINO's cache of compiled models when it is read-only or locked: its models are used if possible, or compiled."""
 
+import fcntl
 import json
 import os
+import pwd
+import stat
 import subprocess
 import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
 
 import model_zoo
 import pytest
+
+from ovms_rest.models import runtime
 
 # Loads a model as the service does, and prints what it logs and whether the model came from the cache.
 PROGRAM = """
@@ -88,3 +97,66 @@ def test_model_is_compiled_if_a_read_only_cache_is_unusable(directory):
     blob.unlink()
     blob.write_bytes(content[:100])
     assert load(directory, cache, read_only=cache)[:2] == [[False], {}]
+
+
+# --- The lock
+
+
+@contextmanager
+def holding(cache):
+    """Lock a cache as another process would; yield a function that releases it."""
+    descriptor = os.open(cache / ".lock", os.O_RDONLY | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield lambda: fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
+def is_cached(cache):
+    """Compile a model with a cache; return whether it came from there."""
+    properties = {"CACHE_DIR": str(cache), "ENABLE_MMAP": False}
+    return runtime._compile(model_zoo.relu((1, 4)), "CPU", properties).get_property("LOADED_FROM_CACHE")
+
+
+def test_model_is_compiled_while_another_process_keeps_the_cache_locked(tmp_path, monkeypatch, caplog):
+    """It is waited for once, not for each model; later the cache is used again."""
+    assert [is_cached(tmp_path) for _ in range(2)] == [False, True]
+    monkeypatch.setattr(runtime, "_LOCK_SECONDS", 0.1)
+    with holding(tmp_path):
+        assert not is_cached(tmp_path)
+        monkeypatch.setattr(runtime, "_LOCK_SECONDS", 1000)
+        assert not is_cached(tmp_path)
+    assert caplog.messages == [
+        f"another process keeps the cache directory {tmp_path} locked; models are compiled without it meanwhile"
+    ]
+    assert is_cached(tmp_path)
+
+
+def test_lock_of_the_cache_is_waited_for(tmp_path, monkeypatch):
+    assert not is_cached(tmp_path)
+    monkeypatch.setattr(runtime, "_LOCK_SECONDS", 60)
+    with holding(tmp_path) as release:
+        timer = threading.Timer(0.3, release)
+        timer.start()
+        assert is_cached(tmp_path)
+        timer.join()
+
+
+def test_other_users_cannot_lock_the_cache(tmp_path):
+    is_cached(tmp_path / "cache")
+    assert stat.S_IMODE((tmp_path / "cache" / ".lock").stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as another user")
+def test_cache_of_another_user_is_read_without_its_lock():
+    with tempfile.TemporaryDirectory(prefix="ovms_rest-") as made:
+        Path(made).chmod(0o755)  # pytest's own directories belong to root
+        cache = Path(made) / "cache"
+        assert not is_cached(cache)
+        with holding(cache):
+            os.seteuid(pwd.getpwnam("nobody").pw_uid)
+            try:
+                assert is_cached(cache)
+            finally:
+                os.seteuid(0)
