@@ -15,6 +15,7 @@ from gunicorn.glogging import loggers
 
 from ovms_rest.log import log
 from ovms_rest.shared_memory.failure_note import describe
+from ovms_rest.worker.streams import provide_logs
 
 # Signals whose handling may fail without ending the service; `control` is the message of workers.
 _GUARDED = ("chld", "cld", "control", "hup", "ttin", "ttou", "usr1", "usr2", "winch")
@@ -109,6 +110,7 @@ def _reopen_files(reopen: Callable[[], None]) -> None:
         for handler in logger.handlers
         if isinstance(handler, logging.FileHandler)
     }
+    provide_logs()
     try:
         for file in files:  # opening a named pipe would wait for a reader
             os.close(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666))

@@ -4,12 +4,10 @@ A line is one write of at most PIPE_BUF bytes, so that lines of several workers 
 cannot be written or its reader has fallen behind; requests are not affected.
 """
 
-import contextlib
 import json
 import os
 import re
 import select
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -19,9 +17,10 @@ from typing import Any
 from ovms_rest.log import log
 from ovms_rest.shared_memory.statistics import InferenceRecord
 from ovms_rest.tracing.context import read_context_of
-from ovms_rest.worker.streams import unblocked_stdout
+from ovms_rest.worker import streams
 
 STDOUT = "-"
+_MODE = 0o640
 
 # How many characters of a client's value a line repeats, so that no line of escaped values is longer than PIPE_BUF.
 _SHOWN = {"path": 256}
@@ -117,17 +116,12 @@ def _quote(value: str | int | None) -> str:
 
 
 def provide_file(path: str, uid: int, gid: int) -> None:
-    """Create the file of the log for workers of another user (--user), who may not be allowed to; in the arbiter.
+    """Create the file of the log for workers of another user (--user), if there is none; in the arbiter.
 
     Errors are left to the workers, which open the file anyway and log them.
     """
-    if path == STDOUT or (uid, gid) == (os.geteuid(), os.getegid()):
-        return
-    with contextlib.suppress(OSError):
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
-        with os.fdopen(file, "ab", closefd=True):
-            if stat.S_ISREG(os.fstat(file).st_mode):
-                os.fchown(file, uid, gid)
+    if path != STDOUT:
+        streams.provide_file(path, uid, gid, _MODE)
 
 
 class AccessLog:
@@ -149,12 +143,12 @@ class AccessLog:
         """Open the path again after the file has been moved away; keep the old file if that fails."""
         self._has_warned = False
         if self._path == STDOUT:
-            self._take(unblocked_stdout())
+            self._take(streams.unblocked_stdout())
             return
         try:
             # A pipe without a reader, or with a slow one, is not waited for.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-            file = os.open(self._path, flags, 0o640)
+            file = os.open(self._path, flags, _MODE)
         except OSError as error:
             log.error("cannot open the access log %s: %s", self._path, error.strerror)
             return

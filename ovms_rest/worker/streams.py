@@ -29,6 +29,9 @@ WAIT_SECONDS = 0.02
 
 _Write = Callable[[memoryview], int]
 
+# The user and group of workers.
+_owner = {"uid": 0, "gid": 0}
+
 
 class Stream(io.RawIOBase):
     """A descriptor to write to, which is closed with the stream unless it is a standard one.
@@ -180,24 +183,24 @@ class _Standard(io.TextIOWrapper):
 def install(uid: int, gid: int) -> None:
     """Make this process, and those forked from it, write to the log without ever being blocked by its reader.
 
-    Called in the arbiter whenever gunicorn has set up its logger. Log files, which workers open again after a rotation,
-    are given to their user and group.
+    Called in the arbiter whenever gunicorn has set up its logger. New log files, which workers open again after a
+    rotation, belong to their user and group.
     """
+    _owner.update(uid=uid, gid=gid)
     for name, number in (("stdout", 1), ("stderr", 2)):
         _replace(name, number)
-    handlers = {handler for logger in _loggers() for handler in logger.handlers}
-    for handler in handlers:
+    for handler in _handlers():
         if isinstance(handler, logging.FileHandler):
-            _unblock_file(handler, uid, gid)
+            _unblock_file(handler)
         elif isinstance(handler, logging.handlers.SysLogHandler):
             _unblock_syslog(handler)
         elif isinstance(handler, logging.StreamHandler):
             _unblock_stream(handler)
 
 
-def _loggers() -> list[logging.Logger]:
-    found = list(logging.root.manager.loggerDict.values())
-    return [logging.root, *(logger for logger in found if isinstance(logger, logging.Logger))]
+def _handlers() -> set[logging.Handler]:
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    return {handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers}
 
 
 def _replace(name: str, number: int) -> None:
@@ -228,28 +231,47 @@ def _unblock_stream(handler: "logging.StreamHandler[TextIO]") -> None:
         handler.setStream(sys.stdout)
 
 
-def _unblock_file(handler: Any, uid: int, gid: int) -> None:
+def _unblock_file(handler: Any) -> None:
     """Unblock a log file, which may be a named pipe or /dev/stderr, now and whenever it is opened again."""
     if "_open" not in vars(handler):
-        handler._open = partial(_open_file, handler, handler._open, uid, gid)
+        handler._open = partial(_open_file, handler, handler._open)
         if handler.stream is not None:
             handler.stream = _unblock_text(handler.stream)
 
 
-def _open_file(handler: logging.FileHandler, opening: Callable[[], TextIO], uid: int, gid: int) -> TextIO:
+def _open_file(handler: logging.FileHandler, opening: Callable[[], TextIO]) -> TextIO:
     """Open a log file; write to the standard error instead, and say so, when it cannot be opened."""
     try:
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISFIFO(os.stat(handler.baseFilename).st_mode):  # opening it to write would wait for a reader
                 os.close(os.open(handler.baseFilename, os.O_WRONLY | os.O_NONBLOCK))
+        provide_file(handler.baseFilename, _owner["uid"], _owner["gid"])
         file = opening()
     except OSError as error:
         print(f"cannot open the log file {handler.baseFilename}: {error.strerror}", file=sys.stderr)
         return _unblock_text(os.fdopen(os.dup(2), "w"))
-    if uid and os.geteuid() == 0 and _is_regular(file):
-        with contextlib.suppress(OSError):  # on a file system without owners, say
-            os.fchown(file.fileno(), uid, gid)
     return _unblock_text(file)
+
+
+def provide_file(path: str, uid: int, gid: int, mode: int = 0o666) -> None:
+    """Create a log file for workers of another user (--user), who may not be allowed to; in the arbiter.
+
+    A file that exists keeps its owner: the workers may have moved it there, or have made the path a link to it. Errors
+    are left to those who open the file.
+    """
+    if not uid or os.geteuid() != 0:
+        return
+    with contextlib.suppress(OSError):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(file, "wb"):
+            os.fchown(file, uid, gid)
+
+
+def provide_logs() -> None:
+    """Create the files of all loggers for the workers, before anything else opens them."""
+    for handler in _handlers():
+        if isinstance(handler, logging.FileHandler):
+            provide_file(handler.baseFilename, _owner["uid"], _owner["gid"])
 
 
 def _unblock_text(file: TextIO) -> TextIO:

@@ -1,5 +1,6 @@
 """A service that root starts for another user, with gunicorn's --user and --group: its workers have fewer rights."""
 
+import contextlib
 import os
 import pwd
 import signal
@@ -105,3 +106,57 @@ def test_logs_in_a_directory_of_root_are_reopened_after_a_move(directory, relu, 
         assert {path.stat().st_uid for path in (error, access, requests)} == {NOBODY.pw_uid}
         assert set(workers) < set(service.wait_for(lambda: len(found := service.workers()) == 3 and found))
         assert "cannot" not in service.log + (directory / "service.log.old").read_text()
+
+
+@contextlib.contextmanager
+def logging_to(directory, config, logs):
+    """Serve with gunicorn's access log and ours in a directory; yield the service and the paths of the logs."""
+    access, requests = logs / "access", logs / "requests"
+    variables = {"OVMS_REST_ACCESS_LOG": "json", "OVMS_REST_ACCESS_LOG_FILE": str(requests)}
+    with serve(directory, *OPTIONS, "--access-logfile", str(access), config=config, **variables) as service:
+        service.wait_for_workers(2)
+        yield service, (access, requests)
+
+
+def reopen(service):
+    """Have the logs reopened, and wait until the arbiter has handled another signal after that."""
+    service.signal(signal.SIGUSR1)
+    service.signal(signal.SIGTTIN)
+    service.wait_for_workers(3)
+
+
+@pytest.mark.parametrize("replace", [Path.symlink_to, Path.hardlink_to])
+def test_link_to_a_file_of_root_in_place_of_a_log_does_not_give_the_file_to_the_workers(directory, relu, replace):
+    """The workers may write to the directory of the logs."""
+    logs = directory / "logs"
+    logs.mkdir()
+    os.chown(logs, NOBODY.pw_uid, NOBODY.pw_gid)
+    secrets = [directory / name for name in ("one", "other")]
+    with logging_to(directory, relu, logs) as (service, paths):
+        assert {path.stat().st_uid for path in paths} == {NOBODY.pw_uid}
+        for path, secret in zip(paths, secrets, strict=True):
+            secret.touch(mode=0o600)
+            path.unlink()
+            replace(path, secret)
+        reopen(service)
+        assert [secret.stat().st_uid for secret in secrets] == [0, 0]
+
+
+def test_logs_that_are_links_are_written_and_reopened(directory, relu):
+    logs, disk = directory / "logs", directory / "disk"
+    for made in (logs, disk):
+        made.mkdir()
+    for name in ("access", "requests"):
+        (disk / name).touch()
+        os.chown(disk / name, NOBODY.pw_uid, NOBODY.pw_gid)
+        (logs / name).symlink_to(disk / name)
+    with logging_to(directory, relu, logs) as (service, paths):
+        for _ in range(2):
+            assert works(service)
+            service.wait_for(lambda: all(path.read_text() for path in paths))
+            for path in paths:
+                path.write_text("")
+            reopen(service)
+            service.signal(signal.SIGTTOU)
+            service.wait_for_workers(2)
+        assert "cannot" not in service.log
