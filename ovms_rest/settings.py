@@ -137,7 +137,8 @@ class Settings:
         "",
         parse_text,
         "directory where OpenVINO caches compiled models, unless a model's `CACHE_DIR` names another; empty for none. "
-        "A directory that cannot be written is only read",
+        "A directory that cannot be written is only read. Nothing removes the files of models that have changed or are "
+        "gone: delete its `.blob` files from time to time, at any moment",
     )
     cpu_extension: str = _setting(
         "",
