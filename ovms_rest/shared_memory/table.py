@@ -7,6 +7,7 @@ table before it forks, assigns the rows, and frees that of a worker that is gone
 import contextlib
 import itertools
 import mmap
+import operator
 import os
 import signal
 from collections.abc import Iterable
@@ -74,11 +75,13 @@ class WorkerTable:
 
     def workers(self) -> list[WorkerRow]:
         """Return the rows of all workers."""
-        return [worker for worker in _read_rows(self.numbers) if worker.pid]
+        return _read_rows(self.numbers)
 
     def streams(self) -> int:
         """Return the number of workers that infer."""
-        return sum(worker.infers() for worker in _read_rows(self.numbers))
+        # Those of gunicorn's own classes, which have no process id here, count too.
+        ready, control = (_read_column(self.numbers, column) for column in (_READY, _CONTROL))
+        return sum(map(operator.gt, ready, control))
 
     def deaths(self) -> int:
         """Return the number of workers that died and were replaced."""
@@ -184,15 +187,24 @@ class Row:
         return self._numbers[self.start + _PID]
 
     def all_workers(self) -> list[WorkerRow]:
-        """Return the rows of all workers, this one included."""
+        """Return the rows of all workers that may be woken, this one included."""
         return _read_rows(self._numbers)
 
 
 def _read_rows(numbers: memoryview) -> list[WorkerRow]:
-    """Return the rows of all slots that were ever taken."""
-    end = (1 + numbers[_USED]) * _COLUMNS
-    columns = (numbers[_COLUMNS + column : end : _COLUMNS].tolist() for column in _READ)
-    return list(map(WorkerRow._make, zip(itertools.count(), *columns, strict=False)))
+    """Return the rows with a process id.
+
+    The columns are read one after another. So a row that is taken or freed meanwhile may have values of both times,
+    and no process id beside the numbers of a worker.
+    """
+    pids, *others = (_read_column(numbers, column) for column in _READ)
+    rows = zip(itertools.count(), pids, *others, strict=False)
+    return list(map(WorkerRow._make, itertools.compress(rows, pids)))
+
+
+def _read_column(numbers: memoryview, column: int) -> list[int]:
+    """Return the numbers in a column of all rows that were ever taken."""
+    return numbers[_COLUMNS + column : (1 + numbers[_USED]) * _COLUMNS : _COLUMNS].tolist()
 
 
 def wake(pid: int) -> None:

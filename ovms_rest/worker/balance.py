@@ -110,7 +110,7 @@ def _find_freer(row: Row, workers: list[WorkerRow], held: int, connections: floa
     used = [worker for worker in workers if worker.connections > 0]
     candidates = workers
     if not held:
-        ahead = used + [worker for worker in workers[: row.index] if worker.connections == CLAIMED]
+        ahead = used + [worker for worker in workers if worker.row < row.index and worker.connections == CLAIMED]
         if len(ahead) >= row.cores:
             return min(used or ahead, key=lambda worker: (not worker.idle_since, worker.connections)).pid
     elif len(used) >= row.cores:

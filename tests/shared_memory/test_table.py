@@ -9,6 +9,7 @@ from forking import fork, join
 from worker_rows import make_rows
 
 from ovms_rest.shared_memory.table import WAKE, WorkerTable, wake
+from ovms_rest.worker.balance import Balance
 
 # --- Rows
 
@@ -39,7 +40,15 @@ def test_other_processes_read_the_row_of_a_worker():
     table, rows = make_rows((0, 0), (0, 0))
     later = table.take()
     join(fork(lambda: (later.set_pid(77), later.set_connections(1), later.set_idle(5))))
-    assert rows[0].all_workers()[2][1:] == (77, 1, 5, 0, 0)
+    assert rows[0].all_workers()[2] == (2, 77, 1, 5, 0, 0)
+
+
+def test_row_that_is_taken_or_freed_while_it_is_read_is_no_worker():
+    """A signal to the process id 0 would go to the whole service."""
+    table, rows = make_rows((1, 5), (0, 5), (2, 5))
+    rows[1].set_pid(0)
+    assert [worker.pid for worker in rows[0].all_workers()] == [worker.pid for worker in table.workers()] == [100, 102]
+    assert Balance(rows[0], 10).choose(2, has_just_accepted=False) is None
 
 
 def test_streams_exclude_starting_and_draining_workers_and_the_control_worker():
