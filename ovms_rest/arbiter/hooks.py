@@ -483,9 +483,11 @@ def child_exit(arbiter: Any, worker: Any) -> None:
     managed = arbiter.managed
     if worker.row.is_ready():  # a worker that drains is not
         managed.table.count_death()
-    if line := _app(arbiter).release(worker.row.index, worker.death):
-        log.error("worker %s %s", worker.pid, line)
-    managed.table.free(worker.row)
+    try:
+        if line := _app(arbiter).release(worker.row.index, worker.death):
+            log.error("worker %s %s", worker.pid, line)
+    finally:
+        managed.table.free(worker.row)
     name = worker.opening[:].partition(b"\0")[0].decode(errors="ignore")
     worker.opening.close()
     if name:

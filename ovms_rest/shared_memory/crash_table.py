@@ -22,7 +22,8 @@ INPUTS_SECONDS: Final = 600
 # The entries of those at fault, and those of all others, so that many suspects replace no guilty one. Ten crashes per
 # second, of a request and its inputs each, fill either in 25 seconds.
 ENTRIES: Final = 512
-_ENTRY_BYTES: Final = 1024
+# As JSON has six bytes for one of a name that contains control characters; a note has at most 512 bytes.
+_ENTRY_BYTES: Final = 8192
 # The numbers before the entries: odd while the arbiter writes, and another one after each change; when the last model
 # ceases to be watched (monotonic nanoseconds); how many entries of each kind there have been.
 _VERSION, _UNTIL, _GUILTY, _OTHERS = range(4)

@@ -8,6 +8,7 @@ from noted_requests import begin
 from ovms_rest.arbiter.crashes import Death, Verdicts, find_death, find_hang, judge
 from ovms_rest.shared_memory.crash_table import (
     CRASHES,
+    ENTRIES,
     CrashTable,
     Verdict,
     key_of_inputs,
@@ -169,3 +170,16 @@ def test_request_without_an_id_is_known_by_its_inputs_alone(notes, table):
     judge(notes, table, 2, CRASH)
     assert table.read().by_key == {}
     assert list(table.read().watched) == ["m/1"]
+
+
+@pytest.mark.parametrize("character", ["m", '"', "\x01", "ü"])
+def test_longest_names_and_ids_fit_into_the_table(table, character):
+    name, request_id = character * 500, '"' * 128
+    for number in range(ENTRIES + 2):
+        notes = InferenceNotes(1)
+        notes.claim(0)
+        begin(notes, name, "1", f"{number}{request_id}"[:128])
+        assert judge(notes, table, 0, KILL).line
+    crashes = table.read().by_key
+    assert len(crashes) == ENTRIES
+    assert {crash.verdict for crash in crashes.values()} == {Verdict.KILLED}
