@@ -6,10 +6,12 @@ Needs only Python's standard library. The list of hosts is nginx's own, hosts.co
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -20,12 +22,14 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-DONE, FAILED, UNCHANGED, INCOMPLETE = 0, 1, 2, 3
+DONE, FAILED, UNCHANGED, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
 EPILOG = """exit status:
   0  done
   1  drain: the host gets no requests, but still has some in progress; push: rolled back, every host serves what it did
   2  nothing was changed: wrong arguments, or a host is not ready
-  3  push: not rolled back everywhere; the last lines name the hosts"""
+  3  push: not rolled back everywhere; the last lines name the hosts
+Ctrl-C, SIGTERM and SIGHUP: push rolls back, and ends with 1 or 3; restore marks the host as down again. Its status, and
+that of the other commands, is 130."""
 
 SERVER = re.compile(r"^(\s*server\s+)([\w.:\[\]-]+)((?:\s+[\w=.]+)*)(\s*;.*)$", re.MULTILINE)
 # nginx waits 360 s for a load on the operators' address (deploy/nginx).
@@ -142,7 +146,7 @@ class Balancer:
 
 
 class UnreachableError(Exception):
-    """A host does not respond."""
+    """A host does not respond, or its response is cut off or not that of the service."""
 
 
 class Service:
@@ -162,7 +166,10 @@ class Service:
         status, text = self._call("POST", "/v2/repository/index", {"ready": True})
         if status != 200:
             raise UnreachableError(reason(status, text))
-        return sorted(int(row["version"]) for row in json.loads(text) if row["name"] == model)
+        try:
+            return sorted(int(row["version"]) for row in json.loads(text) if row["name"] == model)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnreachableError(f"the response is not an index of models: {error!r}") from error
 
     def load(self, model: str, keys: dict[str, object], versions: Sequence[int]) -> str:
         """Load versions of a model; return "" when all workers serve them, otherwise the reason."""
@@ -174,7 +181,7 @@ class Service:
     def unload(self, model: str) -> str:
         """Unload a model; return "" when no worker serves it, otherwise the reason."""
         status, text = self._call("POST", f"/v2/repository/models/{quote(model, safe='')}/unload", {}, LOAD_SECONDS)
-        return "" if status == 200 else reason(status, text)
+        return "" if status in (200, 404) else reason(status, text)  # 404: the service has no such model
 
     def work(self) -> tuple[int, int]:
         """Return how many workers have inferences to run, and how many inferences have ended so far."""
@@ -193,11 +200,13 @@ class Service:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode(errors="replace")
-        except OSError as error:
+            try:
+                response = urllib.request.urlopen(request, timeout=seconds)
+            except urllib.error.HTTPError as error:
+                response = error
+            with response:
+                return response.status, response.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:  # IncompleteRead is not an OSError
             raise UnreachableError(str(getattr(error, "reason", error))) from error
 
 
@@ -210,7 +219,7 @@ def add_up(metrics: str, name: str, label: str = "") -> int:
 def reason(status: int, text: str) -> str:
     """Return the error in a response of the service."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        text = json.loads(text)["error"]
+        text = str(json.loads(text)["error"])
     return f"{status}: {text.strip() or 'no reason given'}"
 
 
@@ -287,14 +296,14 @@ def raise_weight(balancer: Balancer, host: Host, service: Service, arguments: ar
         say(host.name, f"has weight {weight}")
 
 
-def wait_until_ready(service: Service, seconds: float, model: str = "", version: int = 0) -> str:
-    """Wait until a host is ready, with this version of a model if one is given; return "", or why it is not in time."""
+def wait_until_ready(service: Service, seconds: float, model: str = "", versions: Sequence[int] = ()) -> str:
+    """Wait until a host is ready, with these versions of a model if one is named; return "", or why not in time."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             problem = service.readiness()
-            if not problem and model and service.versions(model) != [version]:
-                problem = f"it does not serve version {version} of {model}"
+            if not problem and model and (found := service.versions(model)) != [*versions]:
+                problem = f"it serves versions of {model}: {listed(found)}; expected: {listed(versions)}"
         except UnreachableError as error:
             problem = str(error)
         if not problem or time.monotonic() >= deadline:
@@ -303,20 +312,29 @@ def wait_until_ready(service: Service, seconds: float, model: str = "", version:
 
 
 def push(balancer: Balancer, arguments: argparse.Namespace) -> int:
-    """Update a model host by host; at the first host that does not become ready, roll back all of them."""
+    """Update a model host by host; at the first host that does not become ready, or Ctrl-C, roll back all of them."""
     model, version, keys = arguments.model, arguments.version, read_keys(arguments.config, arguments.model)
     left_out = {balancer.find(name).name for name in arguments.without}
     services = [Service(host.name, arguments.operators_port) for host in balancer.hosts() if host.name not in left_out]
     before = {service.name: versions_before(service, model) for service in services}
-    for number, service in enumerate(services):
-        problem = update(service, model, keys, version, arguments.timeout)
-        if problem:
-            say(service.name, f"does not serve version {version}: {problem}")
-            changed = services[: number + 1]
-            return roll_back(changed, lambda service: restore_versions(service, model, keys, before[service.name]))
-        say(service.name, f"serves version {version} (before: {listed(before[service.name])})")
-    print(f"all {len(services)} hosts serve version {version} of {model}; write it into the config file of each host")
-    return DONE
+    changed: list[Service] = []
+    try:
+        for service in services:
+            changed.append(service)
+            if problem := update(service, model, keys, version, arguments.timeout):
+                say(service.name, f"does not serve version {version}: {problem}")
+                break
+            say(service.name, f"serves version {version} (before: {listed(before[service.name])})")
+        else:
+            print(f"all {len(services)} hosts serve version {version} of {model}", end="; ")
+            print("write it into the config file of each host", flush=True)
+            return DONE
+    except BaseException as error:  # also Ctrl-C
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"hosts.py: interrupted ({error!r}), rolling back", file=sys.stderr, flush=True)
+    return roll_back(
+        changed, lambda service: restore_versions(service, model, keys, before[service.name], arguments.timeout)
+    )
 
 
 def read_keys(config: Path, model: str) -> dict[str, object]:
@@ -344,24 +362,32 @@ def versions_before(service: Service, model: str) -> list[int]:
 def update(service: Service, model: str, keys: dict[str, object], version: int, seconds: float) -> str:
     """Load a version on a host and wait until it is ready with it; return "", or why it is not."""
     try:
-        return service.load(model, keys, [version]) or wait_until_ready(service, seconds, model, version)
+        return service.load(model, keys, [version]) or wait_until_ready(service, seconds, model, [version])
     except UnreachableError as error:
         return str(error)
 
 
-def restore_versions(service: Service, model: str, keys: dict[str, object], versions: list[int]) -> str:
-    """Have a host serve these versions of a model and no others; return "", or why it does not."""
+def restore_versions(service: Service, model: str, keys: dict[str, object], versions: list[int], seconds: float) -> str:
+    """Have a host serve these versions of a model and no others; return "", or why it does not.
+
+    The call is sent even if the host serves these versions now: a load without a response may still be running, and the
+    service makes this change after it.
+    """
     try:
-        if service.versions(model) == versions:
-            return ""
-        return service.load(model, keys, versions) if versions else service.unload(model)
+        problem = service.load(model, keys, versions) if versions else service.unload(model)
+        return problem or wait_until_ready(service, seconds, model, versions)
     except UnreachableError as error:
         return str(error)
 
 
 def roll_back(services: Sequence[Service], undo: Callable[[Service], str]) -> int:
-    """Undo a change on hosts, the last one first; return the exit status."""
-    problems = {service.name: undo(service) for service in reversed(services)}
+    """Undo a change on hosts, the last one first; return the exit status. Ctrl-C gives up one host."""
+    problems = {}
+    for service in reversed(services):
+        try:
+            problems[service.name] = undo(service)
+        except BaseException as error:  # the other hosts are rolled back all the same
+            problems[service.name] = repr(error)
     for name, problem in problems.items():
         say(name, f"NOT ROLLED BACK: {problem}" if problem else "serves what it did before")
     return INCOMPLETE if any(problems.values()) else FAILED
@@ -438,11 +464,17 @@ COMMANDS: dict[Callable[[Balancer, argparse.Namespace], int], list[tuple[tuple[s
 
 def main() -> int:
     arguments = parser().parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
     try:
         return arguments.command(Balancer(arguments.list, arguments.nginx), arguments)
     except HostsError as error:
         print(f"hosts.py: {error}", file=sys.stderr)
         return error.status
+    except KeyboardInterrupt:
+        print("hosts.py: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -286,15 +287,32 @@ class Operated:
         self.config.write_text(json.dumps({"model_config_list": [{"config": {"name": "m", "base_path": "/m"}}]}))
         self._port = str(hosts.port)
 
-    def __call__(self, *arguments, command="true"):
-        return subprocess.run(
+    def start(self, *arguments, command="true"):
+        return subprocess.Popen(
             [sys.executable, str(balanced_hosts.SCRIPT), "--list", str(self.list), "--nginx", command,
              "--operators-port", self._port, *arguments],
-            capture_output=True, text=True, timeout=PATIENCE, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
+    def __call__(self, *arguments, command="true"):
+        return finish(self.start(*arguments, command=command))
+
+    def start_push(self, *arguments, timeout=0.1):
+        return self.start("push", "m", "2", "--config", str(self.config), "--timeout", f"{timeout}", *arguments)
+
     def push(self, *arguments):
-        return self("push", "m", "2", "--config", str(self.config), "--timeout", "0.1", *arguments)
+        return finish(self.start_push(*arguments))
+
+
+def finish(process):
+    """Wait for the end of a process; return it with its output."""
+    with process:
+        try:
+            output = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
 
 def serving(served, fails=lambda request: None):
@@ -355,6 +373,115 @@ def test_push_names_hosts_that_cannot_be_rolled_back(tmp_path):
     assert "127.0.0.12: serves what it did before" in done.stdout
 
 
+def test_push_rolls_back_a_load_that_goes_on_after_the_timeout_of_nginx(tmp_path):
+    """The host still serves the old version then, and would serve the new one a moment later."""
+    served = {f"127.0.0.{at}": [1] for at in (11, 12, 13)}
+    late = lambda request: (504, b"{}") if loads_version(request, "127.0.0.12", 2) else None  # noqa: E731
+    with fake_hosts(serving(served, late)) as hosts:
+        assert Operated(tmp_path, hosts).push().returncode == 1
+        loads = [request for request in hosts.received if request.path.endswith("/load")]
+    assert [request.host[-2:] for request in loads] == ["11", "12", "12", "11"]
+    assert loads_version(loads[2], "127.0.0.12", 1)
+
+
+def test_push_unloads_a_model_whose_first_load_goes_on(tmp_path):
+    """The service responds 404 if that load has failed meanwhile."""
+    served = {f"127.0.0.{at}": [] for at in (11, 12, 13)}
+
+    def fails(request):
+        if loads_version(request, "127.0.0.12", 2):
+            return 504, b"{}"
+        return (404, b"{}") if (request.host, request.path[-7:]) == ("127.0.0.12", "/unload") else None
+
+    with fake_hosts(serving(served, fails)) as hosts:
+        done = Operated(tmp_path, hosts).push()
+        assert [request.host[-2:] for request in hosts.received if request.path.endswith("/unload")] == ["12", "11"]
+    assert (done.returncode, served["127.0.0.11"]) == (1, [])
+    assert "127.0.0.12: serves what it did before" in done.stdout
+
+
+def test_push_reports_a_host_that_does_not_serve_the_old_version_after_the_rollback(tmp_path):
+    served = {f"127.0.0.{at}": [1] for at in (11, 12, 13)}
+
+    def fails(request):
+        if loads_version(request, "127.0.0.11", 1):
+            return 200, b""
+        return (412, b"{}") if loads_version(request, "127.0.0.12", 2) else None
+
+    with fake_hosts(serving(served, fails)) as hosts:
+        done = Operated(tmp_path, hosts).push()
+    assert done.returncode == 3
+    assert "127.0.0.11: NOT ROLLED BACK: it serves versions of m: 2; expected: 1" in done.stdout
+
+
+@pytest.mark.parametrize("path", ["/v2/repository/models/m/load", "/v2/health/ready", "/v2/repository/index"])
+@pytest.mark.parametrize(
+    "response",
+    [(200, b"{" + CUT_OFF), (412, b"{" + CUT_OFF), (200, b'[{"name": "m"}]'), (200, b"\xff"), (500, b'{"error":1}')],
+    ids=str,
+)
+def test_push_rolls_back_after_a_response_that_is_cut_off_or_makes_no_sense(tmp_path, path, response):
+    served = {f"127.0.0.{at}": [1] for at in (11, 12, 13)}
+    has_failed = []
+
+    def fails(request):
+        # Once; a load is made in spite of its response, and the readiness has its status alone.
+        if (request.host, request.path, served["127.0.0.11"]) != ("127.0.0.12", path, [2]) or has_failed:
+            return None
+        if path.endswith("/load"):
+            served["127.0.0.12"] = [3]
+        has_failed.append(request)
+        return response
+
+    with fake_hosts(serving(served, fails)) as hosts:
+        done = finish(Operated(tmp_path, hosts).start_push(timeout=0.1 if path.endswith("/load") else PATIENCE))
+    assert has_failed
+    assert "Traceback" not in done.stderr
+    # A second look finds the host ready.
+    expected = (1, (1,)) if path.endswith("/load") else (0, (2,))
+    assert (done.returncode, *set(map(tuple, served.values()))) == expected, done
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_push_rolls_back_when_it_is_interrupted(tmp_path, number):
+    served = {f"127.0.0.{at}": [1] for at in (11, 12, 13)}
+    running = []
+
+    def fails(request):
+        if (request.host, request.path, served["127.0.0.12"]) != ("127.0.0.12", "/v2/health/ready", [2]):
+            return None
+        wait_for(lambda: running, str)
+        running[0].send_signal(number)
+        return 400, b""
+
+    with fake_hosts(serving(served, fails)) as hosts:
+        running.append(Operated(tmp_path, hosts).start_push(timeout=PATIENCE))
+        done = finish(running[0])
+    assert (done.returncode, *set(map(tuple, served.values()))) == (1, (1,)), done
+    assert done.stderr == "hosts.py: interrupted (KeyboardInterrupt()), rolling back\n"
+    assert "127.0.0.12: serves what it did before\n127.0.0.11: serves what it did before\n" in done.stdout
+
+
+def test_interrupt_during_the_rollback_gives_up_one_host(tmp_path):
+    served = {f"127.0.0.{at}": [1] for at in (11, 12, 13)}
+    running, is_over = [], threading.Event()
+
+    def fails(request):
+        if loads_version(request, "127.0.0.12", 1):
+            wait_for(lambda: running, str)
+            running[0].send_signal(signal.SIGINT)
+            is_over.wait(PATIENCE)
+            return 503, b""
+        return (412, b"{}") if loads_version(request, "127.0.0.12", 2) else None
+
+    with fake_hosts(serving(served, fails)) as hosts:
+        running.append(Operated(tmp_path, hosts).start_push())
+        done = finish(running[0])
+        is_over.set()
+    assert (done.returncode, served["127.0.0.11"]) == (3, [1])
+    assert "127.0.0.12: NOT ROLLED BACK: KeyboardInterrupt()\n127.0.0.11: serves what" in done.stdout
+
+
 def test_push_changes_nothing_if_a_host_is_not_ready_unless_it_is_left_out(tmp_path):
     served = {f"127.0.0.{at}": [1] for at in (11, 12, 13)}
     unready = lambda request: (503, b"") if request.host == "127.0.0.12" else None  # noqa: E731
@@ -401,6 +528,17 @@ def test_restore_waits_until_the_host_is_ready_and_leaves_it_down_if_that_ends(t
         assert "127.0.0.12: has weight 4\n127.0.0.12: has weight 6\n" in done.stdout
         assert "server 127.0.0.12:80 weight=8 down;" in operate.list.read_text()
         assert operate("restore", "127.0.0.12", "--timeout", "0").returncode == 2
+
+
+def test_interrupted_restore_leaves_the_host_down(tmp_path):
+    with fake_hosts(lambda _: (200, b"")) as hosts:
+        operate = Operated(tmp_path, hosts)
+        process = operate.start("restore", "127.0.0.12", "--pause", f"{PATIENCE}")
+        assert process.stdout.readline() == "127.0.0.12: has weight 1\n"
+        process.terminate()
+        done = finish(process)
+    assert (done.returncode, done.stderr) == (130, "hosts.py: interrupted\n")
+    assert "server 127.0.0.12:80 weight=8 down;" in operate.list.read_text()
 
 
 # --- The README
