@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,12 +19,14 @@ import pytest
 import slow_models
 from balanced_hosts import Clients, adding, versions
 from fake_hosts import CUT_OFF, fake_hosts
-from raw_http import RELU, RELU_PATH, infer
+from raw_http import RELU, RELU_PATH, infer, post
 from service import PATIENCE, environment, receive, wait_for
 
 pytestmark = pytest.mark.skipif(
     nginx.PROGRAM is None or not (nginx.DEBIAN / "nginx.conf").exists(), reason="Debian's package nginx is missing"
 )
+
+READMES = [(balanced_hosts.DEPLOY / "README.md").read_text(), (nginx.DEPLOY / "README.md").read_text()]
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +273,38 @@ def test_routes_of_one_host_are_not_passed_on(tmp_path):
             answer = running.request(method, path)
             assert (answer.status, list(answer.json())) == (status, ["error"])
         assert hosts.received == []
+
+
+def test_descriptors_of_one_worker_suffice_for_the_requests_that_the_balancer_passes(tmp_path):
+    """Under a soft limit of 128 instead of the 1024 of systemd, which the README's nginx.conf raises."""
+    answers = threading.Event()
+    with fake_hosts(lambda _: answers.wait(PATIENCE) and (200, b"{}")) as hosts, contextlib.ExitStack() as stack:
+        port = balanced_hosts.install_balancer(tmp_path / "nginx", [f"{name}:{hosts.port}" for name in hosts.names])
+        main = tmp_path / "nginx" / "nginx.conf"
+        (edits,) = re.findall(r"^sed -i (.*) /etc/nginx/nginx.conf$", READMES[0], re.MULTILINE)
+        subprocess.run(["sed", "-i", *shlex.split(edits), main], check=True)
+        settings = main.read_text().replace("worker_processes auto;", "worker_processes 1;")
+        main.write_text(settings)
+        requests, connections, descriptors = (
+            int(re.search(rf"{name} (\d+);", text)[1])
+            for name, text in (
+                ("limit_conn ovms_rest_inferences", (tmp_path / "nginx" / "ovms_rest" / "servers.conf").read_text()),
+                ("worker_connections", settings),
+                ("worker_rlimit_nofile", settings),
+            )
+        )
+        assert connections > 2 * requests
+        assert descriptors > connections + 2 * requests  # a file for each body that does not fit into memory
+        limited = ["prlimit", "--nofile=128:"]
+        running = stack.enter_context(nginx.start(main.parent, port, port, prefix=limited, workers=1))
+        stack.callback(answers.set)
+        clients = []
+        for number in range(1, 129):
+            clients.append(stack.enter_context(running.connect()))
+            clients[-1].sendall(post(RELU_PATH, RELU))
+            running.wait_for(lambda number=number: len(hosts.received) == number)
+        answers.set()
+        assert [receive(client, "POST").status for client in clients] == 128 * [200]
 
 
 # --- hosts.py, with hosts whose responses the test decides
@@ -564,7 +599,6 @@ until curl -s http://localhost/v2 | grep -q error; do command sleep 0.05; done
 echo ---
 {checks}
 """
-READMES = [(balanced_hosts.DEPLOY / "README.md").read_text(), (nginx.DEPLOY / "README.md").read_text()]
 CHECK = "curl -s -w ' %{http_code}\\n'"
 
 

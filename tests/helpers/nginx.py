@@ -115,12 +115,17 @@ def inheriting(count: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def start(
-    directory: Path, port: int, operator_port: int, sockets: Sequence[socket.socket] = (), prefix: Sequence[str] = ()
+    directory: Path,
+    port: int,
+    operator_port: int,
+    sockets: Sequence[socket.socket] = (),
+    prefix: Sequence[str] = (),
+    workers: int = WORKERS,
 ) -> Iterator[Nginx]:
     """Check the installed files and run nginx.
 
     With `sockets` nginx uses these listening sockets, as those of the socket unit of deploy/nginx; `prefix` is a
-    command that runs another in its own process.
+    command that runs another in its own process; nginx.conf asks for so many `workers`.
     """
     command = [*prefix, str(PROGRAM), "-p", f"{directory}/", "-c", f"{directory}/nginx.conf"]
     checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
@@ -145,7 +150,7 @@ def start(
             assert process.poll() is None, nginx.log
             with contextlib.suppress(ConnectionRefusedError):
                 nginx.operators.connect().close()
-                return len(nginx.workers()) == WORKERS
+                return len(nginx.workers()) == workers
 
         nginx.wait_for(is_open)
         yield nginx
