@@ -12,12 +12,14 @@ import subprocess
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from service import PATIENCE, ROOT, free_port, serve, wait_for
 
 from ovms_rest.resources.metrics import DEFAULT_METRICS, check_metrics_list
+from ovms_rest.shared_memory.statistics import FailureKind
 
 DIRECTORY = ROOT / "deploy" / "monitoring"
 ALERTS = (DIRECTORY / "alerts.yml").read_text()
@@ -209,6 +211,13 @@ def test_panels_have_unique_ids_titles_and_places_and_a_description():
     assert all(panel["description"].endswith(".") for panel in PANELS)
     used = {name for text in QUERIES.values() for name in re.findall(r"\$(?!__)(\w+)", text)}
     assert used | {"datasource"} == {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+
+
+def test_dashboard_and_alert_count_the_same_kinds_as_errors():
+    """All but clients' mistakes and closed connections."""
+    (alert,) = [text for text in CONDITIONS if "> 0.01" in text]
+    errors = set(re.findall(r'kind=~"([^"]*)"', alert + "".join(QUERIES.values())))
+    assert [set(kinds.split("|")) for kinds in errors] == [{*get_args(FailureKind)} - {"invalid", "canceled"}]
 
 
 # --- The files and the service
