@@ -532,6 +532,7 @@ def scrape_job(pod):
         "__meta_kubernetes_pod_name": "a",
         "__meta_kubernetes_pod_phase": "Running",
         "__meta_kubernetes_pod_label_app_kubernetes_io_name": POD_LABELS["app.kubernetes.io/name"],
+        "__meta_kubernetes_pod_label_app_kubernetes_io_instance": POD_LABELS["app.kubernetes.io/instance"],
     }
     job["static_configs"] = [
         {
@@ -580,10 +581,19 @@ def test_metric_of_the_autoscaler_is_requests_in_progress_per_worker(tmp_path):
         log, expression = (tmp_path / "prometheus.log").read_text, rendered_query("4s")
         wait_for(lambda: query(expression) == {"a": 0}, log)
         assert query("up") == {"a": 1}  # the port of the clients is not scraped
+        # The labels by which alerts.yml finds pods.
+        assert query('up{job="ovms_rest",namespace="default",release="ovms-rest",pod="a",instance="a"}') == {"a": 1}
         workers = query("max by (pod) (ovms_streams)")["a"]
         with Load(pod.service.port, "counting", clients=8) as load:
             wait_for(lambda: 3 <= query(expression).get("a", 0) * workers / 2 <= 5, log)
         assert load.failures == []
+
+
+def test_alert_for_a_pod_waits_until_the_startup_probe_has_given_up():
+    (group,) = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yml").read_text())["groups"]
+    (wait,) = [rule["for"] for rule in group["rules"] if rule["alert"] == "OvmsRestPodDown"]
+    probe = POD["containers"][0]["startupProbe"]
+    assert int(wait.removesuffix("m")) * 60 > probe["periodSeconds"] * probe["failureThreshold"]
 
 
 # --- KServe
