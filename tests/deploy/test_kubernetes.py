@@ -31,6 +31,7 @@ from kserve_schema import KUBERNETES as KUBERNETES_DEFINITIONS
 from pods import mount_config, replace, run
 from referencing import Registry, Resource
 from service import PATIENCE, ROOT, free_port, wait_for
+from test_nginx import CLOSED, OPEN
 
 from ovms_rest import __version__
 from ovms_rest.flags import read_flags
@@ -273,6 +274,26 @@ def test_notes_name_the_source_of_models_and_the_autoscaler():
 
 
 @needs_helm
+@pytest.mark.parametrize(
+    ("values", "is_warned"),
+    [
+        ({}, False),
+        ({"service": {"type": "LoadBalancer"}}, True),
+        ({"service": {"type": "NodePort"}, "networkPolicy": {"clients": []}}, True),
+        ({"service": {"type": "NodePort"}, "networkPolicy": {"enabled": False}}, False),
+        (
+            {"service": {"type": "LoadBalancer"}, "networkPolicy": {"clients": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}},
+            False,
+        ),
+    ],
+    ids=str,
+)
+def test_notes_warn_of_a_service_whose_clients_the_policy_drops(values, is_warned):
+    assert ("WARNING" in (notes := render(values)["NOTES.txt"])) == is_warned, notes
+    assert "\n\n\n" not in notes
+
+
+@needs_helm
 def test_variables_of_the_chart_are_settings_and_the_values_win():
     (container,) = objects(VARIANTS["fixed"])["Deployment"]["spec"]["template"]["spec"]["containers"]
     variables = {item["name"]: item["value"] for item in container["env"]}
@@ -384,6 +405,17 @@ def test_control_address_of_the_deployment_gives_metrics_and_refuses_model_contr
     control.port = pod.port("control")
     assert control.get("/metrics").status == 200
     assert control.request("POST", "/v2/repository/models/digits/unload").status == 403
+
+
+def test_data_port_of_the_deployment_serves_the_routes_that_the_readme_names(pod):
+    wait_for_probes(pod)
+    for path in ("/metrics", "/v1/config", "/v2/logging"):
+        assert pod.service.get(path).status == 200, path
+    for path in ("/v2/repository/index", "/v1/config/reload"):
+        assert pod.service.request("POST", path, {}).status == 200, path
+    for path in ("/v2/repository/models/digits/load", "/v2/repository/models/digits/unload", "/v2/logging"):
+        assert pod.service.request("POST", path, {}).status == 403, path
+    assert pod.service.get("/console").status == 404
 
 
 def test_ready_probe_fails_and_live_probe_succeeds_while_a_model_does_not_serve(tmp_path):
@@ -674,6 +706,40 @@ def test_flags_of_other_runtimes_for_ovms_are_accepted(arguments):
 
 
 # --- The README
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_ingress_of_the_readme_is_valid_and_passes_on_no_route_of_operators(version):
+    (text,) = [text for text in re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S) if "kind: Ingress" in text]
+    ingress = yaml.safe_load(text)
+    kubernetes_validate.validate(ingress, version, strict=True)
+    paths = [(item["path"], item["pathType"]) for item in ingress["spec"]["rules"][0]["http"]["paths"]]
+
+    def is_passed_on(route):
+        return any(route == path or (kind == "Prefix" and route.startswith(f"{path}/")) for path, kind in paths)
+
+    service = manifests()["Service"]
+    for item in ingress["spec"]["rules"][0]["http"]["paths"]:
+        assert item["backend"]["service"]["name"] == service["metadata"]["name"]
+        assert item["backend"]["service"]["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+    assert {route for _, route in OPEN if not is_passed_on(route.partition("?")[0].rstrip("/"))} == {"/"}
+    assert not [route for _, route in CLOSED if is_passed_on(route)]
+
+
+def test_commands_of_the_readme_write_the_pushed_image_into_the_files_once(tmp_path):
+    (block,) = [text for text in re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S) if "docker push" in text]
+    tag, push, write = block.splitlines()
+    image = f"registry.example/ovms_rest:{__version__}"
+    assert (tag, push) == (f"docker tag ovms_rest {image}", f"docker push {image}")
+    container = (ROOT / "deploy" / "container" / "README.md").read_text()
+    assert "docker build -f deploy/container/Containerfile -t ovms_rest ." in container
+    shutil.copytree(KUBERNETES, tmp_path / "deploy" / "kubernetes")
+    for _ in range(2):
+        subprocess.run(["sh", "-c", write], cwd=tmp_path, check=True)
+    for name in ("manifests/deployment.yaml", "kserve/runtime.yaml"):
+        written = (tmp_path / "deploy" / "kubernetes" / name).read_text()
+        assert re.findall(r"image: \"?([^\"\s]+)", written) == [image]
+    assert f"--set image.repository={image.rpartition(':')[0]}\n" in README
 
 
 def test_readme_names_every_file():
