@@ -671,7 +671,13 @@ def test_runtime_serves_a_model_without_a_directory_per_version_by_both_protocol
         answer = pod.service.request("POST", f"/v1/models/{name}:predict", {"instances": pixels})
         assert answer.status == 200, answer.body
         assert pod.service.get(RUNTIME["spec"]["annotations"]["prometheus.kserve.io/path"]).status == 200
-        assert pod.service.request("POST", f"/v2/repository/models/{name}/unload").status == 403
+        # As README.md says: the routes of the Deployment's data port, and the console.
+        for path in ("/v1/config", "/v2/logging", "/console"):
+            assert pod.service.get(path).status == 200, path
+        for path in ("/v2/repository/index", "/v1/config/reload"):
+            assert pod.service.request("POST", path, {}).status == 200, path
+        for path in (f"/v2/repository/models/{name}/load", f"/v2/repository/models/{name}/unload", "/v2/logging"):
+            assert pod.service.request("POST", path, {}).status == 403, path
 
 
 def test_probes_and_metrics_of_the_runtime_use_its_only_port():
