@@ -9,7 +9,8 @@ is copied as soon as it exists, stacked or one by one.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -58,7 +59,8 @@ class Pipeline:
         keys += [(index, item) for index, step in enumerate(plan.steps) for item in step.used]
         slots = {key: slot for slot, key in enumerate(keys)}
         self._no_values = [None] * len(slots)
-        self._stages = [_Stage(plan, index, slots) for index in range(len(plan.steps))]
+        faults = _find_faults(plan.steps)
+        self._stages = [_Stage(plan, index, slots, faults) for index in range(len(plan.steps))]
         self._results = [_Result(plan, output, slots) for output in plan.outputs]
 
     def open(self, retire: Callable[[], None]) -> None:
@@ -74,7 +76,8 @@ class Pipeline:
 
         The arrays are as for Model.infer. The tensors may be views of them, or of memory that the next inference of
         one of its models overwrites. Raises InferenceError, NoContentError if a demultiplexer makes no shards, and
-        InvalidRequestError for inputs that the pipeline's own demultiplexer cannot split.
+        InvalidRequestError for inputs that the pipeline's own demultiplexer cannot split, or from which its models
+        make shapes that do not fit each other.
         """
         values: list[Value] = self._no_values.copy()
         for slot, name in self._inputs:
@@ -105,7 +108,7 @@ class Pipeline:
 class _Stage:
     """A step prepared to run: from values to values."""
 
-    def __init__(self, plan: Plan, index: int, slots: Mapping[_Key, int]) -> None:
+    def __init__(self, plan: Plan, index: int, slots: Mapping[_Key, int], faults: Sequence[type[ServingError]]) -> None:
         step = plan.steps[index]
         label = f"pipeline {plan.metadata.name!r} node {step.name!r}"
         self._label = label
@@ -115,9 +118,16 @@ class _Stage:
         self._index = index
         self._level = step.level
         self._count = step.count
-        self._feeds = [_Feed(plan, step, wire, slots[wire.step, wire.item], label) for wire in step.wires]
+        self._fault = faults[index]
+        self._feeds = [
+            _Feed(
+                plan, step, wire, slots[wire.step, wire.item], label,
+                InvalidRequestError if wire.step == REQUEST_STEP else faults[wire.step],
+            )
+            for wire in step.wires
+        ]  # fmt: skip
         self._keeps = [
-            (slots[index, item], item, f"{label} output {item!r}", _choose_keep(plan, (index, item)))
+            (slots[index, item], item, f"{label} output {item!r}", _choose_keep(plan, (index, item), self._fault))
             for item in step.used
         ]
         self._call = step.part.execute
@@ -144,7 +154,7 @@ class _Stage:
                 values[slot] = keep(values[slot], results[item], arrays, session, sessions, label)
         if self._count is not None:
             named = [(label, values[slot]) for slot, _, label, _ in self._keeps]
-            counts[self._index] = _count(named, self._count, InferenceError)
+            counts[self._index] = _count(named, self._count, self._fault)
         for slot in self._free:
             values[slot] = None
 
@@ -177,11 +187,11 @@ def _count(named: Iterable[tuple[str, Value]], expected: int, fault: type[Servin
 Keep = Callable[[Value, Array, Arrays, int, int, str], Value]
 
 
-def _choose_keep(plan: Plan, key: _Key) -> Keep:
+def _choose_keep(plan: Plan, key: _Key, fault: type[ServingError]) -> Keep:
     index, _ = key
     step = plan.steps[index]
     if _is_gathered(plan, key):
-        return _stack
+        return partial(_stack, fault)
     later = plan.steps[index + 1 : _last_use(plan, key) + 1]
     model = step.part.model
     # While the request is parked for a batch, others infer with all models.
@@ -213,11 +223,16 @@ def _append_copy(value: Value, array: Array, inputs: Arrays, session: int, sessi
     return value
 
 
-def _stack(value: Value, array: Array, inputs: Arrays, session: int, sessions: int, label: str) -> Value:
-    """Copy an array into one stack for all sessions, which the first one allocates; strings into a list."""
+def _stack(
+    fault: type[ServingError], value: Value, array: Array, inputs: Arrays, session: int, sessions: int, label: str
+) -> Value:
+    """Copy an array into one stack for all sessions, which the first one allocates; strings into a list.
+
+    Raises `fault` if the shapes of the sessions differ.
+    """
     if session and array.shape != value[0].shape:
         shapes = f"{join(value[0].shape)} and {join(array.shape)}"
-        raise InferenceError(f"{label}: its sessions have the shapes {shapes}, which cannot be gathered")
+        raise fault(f"{label}: its sessions have the shapes {shapes}, which cannot be gathered")
     if isinstance(array, BytesArray):
         return _append_copy(value, array, inputs, session, sessions, label)
     if session == 0:
@@ -249,8 +264,8 @@ def _overlaps(array: Array, other: Array) -> bool:
 class _Feed:
     """An input of a step: makes an array for every session from a value."""
 
-    def __init__(self, plan: Plan, step: Step, wire: Wire, slot: int, label: str) -> None:
-        """Decide how the value is split, and whether every shape is sure to fit."""
+    def __init__(self, plan: Plan, step: Step, wire: Wire, slot: int, label: str, fault: type[ServingError]) -> None:
+        """Decide how the value is split, and whether every shape is sure to fit; `fault` is for one that does not."""
         self.tensor = wire.tensor
         self._slot = slot
         self._split: Callable[[Value, int], list[Array]] = _pass
@@ -265,16 +280,17 @@ class _Feed:
             dims = None if dims is None else (_count_dim(plan, step.gathers), *dims)
         self._expected = step.part.inputs[wire.tensor]
         self._is_sure = _fits_always(source, dims, self._expected)
+        self._fault = fault
         self._label = f"{label} input {wire.tensor!r}"
         self._taker = "node" if step.part.model is None else "model"
 
     def read(self, values: list[Value], counts: Counts) -> list[Array]:
-        """Return an array for every session. Raises InferenceError for one that does not fit."""
+        """Return an array for every session. Raises `fault` for one that does not fit."""
         arrays = self._split(values[self._slot], 1 if self._gathers is None else counts[self._gathers])
         if not self._is_sure:
             for array in arrays:
                 if not self._expected.holds(array.shape):
-                    raise InferenceError(
+                    raise self._fault(
                         f"{self._label}: shape is {join(array.shape)}, "
                         f"the {self._taker} takes {self._expected.describe_shape()}"
                     )
@@ -343,6 +359,21 @@ class _Result:
 
 
 # --- Reading the plan
+
+
+def _find_faults(steps: Sequence[Step]) -> list[type[ServingError]]:
+    """Return, for each step, the error for an output whose shape does not fit.
+
+    If models alone have made it of the request, the client has sent what they cannot compute together. If custom code
+    took part, the code may be wrong.
+    """
+    faults: list[type[ServingError]] = []
+    for step in steps:  # after all that it depends on
+        is_coded = step.part.model is None or any(
+            wire.step != REQUEST_STEP and faults[wire.step] is InferenceError for wire in step.wires
+        )
+        faults.append(InferenceError if is_coded else InvalidRequestError)
+    return faults
 
 
 def _level_of(plan: Plan, index: int) -> tuple[int, ...]:

@@ -555,7 +555,7 @@ def test_a_uint8_matrix_that_became_strings_fits_no_model():
     taker = FakeModel(lambda x: {"y": x}, [tensor("x", -1, -1, datatype="UINT8")], [tensor("y", -1, -1)])
     steps = step("n", namer("y_string", "UINT8"), x="request.in"), step("n2", taker, x="n.y_string")
     message = "pipeline 'p' node 'n2' input 'x': shape is [2], the model takes [-1,-1]"
-    assert failure(InferenceError, make([tensor("in", 2)], *steps, out="n2.y"), numbers(2)) == message
+    assert failure(InvalidRequestError, make([tensor("in", 2)], *steps, out="n2.y"), numbers(2)) == message
 
 
 # --- Failures
@@ -633,25 +633,56 @@ def test_a_request_that_cannot_be_split_is_rejected(count, x, y, error, message)
     assert failure(error, pipeline, numbers(x, 1), y=numbers(y, 1)) == message
 
 
-def repeater():
-    """Make a model x -> y with x elements."""
-    return FakeModel(lambda x: {"y": np.zeros((1, int(x.max())), np.float32)}, [tensor("x", 1)], [tensor("y", 1, -1)])
+def repeater(kind=FakeModel):
+    """Make x -> y with x elements."""
+    return kind(lambda x: {"y": np.zeros((1, int(x.max())), np.float32)}, [tensor("x", 1)], [tensor("y", 1, -1)])
 
 
-def test_different_shapes_cannot_be_gathered():
+# Who made a value decides who has to mend it: models compute what the client sent, custom code may be wrong.
+MAKERS = pytest.mark.parametrize(("maker", "error"), [(FakeModel, InvalidRequestError), (FakeNode, InferenceError)])
+
+
+@MAKERS
+def test_different_shapes_cannot_be_gathered(maker, error):
+    pipeline = make(
+        [tensor("in", -1, 1)], step("n", repeater(maker), "request", x="request.in"), count=DYNAMIC, out="n.y"
+    )
+    assert failure(error, pipeline, numbers(2, 1) + 3) == (
+        "pipeline 'p' node 'n' output 'y': its sessions have the shapes [1,3] and [1,4], which cannot be gathered"
+    )
+
+
+def test_different_shapes_that_a_model_makes_of_the_shards_of_a_node_are_a_failure():
     steps = split(2, 1), step("n", repeater(), "split", x="split.whole")
     assert failure(InferenceError, make([tensor("in", 2, 1)], *steps, out="n.y"), numbers(2, 1) + 3) == (
         "pipeline 'p' node 'n' output 'y': its sessions have the shapes [1,3] and [1,4], which cannot be gathered"
     )
 
 
+@MAKERS
+def test_an_output_with_another_number_of_shards_is_reported(maker, error):
+    """What a model splits has as many rows as the request has numbers."""
+    through = maker(lambda x: {"y": x}, [tensor("x", -1, 1)], [tensor("y", -1, 1)])
+    steps = step("n", through, count=2, x="request.in"), step("m", adder(1, 1), "n", x="n.y")
+    message = "pipeline 'p' node 'n' output 'y': its first dim is 3, but demultiply_count is 2"
+    assert failure(error, make([tensor("in", -1, 1)], *steps, out="m.y"), numbers(3, 1)) == message
+
+
+@MAKERS
 @pytest.mark.parametrize(
     ("taker", "word"), [(adder(1, 1, 5), "model"), (x_to_y(FakeNode, lambda x: {"y": x}, 1, 5), "node")]
 )
-def test_a_shape_that_does_not_fit_is_reported(taker, word):
-    pipeline = make([tensor("in", 1)], step("a", repeater(), x="request.in"), step("n", taker, x="a.y"), out="n.y")
+def test_a_shape_that_does_not_fit_is_reported(maker, error, taker, word):
+    pipeline = make([tensor("in", 1)], step("a", repeater(maker), x="request.in"), step("n", taker, x="a.y"), out="n.y")
     assert infer(pipeline, np.float32([5]))["out"].shape == (1, 5)
     message = f"pipeline 'p' node 'n' input 'x': shape is [1,10], the {word} takes [1,5]"
+    assert failure(error, pipeline, np.float32([10])) == message
+
+
+def test_a_shape_that_a_model_makes_of_the_output_of_a_node_is_a_failure():
+    steps = step("c", x_to_y(FakeNode, lambda x: {"y": x}, 1), x="request.in"), step("a", repeater(), x="c.y")
+    pipeline = make([tensor("in", 1)], *steps, step("n", adder(1, 1, 5), x="a.y"), out="n.y")
+    message = "pipeline 'p' node 'n' input 'x': shape is [1,10], the model takes [1,5]"
     assert failure(InferenceError, pipeline, np.float32([10])) == message
 
 
@@ -671,7 +702,7 @@ def test_a_gathered_shape_must_fit():
     pipeline = make([tensor("in", -1, 1)], *steps, count=DYNAMIC, out="all.y")
     assert infer(pipeline, numbers(2, 1))["out"].tolist() == [[2], [3]]
     message = "pipeline 'p' node 'all' input 'x': shape is [3,1], the model takes [2,1]"
-    assert failure(InferenceError, pipeline, numbers(3, 1)) == message
+    assert failure(InvalidRequestError, pipeline, numbers(3, 1)) == message
 
 
 @pytest.mark.parametrize("kind", [FakeModel, FakeNode], ids=["model", "custom"])
