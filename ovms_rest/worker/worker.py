@@ -897,7 +897,7 @@ class Worker(BaseWorker):  # type: ignore[misc]
             lines += "Connection: keep-alive\r\n"
         response = (status, lines, size, headers)
         if response != self._last_response:  # mostly it is the same
-            has_none = status.startswith("204") or _has_field(headers, "content-length")  # RFC 9110 section 8.6
+            has_none = status.startswith(("204", "304")) or _has_field(headers, "content-length")  # RFC 9110, 8.6
             length = [] if has_none else [("Content-Length", str(size))]
             try:
                 self._last_head = encode_head(status, headers + length, lines)

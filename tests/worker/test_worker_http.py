@@ -298,6 +298,14 @@ def test_every_form_of_a_target_is_accepted_or_refused(server, method, target, s
     assert answer.status == status
 
 
+def test_304_has_no_length(server):
+    """It would have to be the length that the 200 has (RFC 9110 section 8.6)."""
+    known = head("GET", "/v2/openapi.json", "If-None-Match: *")
+    answers = parse(exchange(server, known, known, LIVE))
+    assert [answer.status for answer in answers] == [304, 304, 200]
+    assert ["content-length" in answer.headers for answer in answers] == [False, False, True]
+
+
 # --- X-Request-ID
 
 MADE = re.compile(r"[0-9a-f]{12}-[0-9]+")
