@@ -70,12 +70,15 @@ def test_method_that_falcon_reserves_is_not_allowed_either():
 
 @pytest.mark.parametrize(
     ("target", "methods"),
-    [*((target, {"GET", "HEAD"}) for target in GET_ROUTES), *((target, {"POST"}) for target in POST_ROUTES)],
+    [
+        *((target, "GET, HEAD, OPTIONS") for target in [*GET_ROUTES, "/"]),
+        *((target, "OPTIONS, POST") for target in POST_ROUTES),
+    ],
 )
-def test_options_answers_with_the_methods_of_the_path(target, methods):
-    answer = ask(make(), "OPTIONS", target)
-    assert (answer.status, answer.body) == (200, b"")
-    assert set(answer.headers["allow"].split(", ")) - {"OPTIONS"} == methods
+def test_options_and_a_wrong_method_are_answered_with_the_methods_of_the_path(target, methods):
+    options, wrong = ask(make(), "OPTIONS", target), ask(make(), "DELETE", target)
+    assert (options.status, options.body) == (200, b"")
+    assert (wrong.status, wrong.headers["allow"], options.headers["allow"]) == (405, methods, methods)
 
 
 def test_options_of_the_server_answers_with_all_methods():

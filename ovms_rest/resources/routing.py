@@ -3,6 +3,7 @@
 from typing import Any
 
 import falcon
+from falcon.responders import create_default_options
 from falcon.routing import DefaultRouter, set_default_responders
 
 from ovms_rest.protocol.routes import OUTSIDE, drop_slash, read_path, read_script_name
@@ -63,6 +64,8 @@ class _AnyPath:
 class Router(DefaultRouter):
     """Falcon's router, with `OPTIONS *`, 405 for unknown methods, and exactly one slash at the beginning of a path.
 
+    `Allow` lists OPTIONS in the responses to OPTIONS too, which Falcon lists only in those with 405.
+
     Falcon would find routes for paths with several slashes there, or without any.
     """
 
@@ -98,4 +101,7 @@ class Router(DefaultRouter):
 
     def map_http_methods(self, resource: object, **kwargs: Any) -> dict[str, Any]:
         """Return the responders of a resource by method."""
-        return _Methods(super().map_http_methods(resource, **kwargs))
+        methods = _Methods(super().map_http_methods(resource, **kwargs))
+        if "OPTIONS" not in methods:
+            methods["OPTIONS"] = create_default_options(sorted([*methods, "OPTIONS"]))
+        return methods
