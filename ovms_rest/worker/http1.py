@@ -17,7 +17,7 @@ from gunicorn_h1c import parse_request_fast
 from ovms_rest.protocol.encoding import encode_error
 from ovms_rest.protocol.header_length import HeaderLength, read_header_length
 from ovms_rest.protocol.routes import read_inference, read_path
-from ovms_rest.protocol.words import quote
+from ovms_rest.protocol.words import list_names, quote
 
 Environ = dict[str, Any]
 
@@ -200,7 +200,7 @@ class HeadReader:
             fields = bytes(data).partition(b"\r\n\r\n")[0].removesuffix(b"\r\n").count(b"\r\n")
             if fields > self.limits.fields:  # which the parser only counts up to a limit of its own
                 status, reason = 431, f"Number of headers ({fields}) exceeds limit ({self.limits.fields})"
-        return Refusal(status, f"malformed request: {reason}")
+        return Refusal(status, f"malformed request: {reason}{_show_fault(reason, data)}")
 
     @staticmethod
     def _body_length(request: Any, environ: Environ) -> int | None:
@@ -225,6 +225,42 @@ class HeadReader:
         if len(self._keys) < _REMEMBERED:
             self._keys[name] = key
         return key
+
+
+# A head in the forms that the parser accepts, as far as its reasons tell them apart.
+_REQUEST_LINE = re.compile(r"[^ ]+ +[^ \x00-\x1f\x7f]+ +HTTP/[0-9.]+")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# Headers whose values the parser judges, and what it allows.
+_JUDGED = {
+    "Host": "expected one",
+    "Content-Length": f"expected one integer from 0 to {2**63 - 1}",
+    "Content-Type": "expected one",
+    "Transfer-Encoding": "only chunked is supported",
+}
+
+
+def _show_fault(reason: str, data: bytes | bytearray | memoryview) -> str:
+    """Return what the parser's reason is about: the values of a header, or the line; "" if that is unclear."""
+    first, *lines = bytes(data).partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+    fields = [(name, colon, value.strip(" \t")) for name, colon, value in (line.partition(":") for line in lines)]
+    is_unclear = reason == "Invalid HTTP request"
+    if "HTTP method" in reason:
+        return f"; the request line is {quote(first)}"
+    if is_unclear and not _REQUEST_LINE.fullmatch(first):
+        return f"; the request line is {quote(first)}, expected a method, a target and a version"
+    if "header value" in reason:
+        return next((f" of {quote(name)}" for name, _, value in fields if _CONTROL.search(value)), "")
+    if is_unclear or "header name" in reason:
+        for line, (name, colon, _) in zip(lines, fields, strict=True):
+            if not colon or not _NAME.fullmatch(name):
+                return f"; the line {quote(line)} does not begin with a header name and a colon"
+        return ""
+    for judged, expected in _JUDGED.items():
+        values = [value for name, _, value in fields if name.lower() == judged.lower()]
+        if values and reason.startswith(("Invalid", "Duplicate", "Unsupported")) and judged in reason:
+            return f": {list_names(values, most=3)}; {expected}"
+    return ""
 
 
 def _expects_continue(expectation: str, minor: int) -> bool:

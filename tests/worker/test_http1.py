@@ -210,6 +210,50 @@ def test_malformed_heads_are_refused(data, status, message):
     assert message in str(refusal)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            lines("GET /v2", "Host: x"),
+            "Invalid HTTP request; the request line is 'GET /v2', expected a method, a target and a version",
+        ),
+        (
+            lines("get /v2 HTTP/1.1"),
+            "Lowercase letters not allowed in HTTP method; the request line is 'get /v2 HTTP/1.1'",
+        ),
+        (
+            get("A: b", "no colon", "C: d"),
+            "Invalid HTTP request; the line 'no colon' does not begin with a header name and a colon",
+        ),
+        (
+            get("A: b", "C d: e"),
+            "Invalid character '\\x20' in header name; the line 'C d: e' does not begin with a header name and a colon",
+        ),
+        (get("A: b", "C: d\x00"), "Invalid control character '\\x00' in header value of 'C'"),
+        (get("host: y"), "Duplicate Host header: 'x', 'y'; expected one"),
+        (
+            post("Content-Length: 1_0"),
+            "Invalid Content-Length value: '1_0'; expected one integer from 0 to 9223372036854775807",
+        ),
+        (post("Content-Length: 1", "Transfer-Encoding: chunked"), "Content-Length with Transfer-Encoding"),
+        (post("Transfer-Encoding: foo"), "Unsupported Transfer-Encoding: 'foo'; only chunked is supported"),
+    ],
+)
+def test_refusal_shows_the_line_or_the_values(data, message):
+    assert str(refused(data + b"the body: 1\r\n\r\n")) == f"malformed request: {message}"
+
+
+def test_only_a_few_values_of_a_repeated_header_are_shown():
+    message = str(refused(get(*[f"Host: {name}" for name in "bcde"])))
+    assert message == "malformed request: Duplicate Host header: 'x', 'b', 'c', ...; expected one"
+
+
+@pytest.mark.parametrize(("line", "shown"), [("Content-Length: {}", "value: {};"), ("{}", "the line {} does not")])
+def test_line_and_value_of_a_malformed_head_are_cut_in_one_line(line, shown):
+    message = str(refused(get(line.format("x\x85" + "y" * 5000))))
+    assert shown.format(f"'x\\x85{'y' * 58}...'") in message
+
+
 @pytest.mark.parametrize("name", ["Transfer-Encoding", "Expect"])
 def test_long_value_is_cut_in_the_message(name):
     value = "gzip, " * 1000 + "chunked"
