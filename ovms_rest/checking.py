@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from ovms_rest.protocol.words import cut, escape, explain_json_error, list_names
+from ovms_rest.protocol.words import cut, escape, explain_json_error, explain_utf8_error, list_names
 
 Problem = str
 Check = Callable[[Any], Problem | None]
@@ -135,9 +135,7 @@ def read_json(content: bytes) -> tuple[Any, list[Problem]]:
     try:
         text = content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
-        *lines, line = error.object[: error.start].split(b"\n")
-        place = f"line {len(lines) + 1} column {len(line.decode()) + 1}"
-        raise ValueError(f"is not valid JSON: {place}: byte 0x{error.object[error.start]:02x} is not UTF-8") from error
+        raise ValueError(f"is not valid JSON: {explain_utf8_error(error)}") from error
     try:
         root = orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -21,6 +21,7 @@ from ovms_rest.protocol.decoding import decode_request
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Array, ModelMetadata, TensorMetadata
 from ovms_rest.protocol.validation import validate_inputs, validate_outputs
+from ovms_rest.protocol.words import explain_invalid_json
 
 # Limits of the JSON of a generated example, and of one from a file.
 MAX_GENERATED_BYTES = 4096
@@ -40,10 +41,11 @@ def make_constant(datatype: str, shape: tuple[int, ...], value: int) -> Array:
 
 def read_example(file: Path) -> Request:
     """Read the example of a model or pipeline, an inference request in JSON. Raises LoadError."""
+    content = read_file(file, MAX_FILE_BYTES)
     try:
-        request = orjson.loads(read_file(file, MAX_FILE_BYTES))
+        request = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise LoadError(f"{file} is not valid JSON: {error}") from error
+        raise LoadError(f"{file} is not valid JSON: {explain_invalid_json(content, error)}") from error
     if type(request) is not dict:
         raise LoadError(f"{file} is not a JSON object with an inference request")
     return request

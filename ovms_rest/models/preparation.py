@@ -15,7 +15,7 @@ from ovms_rest.models.options import MODEL_COLORS, LayoutChange, Preparation
 from ovms_rest.models.reasons import one_line
 from ovms_rest.models.repository import NameMapping
 from ovms_rest.protocol.tensors import Dim
-from ovms_rest.protocol.words import list_names
+from ovms_rest.protocol.words import count_of, list_names
 
 _COLORS = {
     "RGB": ColorFormat.RGB,
@@ -115,7 +115,9 @@ def _set_layout(info: Any, port: Any, name: str, change: LayoutChange) -> None:
     for layout in filter(None, (change.model, change.client)):
         letters = len(layout.replace("...", ""))
         if rank.is_static and (rank.get_length() < letters or (rank.get_length() > letters and "..." not in layout)):
-            raise LoadError(f"layout: {layout} has {letters} dims, tensor {name!r} {port.get_partial_shape()}")
+            raise LoadError(
+                f"layout: {layout} has {count_of(letters, 'dim')}, tensor {name!r} {port.get_partial_shape()}"
+            )
     info.model().set_layout(openvino.Layout(change.model))
     if change.client:
         info.tensor().set_layout(openvino.Layout(change.client))

@@ -55,7 +55,10 @@ def explain_body(body: memoryview, header_length: int | None, model: ModelMetada
             f"does{'' if header_length is None else ', and leave out Inference-Header-Content-Length'}"
         )
     if start.startswith(b"\x1f\x8b"):
-        return "it is compressed by gzip; send the header 'Content-Encoding: gzip'"
+        return (
+            "it is compressed by gzip; a body that is compressed once needs the header 'Content-Encoding: gzip', and "
+            "one that is compressed twice is not supported"
+        )
     if start.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         return "it begins with a byte order mark, expected UTF-8 without one"
     if start.lstrip(_SPACE)[:1] != b"{" and _is_binary(start):

@@ -34,7 +34,17 @@ from ovms_rest.protocol.tensors import (
     TensorMetadata,
 )
 from ovms_rest.protocol.validation import unknown_input
-from ovms_rest.protocol.words import ABSENT, count_of, cut, describe, join, list_names, quote, show
+from ovms_rest.protocol.words import (
+    ABSENT,
+    count_of,
+    cut,
+    describe,
+    explain_invalid_json,
+    join,
+    list_names,
+    quote,
+    show,
+)
 
 MAX_DEPTH = 100
 # Bytes of JSON from which simdjson is tried. It gains from 4 KB on where numbers have 6 digits, from 11 KB with 18.
@@ -75,7 +85,7 @@ def decode_request(
     try:
         return _decode_json(json_part, binary_part, large_size, model, json_memory)
     except orjson.JSONDecodeError as error:
-        reason = explain_body(body, header_length, model) or error
+        reason = explain_body(body, header_length, model) or explain_invalid_json(json_part, error)
         raise InvalidRequestError(f"the request is not valid JSON: {reason}") from error
 
 
@@ -335,6 +345,11 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
                 )
             array = decode_json_data(item["data"], datatype, shape, label)
         else:
+            if size is None and not rest and 0 not in shape:
+                raise InvalidRequestError(
+                    f"{label}: data is missing, and the body has no binary data for it after the JSON "
+                    "(Inference-Header-Content-Length says where the JSON ends)"
+                )
             if datatype == BYTES and size is None:
                 size = _take_rest(items, index, len(rest), label)
             array, rest = _decode_binary_data(rest, size, datatype, shape, label)
@@ -504,6 +519,8 @@ def _refuse_element(
     """Refuse the first element of another JSON type, with the range of the datatype if it is a number."""
     index, element = next((index, item) for index, item in enumerate(elements) if type(item) not in allowed)
     found = f"{_ELEMENTS.get(type(element), '')}{show(element)}"
+    if type(element) is float and element.is_integer() and not -(2**63) < element < 2**64:
+        found = f"beyond 64 bits, about {found}"  # as orjson reads such an integer
     expected = values if type(element) is float or type(element) is int else kind
     raise InvalidRequestError(f"{label.element(index)} is {found}, {expected}")
 
@@ -522,7 +539,7 @@ def _decode_binary_data(
         if size is not None and size != needed:
             raise InvalidRequestError(
                 f"{label}: parameters.binary_data_size is {size}, but {datatype} of shape {join(shape)} "
-                f"takes {needed} bytes"
+                f"takes {count_of(needed, 'byte')}"
             )
         size = needed
     if size > len(rest):

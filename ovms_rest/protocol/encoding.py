@@ -59,7 +59,8 @@ def _encode_strings(name: str, array: BytesArray) -> list[str]:
         except UnicodeDecodeError as error:
             raise InvalidRequestError(
                 f"output {name!r}: string {index} is not valid UTF-8 and cannot be returned in JSON; ask for binary "
-                f"by parameters.binary_data of the output or parameters.binary_data_output of the request"
+                "by parameters.binary_data of the output or parameters.binary_data_output of the request; if the body "
+                "is only the data of an input, ask by 'Inference-Header-Content-Length: 0'"
             ) from error
     return strings
 

@@ -29,9 +29,9 @@ from ovms_rest.protocol.json_memory import OBJECTS, check_memory
 from ovms_rest.protocol.multipart import Part, read_media_type, split_parts
 from ovms_rest.protocol.raw_bodies import Source, fit_shape, read_raw, read_raw_body, shape_strings
 from ovms_rest.protocol.strings import MAX_ELEMENTS
-from ovms_rest.protocol.tensors import InferenceRequest, ModelMetadata, Tensor, TensorMetadata
+from ovms_rest.protocol.tensors import MAX_DIM, InferenceRequest, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.validation import unknown_input
-from ovms_rest.protocol.words import cut, list_names, show
+from ovms_rest.protocol.words import cut, explain_invalid_json, list_names, show
 
 JSON, OCTETS, FORM, IMAGE = "application/json", "application/octet-stream", "multipart/form-data", "image/"
 
@@ -115,7 +115,7 @@ def _read_image(body: memoryview, kind: str, metadata: TensorMetadata, model: Mo
 def _read_shape(text: str, label: str) -> tuple[int, ...]:
     if not _SHAPE.fullmatch(text.strip(" \t")):
         raise InvalidRequestError(
-            f"{label}: X-Tensor-Shape is {show(text)}, expected integers of at least 0, separated by commas"
+            f"{label}: X-Tensor-Shape is {show(text)}, expected integers from 0 to {MAX_DIM}, separated by commas"
         )
     return decode_shape({"shape": list(map(int, text.split(",")))}, label)
 
@@ -176,7 +176,9 @@ def _read_json(data: memoryview, metadata: TensorMetadata, json_memory: int) -> 
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequestError(f"{label}: the part is not valid JSON: {error}") from error
+        raise InvalidRequestError(
+            f"{label}: the part is not valid JSON: {explain_invalid_json(data, error)}"
+        ) from error
     elements = value if type(value) is list else [value]
     shape, count = _measure(elements, label)
     if metadata.datatype == BYTES and count > MAX_ELEMENTS:

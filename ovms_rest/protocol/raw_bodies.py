@@ -111,11 +111,15 @@ def fit_shape(
         raise InvalidRequestError(f"{label} has {len(open_dims)} open dims besides dim 0, which {source.remedy}")
     if open_dims:
         row = of_element * math.prod(dim for index, dim in enumerate(sizes) if index != open_dims[0])
-        if row == 0 or size % row:
+        if row == 0 and size == 0:
+            raise InvalidRequestError(
+                f"{label} has the open dim {open_dims[0]} beside a dim of 0, which {source.remedy}"
+            )
+        if row and size % row:
             raise InvalidRequestError(
                 f"{label} takes a multiple of {count_of(row, unit)}{kind}, {source.name} has {size}"
             )
-        sizes[open_dims[0]] = size // row
+        sizes[open_dims[0]] = size // row if row else 0
     needed = of_element * math.prod(sizes)
     if needed != size:
         raise InvalidRequestError(f"{label} takes {count_of(needed, unit)}{kind}, {source.name} has {size}")

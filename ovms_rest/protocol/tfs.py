@@ -34,7 +34,17 @@ from ovms_rest.protocol.numbers import NestedNumbers, UnsuitedError, looks_numer
 from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray
 from ovms_rest.protocol.tensors import InferenceRequest, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.validation import takes_strings, unknown_input
-from ovms_rest.protocol.words import count_of, cut, describe, join, list_names, quote, show
+from ovms_rest.protocol.words import (
+    count_of,
+    cut,
+    describe,
+    explain_invalid_json,
+    explain_utf8_error,
+    join,
+    list_names,
+    quote,
+    show,
+)
 
 SIGNATURE = "serving_default"
 
@@ -109,13 +119,15 @@ def _parse(body: memoryview) -> tuple[Any, bool]:
         text = bytes(body)
         if b"NaN" in text or b"Infinity" in text:
             return _parse_tokens(text), True
-        raise InvalidRequestError(f"the request is not valid JSON: {error}") from error
+        raise InvalidRequestError(f"the request is not valid JSON: {explain_invalid_json(text, error)}") from error
 
 
 def _parse_tokens(text: bytes) -> Any:
     """Parse JSON with the tokens NaN, Infinity and -Infinity."""
     try:
         return json.loads(text.decode(), parse_int=_parse_integer, parse_float=_parse_float)
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"the request is not valid JSON: {explain_utf8_error(error)}") from error
     except RecursionError as error:
         raise InvalidRequestError(f"the JSON is nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
@@ -131,7 +143,7 @@ def _parse_integer(text: str) -> int | float:
 def _parse_float(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise ValueError(f"the number {cut(text)} is too large")
+        raise ValueError(f"the number {cut(text)} is beyond the range of FP64")
     return number
 
 
@@ -317,7 +329,9 @@ def _strings(elements: list[Any], types: set[type], place: _Place) -> BytesArray
     try:
         return BytesArray.of(read_strings(elements, types, place), place.shape)
     except UnicodeEncodeError as error:  # half of a surrogate pair, which Python's parser lets through
-        raise InvalidRequestError(f"{place}: a string is not valid Unicode: {error.reason}") from error
+        raise InvalidRequestError(
+            f"{place}: the string {show(error.object)} is not valid Unicode: {error.reason}"
+        ) from error
 
 
 def _flatten(value: list[Any], place: _Place) -> tuple[list[Any], tuple[int, ...], set[type]]:

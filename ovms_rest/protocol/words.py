@@ -1,6 +1,7 @@
 """Values in messages: named, counted, quoted and shortened, so that no message grows with the request."""
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from itertools import islice
@@ -25,17 +26,31 @@ def describe(value: Any) -> str:
     """Return the JSON type of a value in words, with the value of a number."""
     if value is ABSENT:
         return "missing"
+    if _is_token(value):
+        return json.dumps(value)
     return _NAMES.get(type(value)) or f"the number {value}"
 
 
 def show(value: Any) -> str:
-    """Return a value as JSON in one line, cut if it is long."""
+    """Return a value as JSON in one line, cut if it is long; NaN and Infinity as the tokens of Python's parser."""
     if type(value) is str:
         value = value[: _SHOWN + 1]  # the rest would be cut off
+    if _is_token(value):
+        return json.dumps(value)
     try:
-        return cut(orjson.dumps(value).decode())  # orjson escapes C0 alone
-    except TypeError:  # nested too deeply for orjson to write, though not to read
-        return describe(value)
+        text = orjson.dumps(value).decode()
+        # In an array or object, orjson writes null for NaN too.
+        return cut(_write(value) if "null" in text else text)  # orjson escapes C0 alone
+    except TypeError:  # half of a surrogate pair, or nested too deeply for orjson to write, though not to read
+        return cut(_write(value)) if type(value) is str else describe(value)
+
+
+def _is_token(value: Any) -> bool:
+    return type(value) is float and not math.isfinite(value)
+
+
+def _write(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def quote(name: str, most: int = _SHOWN) -> str:
@@ -80,6 +95,9 @@ def escape_lines(text: str) -> str:
 
 # A comment at or after the place where the parser stopped.
 _COMMENT = re.compile(r"\s*(//|/\*|#)")
+# The beginning of a number, and orjson's reason for one beyond the range of FP64.
+_NUMBER = re.compile(rf"[-+.0-9eE]{{1,{_SHOWN + 1}}}")
+_INFINITE = "number is infinity when parsed as double"
 
 
 def explain_json_error(text: str, error: ValueError) -> str:
@@ -92,4 +110,30 @@ def explain_json_error(text: str, error: ValueError) -> str:
     except RecursionError:
         pass
     comment = _COMMENT.match(text, place)
-    return f"{comment[1]} begins a comment, which JSON does not have: {error}" if comment else str(error)
+    return f"{comment[1]} begins a comment, which JSON does not have: {error}" if comment else _explain_number(error)
+
+
+def explain_invalid_json(content: bytes | memoryview, error: json.JSONDecodeError) -> str:
+    """Return what is wrong with the bytes of a text that orjson refused with this error."""
+    if not error.doc:  # as for bytes that are not UTF-8, whose place orjson does not give
+        try:
+            str(content, "utf-8")
+        except UnicodeDecodeError as fault:
+            return explain_utf8_error(fault)
+    return _explain_number(error)
+
+
+def explain_utf8_error(error: UnicodeDecodeError) -> str:
+    """Return where the first byte is that is not UTF-8."""
+    begin = error.object.rfind(b"\n", 0, error.start) + 1
+    line, column = error.object.count(b"\n", 0, begin) + 1, len(error.object[begin : error.start].decode()) + 1
+    return f"line {line} column {column}: byte 0x{error.object[error.start]:02x} is not UTF-8"
+
+
+def _explain_number(error: ValueError) -> str:
+    """Return the parser's reason; for a number beyond FP64, which is valid JSON, that it is one."""
+    if not isinstance(error, json.JSONDecodeError) or error.msg != _INFINITE:
+        return str(error)
+    number = _NUMBER.match(error.doc, error.pos)
+    shown = f" {_shorten(number[0])}" if number else ""
+    return f"the number{shown} is beyond the range of FP64: line {error.lineno} column {error.colno} (char {error.pos})"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from ovms_rest.errors import BodyTooLargeError, InvalidRequestError
 from ovms_rest.protocol.buffers import allocate
 from ovms_rest.protocol.encoding import Buffer
+from ovms_rest.protocol.words import count_of
 
 # The supported encodings with zlib's `wbits` for each: gzip (RFC 1952), and deflate, which is zlib's format (RFC 1950).
 ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -91,9 +92,9 @@ def _inflate(body: memoryview, encoding: str) -> Iterator[bytes]:
                 return
             yield data
             rest, is_full = decompressor.unconsumed_tail, len(data) == _PIECE
-    raise InvalidRequestError(f"the {encoding} stream of the body ends early, after {len(body)} bytes")
+    raise InvalidRequestError(f"the {encoding} stream of the body ends early, after {count_of(len(body), 'byte')}")
 
 
 def _check_end(left_over: int, encoding: str) -> None:
     if left_over:
-        raise InvalidRequestError(f"{left_over} bytes follow the {encoding} stream of the body")
+        raise InvalidRequestError(f"the body has {count_of(left_over, 'byte')} after the end of its {encoding} stream")

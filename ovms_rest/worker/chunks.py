@@ -4,7 +4,7 @@ import re
 from enum import Enum, auto
 
 from ovms_rest.protocol.buffers import allocate
-from ovms_rest.protocol.words import quote
+from ovms_rest.protocol.words import count_of, quote
 from ovms_rest.worker.http1 import Limits, Refusal
 
 # A size in hexadecimal, and extensions, which are ignored.
@@ -155,7 +155,7 @@ class ChunkDecoder:
                 raise Refusal(400, f"malformed body: {_quote(line)} is not a chunk size in hexadecimal")
             self._missing = int(found[1], 16)
             if self.size + self._missing > self._max_body:
-                what = f"a chunk of {self._missing} after {self.size} bytes"
+                what = f"a chunk of {self._missing} after {count_of(self.size, 'byte')}"
                 raise Refusal(413, f"the body is too large: {what}, at most {self._max_body} are allowed")
             self._expected = _Expected.DATA if self._missing else _Expected.TRAILERS
         elif line:

@@ -22,6 +22,7 @@ from typing import NamedTuple, cast
 from ovms_rest.log import log
 from ovms_rest.protocol.buffers import allocate
 from ovms_rest.protocol.room import Room, describe_lack
+from ovms_rest.protocol.words import count_of
 from ovms_rest.worker.chunks import ChunkDecoder
 from ovms_rest.worker.http1 import CONTINUE, UNREAD, Environ, Head, HeadReader, Refusal, RequestBody
 
@@ -244,9 +245,9 @@ class Connection:
         if self.deadline > self._context.now:
             return None
         if self.state is State.BODY:
-            return self._refuse(Refusal(408, f"timed out reading the body after {self._received} bytes"))
+            return self._refuse(Refusal(408, f"timed out reading the body after {count_of(self._received, 'byte')}"))
         if self.state is State.HEAD and self._pending:
-            message = f"timed out reading the head of the request after {len(self._pending)} bytes"
+            message = f"timed out reading the head of the request after {count_of(len(self._pending), 'byte')}"
             return self._refuse_head(self._pending, Refusal(408, message))
         if self.state is State.SENDING:  # what the system has of the response is not kept for the client either
             with contextlib.suppress(OSError):
@@ -380,7 +381,9 @@ class Connection:
         if self.state is State.BODY:
             return self._refuse(Refusal(400, "the body ended before its last chunk"))
         if self.state is State.HEAD and self._pending.strip(b"\r\n"):  # an empty line alone is not a request
-            message = f"the head of the request ended after {len(self._pending)} bytes, before its empty line"
+            message = (
+                f"the head of the request ended after {count_of(len(self._pending), 'byte')}, before its empty line"
+            )
             return self._refuse_head(self._pending, Refusal(400, message))
         self.close()
         return None

@@ -124,6 +124,7 @@ def test_other_large_inputs_have_no_zeros(array):
     [
         (None, "is missing"),
         (b"{", "is not valid JSON: "),
+        (b'"\xff"', "is not valid JSON: line 1 column 2: byte 0xff is not UTF-8"),
         (b"[]", "is not a JSON object with an inference request"),
         (b" " * (MAX_FILE_BYTES + 1), "65536"),
     ],

@@ -459,7 +459,8 @@ def test_target_may_be_longer_than_16_bits_count(target):
     ],
 )
 def test_other_numbers_of_channels_are_not_converted(picture, channels, came):
-    assert refusal([encode(picture)], 1, 6, 5, channels) == f"image 0 has {came}, the model takes {channels}"
+    hint = "; convert it to grey" if channels == 1 else ""
+    assert refusal([encode(picture)], 1, 6, 5, channels) == f"image 0 has {came}, the model takes {channels}{hint}"
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
@@ -502,6 +503,12 @@ def test_further_images_need_the_channels_of_the_first():
 
 def test_message_for_an_nchw_model_without_a_layout_names_the_setting():
     assert refusal([PNG], 1, 3, 6, 5, layout=None) == f"image 0 has 3 channels, the model takes 5; {NO_LAYOUT}"
+
+
+@pytest.mark.parametrize(("channels", "hint"), [(1, "; convert it to grey"), (4, "")])
+def test_message_about_channels_names_no_layout_where_the_model_has_them_last(channels, hint):
+    message = refusal([PNG], 1, 6, 5, channels, layout=None)
+    assert message == f"image 0 has 3 channels, the model takes {channels}{hint}"
 
 
 # --- Batches

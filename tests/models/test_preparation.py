@@ -130,6 +130,7 @@ def test_model_may_declare_its_layout(tmp_path):
     ("model", "layout", "message"),
     [
         (image_model, "NHW", "layout: NHW has 3 dims, tensor 'x' [1,3,2,2]"),
+        (image_model, "N", "layout: N has 1 dim, tensor 'x' [1,3,2,2]"),
         (image_model, {"z": "NCHW"}, "layout: the model has no tensor 'z'; it has 'x', 'y'"),
         (model_zoo.add, "NC", "layout: one value is ambiguous for the inputs 'left', 'right'"),
         (image_model, "NHWD:NCHW", "layout or preprocessing cannot be applied: "),

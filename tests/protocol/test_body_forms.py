@@ -96,7 +96,7 @@ def test_model_without_image_inputs_gets_no_image_command():
     [
         (b"\x00\x00\x80\x3f", "it is binary data that begins with the bytes 00 00 80 3f; "),
         (b"\xfe\xdc" * 500, "it is binary data that begins with the bytes fe dc fe dc fe dc fe dc; "),
-        (b"\x1f\x8b\x08\x00", "it is compressed by gzip; "),
+        (b"\x1f\x8b\x08\x00", "it is compressed by gzip; a body that is compressed once needs the header "),
         (b"\xef\xbb\xbf" + HEAD, "it begins with a byte order mark, "),
         (b"image=cat.jpg", "it looks like the fields of a form, "),
     ],

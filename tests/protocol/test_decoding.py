@@ -122,6 +122,19 @@ def test_invalid_utf8_is_rejected_everywhere(body):
     assert refusal(body).startswith("the request is not valid JSON: ")
 
 
+def test_message_gives_the_place_of_a_byte_that_is_not_utf8():
+    body = '{"id": "\u00e4",\n "x\u00e4\u00f6": 1}'.encode().replace(b"\xc3\xb6", b"\xf6")
+    assert refusal(body) == "the request is not valid JSON: line 2 column 5: byte 0xf6 is not UTF-8"
+
+
+@pytest.mark.parametrize(("number", "shown"), [("1e999", "1e999"), ("-" + "9" * 400, f"-{'9' * 59}...")])
+def test_message_names_a_number_beyond_fp64(number, shown):
+    """It is valid JSON, which limits no number."""
+    assert refusal(b'{"foo":%b,"inputs":[]}' % number.encode()) == (
+        f"the request is not valid JSON: the number {shown} is beyond the range of FP64: line 1 column 8 (char 7)"
+    )
+
+
 def test_empty_body_is_rejected():
     assert refusal(b"") == "the request has no JSON, expected an object with the key 'inputs'"
 
@@ -465,8 +478,10 @@ def test_number_of_elements_other_than_the_shapes_is_rejected(shape, data, messa
 def test_shape_of_64_huge_dims_is_rejected():
     shape = [2**63 - 1] * 64
     assert refusal_of_input(VALID | {"shape": shape}).endswith(f" needs {math.prod(shape)}")
-    assert "bytes of binary data, but the body has 0 left" in refusal_of_input(
-        without(VALID | {"shape": shape}, "data"), b""
+    message = refusal_of_input(without(VALID | {"shape": shape}, "data"), b"1")
+    assert message.endswith(
+        "bytes of binary data, but the body has 1 left after the JSON "
+        "(Inference-Header-Content-Length says where the JSON ends)"
     )
 
 
@@ -523,6 +538,22 @@ def test_integer_out_of_range_is_rejected(datatype, beyond):
         message = refusal(written(datatype, [2], f"[1,{number}]"))
         assert message.startswith("inputs[0] 'x': data[1] is ")
         assert message.endswith(f", {datatype} takes integers from {low} to {high}")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "number", "about"),
+    [
+        ("INT64", "-9223372036854775809", "-9.223372036854776e+18"),
+        ("UINT64", "18446744073709551616", "1.8446744073709552e+19"),
+        ("INT8", "1e300", "1e+300"),
+    ],
+)
+def test_message_about_an_integer_beyond_64_bits_does_not_show_it_as_one_within(datatype, number, about):
+    """The parser rounds it to FP64, here to the nearest limit of the datatype."""
+    low, high = INTEGERS[datatype]
+    assert refusal(written(datatype, [1], f"[{number}]")) == (
+        f"inputs[0] 'x': data[0] is beyond 64 bits, about {about}, {datatype} takes integers from {low} to {high}"
+    )
 
 
 def test_message_repeats_an_integer_out_of_range():

@@ -93,15 +93,25 @@ def test_binary_inputs_without_elements_need_no_binary_part(binary):
 @pytest.mark.parametrize(
     ("item", "binary", "needed"),
     [
-        (BINARY, None, "inputs[0] 'x' needs 4 bytes"),
         (BINARY, b"\1\0\2", "inputs[0] 'x' needs 4 bytes"),
-        (BINARY | {"shape": [2**63 - 1]}, b"", "inputs[0] 'x' needs 18446744073709551614 bytes"),
+        (BINARY | {"shape": [2**63 - 1]}, b"\0", "inputs[0] 'x' needs 18446744073709551614 bytes"),
+        (BINARY | {"parameters": {"binary_data_size": 4}}, None, "inputs[0] 'x' needs 4 bytes"),
         (STRINGS | {"parameters": {"binary_data_size": 5}}, b"\0\0\0\0", "inputs[0] 's' needs 5 bytes"),
     ],
 )
 def test_too_few_binary_bytes_are_rejected(item, binary, needed):
     assert refusal_of_input(item, binary) == (
         f"{needed} of binary data, but the body has {len(binary or b'')} left after the JSON "
+        "(Inference-Header-Content-Length says where the JSON ends)"
+    )
+
+
+@pytest.mark.parametrize("binary", [None, b""])
+@pytest.mark.parametrize("item", [BINARY, STRINGS, STRINGS | {"shape": []}, BINARY | {"shape": [2**63 - 1]}])
+def test_input_without_data_and_binary_data_is_rejected(item, binary):
+    message = refusal_of_input(item, binary)
+    assert message == (
+        f"inputs[0] {item['name']!r}: data is missing, and the body has no binary data for it after the JSON "
         "(Inference-Header-Content-Length says where the JSON ends)"
     )
 
@@ -165,8 +175,6 @@ def test_bool_byte_other_than_0_and_1_is_rejected(byte):
         ([1], "05000000 616263", "the length of string 0 is 5 bytes, but the data has only 3 left"),
         ([1], "ffffffff 616263", "the length of string 0 is 4294967295 bytes, but the data has only 3 left"),
         ([2], "01000000 61", "its shape needs 2 strings, but the data has 1"),
-        ([1], "", "its shape needs 1 string, but the data has 0"),
-        ([], "", "its shape needs 1 string, but the data has 0"),
         ([1], "01000000 61 01000000 62", "its shape needs 1 string, which leaves 5 bytes of the data unused"),
         ([1], "01000000 61 62", "its shape needs 1 string, which leaves 1 byte of the data unused"),
         ([0], "00000000", "its shape needs 0 strings, which leaves 4 bytes of the data unused"),

@@ -229,7 +229,8 @@ def test_non_contiguous_array_becomes_row_major_binary(layout, datatype):
 def test_string_that_is_not_utf8_is_rejected_in_json(element):
     assert refused(encode, Tensor("y", "BYTES", BytesArray.of([b"ok", element], (2,)))) == (
         "output 'y': string 1 is not valid UTF-8 and cannot be returned in JSON; ask for binary by "
-        "parameters.binary_data of the output or parameters.binary_data_output of the request"
+        "parameters.binary_data of the output or parameters.binary_data_output of the request; if the body is only the "
+        "data of an input, ask by 'Inference-Header-Content-Length: 0'"
     )
 
 

@@ -1,5 +1,7 @@
 """Values of clients in messages: named, quoted, shortened, and without control characters."""
 
+import json
+
 import orjson
 import pytest
 
@@ -9,6 +11,7 @@ from ovms_rest.protocol.words import (
     cut,
     describe,
     escape,
+    explain_invalid_json,
     explain_json_error,
     join,
     list_names,
@@ -31,6 +34,17 @@ def test_value_is_described_by_its_json_type(value, text):
 def test_value_is_shown_as_json_up_to_60_characters():
     assert show({"a": [1, None]}) == '{"a":[1,null]}'
     assert show("x" * 10**6) == f'"{"x" * 59}...'
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
+def test_token_that_json_does_not_know_is_shown_as_it_came(text):
+    value = json.loads(text)
+    assert (show(value), describe(value), show({"a": [value, None]})) == (text, text, f'{{"a":[{text},null]}}')
+
+
+def test_half_of_a_surrogate_pair_is_shown_escaped():
+    assert show("a\ud800\n") == '"a\\ud800\\n"'
+    assert show("\ud800" * 100) == '"' + "\\ud800" * 59 + "..."
 
 
 def test_value_too_deep_for_orjson_is_described():
@@ -75,6 +89,31 @@ def test_comment_in_json_is_named(sign):
     with pytest.raises(orjson.JSONDecodeError) as caught:
         orjson.loads(text)
     assert explain_json_error(text, caught.value).startswith(f"{sign} begins a comment, which JSON does not have: ")
+
+
+def reason(content):
+    """Return what is wrong with the bytes of a text."""
+    with pytest.raises(orjson.JSONDecodeError) as caught:
+        orjson.loads(content)
+    return explain_invalid_json(content, caught.value)
+
+
+def test_first_byte_that_is_not_utf8_is_shown_with_its_place():
+    assert reason(b'{"a": 1,\n"\xc3\xa4\xff\xfe": 2}') == "line 2 column 3: byte 0xff is not UTF-8"
+    assert reason(memoryview(b"\xff")) == "line 1 column 1: byte 0xff is not UTF-8"
+
+
+def test_number_beyond_fp64_is_not_called_invalid():
+    expected = "the number -1e999 is beyond the range of FP64: line 1 column 3 (char 2)"
+    assert reason(b"[ -1e999]") == expected
+    with pytest.raises(orjson.JSONDecodeError) as caught:
+        orjson.loads("[ -1e999]")
+    assert explain_json_error("[ -1e999]", caught.value) == expected
+
+
+def test_other_invalid_bytes_get_the_message_of_the_parser():
+    assert reason(b"{") == "unexpected end of data: line 1 column 2 (char 1)"
+    assert reason(b"").endswith("line 1 column 1 (char 0)")
 
 
 def test_other_json_error_is_the_parsers():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from raw_http import RELU, chunk
 from request_cases import BARE_CR_OR_LF, END, REFUSED_CHUNKS, REFUSED_TRAILERS, SIZE, VALID_CHUNKS
 
+from ovms_rest.protocol.words import count_of
 from ovms_rest.worker.chunks import CHUNKS_PER_CALL, ChunkDecoder
 from ovms_rest.worker.http1 import Limits, Refusal
 
@@ -106,7 +107,7 @@ def test_oversized_chunk_is_refused_at_its_size_line(before, size):
         decoder.feed(chunk(b"x" * before))
     with pytest.raises(Refusal) as caught:
         decoder.feed(b"%x\r\n" % size)
-    message = f"the body is too large: a chunk of {size} after {before} bytes, at most {MIB} are allowed"
+    message = f"the body is too large: a chunk of {size} after {count_of(before, 'byte')}, at most {MIB} are allowed"
     assert (caught.value.status, str(caught.value)) == (413, message)
 
 

@@ -16,6 +16,7 @@ from raw_http import LIVE, RELU, RELU_PATH, chunk, cut, head, post, post_chunked
 from request_cases import CONVERSATION, END, REFUSED, REFUSED_CHUNKS, SIZE, STREAM
 from workers import CHUNKED
 
+from ovms_rest.protocol.words import count_of
 from ovms_rest.worker.connection import Cancelled, Connection, Context, Refused, Request, State, Times
 from ovms_rest.worker.http1 import HeadReader
 
@@ -367,7 +368,7 @@ def test_truncated_body_is_refused_with_its_request(wired, data, message):
 def test_truncated_head_is_refused(wired, before, size):
     refusal = refuse_at_the_end(wired, before + LIVE[:size]).refusal
     size += len(before) * (before != LIVE)
-    assert str(refusal) == f"the head of the request ended after {size} bytes, before its empty line"
+    assert str(refusal) == f"the head of the request ended after {count_of(size, 'byte')}, before its empty line"
 
 
 # --- Expectations
