@@ -49,15 +49,19 @@ from ovms_rest.protocol.words import (
 MAX_DEPTH = 100
 # Bytes of JSON from which simdjson is tried. It gains from 4 KB on where numbers have 6 digits, from 11 KB with 18.
 LARGE_SIZE = 8192
-# The default limit for the memory of the values of a JSON text.
-MAX_JSON_MEMORY = choose_budget(2**28)
+# The default limit for a body, and for the memory of the values of a JSON text.
+MAX_BODY = 2**28
+MAX_JSON_MEMORY = choose_budget(MAX_BODY)
 # Bytes of JSON from which the garbage collector is paused.
 MANY_VALUES = 2**20
 # numpy's limit; no OpenVINO model has more.
 MAX_RANK = 64
 # The dims of a tensor without elements cost a client nothing, but may become those of outputs: the sum over dim 1 of
-# [1099511627776,0] has as many zeros.
-MAX_EMPTY = 2**20
+# [1099511627776,0] has as many zeros. So they may be those of a tensor whose elements a body has room for, and in any
+# case multiply to this.
+MIN_EMPTY = 2**20
+# Bytes of a BYTES element in a body: at least its length.
+_LENGTH = 4
 # Comparing up to this many numbers one by one is faster than numpy.
 _FEW = 64
 _ELEMENTS = {str: "the string ", bool: "the boolean "}
@@ -72,6 +76,7 @@ def decode_request(
     large_size: int = LARGE_SIZE,
     model: ModelMetadata | None = None,
     json_memory: int = MAX_JSON_MEMORY,
+    max_body: int = MAX_BODY,
 ) -> InferenceRequest:
     """Decode the body of an inference request.
 
@@ -79,32 +84,38 @@ def decode_request(
     become views on `body`. JSON of `large_size` bytes and more is tried as numbers first, which changes only the time.
 
     More inputs or outputs than `model` has are refused before they are decoded. `json_memory` limits the bytes that the
-    values of the JSON may take; beyond it BodyTooLargeError is raised.
+    values of the JSON may take; beyond it BodyTooLargeError is raised. `max_body`, the bytes that a body may have,
+    limits the dims of tensors without elements.
     """
     json_part, binary_part = (body, body[:0]) if header_length is None else (body[:header_length], body[header_length:])
     try:
-        return _decode_json(json_part, binary_part, large_size, model, json_memory)
+        return _decode_json(json_part, binary_part, large_size, model, json_memory, max_body)
     except orjson.JSONDecodeError as error:
         reason = explain_body(body, header_length, model) or explain_invalid_json(json_part, error)
         raise InvalidRequestError(f"the request is not valid JSON: {reason}") from error
 
 
 def _decode_json(
-    json_part: memoryview, binary_part: memoryview, large_size: int, model: ModelMetadata | None, json_memory: int
+    json_part: memoryview,
+    binary_part: memoryview,
+    large_size: int,
+    model: ModelMetadata | None,
+    json_memory: int,
+    max_body: int,
 ) -> InferenceRequest:
     """Decode with the parser that suits the size of the JSON."""
     if len(json_part) < large_size:
-        return _decode_root(_parse_json(json_part), binary_part, model)
+        return _decode_root(_parse_json(json_part), binary_part, model, max_body)
     if looks_numeric(json_part):
         check_memory(json_part, NUMBERS, json_memory)
-        request = decode_numeric(json_part, binary_part, model)
+        request = decode_numeric(json_part, binary_part, model, max_body)
         if request is not None:
             return request
     check_memory(json_part, OBJECTS, json_memory)
     if len(json_part) < MANY_VALUES:
-        return _decode_root(_parse_json(json_part), binary_part, model)
+        return _decode_root(_parse_json(json_part), binary_part, model, max_body)
     with without_garbage_collection():
-        return _decode_root(_parse_json(json_part), binary_part, model)
+        return _decode_root(_parse_json(json_part), binary_part, model, max_body)
 
 
 @contextmanager
@@ -120,16 +131,18 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 def decode_numeric(
-    json_part: memoryview, binary_part: memoryview, model: ModelMetadata | None = None
+    json_part: memoryview, binary_part: memoryview, model: ModelMetadata | None = None, max_body: int = MAX_BODY
 ) -> InferenceRequest | None:
     """Return a request whose `data` are numbers, decoded without an object for each; None when orjson must decide."""
     try:
-        return _decode_root(parse_numeric(json_part, MAX_DEPTH), binary_part, model)
+        return _decode_root(parse_numeric(json_part, MAX_DEPTH), binary_part, model, max_body)
     except (UnsuitedError, InvalidRequestError):  # only the path through orjson writes messages
         return None
 
 
-def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMetadata | None) -> InferenceRequest:
+def _decode_root(
+    root: dict[str, Any], binary_part: memoryview, model: ModelMetadata | None, max_body: int
+) -> InferenceRequest:
     check_unknown(root, _REQUEST_KEYS, 1)
     if model is not None:
         _check_counts(root, model)
@@ -143,7 +156,7 @@ def _decode_root(root: dict[str, Any], binary_part: memoryview, model: ModelMeta
         timeout_us = _decode_integer(parameters, "timeout", "")
         priority = _decode_integer(parameters, "priority", "")
     try:
-        inputs = _decode_inputs(root, binary_part)
+        inputs = _decode_inputs(root, binary_part, max_body)
     except InvalidRequestError:
         if model is not None:
             _check_names(root.get("inputs"), model)
@@ -308,7 +321,7 @@ class Label(Protocol):
         """Return the place of an element by its index in row-major order."""
 
 
-def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tensor, ...]:
+def _decode_inputs(root: dict[str, Any], binary_part: memoryview, max_body: int) -> tuple[Tensor, ...]:
     items = root.get("inputs", ABSENT)
     if type(items) is not list or not items:
         found = "empty" if items == [] else describe(items)
@@ -327,6 +340,7 @@ def _decode_inputs(root: dict[str, Any], binary_part: memoryview) -> tuple[Tenso
         label = _ItemLabel("inputs", index, name)
         shape = decode_shape(item, label)
         datatype = _decode_datatype(item, label)
+        check_empty(shape, datatype, max_body, label)
         if datatype == BYTES:
             strings += math.prod(shape)
             if strings > MAX_ELEMENTS:
@@ -408,11 +422,20 @@ def decode_shape(item: dict[str, Any], label: object) -> tuple[int, ...]:
     for dim in shape:
         if type(dim) is not int or not 0 <= dim <= MAX_DIM:
             raise InvalidRequestError(f"{label}: shape has the dim {show(dim)}, expected integers from 0 to {MAX_DIM}")
-    if 0 in shape and math.prod(dim or 1 for dim in shape) > MAX_EMPTY:
-        raise InvalidRequestError(
-            f"{label}: the dims of shape {join(shape)} other than 0 multiply to more than {MAX_EMPTY}, the limit"
-        )
     return tuple(shape)
+
+
+def check_empty(shape: tuple[int, ...], datatype: str, max_body: int, label: object) -> None:
+    """Refuse the shape of a tensor without elements whose other dims are larger than `max_body` allows."""
+    if 0 not in shape:
+        return
+    most = min(max_body // _LENGTH, MAX_ELEMENTS) if datatype == BYTES else max_body // DATATYPES[datatype].size
+    most = max(most, MIN_EMPTY)
+    if math.prod(dim or 1 for dim in shape) > most:
+        raise InvalidRequestError(
+            f"{label}: the dims of shape {join(shape)} other than 0 multiply to more than {most}, "
+            f"the limit for {datatype}"
+        )
 
 
 def _decode_datatype(item: dict[str, Any], label: object) -> str:

@@ -18,8 +18,10 @@ from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.body_forms import explain_form
 from ovms_rest.protocol.datatypes import BYTES
 from ovms_rest.protocol.decoding import (
+    MAX_BODY,
     MAX_RANK,
     TextLabel,
+    check_empty,
     decode_json_data,
     decode_request,
     decode_shape,
@@ -59,31 +61,38 @@ def holds_json(body: memoryview, content_type: str | None, tensor_shape: str | N
 
 
 def decode_typed_request(
-    body: memoryview, content_type: str, tensor_shape: str | None, model: ModelMetadata, json_memory: int
+    body: memoryview,
+    content_type: str,
+    tensor_shape: str | None,
+    model: ModelMetadata,
+    json_memory: int,
+    max_body: int = MAX_BODY,
 ) -> InferenceRequest:
     """Decode a body without Inference-Header-Content-Length, by its Content-Type.
 
-    `json_memory` limits the bytes that the values of JSON may take.
+    `json_memory` and `max_body` are limits as for `decode_request`.
     """
     kind = read_media_type(content_type)
     if not (kind in (OCTETS, FORM) or kind.startswith(IMAGE)):
-        return decode_request(body, model=model, json_memory=json_memory)
+        return decode_request(body, model=model, json_memory=json_memory, max_body=max_body)
     if holds_json(body, content_type, tensor_shape):
-        return _decode_json(body, kind, model, json_memory)
+        return _decode_json(body, kind, model, json_memory, max_body)
     if kind == FORM:
-        return InferenceRequest(_read_form(body, content_type, model, json_memory))
+        return InferenceRequest(_read_form(body, content_type, model, json_memory, max_body))
     metadata = _find_only_input(kind, model)
     if kind != OCTETS:
         return InferenceRequest((_read_image(body, kind, metadata, model),))
     if not len(body) and tensor_shape is None:
         raise InvalidRequestError(f"the body is empty, expected the data of input {metadata.name!r}")
-    shape = None if tensor_shape is None else _read_shape(tensor_shape, f"input {metadata.name!r}")
+    shape = None if tensor_shape is None else _read_shape(tensor_shape, metadata, max_body)
     return InferenceRequest((read_raw_body(body, metadata, _BODY, model.name, shape),))
 
 
-def _decode_json(body: memoryview, kind: str, model: ModelMetadata, json_memory: int) -> InferenceRequest:
+def _decode_json(
+    body: memoryview, kind: str, model: ModelMetadata, json_memory: int, max_body: int
+) -> InferenceRequest:
     try:
-        return decode_request(body, model=model, json_memory=json_memory)
+        return decode_request(body, model=model, json_memory=json_memory, max_body=max_body)
     except InvalidRequestError as error:
         if kind != OCTETS:
             raise
@@ -112,12 +121,15 @@ def _read_image(body: memoryview, kind: str, metadata: TensorMetadata, model: Mo
     return _view_elements(body, [Part(metadata.name, body, 0)], metadata)
 
 
-def _read_shape(text: str, label: str) -> tuple[int, ...]:
+def _read_shape(text: str, metadata: TensorMetadata, max_body: int) -> tuple[int, ...]:
+    label = f"input {metadata.name!r}"
     if not _SHAPE.fullmatch(text.strip(" \t")):
         raise InvalidRequestError(
             f"{label}: X-Tensor-Shape is {show(text)}, expected integers from 0 to {MAX_DIM}, separated by commas"
         )
-    return decode_shape({"shape": list(map(int, text.split(",")))}, label)
+    shape = decode_shape({"shape": list(map(int, text.split(",")))}, label)
+    check_empty(shape, metadata.datatype, max_body, label)
+    return shape
 
 
 def _view_elements(body: memoryview, parts: Sequence[Part], metadata: TensorMetadata) -> Tensor:
@@ -130,16 +142,20 @@ def _view_elements(body: memoryview, parts: Sequence[Part], metadata: TensorMeta
 # --- Forms: a part is named by its input, and an input of images or strings may have several
 
 
-def _read_form(body: memoryview, content_type: str, model: ModelMetadata, json_memory: int) -> tuple[Tensor, ...]:
+def _read_form(
+    body: memoryview, content_type: str, model: ModelMetadata, json_memory: int, max_body: int
+) -> tuple[Tensor, ...]:
     by_name: dict[str, list[Part]] = {}
     for part in split_parts(body, content_type):
         if part.name not in model.inputs:
             raise unknown_input(part.name, model)
         by_name.setdefault(part.name, []).append(part)
-    return tuple(_read_input(body, found, model.inputs[name], json_memory) for name, found in by_name.items())
+    return tuple(_read_input(body, found, model.inputs[name], json_memory, max_body) for name, found in by_name.items())
 
 
-def _read_input(body: memoryview, parts: list[Part], metadata: TensorMetadata, json_memory: int) -> Tensor:
+def _read_input(
+    body: memoryview, parts: list[Part], metadata: TensorMetadata, json_memory: int, max_body: int
+) -> Tensor:
     label = f"input {metadata.name!r}"
     kinds = {_find_kind(part, metadata) for part in parts}
     if kinds == {_ELEMENT}:
@@ -151,7 +167,7 @@ def _read_input(body: memoryview, parts: list[Part], metadata: TensorMetadata, j
     (part,) = parts
     if kinds == {_NUMBERS}:
         return _read_json(part.data, metadata, json_memory)
-    shape = None if part.tensor_shape is None else _read_shape(part.tensor_shape, label)
+    shape = None if part.tensor_shape is None else _read_shape(part.tensor_shape, metadata, max_body)
     return read_raw(part.data, metadata, _PART, shape)
 
 

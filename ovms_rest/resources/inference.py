@@ -110,10 +110,12 @@ class Infer:
         """Decode a body whose first `header_length` bytes are its JSON; with None, Content-Type may say what it is."""
         if header_length is None and (content_type := environ.get("CONTENT_TYPE", JSON)) != JSON:
             shape = environ.get("HTTP_X_TENSOR_SHAPE")
-            return decode_typed_request(body, content_type, shape, metadata, self._json_memory)
+            return decode_typed_request(body, content_type, shape, metadata, self._json_memory, self._max_body_bytes)
         if header_length == 0:
             return decode_raw_request(body, metadata.inputs)
-        return decode_request(body, header_length, model=metadata, json_memory=self._json_memory)
+        return decode_request(
+            body, header_length, model=metadata, json_memory=self._json_memory, max_body=self._max_body_bytes
+        )
 
     def _encode(
         self, response: InferenceResponse, request: InferenceRequest, environ: Environ

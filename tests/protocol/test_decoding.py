@@ -438,16 +438,33 @@ def test_shape_without_elements_is_kept(datatype, shape):
 
 
 @pytest.mark.parametrize(
-    "shape", [[0, 2**20 + 1], [2**63 - 1, 0], [2**31, 2**31, 0], [0] + [2**63 - 1] * 63], ids=lambda shape: len(shape)
+    "shape", [[0, 2**28 + 1], [2**63 - 1, 0], [2**31, 2**31, 0], [0] + [2**63 - 1] * 63], ids=lambda shape: len(shape)
 )
-@pytest.mark.parametrize("datatype", ["BOOL", "FP64", "BYTES"])
-def test_shape_without_elements_but_huge_dims_is_rejected(datatype, shape):
+@pytest.mark.parametrize(("datatype", "most"), [("BOOL", 2**28), ("FP64", 2**25), ("BYTES", 2**23)])
+def test_shape_without_elements_but_huge_dims_is_rejected(datatype, most, shape):
     for item in ({"data": []}, {}):
         message = refusal_of_input({"name": "x", "shape": shape, "datatype": datatype} | item)
         dims = ",".join(map(str, shape))
         assert message == (
-            f"inputs[0] 'x': the dims of shape [{dims}] other than 0 multiply to more than {2**20}, the limit"
+            f"inputs[0] 'x': the dims of shape [{dims}] other than 0 multiply to more than {most}, "
+            f"the limit for {datatype}"
         )
+
+
+@pytest.mark.parametrize(
+    ("datatype", "max_body", "most"),
+    [("UINT8", 2**22, 2**22), ("FP32", 2**28, 2**26), ("BYTES", 2**24, 2**22), ("FP64", 2**10, 2**20)],
+)
+@pytest.mark.parametrize("large_size", [0, 10**6], ids=["simdjson", "orjson"])
+def test_dims_beside_0_may_be_those_of_a_tensor_that_fits_into_a_body(datatype, max_body, most, large_size):
+    for size in (most, most + 1):
+        body = memoryview(written(datatype, [0, size], "[]"))
+        if size == most:
+            (array,) = decode_request(body, None, large_size, max_body=max_body).inputs
+            assert array.shape == (0, size)
+        else:
+            message = refused(decode_request, body, None, large_size, max_body=max_body)
+            assert message.endswith(f"multiply to more than {most}, the limit for {datatype}")
 
 
 def test_shape_may_have_64_dims():

@@ -218,6 +218,18 @@ def test_invalid_shape_of_raw_elements_is_rejected(shape, message):
     assert refusal(FLOATS, OCTETS, shape=shape) == f"input 'x': {message}"
 
 
+@pytest.mark.parametrize(
+    ("body", "content_type", "shape"),
+    [(b"", OCTETS, "0,4194305"), (form(("x", b"", "X-Tensor-Shape: 0,4194305")), FORM, None)],
+)
+def test_dims_of_raw_elements_beside_0_may_be_those_of_a_tensor_that_fits_into_a_body(body, content_type, shape):
+    any_size = model(x=("FP32", ANY, ANY))
+    (tensor,) = decode_typed_request(memoryview(body), content_type, shape, any_size, 2**26).inputs
+    assert tensor.shape == (0, 4194305)
+    with pytest.raises(InvalidRequestError, match="multiply to more than 4194304, the limit for FP32"):
+        decode_typed_request(memoryview(body), content_type, shape, any_size, 2**26, 2**24)
+
+
 def test_huge_shape_of_raw_elements_costs_nothing():
     message = refusal(b"", OCTETS, shape="0,9223372036854775807")
     assert message.startswith(

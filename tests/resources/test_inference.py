@@ -71,6 +71,18 @@ def spy(seen):
 # --- Requests in JSON
 
 
+@pytest.mark.parametrize("headers", [{}, {"X-Tensor-Shape": "0,2097153"}], ids=["JSON", "octets"])
+def test_limit_of_a_body_limits_the_dims_of_a_tensor_without_elements(headers):
+    tensor = ("UINT8", (ANY, ANY))
+    model = servable(lambda arrays: by_name(Tensor("y", "UINT8", arrays["x"])), {"x": tensor}, {"y": tensor})
+    body = b"" if headers else {"inputs": [{"name": "x", "shape": [0, 2**21 + 1], "datatype": "UINT8", "data": []}]}
+    statuses = [
+        infer(make(model, max_body_bytes=limit), body, headers=headers, CONTENT_TYPE="application/octet-stream").status
+        for limit in (2**21, 2**22)
+    ]
+    assert statuses == [400, 200]
+
+
 def test_response_has_all_outputs_in_the_order_of_their_names():
     answer = infer(make(), request(1.5, -2))
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
