@@ -1,6 +1,7 @@
 """Changes as functions: each takes the description of what is wanted and returns the next, with the registry's entries.
 
-An error leaves both as they were. Models given or unloaded by call are known here alone, until the service ends.
+An error leaves both as they were. If an unloaded model cannot be loaded, it stays unloaded, and its entry has the
+reasons. Models given or unloaded by call are known here alone, until the service ends.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -119,7 +120,8 @@ def load_model(
     """Load one model or pipeline as the config file says, or a model with the `given` configuration.
 
     `find_roots` returns the paths that a call may name. Raises ConfigError, NotFoundError, ForbiddenError,
-    InvalidConfigError and LoadFailedError.
+    InvalidConfigError, and LoadFailedError for a `given` configuration of a model that is not unloaded. An unloaded one
+    stays so if it cannot be loaded.
     """
     if pipeline := next((pipeline for pipeline in file.pipelines if pipeline.name == name), None):
         return _load_pipeline(wanted, file, pipeline, given, loader)
@@ -137,7 +139,9 @@ def load_model(
     now = stamp(config.base_path)
     entry = loader.load_models([config])[name]
     problems = entry.problems(name)
-    if problems and (given is not None or name in wanted.unloaded):
+    if problems and name in wanted.unloaded:
+        return wanted, _keep_unloaded(name, entry, loader)
+    if problems and given is not None:
         raise LoadFailedError("; ".join(problems))
     is_given = given is not None or name not in configured
     others = {other: model for other, model in wanted.given.items() if other != name}
@@ -161,8 +165,8 @@ def _load_pipeline(
     own = {node.library: file.libraries[node.library] for node in pipeline.nodes if node.library in file.libraries}
     stamps = {library.path: stamp(library.path) for library in own.values()}
     entry = loader.assemble_pipelines([pipeline], own, loader.select(wanted.models))[name]
-    if name in wanted.unloaded and (problems := entry.problems(name)):
-        raise LoadFailedError("; ".join(problems))
+    if name in wanted.unloaded and entry.problems(name):
+        return wanted, _keep_unloaded(name, entry, loader)
     after = replace(
         wanted,
         unloaded=wanted.unloaded - {name},
@@ -170,6 +174,11 @@ def _load_pipeline(
         libraries={**wanted.libraries, **own},
     )
     return after.with_stamps(stamps, {name: entry}), {**loader.entries, name: entry}
+
+
+def _keep_unloaded(name: str, failed: Entry, loader: Loader) -> Entries:
+    """Return the registry's entries, that of an unloaded model or pipeline with the reasons why its load failed."""
+    return {**loader.entries, name: loader.entries[name].fail(failed)}
 
 
 def unload_model(wanted: Wanted, name: str, dependents: bool, loader: Loader) -> tuple[Wanted, Entries]:
@@ -182,7 +191,7 @@ def unload_model(wanted: Wanted, name: str, dependents: bool, loader: Loader) ->
         for pipeline in wanted.pipelines.values():
             if any(node.model == name for node in pipeline.nodes):
                 names.add(pipeline.name)
-    entries = {**loader.entries, **{other: loader.entries[other].end() for other in names - wanted.unloaded}}
+    entries = {**loader.entries, **{other: loader.entries[other].end() for other in names}}
     unloaded = wanted.unloaded | names
     kept = {wanted.path, *(library.path for library in wanted.libraries.values())}
     kept |= {model.base_path for other, model in models.items() if other not in unloaded}

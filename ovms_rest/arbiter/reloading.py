@@ -159,6 +159,8 @@ class Reloading:
         elif change.action == "load":
             file = load_config(wanted.path)
             self._adopt(*load_model(wanted, file, change.name, change.config, self._find_roots, loader))
+            if change.name in self.wanted.unloaded:  # its entry has the reasons, for those who ask later
+                raise LoadFailedError("; ".join(self._models.entries[change.name].problems(change.name)))
         else:
             self._adopt(*unload_model(wanted, change.name, change.dependents, loader))
             for name in sorted(self.wanted.unloaded - wanted.unloaded):
@@ -201,7 +203,7 @@ class Reloading:
         if change.action == "reload":
             problems = self._models.problems()
         elif entry is not None:
-            problems = entry.problems(change.name)
+            problems = [] if entry.ended else entry.problems(change.name)
         elif change.action == "load":  # a reload in the same run has read another config
             return NotFoundError(f"model {quote(change.name)} is not in {self.wanted.path} any more")
         else:

@@ -1,7 +1,7 @@
 """The registry of configured models and pipelines: the versions that serve, and the reasons why others do not."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import quote as quote_path
 
@@ -18,7 +18,8 @@ class Entry:
     """The state of a configured model or pipeline.
 
     `versions` serve; `failures` has the reasons of those that should and do not, by number; `reason` says why there are
-    no versions at all. An unloaded model has only `ended`, the versions that served before.
+    no versions at all. An unloaded model has `ended`, the versions that served before, and no `versions`; if it could
+    not be loaded again, `failures` or `reason` say why.
     """
 
     versions: dict[int, Servable] = field(default_factory=dict)
@@ -40,20 +41,20 @@ class Entry:
 
     def status(self) -> list[dict[str, Any]]:
         """Return the status of each version in OVMS's format."""
-        if self.ended:
-            return [_status(number, "END", "OK", "OK") for number in sorted(self.ended)]
-        numbers = sorted(self.versions.keys() | self.failures.keys())
+        numbers = sorted({*self.versions, *self.failures, *self.ended})
         if self.reason and not numbers:
             numbers = [1]
-        failed = ("LOADING", "UNKNOWN" if self.kind == "model" else "FAILED_PRECONDITION")
-        return [
-            _status(
-                number,
-                *(("AVAILABLE", "OK") if number in self.versions else failed),
-                self.failures.get(number, self.reason or "OK"),
-            )
-            for number in numbers
-        ]
+        return [self._status_of(number) for number in numbers]
+
+    def _status_of(self, number: int) -> dict[str, Any]:
+        reason = self.failures.get(number, self.reason)
+        if number in self.versions:
+            state, code = "AVAILABLE", "OK"
+        elif number in self.ended and not reason:
+            state, code = "END", "OK"
+        else:
+            state, code = "LOADING", "UNKNOWN" if self.kind == "model" else "FAILED_PRECONDITION"
+        return {"version": str(number), "state": state, "status": {"error_code": code, "error_message": reason or "OK"}}
 
     def readiness(self) -> dict[str, bool]:
         """Return whether each version that should serve does.
@@ -71,7 +72,11 @@ class Entry:
 
     def end(self) -> "Entry":
         """Return the entry of the same model once it is unloaded."""
-        return Entry(ended=tuple(self.versions) or (1,), policy=self.policy, kind=self.kind)
+        return Entry(ended=tuple(self.versions) or self.ended or (1,), policy=self.policy, kind=self.kind)
+
+    def fail(self, failed: "Entry") -> "Entry":
+        """Return the entry of the same unloaded model, with the reasons in that of a load that failed."""
+        return replace(self, failures=failed.failures, reason=failed.reason, details=failed.details)
 
     def problems(self, name: str) -> list[str]:
         """Return a line for each problem of the model of that name."""
@@ -85,10 +90,6 @@ class Entry:
     def _outcome(self) -> tuple[object, ...]:
         versions = {number: id(model) for number, model in self.versions.items()}
         return versions, self.failures, self.reason, self.ended, self.policy, self.example
-
-
-def _status(number: int, state: str, code: str, message: str) -> dict[str, Any]:
-    return {"version": str(number), "state": state, "status": {"error_code": code, "error_message": message}}
 
 
 class ModelRegistry:
@@ -112,8 +113,8 @@ class ModelRegistry:
         }
 
     def problems(self) -> list[str]:
-        """Return a line for each problem of any model or pipeline."""
-        return [problem for name, entry in self.entries.items() for problem in entry.problems(name)]
+        """Return a line for each problem of any model or pipeline that is expected to serve."""
+        return [problem for name, entry in self.entries.items() if not entry.ended for problem in entry.problems(name)]
 
     def version_policy(self, name: str) -> dict[str, Any]:
         """Return the version policy of a model in the format of the config."""
@@ -131,7 +132,11 @@ class ModelRegistry:
             raise NotFoundError(f"unknown model {quote(name)}; configured: {known}")
         if entry.ended:
             load = f"/v2/repository/models/{quote_path(name)}/load"
-            raise NotFoundError(f"{entry.kind} {name!r} does not serve: it was unloaded; POST {load} serves it again")
+            why = "it was unloaded"
+            if reason := entry.explain():
+                ready = f"GET /v2/models/{quote_path(name)}/ready says why"
+                why += f", and could not be loaded again{f': {reason}' if explain else f' ({ready})'}"
+            raise NotFoundError(f"{entry.kind} {name!r} does not serve: {why}; POST {load} serves it again")
         if not entry.versions:
             why = f": {entry.explain()}" if explain else f"; GET /v2/models/{quote_path(name)}/ready says why"
             raise NotFoundError(f"{entry.kind} {name!r} does not serve{why}")

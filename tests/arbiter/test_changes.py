@@ -148,15 +148,32 @@ def test_load_model_loads_an_unloaded_model_again(path):
     assert path.parent / "m" in wanted.stamps
 
 
-def test_load_model_of_a_model_that_does_not_serve_fails_when_it_was_given_or_unloaded(path):
+def test_load_model_of_a_model_that_does_not_serve_fails_when_it_was_given(path):
     broken = Loading(m=Entry(reason="broken"))
     wanted, entries = begin(path, "m", "n")
     with pytest.raises(LoadFailedError, match=r"^model 'm': broken$"):
         load_one(wanted, entries, "m", {"nireq": 2}, loading=broken)
     assert load_one(wanted, entries, "m", loading=broken)[1]["m"].reason == "broken"
-    wanted, entries = change(unload_model, wanted, "m", False, entries=entries)
-    with pytest.raises(LoadFailedError, match=r"^model 'm': broken$"):
-        load_one(wanted, entries, "m", loading=broken)
+
+
+@pytest.mark.parametrize("given", [None, {"nireq": 2}])
+def test_unloaded_model_that_cannot_be_loaded_stays_so_with_the_reasons(path, given):
+    broken = Loading(m=Entry({2: "loads"}, {1: "is broken"}))
+    wanted, entries = begin(path, "m", "n")
+    before, entries = change(unload_model, wanted, "m", False, entries=entries)
+    wanted, failed = load_one(before, entries, "m", given, loading=broken)
+    assert (wanted, failed["n"]) == (before, entries["n"])
+    assert (failed["m"].ended, failed["m"].versions, failed["m"].failures) == ((1,), {}, {1: "is broken"})
+    _, unloaded = change(unload_model, wanted, "m", False, entries=failed)
+    assert (unloaded["m"].ended, unloaded["m"].failures) == ((1,), {})
+
+
+def test_unloaded_pipeline_that_cannot_be_loaded_stays_so_with_the_reason(path):
+    broken = Loading(p=Entry(reason="broken", kind="pipeline"))
+    wanted, entries = begin(path, "m", "n", pipelines=[pipeline()])
+    before, entries = change(unload_model, wanted, "p", False, entries=entries)
+    wanted, failed = load_one(before, entries, "p", pipelines=[pipeline()], loading=broken)
+    assert (wanted, failed["p"].ended, failed["p"].reason) == (before, (1,), "broken")
 
 
 @pytest.mark.parametrize(

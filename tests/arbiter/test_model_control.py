@@ -173,7 +173,8 @@ def test_failing_config_changes_nothing(served):
     assert served.request("POST", "/v1/config/reload").status == 200
     unload(served)
     assert load(served, "m", {"shape": "(1,y)"}).status == 412
-    assert index(served, "m") == UNLOADED
+    (status,) = index(served, "m")
+    assert (status["state"], status["reason"][:7]) == ("UNAVAILABLE", "shape: ")
 
 
 def test_failing_version_is_reported_and_the_previous_one_keeps_serving(served, tmp_path):
@@ -186,9 +187,21 @@ def test_failing_version_is_reported_and_the_previous_one_keeps_serving(served, 
 def test_unloaded_model_that_cannot_be_loaded_stays_unloaded(served, tmp_path):
     unload(served)
     shutil.rmtree(tmp_path / "m" / "1")
-    assert load(served).status == 412
-    assert index(served, "m") == UNLOADED
+    save_broken(tmp_path / "m" / "1")
+    refusal = fault(load(served))
+    assert refusal.startswith("412 model 'm' version 1 cannot read ")
+    reason = refusal.removeprefix("412 model 'm' version 1 ")
+    assert index(served, "m") == [UNLOADED[0] | {"reason": reason}]
+    (status,) = served.get("/v1/config").json()["m"]["model_version_status"]
+    assert status["status"] == {"error_code": "UNKNOWN", "error_message": reason}
+    message = fault(served.get("/v2/models/m/ready"))
+    assert message.startswith(
+        "404 model 'm' does not serve: it was unloaded, and could not be loaded again: version 1 "
+    )
     assert served.get("/v2/health/ready").status == 200
+    assert served.request("POST", "/v1/config/reload").status == 200
+    assert unload(served).status == 200
+    assert index(served, "m") == UNLOADED
 
 
 # --- Mistakes

@@ -151,6 +151,35 @@ def test_unloaded_model_has_ended_and_is_not_expected_to_be_ready():
 
 
 @pytest.mark.parametrize(
+    ("failed", "shown", "why"),
+    [
+        (
+            Entry(reason="has no versions"),
+            ["1 LOADING has no versions", "2 LOADING has no versions"],
+            "has no versions",
+        ),
+        (Entry(failures={2: "is broken"}), ["1 END OK", "2 LOADING is broken"], "version 2 is broken"),
+        (Entry(failures={3: "is broken"}), ["1 END OK", "2 END OK", "3 LOADING is broken"], "version 3 is broken"),
+    ],
+)
+def test_unloaded_model_that_could_not_be_loaded_has_the_reasons_and_need_not_be_ready(failed, shown, why):
+    entry = Entry({1: FakeModel(), 2: FakeModel(version=2)}).end()
+    after = entry.fail(failed)
+    found = [f"{each['version']} {each['state']} {each['status']['error_message']}" for each in after.status()]
+    assert (found, after.readiness(), after.differs(entry)) == (shown, {}, True)
+    models = ModelRegistry({"m": after})
+    models.check_ready()
+    assert models.problems() == []
+    message = "model 'm' does not serve: it was unloaded, and could not be loaded again"
+    again = "POST /v2/repository/models/m/load serves it again"
+    for explain, reason in ((True, f": {why}"), (False, " (GET /v2/models/m/ready says why)")):
+        with pytest.raises(NotFoundError) as caught:
+            models.find("m", explain=explain)
+        assert str(caught.value) == f"{message}{reason}; {again}"
+    assert not after.end().differs(entry)
+
+
+@pytest.mark.parametrize(
     "change", [{"failures": {2: "is broken"}}, {"reason": "why"}, {"versions": {}}, {"ended": (1,)}, {"example": {}}]
 )
 def test_entry_differs_when_its_versions_or_reasons_do(change):
