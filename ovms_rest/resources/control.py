@@ -8,7 +8,7 @@ import falcon
 import orjson
 
 from ovms_rest.errors import InvalidRequestError, TryLaterError
-from ovms_rest.protocol.words import cut, describe, explain_json_error
+from ovms_rest.protocol.words import cut, describe, explain_invalid_json, explain_json_error
 from ovms_rest.resources.body import read_body
 from ovms_rest.resources.permission import Permission
 
@@ -70,7 +70,7 @@ def read_object(req: falcon.Request, max_body_bytes: int) -> dict[str, Any]:
     try:
         root = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequestError(f"the request is not valid JSON: {error}") from error
+        raise InvalidRequestError(f"the request is not valid JSON: {explain_invalid_json(body, error)}") from error
     if type(root) is not dict:
         raise InvalidRequestError(f"the request is {describe(root)}, expected an object or an empty body")
     return root
