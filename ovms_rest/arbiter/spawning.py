@@ -103,6 +103,7 @@ class Spawning:
 
     def spawn_workers(self) -> None:
         """Fork missing workers; after a failure one at a time, and only once the pause is over."""
+        self._note_draining()
         for _ in range(self._arbiter.num_workers - len(self._current())):
             if not self._pauses.failures:
                 self.spawn_worker()
@@ -227,6 +228,17 @@ class Spawning:
         if self._pauses.failures and worker.born > self._pauses.failed_at:
             log.info("workers start again after %d failed attempts", self._pauses.failures)
             self._forget_failures()
+
+    def _note_draining(self) -> None:
+        """Note workers that drain without a signal of the arbiter, so that each is replaced while it drains.
+
+        They have served `max_requests`, a model became unusable in them, or an operator sent them SIGTERM.
+        """
+        for worker in self._arbiter.WORKERS.values():
+            if worker.row.was_ready() and not worker.row.is_ready() and not worker.is_ending:
+                worker.is_ending = True
+                worker.is_control = False  # the successor takes the control address
+                worker.age = 0  # gunicorn ends the oldest surplus worker
 
     def _forget_failures(self) -> None:
         self._pauses.reset()

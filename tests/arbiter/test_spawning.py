@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -17,7 +18,8 @@ import pytest
 from generations import checking, fault, hang_up, kill_one, settings_with, wait_until_replaced, works
 from gunicorn.errors import HaltServer
 from processes import limited
-from service import free_port, run_to_end, serve, write_config
+from raw_http import LIVE, RELU, RELU_PATH, post
+from service import free_port, receive, run_to_end, serve, wait_for, write_config
 
 from ovms_rest.arbiter.pauses import Pauses
 from ovms_rest.arbiter.spawning import MAX_FAILURES, Spawning
@@ -201,6 +203,37 @@ def test_worker_receives_a_termination_signal_sent_right_after_the_fork(start, t
         assert int(re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1], 16) == 0
         os.kill(pid, signal.SIGTERM)
         service.wait_for(lambda: f"Worker exiting (pid: {pid})" in service.log)
+
+
+@pytest.mark.parametrize("reason", ["max_requests", "max_requests of the control worker", "SIGTERM"])
+def test_worker_that_drains_by_itself_is_replaced_while_it_finishes_its_requests(start, reason):
+    port = free_port()
+    arguments = ("--max-requests", "2") if "max_requests" in reason else ()
+    variables = {"OVMS_REST_CONTROL_BIND": f"127.0.0.1:{port}"} if "control" in reason else {}
+    with start(1, *arguments, **variables) as service:
+        address = "127.0.0.1", port if variables else service.port
+        before = service.workers()
+        upload = post("/v2/repository/index", b"{}") if variables else post(RELU_PATH, RELU)
+
+        def probe():
+            with socket.create_connection(address, timeout=10) as connection:
+                connection.sendall(LIVE)
+                return receive(connection).status
+
+        with socket.create_connection(address, timeout=10) as uploading:
+            uploading.sendall(upload[:-1])
+            assert probe() == 200
+            if arguments:
+                assert probe() == 200
+            else:
+                os.kill(before[0], signal.SIGTERM)
+            wait_for(lambda: len(service.workers()) > len(before), lambda: service.log, 10)
+            assert probe() == 200
+            assert set(before) < set(service.workers())
+            uploading.sendall(upload[-1:])
+            assert receive(uploading, "POST").status == 200
+        service.wait_for(lambda: len(service.workers()) == len(before))
+        assert "SIGKILL" not in service.log
 
 
 @pytest.mark.parametrize(
