@@ -45,6 +45,7 @@ class Spawning:
         self._pauses = Pauses()
         self._reason = ""  # of the last failure
         self._has_served = False
+        self._is_final = False  # whether a worker failed for a reason that would make another fail, too
         self._is_up = False
         self._old: set[int] = set()  # workers to end once the new generation, or the successor of one, is ready
         self._outgrown = 0  # the process id of a worker above the memory limit
@@ -204,13 +205,12 @@ class Spawning:
     # --- Failures
 
     def _fail(self, reason: str, is_final: bool = False) -> None:
-        """Count and log a failure; a final one at the start ends the service."""
+        """Count and log a failure; after a final one, the start is not tried again."""
         self._pauses.fail()
         if reason != self._reason:
             self._reason = reason
             log.error("%s", reason)
-        if not self._has_served and is_final:
-            self._pauses.failures = max(self._pauses.failures, MAX_FAILURES)
+        self._is_final = self._is_final or is_final
 
     def _look(self) -> None:
         """Note workers that became ready. Raises HaltServer if the start has failed."""
@@ -218,7 +218,9 @@ class Spawning:
         for worker in workers:
             if worker.row.was_ready():
                 self._note_ready(worker)
-        if not self._has_served and self._pauses.failures >= MAX_FAILURES:
+        # Others may become ready while one has failed. At the start none has been ready, so those left are starting.
+        is_over = self._is_final or self._pauses.failures >= MAX_FAILURES
+        if is_over and not self._has_served and not self._current():
             raise HaltServer("no worker became ready: " + self._reason.partition("\n")[0], BOOT_ERROR)
         if self._pauses.failures and not self._old and self._is_renewed():  # fewer workers are wanted now
             self._forget_failures()
@@ -226,7 +228,8 @@ class Spawning:
     def _note_ready(self, worker: Any) -> None:
         self._has_served = True
         if self._pauses.failures and worker.born > self._pauses.failed_at:
-            log.info("workers start again after %d failed attempts", self._pauses.failures)
+            count = self._pauses.failures
+            log.info("workers start again after %d failed attempt%s", count, "" if count == 1 else "s")
             self._forget_failures()
 
     def _note_draining(self) -> None:

@@ -253,6 +253,27 @@ def test_start_at_which_no_worker_becomes_ready_ends_with_the_reason(tmp_path, r
     assert ended.stderr.count("Booting worker") <= 6
 
 
+def test_start_goes_on_when_one_worker_fails_and_another_becomes_ready(tmp_path, relu):
+    others_start = tmp_path / "others start"
+    hook = f"""
+ours = post_worker_init
+
+def post_worker_init(worker):
+    if worker.age == 1:
+        raise OSError(12, "Cannot allocate memory")
+    import pathlib, time
+    while not pathlib.Path({str(others_start)!r}).exists():
+        time.sleep(0.02)
+    ours(worker)
+"""
+    with serve(tmp_path, "-w", "2", "-c", settings_with(tmp_path, hook), config=relu) as service:
+        service.wait_for(lambda: "a worker cannot become ready: Cannot allocate memory" in service.log)
+        others_start.touch()
+        service.wait_for_workers(2)
+        assert works(service)
+        service.wait_for(lambda: "workers start again after 1 failed attempt\n" in service.log)
+
+
 def test_failing_hooks_after_a_reload_keep_the_old_workers_until_they_succeed(start, tmp_path):
     settings = settings_with(tmp_path, "")
     with start(2, "-c", settings) as service:
