@@ -140,7 +140,8 @@ def on_starting(arbiter: Any) -> None:
     managed.log_levels.install()
     arbiter.SIG_NAMES = {**arbiter.SIG_NAMES, CONTROL: "control"}
     arbiter.handle_control = lambda: make_changes(arbiter)
-    arbiter.spawning = Spawning(arbiter, managed.table, managed.settings.max_worker_memory_bytes)
+    limit, forget_deaths = managed.settings.max_worker_memory_bytes, managed.reloading.forget_deaths
+    arbiter.spawning = Spawning(arbiter, managed.table, limit, forget_deaths)
     signal.signal(CONTROL, arbiter.signal)
     _provide_access_log(arbiter)
     arbiter.span_sender = _prepare_spans(arbiter)
@@ -443,17 +444,12 @@ def post_fork(arbiter: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Open the models in a new worker, before it accepts connections.
 
-    gunicorn kills a worker that does not report within its `timeout`. A report dated ahead adds the time to open the
-    models to that.
-
     While other workers serve, the models are opened at a low priority, if that can be raised again.
 
     A termination signal that arrived before the worker had its own handlers went to its copy of the arbiter's. If it
     was lost there, the arbiter would wait for the worker for its whole `graceful_timeout`.
     """
     app: App = worker.wsgi
-    ahead = time.monotonic() + worker.settings.load_timeout_seconds
-    os.utime(worker.tmp.fileno(), (ahead, ahead))
     with lowered() if worker.gives_way else contextlib.nullcontext():
         app.open(worker.row.index, worker.is_control, partial(note_opening, worker), _end_in_order)
     worker.notify()
@@ -473,9 +469,15 @@ def _end_in_order() -> None:
 
 
 def note_opening(worker: Any, name: str) -> None:
-    """Note the model that a worker opens, "" for none."""
+    """Note the model that a worker opens, "" for none.
+
+    gunicorn kills a worker that does not report within its `timeout`. A report dated ahead adds the time to open this
+    model to that.
+    """
     worker.opening.seek(0)
     worker.opening.write(name.encode()[: _NAME_BYTES - 1] + b"\0")
+    ahead = time.monotonic() + worker.settings.load_timeout_seconds
+    os.utime(worker.tmp.fileno(), (ahead, ahead))
 
 
 def child_exit(arbiter: Any, worker: Any) -> None:

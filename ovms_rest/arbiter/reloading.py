@@ -6,7 +6,7 @@ Workers ask for changes over the mailbox (`resources.arbiter_client`, `worker.fi
 import gc
 import itertools
 import os
-from collections import Counter
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +54,7 @@ _KEPT_OUTCOMES = 256
 _KEPT_BYTES = 2000
 # A change needs this many free descriptors: without one, a model that cannot be read looks like a broken one.
 _SPARE_DESCRIPTORS = 16
-# A model is given up when this many workers have died while they opened it.
+# A model is given up when this many workers have died while they opened it, and none born since has become ready.
 MAX_DEATHS = 3
 
 
@@ -81,7 +81,7 @@ class Reloading:
         self._assemble = assemble
         self._find_roots = find_roots
         self._adopted = adopted
-        self._deaths: Counter[str] = Counter()  # of workers, by the model that they opened
+        self._deaths: dict[str, list[float]] = {}  # monotonic times when workers died, by the model that they opened
         self._outcomes: dict[str, Outcome] = {}
         self._fault = ""  # why the config file on disk is not in use
         self._pauses = Pauses()  # between reloads that fail because the system lacks a resource
@@ -124,9 +124,19 @@ class Reloading:
 
     def count_death(self, name: str) -> None:
         """Count a worker that died while it opened a version, "model/version"; give that up after some."""
-        self._deaths[name] += 1
-        if self._deaths[name] == MAX_DEATHS:
+        deaths = self._deaths.setdefault(name, [])
+        deaths.append(time.monotonic())
+        if len(deaths) >= MAX_DEATHS:
+            del self._deaths[name]
             self._models.give_up(name, f"{MAX_DEATHS} workers died or hung while they opened it")
+
+    def forget_deaths(self, born: float) -> None:
+        """Forget the deaths before a worker was born that is ready: it has opened every version."""
+        for name, deaths in list(self._deaths.items()):
+            if left := [died for died in deaths if died >= born]:
+                self._deaths[name] = left
+            else:
+                del self._deaths[name]
 
     def _run(self, change: Change, housekeep: Housekeeping) -> ServingError | None:
         """Run a change; return why it failed, if that is known before the new generation serves."""

@@ -9,6 +9,7 @@ only if no worker becomes ready at its start.
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn.errors import HaltServer
@@ -37,11 +38,21 @@ _RETIRE_SECONDS = 0.5
 class Spawning:
     """The workers of an arbiter: the number missing, the time of the next fork, and their generations."""
 
-    def __init__(self, arbiter: Any, table: WorkerTable, max_worker_memory: int = 0) -> None:
-        """Replace the methods of the arbiter; `max_worker_memory` is in bytes, 0 for no limit."""
+    def __init__(
+        self,
+        arbiter: Any,
+        table: WorkerTable,
+        max_worker_memory: int = 0,
+        note_opened: Callable[[float], None] = lambda born: None,
+    ) -> None:
+        """Replace the methods of the arbiter; `max_worker_memory` is in bytes, 0 for no limit.
+
+        `note_opened` is called with the monotonic time before the fork of a worker that has opened all models.
+        """
         self.memory = MemoryLimit(max_worker_memory)
         self._arbiter = arbiter
         self._table = table
+        self._note_opened = note_opened
         self._pauses = Pauses()
         self._reason = ""  # of the last failure
         self._has_served = False
@@ -227,6 +238,7 @@ class Spawning:
 
     def _note_ready(self, worker: Any) -> None:
         self._has_served = True
+        self._note_opened(worker.born)
         if self._pauses.failures and worker.born > self._pauses.failed_at:
             count = self._pauses.failures
             log.info("workers start again after %d failed attempt%s", count, "" if count == 1 else "s")

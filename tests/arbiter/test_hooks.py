@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import types
 from queue import SimpleQueue
 from signal import SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGUSR2
@@ -15,6 +16,7 @@ from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.settings import Settings
 from ovms_rest.shared_memory.mailbox import CONTROL
 from ovms_rest.shared_memory.table import WorkerTable
+from ovms_rest.worker.heartbeat import Heartbeat
 
 
 def make_arbiter(tmp_path, models):
@@ -33,12 +35,19 @@ def make_arbiter(tmp_path, models):
     )
 
 
+def make_worker(arbiter, pid):
+    """Make a worker as the hooks use it, before its fork."""
+    owner = types.SimpleNamespace(uid=os.geteuid(), gid=os.getegid())
+    worker = types.SimpleNamespace(pid=pid, death=None, tmp=Heartbeat(owner))
+    hooks.pre_fork(arbiter, worker)
+    return worker
+
+
 def test_model_is_given_up_after_several_workers_died_opening_it(tmp_path, caplog):
     models = ModelRegistry({"m": Entry({1: None}), "n": Entry({1: None})})
     arbiter = make_arbiter(tmp_path, models)
     for deaths in range(1, MAX_DEATHS + 1):
-        worker = types.SimpleNamespace(pid=deaths, death=None)
-        hooks.pre_fork(arbiter, worker)
+        worker = make_worker(arbiter, deaths)
         join(fork(lambda worker=worker: hooks.note_opening(worker, "m/1")))
         assert models.versions("m") == ["1"]
         hooks.child_exit(arbiter, worker)
@@ -76,8 +85,7 @@ def test_signal_to_end_is_handled_before_reloads_that_came_with_it(tmp_path, cam
 
 
 def test_worker_that_ends_while_serving_blames_no_model(tmp_path, caplog):
-    worker = types.SimpleNamespace(pid=1, death=None)
-    hooks.pre_fork(arbiter := make_arbiter(tmp_path, None), worker)
+    worker = make_worker(arbiter := make_arbiter(tmp_path, None), 1)
     join(fork(lambda: (hooks.note_opening(worker, "m"), hooks.note_opening(worker, ""))))
     hooks.child_exit(arbiter, worker)
     assert "died" not in caplog.text
@@ -96,3 +104,12 @@ def test_worker_exits_without_unwinding_if_its_standard_output_is_closed(stream)
             hooks.worker_exit(None, types.SimpleNamespace(pid=os.getpid()))
 
     assert os.waitstatus_to_exitcode(os.waitpid(fork(end), 0)[1]) == 7
+
+
+def test_every_model_that_a_worker_opens_has_the_load_timeout_of_its_own(tmp_path):
+    worker = make_worker(make_arbiter(tmp_path, None), 1)
+    for name in ("m/1", "n/1"):
+        worker.tmp.notify()
+        latest = time.monotonic() + worker.settings.load_timeout_seconds
+        hooks.note_opening(worker, name)
+        assert worker.tmp.last_update() == pytest.approx(latest, abs=10)

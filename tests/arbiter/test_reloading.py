@@ -13,7 +13,7 @@ from generations import BODY, fault, inferring, save_broken, status, times, wait
 from service import serve, write_config
 from tritonclient import http as http_client
 
-from ovms_rest.arbiter.reloading import Reloading
+from ovms_rest.arbiter.reloading import MAX_DEATHS, Reloading
 from ovms_rest.config import load_config
 from ovms_rest.errors import LoadFailedError, NotFoundError, ReloadError, TryLaterError, UnavailableError
 from ovms_rest.models.registry import Entry, ModelRegistry
@@ -88,6 +88,34 @@ def test_outcome_is_that_of_the_workers_that_serve_in_the_end(tmp_path):
     assert deferred[0].is_due()
     with pytest.raises(LoadFailedError, match=r"^model 'm' version 1 died$"):
         client.request(asked)
+
+
+def test_model_is_given_up_after_deaths_since_a_worker_that_opened_it_was_born(tmp_path):
+    models = ModelRegistry({"m": Entry({1: None}), "n": Entry({1: None})})
+    reloading, _ = make(tmp_path, load_nothing, models)
+    for _ in range(MAX_DEATHS):
+        reloading.count_death("m/1")
+        reloading.forget_deaths(time.monotonic())
+    assert models.versions("m") == ["1"]
+    born = time.monotonic()
+    for _ in range(MAX_DEATHS):
+        assert models.versions("m") == ["1"]
+        reloading.count_death("m/1")
+        reloading.forget_deaths(born)
+    assert models.versions("m") == []
+    assert models.versions("n") == ["1"]
+
+
+def test_deaths_in_the_previous_generation_do_not_hide_those_in_the_next(tmp_path):
+    models = ModelRegistry({"m": Entry({1: None})})
+    reloading, _ = make(tmp_path, load_nothing, models)
+    for _ in range(MAX_DEATHS):
+        reloading.count_death("m/1")
+    models.replace(ModelRegistry({"m": Entry({1: None})}))  # loaded again meanwhile
+    for _ in range(MAX_DEATHS):
+        assert models.versions("m") == ["1"]
+        reloading.count_death("m/1")
+    assert models.versions("m") == []
 
 
 def test_reload_is_unavailable_while_the_new_workers_do_not_become_ready(tmp_path):

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import model_zoo
@@ -158,6 +159,18 @@ def test_failed_fork_takes_no_slot_and_ends_the_start_after_some_attempts(error,
 
 
 # --- Workers that end
+
+
+def test_birth_of_a_worker_that_is_ready_is_reported():
+    arbiter, born = FakeArbiter(None), []
+    table = WorkerTable(2, 1)
+    for number in (1, 2):
+        worker = types.SimpleNamespace(pid=number, row=table.take(), born=float(number), is_ending=False)
+        arbiter.WORKERS[number] = worker
+    Spawning(arbiter, table, note_opened=born.append)
+    worker.row.set_ready()
+    arbiter.manage_workers()
+    assert born == [2.0]
 
 
 @pytest.mark.parametrize("status", [1, 3, 4])

@@ -42,7 +42,8 @@ class App:
     """The part of the service's own application that the hooks need, without models."""
 
     settings = replace(read_settings(os.environ), load_timeout_seconds=5)
-    reloading, log_levels = SimpleNamespace(is_due=lambda: False), SimpleNamespace(install=lambda: None)
+    reloading = SimpleNamespace(is_due=lambda: False, forget_deaths=lambda born: None)
+    log_levels = SimpleNamespace(install=lambda: None)
     managed = Managed(settings, WorkerTable(SLOTS, 1), reloading, log_levels, "nowhere")
 
     def set_ports(self, service, control):
