@@ -99,7 +99,7 @@ class App(falcon.App):  # type: ignore[type-arg]
     def _add_operations(self, permission: Permission, metrics: list[str] | None) -> None:
         """Add the resources that describe or change the service."""
         limit = min(self.managed.settings.max_body_bytes, MAX_BODY_BYTES)
-        changes = ArbiterClient(self.managed.reloading.mailbox, self.models)
+        changes = ArbiterClient(self.managed.reloading.mailbox, self.models, self.managed.table.is_ending)
         self.add_error_handler(TryLaterError, hand_on)
         self.add_route("/v2/openapi.json", self._api)
         self.add_route("/v2/models", Models(changes))

@@ -2,10 +2,11 @@
 
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ovms_rest.errors import TryLaterError
+from ovms_rest.errors import BusyError, TryLaterError
 from ovms_rest.models.registry import ModelRegistry
 from ovms_rest.shared_memory.mailbox import Mailbox
 from ovms_rest.shared_memory.messages import Change, Outcome
@@ -16,12 +17,14 @@ class ArbiterClient:
 
     A call raises TryLaterError until the workers serve the change, and then takes the same `ticket`, a dictionary that
     is empty at the first call. It raises the errors of `ServingError` with which changes fail, BusyError when too many
-    changes are queued, and InvalidRequestError for a message that is too large.
+    changes are queued or the service is shutting down, and InvalidRequestError for a message that is too large.
     """
 
-    def __init__(self, mailbox: Mailbox, models: ModelRegistry) -> None:
+    def __init__(self, mailbox: Mailbox, models: ModelRegistry, is_ending: Callable[[], bool]) -> None:
+        """Use the arbiter's mailbox and registry; `is_ending` returns whether the service is shutting down."""
         self._mailbox = mailbox
         self._models = models
+        self._is_ending = is_ending
 
     def status(self) -> dict[str, Any]:
         """Return the status of all versions in OVMS's format; those that serve mention an invalid config file."""
@@ -53,15 +56,21 @@ class ArbiterClient:
 
     def _ask(self, ticket: dict[str, Any], change: Change) -> dict[str, Any]:
         """Send a change to the arbiter, once per ticket; return what it published with the outcome."""
+        is_ending = self._is_ending()  # read first: no outcome follows then, but one may have been published before
+        if is_ending and not ("id" in ticket and self._is_made(ticket)):
+            raise BusyError("the service is shutting down and accepts no changes")
         if "id" not in ticket:
             # Process ids repeat.
             ticket.update(id=f"{os.getpid()}-{time.monotonic_ns()}", writes=self._mailbox.writes())
             self._mailbox.send(change._replace(id=ticket["id"])._asdict())
         if not self._is_made(ticket):
-            raise TryLaterError(partial(self._is_made, ticket))
+            raise TryLaterError(partial(self._is_due, ticket))
         published: dict[str, Any] = ticket["published"]
         Outcome(*published["outcomes"][ticket["id"]]).check()
         return published
+
+    def _is_due(self, ticket: dict[str, Any]) -> bool:
+        return self._is_made(ticket) or self._is_ending()
 
     def _is_made(self, ticket: dict[str, Any]) -> bool:
         """Return whether the arbiter has published the outcome of a change, and keep it in the ticket."""

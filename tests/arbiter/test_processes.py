@@ -8,7 +8,7 @@ import socket
 import model_zoo
 import pytest
 from generations import fault, hang_up, works
-from raw_http import RELU, RELU_PATH, connected, post
+from raw_http import LIVE, RELU, RELU_PATH, connected, post
 from service import PATIENCE, ROOT, is_waiting, receive, run_to_end, serve, wait_for_end, write_config
 from timeouts import is_only_hang, keep_trying
 
@@ -296,6 +296,18 @@ def test_readiness_falls_immediately_at_shutdown(start):
                 service.wait_for(lambda: "Handling signal: term" in service.log)
         assert answer.headers["connection"] == "close"
         assert service.process.wait(PATIENCE) == 0
+
+
+def test_control_call_during_the_shutdown_is_refused_immediately(start):
+    with start(1) as service, service.connect() as connection:
+        connection.settimeout(10)
+        connection.sendall(LIVE)
+        assert receive(connection).status == 200
+        service.process.terminate()
+        service.wait_for(lambda: "Handling signal: term" in service.log)
+        connection.sendall(post("/v1/config/reload", b""))
+        assert fault(receive(connection, "POST")) == "503 the service is shutting down and accepts no changes"
+        assert service.process.wait(10) == 0
 
 
 def test_readiness_does_not_fall_when_a_generation_is_replaced(start):

@@ -54,7 +54,7 @@ def make(path, load, models=None):
     """Make the arbiter's side of changes, given the function that loads models, and the workers' side."""
     models = models or ModelRegistry({})
     reloading = Reloading(path, models, load)
-    return reloading, ArbiterClient(reloading.mailbox, models)
+    return reloading, ArbiterClient(reloading.mailbox, models, lambda: False)
 
 
 def run(reloading, *changes, renew=lambda has_changed: ""):

@@ -5,11 +5,12 @@ import signal
 
 import pytest
 
-from ovms_rest.errors import LoadFailedError, TryLaterError
+from ovms_rest.errors import BusyError, LoadFailedError, TryLaterError
 from ovms_rest.models.registry import Entry, ModelRegistry
 from ovms_rest.resources.arbiter_client import ArbiterClient
 from ovms_rest.shared_memory.mailbox import CONTROL, Mailbox
 from ovms_rest.shared_memory.messages import Change
+from ovms_rest.shared_memory.table import WorkerTable
 
 
 @pytest.fixture
@@ -21,8 +22,14 @@ def mailbox(monkeypatch):
 
 
 @pytest.fixture
-def client(mailbox):
-    return ArbiterClient(mailbox, ModelRegistry({"m": Entry({1: None}), "n": Entry(reason="broken")}))
+def table():
+    return WorkerTable(1, 1)
+
+
+@pytest.fixture
+def client(mailbox, table):
+    models = ModelRegistry({"m": Entry({1: None}), "n": Entry(reason="broken")})
+    return ArbiterClient(mailbox, models, table.is_ending)
 
 
 def publish(mailbox, fault="", **outcomes):
@@ -54,6 +61,22 @@ def test_reload_returns_whether_the_registry_changed_and_the_status_of_the_arbit
             client.request(ticket)
         publish(mailbox, **{ticket["id"]: [has_changed, "", ""]})
         assert client.request(ticket) == (has_changed, {"of": "the arbiter"})
+
+
+def test_shutdown_ends_calls_that_wait_and_refuses_others(mailbox, client, table):
+    made, waiting, late = {}, {}, {}
+    for ticket in (made, waiting):
+        with pytest.raises(TryLaterError) as caught:
+            client.request(ticket)
+    publish(mailbox, **{made["id"]: [True, "", ""]})
+    assert not caught.value.is_due()
+    table.set_ending()
+    assert caught.value.is_due()
+    for ticket in (waiting, late):
+        with pytest.raises(BusyError, match=r"^the service is shutting down and accepts no changes$"):
+            client.request(ticket)
+    assert client.request(made) == (True, {"of": "the arbiter"})
+    assert [message["id"] for message in mailbox.receive()] == [made["id"], waiting["id"]]
 
 
 def test_status_of_versions_that_serve_mentions_an_invalid_config_file(mailbox, client):
