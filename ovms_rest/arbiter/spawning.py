@@ -10,8 +10,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import gunicorn.arbiter
 from gunicorn.errors import HaltServer
 
 from ovms_rest.arbiter.crashes import describe_code, find_death, find_hang
@@ -29,7 +31,15 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 # After this many failures in a row the arbiter no longer waits for new workers, but keeps trying.
 MAX_FAILURES = 3
 
-_METHODS = ("kill_worker", "manage_workers", "reap_workers", "spawn_worker", "spawn_workers", "wait_for_signals")
+_METHODS = (
+    "kill_worker",
+    "manage_workers",
+    "reap_workers",
+    "spawn_worker",
+    "spawn_workers",
+    "stop",
+    "wait_for_signals",
+)
 _POLL_SECONDS = 0.02
 _LOOP_SECONDS = 0.1  # the longest turn of the arbiter's loop while it waits for workers to become ready
 _RETIRE_SECONDS = 0.5
@@ -65,6 +75,7 @@ class Spawning:
         self._manage = arbiter.manage_workers
         self._wait = arbiter.wait_for_signals
         self._kill = arbiter.kill_worker
+        self._stop = arbiter.stop
         for name in _METHODS:
             setattr(arbiter, name, getattr(self, name))
 
@@ -155,6 +166,17 @@ class Spawning:
         if worker is not None and number in ENDING:
             worker.is_ending = True
         self._kill(pid, number)
+
+    def stop(self, graceful: bool = True) -> None:
+        """Stop as gunicorn does, but by the monotonic clock.
+
+        gunicorn kills its workers once the time of day has passed the graceful timeout, which may be set meanwhile.
+        """
+        gunicorn.arbiter.time = SimpleNamespace(**{**vars(time), "time": time.monotonic})
+        try:
+            self._stop(graceful)
+        finally:
+            gunicorn.arbiter.time = time
 
     def reap_workers(self) -> None:
         """Reap workers and other children, but not throwaway processes, which `host.throwaway` waits for."""

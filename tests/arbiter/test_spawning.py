@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import http.client
+import itertools
 import os
 import pwd
+import queue
 import re
 import signal
 import socket
@@ -17,6 +19,7 @@ from pathlib import Path
 import model_zoo
 import pytest
 from generations import checking, fault, hang_up, kill_one, settings_with, wait_until_replaced, works
+from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from processes import limited
 from raw_http import LIVE, RELU, RELU_PATH, post
@@ -129,7 +132,7 @@ class FakeArbiter:
     def manage_workers(self):
         self.spawn_workers()
 
-    wait_for_signals = kill_worker = reap_workers = spawn_workers = None
+    wait_for_signals = kill_worker = reap_workers = spawn_workers = stop = None
 
 
 table_of_one = WorkerTable(1, 1)
@@ -335,6 +338,40 @@ def test_control_address_responds_while_new_workers_fail_and_after(start, tmp_pa
             service.signal(signal.SIGHUP)
             wait_until_replaced(service, before)
         assert control()
+
+
+# --- The end
+
+
+class StoppingArbiter(FakeArbiter):
+    """gunicorn's arbiter with two workers, as far as it stops."""
+
+    LISTENERS = ()
+    systemd = reexec_pid = master_pid = dirty_arbiter_pid = 0
+    cfg = types.SimpleNamespace(graceful_timeout=30, reuse_port=False)
+    stop, kill_workers = Arbiter.stop, Arbiter.kill_workers
+
+    def __init__(self):
+        super().__init__(None)
+        self.WORKERS = {pid: types.SimpleNamespace() for pid in (1, 2)}
+        self.SIG_QUEUE = queue.SimpleQueue()
+        self.signals = []
+
+    def kill_worker(self, pid, number):
+        self.signals.append((pid, number))
+
+    def reap_dirty_arbiter(self):
+        """Do nothing."""
+
+
+def test_clock_set_forward_during_the_shutdown_kills_no_worker(monkeypatch):
+    clock = itertools.count(time.time(), 3600)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    Spawning(arbiter := StoppingArbiter(), table_of_one)
+    looks = itertools.count()
+    arbiter.reap_workers = lambda: arbiter.WORKERS.pop(next(looks), None)  # one after the other ends
+    arbiter.stop()
+    assert arbiter.signals == [(1, signal.SIGTERM), (2, signal.SIGTERM)]
 
 
 # --- A system without a place to write
