@@ -14,10 +14,12 @@ MAX_PARTS = 1024
 # Bytes of the header of a part.
 MAX_HEADER = 8192
 
-# RFC 2046 section 5.1.1. Lines end with CRLF, and white space may follow a boundary.
+# RFC 2046 section 5.1.1. Lines end with CRLF, and white space may follow a boundary. The last one ends with "--"; an
+# epilogue after it is ignored.
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
-_LINE_END = re.compile(rb"[ \t]{0,80}\r\n")
-_LAST_LINE_END = re.compile(rb"--[ \t]{0,80}(?:\r\n[ \t\r\n]*)?\Z")
+_FIRST_LINE_END = re.compile(rb"[ \t]{0,80}+(?=\r\n)")
+# Searched for together with the boundary: a loop over data that only begins like it took 16 s for 255 MiB.
+_LINE_END = rb"(--)?[ \t]{0,80}+(?=(\r\n)|\Z)"
 _HEADER_END = re.compile(rb"\r\n\r\n")
 _FOLD = re.compile(r"\r\n[ \t]+")
 _WORD = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -54,32 +56,26 @@ def split_parts(body: memoryview, content_type: str) -> list[Part]:
     if not len(body):
         raise InvalidRequestError(f"the body is empty, expected the parts of {read_media_type(content_type)}")
     first = f"--{boundary}".encode()
-    begin = _end_line(body, len(first)) if bytes(body[: len(first)]) == first else None
-    if begin is None:
+    found = _FIRST_LINE_END.match(body, len(first)) if bytes(body[: len(first)]) == first else None
+    if found is None:
         raise InvalidRequestError(
             f"the body does not begin with the line {show(first.decode())}, the boundary that Content-Type names"
         )
-    parts: list[Part] = []
-    for found in re.compile(re.escape(b"\r\n" + first)).finditer(body, begin):
-        next_begin = _end_line(body, found.end())
-        is_last = next_begin is None and _LAST_LINE_END.match(body, found.end()) is not None
-        if next_begin is None and not is_last:  # data that looks like the boundary
-            continue
+    # A part begins with the line break before its header.
+    begin, parts = found.end(), list[Part]()
+    for found in re.compile(re.escape(b"\r\n" + first) + _LINE_END).finditer(body, begin):
+        is_last, has_line_break = map(bool, found.groups())
+        if not is_last and not has_line_break:  # the end of the body
+            break
         if len(parts) == MAX_PARTS:
             raise InvalidRequestError(f"the body has more than {MAX_PARTS} parts, the limit")
         parts.append(_read_part(body[begin : found.start()], begin, f"part {len(parts)}"))
-        if next_begin is None:
+        if is_last:
             return parts
-        begin = next_begin
+        begin = found.end()
     raise InvalidRequestError(
         f"the body ends in part {len(parts)}, before the last boundary, the line {show(first.decode() + '--')}"
     )
-
-
-def _end_line(body: memoryview, position: int) -> int | None:
-    """Return where the line break after a boundary begins, None if there is something else."""
-    found = _LINE_END.match(body, position)
-    return None if found is None else found.end() - 2
 
 
 def _read_boundary(content_type: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+from calls import called
 from decoded_requests import INTEGERS, VALID, nested, refused, written
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -64,22 +65,6 @@ def is_numeric(head, binary=b""):
         return False
     assert facts(request) == expected
     return True
-
-
-def called(function, *arguments):
-    """Return the callees of a call: functions written in C, and the code of those in Python."""
-    functions = []
-
-    def note(frame, event, argument):
-        if event in ("call", "c_call"):
-            functions.append(frame.f_code if event == "call" else argument)
-
-    sys.setprofile(note)
-    try:
-        function(*arguments)
-    finally:
-        sys.setprofile(None)
-    return functions
 
 
 # --- The choice of the parser
