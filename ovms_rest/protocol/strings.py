@@ -4,7 +4,7 @@ import binascii
 import re
 import struct
 from array import array
-from collections.abc import Iterable, MutableSequence
+from collections.abc import Iterable, Iterator, MutableSequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,6 +24,8 @@ MAX_BYTES = 2**31 - 1
 
 # From this many strings on, the memory of their offsets matters more than the time to make an array.
 _MANY = 256
+# Strings that are joined or packed at a time: meanwhile each has Python objects, or the 80 bytes that bytes.join takes.
+_STEP = 4096
 
 _LENGTH = struct.Struct("<I")
 
@@ -56,12 +58,14 @@ class BytesArray:
     def of(cls, elements: Iterable[bytes], shape: tuple[int, ...]) -> Self:
         """Return elements, in row-major order, as an array of that shape."""
         elements = list(elements)
-        ends = np.cumsum([len(element) for element in elements], dtype=np.int64).astype(np.int32)
+        sizes = np.fromiter(map(len, elements), np.int64, len(elements))
+        ends = np.cumsum(sizes).astype(np.int32)
         begins = np.zeros_like(ends)
         begins[1:] = ends[:-1]
-        # A bytearray, for OpenVINO needs writable memory.
-        symbols = np.frombuffer(bytearray(b"".join(elements)), np.uint8)
-        return cls(begins.reshape(shape), ends.reshape(shape), symbols)
+        symbols = bytearray().join(elements[:_STEP])  # OpenVINO needs writable memory
+        for start in range(_STEP, len(elements), _STEP):
+            symbols += b"".join(elements[start : start + _STEP])
+        return cls(begins.reshape(shape), ends.reshape(shape), np.frombuffer(symbols, np.uint8))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,10 +78,13 @@ class BytesArray:
     def elements(self) -> list[bytes]:
         """Return the elements in row-major order."""
         symbols = self.symbols.data
-        return [
-            bytes(symbols[begin:end])
-            for begin, end in zip(self.begins.ravel().tolist(), self.ends.ravel().tolist(), strict=True)
-        ]
+        return [bytes(symbols[begin:end]) for spans in self.spans() for begin, end in spans]
+
+    def spans(self) -> Iterator[Iterator[tuple[int, int]]]:
+        """Yield where elements begin and end, many at a time, in row-major order."""
+        begins, ends = self.begins.reshape(-1), self.ends.reshape(-1)
+        for start in range(0, len(begins), _STEP):
+            yield zip(begins[start : start + _STEP].tolist(), ends[start : start + _STEP].tolist(), strict=True)
 
 
 def unpack(section: memoryview, count: int, label: object) -> tuple[MutableSequence[int], MutableSequence[int]]:
@@ -117,12 +124,17 @@ def unpack(section: memoryview, count: int, label: object) -> tuple[MutableSeque
     return begins, ends
 
 
-def pack(array: BytesArray) -> bytes:
-    """Return an array as a binary BYTES tensor, the reverse of `unpack`."""
-    parts: list[bytes] = []
-    for element in array.elements():
-        parts += (_LENGTH.pack(len(element)), element)
-    return b"".join(parts)
+def pack(array: BytesArray) -> memoryview:
+    """Return an array as a binary BYTES tensor, the reverse of `unpack`.
+
+    It has no object for each string: room.py counts nothing but the bytes of the result.
+    """
+    packed, symbols = bytearray(), array.symbols.data
+    for spans in array.spans():
+        for begin, end in spans:
+            packed += _LENGTH.pack(end - begin)
+            packed += symbols[begin:end]
+    return memoryview(packed)
 
 
 def decode_base64(text: str, label: object) -> bytes:

@@ -1,6 +1,7 @@
 """BYTES: arrays of byte strings, their layout on the wire and as rows of a matrix."""
 
 import base64
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -91,6 +92,41 @@ def test_unpacking_reverses_packing(elements):
 def test_packing_skips_bytes_outside_all_elements():
     array = BytesArray(np.array([2], np.int32), np.array([3], np.int32), np.frombuffer(b"..a..", np.uint8))
     assert pack(array) == b"\x01\0\0\0a"
+
+
+def test_many_strings_are_packed_and_returned_in_their_order():
+    elements = [b"%d" % index * (index % 3) for index in range(10_000)]
+    array = BytesArray.of(elements, (100, 100))
+    assert array.elements() == elements
+    assert pack(array) == b"".join(len(element).to_bytes(4, "little") + element for element in elements)
+
+
+def peak_of(function, *arguments):
+    """Return the most bytes that were allocated during a call."""
+    tracemalloc.start()
+    try:
+        function(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_packing_takes_no_memory_for_each_string():
+    """A response is only allowed the memory of its bytes; it took 271 more for each string."""
+    count = 100_000
+    array = BytesArray.of([b"abcd"] * count, (count,))
+    assert peak_of(pack, array) < 12 * count
+
+
+def test_array_is_made_without_memory_for_each_element():
+    count = 100_000
+    elements = [b"abcd"] * count
+    assert peak_of(BytesArray.of, elements, (count,)) < 40 * count
+
+
+def test_array_of_few_long_elements_is_made_without_a_second_copy():
+    elements = [b"x" * 1_000_000] * 4
+    assert peak_of(BytesArray.of, elements, (4,)) < 5_000_000
 
 
 @pytest.mark.parametrize(
