@@ -47,7 +47,7 @@ from ovms_rest.models.tiles import split_tiles
 from ovms_rest.models.trial_requests import read_trial
 from ovms_rest.models.trial_shapes import choose_shapes, choose_usual_shapes
 from ovms_rest.protocol.datatypes import BYTES, UINT8
-from ovms_rest.protocol.strings import BytesArray, from_matrix
+from ovms_rest.protocol.strings import MAX_BYTES, MAX_ELEMENTS, BytesArray, from_matrix
 from ovms_rest.protocol.tensors import Array, Dim, ModelMetadata, Origin, Tensor, TensorMetadata, copy_array
 from ovms_rest.shared_memory.statistics import InferenceRecord
 
@@ -221,7 +221,7 @@ class Model:
         for arrays in itertools.chain.from_iterable(fill(metadata, shapes) for shapes in self._trials):
             try:
                 tensors = self._infer(arrays)
-            except ShapeError as error:  # raised by the guard; the inference itself succeeded
+            except ShapeError as error:  # about an output; the inference itself succeeded
                 log.debug("model %r was warmed up with values that it cannot compute: %s", self.metadata.name, error)
                 return
             except RuntimeError as error:
@@ -259,7 +259,7 @@ class Model:
                 raise self._cannot_compute(error) from error
         try:
             tensors = self._infer(arrays)
-        except ShapeError as error:  # raised by the guard; the inference itself succeeded
+        except ShapeError as error:  # about an output; the inference itself succeeded
             raise self._cannot_compute(error) from error
         except RuntimeError as error:
             raise self._fail(error, _shapes_of(arrays)) from error
@@ -420,7 +420,10 @@ class _Session:
         self._lent: list[NDArray[Any]] = []
 
     def infer(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-        """Infer; see Model.infer. Raises RuntimeError, and ShapeError when the guard finds an output unwritten."""
+        """Infer; see Model.infer. Raises RuntimeError.
+
+        Raises ShapeError when the guard finds an output unwritten, and for an output of too many strings.
+        """
         if self._has_state:
             self._request.reset_state()  # requests must not see each other's state
         if self._lent:  # left by a failed inference
@@ -741,6 +744,7 @@ def _read_uint8(port: _Port, results: list[NDArray[Any]]) -> Tensor:
     """A matrix whose name ends in _string holds strings (protocol/README.md section 7, "Strings")."""
     name, array = port.metadata.name, results[port.indices[0]]
     if array.ndim == 2 and name.lower().endswith("_string"):
+        _check_strings(name, len(array), array.size)
         return Tensor(name, BYTES, from_matrix(array))
     return Tensor(name, UINT8, array)
 
@@ -749,7 +753,19 @@ def _read_strings(port: _Port, results: list[NDArray[Any]]) -> Tensor:
     begins, ends, symbols, shape = (results[index] for index in port.indices)
     if 0 in shape:
         return Tensor(port.metadata.name, BYTES, BytesArray.of([], tuple(shape.tolist())))
+    _check_strings(port.metadata.name, begins.size, symbols.size)
     return Tensor(port.metadata.name, BYTES, BytesArray(begins, ends, symbols))
+
+
+def _check_strings(name: str, count: int, size: int) -> None:
+    """Raise ShapeError for more strings than can be written in time, and for more bytes than their offsets can address.
+
+    A request of 33 KB, decompressed to a matrix of 33,554,432 rows, would take 7.5 GB.
+    """
+    if count > MAX_ELEMENTS:
+        raise ShapeError(f"output {name!r} has {count} strings, at most {MAX_ELEMENTS} are allowed")
+    if size > MAX_BYTES:
+        raise ShapeError(f"the strings of output {name!r} take {size} bytes, at most {MAX_BYTES} are allowed")
 
 
 _READERS = {BYTES: _read_strings, UINT8: _read_uint8, "BF16": _read_bfloat16}

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.words import count_of, show
 
-# Limit for the strings of all inputs of a request: each takes 250 ns. OVMS allows 33,554,432 in a tensor, which would
-# block a worker for 8 s.
+# Limit for the strings of all inputs of a request, and of an output: each takes 250 ns. OVMS allows 33,554,432 in a
+# tensor, which would block a worker for 8 s.
 MAX_ELEMENTS = 2**23
 # OVMS's limit for strings that become a matrix.
 MAX_MATRIX_BYTES = 2**30
@@ -26,6 +26,8 @@ MAX_BYTES = 2**31 - 1
 _MANY = 256
 # Strings that are joined or packed at a time: meanwhile each has Python objects, or the 80 bytes that bytes.join takes.
 _STEP = 4096
+# Bytes of a matrix that are searched for NULs at a time, so that the arrays made of them stay in the cache.
+_BLOCK = 2**18
 
 _LENGTH = struct.Struct("<I")
 
@@ -188,5 +190,17 @@ def to_matrix(array: BytesArray, label: str) -> NDArray[np.uint8]:
 
 
 def from_matrix(matrix: NDArray[np.uint8]) -> BytesArray:
-    """Return UINT8 rows [n, width] as n strings, each up to its first NUL, the reverse of `to_matrix`."""
-    return BytesArray.of((row.tobytes().partition(b"\0")[0] for row in matrix), (len(matrix),))
+    """Return UINT8 rows [n, width] as n strings, each up to its first NUL, the reverse of `to_matrix`.
+
+    The strings of a contiguous matrix are views on it. It may have up to MAX_BYTES.
+    """
+    count, width = matrix.shape
+    if not matrix.size:
+        return BytesArray(np.zeros(count, np.int32), np.zeros(count, np.int32), np.zeros(0, np.uint8))
+    sizes = np.full(count, width, np.int32)
+    rows = max(_BLOCK // width, 1)
+    for start in range(0, count, rows):
+        is_nul = matrix[start : start + rows] == 0
+        np.copyto(sizes[start : start + rows], is_nul.argmax(1), "same_kind", where=is_nul.any(1))
+    begins = np.arange(count, dtype=np.int32) * np.int32(width)
+    return BytesArray(begins, begins + sizes, np.ascontiguousarray(matrix).reshape(-1))

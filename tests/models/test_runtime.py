@@ -8,6 +8,7 @@ import model_zoo
 import numpy as np
 import openvino
 import pytest
+from decoded_requests import refused
 from model_zoo import ELEMENT_TYPES
 from opened_models import EXACT, open_model, open_path
 from openvino import Type, opset15
@@ -209,6 +210,33 @@ def test_matrix_named_string_is_returned_as_strings(tmp_path):
     model = open_model(model_zoo.matrix(output="rows_STRING"), tmp_path)
     tensor = model.infer({"rows": np.array([[97, 98, 0], [99, 0, 100]], np.uint8)})["rows_STRING"]
     assert (tensor.datatype, tensor.shape, tensor.array.elements()) == ("BYTES", (2,), [b"ab", b"c"])
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "name"),
+    [
+        (model_zoo.matrix, {"rows": np.zeros((4, 2), np.uint8)}, "rows_string"),
+        (model_zoo.strings, {"text": BytesArray.of([b"a"] * 4, (4,))}, "text"),
+    ],
+    ids=["matrix", "strings"],
+)
+def test_output_of_too_many_strings_is_rejected(tmp_path, monkeypatch, make, given, name):
+    model = open_model(make(), tmp_path)
+    assert model.infer(given)[name].shape == (4,)
+    monkeypatch.setattr("ovms_rest.models.runtime.MAX_ELEMENTS", 3)
+    assert refused(model.infer, given) == (
+        f"model 'm' version 1 cannot compute this request: output {name!r} has 4 strings, at most 3 are allowed"
+    )
+
+
+def test_matrix_with_more_bytes_than_offsets_can_address_is_rejected(tmp_path, monkeypatch):
+    model = open_model(model_zoo.matrix(), tmp_path)
+    monkeypatch.setattr("ovms_rest.models.runtime.MAX_BYTES", 6)
+    assert model.infer({"rows": np.zeros((2, 3), np.uint8)})["rows_string"].shape == (2,)
+    assert refused(model.infer, {"rows": np.zeros((2, 4), np.uint8)}) == (
+        "model 'm' version 1 cannot compute this request: "
+        "the strings of output 'rows_string' take 8 bytes, at most 6 are allowed"
+    )
 
 
 def test_other_matrix_is_returned_as_numbers(tmp_path):

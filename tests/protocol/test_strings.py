@@ -204,6 +204,22 @@ def test_matrix_of_width_0_is_read(shape, elements):
     assert from_matrix(np.zeros(shape, np.uint8)).elements() == elements
 
 
+@pytest.mark.parametrize("width", [1, 7, 300_000])
+def test_many_rows_are_read(width):
+    matrix = np.random.default_rng(0).integers(0, 3, (900_000 // width, width), np.uint8)
+    assert from_matrix(matrix).elements() == [row.tobytes().partition(b"\0")[0] for row in matrix]
+
+
+def test_rows_become_strings_without_memory_for_each():
+    """Only their offsets; it took 98 bytes for each."""
+    assert peak_of(from_matrix, np.ones((1_000_000, 1), np.uint8)) < 20_000_000
+
+
+def test_strings_of_a_matrix_are_views_on_it():
+    matrix = np.array([[97, 0], [98, 99]], np.uint8)
+    assert np.shares_memory(from_matrix(matrix).symbols, matrix)
+
+
 def test_non_contiguous_rows_are_read():
     matrix = np.array([[97, 0, 98], [99, 0, 100]], np.uint8)
     assert from_matrix(matrix.T).elements() == [b"ac", b"", b"bd"]
