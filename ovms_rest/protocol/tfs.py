@@ -53,8 +53,8 @@ _FORMS = frozenset({_ROWS, _COLUMNS})
 _KEYS = frozenset({*_FORMS, "signature_name"})
 # A name that ends so makes an output of strings one of bytes, which are written in base64.
 _BYTES_SUFFIX = "_bytes"
-# Rows that are written at a time, as each is an object of Python's meanwhile.
-_ROWS_AT_A_TIME = 4096
+# Rows, and values that are not finite, that are written at a time, as each takes objects of Python's meanwhile.
+_AT_A_TIME = 4096
 _MAX_INTEGER, _MIN_INTEGER = 2**64 - 1, -(2**63)
 
 # Datatypes in TensorFlow's words (tensorflow/core/framework/types.proto).
@@ -420,8 +420,8 @@ def _encode_rows(outputs: Sequence[Tensor]) -> bytes:
         return _dumps(_encode_values(outputs[0]))
     names = [tensor.name for tensor in outputs]
     parts = []
-    for begin in range(0, count, _ROWS_AT_A_TIME):
-        tensors = [_cut_rows(tensor, begin, begin + _ROWS_AT_A_TIME) for tensor in outputs]
+    for begin in range(0, count, _AT_A_TIME):
+        tensors = [_cut_rows(tensor, begin, begin + _AT_A_TIME) for tensor in outputs]
         rows = zip(*map(_list_rows, tensors), strict=True)
         parts.append(_dumps([dict(zip(names, row, strict=True)) for row in rows])[1:-1])
     return b"[%b]" % b",".join(parts)
@@ -448,11 +448,14 @@ def _cut_rows(tensor: Tensor, begin: int, end: int) -> Tensor:
 
 
 def _list_rows(tensor: Tensor) -> list[Any]:
+    """Return the rows of a tensor for orjson; those of numbers are cut from the JSON of all of them."""
     values = _encode_values(tensor)
-    if not isinstance(values, orjson.Fragment):
+    if isinstance(tensor.array, BytesArray) or not tensor.array.size:
         return list(values)
-    array = _widen(tensor)
-    return [orjson.Fragment(_write_tokens(row)) for row in array]
+    depth = tensor.array.ndim - 1  # of a row
+    begin, end = b"[" * depth, b"]" * depth
+    rows = _dumps(values)[1 + depth : -1 - depth].split(end + b"," + begin)
+    return [orjson.Fragment(begin + row + end) for row in rows]
 
 
 def _widen(tensor: Tensor) -> NDArray[Any]:
@@ -471,11 +474,20 @@ def _encode_values(tensor: Tensor) -> Any:
 
 
 def _write_tokens(array: NDArray[Any]) -> bytes:
-    """Return floats as JSON with NaN, Infinity and -Infinity, for which orjson writes null."""
-    parts = _dumps(array if array.shape else array[()]).split(b"null")
+    """Return floats, some not finite, as JSON with NaN, Infinity and -Infinity, for which orjson writes null."""
+    text = _dumps(array if array.shape else array[()])
     special = array[~np.isfinite(array)]
-    tokens = [b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity" for value in special.tolist()]
-    return b"".join(chain.from_iterable(zip(parts, [*tokens, b""], strict=True)))
+    if np.isnan(special).all():
+        return text.replace(b"null", b"NaN")
+    nulls = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("n"))
+    written = bytearray(text[: nulls[0]])
+    for begin in range(0, len(nulls), _AT_A_TIME):
+        end = begin + _AT_A_TIME
+        parts = text[nulls[begin] : nulls[end] if end < len(nulls) else None].split(b"null")
+        values = special[begin:end].tolist()
+        tokens = [b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity" for value in values]
+        written += b"".join(chain.from_iterable(zip(parts, [*tokens, b""], strict=True)))
+    return bytes(written)
 
 
 def _encode_strings(name: str, array: BytesArray) -> Any:

@@ -2,10 +2,12 @@
 
 import json
 import math
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
+from calls import called
 from hypothesis import example, given
 from hypothesis import strategies as st
 from wire_cases import DTYPES, fingerprint
@@ -14,6 +16,7 @@ from ovms_rest.errors import BodyTooLargeError, InvalidRequestError
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.tfs import (
+    _write_tokens,
     decode_prediction,
     describe_signature,
     describe_status,
@@ -535,6 +538,40 @@ def test_many_rows_are_written_in_parts():
     outputs = ("a", "INT32", range(count)), ("b", "BYTES", [b"%d" % number for number in range(count)])
     rows = json.loads(encode(*outputs, rows=True))["predictions"]
     assert rows == [{"a": number, "b": str(number)} for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    "shape", [(10_000,), (10_000, 1), (5000, 3), (5000, 2, 3), (4100, 1, 2, 2), (2, 0), (2, 0, 3), (2, 3, 0)]
+)
+@pytest.mark.parametrize("values", [[1], [1, math.nan], [math.inf, -math.inf, math.nan, 0.5, -2]], ids=repr)
+def test_rows_of_any_shape_are_written_as_whole_tensors_are(shape, values):
+    array = np.resize(np.float32(values), shape)
+    outputs = ("y", "FP32", array), ("n", "INT64", np.arange(array.size).reshape(shape))
+    columns = json.loads(encode(*outputs))["outputs"]
+    assert repr(columns["y"]) == repr(array.tolist())
+    rows = json.loads(encode(*outputs, rows=True))["predictions"]
+    assert repr(rows) == repr([{"y": y, "n": n} for y, n in zip(columns["y"], columns["n"], strict=True)])
+
+
+@pytest.mark.parametrize("special", [slice(0, 1), slice(0, None)], ids=["one row", "all rows"])
+def test_rows_that_are_not_finite_are_written_together(special):
+    """A call for each row of 4096 with one NaN took three times as long."""
+    array = np.zeros((4096, 2), np.float32)
+    array[special, 0] = math.nan
+    outputs = [Tensor("y", "FP32", array), Tensor("z", "FP32", array)]
+    assert called(encode_prediction, outputs, True).count(_write_tokens.__code__) == 2
+
+
+def test_values_that_are_not_finite_take_no_objects_of_their_own():
+    """Each took 198 bytes until all were joined."""
+    count = 200_000
+    array = np.full(count, -math.inf, np.float32)
+    tracemalloc.start()
+    try:
+        encode_prediction([Tensor("y", "FP32", array)], False)
+        assert tracemalloc.get_traced_memory()[1] < 100 * count
+    finally:
+        tracemalloc.stop()
 
 
 def test_array_that_is_not_contiguous_is_written_in_its_order():
