@@ -79,8 +79,12 @@ class BytesArray:
 
     def elements(self) -> list[bytes]:
         """Return the elements in row-major order."""
+        return list(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the elements in row-major order."""
         symbols = self.symbols.data
-        return [bytes(symbols[begin:end]) for spans in self.spans() for begin, end in spans]
+        return (bytes(symbols[begin:end]) for spans in self.spans() for begin, end in spans)
 
     def spans(self) -> Iterator[Iterator[tuple[int, int]]]:
         """Yield where elements begin and end, many at a time, in row-major order."""

@@ -492,16 +492,16 @@ def _write_tokens(array: NDArray[Any]) -> bytes:
 
 def _encode_strings(name: str, array: BytesArray) -> Any:
     """Return strings as nested lists; those of an output whose name ends in _bytes as objects {"b64": "..."}."""
-    elements: NDArray[Any] = np.empty(array.begins.size, object)
-    if name.endswith(_BYTES_SUFFIX):
-        elements[:] = [{"b64": base64.b64encode(element).decode()} for element in array.elements()]
-    else:
-        elements[:] = list(_decode_strings(name, array))
-    return elements.reshape(array.shape).tolist()
+    encode = _encode_bytes(array) if name.endswith(_BYTES_SUFFIX) else _decode_strings(name, array)
+    return np.fromiter(encode, object, array.begins.size).reshape(array.shape).tolist()
+
+
+def _encode_bytes(array: BytesArray) -> Iterator[orjson.Fragment]:
+    return (orjson.Fragment(b'{"b64":"%b"}' % base64.b64encode(element)) for element in array)
 
 
 def _decode_strings(name: str, array: BytesArray) -> Iterator[str]:
-    for index, element in enumerate(array.elements()):
+    for index, element in enumerate(array):
         try:
             yield element.decode()
         except UnicodeDecodeError as error:

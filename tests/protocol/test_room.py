@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from costs import measure_cost
 
 from ovms_rest.errors import BusyError
 from ovms_rest.protocol.datatypes import DATATYPES
@@ -68,6 +69,26 @@ def test_strings_count_their_bytes_and_in_json_their_python_objects():
     with pytest.raises(BusyError):
         check_outputs([(Tensor("y", "BYTES", array), False)], room(100 * COUNT))
     check_outputs([(Tensor("y", "BYTES", array), False)], room(150 * COUNT))
+
+
+MANY_STRINGS = """
+import numpy as np
+from ovms_rest.protocol.strings import BytesArray
+from ovms_rest.protocol.tensors import Tensor
+from ovms_rest.protocol.tfs import encode_prediction
+begins = np.arange(0, 4_000_000, 8, dtype=np.int32)
+array = BytesArray(begins, begins + 8, np.full(4_000_000, ord("a"), np.uint8))
+"""
+
+
+@pytest.mark.parametrize("name", ["y", "y_bytes"])
+def test_strings_of_a_prediction_take_no_more_memory_than_is_counted(name):
+    """Those in base64, of an output named _bytes, took 330 bytes each."""
+    cost = measure_cost(MANY_STRINGS, f"encode_prediction([Tensor({name!r}, 'BYTES', array)], False)")
+    assert cost.error == ""
+    array = BytesArray.of([b"a" * 8] * 500_000, (500_000,))
+    with pytest.raises(BusyError):
+        check_outputs([(Tensor(name, "BYTES", array), False)], room(cost.mebibytes * 2**20))
 
 
 def test_few_large_strings_are_measured():
