@@ -20,6 +20,8 @@ NumberArray = simdjson.Array
 # A parser's memory is kept for the next request up to this size of JSON: new pages from the kernel double the time. A
 # parser takes 2 bytes for each byte of numbers of 18 digits, and up to 13 for 1,1,1,1.
 MAX_KEPT_SIZE = 2**23
+# simdjson counts no more items of an array than this.
+_MANY_ITEMS: Final = 2**24 - 1
 # Limit for the keys of an object, and the items of an array other than data: simdjson searches keys one by one.
 MAX_MEMBERS = 256
 
@@ -113,15 +115,15 @@ class _Outline:
         """Return an array with its shape, unless the rest of the text has no array of this shape."""
         shape, item = [], numbers
         while type(item) is simdjson.Array:
-            if len(item) == 0:
+            if not 0 < len(item) < _MANY_ITEMS:
                 raise UnsuitedError
             shape.append(len(item))
             item = item[0]
         expected = b""
         for size in reversed(shape):
-            expected = b"[%b]" % b",".join([expected] * size)
-            if len(expected) > len(self._text):
+            if size * (len(expected) + 1) >= len(self._text):
                 raise UnsuitedError
+            expected = b"[%b]" % ((expected + b",") * (size - 1) + expected)  # bytes.join takes 80 bytes per item
         begin = self._text.find(expected, self._position)
         if begin < 0:
             raise UnsuitedError

@@ -89,6 +89,24 @@ def test_large_requests_are_decoded_within_the_budget(datatype, repeated, count)
     assert cost.mebibytes < (budget + 2 * (len(repeated) + 1) * count) / MIB
 
 
+@pytest.mark.parametrize(("repeated", "values"), [("1", 1), ("[1]", 1), ("[1,2]", 2)])
+def test_numbers_of_a_prediction_take_no_more_memory_than_estimated(repeated, values):
+    """The pattern that their commas and brackets must match took 80 bytes more for each."""
+    count = 2_000_000
+    prepare = f"""
+from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
+from ovms_rest.protocol.tfs import decode_prediction
+dims = (Dim(0, None), Dim(0, None))
+model = ModelMetadata("m", "1", {{"x": TensorMetadata("x", "FP32", dims)}}, {{}})
+body = b'{{"instances":[' + b",".join([b{repeated!r}] * {count}) + b"]}}"
+"""
+    text = f"{repeated},".encode() * count
+    estimate = sum(text.count(character) * weight for character, weight in NUMBERS.items())
+    cost = measure_cost(prepare, f"decode_prediction(memoryview(body), model, {estimate + 1000})")
+    assert cost.error == ""
+    assert cost.mebibytes < (estimate + len(text)) / MIB + 2
+
+
 def test_budget_is_five_times_the_limit_of_a_body_and_at_least_64_mib():
     assert [choose_budget(limit) for limit in (1, 2**23, 2**24, 2**28)] == [2**26, 2**26, 5 * 2**24, 5 * 2**28]
 

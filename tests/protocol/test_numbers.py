@@ -27,6 +27,7 @@ from ovms_rest.protocol.numbers import (
     UnsuitedError,
     is_shallow,
     looks_numeric,
+    parse_nested,
     parse_numeric,
     to_array,
 )
@@ -454,6 +455,19 @@ def test_depth_counts_across_blocks(blanks):
         array = np.frombuffer(text.encode(), np.uint8)
         assert not is_shallow(array, 5)
         assert is_shallow(array, 6)
+
+
+# --- Arrays of one level
+
+
+@pytest.mark.parametrize("form", ["%b", "[%b]"])
+def test_array_whose_items_simdjson_may_not_have_counted_is_left_to_orjson(form, monkeypatch):
+    """It is found to be unsuited before its values are copied and its commas are compared."""
+    monkeypatch.setattr("ovms_rest.protocol.numbers._MANY_ITEMS", 4)
+    body = b'{"x":%b}' % (form.encode() % b"[1,2,3]")
+    assert parse_nested(view(body), frozenset("x"), 9)["x"].shape[-1] == 3
+    with pytest.raises(UnsuitedError):
+        parse_nested(view(body.replace(b"3", b"3,4")), frozenset("x"), 9)
 
 
 # --- Parsers
