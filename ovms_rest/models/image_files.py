@@ -33,6 +33,8 @@ _GIF_CLEAR_WORK, _PART_WORK, _PROFILE_WORK = 1900, 50, 25_000
 # libpng unpacks a text to at most 8 MB, in 23 ms.
 _TEXT_WORK, _MAX_TEXT_BYTES = 0.3, 8_000_000
 _SCAN_WORK = 0.15  # per pixel
+# Per byte of a pixel: 5 ns in photographs of any depth, 7 ns at most. A pixel of 16 bits with alpha has eight.
+_PNG_BYTE_WORK = 0.5
 # The highest ratio of deflate.
 _MOST_RATIO = 1032
 # Bytes that the data of a PNG may have beyond its rows; libpng unpacks any amount.
@@ -64,7 +66,7 @@ def measure(file: NDArray[np.uint8]) -> Picture | None:
         if signature.startswith(begin):
             try:
                 picture = read(file.data)
-            except struct.error:  # the file ends too soon
+            except (struct.error, IndexError):  # the file ends too soon
                 return None
             return picture if picture is not None and picture.width > 0 and picture.height > 0 else None
     return None
@@ -83,30 +85,35 @@ def _measure_bmp(file: memoryview) -> Picture | None:
 
 _GIF_IMAGE, _GIF_EXTENSION = 0x2C, 0x21
 _GIF_CODES = 4096  # in a full table
+_GIF_CODE_BYTES = 1.5  # of the longest code, which stands for a pixel or more
+# Bytes that the blocks of a GIF may have beyond its codes; examining these costs 15 ns each.
+_GIF_ROOM = 2**20
 
 
 def _measure_gif(file: memoryview) -> Picture | None:
     width, height, flags = struct.unpack_from("<HHB", file, 6)
     allowed = parts = _allow_parts(file)
     position = 13 + _count_gif_colors(flags)
-    while (kind := _byte(file, position)) == _GIF_EXTENSION:
-        blocks, position = _split_gif_blocks(file, position + 2, parts)
-        parts -= 1 + len(blocks)
+    while (kind := file[position]) == _GIF_EXTENSION:
+        blocks, position = _skip_gif_blocks(file, position + 2, parts)
+        parts -= 1 + blocks
         if parts < 0:
             return None
     if kind != _GIF_IMAGE:
         return None
-    position += 10 + _count_gif_colors(_byte(file, position + 9))
-    bits = _byte(file, position)
-    blocks, _ = _split_gif_blocks(file, position + 1, parts)
+    position += 10 + _count_gif_colors(file[position + 9])
+    bits = file[position]
+    blocks, end = _skip_gif_blocks(file, position + 1, parts)
     # OpenCV's limits. With 1 bit there is no room for the codes that clear and end.
-    if not 2 <= bits <= 11 or len(blocks) > parts:
+    if not 2 <= bits <= 11 or blocks > parts:
         return None
     most = _MAX_GIF_CLEARS + width * height // _LEAST_PIXELS_FOR_CLEAR
-    clears = _count_gif_clears(b"".join(blocks), bits, most)
+    if end - position > (width * height + most) * _GIF_CODE_BYTES + _GIF_ROOM:
+        return None
+    clears = _count_gif_clears(_join_gif_blocks(file[position + 1 : end]), bits, most)
     if clears > most:
         return None
-    extra = len(file) + clears * _GIF_CLEAR_WORK + (allowed - parts + len(blocks)) * _PART_WORK
+    extra = len(file) + clears * _GIF_CLEAR_WORK + (allowed - parts + blocks) * _PART_WORK
     return _picture(file, width, height, 4, extra)
 
 
@@ -115,13 +122,22 @@ def _count_gif_colors(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-def _split_gif_blocks(file: memoryview, position: int, most: int) -> tuple[list[memoryview], int]:
-    """Return the blocks up to an empty one, few more than `most`, and the position after them."""
-    blocks: list[memoryview] = []
-    while (size := _byte(file, position)) and len(blocks) <= most:
-        blocks.append(file[position + 1 : position + 1 + size])
+def _skip_gif_blocks(file: memoryview, position: int, most: int) -> tuple[int, int]:
+    """Return the number of blocks up to an empty one, few more than `most`, and the position after them."""
+    blocks = 0
+    while (size := file[position]) and blocks <= most:
         position += 1 + size
+        blocks += 1
     return blocks, position + 1
+
+
+def _join_gif_blocks(section: memoryview) -> bytes:
+    """Return the data of blocks that end with an empty one."""
+    data, position = bytearray(), 0
+    while size := section[position]:
+        data += section[position + 1 : position + 1 + size]
+        position += 1 + size
+    return bytes(data)
 
 
 def _count_gif_clears(data: bytes, bits: int, most: int) -> int:
@@ -222,7 +238,8 @@ def _measure_png(file: memoryview) -> Picture | None:
             if texts > _MAX_PNG_TEXTS:
                 return None
             extra += min((end - begin) * _MOST_RATIO, _MAX_TEXT_BYTES) * _TEXT_WORK
-    picture = _picture(file, width, height, extra=extra + parts * _PART_WORK)
+    per_pixel = max(1, _read_png_depth(file) / 8 * _PNG_BYTE_WORK)
+    picture = _picture(file, width, height, per_pixel, extra + parts * _PART_WORK)
     return picture._replace(packed=packed) if packed * _MOST_RATIO > _allow_png_bytes(file) else picture
 
 
@@ -239,10 +256,16 @@ def _split_png(file: memoryview) -> Iterator[tuple[bytes, int, int]]:
         position += 12 + size
 
 
+def _read_png_depth(file: memoryview) -> int:
+    """Return the number of bits of a pixel."""
+    bits, color = struct.unpack_from("BB", file, 24)
+    return int(bits) * _PNG_CHANNELS.get(color, 4)
+
+
 def _allow_png_bytes(file: memoryview) -> int:
     """Return how many bytes the data of a PNG may unpack to: twice its rows, for interlaced ones."""
-    width, height, bits, color = (int(number) for number in struct.unpack_from(">IIBB", file, 16))
-    row = 1 + (width * bits * _PNG_CHANNELS.get(color, 4) + 7) // 8
+    width, height = (int(number) for number in struct.unpack_from(">II", file, 16))
+    row = 1 + (width * _read_png_depth(file) + 7) // 8
     return 2 * height * row + _PNG_ROOM
 
 
@@ -269,11 +292,6 @@ def is_honest(file: NDArray[np.uint8]) -> bool:
 def _allow_parts(file: memoryview) -> int:
     """Return how many chunks or blocks a file may have."""
     return _MAX_PARTS + len(file) // _LEAST_BYTES_OF_PART
-
-
-def _byte(file: memoryview, position: int) -> int:
-    (value,) = struct.unpack_from("B", file, position)
-    return int(value)
 
 
 # Comments cost 11 ns a byte here.
