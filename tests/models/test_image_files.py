@@ -47,6 +47,18 @@ def test_pixel_of_a_png_is_work_by_its_bytes(channels, dtype, per_pixel):
     assert work / (300**2 - 100**2) == pytest.approx(per_pixel, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("channels", "quality", "per_byte"),
+    [(3, 100, 4.25), (4, 100, 4.25), (3, 101, 0.25)],
+    ids=["lossy", "alpha", "lossless"],
+)
+def test_lossy_webp_is_work_by_the_bytes_of_its_file(channels, quality, per_byte):
+    """Noise takes 59 ns per pixel, and a smooth picture 7."""
+    picture = np.random.default_rng(0).integers(0, 256, (100, 100, channels), np.uint8)
+    _, file = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])
+    assert measure(file).work == int(IMAGE_WORK + 100 * 100 + per_byte * len(file))
+
+
 COMMENT = b"\x21\xfe" + b"\1a" * 1000 + b"\0"
 
 
