@@ -325,7 +325,7 @@ def test_control_address_responds_while_new_workers_fail_and_after(start, tmp_pa
 
     with start(1, "-c", settings, OVMS_REST_CONTROL_BIND=address) as service:
         before = set(service.workers())
-        assert control()
+        service.wait_for(control)
         settings_with(tmp_path, "def post_worker_init(worker): raise ValueError('mine')")
         service.signal(signal.SIGHUP)
         service.wait_for(lambda: "the new workers do not become ready" in service.log)
@@ -337,7 +337,7 @@ def test_control_address_responds_while_new_workers_fail_and_after(start, tmp_pa
             settings_with(tmp_path, "")
             service.signal(signal.SIGHUP)
             wait_until_replaced(service, before)
-        assert control()
+        service.wait_for(control)
 
 
 # --- The end
