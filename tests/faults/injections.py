@@ -87,7 +87,7 @@ def hang_in_inference(host: Host, generator: Random) -> None:
 
 
 def outgrow_memory(host: Host, generator: Random) -> None:
-    """Pictures of ever new sizes, until a worker is above its memory limit and has been replaced."""
+    """Images of ever new sizes, until a worker is above its memory limit and has been replaced."""
     name = "ovms_rest_worker_memory_replacements"
     before = host.metric(name)
 
@@ -203,7 +203,7 @@ def delete_model(host: Host, generator: Random) -> None:
 
 
 def corrupt_model(host: Host, generator: Random) -> None:
-    """The served version is overwritten by garbage; a corrupt version appears beside it; then both are mended."""
+    """The served version is overwritten by garbage; a corrupt version appears beside it; then both are repaired."""
     served, broken = _directory(host, host.version), _directory(host, host.version + 1)
     for file in served.iterdir():
         file.write_bytes(generator.randbytes(100))
