@@ -13,10 +13,12 @@ pytestmark = pytest.mark.skipif(
 _RUNS = 100_000
 _FEWER_RUNS = {
     "applications": 50_000,
-    "chunks": 50_000,
-    "config": 20_000,
+    "bodies": 50_000,
+    "chunks": 20_000,
+    "config": 15_000,
     "conversations": 20_000,
-    "flags": 10_000,
+    "flags": 4_000,
+    "heads": 50_000,
     "logs": 20_000,
     "predictions": 50_000,
     "requests": 50_000,
