@@ -2,8 +2,10 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -243,10 +245,23 @@ def write_config(directory: Path, *models: dict, **sections: object) -> Path:
     return path
 
 
+def _cycle_ports() -> Iterator[int]:
+    """Yield ports that the system gives to no client, in turn; each process of pytest-xdist has others."""
+    count = 2048
+    first = 16384 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8 * count
+    start = random.randrange(count)
+    return itertools.cycle(first + (start + number) % count for number in range(count))
+
+
+_ports = _cycle_ports()
+
+
 def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    """Return a port on which nobody listens, another one each time."""
+    while True:
+        port = next(_ports)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def is_running(pid: int) -> bool:
