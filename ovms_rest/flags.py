@@ -366,7 +366,8 @@ def _refuse(rest: Sequence[str]) -> Iterator[str]:
             yield f"{name} is not supported: {reason}"
         else:
             near = difflib.get_close_matches(name, [f"--{known}" for known in FLAGS], n=1)
-            yield f"{name}: unknown flag; {f'the nearest known one is {near[0]}' if near else 'see --help'}"
+            hint = f"the nearest known one is {near[0]}" if near else "see --help"
+            yield f"{name}: unknown flag; {hint}"
 
 
 def _check_combination(values: Values, found: NamedPaths | None) -> Iterator[str]:

@@ -68,7 +68,7 @@ def find_death(code: int, is_ending: bool) -> Death:
 
 
 def find_hang(was_stopped: bool, rule: PauseRule) -> Death:
-    """Return how a worker ended that the arbiter ended because it hung; if it was stopped, its model did not hang."""
+    """Return the death of a worker that hung until the arbiter ended it; one that was stopped blames no model."""
     return Death("was stopped and ended") if was_stopped else Death("hung and was ended", hang_rule=rule)
 
 

@@ -25,15 +25,15 @@ class _Hangs:
         self._arbiter = arbiter
         self._end = arbiter.murder_workers
         self._last = time.monotonic()
-        self._from = 0.0
+        self._resume_at = 0.0
 
     def end(self) -> None:
         """End workers that hang, and note which of them somebody had stopped."""
         now = time.monotonic()
         if now - self._last > max(_LATE_SECONDS, self._arbiter.timeout / 2):
-            self._from = now + _GRACE_SECONDS
+            self._resume_at = now + _GRACE_SECONDS
         self._last = now
-        if now < self._from:
+        if now < self._resume_at:
             return
         workers = [worker for worker in self._arbiter.WORKERS.values() if not worker.aborted]
         self._end()

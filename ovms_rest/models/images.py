@@ -203,11 +203,10 @@ class ImageReader:
                 f"{name} is {_size(shape)}, image 0 is {_size(first)}, and images are not resized: {self._obstacle}"
             )
         if shape[2] != target[2]:
-            hint = "; convert it to grey" if target[2] == 1 else ""
-            if (
-                self._layout == _DEFAULT_LAYOUT and target[2] not in _CHANNELS
-            ):  # so the last dim is not that of channels
-                hint = f"; {_NO_LAYOUT}"
+            if self._layout == _DEFAULT_LAYOUT and target[2] not in _CHANNELS:
+                hint = f"; {_NO_LAYOUT}"  # the last dim is not that of channels
+            else:
+                hint = "; convert it to grey" if target[2] == 1 else ""
             raise InvalidRequestError(f"{name} has {count_of(shape[2], 'channel')}, the model takes {target[2]}{hint}")
         if self._precision is None:
             raise InvalidRequestError(

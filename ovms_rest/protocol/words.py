@@ -19,6 +19,8 @@ SHOWN_OF_PATH = 300
 # C0, DEL, C1, line and paragraph separators, and surrogates, which cannot be encoded.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 _NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
 
@@ -38,9 +40,9 @@ def show(value: Any) -> str:
     if _is_token(value):
         return json.dumps(value)
     try:
-        text = orjson.dumps(value).decode()
+        text = cut(orjson.dumps(value).decode())  # orjson escapes C0 alone
         # In an array or object, orjson writes null for NaN too.
-        return cut(_write(value) if "null" in text else text)  # orjson escapes C0 alone
+        return cut(_write(value)) if "null" in text else text
     except TypeError:  # half of a surrogate pair, or nested too deeply for orjson to write, though not to read
         return cut(_write(value)) if type(value) is str else describe(value)
 
@@ -50,7 +52,13 @@ def _is_token(value: Any) -> bool:
 
 
 def _write(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Return the beginning of a value as JSON, a little more than is shown: it may have millions of elements."""
+    text = ""
+    for piece in _ENCODER.iterencode(value):
+        text += piece
+        if len(text) > _SHOWN:
+            break
+    return text
 
 
 def quote(name: str, most: int = _SHOWN) -> str:

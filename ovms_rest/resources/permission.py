@@ -46,8 +46,8 @@ class Permission:
             raise ForbiddenError(f"{req.method} {req.path} {reason}")
 
     def check_page(self, req: falcon.Request) -> None:
-        """Raise ForbiddenError for a request of a web page of another site, which may do nothing."""
-        if problem := self._find_page(req.env):
+        """Raise ForbiddenError for a request of a page of another site, unless changes are allowed from anywhere."""
+        if self._allowed != "all" and (problem := self._find_page(req.env)):
             raise ForbiddenError(f"{req.method} {req.path} {problem}")
 
     def find_obstacle(self, environ: Environ) -> str | None:

@@ -19,6 +19,7 @@ import orjson
 REQUEST_SECONDS: Final = 60
 # The inputs of a crash are refused, and the model's requests compared with them, for this long.
 INPUTS_SECONDS: Final = 600
+
 # The entries of those at fault, and those of all others, so that many suspects replace no guilty one. Ten crashes per
 # second, of a request and its inputs each, fill either in 25 seconds.
 ENTRIES: Final = 512
@@ -33,7 +34,7 @@ _HEAD_BYTES: Final = 64
 class PauseRule(NamedTuple):
     """A model that ends this many `workers` in one way within some seconds is paused, so that others are served."""
 
-    what: str  # the model has done to them
+    what: str  # what the model has done, before a number of workers in a message
     workers: int
     within_seconds: float
     pause_seconds: float
@@ -44,10 +45,10 @@ CRASHES = PauseRule("crashed", 5, 10, 10)
 
 
 def make_hang_rule(workers: int, timeout: float) -> PauseRule:
-    """Return the rule for workers that hang, of this many, each of which is lost for a `timeout` in seconds.
+    """Return the rule for hangs, given how many workers infer, and gunicorn's timeout in seconds.
 
-    The other models lose a quarter of the workers' time: half of the workers hang at most once in four timeouts, or
-    else all hang at once, and the model is paused for three.
+    Each hang takes a worker for the timeout. Hangs take a quarter of the workers' time at most: fewer than half of the
+    workers hang in four timeouts, or all hang once and the model is paused for the other three.
     """
     return PauseRule("hung in", max(2, workers // 2), 4 * timeout, min(3 * timeout, INPUTS_SECONDS))
 

@@ -327,6 +327,12 @@ def test_web_page_of_another_site_may_not_reload_and_others_may(asked):
         assert asked.request("POST", path, b"", headers).status == 200
 
 
+def test_web_page_of_another_site_may_reload_where_changes_are_allowed_from_anywhere(tmp_path, config):
+    with serve(tmp_path, "-w", "1", config=config, OVMS_REST_MODEL_CONTROL="all") as service:
+        headers = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
+        assert service.request("POST", "/v1/config/reload", b"", headers).status == 200
+
+
 def test_loading_is_forbidden_by_default_without_a_control_address(tmp_path, config):
     with serve(tmp_path, "-w", "1", config=config, OVMS_REST_MODEL_CONTROL="") as service:
         for answer in (load(service), unload(service), service.request("POST", "/v2/logging", {"log_info": False})):
