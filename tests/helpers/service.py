@@ -166,11 +166,14 @@ def serve(
     service = Service(process, log)
     try:
 
-        def listening():
+        def find_port():
             assert process.poll() is None, f"it ended with {process.returncode}:\n{service.log}"
-            return re.search(r"Listening at: https?://(?:127\.0\.0\.1|0\.0\.0\.0|\[::\]):(\d+)", service.log)
+            log = service.log
+            if "; loading and unloading over HTTP: " in log:  # the last line of a start
+                return re.search(r"Listening at: https?://(?:127\.0\.0\.1|0\.0\.0\.0|\[::\]):(\d+)", log)
+            return None
 
-        service.port = int(service.wait_for(listening)[1])
+        service.port = int(service.wait_for(find_port)[1])
         yield service
         if process.poll() is None:
             process.terminate()
