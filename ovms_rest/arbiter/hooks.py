@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Protocol
 
 from gunicorn.systemd import SD_LISTEN_FDS_START
@@ -67,6 +67,7 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     That is a log that does not block, the listen addresses, the certificate and the control address. The start ends if
     one of them fails.
     """
+    _join_hooks(arbiter.cfg)
     if previous is not None:
         _check_new_addresses(arbiter)
         return
@@ -89,6 +90,22 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     arbiter.control_sockets = []
     with _ending_without(address):
         arbiter.control_address = ControlAddress(address, arbiter.cfg, os.environ, activated)
+
+
+def _join_hooks(cfg: Any) -> None:
+    """Have a settings file's own hooks called in addition to those of this module, which they would replace."""
+    for ours in _HOOKS:
+        users = getattr(cfg, ours.__name__)
+        if getattr(users, "__wrapped__", users) is not ours:
+            first, second = (users, ours) if ours in (worker_abort, worker_exit) else (ours, users)
+            cfg.set(ours.__name__, wraps(ours)(partial(_call_both, first, second)))
+
+
+def _call_both(first: Callable[..., None], second: Callable[..., None], *arguments: Any) -> None:
+    try:
+        first(*arguments)
+    finally:
+        second(*arguments)
 
 
 def _check_new_addresses(arbiter: Any) -> None:
@@ -524,3 +541,18 @@ def _exit(code: int) -> None:
                     stream.flush()
     finally:
         os._exit(code)
+
+
+# All but `nworkers_changed`, which joins them.
+_HOOKS: tuple[Callable[..., None], ...] = (
+    child_exit,
+    on_reload,
+    on_starting,
+    post_fork,
+    post_worker_init,
+    pre_exec,
+    pre_fork,
+    when_ready,
+    worker_abort,
+    worker_exit,
+)

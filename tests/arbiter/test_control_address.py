@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import os
-import re
 import shutil
 import signal
 import socket
@@ -12,7 +11,7 @@ import subprocess
 import pytest
 from generations import fault, settings_with, works
 from gunicorn.config import Config
-from processes import listens, tcp_sockets
+from processes import children, end, listens, tcp_sockets, upgraded
 from raw_http import RELU, RELU_PATH, head, post
 from service import (
     PATIENCE,
@@ -23,7 +22,6 @@ from service import (
     receive,
     run_to_end,
     serve,
-    wait_for_end,
 )
 
 from ovms_rest.arbiter import hooks
@@ -52,35 +50,6 @@ def answers(address):
     with contextlib.suppress(OSError):
         return ask(address).status == 200
     return False
-
-
-@contextlib.contextmanager
-def upgraded(service):
-    """Start a second arbiter by SIGUSR2, wait until its workers serve, and end it, if it was not; yield its pid."""
-    before = service.log.count("Listening at: ")
-    service.signal(signal.SIGUSR2)
-    pid = 0
-    try:
-        listening = service.wait_for(lambda: re.findall(r"Listening at: \S+ \((\d+)\)", service.log)[before:])
-        pid = int(listening[0])
-        service.wait_for(lambda: len(children(pid)) == 2)
-        yield pid
-    finally:
-        if pid:
-            end(pid)
-            wait_for_end(pid)
-
-
-def end(pid):
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-    with contextlib.suppress(ChildProcessError):  # it is another arbiter's child, or that has waited for it
-        os.waitpid(pid, 0)
-
-
-def children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return file.read().split()
 
 
 # --- One service

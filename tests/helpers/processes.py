@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from service import Service, open_files
+from service import Service, open_files, wait_for_end
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -117,3 +117,36 @@ def limited(service: Service, name: str, value: int, prefix: Sequence[str] = ())
         yield
     finally:
         subprocess.run([*command, f"--{name}={limits}:"], check=True)
+
+
+@contextlib.contextmanager
+def upgraded(service: Service, processes: int = 2) -> Iterator[int]:
+    """Start a second arbiter by SIGUSR2 and wait until it has this number of processes; yield its pid, and end it.
+
+    It may have been ended before.
+    """
+    before = service.log.count("Listening at: ")
+    service.signal(signal.SIGUSR2)
+    pid = 0
+    try:
+        listening = service.wait_for(lambda: re.findall(r"Listening at: \S+ \((\d+)\)", service.log)[before:])
+        pid = int(listening[0])
+        service.wait_for(lambda: len(children(pid)) == processes)
+        yield pid
+    finally:
+        if pid:
+            end(pid)
+            wait_for_end(pid)
+
+
+def end(pid: int) -> None:
+    """Send SIGTERM to a process if it exists; wait for it if it is a child of this one."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    with contextlib.suppress(ChildProcessError):  # it is another process's child, or that has waited for it
+        os.waitpid(pid, 0)
+
+
+def children(pid: int) -> list[str]:
+    """Return the process ids of a process's children."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
