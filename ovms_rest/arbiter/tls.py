@@ -19,12 +19,19 @@ def load_tls(cfg: Any) -> ssl.SSLContext | None:
     """Return the context that gunicorn's settings describe, None without TLS. Raises TlsError."""
     if not cfg.is_ssl:
         return None
+    for name, path in _files(cfg).items():
+        if Path(path).is_fifo():  # opening it would wait for a writer for good
+            raise _error(cfg, f"{name}: it is not a regular file")
     try:
         context: ssl.SSLContext = ssl_context(cfg)
     except Exception as error:  # of OpenSSL, the system, or a user hook
-        files = ", ".join(f"{name} {path!r}" for name, path in _files(cfg).items())
-        raise TlsError(f"cannot use {files}: {_explain(cfg, error)}") from error
+        raise _error(cfg, _explain(cfg, error)) from error
     return context
+
+
+def _error(cfg: Any, reason: str) -> TlsError:
+    files = ", ".join(f"{name} {path!r}" for name, path in _files(cfg).items())
+    return TlsError(f"cannot use {files}: {reason}")
 
 
 def _files(cfg: Any) -> dict[str, str]:

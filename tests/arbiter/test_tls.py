@@ -106,9 +106,11 @@ def test_unusable_pair_ends_the_start_with_a_line_before_models_are_loaded(tmp_p
         ({"certfile": "used.pem", "keyfile": "used.key", "ciphers": "NONE_OF_THESE"}, "No cipher can be selected"),
         ({"certfile": "used.pem"}, "PEM"),
         ({"keyfile": "used.key"}, "a keyfile needs a certfile"),
+        ({"certfile": "used.pem", "keyfile": "pipe"}, "keyfile: it is not a regular file"),
     ],
 )
 def test_tls_error_names_the_file(tmp_path, arguments, settings, reason):
+    os.mkfifo(tmp_path / "pipe")
     cfg = Config()
     for name, value in settings.items():
         cfg.set(name, value if name == "ciphers" else str(tmp_path / value))
