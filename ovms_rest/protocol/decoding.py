@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.body_forms import explain_body, explain_prefix
 from ovms_rest.protocol.datatypes import BOOL, BYTES, DATATYPE_NAMES, DATATYPES, Datatype
-from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choose_budget
+from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, BodyLimits, check_memory, choose_limits
 from ovms_rest.protocol.numbers import NumberArray, UnsuitedError, looks_numeric, parse_numeric, to_array
 from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray, decode_base64, unpack
 from ovms_rest.protocol.tensors import (
@@ -49,9 +49,7 @@ from ovms_rest.protocol.words import (
 MAX_DEPTH = 100
 # Bytes of JSON from which simdjson is tried. It gains from 4 KB on where numbers have 6 digits, from 11 KB with 18.
 LARGE_SIZE = 8192
-# The default limit for a body, and for the memory of the values of a JSON text.
-MAX_BODY = 2**28
-MAX_JSON_MEMORY = choose_budget(MAX_BODY)
+DEFAULT_LIMITS = choose_limits(2**28)
 # Bytes of JSON from which the garbage collector is paused.
 MANY_VALUES = 2**20
 # numpy's limit; no OpenVINO model has more.
@@ -75,21 +73,19 @@ def decode_request(
     header_length: int | None = None,
     large_size: int = LARGE_SIZE,
     model: ModelMetadata | None = None,
-    json_memory: int = MAX_JSON_MEMORY,
-    max_body: int = MAX_BODY,
+    limits: BodyLimits = DEFAULT_LIMITS,
 ) -> InferenceRequest:
     """Decode the body of an inference request.
 
     The first `header_length` bytes (None: all) are JSON; the binary tensors follow in the order of the inputs and
     become views on `body`. JSON of `large_size` bytes and more is tried as numbers first, which changes only the time.
 
-    More inputs or outputs than `model` has are refused before they are decoded. `json_memory` limits the bytes that the
-    values of the JSON may take; beyond it BodyTooLargeError is raised. `max_body`, the bytes that a body may have,
-    limits the dims of tensors without elements.
+    More inputs or outputs than `model` has are refused before they are decoded. Values of the JSON that may take more
+    than `limits` allows raise BodyTooLargeError. The limit of a body bounds the dims of tensors without elements.
     """
     json_part, binary_part = (body, body[:0]) if header_length is None else (body[:header_length], body[header_length:])
     try:
-        return _decode_json(json_part, binary_part, large_size, model, json_memory, max_body)
+        return _decode_json(json_part, binary_part, large_size, model, limits)
     except orjson.JSONDecodeError as error:
         reason = explain_body(body, header_length, model) or explain_invalid_json(json_part, error)
         raise InvalidRequestError(f"the request is not valid JSON: {reason}") from error
@@ -100,22 +96,21 @@ def _decode_json(
     binary_part: memoryview,
     large_size: int,
     model: ModelMetadata | None,
-    json_memory: int,
-    max_body: int,
+    limits: BodyLimits,
 ) -> InferenceRequest:
     """Decode with the parser that suits the size of the JSON."""
     if len(json_part) < large_size:
-        return _decode_root(_parse_json(json_part), binary_part, model, max_body)
+        return _decode_root(_parse_json(json_part), binary_part, model, limits)
     if looks_numeric(json_part):
-        check_memory(json_part, NUMBERS, json_memory)
-        request = decode_numeric(json_part, binary_part, model, max_body)
+        check_memory(json_part, NUMBERS, limits.json_values)
+        request = decode_numeric(json_part, binary_part, model, limits)
         if request is not None:
             return request
-    check_memory(json_part, OBJECTS, json_memory)
+    check_memory(json_part, OBJECTS, limits.json_values)
     if len(json_part) < MANY_VALUES:
-        return _decode_root(_parse_json(json_part), binary_part, model, max_body)
+        return _decode_root(_parse_json(json_part), binary_part, model, limits)
     with without_garbage_collection():
-        return _decode_root(_parse_json(json_part), binary_part, model, max_body)
+        return _decode_root(_parse_json(json_part), binary_part, model, limits)
 
 
 @contextmanager
@@ -131,17 +126,20 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 def decode_numeric(
-    json_part: memoryview, binary_part: memoryview, model: ModelMetadata | None = None, max_body: int = MAX_BODY
+    json_part: memoryview,
+    binary_part: memoryview,
+    model: ModelMetadata | None = None,
+    limits: BodyLimits = DEFAULT_LIMITS,
 ) -> InferenceRequest | None:
     """Return a request whose `data` are numbers, decoded without an object for each; None when orjson must decide."""
     try:
-        return _decode_root(parse_numeric(json_part, MAX_DEPTH), binary_part, model, max_body)
+        return _decode_root(parse_numeric(json_part, MAX_DEPTH), binary_part, model, limits)
     except (UnsuitedError, InvalidRequestError):  # only the path through orjson writes messages
         return None
 
 
 def _decode_root(
-    root: dict[str, Any], binary_part: memoryview, model: ModelMetadata | None, max_body: int
+    root: dict[str, Any], binary_part: memoryview, model: ModelMetadata | None, limits: BodyLimits
 ) -> InferenceRequest:
     check_unknown(root, _REQUEST_KEYS, 1)
     if model is not None:
@@ -156,7 +154,7 @@ def _decode_root(
         timeout_us = _decode_integer(parameters, "timeout", "")
         priority = _decode_integer(parameters, "priority", "")
     try:
-        inputs = _decode_inputs(root, binary_part, max_body)
+        inputs = _decode_inputs(root, binary_part, limits.body)
     except InvalidRequestError:
         if model is not None:
             _check_names(root.get("inputs"), model)

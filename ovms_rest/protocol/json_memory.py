@@ -6,7 +6,7 @@ memory of the values, without the text itself, follows from the characters that 
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,16 @@ OBJECTS = _weights(',[{:"', 90, 160, 1024, 80, 64)
 NUMBERS = _weights(",[{", 40, 80, 60)
 
 
-def choose_budget(max_body_bytes: int) -> int:
-    """Return how many bytes the values of a JSON text may take, given the limit of a body."""
-    return max(_TIMES * max_body_bytes, _LEAST_BUDGET)
+class BodyLimits(NamedTuple):
+    """The bytes that a body may have, and that the values of a JSON text in it may take."""
+
+    body: int
+    json_values: int
+
+
+def choose_limits(max_body_bytes: int) -> BodyLimits:
+    """Return the limits that follow from that of a body."""
+    return BodyLimits(max_body_bytes, max(_TIMES * max_body_bytes, _LEAST_BUDGET))
 
 
 def check_memory(part: memoryview, weights: Weights, budget: int) -> None:

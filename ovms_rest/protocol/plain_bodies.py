@@ -18,7 +18,7 @@ from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.body_forms import explain_form
 from ovms_rest.protocol.datatypes import BYTES
 from ovms_rest.protocol.decoding import (
-    MAX_BODY,
+    DEFAULT_LIMITS,
     MAX_RANK,
     TextLabel,
     check_empty,
@@ -27,7 +27,7 @@ from ovms_rest.protocol.decoding import (
     decode_shape,
     view_strings,
 )
-from ovms_rest.protocol.json_memory import OBJECTS, check_memory
+from ovms_rest.protocol.json_memory import OBJECTS, BodyLimits, check_memory
 from ovms_rest.protocol.multipart import Part, read_media_type, split_parts
 from ovms_rest.protocol.raw_bodies import Source, fit_shape, read_raw, read_raw_body, shape_strings
 from ovms_rest.protocol.strings import MAX_ELEMENTS
@@ -65,34 +65,28 @@ def decode_typed_request(
     content_type: str,
     tensor_shape: str | None,
     model: ModelMetadata,
-    json_memory: int,
-    max_body: int = MAX_BODY,
+    limits: BodyLimits = DEFAULT_LIMITS,
 ) -> InferenceRequest:
-    """Decode a body without Inference-Header-Content-Length, by its Content-Type.
-
-    `json_memory` and `max_body` are limits as for `decode_request`.
-    """
+    """Decode a body without Inference-Header-Content-Length, by its Content-Type; `limits` as for `decode_request`."""
     kind = read_media_type(content_type)
     if not (kind in (OCTETS, FORM) or kind.startswith(IMAGE)):
-        return decode_request(body, model=model, json_memory=json_memory, max_body=max_body)
+        return decode_request(body, model=model, limits=limits)
     if holds_json(body, content_type, tensor_shape):
-        return _decode_json(body, kind, model, json_memory, max_body)
+        return _decode_json(body, kind, model, limits)
     if kind == FORM:
-        return InferenceRequest(_read_form(body, content_type, model, json_memory, max_body))
+        return InferenceRequest(_read_form(body, content_type, model, limits))
     metadata = _find_only_input(kind, model)
     if kind != OCTETS:
         return InferenceRequest((_read_image(body, kind, metadata, model),))
     if not len(body) and tensor_shape is None:
         raise InvalidRequestError(f"the body is empty, expected the data of input {metadata.name!r}")
-    shape = None if tensor_shape is None else _read_shape(tensor_shape, metadata, max_body)
+    shape = None if tensor_shape is None else _read_shape(tensor_shape, metadata, limits)
     return InferenceRequest((read_raw_body(body, metadata, _BODY, model.name, shape),))
 
 
-def _decode_json(
-    body: memoryview, kind: str, model: ModelMetadata, json_memory: int, max_body: int
-) -> InferenceRequest:
+def _decode_json(body: memoryview, kind: str, model: ModelMetadata, limits: BodyLimits) -> InferenceRequest:
     try:
-        return decode_request(body, model=model, json_memory=json_memory, max_body=max_body)
+        return decode_request(body, model=model, limits=limits)
     except InvalidRequestError as error:
         if kind != OCTETS:
             raise
@@ -121,14 +115,14 @@ def _read_image(body: memoryview, kind: str, metadata: TensorMetadata, model: Mo
     return _view_elements(body, [Part(metadata.name, body, 0)], metadata)
 
 
-def _read_shape(text: str, metadata: TensorMetadata, max_body: int) -> tuple[int, ...]:
+def _read_shape(text: str, metadata: TensorMetadata, limits: BodyLimits) -> tuple[int, ...]:
     label = f"input {metadata.name!r}"
     if not _SHAPE.fullmatch(text.strip(" \t")):
         raise InvalidRequestError(
             f"{label}: X-Tensor-Shape is {show(text)}, expected integers from 0 to {MAX_DIM}, separated by commas"
         )
     shape = decode_shape({"shape": list(map(int, text.split(",")))}, label)
-    check_empty(shape, metadata.datatype, max_body, label)
+    check_empty(shape, metadata.datatype, limits.body, label)
     return shape
 
 
@@ -142,20 +136,16 @@ def _view_elements(body: memoryview, parts: Sequence[Part], metadata: TensorMeta
 # --- Forms: a part is named by its input, and an input of images or strings may have several
 
 
-def _read_form(
-    body: memoryview, content_type: str, model: ModelMetadata, json_memory: int, max_body: int
-) -> tuple[Tensor, ...]:
+def _read_form(body: memoryview, content_type: str, model: ModelMetadata, limits: BodyLimits) -> tuple[Tensor, ...]:
     by_name: dict[str, list[Part]] = {}
     for part in split_parts(body, content_type):
         if part.name not in model.inputs:
             raise unknown_input(part.name, model)
         by_name.setdefault(part.name, []).append(part)
-    return tuple(_read_input(body, found, model.inputs[name], json_memory, max_body) for name, found in by_name.items())
+    return tuple(_read_input(body, found, model.inputs[name], limits) for name, found in by_name.items())
 
 
-def _read_input(
-    body: memoryview, parts: list[Part], metadata: TensorMetadata, json_memory: int, max_body: int
-) -> Tensor:
+def _read_input(body: memoryview, parts: list[Part], metadata: TensorMetadata, limits: BodyLimits) -> Tensor:
     label = f"input {metadata.name!r}"
     kinds = {_find_kind(part, metadata) for part in parts}
     if kinds == {_ELEMENT}:
@@ -166,8 +156,8 @@ def _read_input(
         )
     (part,) = parts
     if kinds == {_NUMBERS}:
-        return _read_json(part.data, metadata, json_memory)
-    shape = None if part.tensor_shape is None else _read_shape(part.tensor_shape, metadata, max_body)
+        return _read_json(part.data, metadata, limits)
+    shape = None if part.tensor_shape is None else _read_shape(part.tensor_shape, metadata, limits)
     return read_raw(part.data, metadata, _PART, shape)
 
 
@@ -185,10 +175,10 @@ def _find_kind(part: Part, metadata: TensorMetadata) -> str:
     return _RAW if metadata.images is None else _ELEMENT
 
 
-def _read_json(data: memoryview, metadata: TensorMetadata, json_memory: int) -> Tensor:
+def _read_json(data: memoryview, metadata: TensorMetadata, limits: BodyLimits) -> Tensor:
     """Read elements in JSON. A nested array gives the shape; a flat one, or a single element, fills the model's."""
     label = f"input {metadata.name!r}"
-    check_memory(data, OBJECTS, json_memory)
+    check_memory(data, OBJECTS, limits.json_values)
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:

@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from ovms_rest.errors import InvalidRequestError
 from ovms_rest.protocol.datatypes import BYTES, DATATYPES, Datatype
 from ovms_rest.protocol.decoding import (
+    DEFAULT_LIMITS,
     LARGE_SIZE,
     MANY_VALUES,
     MAX_DEPTH,
-    MAX_JSON_MEMORY,
     MAX_RANK,
     check_unknown,
     read_numbers,
     read_strings,
     without_garbage_collection,
 )
-from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory
+from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, BodyLimits, check_memory
 from ovms_rest.protocol.numbers import NestedNumbers, UnsuitedError, looks_numeric, parse_nested, to_array
 from ovms_rest.protocol.strings import MAX_ELEMENTS, BytesArray
 from ovms_rest.protocol.tensors import InferenceRequest, ModelMetadata, Tensor, TensorMetadata
@@ -80,21 +80,21 @@ _DTYPES = {
 
 
 def decode_prediction(
-    body: memoryview, model: ModelMetadata, json_memory: int = MAX_JSON_MEMORY, large_size: int = LARGE_SIZE
+    body: memoryview, model: ModelMetadata, limits: BodyLimits = DEFAULT_LIMITS, large_size: int = LARGE_SIZE
 ) -> InferenceRequest:
     """Decode the body of a request for a prediction; the shapes of its tensors are those of its nested arrays.
 
-    `json_memory` limits the bytes that the values of the JSON may take. JSON of `large_size` bytes and more is tried as
-    numbers first, which changes only the time.
+    Values of the JSON that may take more than `limits` allows raise BodyTooLargeError. JSON of `large_size` bytes and
+    more is tried as numbers first, which changes only the time.
     """
     if len(body) < large_size:
         return _read_root(*_parse(body), model)
     if looks_numeric(body):
-        check_memory(body, NUMBERS, json_memory)
+        check_memory(body, NUMBERS, limits.json_values)
         request = _decode_numeric(body, model)
         if request is not None:
             return request
-    check_memory(body, OBJECTS, json_memory)
+    check_memory(body, OBJECTS, limits.json_values)
     if len(body) < MANY_VALUES:
         return _read_root(*_parse(body), model)
     with without_garbage_collection():

@@ -19,7 +19,7 @@ from ovms_rest.protocol.classification import classify
 from ovms_rest.protocol.decoding import decode_request
 from ovms_rest.protocol.encoding import Buffer, encode_response
 from ovms_rest.protocol.header_length import read_header_length
-from ovms_rest.protocol.json_memory import choose_budget
+from ovms_rest.protocol.json_memory import choose_limits
 from ovms_rest.protocol.plain_bodies import JSON, decode_typed_request
 from ovms_rest.protocol.raw_bodies import decode_raw_request
 from ovms_rest.protocol.room import SMALL_OUTPUTS, check_outputs, check_requested, unlimited
@@ -42,8 +42,7 @@ class Infer:
         self._registry = registry
         self._guard = guard
         self._until = guard.until
-        self._max_body_bytes = settings.max_body_bytes
-        self._json_memory = choose_budget(settings.max_body_bytes)
+        self._limits = choose_limits(settings.max_body_bytes)
         self._may_compress = settings.response_compression
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
@@ -63,7 +62,7 @@ class Infer:
             if self._until[0] > started:
                 self._guard.check_request(note)
             header = environ.get("ovms_rest.header_length") or read_header_length(environ.get(_HEADER_LENGTH))
-            body = read_body(environ, self._max_body_bytes, header.length)
+            body = read_body(environ, self._limits.body, header.length)
             request = self._decode(body, header.check(len(body)), metadata, environ)
             record.id, record.request_bytes = request.id, len(body)
             arrays = validate_inputs(request, metadata)
@@ -110,12 +109,10 @@ class Infer:
         """Decode a body whose first `header_length` bytes are its JSON; with None, Content-Type may say what it is."""
         if header_length is None and (content_type := environ.get("CONTENT_TYPE", JSON)) != JSON:
             shape = environ.get("HTTP_X_TENSOR_SHAPE")
-            return decode_typed_request(body, content_type, shape, metadata, self._json_memory, self._max_body_bytes)
+            return decode_typed_request(body, content_type, shape, metadata, self._limits)
         if header_length == 0:
             return decode_raw_request(body, metadata.inputs)
-        return decode_request(
-            body, header_length, model=metadata, json_memory=self._json_memory, max_body=self._max_body_bytes
-        )
+        return decode_request(body, header_length, model=metadata, limits=self._limits)
 
     def _encode(
         self, response: InferenceResponse, request: InferenceRequest, environ: Environ

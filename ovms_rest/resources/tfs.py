@@ -43,7 +43,7 @@ class Predict(Infer):
     def _decode(
         self, body: memoryview, header_length: int | None, metadata: ModelMetadata, environ: Environ
     ) -> InferenceRequest:
-        return decode_prediction(body, metadata, self._json_memory)
+        return decode_prediction(body, metadata, self._limits)
 
     def _encode(
         self, response: InferenceResponse, request: InferenceRequest, environ: Environ

@@ -25,6 +25,7 @@ from wire_cases import CASES, fingerprint
 
 from ovms_rest.errors import BodyTooLargeError
 from ovms_rest.protocol.decoding import LARGE_SIZE, decode_request
+from ovms_rest.protocol.json_memory import BodyLimits, choose_limits
 from ovms_rest.protocol.tensors import ModelMetadata, TensorMetadata
 
 # --- The table of wire cases
@@ -460,10 +461,10 @@ def test_dims_beside_0_may_be_those_of_a_tensor_that_fits_into_a_body(datatype, 
     for size in (most, most + 1):
         body = memoryview(written(datatype, [0, size], "[]"))
         if size == most:
-            (array,) = decode_request(body, None, large_size, max_body=max_body).inputs
+            (array,) = decode_request(body, None, large_size, limits=choose_limits(max_body)).inputs
             assert array.shape == (0, size)
         else:
-            message = refused(decode_request, body, None, large_size, max_body=max_body)
+            message = refused(decode_request, body, None, large_size, limits=choose_limits(max_body))
             assert message.endswith(f"multiply to more than {most}, the limit for {datatype}")
 
 
@@ -698,7 +699,7 @@ def test_base64_is_for_bytes_only():
 def test_base64_that_takes_too_much_memory_is_rejected():
     elements = ",".join(['{"b64":""}'] * 60_000)
     with pytest.raises(BodyTooLargeError, match="the values of the JSON would take"):
-        decode_request(memoryview(written("BYTES", [60_000], f"[{elements}]")), json_memory=2**24)
+        decode_request(memoryview(written("BYTES", [60_000], f"[{elements}]")), limits=BodyLimits(2**28, 2**24))
 
 
 def test_limit_of_strings_counts_all_inputs_of_a_request(monkeypatch):

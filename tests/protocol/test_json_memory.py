@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ovms_rest.errors import BodyTooLargeError
-from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choose_budget, most_per_byte
+from ovms_rest.protocol.json_memory import NUMBERS, OBJECTS, check_memory, choose_limits, most_per_byte
 
 MIB = 2**20
 COMMA, ARRAY, OBJECT, COLON, QUOTE = map(OBJECTS.get, b',[{:"')
@@ -19,7 +19,10 @@ BOMB = """body = b'{{"inputs":[{{"name":"x","shape":[1],"datatype":"FP32","data"
 body += b"{repeated}," * {count} + b"1]}}"
 """
 DECODE = "decode_request(memoryview(body))"
-IMPORT = "from ovms_rest.protocol.decoding import decode_request\n"
+IMPORT = """
+from ovms_rest.protocol.decoding import decode_request
+from ovms_rest.protocol.json_memory import BodyLimits
+"""
 
 
 def weigh(text, budget, weights=OBJECTS):
@@ -39,7 +42,7 @@ def data(datatype, repeated, count, budget):
     """Return the cost of a request with data of equal elements, in a budget."""
     head = f'{{"inputs":[{{"name":"x","shape":[{count}],"datatype":"{datatype}","data":['
     body = f"body = {head.encode()!r} + b','.join([{repeated.encode()!r}] * {count}) + b']}}]}}'"
-    return measure_cost(IMPORT + body, f"decode_request(memoryview(body), json_memory={budget})")
+    return measure_cost(IMPORT + body, f"decode_request(memoryview(body), limits=BodyLimits(2**28, {budget}))")
 
 
 # --- Bombs: each within the limit of a body, 256 MiB
@@ -83,7 +86,7 @@ def test_object_members_take_no_more_memory_than_estimated():
 )
 def test_large_requests_are_decoded_within_the_budget(datatype, repeated, count):
     """The numbers come close to the limit of a body."""
-    budget = choose_budget(2**28 // 10)
+    budget = choose_limits(2**28 // 10).json_values
     cost = data(datatype, repeated, count, budget)
     assert cost.error == ""
     assert cost.mebibytes < (budget + 2 * (len(repeated) + 1) * count) / MIB
@@ -96,19 +99,25 @@ def test_numbers_of_a_prediction_take_no_more_memory_than_estimated(repeated, va
     prepare = f"""
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
 from ovms_rest.protocol.tfs import decode_prediction
+from ovms_rest.protocol.json_memory import BodyLimits
 dims = (Dim(0, None), Dim(0, None))
 model = ModelMetadata("m", "1", {{"x": TensorMetadata("x", "FP32", dims)}}, {{}})
 body = b'{{"instances":[' + b",".join([b{repeated!r}] * {count}) + b"]}}"
 """
     text = f"{repeated},".encode() * count
     estimate = sum(text.count(character) * weight for character, weight in NUMBERS.items())
-    cost = measure_cost(prepare, f"decode_prediction(memoryview(body), model, {estimate + 1000})")
+    cost = measure_cost(prepare, f"decode_prediction(memoryview(body), model, BodyLimits(2**28, {estimate + 1000}))")
     assert cost.error == ""
     assert cost.mebibytes < (estimate + len(text)) / MIB + 2
 
 
 def test_budget_is_five_times_the_limit_of_a_body_and_at_least_64_mib():
-    assert [choose_budget(limit) for limit in (1, 2**23, 2**24, 2**28)] == [2**26, 2**26, 5 * 2**24, 5 * 2**28]
+    assert [choose_limits(limit).json_values for limit in (1, 2**23, 2**24, 2**28)] == [
+        2**26,
+        2**26,
+        5 * 2**24,
+        5 * 2**28,
+    ]
 
 
 # --- Counted characters

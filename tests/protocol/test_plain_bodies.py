@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ovms_rest.errors import BodyTooLargeError, InvalidRequestError
 from ovms_rest.protocol import plain_bodies
-from ovms_rest.protocol.decoding import decode_request
+from ovms_rest.protocol.decoding import DEFAULT_LIMITS, decode_request
 from ovms_rest.protocol.plain_bodies import decode_typed_request, holds_json
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, TensorMetadata
@@ -50,7 +50,7 @@ TWO = model(image="images", x=("FP32", ANY, 2))
 
 
 def decode(body, content_type, of=NUMBERS, shape=None):
-    return decode_typed_request(memoryview(bytearray(body)), content_type, shape, of, 2**26)
+    return decode_typed_request(memoryview(bytearray(body)), content_type, shape, of)
 
 
 def read(body, content_type, of=NUMBERS, shape=None):
@@ -148,7 +148,7 @@ def test_string_may_be_an_image_too():
 
 def test_image_is_a_view_on_the_body():
     body = memoryview(bytearray(b"\x89PNG"))
-    (tensor,) = decode_typed_request(body, PNG, None, IMAGES, 0).inputs
+    (tensor,) = decode_typed_request(body, PNG, None, IMAGES).inputs
     assert np.shares_memory(tensor.array.symbols, np.frombuffer(body, np.uint8))
 
 
@@ -224,10 +224,10 @@ def test_invalid_shape_of_raw_elements_is_rejected(shape, message):
 )
 def test_dims_of_raw_elements_beside_0_may_be_those_of_a_tensor_that_fits_into_a_body(body, content_type, shape):
     any_size = model(x=("FP32", ANY, ANY))
-    (tensor,) = decode_typed_request(memoryview(body), content_type, shape, any_size, 2**26).inputs
+    (tensor,) = decode_typed_request(memoryview(body), content_type, shape, any_size).inputs
     assert tensor.shape == (0, 4194305)
     with pytest.raises(InvalidRequestError, match="multiply to more than 4194304, the limit for FP32"):
-        decode_typed_request(memoryview(body), content_type, shape, any_size, 2**26, 2**24)
+        decode_typed_request(memoryview(body), content_type, shape, any_size, DEFAULT_LIMITS._replace(body=2**24))
 
 
 def test_huge_shape_of_raw_elements_costs_nothing():
@@ -283,7 +283,7 @@ def test_images_of_one_name_are_elements_in_their_order():
 
 def test_images_of_a_form_are_views_on_the_body():
     body = memoryview(bytearray(form(("image", b"a", "file"), ("image", b"b", "file"))))
-    (tensor,) = decode_typed_request(body, FORM, None, IMAGES, 0).inputs
+    (tensor,) = decode_typed_request(body, FORM, None, IMAGES).inputs
     assert np.shares_memory(tensor.array.symbols, np.frombuffer(body, np.uint8))
 
 
@@ -398,7 +398,13 @@ def test_part_that_does_not_fit_is_rejected(parts, message):
 
 def test_numbers_of_a_part_may_take_only_so_much_memory():
     with pytest.raises(BodyTooLargeError, match="the values of the JSON would take"):
-        decode_typed_request(memoryview(form(("x", "[" + "1," * 10_000 + "1]"))), FORM, None, NUMBERS, 2**16)
+        decode_typed_request(
+            memoryview(form(("x", "[" + "1," * 10_000 + "1]"))),
+            FORM,
+            None,
+            NUMBERS,
+            DEFAULT_LIMITS._replace(json_values=2**16),
+        )
 
 
 def test_strings_of_a_part_are_limited(monkeypatch):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from wire_cases import DTYPES, fingerprint
 
 from ovms_rest.errors import BodyTooLargeError, InvalidRequestError
+from ovms_rest.protocol.json_memory import BodyLimits
 from ovms_rest.protocol.strings import BytesArray
 from ovms_rest.protocol.tensors import Dim, ModelMetadata, Tensor, TensorMetadata
 from ovms_rest.protocol.tfs import (
@@ -348,9 +349,9 @@ def test_strings_are_limited(monkeypatch):
     "text", [b'{"inputs": [%b1]}' % (b"1," * 10_000), b'{"instances": [%b[1]]}' % (b"[1]," * 9999)]
 )
 def test_memory_of_the_values_is_limited(text):
-    assert decode(text, json_memory=10**7)
+    assert decode(text, limits=BodyLimits(2**28, 10**7))
     with pytest.raises(BodyTooLargeError):
-        decode(text, json_memory=10**5)
+        decode(text, limits=BodyLimits(2**28, 10**5))
 
 
 ANYTHING = st.recursive(

@@ -98,7 +98,7 @@ def check(data: bytes) -> None:
         request = attempt(decode_raw_request, body, model.inputs)
     else:
         holds_json(body, kind, shape or None)
-        request = attempt(decode_typed_request, body, kind, shape or None, model, 2**28)
+        request = attempt(decode_typed_request, body, kind, shape or None, model)
     if isinstance(request, Failure):
         return
     for tensor in request.inputs:
