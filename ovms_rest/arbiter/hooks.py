@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial, wraps
+from functools import partial
 from typing import Any, Protocol
 
 from gunicorn.systemd import SD_LISTEN_FDS_START
@@ -18,6 +18,7 @@ from ovms_rest.arbiter.addresses import AddressError, SocketFiles, check_address
 from ovms_rest.arbiter.control_address import ControlAddress, move, take_activated
 from ovms_rest.arbiter.crashes import Death
 from ovms_rest.arbiter.guarding import commit, guard
+from ovms_rest.arbiter.hook_joining import join_hooks, joined
 from ovms_rest.arbiter.memory_limit import MemoryLimit
 from ovms_rest.arbiter.reloading import Managed
 from ovms_rest.arbiter.span_sender import SpanSender
@@ -67,7 +68,7 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     That is a log that does not block, the listen addresses, the certificate and the control address. The start ends if
     one of them fails.
     """
-    _join_hooks(arbiter.cfg)
+    join_hooks(arbiter.cfg)
     if previous is not None:
         _check_new_addresses(arbiter)
         return
@@ -90,22 +91,6 @@ def nworkers_changed(arbiter: Any, count: int, previous: int | None) -> None:
     arbiter.control_sockets = []
     with _ending_without(address):
         arbiter.control_address = ControlAddress(address, arbiter.cfg, os.environ, activated)
-
-
-def _join_hooks(cfg: Any) -> None:
-    """Have a settings file's own hooks called in addition to those of this module, which they would replace."""
-    for ours in _HOOKS:
-        users = getattr(cfg, ours.__name__)
-        if getattr(users, "__wrapped__", users) is not ours:
-            first, second = (users, ours) if ours in (worker_abort, worker_exit) else (ours, users)
-            cfg.set(ours.__name__, wraps(ours)(partial(_call_both, first, second)))
-
-
-def _call_both(first: Callable[..., None], second: Callable[..., None], *arguments: Any) -> None:
-    try:
-        first(*arguments)
-    finally:
-        second(*arguments)
 
 
 def _check_new_addresses(arbiter: Any) -> None:
@@ -146,6 +131,7 @@ def _control_bind(arbiter: Any) -> str:
     return str(arbiter.cfg.env.get(f"{PREFIX}CONTROL_BIND") or os.environ.get(f"{PREFIX}CONTROL_BIND", ""))
 
 
+@joined
 def on_starting(arbiter: Any) -> None:
     """Extend the arbiter by changes that workers ask for, replacement of workers, and the control address.
 
@@ -195,6 +181,7 @@ def _prepare_spans(arbiter: Any) -> SpanSender | None:
     return SpanSender(tracing, arbiter.cfg)
 
 
+@joined
 def when_ready(arbiter: Any) -> None:
     """Log how many models serve, the listen addresses, the workers and the console's URL."""
     arbiter.socket_files.note(arbiter.LISTENERS)
@@ -273,6 +260,7 @@ def _stop(arbiter: Any, stop: Callable[[bool], None], graceful: bool = True) -> 
         arbiter.span_sender.end()
 
 
+@joined
 def pre_exec(arbiter: Any) -> None:
     """Hand the addresses over to the arbiter that SIGUSR2 starts; called in the process that becomes that arbiter.
 
@@ -355,6 +343,7 @@ def make_changes(arbiter: Any) -> None:
             return
 
 
+@joined
 def on_reload(arbiter: Any) -> None:
     """Load what changed, and replace all workers by a new generation with the new settings of gunicorn.
 
@@ -415,6 +404,7 @@ def _count_control_worker(arbiter: Any) -> None:
     arbiter.num_workers = arbiter.cfg.workers
 
 
+@joined
 def pre_fork(arbiter: Any, worker: Any) -> None:
     """Prepare a fork.
 
@@ -442,6 +432,7 @@ def _highest_age(arbiter: Any) -> int:
     return max((int(worker.age) for worker in arbiter.WORKERS.values() if not worker.is_control), default=0)
 
 
+@joined
 def post_fork(arbiter: Any, worker: Any) -> None:
     """Keep the queue of signals that arrive before the worker has its own handlers.
 
@@ -458,6 +449,7 @@ def post_fork(arbiter: Any, worker: Any) -> None:
     worker.sockets = served
 
 
+@joined
 def post_worker_init(worker: Any) -> None:
     """Open the models in a new worker, before it accepts connections.
 
@@ -497,6 +489,7 @@ def note_opening(worker: Any, name: str) -> None:
     os.utime(worker.tmp.fileno(), (ahead, ahead))
 
 
+@joined
 def child_exit(arbiter: Any, worker: Any) -> None:
     """Log the requests of a worker that died; give up a model that several workers could not open."""
     managed = arbiter.managed
@@ -514,11 +507,13 @@ def child_exit(arbiter: Any, worker: Any) -> None:
         managed.reloading.count_death(name)
 
 
+@joined
 def worker_abort(worker: Any) -> None:
     """Exit from a worker that hangs: a custom node might catch the SystemExit that gunicorn raises, and go on."""
     _exit(1)
 
 
+@joined
 def worker_exit(arbiter: Any, worker: Any) -> None:
     """Exit from a worker immediately: after a fork of a process that used OpenVINO, a normal interpreter exit hangs.
 
@@ -541,18 +536,3 @@ def _exit(code: int) -> None:
                     stream.flush()
     finally:
         os._exit(code)
-
-
-# All but `nworkers_changed`, which joins them.
-_HOOKS: tuple[Callable[..., None], ...] = (
-    child_exit,
-    on_reload,
-    on_starting,
-    post_fork,
-    post_worker_init,
-    pre_exec,
-    pre_fork,
-    when_ready,
-    worker_abort,
-    worker_exit,
-)

@@ -142,7 +142,7 @@ class Spawning:
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
-            self._check(self._fork())
+            self._fork()
         except Exception as error:  # no processes, descriptors, memory or slots left, or a failing user hook
             if os.getpid() != self._arbiter.pid:
                 os._exit(BOOT_ERROR)
@@ -150,15 +150,6 @@ class Spawning:
             self._fail(f"cannot start a worker: {describe(error)}")
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-
-    def _check(self, pid: int) -> None:
-        """End a worker that was not prepared, which could not be monitored, and raise RuntimeError."""
-        if hasattr(self._arbiter.WORKERS[pid], "failure"):
-            return
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        self._arbiter.WORKERS.pop(pid).tmp.close()
-        raise RuntimeError("gunicorn's hook pre_fork must call ovms_rest.arbiter.hooks.pre_fork")
 
     def kill_worker(self, pid: int, number: int) -> None:
         """Send a signal to a worker, and note a termination signal."""

@@ -259,7 +259,6 @@ def test_worker_that_drains_by_itself_is_replaced_while_it_finishes_its_requests
         ("def post_fork(arbiter, worker): __import__('os')._exit(7)", "a worker ended with exit status 7 before"),
         ("def post_fork(arbiter, worker): __import__('os').kill(worker.pid, 9)", "a worker ended with SIGKILL before"),
         ("def pre_fork(arbiter, worker): raise ValueError('mine')", "cannot start a worker: ValueError: mine"),
-        ("def pre_fork(arbiter, worker): pass", "cannot start a worker: RuntimeError: gunicorn's hook pre_fork must"),
     ],
 )
 def test_start_at_which_no_worker_becomes_ready_ends_with_the_reason(tmp_path, relu, hook, reason):

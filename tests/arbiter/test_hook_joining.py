@@ -4,10 +4,12 @@ import os
 import signal
 
 import pytest
+from gunicorn.config import Config
 from processes import upgraded
 from service import serve
 
-from ovms_rest.arbiter import hooks
+from ovms_rest.arbiter import gunicorn_settings, hook_joining
+from ovms_rest.arbiter.hook_joining import join_hooks, joined
 
 OF_TWO = ("child_exit", "post_fork", "pre_fork", "worker_exit")  # the arbiter and a worker
 OF_ONE = ("on_reload", "on_starting", "post_worker_init", "pre_exec", "when_ready", "worker_abort")
@@ -18,8 +20,49 @@ HOOKS = "from ovms_rest.arbiter.gunicorn_settings import *\n" + "".join(
 )
 
 
-def test_all_hooks_of_the_service_are_known():
-    assert {hook.__name__ for hook in hooks._HOOKS} == {*OF_TWO, *OF_ONE}
+def test_all_hooks_but_the_first_are_joined():
+    hooks = {name for name in gunicorn_settings.__all__ if callable(getattr(gunicorn_settings, name))}
+    assert hooks == {*OF_TWO, *OF_ONE, "nworkers_changed"}
+    assert set(hook_joining._hooks) == {*OF_TWO, *OF_ONE}
+
+
+@pytest.mark.parametrize(
+    ("name", "actions", "called"),
+    [
+        ("pre_fork", ["user"], ["user", "service"]),
+        ("pre_fork", ["service", "user"], ["service", "user"]),
+        ("pre_fork", ["user", "fail"], ["user"]),
+        ("child_exit", ["user", "fail"], ["user", "service"]),
+        ("child_exit", ["service", "fail"], ["service"]),
+    ],
+)
+def test_hook_of_the_service_is_called_once(monkeypatch, name, actions, called):
+    monkeypatch.setattr(hook_joining, "_hooks", {})
+    calls = []
+
+    def of_service(arbiter, worker):
+        calls.append("service")
+
+    def of_user(arbiter, worker):
+        for action in actions:
+            if action == "service":
+                hook(arbiter, worker)
+            elif action == "user":
+                calls.append("user")
+            else:
+                raise ValueError("mine")
+
+    of_service.__name__ = name
+    hook, cfg = joined(of_service), Config()
+    cfg.set(name, of_user)
+    for _ in range(2):  # as gunicorn does when the number of workers changes
+        join_hooks(cfg)
+    if "fail" in actions:
+        with pytest.raises(ValueError, match="mine"):
+            getattr(cfg, name)(None, None)
+    else:
+        getattr(cfg, name)(None, None)
+    assert calls == called
 
 
 @pytest.fixture
