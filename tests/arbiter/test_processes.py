@@ -287,24 +287,31 @@ def test_worker_that_ends_during_a_load_leaves_the_trial_alone(start, tmp_path):
 
 def test_readiness_falls_immediately_at_shutdown(start):
     with start(1) as service, service.connect() as connection:
-        for path, seen in ((b"live", b""), (b"ready", b'{"error":"the service is shutting down"}')):
-            connection.sendall(b"GET /v2/health/%s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
-            answer = receive(connection)
-            assert (answer.status, answer.body) == (503 if seen else 200, seen)
-            if not seen:
-                service.process.terminate()
-                service.wait_for(lambda: "Handling signal: term" in service.log)
+        assert ask_ready(connection).status == 200
+        service.process.terminate()
+        answer = wait_until_not_ready(service, connection)
+        assert (answer.status, answer.body) == (503, b'{"error":"the service is shutting down"}')
         assert answer.headers["connection"] == "close"
         assert service.process.wait(PATIENCE) == 0
 
 
+def ask_ready(connection):
+    connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+    return receive(connection)
+
+
+def wait_until_not_ready(service, connection):
+    """Ask for the readiness until it falls, on a connection which that closes; return the response."""
+    return service.wait_for(lambda: (answer := ask_ready(connection)).status != 200 and answer)
+
+
 def test_control_call_during_the_shutdown_is_refused_immediately(start):
-    with start(1) as service, service.connect() as connection:
+    with start(1) as service, service.connect() as connection, service.connect() as other:
         connection.settimeout(10)
         connection.sendall(LIVE)
         assert receive(connection).status == 200
         service.process.terminate()
-        service.wait_for(lambda: "Handling signal: term" in service.log)
+        assert wait_until_not_ready(service, other).status == 503
         connection.sendall(post("/v1/config/reload", b""))
         assert fault(receive(connection, "POST")) == "503 the service is shutting down and accepts no changes"
         assert service.process.wait(10) == 0
@@ -314,8 +321,7 @@ def test_readiness_does_not_fall_when_a_generation_is_replaced(start):
     with start(1) as service, service.connect() as connection:
         seen = {}
         while seen.get("connection") != "close":
-            connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
-            status, headers, _ = receive(connection)
+            status, headers, _ = ask_ready(connection)
             assert status == 200
             if not seen:
                 service.signal(signal.SIGHUP)
