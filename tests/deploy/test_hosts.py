@@ -324,7 +324,8 @@ class Operated:
 
     def start(self, *arguments, command="true"):
         return subprocess.Popen(
-            [sys.executable, str(balanced_hosts.SCRIPT), "--list", str(self.list), "--nginx", command,
+            ["env", "--default-signal=HUP",  # the tests may run under nohup
+             sys.executable, str(balanced_hosts.SCRIPT), "--list", str(self.list), "--nginx", command,
              "--operators-port", self._port, *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
