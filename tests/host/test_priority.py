@@ -240,12 +240,16 @@ def test_time_without_a_core_does_not_count_towards_the_timeout():
 
 @pytest.mark.usefixtures("_serving")
 def test_load_that_does_not_want_a_core_has_its_usual_timeout():
-    with start(hang, None) as process:
-        process.receive(60)
-        started = time.monotonic()
-        with pytest.raises(LoadError, match=r"timed out after 0\.5 s"):
-            process.receive(0.5)
-        assert 0.5 <= time.monotonic() - started < 1.8
+    def wait_in_vain():
+        with start(hang, None) as process:
+            process.receive(60)
+            started = time.monotonic()
+            with pytest.raises(LoadError, match=r"timed out after 0\.5 s"):
+                process.receive(0.5)
+            return time.monotonic() - started
+
+    # Four times as long for one that wants a core; the machine may be that slow once.
+    assert any(0.5 <= wait_in_vain() < 1.8 for _ in range(3))
 
 
 def test_ended_process_wants_no_core():

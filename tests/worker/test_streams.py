@@ -176,10 +176,14 @@ def test_stopped_terminal_does_not_block(caplog):
     while has_room(slave):
         stream.write(b"x" * 1000 + b"\n")
         time.sleep(0.001)
-    started = time.monotonic()
-    for _ in range(100):
-        stream.write(b"lost\n")
-    assert time.monotonic() - started < 1
+
+    def write():
+        started = time.monotonic()
+        for _ in range(100):
+            stream.write(b"lost\n")
+        return time.monotonic() - started
+
+    assert any(write() < 1 for _ in range(3))  # the machine may stop for as long once
     stream.close()
     os.close(master)
 
