@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, ParamSpec
 
-# Without these a worker would not end, or leave its row of the worker table behind.
-_ENDING = frozenset(("child_exit", "worker_abort", "worker_exit"))
+# Called even after the user's has failed: a worker would not end otherwise, or its row of the worker table stay taken.
+_ALWAYS = frozenset(("child_exit", "worker_abort", "worker_exit"))
 
 _hooks: dict[str, Callable[..., None]] = {}
 _calls: Counter[str] = Counter()
@@ -26,9 +26,9 @@ def joined(hook: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
 
 
 def join_hooks(cfg: Any) -> None:
-    """Have gunicorn call the service's hooks after the user's in a settings file that define the same ones.
+    """Have gunicorn call the user's hook and then the service's where a settings file defines one of the same name.
 
-    A hook of the user may call the service's itself, before or after what it does.
+    A user's hook may call the service's itself, at any point; that is then the only call.
     """
     for name, ours in _hooks.items():
         users = getattr(cfg, name)
@@ -37,11 +37,11 @@ def join_hooks(cfg: Any) -> None:
 
 
 def _call_both(name: str, users: Callable[..., None], *arguments: Any) -> None:
-    """Call a user's hook, and then the service's unless it has done so; after an exception only if that is needed."""
+    """Call a user's hook, and then the service's unless the user's has; after an exception only those of `_ALWAYS`."""
     before, has_returned = _calls[name], False
     try:
         users(*arguments)
         has_returned = True
     finally:
-        if _calls[name] == before and (has_returned or name in _ENDING):
+        if _calls[name] == before and (has_returned or name in _ALWAYS):
             _hooks[name](*arguments)

@@ -137,6 +137,9 @@ def on_starting(arbiter: Any) -> None:
 
     The control worker, if any, is counted in addition to the others.
     """
+    if not hasattr(arbiter, "control_address"):
+        log.error("the hook nworkers_changed of the settings file has to call ovms_rest.arbiter.hooks.nworkers_changed")
+        sys.exit(1)
     begin_to_serve()
     managed = arbiter.managed = _app(arbiter).managed
     arbiter.settings = managed.settings

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 # A scan costs 60 ms at 64 million pixels and may have only 20 bytes; progressive pictures have about ten scans.
 _MAX_JPEG_SCANS = 64
-# The limits before the scan: metadata is in segments of 64 KB, and between them writers put nothing, or a few bytes to
-# fill up; each byte there costs 14 ns here.
-_MAX_JPEG_MARKERS, _MAX_JPEG_FILLING = 10_000, 2**20
+# The limits before the scan: metadata is in segments of 64 KB, and between segments there are at most a few fill bytes,
+# each of which costs 14 ns here.
+_MAX_JPEG_MARKERS, _MAX_JPEG_FILL_BYTES = 10_000, 2**20
 # A text of any size may be unpacked to 8 MB, which stay in memory.
 _MAX_PNG_TEXTS = 16
 # Clearing the table costs 14 us in OpenCV and here, and takes only 3 bits. Writers clear it when it is full, after
@@ -184,12 +184,12 @@ _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 
 
 def _measure_jpeg(file: memoryview) -> Picture | None:
-    size, components, progressive, position, filling = None, 0, False, 2, _MAX_JPEG_FILLING
+    size, components, progressive, position, fill_bytes = None, 0, False, 2, _MAX_JPEG_FILL_BYTES
     for markers in range(_MAX_JPEG_MARKERS):
-        found = _JPEG_MARKER.search(file, position, position + filling)
+        found = _JPEG_MARKER.search(file, position, position + fill_bytes)
         if found is None:
             return None
-        filling -= found.start() - position
+        fill_bytes -= found.start() - position
         position = found.end()
         marker = file[position - 1]
         if marker in _JPEG_FRAMES:

@@ -4,9 +4,10 @@ import os
 import signal
 
 import pytest
+from generations import settings_with
 from gunicorn.config import Config
 from processes import upgraded
-from service import serve
+from service import run_to_end, serve
 
 from ovms_rest.arbiter import gunicorn_settings, hook_joining
 from ovms_rest.arbiter.hook_joining import join_hooks, joined
@@ -93,6 +94,16 @@ def test_hooks_are_called_besides_those_of_the_service(tmp_path, settings):
 def test_upgrade_calls_both_hooks(tmp_path, settings):
     with serve(tmp_path, "-w", "1", "-c", settings) as service, upgraded(service, processes=1):
         wait_for_calls(service, pre_exec=1, on_starting=2, when_ready=2)
+
+
+def test_hook_that_cannot_be_joined_has_to_call_that_of_the_service(tmp_path):
+    line = "the hook nworkers_changed of the settings file has to call ovms_rest.arbiter.hooks.nworkers_changed"
+    hook = "def nworkers_changed(arbiter, count, previous): pass"
+    ended = run_to_end(tmp_path, "-w", "1", "-c", settings_with(tmp_path, hook))
+    assert (ended.returncode, line in ended.stderr, "Traceback" in ended.stderr) == (1, True, False)
+    hook = "ours = nworkers_changed\ndef nworkers_changed(arbiter, count, previous): ours(arbiter, count, previous)"
+    with serve(tmp_path, "-w", "1", "-c", settings_with(tmp_path, hook)) as service:
+        assert service.get("/v2/models/digits/ready").status == 200
 
 
 def wait_for_calls(service, **counts):

@@ -301,7 +301,7 @@ def ask_ready(connection):
 
 
 def wait_until_not_ready(service, connection):
-    """Ask for the readiness until it falls, on a connection which that closes; return the response."""
+    """Ask for the readiness until it falls; return that response, which is the last one on the connection."""
     return service.wait_for(lambda: (answer := ask_ready(connection)).status != 200 and answer)
 
 

@@ -246,10 +246,12 @@ def test_load_that_does_not_want_a_core_has_its_usual_timeout():
             started = time.monotonic()
             with pytest.raises(LoadError, match=r"timed out after 0\.5 s"):
                 process.receive(0.5)
-            return time.monotonic() - started
+            waited = time.monotonic() - started
+            assert waited >= 0.5
+            return waited
 
-    # Four times as long for one that wants a core; the machine may be that slow once.
-    assert any(0.5 <= wait_in_vain() < 1.8 for _ in range(3))
+    # It would be 2 s for one that wants a core, every time; the machine itself may pause for as long.
+    assert any(wait_in_vain() < 1.8 for _ in range(3))
 
 
 def test_ended_process_wants_no_core():

@@ -176,14 +176,12 @@ def test_stopped_terminal_does_not_block(caplog):
     while has_room(slave):
         stream.write(b"x" * 1000 + b"\n")
         time.sleep(0.001)
-
-    def write():
+    seconds = []
+    for _ in range(100):
         started = time.monotonic()
-        for _ in range(100):
-            stream.write(b"lost\n")
-        return time.monotonic() - started
-
-    assert any(write() < 1 for _ in range(3))  # the machine may stop for as long once
+        stream.write(b"lost\n")
+        seconds.append(time.monotonic() - started)
+    assert sum(seconds) - max(seconds) < 1, "besides one pause of the machine"
     stream.close()
     os.close(master)
 
